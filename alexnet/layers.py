@@ -1,0 +1,247 @@
+"""Layers: built once with their parameters, then called on a symbol.
+
+A layer maps activations to activations.  Images are (channel, row, column, batch), the features of
+dense layers (feature, batch).  `noise` is None when validating; in training it carries what the
+random layers draw from, so there is neither a module state nor a global switch.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+
+from alexnet.ops import LRN as LocalResponseNormalisation
+from alexnet.ops import Convolution, MaxPool as MaxPooling
+from alexnet.ops import Dropout as RandomMask
+from alexnet.ops.base import windows_along
+
+
+class Noise(NamedTuple):
+    """What a training step's random layers draw from: scalars, symbolic or plain integers."""
+
+    seed: object            # of the run and the worker
+    step: object            # iterations done
+
+
+class LayerSummary(NamedTuple):
+    """One row of `python -m alexnet summary`."""
+
+    name: str
+    shape: tuple            # of the output, without the batch
+    parameters: int
+    macs: int               # multiply-adds per image, forward
+
+
+class Parameter:
+    """A shared variable that training changes, and how fast.
+
+    value       float array; a copy of it becomes the initial value
+    lr_mult     the factor of the learning rate (2 for biases; Krizhevsky et al. 2012, cuda-convnet)
+    decay_mult  the factor of the weight decay (0 for biases)
+    """
+
+    def __init__(self, value, name, lr_mult=1.0, decay_mult=1.0):
+        value = np.ascontiguousarray(value, dtype=pytensor.config.floatX)
+        self.variable = pytensor.shared(value, name=name, shape=value.shape)
+        self.lr_mult, self.decay_mult = lr_mult, decay_mult
+
+    @property
+    def name(self):
+        return self.variable.name
+
+    def rename(self, name):
+        self.variable.name = name
+
+    @property
+    def shape(self):
+        return self.variable.type.shape
+
+    @property
+    def size(self):
+        return int(np.prod(self.shape))
+
+
+def weights_and_biases(rng, shape, outputs, std, bias):
+    """The two parameters of a layer: W ~ N(0, std**2) of `shape`, b = bias for each output."""
+    weights = rng.standard_normal(shape, dtype=np.float32) * np.float32(std)
+    return Parameter(weights, "W"), Parameter(np.full(outputs, bias), "b", lr_mult=2.0, decay_mult=0.0)
+
+
+def rectify(x):
+    """max(x, 0); NaN stays NaN.  Source: Krizhevsky et al. 2012, section 3.1."""
+    return pt.maximum(x, 0)
+
+
+class Conv:
+    """Convolution (cross-correlation) in groups, then max pooling, then bias and ReLU.
+
+    x       (channels, row, column, batch)
+    W       (channels / groups, size, size, filters)
+    pool    (size, stride) of the max pooling, or None
+
+    Pooling comes before bias and ReLU because both are non-decreasing: the values are the same to
+    the bit and there are four times fewer of them.  Source: Krizhevsky et al. 2012, section 3.
+    """
+
+    kind = "conv"
+
+    def __init__(self, rng, channels, filters, size, stride=1, pad=0, groups=1, pool=None, std=0.01, bias=0.0):
+        if channels % groups or filters % groups:
+            raise ValueError(f"groups must divide channels and filters, got {groups} for {channels} and {filters}")
+        self.size, self.stride, self.pad, self.filters = size, stride, pad, filters
+        self.convolution = Convolution(stride, pad, groups)
+        self.pool = MaxPool(*pool) if pool else None
+        self.W, self.b = weights_and_biases(rng, (channels // groups, size, size, filters), filters, std, bias)
+        self.parameters = (self.W, self.b)
+
+    def __call__(self, x, noise=None):
+        y = self.convolution(x, self.W.variable)
+        if self.pool:
+            y = self.pool(y)
+        return rectify(y + self.b.variable.dimshuffle(0, "x", "x", "x"))
+
+    def describe(self, shape):
+        rows, columns = (windows_along(n, self.size, self.stride, self.pad) for n in shape[1:])
+        parameters = self.W.size + self.b.size
+        convolved = (self.filters, rows, columns)
+        yield LayerSummary(self.kind, convolved, parameters, self.W.size * rows * columns)
+        if self.pool:
+            yield from self.pool.describe(convolved)
+
+
+class MaxPool:
+    """The largest value of each size x size window, every `stride` pixels; no padding."""
+
+    kind = "pool"
+    parameters = ()
+
+    def __init__(self, size, stride):
+        self.size, self.stride = size, stride
+
+    def __call__(self, x, noise=None):
+        return MaxPooling(self.size, self.stride)(x)[0]
+
+    def describe(self, shape):
+        yield LayerSummary(
+            self.kind, (shape[0], *(windows_along(n, self.size, self.stride) for n in shape[1:])), 0, 0
+        )
+
+
+class LRN:
+    """Local response normalisation: x / (k + alpha * sum of x**2 over n channels) ** beta.
+
+    alpha is not divided by n (Caffe and cuDNN divide it).  Source: Krizhevsky et al. 2012, section 3.3.
+    """
+
+    kind = "lrn"
+    parameters = ()
+
+    def __init__(self, n=5, k=2.0, alpha=1e-4, beta=0.75):
+        self.normalise = LocalResponseNormalisation(n, k, alpha, beta)
+
+    def __call__(self, x, noise=None):
+        return self.normalise(x)
+
+    def describe(self, shape):
+        yield LayerSummary(self.kind, shape, 0, 0)
+
+
+class Flatten:
+    """(channel, row, column, batch) to (feature, batch), channels outermost."""
+
+    kind = "flatten"
+    parameters = ()
+
+    def __call__(self, x, noise=None):
+        return x.reshape((int(np.prod(x.type.shape[:-1])), -1))
+
+    def describe(self, shape):
+        yield LayerSummary(self.kind, (int(np.prod(shape)),), 0, 0)
+
+
+class Dense:
+    """A fully connected layer, W'x + b: the convolution of a 1 x 1 image by a 1 x 1 filter.
+
+    x   (inputs, batch)
+    W   (inputs, outputs)
+
+    Said as a convolution it runs on the same kernel and the same threads as the layers before it.
+    """
+
+    kind = "fc"
+
+    def __init__(self, rng, inputs, outputs, relu=True, std=0.005, bias=0.1):
+        self.relu, self.outputs = relu, outputs
+        self.W, self.b = weights_and_biases(rng, (inputs, outputs), outputs, std, bias)
+        self.parameters = (self.W, self.b)
+
+    def __call__(self, x, noise=None):
+        image, filters = x.dimshuffle(0, "x", "x", 1), self.W.variable.dimshuffle(0, "x", "x", 1)
+        y = Convolution()(image, filters).dimshuffle(0, 3) + self.b.variable.dimshuffle(0, "x")
+        return rectify(y) if self.relu else y
+
+    def describe(self, shape):
+        yield LayerSummary(self.kind, (self.outputs,), self.W.size + self.b.size, self.W.size)
+
+
+class Dropout:
+    """Inverted dropout: in training a share `rate` of the values is 0, the others are divided by 1 - rate.
+
+    stream tells the Dropout layers of a network apart.  Source: Hinton et al. 2012; Krizhevsky et al.
+    2012, section 4.2 (which halves the outputs in testing instead: the same network).
+    """
+
+    kind = "dropout"
+    parameters = ()
+
+    def __init__(self, rate, stream):
+        self.rate, self.stream = rate, stream
+
+    def __call__(self, x, noise=None):
+        if noise is None or self.rate == 0:
+            return x
+        return RandomMask(self.rate, self.stream)(x, noise.seed, noise.step)
+
+    def describe(self, shape):
+        yield LayerSummary(self.kind, shape, 0, 0)
+
+
+class Sequential:
+    """Layers one after the other.
+
+    Layers with parameters are numbered from 1: conv1, conv2 … fc8; a layer without takes the number of
+    the one before it.  Their parameters are named conv1.W, conv1.b and so on.
+    """
+
+    def __init__(self, *layers):
+        self.layers = layers
+        self.names = tuple(numbered(layers))
+        for layer, name in zip(layers, self.names, strict=True):
+            for parameter, letter in zip(layer.parameters, "Wb", strict=False):
+                parameter.rename(f"{name}.{letter}")
+
+    @property
+    def parameters(self):
+        return tuple(parameter for layer in self.layers for parameter in layer.parameters)
+
+    def __call__(self, x, noise=None):
+        for layer in self.layers:
+            x = layer(x, noise)
+        return x
+
+    def describe(self, shape):
+        """The summary of each layer for an input of `shape` (channel, row, column)."""
+        for layer, name in zip(self.layers, self.names, strict=True):
+            number = name.removeprefix(layer.kind)
+            for row in layer.describe(shape):
+                yield row._replace(name=row.name + number)
+                shape = row.shape
+
+
+def numbered(layers):
+    """The name of each layer: its kind and the number of weight layers so far."""
+    number = 0
+    for layer in layers:
+        number += bool(layer.parameters)
+        yield f"{layer.kind}{number}"

@@ -1,0 +1,40 @@
+"""Schedules: where training stands -> the learning rate.
+
+A schedule is a pure function of the position and of the validation errors so far, so it resumes by being
+called again.  Epochs count from 0 and may be fractions: 1.5 is the middle of the second.
+"""
+
+
+def step(epoch, steps, factor=0.1):
+    """The factor after `epoch`: `factor` once for each step passed.  Source: Ding et al. 2014, lr_policy step."""
+    return factor ** sum(int(epoch) >= at for at in steps)
+
+
+def auto(errors, threshold=0.01, factor=0.1, patience=2, first=5):
+    """The factor after validation errors `errors`, one per epoch, in [0, 1].
+
+    The rate drops by `factor` at the end of an epoch when the top-1 error fell by less than `threshold` over
+    the last `patience` epochs, not before epoch `first`, and not again until `patience` epochs later.
+    Source: theano_alexnet, adjust_learning_rate.
+    """
+    drops, last = 0, 0
+    for epoch in range(len(errors)):
+        stalled = epoch >= patience and errors[epoch - patience] - errors[epoch] < threshold
+        if epoch > first and epoch >= last + patience and stalled:
+            drops, last = drops + 1, epoch
+    return factor**drops
+
+
+def warm_up(epoch, epochs, start=0.1):
+    """The factor during the first `epochs`: linear from `start` to 1.  Source: Goyal et al. 2017, section 2.2."""
+    return 1.0 if epoch >= epochs else start + (1 - start) * epoch / epochs
+
+
+def learning_rate(config, epoch, errors):
+    """The learning rate of `config` at `epoch` (fractional) after the validation errors of the epochs done."""
+    rate = config.learning_rate * warm_up(epoch, config.warmup_epochs)
+    if config.lr_policy == "step":
+        return rate * step(epoch, config.lr_step, config.lr_factor)
+    if config.lr_policy == "auto":
+        return rate * auto(errors, config.lr_adapt_threshold, config.lr_factor)
+    return rate

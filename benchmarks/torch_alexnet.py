@@ -1,0 +1,39 @@
+"""The same AlexNet in PyTorch, with the weights of ours: the independent peer of the comparisons.
+
+PyTorch's layout is (batch, channel, row, column); filters are (out, in, row, column).
+"""
+
+import torch
+from torch import nn
+
+
+def torch_alexnet(classes=1000, dropout_rate=0.5):
+    """AlexNet in theano_alexnet's order; PyTorch divides LRN's alpha by n, so it is given 5e-4."""
+
+    def lrn():
+        return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
+
+    return nn.Sequential(
+        nn.Conv2d(3, 96, 11, stride=4), nn.ReLU(), nn.MaxPool2d(3, 2), lrn(),
+        nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(), nn.MaxPool2d(3, 2), lrn(),
+        nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Flatten(),
+        nn.Linear(9216, 4096), nn.ReLU(), nn.Dropout(dropout_rate),
+        nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(dropout_rate),
+        nn.Linear(4096, classes),
+    )  # fmt: skip
+
+
+def from_c01b(array):
+    """An array of ours as PyTorch has it: filters (in, r, c, out) -> (out, in, r, c), dense (in, out) -> (out, in)."""
+    axes = {4: (3, 0, 1, 2), 2: (1, 0), 1: (0,)}[array.ndim]
+    return torch.from_numpy(array.transpose(axes).copy())
+
+
+def load_weights(network, parameters):
+    """Copy name -> array of our parameters, in order, into the PyTorch network."""
+    with torch.no_grad():
+        for target, array in zip(network.parameters(), parameters.values(), strict=True):
+            target.copy_(from_c01b(array))
