@@ -1,0 +1,304 @@
+"""Settings: config.yaml and key=value arguments -> one frozen, typed Config.
+
+Values are read by YAML 1.2's plain rules: 1e-2 is a number, true and false are the only booleans, `on` is a
+word, and a key given twice is refused.  Nothing is guessed: what is unknown or ill-typed raises ConfigError.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+HOME = Path(__file__).resolve().parent
+INSTALLED, SOURCE = HOME / "config.yaml", HOME.parent / "config.yaml"
+DEFAULTS = INSTALLED if INSTALLED.exists() else SOURCE
+
+PLAIN_TEXT = ("data", "output", "run_name", "resume_train")
+
+# pydantic's words -> a reader's
+WORDS = {"a valid boolean": "true or false", "a valid integer": "an integer", "valid tuple": "list", "valid ": ""}
+
+USAGE = """\
+Usage: python train.py [--config FILE] [key=value ...]
+
+Every setting, with its default:
+
+"""
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be meant: the message is one sentence with the value and what would be right."""
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the scalars of YAML 1.2 (core schema), refusing a key given twice."""
+
+    yaml_implicit_resolvers: ClassVar[dict] = {}
+
+    def construct_mapping(self, node, deep=False):
+        first = {}
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, str):
+                raise ConfigError(f"{self.name} line {line}: a setting's name must be a word, got {key!r}")
+            if key in first:
+                raise ConfigError(f"{self.name} line {line}: {key} is given twice, first in line {first[key]}")
+            first[key] = line
+        return super().construct_mapping(node, deep)
+
+    def construct_integer(self, node):
+        return int(node.value)
+
+    def construct_number(self, node):
+        return float(re.sub(r"^([-+]?)\.(inf|nan)", r"\1\2", node.value.lower()))
+
+
+for tag, pattern, first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
+):
+    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^(?:{pattern})$"), first)
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_integer)
+Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_number)
+
+
+def parse(text, source):
+    """The value that YAML `text` (str or bytes) says; `source` names it in messages."""
+    loader = Loader(text)
+    loader.name = source
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
+        raise ConfigError(f"{source} is not valid YAML{line}: {what}") from error
+    finally:
+        loader.dispose()
+
+
+def as_tuple(value):
+    """A list as a tuple; so is what a command line can say: `20,40`, `20`, or `cpu,cpu`."""
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",")]
+        return tuple(int(part) if re.fullmatch(r"[-+]?[0-9]+", part) else part for part in parts)
+    return value if value is None else (value,)
+
+
+def as_resume(value):
+    return {True: "latest", False: None}[value] if isinstance(value, bool) else value
+
+
+def plain_name(value):
+    if set("/\\\0") & set(value) or value.startswith("."):
+        raise ValueError("be a folder's plain name (no slash, no dot first)")
+    return value
+
+
+def listing(kind):
+    return Annotated[tuple[kind, ...], BeforeValidator(as_tuple)]
+
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Config(BaseModel):
+    """One run's settings; config.yaml says what each means.  Frozen, and picklable for the run's processes."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    data: Text | None
+    output: Text
+    run_name: Annotated[Text, AfterValidator(plain_name)] | None
+    model: Text
+    classes: Annotated[int, Field(ge=2)] | None
+    resume_train: Annotated[Text | None, BeforeValidator(as_resume)]
+
+    devices: Annotated[listing(Literal["cpu"]), Field(min_length=1)]
+    engine: Literal["auto", "cpu", "reference"]
+    threads: Count | None
+    tiles: Literal["auto", "avx512", "avx2", "neon", "portable"]
+
+    batch_size: Count
+    n_epochs: Count
+    n_iterations: Count | None
+
+    learning_rate: Amount
+    lr_policy: Literal["step", "auto", "constant"]
+    lr_step: listing(Count)
+    lr_factor: Annotated[float, Field(gt=0, le=1)]
+    lr_adapt_threshold: Share
+    warmup_epochs: Annotated[int, Field(ge=0)]
+    use_momentum: bool
+    momentum: Share
+    use_nesterov_momentum: bool
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    dropout_rate: Share
+
+    use_data_layer: bool
+    rand_crop: bool
+    batch_crop_mirror: bool
+    shuffle: bool
+
+    para_load: bool
+    slots: Annotated[int, Field(ge=2)]
+
+    random_seed: Annotated[int, Field(ge=0, lt=2**63)]
+
+    validation: bool
+    print_freq: Count
+    snapshot_freq: Count
+    snapshot_iterations: Count | None
+    keep_snapshots: Count | None
+    on_nan: Literal["stop", "warn"]
+
+    @model_validator(mode="after")
+    def check_together(self):
+        """Refuse settings that are right each by itself and wrong together."""
+        if any(later <= earlier for earlier, later in zip(self.lr_step, self.lr_step[1:], strict=False)):
+            raise ValueError(f"lr_step must be rising epochs, got {list(self.lr_step)}")
+        if self.warmup_epochs >= self.n_epochs:
+            raise ValueError(
+                f"warmup_epochs must be less than n_epochs = {self.n_epochs}, got {self.warmup_epochs}"
+            )
+        if self.use_nesterov_momentum and not self.use_momentum:
+            raise ValueError("use_nesterov_momentum is true but use_momentum is false: set both or neither")
+        if self.lr_policy == "auto" and not self.validation:
+            raise ValueError("lr_policy auto follows the validation error, so validation must be true, got false")
+        return self
+
+
+def load_config(arguments, path=None):
+    """The Config of the command line `arguments` (without the program's name).
+
+    Layers, later ones win: config.yaml, its first_run when data stays null, the settings file (`path` or
+    --config FILE), key=value.  --help prints every setting and raises SystemExit(0).
+    Raises ConfigError for what is unknown, repeated, ill-typed or contradictory.
+    """
+    if {"--help", "-h"} & set(arguments):
+        print(USAGE + DEFAULTS.read_text(encoding="utf-8"))
+        raise SystemExit(0)
+    pairs, path = split_arguments(arguments, path)
+    defaults = read_settings(DEFAULTS)
+    first_run = defaults.pop("first_run")
+    given = [(f"{path}: ", read_settings(path))] if path else []
+    given.append(("", read_pairs(pairs)))
+    data = [values["data"] for _, values in given if "data" in values]
+    layers = [("", defaults), *([] if data and data[-1] else [("", first_run)]), *given]
+    return settle(layers)
+
+
+def split_arguments(arguments, path):
+    """key=value arguments apart from --config FILE: (pairs of text, path or None)."""
+    pairs, rest = [], iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name == "--config":
+            if not (value := value or next(rest, "")):
+                raise ConfigError("--config needs a file, got none")
+            if path:
+                raise ConfigError(f"--config is given twice, {path} and {value}: one settings file would be right")
+            path = Path(value)
+        elif not equals or name.startswith("-"):
+            hint = f", perhaps {name.lstrip('-')}={value or '...'}" if name.lstrip("-") in Config.model_fields else ""
+            raise ConfigError(f"an argument must be key=value{hint}, got {argument!r}")
+        else:
+            pairs.append((name, value))
+    return pairs, path
+
+
+def read_settings(path):
+    """The mapping in the YAML file `path`, with settings' names as keys."""
+    try:
+        settings = parse(Path(path).read_bytes(), str(path))
+    except OSError as error:
+        raise ConfigError(f"the settings file {path} cannot be read: {error.strerror}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} must hold lines of `key: value`, got {settings!r}")
+    allowed = {*Config.model_fields, "first_run"} if path == DEFAULTS else Config.model_fields
+    for key in settings:
+        check_known(key, allowed, f"{path}: ")
+    return settings
+
+
+def read_pairs(pairs):
+    """Settings of the command line: (key, text) pairs -> mapping of parsed values."""
+    settings = {}
+    for key, text in pairs:
+        check_known(key, Config.model_fields)
+        if key in settings:
+            raise ConfigError(f"{key} is given twice, the second time as {text!r}: once would be right")
+        if not text:
+            raise ConfigError(f"{key}= has no value, {key}=null would say none")
+        # paths and names are taken as they stand: a folder may be called 42 or [old]
+        as_it_stands = key in PLAIN_TEXT and text not in ("null", "true", "false")
+        settings[key] = text if as_it_stands else parse(text, f"{key}={text}")
+    return settings
+
+
+def check_known(key, allowed, source=""):
+    if key not in allowed:
+        close = difflib.get_close_matches(key, allowed, n=1, cutoff=0.6)
+        hint = f"did you mean {close[0]}?" if close else "`python train.py --help` lists all settings"
+        raise ConfigError(f"{source}there is no setting {key!r}; {hint}")
+
+
+def settle(layers):
+    """The Config of layers [(source, settings)], later ones winning; names the source of a refused value."""
+    values, sources = {}, {}
+    for source, settings in layers:
+        values |= settings
+        sources |= dict.fromkeys(settings, source)
+    try:
+        return Config(**values)
+    except ValidationError as error:
+        raise ConfigError(sentence(error.errors()[0], values, sources)) from None
+
+
+def sentence(error, values, sources):
+    """What pydantic found, as one sentence with the value and what would be right."""
+    if not error["loc"]:
+        return str(error["ctx"]["error"])
+    key = error["loc"][0]
+    if error["type"] == "missing":
+        return f"{DEFAULTS} has no default of {key}"
+    wanted = re.sub(r"^(Value error, |\w+ should )| after validation.*", "", error["msg"])
+    for theirs, ours in WORDS.items():
+        wanted = wanted.replace(theirs, ours)
+    nullable = type(None) in getattr(Config.model_fields[key].annotation, "__args__", ())
+    return f"{sources[key]}{key} must {wanted}{' or null' if nullable else ''}, got {shown(values[key])}"
+
+
+def shown(value):
+    return f"the text {value!r}" if isinstance(value, str) else as_yaml(value)
+
+
+def as_yaml(value):
+    """`value` in one line of YAML, as config.yaml would have it."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def dump(config):
+    """All settings as a YAML file that --config takes."""
+    return "".join(f"{key}: {as_yaml(value)}\n" for key, value in config.model_dump(mode="json").items())
