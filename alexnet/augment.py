@@ -1,0 +1,91 @@
+"""Crop, mirror and mean subtraction of whole batches in NumPy, and the random streams that draw them.
+
+Every stream is counter based: a pure function of seed, rank and iteration or epoch, so that a checkpoint
+holds these numbers and nothing else.
+
+Source: Ding et al. 2014, section 2.1 and footnote 2; Krizhevsky et al. 2012, section 4.1.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+IMAGE_SIZE = 256                                 # pixels, rows and columns of a stored image
+CROPS, FILES = 1, 2                              # which stream: the second word of its key
+
+
+class Crop(NamedTuple):
+    """Where each image of a batch is cropped, and whether it is then mirrored left to right."""
+
+    rows: np.ndarray                             # int32 (batch,), first row of the window
+    columns: np.ndarray                          # int32 (batch,), first column of the window
+    mirrors: np.ndarray                          # uint8 (batch,), 1 = mirrored
+
+
+def random_stream(seed, which, *position):
+    """A numpy Generator at counter `position` (two integers) of stream `which` of `seed`."""
+    return np.random.Generator(np.random.Philox(key=[seed, which], counter=[0, 0, *position]))
+
+
+def crop_stream(seed, rank, iteration):
+    """The Generator that draws the crops of worker `rank` at `iteration`, counted from the run's start."""
+    return random_stream(seed, CROPS, rank, iteration)
+
+
+def draw_crop(generator, batch, image_size, per_batch=False):
+    """A uniformly random window of image_size pixels and a fair mirror for each image of a batch.
+
+    per_batch: one draw serves the whole batch (upstream's batch_crop_mirror).
+    """
+    draws = 1 if per_batch else batch
+    rows = generator.integers(0, IMAGE_SIZE - image_size + 1, draws, dtype=np.int32)
+    columns = generator.integers(0, IMAGE_SIZE - image_size + 1, draws, dtype=np.int32)
+    mirrors = generator.integers(0, 2, draws, dtype=np.uint8)
+    return Crop(*(np.resize(drawn, batch) for drawn in (rows, columns, mirrors)))
+
+
+def centre_crop(batch, image_size):
+    """The middle window of every image, not mirrored: what validation sees."""
+    corner = np.full(batch, (IMAGE_SIZE - image_size) // 2, np.int32)
+    return Crop(corner, corner.copy(), np.zeros(batch, np.uint8))
+
+
+def file_order(seed, epoch, n_files, shuffle=True):
+    """The order in which an epoch reads its batch files: a permutation of range(n_files)."""
+    if not shuffle:
+        return np.arange(n_files)
+    return random_stream(seed, FILES, 0, epoch).permutation(n_files)
+
+
+def crop_batch(images, mean, crop, out):
+    """Write crop(images - mean) into out, mirrored where asked: upstream's pixels, in float32.
+
+        out[:, i, j, b] = images[:, r + i, c + j, b] - mean[:, r + i, c + j]
+
+    with (r, c) the corner of b's window and j counted from the right where b is mirrored.
+    images uint8 (3, row, column, batch), mean float32 (3, row, column), out float32 (3, size, size, batch).
+    """
+    size = out.shape[1]
+    if all((drawn == drawn[0]).all() for drawn in crop):
+        window = np.s_[:, crop.rows[0]:crop.rows[0] + size, crop.columns[0]:crop.columns[0] + size]
+        mirror = np.s_[:, :, ::-1] if crop.mirrors[0] else np.s_[:]
+        np.subtract(images[window][mirror], mean[window][mirror][..., np.newaxis], out=out)
+    else:
+        crop_each(images, mean, crop, out)
+
+
+def crop_each(images, mean, crop, out):
+    """crop_batch for windows that differ.
+
+    Row by row for all images at once, because the batch lies innermost in memory.
+    """
+    channels, size, _, batch = out.shape
+    steps = np.arange(size)[:, np.newaxis]
+    columns = crop.columns + np.where(crop.mirrors, size - 1 - steps, steps)
+    pixels = images.reshape(channels, -1)
+    means = mean.reshape(channels, -1)
+    for row in range(size):
+        places = (crop.rows + row) * mean.shape[2] + columns
+        indices = places * batch + np.arange(batch)
+        for channel in range(channels):
+            np.subtract(pixels[channel].take(indices), means[channel].take(places), out=out[channel, row])

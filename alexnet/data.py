@@ -1,0 +1,211 @@
+"""Batch files on disk: find, check, plan and read them.
+
+A data set is a folder with upstream's names:
+
+    train_hkl_b256_b_256/0000.hkl ...   uint8 (3, 256, 256, images): channel, row, column, image
+    val_hkl_b256_b_256/0000.hkl ...     likewise; here the last file may hold fewer images
+    labels/train_labels.npy             integers, one per image, in the order of the files; val_labels.npy
+    misc/img_mean.npy                   mean training image (3, 256, 256)
+    manifest.json                       counts, checksums and class names, where preprocess made the folder
+
+Upstream's files split for several GPUs (0000_0.hkl, 0000_1.hkl) are read as consecutive pieces of one
+batch, which is what they are; labels split likewise (train_labels_0.npy ...) are joined again.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from alexnet import folders, hkl
+from alexnet.augment import Crop, centre_crop, crop_batch, crop_stream, draw_crop, file_order
+from alexnet.hkl import DataError, name_of
+
+__all__ = [
+    "BatchReader", "Crop", "DataError", "Dataset", "Request", "Segment", "Split",
+    "centre_crop", "crop_stream", "draw_crop", "file_order", "open_dataset",
+]
+
+
+class Segment(NamedTuple):
+    """Images start..stop of one batch file."""
+
+    path: Path
+    start: int
+    stop: int
+
+
+class Request(NamedTuple):
+    """One batch to read: pieces of files in order, and the crop where the loader is to do it."""
+
+    segments: tuple[Segment, ...]
+    crop: Crop | None = None
+
+
+class Split(NamedTuple):
+    """The images of one half of a data set, train or validation, as worker `rank` of `size` sees them."""
+
+    files: tuple[Path, ...]
+    counts: np.ndarray                           # int64 (files,), images in each
+    labels: np.ndarray                           # int32 (n,), in the order of the files
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def n(self):
+        """Number of images, those of all workers together."""
+        return len(self.labels)
+
+    def shard(self, rank, size):
+        """The part of worker `rank` of `size`: the rank-th slice of every batch of size * batch_size images.
+
+        So `size` workers of batch B see in each step the images that one worker of batch size * B sees.
+        """
+        return self._replace(rank=rank, size=size)
+
+    def dropped(self, batch_size):
+        """How many images an epoch of whole batches leaves out."""
+        return self.n % (batch_size * self.size)
+
+    def plan(self, batch_size, order=None, keep_last=False):
+        """The batches of an epoch: a list of (segments, labels int32 (batch,)).
+
+        order      permutation of the files (file_order); batches run across the borders of files
+        keep_last  True keeps the smaller last batch (validation), False drops it (training)
+        Raises DataError when there is not one whole batch to train on.
+        """
+        step = batch_size * self.size
+        if not keep_last and self.n < step:
+            raise DataError(f"batch size {step} is larger than the set of {self.n} images")
+        order = np.arange(len(self.files)) if order is None else np.asarray(order)
+        ends = np.cumsum(self.counts)
+        labels = np.concatenate([self.labels[ends[i] - self.counts[i]:ends[i]] for i in order])
+        batches = []
+        for begin in range(0, self.n if keep_last else self.n - self.n % step, step):
+            images = min(step, self.n - begin)
+            first = begin + images * self.rank // self.size
+            last = begin + images * (self.rank + 1) // self.size
+            if first < last:
+                batches.append((self.segments(order, first, last), labels[first:last]))
+        return batches
+
+    def segments(self, order, first, last):
+        """Images first..last, counted through the files in `order`, as pieces of files."""
+        ends = np.cumsum(self.counts[order])
+        pieces = []
+        place = int(np.searchsorted(ends, first, side="right"))
+        while first < last:
+            begin = int(ends[place] - self.counts[order[place]])
+            stop = min(last, int(ends[place]))
+            pieces.append(Segment(self.files[order[place]], first - begin, stop - begin))
+            first, place = stop, place + 1
+        return tuple(pieces)
+
+
+class Dataset(NamedTuple):
+    """A checked data set: where its images lie, and what is known about them."""
+
+    path: Path
+    train: Split
+    validation: Split
+    mean: np.ndarray                             # float32 (3, 256, 256), mean training image
+    class_names: tuple[str, ...] | None
+    classes: int
+
+
+def open_dataset(path, classes=None):
+    """A Dataset from a folder that preprocess or upstream's scripts made, after every cheap check.
+
+    classes: number of classes the labels must fit; else the manifest's, else one more than the largest label.
+    Raises DataError, in one sentence, for whatever is missing or does not fit.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise DataError(f"{name_of(path)} is not a folder; expected one that preprocess made")
+    manifest = folders.read_manifest(path)
+    train = open_split(path, manifest, "train")
+    validation = open_split(path, manifest, "validation")
+    mean = folders.load_mean(path / "misc" / "img_mean.npy", checksum(manifest, "misc/img_mean.npy"))
+    names = tuple(manifest.get("class_names", ())) if manifest else ()
+    largest = int(max(train.labels.max(), validation.labels.max()))
+    classes = classes or len(names) or largest + 1
+    if largest >= classes:
+        raise DataError(f"{name_of(path)} has label {largest}; {classes} classes count to {classes - 1}")
+    return Dataset(path, train, validation, mean, names or None, classes)
+
+
+def open_split(path, manifest, half):
+    """The checked Split of half "train" or "validation"."""
+    short = {"train": "train", "validation": "val"}[half]
+    if manifest:
+        files, counts = folders.listed_files(path, manifest, half)
+    else:
+        files, counts = folders.found_files(path, short)
+    sha256 = checksum(manifest, f"labels/{short}_labels.npy")
+    labels = folders.load_labels(path / "labels", short, files, counts, sha256)
+    return Split(files, counts, labels)
+
+
+def checksum(manifest, name):
+    """The manifest's sha256 of a small file; None without a manifest."""
+    if manifest is None:
+        return None
+    try:
+        return manifest["checksums"][name]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"the manifest has no checksum of {name}; run preprocess again") from error
+
+
+class BatchReader:
+    """Reads requests into buffers, in the worker or in its loader process.
+
+    mean float32 (3, 256, 256) and image_size (pixels) serve requests with a crop.  The file read last stays
+    in memory, so that one file of 256 images is read once for many smaller batches.
+    """
+
+    def __init__(self, mean, image_size):
+        self.mean, self.image_size = np.asarray(mean, np.float32), image_size
+        self.path = None
+        self.file = self.scratch = np.empty((0, 0, 0, 0), np.uint8)
+
+    def read(self, request, out):
+        """Fill out: uint8 (3, 256, 256, batch), or float32 (3, image_size, image_size, batch) after a crop.
+
+        Raises DataError when a file cannot be read or is not what the request says.
+        """
+        if request.crop is None:
+            self.gather(request.segments, out)
+            return
+        if out.shape[1:3] != (self.image_size, self.image_size) or out.dtype != np.float32:
+            raise ValueError(f"a crop is float32 of {self.image_size} pixels, got {out.dtype} {out.shape}")
+        self.scratch = fitting(self.scratch, (*self.mean.shape, out.shape[3]))
+        self.gather(request.segments, self.scratch)
+        crop_batch(self.scratch, self.mean, request.crop, out)
+
+    def gather(self, segments, out):
+        """Fill out, uint8 (3, 256, 256, batch), from pieces of files one after the other."""
+        place = 0
+        for path, start, stop in segments:
+            shape = self.file.shape if path == self.path else hkl.check(path)
+            if path != self.path and out.shape == shape and (start, stop) == (0, shape[3]):
+                hkl.read_into(path, out)
+                return
+            self.keep(path, shape)
+            if not 0 <= start < stop <= shape[3] or place + stop - start > out.shape[3]:
+                raise DataError(f"{name_of(path)} holds {shape[3]} images, not those from {start} to {stop}")
+            out[..., place:place + stop - start] = self.file[..., start:stop]
+            place += stop - start
+        if place != out.shape[3]:
+            raise ValueError(f"the request holds {place} images, the buffer {out.shape[3]}")
+
+    def keep(self, path, shape):
+        """Have the whole of a file in memory."""
+        if path != self.path:
+            self.path, self.file = None, fitting(self.file, shape)
+            hkl.read_into(path, self.file)
+            self.path = path
+
+
+def fitting(array, shape):
+    """array where it has that shape already, else a new one: fresh pages cost more than reading."""
+    return array if array.shape == shape else np.empty(shape, array.dtype)
