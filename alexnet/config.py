@@ -170,7 +170,6 @@ class Config(BaseModel):
     snapshot_freq: Count
     snapshot_iterations: Count | None
     keep_snapshots: Count | None
-    on_nan: Literal["stop", "warn"]
 
     @model_validator(mode="after")
     def check_together(self):
