@@ -1,0 +1,25 @@
+"""The Ops of the networks, in c01b layout (channel, row, column, batch); each file: meaning, gradient, NumPy reference.
+
+convolution  cross-correlation with stride, padding and groups, and its two adjoints
+pool         max pooling, with the place of each maximum
+lrn          local response normalisation across channels
+crop         uint8 images -> cropped, mirrored, mean-free floats            dropout  counter-based inverted dropout
+"""
+
+from alexnet.ops.convolution import Convolution, ConvolutionFilterGradient, ConvolutionInputGradient
+from alexnet.ops.crop import CropMirror
+from alexnet.ops.dropout import Dropout
+from alexnet.ops.lrn import LRN, LRNGradient
+from alexnet.ops.pool import MaxPool, MaxPoolGradient
+
+__all__ = [
+    "LRN",
+    "Convolution",
+    "ConvolutionFilterGradient",
+    "ConvolutionInputGradient",
+    "CropMirror",
+    "Dropout",
+    "LRNGradient",
+    "MaxPool",
+    "MaxPoolGradient",
+]

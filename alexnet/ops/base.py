@@ -1,0 +1,93 @@
+"""What the Ops share: one formula for static and symbolic shapes, and the refusal of wrong inputs."""
+
+import operator
+
+import pytensor.tensor as pt
+from pytensor.graph.basic import Apply, Constant
+from pytensor.graph.op import Op
+
+
+class ShapedOp(Op):
+    """An Op that states its output shapes once, in shapes(inputs, input_shapes).
+
+    A length in input_shapes is an int, None (unknown while the graph is built) or a symbolic integer; None stays None.
+    """
+
+    def shapes(self, inputs, input_shapes):
+        """Return one tuple of lengths per output."""
+        raise NotImplementedError(f"{type(self).__name__} does not state its output shapes")
+
+    def apply(self, inputs, dtypes):
+        """Return the node of this Op on inputs, with one output of each dtype and its static shape."""
+        shapes = self.shapes(inputs, [variable.type.shape for variable in inputs])
+        static = [tuple(n if isinstance(n, int) else None for n in shape) for shape in shapes]
+        outputs = [pt.tensor(dtype=dtype, shape=shape) for dtype, shape in zip(dtypes, static, strict=True)]
+        return Apply(self, inputs, outputs)
+
+    def infer_shape(self, *arguments):
+        """Symbolic output shapes; PyTensor 3.0 passes (fgraph, node, shapes), newer ones (node, shapes)."""
+        node, input_shapes = arguments[-2:]
+        return self.shapes(node.inputs, input_shapes)
+
+
+def whole_number(name, value, least):
+    """Return value as int; raises TypeError if it is not an integer and ValueError if it is below least."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def float_tensor(op, name, value, ndim=4):
+    """Return value as a float32 or float64 variable of ndim axes (None: any); raises TypeError otherwise."""
+    variable = pt.as_tensor_variable(value)
+    if variable.type.dtype not in ("float32", "float64"):
+        raise TypeError(f"{op}: {name} must be float32 or float64, got {variable.type.dtype}")
+    if ndim is not None and variable.type.ndim != ndim:
+        raise TypeError(f"{op}: {name} must have {ndim} axes, got {variable.type.ndim}")
+    return variable
+
+
+def integer_tensor(op, name, value, dtype, ndim):
+    """Return value as a variable of the integer dtype and ndim axes; raises TypeError where that loses values."""
+    if ndim == 0 and isinstance(value, int):
+        return pt.constant(value, dtype=dtype)
+    variable = pt.as_tensor_variable(value)
+    if variable.type.ndim != ndim:
+        raise TypeError(f"{op}: {name} must have {ndim} axes, got {variable.type.ndim}")
+    if variable.type.dtype == dtype:
+        return variable
+    if ndim == 0 and variable.type.dtype.startswith(("int", "uint")):
+        return pt.cast(variable, dtype)
+    raise TypeError(f"{op}: {name} must be {dtype}, got {variable.type.dtype}")
+
+
+def same_dtype(op, *variables):
+    """Return the dtype all variables share; raises TypeError if they differ."""
+    dtypes = {variable.type.dtype for variable in variables}
+    if len(dtypes) > 1:
+        raise TypeError(f"{op}: inputs must share one dtype, got {', '.join(sorted(dtypes))}")
+    return dtypes.pop()
+
+
+def length(variable):
+    """Return the int behind a constant scalar, else the variable itself."""
+    return int(variable.data) if isinstance(variable, Constant) else variable
+
+
+def known(*lengths):
+    """Whether none of the lengths is None."""
+    return all(n is not None for n in lengths)
+
+
+def windows_along(n, size, stride, pad=0):
+    """Return how many windows of a size fit on n elements padded by pad at both ends, a stride apart."""
+    return (n + 2 * pad - size) // stride + 1 if known(n, size) else None
+
+
+def row_and_column_lengths(x):
+    """Return the numbers of rows and columns of x: ints where they are static, else symbolic."""
+    return [x.shape[axis] if x.type.shape[axis] is None else x.type.shape[axis] for axis in (1, 2)]

@@ -1,0 +1,65 @@
+"""Crop, mirror and mean subtraction: what turns stored images into the network's input.
+
+Source: Krizhevsky et al. 2012, section 4.1 (random crops and mirrors), section 2 (mean image subtracted).
+"""
+
+import numpy as np
+
+from alexnet.ops.base import ShapedOp, float_tensor, integer_tensor, whole_number
+from pytensor.gradient import DisconnectedType
+
+
+class CropMirror(ShapedOp):
+    """(image - mean), cut to size x size pixels at each image's own corner, mirrored left-right where asked.
+
+    images   uint8 (channel, row, column, batch)          mean     float (channel, row, column)
+    rows, columns   int32 (batch,): the corner            mirrors  uint8 (batch,): not 0 = mirror
+    Returns mean's dtype, (channel, size, size, batch).  Raises ValueError where a corner lies outside.
+    """
+
+    __props__ = ("size",)
+
+    def __init__(self, size):
+        self.size = whole_number("crop size", size, least=1)
+
+    def make_node(self, images, mean, rows, columns, mirrors):
+        images = integer_tensor(self, "images", images, "uint8", 4)
+        mean = float_tensor(self, "mean", mean, ndim=3)
+        corners = [integer_tensor(self, name, v, "int32", 1) for name, v in (("rows", rows), ("columns", columns))]
+        mirrors = integer_tensor(self, "mirrors", mirrors, "uint8", 1)
+        for n in images.type.shape[1:3]:
+            if n is not None and n < self.size:
+                raise ValueError(f"{self}: a crop of {self.size} pixels needs images at least as large, got {n}")
+        return self.apply([images, mean, *corners, mirrors], [mean.type.dtype])
+
+    def shapes(self, inputs, input_shapes):
+        channels, _, _, batch = input_shapes[0]
+        return [(channels, self.size, self.size, batch)]
+
+    def check(self, images, mean, rows, columns, mirrors):
+        """Raise ValueError if an array does not fit the images, or a corner lies outside them."""
+        if mean.shape != images.shape[:3]:
+            raise ValueError(f"{self}: the mean must be of shape {images.shape[:3]} as the images, got {mean.shape}")
+        for name, values in (("rows", rows), ("columns", columns), ("mirrors", mirrors)):
+            if values.shape != images.shape[3:]:
+                raise ValueError(f"{self}: {name} must hold {images.shape[3]} values, got {values.shape[0]}")
+        for name, corner, n in (("row", rows, images.shape[1]), ("column", columns, images.shape[2])):
+            if corner.size and not 0 <= corner.min() <= corner.max() <= n - self.size:
+                worst = corner.min() if corner.min() < 0 else corner.max()
+                raise ValueError(f"{self}: the {name} of a crop must lie in 0..{n - self.size}, got {worst}")
+
+    def perform(self, node, inputs, outputs):
+        images, mean, rows, columns, mirrors = inputs
+        self.check(*inputs)
+        out = np.empty((images.shape[0], self.size, self.size, images.shape[3]), mean.dtype)
+        for b, (row, column, mirror) in enumerate(zip(rows, columns, mirrors, strict=True)):
+            box = np.s_[:, row : row + self.size, column : column + self.size]
+            pixels = images[..., b][box] - mean[box]
+            out[..., b] = pixels[:, :, ::-1] if mirror else pixels
+        outputs[0][0] = out
+
+    def connection_pattern(self, node):
+        return [[False]] * 5
+
+    def pullback(self, inputs, outputs, cotangents):
+        return [DisconnectedType()() for _ in inputs]

@@ -1,0 +1,115 @@
+"""Max pooling, which remembers where each maximum was, and its gradient, which sends g there.
+
+Source: Krizhevsky et al. 2012, section 3.4 (overlapping windows, size 3, stride 2).
+"""
+
+import numpy as np
+
+from alexnet.ops.base import (
+    ShapedOp,
+    float_tensor,
+    integer_tensor,
+    length,
+    row_and_column_lengths,
+    whole_number,
+    windows_along,
+)
+from pytensor.gradient import DisconnectedType, grad_not_implemented
+
+
+class _PoolOp(ShapedOp):
+    """What the two share: windows of size x size pixels, a stride apart; pixels beyond the last window are left out."""
+
+    __props__ = ("size", "stride")
+
+    def __init__(self, size=3, stride=2):
+        self.size = whole_number("pooling size", size, least=1)
+        self.stride = whole_number("pooling stride", stride, least=1)
+        if self.size > 16:
+            raise ValueError(f"pooling size must be at most 16 (its window index is a byte), got {self.size}")
+
+    def offsets(self, x, rows, columns):
+        """For each pixel (i, j) of a window: its index i * size + j, and the view of x that it meets."""
+        for i in range(self.size):
+            for j in range(self.size):
+                row_slice = slice(i, i + self.stride * (rows - 1) + 1, self.stride)
+                column_slice = slice(j, j + self.stride * (columns - 1) + 1, self.stride)
+                yield i * self.size + j, x[:, row_slice, column_slice]
+
+
+class MaxPool(_PoolOp):
+    """(y, index): the maximum of each window of x, and i * size + j of the first pixel that holds it.
+
+    x float (channel, row, column, batch); index uint8 of y's shape.  A NaN in a window is its maximum.
+    Raises ValueError if the window is larger than the image.
+    """
+
+    def make_node(self, x):
+        x = float_tensor(self, "x", x)
+        self.check(x.type.shape)
+        return self.apply([x], [x.type.dtype, "uint8"])
+
+    def check(self, shape):
+        """Raise ValueError if a known height or width is below the window's size."""
+        for n in shape[1:3]:
+            if n is not None and n < self.size:
+                raise ValueError(f"{self}: windows of size {self.size} need at least as many pixels, got {n}")
+
+    def shapes(self, inputs, input_shapes):
+        channels, height, width, batch = input_shapes[0]
+        pooled = [windows_along(n, self.size, self.stride) for n in (height, width)]
+        return [(channels, *pooled, batch)] * 2
+
+    def perform(self, node, inputs, outputs):
+        (x,) = inputs
+        self.check(x.shape)
+        shape = self.shapes(None, [x.shape])[0]
+        y, index = np.full(shape, -np.inf, x.dtype), np.zeros(shape, np.uint8)
+        for k, pixels in self.offsets(x, *shape[1:3]):
+            higher = (pixels > y) | (np.isnan(pixels) & ~np.isnan(y))
+            np.copyto(y, pixels, where=higher)
+            np.copyto(index, np.uint8(k), where=higher)
+        outputs[0][0], outputs[1][0] = y, index
+
+    def connection_pattern(self, node):
+        return [[True, False]]
+
+    def pullback(self, inputs, outputs, cotangents):
+        (x,) = inputs
+        return [MaxPoolGradient(self.size, self.stride)(cotangents[0], outputs[1], *row_and_column_lengths(x))]
+
+
+class MaxPoolGradient(_PoolOp):
+    """dx of height x width pixels: each g added to the pixel that index names in its window."""
+
+    def make_node(self, g, index, height, width):
+        g, index = float_tensor(self, "g", g), integer_tensor(self, "index", index, "uint8", 4)
+        lengths = [integer_tensor(self, name, n, "int64", 0) for name, n in (("height", height), ("width", width))]
+        return self.apply([g, index, *lengths], [g.type.dtype])
+
+    def shapes(self, inputs, input_shapes):
+        channels, _, _, batch = input_shapes[0]
+        return [(channels, length(inputs[2]), length(inputs[3]), batch)]
+
+    def perform(self, node, inputs, outputs):
+        g, index, height, width = inputs
+        self.check(g.shape, index.shape, int(height), int(width))
+        dx = np.zeros((g.shape[0], int(height), int(width), g.shape[3]), g.dtype)
+        for k, pixels in self.offsets(dx, *g.shape[1:3]):
+            pixels += np.where(index == k, g, g.dtype.type(0))
+        outputs[0][0] = dx
+
+    def check(self, g_shape, index_shape, height, width):
+        """Raise ValueError if g and index are not of the shape that pooling height x width pixels makes."""
+        pooled = tuple(windows_along(n, self.size, self.stride) for n in (height, width))
+        if g_shape != index_shape or g_shape[1:3] != pooled:
+            raise ValueError(
+                f"{self}: g and index must both have {pooled} rows and columns, got shapes {g_shape} and {index_shape}"
+            )
+
+    def connection_pattern(self, node):
+        return [[True], [False], [False], [False]]
+
+    def pullback(self, inputs, outputs, cotangents):
+        refused = grad_not_implemented(self, 0, inputs[0], "second derivatives of max pooling are not offered")
+        return [refused, *(DisconnectedType()() for _ in inputs[1:])]
