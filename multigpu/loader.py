@@ -1,0 +1,259 @@
+"""The loader: a process beside each worker that fills its input buffers while it computes.
+
+The worker owns a ring of input buffers and exports their handles once.  Then only small messages pass:
+
+    worker                                    loader
+    CalcFinished(slot, request)  ---------->  reads the images of the request into the slot
+    computes on another slot     <----------  CopyFinished(slot), or Refused(slot, sentence)
+
+No image is copied or pickled between processes, and nobody polls: a dead partner is an EOF.
+
+Source: Ding et al. 2014, section 2.1 and figure 1; the words are upstream's.
+"""
+
+import functools
+import os
+import signal
+import threading
+import time
+from collections import deque
+from math import prod
+from multiprocessing import util
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from alexnet.data import BatchReader, DataError
+from multigpu.device.host import HostDevice
+from multigpu.process import CONTEXT, end, end_with_parent, how_it_ended, start, take_signals
+
+GRACE = 1.0                                      # seconds that a loader gets to finish its reading when closed
+
+
+class CalcFinished(NamedTuple):
+    """Worker to loader: the computation on this slot is finished; fill it with this request."""
+
+    slot: int
+    request: Any
+
+
+class CopyFinished(NamedTuple):
+    """Loader to worker: the images of the request are in this slot."""
+
+    slot: int
+
+
+class Refused(NamedTuple):
+    """Loader to worker: the request cannot be read, and why; the slot is free again."""
+
+    slot: int
+    sentence: str
+
+
+class Ring(NamedTuple):
+    """The input buffers as the loader is told of them: each holds (channel, row, column, batch) of dtype."""
+
+    handles: tuple
+    shape: tuple[int, int, int, int]
+    dtype: np.dtype
+
+
+class LoaderDied(RuntimeError):
+    """The loader process is gone; the message says how."""
+
+
+def load_batches(pipe, make_device, ring, make_reader):
+    """Entry point of the loader process; returns when the worker closes its end of the pipe.
+
+    pipe         Connection to the worker; the messages are above
+    make_device  opens, in this process, the device that the ring's buffers lie on
+    ring         the worker's input buffers
+    make_reader  () -> reader with .read(request, out), which raises DataError
+    """
+    take_signals(signal.SIG_IGN)                 # a SIGTERM to the whole group is for the worker to act on
+    end_with_parent()
+    reader = make_reader()
+    with make_device() as device:
+        slots = [device.open(handle) for handle in ring.handles]
+        try:
+            while True:
+                slot, request = pipe.recv()
+                images = slots[slot].array(batch_shape(ring.shape, request), ring.dtype)
+                answer = fill(reader, request, slot, images)
+                device.synchronise()             # before the message: a copy to a GPU may still be on its way
+                pipe.send(answer)
+        except (EOFError, ConnectionError):
+            return
+
+
+def fill(reader, request, slot, images):
+    """Read a request into the images of a slot; returns the answer to the worker."""
+    try:
+        reader.read(request, images)
+    except DataError as error:
+        return Refused(slot, str(error))
+    return CopyFinished(slot)
+
+
+def batch_shape(shape, request):
+    """The shape a request fills of an input buffer's `shape`: the last batch of an epoch may be smaller."""
+    images = sum(segment.stop - segment.start for segment in request.segments)
+    if not 1 <= images <= shape[3]:
+        raise ValueError(f"a request of {images} images does not fit an input buffer of {shape[3]}")
+    return (*shape[:3], images)
+
+
+class Batches:
+    """What both ways of loading have in common: closing, and one reading at a time."""
+
+    def __init__(self, shape, dtype):
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self.waited = 0.0                        # seconds that reading has kept the worker waiting, in all
+        self._open, self._reading = True, False
+
+    def read(self, requests):
+        """Generator of the images of each request, (channel, row, column, batch): a view, valid until the next.
+
+        requests is any iterable and is asked a few requests ahead of the images, as many as there are slots.
+        Where one reading ends and the next begins nothing is in flight; chain the iterables of, say, training
+        and validation into one reading, and the first batch of the second is loaded during the last of the first.
+        A reading may be left early.  Raises DataError for a request that cannot be read.
+        """
+        if not self._open:
+            raise ValueError("these batches are closed; read before close()")
+        if self._reading:
+            raise ValueError("another reading of these batches is still open; finish or close() that generator first")
+        self._reading = True
+        try:
+            yield from self._images(iter(requests))
+        finally:
+            self._reading = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+
+class SerialBatches(Batches):
+    """Batches read in the worker itself, one after the other (`para_load: false`): the same bytes, no overlap."""
+
+    loader_pid = None
+
+    def __init__(self, reader_arguments, shape, dtype, *, make_reader=BatchReader):
+        super().__init__(shape, dtype)
+        self._reader = make_reader(*reader_arguments)
+        self._memory = np.empty(prod(self.shape), self.dtype)
+
+    def _images(self, requests):
+        for request in requests:
+            shape = batch_shape(self.shape, request)
+            images = self._memory[:prod(shape)].reshape(shape)
+            began = time.perf_counter()
+            try:
+                self._reader.read(request, images)
+            finally:
+                self.waited += time.perf_counter() - began
+            yield images
+
+    def close(self):
+        """Refuse further reading."""
+        self._open = False
+
+
+class ParallelBatches(Batches):
+    """Batches that a loader process reads into a ring of input buffers, ahead of the computation.
+
+    reader_arguments  of make_reader, which is called in the loader; a top-level function or class
+    shape, dtype      of one full input buffer: (channel, row, column, batch)
+    slots             input buffers in the ring, at least 2; slots - 1 requests are in flight during a computation
+    on_death          called with one sentence, from a thread, as soon as the loader dies, also amid a computation
+    Create it before anything slow: the loader starts meanwhile.  The thread that creates it must outlive it.
+    A read raises LoaderDied when the loader is gone.
+    """
+
+    def __init__(self, reader_arguments, shape, dtype, slots=2, *, make_reader=BatchReader, make_device=HostDevice,
+                 on_death=None):
+        super().__init__(shape, dtype)
+        if slots < 2:
+            raise ValueError(f"the ring needs at least 2 input buffers to load while it computes, got {slots}")
+        self._device = make_device()
+        self._slots = [self._device.allocate(prod(self.shape) * self.dtype.itemsize) for _ in range(slots)]
+        self._in_flight = deque()                # (slot, shape) of the requests sent and not yet answered
+        self._pipe, theirs = CONTEXT.Pipe()
+        ring = Ring(tuple(buffer.handle for buffer in self._slots), self.shape, self.dtype)
+        arguments = theirs, make_device, ring, functools.partial(make_reader, *reader_arguments)
+        self._process = CONTEXT.Process(target=load_batches, args=arguments, name="loader", daemon=True)
+        start(self._process, threads=1)
+        theirs.close()                           # else its death would never be an EOF here
+        self.loader_pid = self._process.pid
+        self._closing = threading.Event()
+        self._end = util.Finalize(self, end_loader, (self._pipe, self._process, self._closing), exitpriority=1)
+        if on_death is not None:
+            watch = threading.Thread(target=tell_of_death, args=(self.loader_pid, self._closing, on_death), daemon=True)
+            watch.start()
+
+    def _images(self, requests):
+        while self._in_flight:                   # of a reading that was left early
+            self._answer()
+        for slot in range(len(self._slots)):
+            self._ask(slot, requests)
+        while self._in_flight:
+            slot, shape = self._in_flight[0]
+            answer = self._answer()
+            if isinstance(answer, Refused):
+                raise DataError(answer.sentence)
+            yield self._slots[slot].array(shape, self.dtype)
+            self._ask(slot, requests)
+
+    def _ask(self, slot, requests):
+        """Give the free slot to the loader with the next request, if there is one."""
+        request = next(requests, None)
+        if request is not None:
+            shape = batch_shape(self.shape, request)
+            self._talk(self._pipe.send, CalcFinished(slot, request))
+            self._in_flight.append((slot, shape))
+
+    def _answer(self):
+        """Wait for the loader's answer to the oldest request in flight."""
+        began = time.perf_counter()
+        answer = self._talk(self._pipe.recv)
+        self.waited += time.perf_counter() - began
+        self._in_flight.popleft()
+        return answer
+
+    def _talk(self, call, *message):
+        """Send or receive; raises LoaderDied, with how it ended, when nobody is there."""
+        try:
+            return call(*message)
+        except (EOFError, ConnectionError) as error:
+            self._process.join(GRACE)            # the pipe ends a moment before the process does
+            raise LoaderDied(obituary(self.loader_pid, self._process.exitcode)) from error
+
+    def close(self):
+        """End the loader, at the latest after GRACE seconds, then free the input buffers: it let go of them first."""
+        self._open = False
+        self._end()
+        self._device.close()
+
+
+def end_loader(pipe, process, closing):
+    """Close the pipe, which ends an idle loader, and kill one that goes on reading; it is reaped on return."""
+    closing.set()
+    pipe.close()
+    end(process, GRACE)
+
+
+def tell_of_death(pid, closing, on_death):
+    """Wait until the loader is dead, without reaping it, and say so unless it was meant to end."""
+    try:
+        end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:                    # already reaped by a reading or by close(), which know
+        return
+    if not closing.is_set():
+        on_death(obituary(pid, end.si_status if end.si_code == os.CLD_EXITED else -end.si_status))
+
+
+def obituary(pid, exitcode):
+    return f"the loader (pid {pid}) {how_it_ended(exitcode)}"

@@ -1,0 +1,77 @@
+"""Processes: how one is started, what signals mean to it, and how its end is told.
+
+Processes are spawned, never forked: a fork inherits the pipe ends of others, and then no death is seen as an EOF.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+
+CONTEXT = multiprocessing.get_context("spawn")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PR_SET_PDEATHSIG = 1                             # linux/prctl.h
+
+
+def start(process, threads):
+    """Start a process that uses `threads` OpenMP and BLAS threads, with SIGINT and SIGTERM held back in it.
+
+    Held back, they wait until the process has said what they mean to it (take_signals), so that neither a
+    Ctrl-C nor a SIGTERM to the whole group can hit it while it still imports.
+    """
+    resource_tracker.ensure_running()            # first, because starting it would lift the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        with environment(OMP_NUM_THREADS=str(threads)):
+            process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextmanager
+def environment(**variables):
+    """Environment variables as they are to be for processes started within the with block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def take_signals(on_terminate):
+    """What signals mean to a child: SIGINT nothing, its parent decides; SIGTERM calls on_terminate(number, frame)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, on_terminate)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def end_with_parent():
+    """Have the kernel kill this process as soon as the parent's thread that started it is gone (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != multiprocessing.parent_process().pid:
+        sys.exit(1)                              # it died before the kernel was asked
+
+
+def end(process, grace):
+    """Wait `grace` seconds for a process to end, then kill it; it is gone and reaped on return."""
+    process.join(grace)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+
+
+def how_it_ended(exitcode):
+    """The end of a process, negative for the signal that killed it, as the end of a sentence."""
+    if exitcode >= 0:
+        return f"ended with status {exitcode}"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"was killed by {names.get(-exitcode, f'signal {-exitcode}')}"
