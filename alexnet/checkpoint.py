@@ -9,6 +9,7 @@ or a full disk leaves the file that was there before.
 import json
 import os
 import re
+import shutil
 import warnings
 import zlib
 from pathlib import Path
@@ -49,16 +50,18 @@ def save(path, arrays, metadata):
         "metadata": metadata,
         "arrays": {name: description(array) for name, array in arrays.items()},
     }, default=plain)  # fmt: skip
+    # a folder of its own, for safetensors leaves files of unknown names when it is killed
     partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(arrays, partial, {"record": record, "record_crc32": checksum(record.encode())})
-        sync(partial)
-        os.replace(partial, path)
+        partial.mkdir(exist_ok=True)
+        save_file(arrays, partial / path.name, {"record": record, "record_crc32": checksum(record.encode())})
+        sync(partial / path.name)
+        os.replace(partial / path.name, path)
         sync(path.parent)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"the checkpoint {path} cannot be written: {error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def load(path):
@@ -142,8 +145,8 @@ def prune(folder, keep):
     """Delete all but the `keep` newest checkpoints of the run folder (None: keep all) and what kills left behind."""
     for path in snapshots(folder)[keep:] if keep else ():
         path.unlink()
-    for path in Path(folder).glob(".checkpoint_*.partial"):
-        path.unlink()
+    for partial in Path(folder).glob(".checkpoint_*.partial"):
+        shutil.rmtree(partial)
 
 
 def description(array):

@@ -219,7 +219,7 @@ def test_the_rename_comes_after_the_sync_of_the_file_and_before_that_of_the_fold
     replace = os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append(("replace", b)), replace(a, b)))
     save(path, arrays, {})
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.parent / f".{path.name}.partial" / path.name
     assert order == [("sync", partial), ("replace", path), ("sync", path.parent)]
 
 
@@ -247,6 +247,8 @@ def test_a_kill_while_saving_leaves_a_whole_file(tmp_path):
         arrays, metadata = load(path)
         assert metadata["count"] >= 2
         assert (arrays["array"] == metadata["count"]).all()
+        checkpoint.prune(tmp_path, 1)
+        assert list(tmp_path.iterdir()) == [path]
 
 
 def test_latest_is_the_newest_that_loads(tmp_path):
@@ -271,7 +273,9 @@ def test_a_folder_whose_checkpoints_are_all_damaged_is_refused(path):
 def test_prune_keeps_the_newest_and_sweeps_up_after_kills(tmp_path):
     for iteration in (1, 20, 3):
         save(checkpoint.snapshot_path(tmp_path, iteration), {}, {})
-    (tmp_path / ".checkpoint_00000021.safetensors.partial").write_bytes(b"half")
+    partial = tmp_path / ".checkpoint_00000021.safetensors.partial"
+    partial.mkdir()
+    (partial / ".tmpTiu0qd").write_bytes(b"half")
     (tmp_path / "log.txt").write_text("kept")
     checkpoint.prune(tmp_path, None)
     assert [path.name[11:19] for path in checkpoint.snapshots(tmp_path)] == ["00000020", "00000003", "00000001"]
