@@ -1,0 +1,253 @@
+"""What a run tells: a progress bar or lines on the screen, log.txt, one JSON line per record, and CSV.
+
+Each iteration's time is split as upstream splits it: calc (the step), sync (waiting for the device), comm
+(exchanging with other workers) and wait (for the loader).  records.jsonl is the one truth: the CSV files are the
+same records as tables, and the curves are drawn from it.  A cost that is not finite is null there.
+"""
+
+import csv
+import json
+import math
+import os
+import sys
+import time
+from collections import deque
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+SECTIONS = ("calc", "sync", "comm", "wait")
+
+# kind of record, which is also the name of the CSV file -> fields: cost in nats, errors in [0, 1], times in seconds
+POSITION, SPEED = ("iteration", "epoch", "learning_rate", "images"), ("seconds", *SECTIONS)
+FIELDS = {
+    "train": (*POSITION, "cost", "top1_error", *SPEED, "at"),
+    "validation": (*POSITION, "cost", "top1_error", "top5_error", "seconds", "at"),
+}
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+
+
+class Recorder:
+    """Records of one run, in its folder; a context manager that closes its files.
+
+    folder            of the run, made if need be; existing records are added to
+    print_freq        iterations between two lines, and the window of the averages shown
+    total_iterations  of the whole run, for the time left; None where nobody knows
+    stream            where the progress goes: a bar on a terminal, plain lines elsewhere
+    clock             () -> seconds
+    """
+
+    def __init__(self, folder, print_freq=20, total_iterations=None, stream=None, clock=time.perf_counter):
+        self.folder, self.print_freq, self.total = Path(folder), print_freq, total_iterations
+        self.stream, self.clock = stream or sys.stdout, clock
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.window = deque(maxlen=print_freq)
+        self.bar = None
+        self.open()
+        self.restart()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def open(self):
+        self.text = (self.folder / "log.txt").open("a", encoding="utf-8")
+        self.lines = (self.folder / "records.jsonl").open("a", encoding="utf-8")
+        self.tables = {kind: (self.folder / f"{kind}.csv").open("a", newline="", encoding="utf-8") for kind in FIELDS}
+        for kind, table in self.tables.items():
+            if not table.tell():
+                csv.writer(table).writerow(FIELDS[kind])
+
+    def close(self):
+        """Close the files and end the bar; more may be recorded by a new Recorder of the same folder."""
+        for file in (self.text, self.lines, *self.tables.values()):
+            file.close()
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    # ---- time
+
+    @contextmanager
+    def time(self, section):
+        """Time spent in the block counts as `section` of this iteration: calc, sync, comm or wait."""
+        start = self.clock()
+        if self.began is None:
+            self.began = start
+        try:
+            yield
+        finally:
+            self.add(section, self.clock() - start)
+
+    def add(self, section, seconds):
+        """Count `seconds` measured elsewhere as `section` of this iteration."""
+        if section not in SECTIONS:
+            raise ValueError(f"a section of an iteration must be one of {', '.join(SECTIONS)}, got {section!r}")
+        self.spent[section] += seconds
+
+    @contextmanager
+    def paused(self):
+        """Time spent in the block, saving for example, counts as no iteration's."""
+        start, spent = self.clock(), dict(self.spent)
+        try:
+            yield
+        finally:
+            self.spent = spent
+            if self.began is not None:
+                self.began += self.clock() - start
+
+    def restart(self):
+        """The next iteration begins with the next timed section."""
+        self.began, self.spent = None, dict.fromkeys(SECTIONS, 0.0)
+
+    def elapsed(self):
+        """Seconds since the last iteration or the restart."""
+        return 0.0 if self.began is None else self.clock() - self.began
+
+    # ---- records
+
+    def train_iteration(self, *, iteration, epoch, cost, error, learning_rate, images):
+        """Record a finished step: `epoch` may be a fraction (1.5: half of the second), cost and error are the batch's.
+
+        cost in nats, error (top-1) in [0, 1]; every time since the last iteration belongs to this one.
+        """
+        seconds = self.elapsed()
+        record = {
+            "iteration": iteration,
+            "epoch": epoch,
+            "cost": float(cost),
+            "top1_error": float(error),
+            "learning_rate": learning_rate,
+            "images": images,
+            "seconds": seconds,
+            **self.spent,
+        }
+        self.write("train", record)
+        self.window.append(record)
+        self.restart()
+        self.began = self.clock()
+        if iteration % self.print_freq == 0:
+            self.log(self.progress(), screen=not self.stream.isatty())
+        if self.stream.isatty():
+            self.advance(iteration)
+
+    def epoch(self, *, epoch, iteration, cost, top1_error, top5_error, learning_rate, images):
+        """Record a validation after `epoch` whole epochs: means over `images` images."""
+        record = {
+            "iteration": iteration,
+            "epoch": epoch,
+            "cost": float(cost),
+            "top1_error": float(top1_error),
+            "top5_error": float(top5_error),
+            "learning_rate": learning_rate,
+            "images": images,
+            "seconds": self.elapsed(),
+        }
+        self.write("validation", record)
+        self.log(
+            f"epoch {epoch}: validation cost {cost:.4f}, top-1 error {top1_error:.2%}, top-5 error {top5_error:.2%} "
+            f"({images} images in {record['seconds']:.1f} s); learning rate {learning_rate:g}"
+        )
+        self.restart()
+
+    def write(self, kind, values):
+        record = {"kind": kind, **finite(values), "at": now()}
+        self.lines.write(json.dumps(record, allow_nan=False) + "\n")
+        csv.writer(self.tables[kind]).writerow(record[field] for field in FIELDS[kind])
+        self.lines.flush()
+        self.tables[kind].flush()
+
+    def truncate(self, iteration, epochs=None):
+        """Forget what a killed run recorded after the checkpoint of `iteration`, that the curves stay one line.
+
+        epochs  validations done at the checkpoint; None: those up to its iteration
+        """
+        kept = []
+        for record in read_records(self.folder):
+            counted = epochs is not None and record["kind"] == "validation"
+            if record["epoch"] <= epochs if counted else record["iteration"] <= iteration:
+                kept.append(record)
+        self.close()
+        for kind, fields in FIELDS.items():
+            rows = [[record[field] for field in fields] for record in kept if record["kind"] == kind]
+            with replacing(self.folder / f"{kind}.csv") as file:
+                csv.writer(file).writerows([fields, *rows])
+        with replacing(self.folder / "records.jsonl") as file:
+            file.writelines(json.dumps(record) + "\n" for record in kept)
+        self.window.clear()
+        self.open()
+
+    # ---- the screen
+
+    def log(self, message, screen=True):
+        """A line in log.txt with the time, and on the screen without it."""
+        self.text.write(f"{now()} {message}\n")
+        self.text.flush()
+        if screen and self.bar is not None:
+            self.bar.write(message, file=self.stream)
+        elif screen:
+            print(message, file=self.stream, flush=True)
+
+    def progress(self):
+        """The line of the last print_freq iterations."""
+        last, mean = self.window[-1], self.means()
+        times = ", ".join(f"{section} {20 * mean[section]:.2f}" for section in SECTIONS)
+        total, left = "", ""
+        if self.total:
+            total = f" of {self.total}"
+            left = f", {tqdm.format_interval(mean['seconds'] * (self.total - last['iteration']))} left"
+        return (
+            f"iteration {last['iteration']}{total}, epoch {last['epoch']:.2f}: {self.figures()}; "
+            f"time per 20 iterations: {20 * mean['seconds']:.2f} s ({times}){left}"
+        )
+
+    def figures(self):
+        """Cost, error, speed and the loader's share, over the last print_freq iterations."""
+        mean = self.means()
+        seconds = mean["seconds"] or math.inf
+        return (
+            f"cost {mean['cost']:.4f}, error {mean['top1_error']:.1%}, {mean['images'] / seconds:.1f} images/s, "
+            f"{mean['wait'] / seconds:.1%} waiting for the loader"
+        )
+
+    def means(self):
+        shown = ("cost", "top1_error", "images", "seconds", *SECTIONS)
+        return {field: sum(record[field] for record in self.window) / len(self.window) for field in shown}
+
+    def advance(self, iteration):
+        if self.bar is None:
+            begun = iteration - 1
+            self.bar = tqdm(
+                total=self.total, initial=begun, file=self.stream, bar_format=BAR, dynamic_ncols=True, leave=False
+            )
+        self.bar.set_postfix_str(self.figures(), refresh=False)
+        self.bar.update(iteration - self.bar.n)
+
+
+def read_records(folder):
+    """The records of a run folder, in order; a last line that a kill cut short is left out."""
+    path = Path(folder) / "records.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+@contextmanager
+def replacing(path):
+    """A text file that takes the place of `path` when the block ends well."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        yield file
+    os.replace(partial, path)
+
+
+def finite(values):
+    """`values` with None for every float that JSON cannot say."""
+    infinite = {name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+    return values | dict.fromkeys(infinite)
+
+
+def now():
+    return time.strftime("%Y-%m-%d %H:%M:%S")

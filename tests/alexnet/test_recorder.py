@@ -1,0 +1,198 @@
+"""The recorder: times add up, files say the same, and a resumed run's records are one line."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from alexnet.recorder import FIELDS, Recorder, read_records
+
+
+class Clock:
+    """Stands still until told."""
+
+    seconds = 100.0
+
+    def __call__(self):
+        return self.seconds
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def iterate(recorder, clock, iteration, cost=2.0, seconds=(0.5, 0.125)):
+    """One iteration of 8 images that computes and waits."""
+    for section, spent in zip(("calc", "wait"), seconds, strict=True):
+        with recorder.time(section):
+            clock.seconds += spent
+    recorder.train_iteration(
+        iteration=iteration, epoch=iteration / 4, cost=cost, error=0.25, learning_rate=0.01, images=8
+    )
+
+
+def validate(recorder, epoch, iteration):
+    recorder.epoch(
+        epoch=epoch, iteration=iteration, cost=1.5, top1_error=0.5, top5_error=0.125, learning_rate=0.01, images=50
+    )
+
+
+def table(folder, kind):
+    with (folder / f"{kind}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def of_kind(folder, kind):
+    return [record for record in read_records(folder) if record["kind"] == kind]
+
+
+def test_an_iteration_is_all_time_since_the_last_and_sections_are_parts_of_it(tmp_path, clock):
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        clock.seconds += 1000                       # compiling is no iteration's time
+        iterate(recorder, clock, 1)
+        clock.seconds += 0.25                       # what no section covers
+        recorder.add("comm", 0.0625)
+        iterate(recorder, clock, 2)
+    first, second = read_records(tmp_path)
+    assert (first["seconds"], first["calc"], first["wait"], first["comm"]) == (0.625, 0.5, 0.125, 0)
+    assert (second["seconds"], second["calc"], second["wait"], second["comm"]) == (0.875, 0.5, 0.125, 0.0625)
+
+
+def test_validation_and_pauses_are_no_iterations_time(tmp_path, clock):
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        iterate(recorder, clock, 1)
+        with recorder.time("wait"):
+            clock.seconds += 3
+        validate(recorder, 1, 1)
+        clock.seconds += 50
+        iterate(recorder, clock, 2)
+        with recorder.paused(), recorder.time("wait"):
+            clock.seconds += 40
+        iterate(recorder, clock, 3)
+    assert [record["seconds"] for record in of_kind(tmp_path, "train")] == [0.625, 0.625, 0.625]
+    assert [record["wait"] for record in of_kind(tmp_path, "train")] == [0.125, 0.125, 0.125]
+    assert [record["seconds"] for record in of_kind(tmp_path, "validation")] == [3]
+
+
+def test_a_section_that_raises_is_counted_too(tmp_path, clock):
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        with pytest.raises(KeyError), recorder.time("calc"):
+            clock.seconds += 2
+            raise KeyError
+        iterate(recorder, clock, 1)
+    assert read_records(tmp_path)[0]["calc"] == 2.5
+
+
+def test_an_unknown_section_is_refused(tmp_path):
+    message = "a section of an iteration must be one of calc, sync, comm, wait, got 'lunch'"
+    with Recorder(tmp_path, stream=io.StringIO()) as recorder, pytest.raises(ValueError, match=message):
+        recorder.add("lunch", 1)
+
+
+def test_json_lines_and_csv_say_the_same(tmp_path, clock):
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        iterate(recorder, clock, 1, cost=0.1)
+        iterate(recorder, clock, 2, cost=0.3)
+        validate(recorder, 1, 2)
+    for kind, fields in FIELDS.items():
+        records = of_kind(tmp_path, kind)
+        assert records
+        assert all(set(record) == {"kind", *fields} for record in records)
+        expected = [{field: str(record[field]) for field in fields} for record in records]
+        assert table(tmp_path, kind) == expected
+
+
+@pytest.mark.parametrize("cost", [float("nan"), float("inf"), -float("inf")])
+def test_a_cost_that_is_not_finite_is_null_in_strict_json(tmp_path, clock, cost):
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        iterate(recorder, clock, 1, cost=cost)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    line = (tmp_path / "records.jsonl").read_text()
+    assert json.loads(line, parse_constant=refuse)["cost"] is None
+    assert table(tmp_path, "train")[0]["cost"] == ""
+
+
+def test_records_are_on_disk_at_once(tmp_path, clock):
+    with Recorder(tmp_path, print_freq=1, stream=io.StringIO(), clock=clock) as recorder:
+        iterate(recorder, clock, 1)
+        assert len(read_records(tmp_path)) == len(table(tmp_path, "train")) == 1
+        assert "iteration 1" in (tmp_path / "log.txt").read_text()
+
+
+def test_elsewhere_than_on_a_terminal_there_is_a_line_every_print_freq_iterations(tmp_path, clock):
+    stream = io.StringIO()
+    with Recorder(tmp_path, print_freq=2, total_iterations=100, stream=stream, clock=clock) as recorder:
+        for iteration in range(1, 6):
+            iterate(recorder, clock, iteration, cost=iteration)
+        validate(recorder, 1, 5)
+    figures = "error 25.0%, 12.8 images/s, 20.0% waiting for the loader"
+    times = "time per 20 iterations: 12.50 s (calc 10.00, sync 0.00, comm 0.00, wait 2.50)"
+    validation = "validation cost 1.5000, top-1 error 50.00%, top-5 error 12.50% (50 images in 0.0 s)"
+    assert stream.getvalue().splitlines() == [
+        f"iteration 2 of 100, epoch 0.50: cost 1.5000, {figures}; {times}, 01:01 left",
+        f"iteration 4 of 100, epoch 1.00: cost 3.5000, {figures}; {times}, 01:00 left",
+        f"epoch 1: {validation}; learning rate 0.01",
+    ]
+    logged = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line[20:] for line in logged] == stream.getvalue().splitlines()
+
+
+def test_on_a_terminal_there_is_a_bar_and_the_lines_go_to_the_log(tmp_path, clock):
+    stream = Terminal()
+    with Recorder(tmp_path, print_freq=2, total_iterations=4, stream=stream, clock=clock) as recorder:
+        for iteration in range(1, 5):
+            iterate(recorder, clock, iteration)
+        recorder.log("a word in between")
+    shown = stream.getvalue()
+    assert "cost 2.0000, error 25.0%, 12.8 images/s, 20.0% waiting for the loader" in shown
+    assert "a word in between\n" in shown
+    assert "time per 20 iterations" not in shown
+    assert "time per 20 iterations" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_resumed_run_drops_what_came_after_its_checkpoint_and_adds(tmp_path, clock):
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        for iteration in range(1, 7):
+            iterate(recorder, clock, iteration, cost=iteration)
+            if iteration % 2 == 0:
+                validate(recorder, iteration // 2, iteration)
+    with (tmp_path / "records.jsonl").open("a") as file:
+        file.write('{"kind": "train", "iteration": 7, "epo')             # killed here
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        recorder.truncate(4, epochs=1)                                    # saved before the second validation
+        validate(recorder, 2, 4)
+        iterate(recorder, clock, 5, cost=50)
+    train, validation = of_kind(tmp_path, "train"), of_kind(tmp_path, "validation")
+    assert [(record["iteration"], record["cost"]) for record in train] == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 50)]
+    assert [record["epoch"] for record in validation] == [1, 2]
+    assert [row["iteration"] for row in table(tmp_path, "train")] == ["1", "2", "3", "4", "5"]
+    assert [row["epoch"] for row in table(tmp_path, "validation")] == ["1", "2"]
+
+
+def test_truncating_by_iteration_alone_keeps_the_validation_at_it(tmp_path, clock):
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        for iteration in (1, 2, 3, 4):
+            iterate(recorder, clock, iteration)
+        validate(recorder, 1, 2)
+        validate(recorder, 2, 4)
+        recorder.truncate(2)
+    assert [record["iteration"] for record in read_records(tmp_path)] == [1, 2, 2]
+
+
+def test_truncating_a_new_folder_changes_nothing(tmp_path, clock):
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        recorder.truncate(0)
+        iterate(recorder, clock, 1)
+    assert len(table(tmp_path, "train")) == 1
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["log.txt", "records.jsonl", "train.csv", "validation.csv"]
