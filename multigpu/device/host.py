@@ -80,11 +80,12 @@ class HostDevice:
             raise ValueError(f"a buffer holds at least 1 byte, got {nbytes}")
         fd = os.memfd_create("buffer")
         try:
-            os.posix_fallocate(fd, 0, nbytes)    # now, because a page missing later is a SIGBUS
+            os.ftruncate(fd, nbytes)
+            buffer = HostBuffer(fd, HostHandle(os.getpid(), fd, os.fstat(fd).st_ino, nbytes), owned=True)
         except OSError as error:
             os.close(fd)
             raise DeviceError(f"no {nbytes} bytes of shared memory are to be had: {error.strerror}") from error
-        return self._keep(HostBuffer(fd, HostHandle(os.getpid(), fd, os.fstat(fd).st_ino, nbytes), owned=True))
+        return self._keep(buffer)
 
     def open(self, handle):
         """The buffer that another process's handle names; raises DeviceError when it is not there any more."""

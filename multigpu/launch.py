@@ -1,0 +1,197 @@
+"""The launcher: starts a worker for each device, watches them all, and ends them all.
+
+    all workers end by themselves   status 0
+    SIGINT or SIGTERM               every worker finishes its step, saves and ends; status 130 or 143
+    another one                     every process is killed at once; the same status
+    a worker dies or fails          the others get GRACE seconds to stop, then are killed; status 1, or 2 for a
+                                    setting or a file that cannot be; one sentence says who was first, and how
+    the launcher itself dies        its workers see an EOF and end, and their loaders with them
+"""
+
+import math
+import os
+import pkgutil
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from multiprocessing import connection
+from typing import Any, NamedTuple
+
+from alexnet.checkpoint import CheckpointError
+from alexnet.config import ConfigError
+from alexnet.data import DataError
+from alexnet.training import Diverged
+from multigpu.control import Control, Order
+from multigpu.device import DeviceError
+from multigpu.loader import LoaderDied
+from multigpu.process import CONTEXT, SIGNALS, end, how_it_ended, start
+
+GRACE = 2.0                                      # seconds that workers get to stop after another has died
+TWICE = 1.0                                      # seconds within which signals are one: timeout(1) sends its own twice
+
+
+class Place(NamedTuple):
+    """Which of the workers one is, and where it computes."""
+
+    rank: int
+    size: int
+    device: str
+
+
+class Worker(NamedTuple):
+    """A worker process as the launcher sees it."""
+
+    name: str
+    process: Any
+    pipe: connection.Connection
+
+
+class Ending(NamedTuple):
+    """How a run ended, or has to end: exit status, a sentence if there is something to say, seconds left to workers."""
+
+    status: int
+    sentence: str | None = None
+    grace: float = GRACE
+
+
+def launch(config, entry="multigpu.worker:work"):
+    """Run one worker for each of config.devices until they end; returns the exit status.
+
+    entry  "module:function", called in each worker as function(config, rank, size, device, control); by name,
+           so that only the workers import what it needs
+    Call it in the main thread: it takes SIGINT and SIGTERM while it runs.
+    """
+    size = len(config.devices)
+    workers = []
+    with Signals() as signals:
+        try:
+            for rank, device in enumerate(config.devices):
+                workers.append(start_worker(entry, config, Place(rank, size, device)))
+            ending = watch(workers, signals)
+            end_all(workers, ending.grace)
+        finally:
+            end_all(workers, 0)
+    if ending.sentence:
+        print(ending.sentence, file=sys.stderr, flush=True)
+    return ending.status
+
+
+def start_worker(entry, config, place):
+    """A started Worker; its threads are its share of the cores, unless OMP_NUM_THREADS says otherwise."""
+    pipe, theirs = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=run_worker, args=(entry, config, place, theirs), name=f"worker {place.rank}")
+    start(process, os.environ.get("OMP_NUM_THREADS") or max(1, cores() // place.size))
+    theirs.close()                               # else its death would never be an EOF here
+    return Worker(f"worker {place.rank} (pid {process.pid})", process, pipe)
+
+
+def cores():
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def run_worker(entry, config, place, pipe):
+    """Entry point of a worker process: errors that say all in their sentence go to the launcher without a traceback."""
+    control = Control(pipe, place.rank)
+    try:
+        pkgutil.resolve_name(entry)(config, *place, control)
+    except (CheckpointError, ConfigError, DataError, DeviceError) as error:
+        control.report(str(error), status=2)
+        sys.exit(2)
+    except (LoaderDied, Diverged) as error:
+        control.report(str(error))
+        sys.exit(1)
+
+
+def watch(workers, signals):
+    """Wait until every worker has ended, or one has failed, or a second signal came; returns the Ending."""
+    running, stop = list(workers), None
+    while running:
+        lines = [worker.pipe for worker in running if not worker.pipe.closed]
+        ready = connection.wait([signals, *lines, *(worker.process.sentinel for worker in running)])
+        if signals in ready and (taken := signals.take()):
+            if stop is not None:
+                return Ending(128 + taken, f"killed by a second {taken.name}, without saving", grace=0)
+            stop = taken
+            ask_to_stop(running)
+        failure = first_failure(running, ready)
+        if failure:
+            return failure
+        running = [worker for worker in running if worker.process.sentinel not in ready]
+    return Ending(0) if stop is None else Ending(128 + stop, f"stopped by {stop.name}")
+
+
+def first_failure(running, ready):
+    """The Ending by the first worker that failed, or None.
+
+    Of those seen at once one killed by a signal comes first: what the others report follows from it.
+    """
+    dead = [worker for worker in running if worker.process.sentinel in ready]
+    for worker in dead:
+        worker.process.join()
+    for worker in dead:
+        if worker.process.exitcode < 0:
+            return Ending(1, f"{worker.name} {how_it_ended(worker.process.exitcode)}")
+    for worker in running:
+        failed = heard_from(worker)
+        if failed:
+            return Ending(failed.status, f"{worker.name}: {failed.sentence}")
+    for worker in dead:
+        if worker.process.exitcode > 0:
+            return Ending(1, f"{worker.name} {how_it_ended(worker.process.exitcode)}")
+    return None
+
+
+def heard_from(worker):
+    """What the worker has Failed with, or None; its line is closed when its end of it is."""
+    try:
+        return worker.pipe.recv() if not worker.pipe.closed and worker.pipe.poll() else None
+    except (EOFError, ConnectionError):
+        worker.pipe.close()
+        return None
+
+
+def ask_to_stop(workers):
+    for worker in workers:
+        with suppress(OSError):                  # it has just ended: there is nothing to ask
+            worker.pipe.send(Order.STOP)
+
+
+def end_all(workers, grace):
+    """Ask every worker to stop and kill those that have not after `grace` seconds; none is left on return."""
+    ask_to_stop(workers)
+    deadline = time.monotonic() + grace
+    for worker in workers:
+        end(worker.process, max(0, deadline - time.monotonic()))
+
+
+class Signals:
+    """SIGINT and SIGTERM as something to wait for together with processes: a socket that they are written to."""
+
+    def __enter__(self):
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._taken = -math.inf
+        self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        self._reader.close()
+        self._writer.close()
+
+    def fileno(self):
+        return self._reader.fileno()
+
+    def take(self):
+        """The signal that has come; None when it is not one of SIGNALS, or follows another within TWICE seconds."""
+        number, now = self._reader.recv(1)[0], time.monotonic()
+        if number not in SIGNALS or now - self._taken < TWICE:
+            return None
+        self._taken = now
+        return signal.Signals(number)
