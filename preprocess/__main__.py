@@ -1,0 +1,8 @@
+"""python -m preprocess imagenet | synthetic | verify"""
+
+import sys
+
+if __name__ == "__main__":                       # worker processes import this file too, and need none of it
+    from preprocess.command import main
+
+    sys.exit(main())

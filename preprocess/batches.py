@@ -1,0 +1,172 @@
+"""Images -> batch files, labels, mean image and manifest: in parallel, resumable, the same to the byte.
+
+A job is one batch file.  Its bytes depend on its images alone, so neither the number of processes nor a kill
+in between changes anything; what an earlier run finished is checked by its checksum, and kept.
+"""
+
+import os
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from alexnet import hkl
+from alexnet.augment import IMAGE_SIZE
+from alexnet.folders import read_manifest
+from alexnet.hkl import DataError, name_of
+from preprocess.images import BadImage, read_image
+from preprocess.journal import Journal, refuse_difference
+from preprocess.manifest import HALVES, counted, file_sha256, folder_name, write_manifest
+from preprocess.progress import Progress, duration
+from preprocess.workers import answers
+
+IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE
+HEADER_BYTES = 16 * 1024                         # of a batch file, at most
+RATE = 400                                       # images/s of one core, 500 x 400 pixels: for the estimate only
+
+
+class Settings(NamedTuple):
+    """What the bytes of a data set depend on, besides its images."""
+
+    batch_size: int = 256                        # images in a batch file
+    resize: str = "squash"                       # or "crop"
+    seed: int = 1                                # of the shuffle; upstream: 1
+    limit: int | None = None                     # images of each half, for a trial
+    on_bad_image: str = "fail"                   # or "skip"
+
+
+class Job(NamedTuple):
+    """One batch file to make."""
+
+    half: str                                    # "train" or "validation"
+    number: int
+    path: Path
+    root: str
+    names: tuple[str, ...]
+    resize: str
+    on_bad_image: str
+    record: dict | None                          # what an earlier run wrote, if it finished this file
+
+
+def make_batch(job):
+    """Make one batch file, or find it finished: its record, and the sum of its training images, uint32.
+
+    Raises DataError for bad images, where they are to fail.
+    """
+    record = job.record
+    if record is None or not still_there(job.path, record):
+        record = written(job)
+    total = None
+    if job.half == "train" and record["images"]:
+        images = np.empty((3, IMAGE_SIZE, IMAGE_SIZE, record["images"]), np.uint8)
+        hkl.read_into(job.path, images)
+        total = images.sum(axis=3, dtype=np.uint32)
+    return record, total
+
+
+def still_there(path, record):
+    """Whether the file an earlier run made is the same today."""
+    if record["images"] == 0:
+        return True
+    return path.is_file() and (path.stat().st_size, file_sha256(path)) == (record["bytes"], record["sha256"])
+
+
+def written(job):
+    """Read, resize and write the images of a job; returns its record."""
+    images = np.empty((len(job.names), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    good, bad = 0, []
+    for name in job.names:
+        try:
+            images[good] = read_image(os.path.join(job.root, name), job.resize)
+            good += 1
+        except BadImage as error:
+            bad.append((name, str(error)))
+    if bad and job.on_bad_image == "fail":
+        listed = "; ".join(f"{name_of(name)} {why}" for name, why in bad)
+        raise DataError(f"{listed}; --on-bad-image skip leaves such images out")
+    record = {"half": job.half, "number": job.number, "images": good, "bytes": 0, "sha256": "", "bad": bad}
+    if good:
+        hkl.write(job.path, np.ascontiguousarray(images[:good].transpose(3, 1, 2, 0)))
+        record |= {"bytes": job.path.stat().st_size, "sha256": file_sha256(job.path)}
+    return record
+
+
+def make_batches(sources, out, settings, workers):
+    """Turn Sources into a data set in folder out, and return its manifest.
+
+    Goes on where a killed run stopped, and does nothing where a run was complete.  Raises DataError.
+    """
+    out = Path(out)
+    signature = settings._asdict() | {"sources": sources.digest(), "versions": versions()}
+    manifest = read_manifest(out)
+    if manifest is not None:
+        refuse_difference(out, manifest["settings"], signature)
+        print(f"{name_of(out)} is complete: {counted(manifest)}; nothing to do")
+        return manifest
+    with Journal(out, signature) as journal:
+        jobs = list_jobs(sources, out, settings, journal.finished)
+        estimate(sources, out, jobs, workers)
+        records, mean = run(jobs, journal, workers)
+        manifest = write_manifest(sources, out, records, mean, signature)
+        journal.remove()
+    print(f"{name_of(out)}: {counted(manifest)}")
+    return manifest
+
+
+def versions():
+    """The packages that decide bytes."""
+    return {name: version(name) for name in ("pillow", "hickle", "h5py", "numpy")}
+
+
+def list_jobs(sources, out, settings, finished):
+    """The jobs of both halves, in order; their folders are made."""
+    jobs = []
+    for half, images in (("train", sources.train), ("validation", sources.validation)):
+        folder = out / folder_name(half, settings.batch_size)
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, start in enumerate(range(0, len(images.names), settings.batch_size)):
+            names = images.names[start:start + settings.batch_size]
+            jobs.append(Job(
+                half, number, folder / f"{number:04d}.hkl", images.root, names,
+                settings.resize, settings.on_bad_image, finished.get((half, number)),
+            ))
+    return jobs
+
+
+def estimate(sources, out, jobs, workers):
+    """Print what is going to be made; raise DataError where it does not fit on the disk."""
+    waiting = [job for job in jobs if job.record is None]
+    images = sum(len(job.names) for job in waiting)
+    need = images * IMAGE_BYTES + len(waiting) * HEADER_BYTES
+    free = shutil.disk_usage(out).free
+    print(
+        f"{len(sources.train.names):,} training and {len(sources.validation.names):,} validation images of "
+        f"{len(sources.class_names)} classes -> {name_of(out)}: {len(jobs):,} files, "
+        f"{len(jobs) - len(waiting):,} of them finished; {need / 1e9:.2f} GB to write, {free / 1e9:.1f} GB free; "
+        f"about {duration(images / RATE / workers)} with {workers} processes",
+        flush=True,
+    )
+    if need > free:
+        raise DataError(f"{name_of(out)} has {free / 1e9:.1f} GB free, but {need / 1e9:.2f} GB are to be written")
+
+
+def run(jobs, journal, workers):
+    """Do all jobs; returns {(half, number): record} and the exact mean training image, float64."""
+    records, total = {}, np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.int64)
+    progress = Progress("preprocess", sum(len(job.names) for job in jobs))
+    for job, (record, part) in answers(make_batch, jobs, workers):
+        key = job.half, job.number
+        if record != job.record:
+            journal.append(record)
+        records[key] = record
+        if part is not None:
+            total += part
+        progress.add(len(job.names))
+    progress.close()
+    images = {half: sum(r["images"] for (h, _), r in records.items() if h == half) for half in HALVES}
+    for half, number in images.items():
+        if number == 0:
+            raise DataError(f"not one {half} image can be used")
+    return records, total / images["train"]

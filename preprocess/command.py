@@ -1,0 +1,105 @@
+"""The commands of python -m preprocess."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from alexnet.data import open_dataset
+from alexnet.hkl import DataError
+from preprocess.batches import Settings, make_batches
+from preprocess.images import RESIZES
+from preprocess.manifest import checks, fault
+from preprocess.progress import Progress
+from preprocess.sources import find_images
+from preprocess.synthetic import TRAIN, VALIDATION, make_synthetic
+from preprocess.workers import answers, default_workers
+
+
+def imagenet(arguments):
+    """Class folders of JPEG or PNG files -> a data set in OUT."""
+    a = arguments
+    for folder in (a.train_dir, a.val_dir):
+        if not Path(folder).is_dir():
+            raise DataError(f"{folder} is not a folder of images")
+    sources = find_images(a.train_dir, a.val_dir, a.seed, a.limit, a.ground_truth, a.synsets)
+    settings = Settings(a.batch_size, a.resize, a.seed, a.limit, a.on_bad_image)
+    make_batches(sources, a.out, settings, a.workers)
+    return 0
+
+
+def synthetic(arguments):
+    """A made set of ten classes, drawn and preprocessed into OUT."""
+    a = arguments
+    make_synthetic(a.out, a.train, a.validation, a.seed, a.batch_size, a.workers)
+    return 0
+
+
+def verify(arguments):
+    """Compare every file of OUT with its manifest; exit status 1 when one differs."""
+    listed = checks(arguments.out)
+    progress = Progress("verify", sum(check.images for check in listed))
+    faults = []
+    for check, wrong in answers(fault, listed, arguments.workers):
+        progress.add(check.images)
+        faults += [wrong] if wrong else []
+    progress.close()
+    if faults:
+        print("\n".join(sorted(faults)), file=sys.stderr)
+        return 1
+    open_dataset(arguments.out)
+    print(f"{arguments.out}: all {len(listed)} files are as the manifest says")
+    return 0
+
+
+def positive(text):
+    """A whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def parser():
+    """The commands and their options."""
+    top = argparse.ArgumentParser(prog="python -m preprocess", description=__doc__)
+    commands = top.add_subparsers(required=True, metavar="imagenet | synthetic | verify")
+
+    def command(run):
+        added = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
+        added.set_defaults(run=run)
+        added.add_argument("--workers", type=positive, default=default_workers(), help="processes (%(default)s)")
+        return added
+
+    made = command(imagenet)
+    made.add_argument("train_dir", metavar="TRAIN_DIR", help="a folder for each class")
+    made.add_argument("val_dir", metavar="VAL_DIR", help="likewise, or ILSVRC's flat folder")
+    made.add_argument("out", metavar="OUT")
+    made.add_argument("--resize", choices=RESIZES, default="squash",
+                      help="squash to 256 x 256 as upstream, or crop the central square (%(default)s)")
+    made.add_argument("--limit", type=positive, metavar="N", help="only N images of each half, for a trial")
+    made.add_argument("--on-bad-image", choices=("fail", "skip"), default="fail", help="(%(default)s)")
+    made.add_argument("--ground-truth", metavar="FILE", help="ILSVRC2012_validation_ground_truth.txt")
+    made.add_argument("--synsets", metavar="FILE", help="the devkit's meta.mat, or lines of id, wnid and words")
+    drawn = command(synthetic)
+    drawn.add_argument("out", metavar="OUT")
+    drawn.add_argument("--train", type=positive, default=TRAIN, metavar="N", help="training images (%(default)s)")
+    drawn.add_argument("--validation", type=positive, default=VALIDATION, metavar="N", help="(%(default)s)")
+    for added in (made, drawn):
+        added.add_argument("--batch-size", type=positive, default=256, metavar="N",
+                           help="images in a batch file (%(default)s)")
+        added.add_argument("--seed", type=int, default=1, help="of the shuffle, and of made images (%(default)s)")
+    command(verify).add_argument("out", metavar="OUT")
+    return top
+
+
+def main(arguments=None):
+    """Run a command; returns its exit status: 0, 1 (verify found damage), 2 (refused) or 130 (Ctrl-C)."""
+    parsed = parser().parse_args(arguments)
+    try:
+        return parsed.run(parsed)
+    except (DataError, OSError, RuntimeError) as error:
+        print(f"preprocess: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("preprocess: interrupted; the same command goes on where this stopped", file=sys.stderr)
+        return 130

@@ -1,0 +1,116 @@
+"""Made pictures of ten classes that differ in shape and texture, never in colour.
+
+Every picture has its own two colours, lying opposite each other about a middle grey, so that the mean colour
+tells nothing of the class and either colour may be the figure's; its own size, turn, position, light and
+noise.  A class reads the same in a mirror.  Each is a function of the plane: (x, y, random) -> the distance
+in pixels to the figure's edge, positive inside, more or less.
+"""
+
+import numpy as np
+
+HUES = 110                                       # grey levels, largest distance of a colour from the middle
+NOISE = 8                                        # grey levels, standard deviation
+LIGHT = 25                                       # grey levels, largest change from the middle to an edge
+TURN = 0.15                                      # radians, largest turn to either side
+
+
+def turned(x, y, random):
+    """The plane turned by a small random angle."""
+    angle = random.uniform(-TURN, TURN)
+    return np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y
+
+
+def tiled(x, y, random):
+    """The plane as a lattice of cells, 64 to 85 pixels wide: x, y from each cell's centre, and a radius that fits."""
+    cell = 256 / random.integers(3, 5)
+    x, y = ((v + random.uniform(0, cell)) % cell - cell / 2 for v in (x, y))
+    return *turned(x, y, random), cell * random.uniform(0.28, 0.4)
+
+
+def wave(x, y, random):
+    """A turned plane, with a period of 14 to 26 pixels."""
+    return *turned(x, y, random), random.uniform(14, 26)
+
+
+def centred(x, y, random):
+    """Distance and angle from a centre near the middle."""
+    x, y = (v - random.uniform(-60, 60) for v in (x, y))
+    return np.hypot(x, y) + 1e-3, np.arctan2(y, x)
+
+
+def swing(phase, period):
+    """Pixels to the edge of a stripe, from the phase of a sine of that period."""
+    return np.sin(phase) * period / 6
+
+
+def discs(x, y, random):
+    x, y, radius = tiled(x, y, random)
+    return radius - np.hypot(x, y)
+
+
+def rings(x, y, random):
+    distance, _ = centred(x, y, random)
+    period = random.uniform(14, 26)
+    return swing(distance * 2 * np.pi / period + random.uniform(0, 2 * np.pi), period)
+
+
+def squares(x, y, random):
+    x, y, radius = tiled(x, y, random)
+    return 0.9 * radius - np.maximum(np.abs(x), np.abs(y))
+
+
+def triangles(x, y, random):
+    x, y, radius = tiled(x, y, random)
+    return np.minimum(0.5 * radius + y, 0.55 * radius - (0.866 * np.abs(x) + 0.5 * y))
+
+
+def crosses(x, y, random):
+    x, y, radius = tiled(x, y, random)
+    x, y = np.abs(x), np.abs(y)
+    arm = 0.3 * radius
+    return np.maximum(np.minimum(arm - x, radius - y), np.minimum(arm - y, radius - x))
+
+
+def rays(x, y, random):
+    distance, angle = centred(x, y, random)
+    number = random.integers(10, 17)
+    return swing(number * angle + random.uniform(0, 2 * np.pi), 6 * distance / number)
+
+
+def horizontal_stripes(x, y, random):
+    _, y, period = wave(x, y, random)
+    return swing(y * 2 * np.pi / period + random.uniform(0, 2 * np.pi), period)
+
+
+def vertical_stripes(x, y, random):
+    return horizontal_stripes(y, x, random)
+
+
+def checkerboard(x, y, random):
+    x, y, period = wave(x, y, random)
+    start = random.uniform(0, 2 * np.pi)
+    return swing(x * 2 * np.pi / period + start, period) * np.sin(y * 2 * np.pi / period + start)
+
+
+def dots(x, y, random):
+    x, y, period = wave(x, y, random)
+    cell = 0.8 * period
+    x, y = ((v + random.uniform(0, cell)) % cell - cell / 2 for v in (x, y))
+    return 0.25 * cell - np.hypot(x, y)
+
+
+FIGURES = (discs, rings, squares, triangles, crosses, rays, horizontal_stripes, vertical_stripes, checkerboard, dots)
+
+
+def draw(label, width, height, random):
+    """A picture of class `label`, uint8 (height, width, 3); random is a numpy Generator."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    x, y = x - width / 2, y - height / 2
+    figure = np.clip(FIGURES[label](x, y, random) + 0.5, 0, 1)[..., np.newaxis]
+    middle = random.uniform(98, 158, 3)
+    away = random.choice([-1, 1]) * random.uniform(30, HUES, 3)
+    angle = random.uniform(0, 2 * np.pi)
+    light = random.uniform(-1, 1) * 2 * LIGHT * (np.cos(angle) * x + np.sin(angle) * y) / max(width, height)
+    noise = random.standard_normal((height, width, 3), np.float32) * NOISE
+    picture = middle + away * (2 * figure - 1) + light[..., np.newaxis] + noise
+    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)

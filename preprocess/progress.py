@@ -1,0 +1,42 @@
+"""Progress on the screen: a bar on a terminal, elsewhere a plain line every few seconds."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+SECONDS = 10                                     # between two plain lines
+
+
+class Progress:
+    """Counts images: how many are done, how many a second, and the time that is left."""
+
+    def __init__(self, label, total):
+        self.label, self.total, self.done = label, total, 0
+        self.start = self.shown = time.monotonic()
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=total, desc=label, unit=" images", unit_scale=True)
+
+    def add(self, images):
+        """Count images that are done."""
+        self.done += images
+        if self.bar is not None:
+            self.bar.update(images)
+        elif self.done == self.total or time.monotonic() - self.shown >= SECONDS:
+            self.shown = time.monotonic()
+            rate = self.done / max(self.shown - self.start, 1e-6)
+            left = duration((self.total - self.done) / rate)
+            print(f"{self.label} {self.done:,} of {self.total:,} images, {rate:.0f} images/s, {left} left", flush=True)
+
+    def close(self):
+        """Leave the bar as it is and go to a new line."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def duration(seconds):
+    """Seconds as a reader says them: 40 s, 3 min, 2.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

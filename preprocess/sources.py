@@ -1,0 +1,179 @@
+"""Which images there are, and their labels: class folders, or ILSVRC's flat validation folder.
+
+A label is the place of the image's class folder among the sorted names of the training folder, as upstream
+and Caffe have it; ILSVRC's ground truth numbers classes otherwise, and the devkit's table translates.
+"""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy.io
+
+from alexnet.hkl import DataError, name_of, one_line
+
+ENDINGS = (".jpeg", ".jpg", ".png")              # in any case
+GROUND_TRUTHS = ("ILSVRC2012_validation_ground_truth.txt", "ILSVRC2014_clsloc_validation_ground_truth.txt")
+TABLES = ("meta.mat", "meta_clsloc.mat", "synsets.txt", "map_clsloc.txt")
+PLACES = (".", "..", "data", "../data", "devkit/data", "../devkit/data",
+          "ILSVRC2012_devkit_t12/data", "../ILSVRC2012_devkit_t12/data")
+NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})\.")
+
+
+class Images(NamedTuple):
+    """The images of one half: names relative to root, in the order of the batches, and their labels."""
+
+    root: str
+    names: tuple[str, ...]
+    labels: np.ndarray                           # int32, one per name
+
+    def take(self, places):
+        """The images at these places, in that order."""
+        return Images(self.root, tuple(self.names[i] for i in places), self.labels[places])
+
+
+class Sources(NamedTuple):
+    """Everything preprocess starts from."""
+
+    train: Images
+    validation: Images
+    class_names: tuple[str, ...]
+
+    def digest(self):
+        """sha256 of all names and labels in order: tells one list of images from another."""
+        lines = (
+            os.fsencode(f"{half} {label} {name}\n")
+            for half, images in (("train", self.train), ("validation", self.validation))
+            for name, label in zip(images.names, images.labels.tolist(), strict=True)
+        )
+        return hashlib.sha256(b"".join(lines)).hexdigest()
+
+
+def find_images(train_dir, val_dir, seed=1, limit=None, ground_truth=None, synsets=None):
+    """Sources: training images shuffled once by seed as upstream does, validation images in their order.
+
+    limit keeps that many images of each half, chosen by seed.  Raises DataError.
+    """
+    train, classes = class_folders(train_dir)
+    table = find_beside(synsets, TABLES, val_dir, ground_truth)
+    synset_of = read_synsets(table) if table else {}
+    if image_names(val_dir):
+        validation = flat_folder(val_dir, classes, ground_truth, synset_of)
+    else:
+        validation, names = class_folders(val_dir)
+        validation = validation._replace(labels=translated(validation.labels, names, classes, val_dir))
+    words = dict(synset_of.values())
+    train = train.take(np.random.RandomState(seed).permutation(len(train.names))[:limit])
+    if limit:
+        chosen = np.random.RandomState(seed).permutation(len(validation.names))[:limit]
+        validation = validation.take(np.sort(chosen))
+    return Sources(train, validation, tuple(f"{c} {words.get(c, '')}".strip() for c in classes))
+
+
+def entries(folder):
+    """(name, is a folder) of what lies in a folder, sorted by bytes, without hidden ones."""
+    try:
+        with os.scandir(folder) as found:
+            listed = [(e.name, e.is_dir()) for e in found if not e.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{name_of(folder)} cannot be listed: {error.strerror}") from error
+    return sorted(listed, key=lambda entry: os.fsencode(entry[0]))
+
+
+def image_names(folder):
+    """Names of the JPEG and PNG files in a folder, sorted."""
+    return [name for name, is_folder in entries(folder) if not is_folder and name.lower().endswith(ENDINGS)]
+
+
+def class_folders(root):
+    """Images of a tree root/class/image, in sorted order, and the sorted names of its classes."""
+    classes = [name for name, is_folder in entries(root) if is_folder]
+    names, labels = [], []
+    for label, folder in enumerate(classes):
+        inside = image_names(os.path.join(root, folder))
+        if not inside:
+            raise DataError(f"class folder {name_of(os.path.join(root, folder))} holds no JPEG or PNG file")
+        names += [f"{folder}/{name}" for name in inside]
+        labels += [label] * len(inside)
+    if not names:
+        raise DataError(f"{name_of(root)} holds no class folders with JPEG or PNG files in them")
+    return Images(str(root), tuple(names), np.array(labels, np.int32)), classes
+
+
+def translated(labels, names, classes, root):
+    """Labels counted in `names`, counted in `classes` instead."""
+    unknown = sorted(set(names) - set(classes))
+    if unknown:
+        raise DataError(f"{name_of(root)} has class folder {name_of(unknown[0])}, which the training folder lacks")
+    return np.array([classes.index(name) for name in names], np.int32)[labels]
+
+
+def flat_folder(root, classes, ground_truth, synset_of):
+    """ILSVRC's validation images with labels from the ground-truth file and {id: (wnid, words)}."""
+    names = image_names(root)
+    truth = find_beside(ground_truth, GROUND_TRUTHS, root)
+    if truth is None:
+        raise DataError(
+            f"{name_of(root)} holds images without class folders and {GROUND_TRUTHS[0]} is not near it; "
+            "say where it is with --ground-truth FILE"
+        )
+    if not synset_of:
+        raise DataError(
+            f"the devkit's synset table (meta.mat) is not near {name_of(root)}; say where with --synsets FILE"
+        )
+    ids = read_ground_truth(truth)
+    if len(ids) != len(names):
+        raise DataError(f"{name_of(truth)} holds {len(ids)} labels for {len(names)} images in {name_of(root)}")
+    label_of = {wnid: label for label, wnid in enumerate(classes)}
+    labels = []
+    for line, name in enumerate(names, start=1):
+        numbered = NUMBERED.match(name)
+        if numbered and int(numbered[1]) != line:
+            raise DataError(f"{name_of(os.path.join(root, name))} is image {line} of its folder; one is missing")
+        wnid = synset_of.get(ids[line - 1], (None,))[0]
+        if wnid not in label_of:
+            raise DataError(
+                f"line {line} of {name_of(truth)} is {ids[line - 1]}, synset {wnid}, "
+                "which is no class of the training folder"
+            )
+        labels.append(label_of[wnid])
+    return Images(str(root), tuple(names), np.array(labels, np.int32))
+
+
+def find_beside(given, names, folder, neighbour=None):
+    """The file given, or the first of `names` in the places around a folder (or beside a file); None."""
+    if given is not None:
+        if not Path(given).is_file():
+            raise DataError(f"{name_of(given)} is not a file")
+        return Path(given)
+    around = [Path(folder) / place for place in PLACES] + ([Path(neighbour).parent] if neighbour else [])
+    return next((place / name for place in around for name in names if (place / name).is_file()), None)
+
+
+def read_ground_truth(path):
+    """The class ids of ILSVRC's ground-truth file, one integer per line."""
+    try:
+        return [int(line) for line in path.read_text().split()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name_of(path)} is not one class id per line: {one_line(error)}") from error
+
+
+def read_synsets(path):
+    """{ILSVRC id: (wnid, words)} from the devkit's meta.mat, or from text lines "id wnid words".
+
+    The id may stand second, as in map_clsloc.txt.  A table without ids is refused: it is sorted otherwise.
+    """
+    try:
+        if path.suffix == ".mat":
+            rows = scipy.io.loadmat(path, squeeze_me=True)["synsets"]
+            return {int(row[0]): (str(row[1]), str(row[2])) for row in rows}
+        fields = [line.split(maxsplit=2) for line in path.read_text().splitlines() if line.strip()]
+        pairs = [(f[:2] if f[0].isdigit() else f[1::-1], f[2] if len(f) > 2 else "") for f in fields]
+        return {int(number): (wnid, words) for (number, wnid), words in pairs}
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise DataError(
+            f"{name_of(path)} is neither the devkit's meta.mat nor lines of id, wnid and words: {one_line(error)}"
+        ) from error

@@ -1,0 +1,98 @@
+"""A small made data set, learnable in minutes: JPEGs in ILSVRC's own layout, through the same chain.
+
+    OUT/images/train/n90000001/n90000001_1.JPEG ...         ten classes of figures.py
+    OUT/images/val/ILSVRC2012_val_00000001.JPEG ...         flat
+    OUT/images/ILSVRC2012_devkit_t12/data/                  ground truth and synset table
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from alexnet.hkl import DataError, name_of
+from preprocess.batches import Settings, make_batches
+from preprocess.figures import FIGURES, draw
+from preprocess.manifest import write_whole
+from preprocess.progress import Progress
+from preprocess.sources import GROUND_TRUTHS, find_images
+from preprocess.workers import answers, default_workers
+
+TRAIN, VALIDATION = 2000, 400                    # images
+CHUNK = 40                                       # images drawn in one job
+SIDES = (240, 300)                               # pixels, of either side
+
+
+class Chunk(NamedTuple):
+    """Images to draw: (path, label, seed) of each."""
+
+    pictures: tuple[tuple[Path, int, tuple[int, ...]], ...]
+
+
+def wnid(label):
+    """The synset of a made class; WordNet has none that begins with n9."""
+    return f"n9{label + 1:07d}"
+
+
+def devkit_id(label):
+    """The class id in the ground truth: as in ILSVRC, another order than that of the sorted folders."""
+    return len(FIGURES) - label
+
+
+def draw_chunk(chunk):
+    """Draw those images of a chunk that are not there yet; returns how many the chunk has."""
+    for path, label, seed in chunk.pictures:
+        if not path.exists():
+            random = np.random.default_rng(seed)
+            width, height = random.integers(*SIDES, 2, endpoint=True)
+            partial = path.with_suffix(".partial")
+            Image.fromarray(draw(label, width, height, random)).save(partial, "JPEG", quality=90)
+            os.replace(partial, path)
+    return len(chunk.pictures)
+
+
+def draw_images(folder, train, validation, seed, workers):
+    """Make the images, their ground truth and the synset table.  Raises DataError where another set lies."""
+    devkit = folder / "ILSVRC2012_devkit_t12" / "data"
+    for made in (devkit, folder / "val", *(folder / "train" / wnid(label) for label in range(len(FIGURES)))):
+        made.mkdir(parents=True, exist_ok=True)
+    refuse_other_set(folder / "synthetic.json", {"train": train, "validation": validation, "seed": seed})
+    pictures = []
+    for i in range(train):
+        name = wnid(i % len(FIGURES))
+        pictures.append((folder / "train" / name / f"{name}_{i}.JPEG", i % len(FIGURES), (seed, 0, i)))
+    labels = np.random.default_rng(seed).permutation(np.arange(validation) % len(FIGURES)).tolist()
+    for i, label in enumerate(labels):
+        pictures.append((folder / "val" / f"ILSVRC2012_val_{i + 1:08d}.JPEG", label, (seed, 1, i)))
+    chunks = [Chunk(tuple(pictures[i:i + CHUNK])) for i in range(0, len(pictures), CHUNK)]
+    progress = Progress("draw", len(pictures))
+    for _, drawn in answers(draw_chunk, chunks, workers):
+        progress.add(drawn)
+    progress.close()
+    write_whole(devkit / GROUND_TRUTHS[0], "".join(f"{devkit_id(label)}\n" for label in labels).encode())
+    table = sorted((devkit_id(label), wnid(label), figure.__name__) for label, figure in enumerate(FIGURES))
+    write_whole(devkit / "synsets.txt", "".join(f"{i} {w} {n.replace('_', ' ')}\n" for i, w, n in table).encode())
+
+
+def refuse_other_set(file, settings):
+    """Raise DataError when the images in this folder were made with other settings; note them if none were."""
+    if not file.exists():
+        write_whole(file, json.dumps(settings).encode() + b"\n")
+    elif (before := json.loads(file.read_bytes())) != settings:
+        raise DataError(f"{name_of(file.parent)} holds a made set of {before}, not {settings}; use another folder")
+
+
+def make_synthetic(out, train=TRAIN, validation=VALIDATION, seed=1, batch_size=256, workers=None):
+    """Draw the set and preprocess it into folder out; returns the manifest.  Raises DataError.
+
+    The same numbers of images and seed give the same bytes.  A second, complete run does nothing.
+    """
+    out, workers = Path(out), workers or default_workers()
+    if min(train, validation) < len(FIGURES):
+        raise DataError(f"a made set needs at least {len(FIGURES)} images in each half, got {train}, {validation}")
+    draw_images(out / "images", train, validation, seed, workers)
+    sources = find_images(out / "images" / "train", out / "images" / "val", seed)
+    return make_batches(sources, out, Settings(batch_size=batch_size, seed=seed), workers)
