@@ -1,0 +1,380 @@
+/* Convolution in the c01b layout, and its gradient with respect to the input.
+ *
+ *     out[o,y,x,b] = sum over c,i,j of  filters[c,i,j,o] * padded[c, y*stride + i, x*stride + j, b]
+ *
+ * padded is x with `pad` zeros around each image: explicit zeros, multiplied like any other number, so an infinite
+ * filter makes NaN of what it meets there, as a plain sum over the padded image does.  A dense layer is the case of
+ * a 1x1 image and a 1x1 filter.  The input gradient is the same sum over other arrays,
+ *
+ *     dx[c,u,v,b] = sum over o,i,j of  filters[c, R-1-i, S-1-j, o] * padded[o, u + i, v + j, b]
+ *
+ * where padded is the gradient with stride-1 zeros between its pixels, shifted by R-1-pad and S-1-pad.
+ * For stride 1, all of AlexNet's layers that need one, that wastes nothing.
+ *
+ * The loops.  With k = (c,i,j) the sum is a matrix product of filters (k by o) and images (k by positions), and the
+ * loops are those of Goto and van de Geijn 2008.
+ *   - The images are packed once into lines of LINE images, [image block][c][row][column][LINE], with the padding.
+ *     Every vector load is then whole and aligned, the batch may have any size, and the lines a position needs do not
+ *     lie a power of two apart, where they would share a few places of the cache.  Lines beyond the batch hold zeros
+ *     and are not stored.
+ *   - k is cut into equal passes of at most DEPTH terms.  A tile of the output, some channels by one line, is summed
+ *     over one pass in registers; sums of the passes are added up in `partial`, in order.
+ *   - pass: position: tile of channels.  The lines of one position and pass stay in the first-level cache while the
+ *     filters, packed [pass][tile][k][channel], stream in order from the second.
+ *   - A task is a range of positions (image block, y, x) and of tiles.  Where one range takes all positions (dense
+ *     layers), each filter is used by one task only, which packs it pass by pass; the filters are read from memory
+ *     once.  Otherwise all are packed beforehand.
+ *
+ * Each output is summed by one thread in one order, whatever the tasks: the number of threads changes no bit.
+ */
+#include <stdint.h>
+#include <string.h>
+#include "tiles.h"
+
+enum { TASK_CHANNELS = 384 };            /* DEPTH * TASK_CHANNELS filters fill at most 3/8 of a 1 MiB second-level cache */
+enum { STREAM_CHANNELS = 192 };          /* the same where they are packed by the task */
+enum { PARTIAL_BYTES = 320 << 10 };      /* bound of the partial sums of a task, in the same cache */
+enum { TASKS_PER_THREAD = 4 };
+
+/* Shapes as they come from Python; the filters are (c / groups, rows, columns, o). */
+typedef struct { int64_t c, height, width, b, o, rows, columns, stride, pad, groups; } Layer;
+
+/* One sum of products, of either kind.  Per group: c input channels, o output channels. */
+typedef struct {
+    long groups, c, o, b, depth;                        /* depth = c * rows * columns: the terms of a sum */
+    long rows, columns, stride;                         /* of the filters */
+    long height, width, pad_r, pad_c, dilation;         /* of x: dilation - 1 zeros between its pixels */
+    long padded_height, padded_width, plane;            /* plane: lines of one packed channel */
+    long out_height, out_width, positions, blocks;      /* blocks of LINE images; positions in all of them */
+    long group_step, o_step;                            /* distances in filters */
+    long tiles, large_tiles, packed_o;                  /* tiles of a group: large_tiles of FORWARD_ROWS, the others of SMALL_ROWS */
+    long passes, pass_depth;
+    long task_positions, task_tiles, position_ranges, tile_ranges;
+} Sum;
+
+typedef struct {
+    float *lines;                /* packed images */
+    float *filters;              /* packed filters, or a part for each thread */
+    float *partial;              /* for each thread */
+    long *line_of, *filter_of;   /* offsets of term k */
+} Workspace;
+
+/* Cover o channels by tiles with the least waste. */
+static void choose_tiles(Sum *s)
+{
+    s->packed_o = s->o + FORWARD_ROWS;
+    for (long small = 0; small < FORWARD_ROWS; small++) {
+        long large = parts(most(s->o - small * SMALL_ROWS, 0), FORWARD_ROWS);
+        long covered = large * FORWARD_ROWS + small * SMALL_ROWS;
+        if (covered < s->packed_o) {
+            s->packed_o = covered;
+            s->large_tiles = large;
+            s->tiles = large + small;
+        }
+    }
+}
+
+static long tile_start(const Sum *s, long tile)
+{
+    return tile * FORWARD_ROWS - most(tile - s->large_tiles, 0) * (FORWARD_ROWS - SMALL_ROWS);
+}
+
+static int streams(const Sum *s) { return s->position_ranges == 1; }
+
+static void choose_tasks(Sum *s)
+{
+    long wanted = TASKS_PER_THREAD * omp_get_max_threads();
+    long channels = least(s->packed_o, TASK_CHANNELS);
+    s->task_positions = most(PARTIAL_BYTES / (channels * LINE * (long)sizeof(float)), 8);
+    s->position_ranges = parts(s->positions, s->task_positions);
+    s->task_positions = parts(s->positions, s->position_ranges);
+    if (streams(s))
+        channels = least(s->packed_o, STREAM_CHANNELS);
+    s->tile_ranges = most(parts(s->packed_o, channels), parts(wanted, s->groups * s->position_ranges));
+    s->task_tiles = parts(s->tiles, least(s->tile_ranges, s->tiles));
+    s->tile_ranges = parts(s->tiles, s->task_tiles);
+}
+
+static void choose_blocking(Sum *s)
+{
+    s->depth = s->c * s->rows * s->columns;
+    s->plane = (s->padded_height * s->padded_width) | 1;        /* odd: channels spread over the sets of a cache */
+    s->blocks = parts(s->b, LINE);
+    s->positions = s->blocks * s->out_height * s->out_width;
+    s->passes = parts(s->depth, DEPTH);
+    s->pass_depth = parts(s->depth, s->passes);
+    choose_tiles(s);
+    choose_tasks(s);
+}
+
+static Sum forward_sum(const Layer *l)
+{
+    Sum s = { .groups = l->groups, .c = l->c / l->groups, .o = l->o / l->groups, .b = l->b, .rows = l->rows,
+              .columns = l->columns, .stride = l->stride, .height = l->height, .width = l->width, .pad_r = l->pad,
+              .pad_c = l->pad, .dilation = 1, .padded_height = l->height + 2 * l->pad,
+              .padded_width = l->width + 2 * l->pad, .group_step = l->o / l->groups, .o_step = 1 };
+    s.out_height = (s.padded_height - l->rows) / l->stride + 1;
+    s.out_width = (s.padded_width - l->columns) / l->stride + 1;
+    choose_blocking(&s);
+    return s;
+}
+
+static Sum input_gradient_sum(const Layer *l)
+{
+    Sum s = { .groups = l->groups, .c = l->o / l->groups, .o = l->c / l->groups, .b = l->b, .rows = l->rows,
+              .columns = l->columns, .stride = 1, .height = (l->height + 2 * l->pad - l->rows) / l->stride + 1,
+              .width = (l->width + 2 * l->pad - l->columns) / l->stride + 1, .pad_r = l->rows - 1 - l->pad,
+              .pad_c = l->columns - 1 - l->pad, .dilation = l->stride, .padded_height = l->height + l->rows - 1,
+              .padded_width = l->width + l->columns - 1, .out_height = l->height, .out_width = l->width,
+              .group_step = l->o / l->groups, .o_step = l->rows * l->columns * l->o };
+    choose_blocking(&s);
+    return s;
+}
+
+/* The pixel of x at padded index i, or -1 for a zero. */
+static long pixel(long i, long pad, long dilation, long size)
+{
+    long at = i - pad;
+    return at >= 0 && at % dilation == 0 && at / dilation < size ? at / dilation : -1;
+}
+
+/* One image row, of all image blocks: from (column, b) to [image block][column][LINE]. */
+static void pack_row(const Sum *s, const float *row, float *lines, long block_step)
+{
+    for (long column = 0; column < s->padded_width; column++) {
+        long from = pixel(column, s->pad_c, s->dilation, s->width);
+        for (long block = 0; block < s->blocks; block++) {
+            float *line = lines + block * block_step + column * LINE;
+            long images = row && from >= 0 ? least(s->b - block * LINE, LINE) : 0;
+            if (images)
+                memcpy(line, row + from * s->b + block * LINE, images * sizeof(float));
+            if (images < LINE)
+                memset(line + images, 0, (LINE - images) * sizeof(float));
+        }
+    }
+}
+
+static void pack_images(const Sum *s, const float *x, float *lines)
+{
+    long channels = s->groups * s->c, block_step = channels * s->plane * LINE;
+    #pragma omp parallel for schedule(static)
+    for (long i = 0; i < channels * s->padded_height; i++) {
+        long c = i / s->padded_height, row = i % s->padded_height, from = pixel(row, s->pad_r, s->dilation, s->height);
+        const float *source = from < 0 ? 0 : x + (c * s->height + from) * s->width * s->b;
+        pack_row(s, source, lines + (c * s->plane + row * s->padded_width) * LINE, block_step);
+    }
+}
+
+/* One tile of filters over n terms: to [k][rows], with zeros for channels beyond the last. */
+ALWAYS_INLINE void pack_tile(int rows, const float *filters, long o_step, const long *filter_of, long n, long channels,
+                             float *packed)
+{
+    if (channels < rows)
+        memset(packed, 0, n * rows * sizeof(float));
+    if (channels >= rows && o_step == 1)
+        for (long k = 0; k < n; k++)
+            memcpy(packed + k * rows, filters + filter_of[k], rows * sizeof(float));
+    else
+        for (long r = 0; r < least(rows, channels); r++)
+            for (long k = 0; k < n; k++)
+                packed[k * rows + r] = filters[filter_of[k] + r * o_step];
+}
+
+static long pass_terms(const Sum *s, long pass) { return least(s->pass_depth, s->depth - pass * s->pass_depth); }
+
+static void pack_filters(const Sum *s, const Workspace *w, const float *filters, long group, long pass, long tile,
+                         float *packed)
+{
+    long o = tile_start(s, tile);
+    const float *source = filters + group * s->group_step + o * s->o_step;
+    const long *filter_of = w->filter_of + pass * s->pass_depth;
+    long n = pass_terms(s, pass);
+    if (tile < s->large_tiles)
+        pack_tile(FORWARD_ROWS, source, s->o_step, filter_of, n, s->o - o, packed);
+    else
+        pack_tile(SMALL_ROWS, source, s->o_step, filter_of, n, s->o - o, packed);
+}
+
+static void pack_all_filters(const Sum *s, const Workspace *w, const float *filters)
+{
+    #pragma omp parallel for schedule(static)
+    for (long i = 0; i < s->groups * s->passes * s->tiles; i++) {
+        long group = i / (s->passes * s->tiles), pass = i / s->tiles % s->passes, tile = i % s->tiles;
+        float *packed = w->filters + (group * s->depth + pass * s->pass_depth) * s->packed_o;
+        pack_filters(s, w, filters, group, pass, tile, packed + tile_start(s, tile) * pass_terms(s, pass));
+    }
+}
+
+/* Where a tile's sums go: to `partial`, [channel][LINE], or to out once the last pass has been added. */
+typedef struct { float *partial, *out; long out_step, channels, images; int first, last; } Target;
+
+ALWAYS_INLINE void store_row(const vector *sum, float *out, long images)
+{
+    if (images >= LINE)
+        for (int v = 0; v < VECTORS; v++)
+            *(vector *)(out + v * LANES) = sum[v];
+    else
+        memcpy(out, sum, images * sizeof(float));
+}
+
+/* The inner loop: rows channels by one line of images, over n terms. */
+ALWAYS_INLINE void sum_tile(const int rows, const float *lines, const long *line_of, long n, const float *filters, Target t)
+{
+    vector sum[FORWARD_ROWS][VECTORS];
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        UNROLL
+        for (int v = 0; v < VECTORS; v++)
+            sum[r][v] = (vector){ 0 };
+    for (long k = 0; k < n; k++, filters += rows) {
+        const float *line = lines + line_of[k];
+        vector x[VECTORS];
+        UNROLL
+        for (int v = 0; v < VECTORS; v++)
+            x[v] = *(const vector *)(line + v * LANES);
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            UNROLL
+            for (int v = 0; v < VECTORS; v++)
+                sum[r][v] += filters[r] * x[v];
+    }
+    UNROLL
+    for (int r = 0; r < rows; r++) {
+        vector *partial = (vector *)(t.partial + r * LINE);
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) {
+            if (!t.first)
+                sum[r][v] += partial[v];
+            if (!t.last)
+                partial[v] = sum[r][v];
+        }
+        if (t.last && r < t.channels)
+            store_row(sum[r], t.out + r * t.out_step, t.images);
+    }
+}
+
+static void large_tile(const float *lines, const long *line_of, long n, const float *filters, Target t)
+{
+    sum_tile(FORWARD_ROWS, lines, line_of, n, filters, t);
+}
+
+static void small_tile(const float *lines, const long *line_of, long n, const float *filters, Target t)
+{
+    sum_tile(SMALL_ROWS, lines, line_of, n, filters, t);
+}
+
+typedef struct { long group, position, position_end, tile, tile_end; } Task;
+
+/* All tiles of a task at one position, over one pass. */
+static void sum_position(const Sum *s, const Workspace *w, const Task *task, long pass, long position,
+                         const float *filters, float *partial, float *out)
+{
+    long image = s->out_height * s->out_width, block = position / image, pixel = position % image;
+    long y = pixel / s->out_width, x = pixel % s->out_width, n = pass_terms(s, pass);
+    long channel = (block * s->groups + task->group) * s->c;
+    const float *lines = w->lines + (channel * s->plane + (y * s->padded_width + x) * s->stride) * LINE;
+    const long *line_of = w->line_of + pass * s->pass_depth;
+    Target t = { .out_step = image * s->b, .images = s->b - block * LINE, .first = pass == 0,
+                 .last = pass == s->passes - 1 };
+    long start = tile_start(s, task->tile);
+    for (long tile = task->tile; tile < task->tile_end; tile++) {
+        long o = tile_start(s, tile);
+        t.partial = partial + (o - start) * LINE;
+        t.out = out + (task->group * s->o + o) * t.out_step + pixel * s->b + block * LINE;
+        t.channels = s->o - o;
+        (tile < s->large_tiles ? large_tile : small_tile)(lines, line_of, n, filters + (o - start) * n, t);
+    }
+}
+
+static void run_task(const Sum *s, const Workspace *w, const Task *task, const float *filters, float *out)
+{
+    long start = tile_start(s, task->tile), channels = tile_start(s, task->tile_end) - start;
+    long thread = omp_get_thread_num(), task_channels = s->task_tiles * FORWARD_ROWS;
+    float *partial = w->partial + thread * s->task_positions * task_channels * LINE;
+    for (long pass = 0; pass < s->passes; pass++) {
+        long n = pass_terms(s, pass);
+        float *packed;
+        if (streams(s)) {
+            packed = w->filters + thread * s->pass_depth * task_channels;
+            for (long tile = task->tile; tile < task->tile_end; tile++)
+                pack_filters(s, w, filters, task->group, pass, tile, packed + (tile_start(s, tile) - start) * n);
+        } else {
+            packed = w->filters + (task->group * s->depth + pass * s->pass_depth) * s->packed_o + start * n;
+        }
+        for (long position = task->position; position < task->position_end; position++)
+            sum_position(s, w, task, pass, position, packed,
+                         partial + (position - task->position) * channels * LINE, out);
+    }
+}
+
+static void run(const Sum *s, const Workspace *w, const float *x, const float *filters, float *out)
+{
+    pack_images(s, x, w->lines);
+    if (!streams(s))
+        pack_all_filters(s, w, filters);
+    #pragma omp parallel for schedule(dynamic)
+    for (long i = 0; i < s->groups * s->position_ranges * s->tile_ranges; i++) {
+        long tiles = i % s->tile_ranges, positions = i / s->tile_ranges % s->position_ranges;
+        Task task = { .group = i / s->tile_ranges / s->position_ranges,
+                      .position = positions * s->task_positions, .tile = tiles * s->task_tiles };
+        task.position_end = least(task.position + s->task_positions, s->positions);
+        task.tile_end = least(task.tile + s->task_tiles, s->tiles);
+        run_task(s, w, &task, filters, out);
+    }
+}
+
+/* Cut a workspace into its pieces; returns its end, so that a start of 0 measures it. */
+static char *lay_out(const Sum *s, char *start, Workspace *w)
+{
+    long threads = omp_get_max_threads(), task_channels = s->task_tiles * FORWARD_ROWS;
+    long filters = streams(s) ? threads * s->pass_depth * task_channels : s->groups * s->depth * s->packed_o;
+    long partial = s->passes > 1 ? threads * s->task_positions * task_channels * LINE : 0;
+    w->lines = piece(&start, s->blocks * s->groups * s->c * s->plane * LINE * sizeof(float));
+    w->filters = piece(&start, filters * sizeof(float));
+    w->partial = piece(&start, partial * sizeof(float));
+    w->line_of = piece(&start, s->depth * sizeof(long));
+    w->filter_of = piece(&start, s->depth * sizeof(long));
+    return start;
+}
+
+static long workspace_bytes(Sum s)
+{
+    Workspace w;
+    return (long)lay_out(&s, 0, &w) + CACHE_LINE;
+}
+
+static void line_offsets(const Sum *s, long *line_of)
+{
+    for (long k = 0; k < s->depth; k++) {
+        long j = k % s->columns, i = k / s->columns % s->rows, c = k / s->columns / s->rows;
+        line_of[k] = (c * s->plane + i * s->padded_width + j) * LINE;
+    }
+}
+
+/* The functions Python calls. */
+
+int64_t forward_workspace(const Layer *l) { return workspace_bytes(forward_sum(l)); }
+
+int64_t input_gradient_workspace(const Layer *l) { return workspace_bytes(input_gradient_sum(l)); }
+
+void forward(const Layer *l, const float *x, const float *filters, float *out, char *workspace)
+{
+    Sum s = forward_sum(l);
+    Workspace w;
+    lay_out(&s, aligned(workspace), &w);
+    line_offsets(&s, w.line_of);
+    for (long k = 0; k < s.depth; k++)
+        w.filter_of[k] = k * l->o;
+    run(&s, &w, x, filters, out);
+}
+
+void input_gradient(const Layer *l, const float *filters, const float *g, float *dx, char *workspace)
+{
+    Sum s = input_gradient_sum(l);
+    Workspace w;
+    lay_out(&s, aligned(workspace), &w);
+    line_offsets(&s, w.line_of);
+    for (long k = 0, taps = s.rows * s.columns; k < s.depth; k++)
+        w.filter_of[k] = (taps - 1 - k % taps) * l->o + k / taps;
+    run(&s, &w, g, filters, dx);
+}

@@ -1,0 +1,258 @@
+/* The gradient of a convolution with respect to its filters, in the c01b layout.
+ *
+ *     dw[c,i,j,o] = sum over y,x,b of  padded[c, y*stride + i, x*stride + j, b] * g[o,y,x,b]
+ *
+ * padded is the image with `pad` explicit zeros around it: an infinite g makes NaN of them, as in the plain sum.
+ * A dense layer is the case of a 1x1 image and a 1x1 filter.
+ *
+ * With r = (c,i,j) the sum is a matrix product, (r by terms) times (terms by o), a term being an (y,x,b).
+ *   - The output channels are the vector axis, so that no sum runs across a vector.  g is transposed once into panels
+ *     of LINE channels, [panel][y][x][b][LINE]; channels beyond the last are zeros and are not stored.
+ *   - The numbers of x are broadcast, and read where they lie (or in a padded copy): for each r the terms of one image
+ *     row are contiguous if stride is 1, otherwise in pieces of b.
+ *   - The terms of an image row are cut into chunks of at most DEPTH, so that a panel's chunk stays in the first-level
+ *     cache while the tiles of r pass over it, and all that a task reads of a chunk stays in the second.  A tile,
+ *     GRADIENT_ROWS r by one panel, is summed over one chunk in registers and then added to dw.
+ *   - A task is a range of tiles and of panels.  Its loops: image row y: chunk: panel: tile.
+ *
+ * Each number of dw is summed by one thread in one order, whatever the tasks: the number of threads changes no bit.
+ */
+#include <stdint.h>
+#include <string.h>
+#include "tiles.h"
+
+enum { TASK_ROWS = 288, TASK_CHANNELS = 192 };      /* 216 KiB of dw, as much of g, and x, in a second-level cache */
+enum { TASKS_PER_THREAD = 4 };
+
+/* Shapes as they come from Python; the filters are (c / groups, rows, columns, o). */
+typedef struct { int64_t c, height, width, b, o, rows, columns, stride, pad, groups; } Layer;
+
+typedef struct {
+    long groups, c, o, all_o, b, pad, stride;                /* c and o of one group */
+    long columns, rows, height, width, padded_height, padded_width, out_height, out_width;
+    long filter_rows, tiles, panels;                         /* of one group */
+    long segments, run, segment_step;                        /* an image row: segments of run contiguous terms */
+    long chunk_segments, chunk_run;
+    long task_tiles, task_panels, tile_ranges, panel_ranges;
+} Sum;
+
+typedef struct {
+    float *panels;               /* g transposed */
+    float *padded;               /* the padded copy of x, where pad > 0 */
+    long *row_of;                /* offset of row r in padded */
+} Workspace;
+
+static void choose_chunks(Sum *s)
+{
+    int contiguous = s->stride == 1;
+    s->segments = contiguous ? 1 : s->out_width;
+    s->run = contiguous ? s->out_width * s->b : s->b;
+    s->segment_step = s->stride * s->b;
+    s->chunk_segments = parts(s->segments, parts(s->segments, most(DEPTH / s->run, 1)));
+    s->chunk_run = parts(s->run, parts(s->run, DEPTH));
+}
+
+static void choose_tasks(Sum *s)
+{
+    long wanted = TASKS_PER_THREAD * omp_get_max_threads();
+    s->task_panels = parts(s->panels, parts(s->panels, most(TASK_CHANNELS / LINE, 1)));
+    s->panel_ranges = parts(s->panels, s->task_panels);
+    long ranges = most(parts(s->filter_rows, TASK_ROWS), parts(wanted, s->groups * s->panel_ranges));
+    s->task_tiles = parts(s->tiles, least(ranges, s->tiles));
+    s->tile_ranges = parts(s->tiles, s->task_tiles);
+}
+
+static Sum gradient_sum(const Layer *l)
+{
+    Sum s = { .groups = l->groups, .c = l->c / l->groups, .o = l->o / l->groups, .all_o = l->o, .b = l->b,
+              .pad = l->pad, .stride = l->stride, .columns = l->columns, .rows = l->rows, .height = l->height,
+              .width = l->width, .padded_height = l->height + 2 * l->pad, .padded_width = l->width + 2 * l->pad };
+    s.out_height = (s.padded_height - l->rows) / l->stride + 1;
+    s.out_width = (s.padded_width - l->columns) / l->stride + 1;
+    s.filter_rows = s.c * l->rows * l->columns;
+    s.tiles = parts(s.filter_rows, GRADIENT_ROWS);
+    s.panels = parts(s.o, LINE);
+    choose_chunks(&s);
+    choose_tasks(&s);
+    return s;
+}
+
+static void pad_images(const Sum *s, const float *x, float *padded)
+{
+    #pragma omp parallel for schedule(static)
+    for (long i = 0; i < s->groups * s->c * s->padded_height; i++) {
+        long c = i / s->padded_height, row = i % s->padded_height - s->pad;
+        long inner = s->width * s->b, edge = s->pad * s->b;
+        float *to = padded + i * s->padded_width * s->b;
+        if (row < 0 || row >= s->height) {
+            memset(to, 0, s->padded_width * s->b * sizeof(float));
+            continue;
+        }
+        memset(to, 0, edge * sizeof(float));
+        memcpy(to + edge, x + (c * s->height + row) * inner, inner * sizeof(float));
+        memset(to + edge + inner, 0, edge * sizeof(float));
+    }
+}
+
+/* Some terms of one panel: from (channel, term) to (term, channel). */
+static void transpose(const float *g, long channel_step, long channels, long terms, float *panel)
+{
+    enum { BLOCK = 16 };
+    for (long start = 0; start < terms; start += BLOCK) {
+        long n = least(BLOCK, terms - start);
+        for (long o = 0; o < LINE; o++)
+            for (long t = start; t < start + n; t++)
+                panel[t * LINE + o] = o < channels ? g[o * channel_step + t] : 0;
+    }
+}
+
+static void transpose_gradient(const Sum *s, const float *g, float *panels)
+{
+    long terms = s->out_width * s->b, image = s->out_height * terms;
+    #pragma omp parallel for schedule(static)
+    for (long i = 0; i < s->groups * s->panels * s->out_height; i++) {
+        long y = i % s->out_height, panel = i / s->out_height % s->panels, group = i / s->out_height / s->panels;
+        const float *from = g + (group * s->o + panel * LINE) * image + y * terms;
+        transpose(from, image, least(LINE, s->o - panel * LINE), terms, panels + i * terms * LINE);
+    }
+}
+
+/* Part of dw that a tile is added to, or that it replaces if it is the first. */
+typedef struct { float *dw; long step, rows, channels; int first; } Target;
+
+static void add_to_edge(const float *sum, Target t)
+{
+    for (long r = 0; r < least(t.rows, GRADIENT_ROWS); r++)
+        for (long o = 0; o < least(t.channels, LINE); o++) {
+            float *dw = t.dw + r * t.step + o;
+            *dw = sum[r * LINE + o] + (t.first ? 0 : *dw);
+        }
+}
+
+/* The inner loop: GRADIENT_ROWS rows of x times one panel, over some segments of run terms. */
+static void add_tile(const float *const x[GRADIENT_ROWS], const float *panel, long segments, long run, long segment_step,
+                     Target t)
+{
+    vector sum[GRADIENT_ROWS][VECTORS];
+    UNROLL
+    for (int r = 0; r < GRADIENT_ROWS; r++)
+        UNROLL
+        for (int v = 0; v < VECTORS; v++)
+            sum[r][v] = (vector){ 0 };
+    for (long segment = 0; segment < segments; segment++) {
+        const float *row[GRADIENT_ROWS];
+        UNROLL
+        for (int r = 0; r < GRADIENT_ROWS; r++)
+            row[r] = x[r] + segment * segment_step;
+        for (long k = 0; k < run; k++, panel += LINE) {
+            vector g[VECTORS];
+            UNROLL
+            for (int v = 0; v < VECTORS; v++)
+                g[v] = *(const vector *)(panel + v * LANES);
+            UNROLL
+            for (int r = 0; r < GRADIENT_ROWS; r++)
+                UNROLL
+                for (int v = 0; v < VECTORS; v++)
+                    sum[r][v] += row[r][k] * g[v];
+        }
+    }
+    if (t.rows < GRADIENT_ROWS || t.channels < LINE) {
+        float copy[GRADIENT_ROWS * LINE];
+        UNROLL
+        for (int r = 0; r < GRADIENT_ROWS; r++)
+            UNROLL
+            for (int v = 0; v < VECTORS; v++)
+                *(vector *)(copy + r * LINE + v * LANES) = sum[r][v];
+        add_to_edge(copy, t);
+        return;
+    }
+    UNROLL
+    for (int r = 0; r < GRADIENT_ROWS; r++)
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) {
+            vector *dw = (vector *)(t.dw + r * t.step + v * LANES);
+            if (!t.first)
+                sum[r][v] += *dw;
+            *dw = sum[r][v];
+        }
+}
+
+typedef struct { long group, tile, tile_end, panel, panel_end; } Task;
+
+/* The terms from `term` of segment `segment` in image row y. */
+typedef struct { long y, segment, segments, term, run; } Chunk;
+
+static void add_chunk(const Sum *s, const Workspace *w, const Task *task, const float *x, Chunk chunk, float *dw)
+{
+    long terms = s->out_width * s->b;
+    long first_term = chunk.y * terms + chunk.segment * s->run + chunk.term;
+    long x_start = chunk.y * s->stride * s->padded_width * s->b + chunk.segment * s->segment_step + chunk.term;
+    const float *group_x = x + task->group * s->c * s->padded_height * s->padded_width * s->b + x_start;
+    Target t = { .step = s->all_o, .first = first_term == 0 };
+    for (long p = task->panel; p < task->panel_end; p++) {
+        const float *panel = w->panels + ((task->group * s->panels + p) * s->out_height * terms + first_term) * LINE;
+        t.channels = s->o - p * LINE;
+        for (long tile = task->tile; tile < task->tile_end; tile++) {
+            const float *rows[GRADIENT_ROWS];
+            for (long r = 0; r < GRADIENT_ROWS; r++)
+                rows[r] = group_x + w->row_of[least(tile * GRADIENT_ROWS + r, s->filter_rows - 1)];
+            t.rows = s->filter_rows - tile * GRADIENT_ROWS;
+            t.dw = dw + tile * GRADIENT_ROWS * s->all_o + task->group * s->o + p * LINE;
+            add_tile(rows, panel, chunk.segments, chunk.run, s->segment_step, t);
+        }
+    }
+}
+
+static void run_task(const Sum *s, const Workspace *w, const Task *task, const float *x, float *dw)
+{
+    for (long y = 0; y < s->out_height; y++)
+        for (long segment = 0; segment < s->segments; segment += s->chunk_segments)
+            for (long term = 0; term < s->run; term += s->chunk_run) {
+                Chunk chunk = { y, segment, least(s->chunk_segments, s->segments - segment),
+                                term, least(s->chunk_run, s->run - term) };
+                add_chunk(s, w, task, x, chunk, dw);
+            }
+}
+
+/* Cut a workspace into its pieces; returns its end, so that a start of 0 measures it. */
+static char *lay_out(const Sum *s, char *start, Workspace *w)
+{
+    long padded = s->pad ? s->groups * s->c * s->padded_height * s->padded_width * s->b : 0;
+    long terms = s->out_height * s->out_width * s->b;
+    w->panels = piece(&start, s->groups * s->panels * LINE * terms * sizeof(float));
+    w->padded = piece(&start, padded * sizeof(float));
+    w->row_of = piece(&start, s->filter_rows * sizeof(long));
+    return start;
+}
+
+/* The functions Python calls. */
+
+int64_t filter_gradient_workspace(const Layer *l)
+{
+    Sum s = gradient_sum(l);
+    Workspace w;
+    return (long)lay_out(&s, 0, &w) + CACHE_LINE;
+}
+
+void filter_gradient(const Layer *l, const float *x, const float *g, float *dw, char *workspace)
+{
+    Sum s = gradient_sum(l);
+    Workspace w;
+    lay_out(&s, aligned(workspace), &w);
+    for (long r = 0; r < s.filter_rows; r++) {
+        long j = r % s.columns, i = r / s.columns % s.rows, c = r / s.columns / s.rows;
+        w.row_of[r] = ((c * s.padded_height + i) * s.padded_width + j) * s.b;
+    }
+    if (s.pad)
+        pad_images(&s, x, w.padded);
+    transpose_gradient(&s, g, w.panels);
+    #pragma omp parallel for schedule(dynamic)
+    for (long i = 0; i < s.groups * s.tile_ranges * s.panel_ranges; i++) {
+        long panels = i % s.panel_ranges, tiles = i / s.panel_ranges % s.tile_ranges;
+        Task task = { .group = i / s.panel_ranges / s.tile_ranges, .tile = tiles * s.task_tiles,
+                      .panel = panels * s.task_panels };
+        task.tile_end = least(task.tile + s.task_tiles, s.tiles);
+        task.panel_end = least(task.panel + s.task_panels, s.panels);
+        run_task(&s, &w, &task, s.pad ? w.padded : x, dw);
+    }
+}

@@ -1,0 +1,222 @@
+"""The C kernels of convolution against plain sums in float64, on shapes that no tile divides."""
+
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from alexnet.dispatch.cpu import build, convolution
+
+pytestmark = pytest.mark.skipif(not build.compiler_available(), reason="needs a C compiler")
+
+
+class Layer(NamedTuple):
+    """Input channels and size, output channels, filter rows and columns, and the rest of a convolution."""
+
+    channels: int
+    height: int
+    width: int
+    outputs: int
+    rows: int
+    columns: int
+    stride: int
+    pad: int
+    groups: int
+    batch: int
+
+    @property
+    def shapes(self):
+        """Of images, filters and outputs."""
+        rows = (self.height + 2 * self.pad - self.rows) // self.stride + 1
+        columns = (self.width + 2 * self.pad - self.columns) // self.stride + 1
+        return (
+            (self.channels, self.height, self.width, self.batch),
+            (self.channels // self.groups, self.rows, self.columns, self.outputs),
+            (self.outputs, rows, columns, self.batch),
+        )
+
+
+LAYERS = [
+    Layer(1, 1, 1, 1, 1, 1, 1, 0, 1, 1),
+    Layer(3, 1, 1, 7, 1, 1, 1, 0, 1, 3),                       # a small dense layer
+    Layer(515, 1, 1, 203, 1, 1, 1, 0, 1, 17),                  # dense, several passes, ragged everywhere
+    Layer(70, 1, 1, 1001, 1, 1, 1, 0, 1, 33),
+    Layer(600, 1, 1, 130, 1, 1, 1, 0, 1, 600),                 # dense, more positions than one task takes
+    Layer(3, 23, 23, 10, 11, 11, 4, 0, 1, 17),                 # AlexNet's first layer, smaller
+    Layer(6, 7, 5, 22, 5, 5, 1, 2, 2, 16),
+    Layer(9, 6, 9, 15, 3, 2, 2, 3, 3, 33),
+    Layer(5, 4, 7, 13, 4, 7, 1, 0, 1, 3),                      # filters as large as the images
+    Layer(4, 3, 3, 5, 1, 1, 1, 3, 1, 5),                       # more padding than filter
+    Layer(4, 8, 7, 6, 1, 3, 3, 1, 2, 18),                      # a stride longer than the filter
+    Layer(130, 4, 4, 20, 3, 3, 1, 1, 1, 9),                    # several passes
+    Layer(260, 5, 5, 50, 3, 3, 1, 1, 2, 20),
+    Layer(2, 9, 300, 3, 3, 3, 1, 1, 1, 3),                     # many positions
+    Layer(2, 3, 3, 400, 2, 2, 1, 1, 1, 2),                     # more channels than one task takes
+]
+
+
+def patches(layer, x):
+    """View of padded x for each filter pixel (i, j): what it meets, (c, out row, out column, b)."""
+    padded = np.pad(x, ((0, 0), (layer.pad,) * 2, (layer.pad,) * 2, (0, 0)))
+    rows, columns = layer.shapes[2][1:3]
+    for i, j in product(range(layer.rows), range(layer.columns)):
+        row_slice = slice(i, i + layer.stride * (rows - 1) + 1, layer.stride)
+        yield i, j, padded, (slice(None), row_slice, slice(j, j + layer.stride * (columns - 1) + 1, layer.stride))
+
+
+def group_slices(layer):
+    """For each group: its slices of the input and of the output channels."""
+    c, o = layer.channels // layer.groups, layer.outputs // layer.groups
+    for n in range(layer.groups):
+        yield slice(n * c, (n + 1) * c), slice(n * o, (n + 1) * o)
+
+
+def forward_truth(layer, x, w):
+    out = np.zeros(layer.shapes[2])
+    for inputs, outputs in group_slices(layer):
+        for i, j, padded, window in patches(layer, x):
+            out[outputs] += np.einsum("cyxb,co->oyxb", padded[window][inputs], w[:, i, j, outputs])
+    return out
+
+
+def input_gradient_truth(layer, w, g):
+    for_padding = np.zeros(layer.shapes[0])
+    taps = list(patches(layer, for_padding))
+    total = np.zeros_like(taps[0][2])
+    for inputs, outputs in group_slices(layer):
+        for i, j, _, window in taps:
+            total[window][inputs] += np.einsum("oyxb,co->cyxb", g[outputs], w[:, i, j, outputs])
+    return total[:, layer.pad : layer.pad + layer.height, layer.pad : layer.pad + layer.width]
+
+
+def filter_gradient_truth(layer, x, g):
+    dw = np.zeros(layer.shapes[1])
+    for inputs, outputs in group_slices(layer):
+        for i, j, padded, window in patches(layer, x):
+            dw[:, i, j, outputs] = np.einsum("cyxb,oyxb->co", padded[window][inputs], g[outputs])
+    return dw
+
+
+def random_arrays(layer, seed=0):
+    """x, w and g, float32 normal numbers."""
+    generator = np.random.default_rng(seed)
+    return [generator.standard_normal(shape, dtype=np.float32) for shape in layer.shapes]
+
+
+def run(name, layer, x, w, g):
+    """The result of a kernel, written over NaNs so that a missing number shows."""
+    inputs, shape = {
+        "forward": ((x, w), layer.shapes[2]),
+        "input_gradient": ((w, g), layer.shapes[0]),
+        "filter_gradient": ((x, g), layer.shapes[1]),
+    }[name]
+    out = np.full(shape, np.nan, np.float32)
+    getattr(convolution, name)(*inputs, layer.stride, layer.pad, layer.groups, out)
+    return out
+
+
+def truth(name, layer, x, w, g):
+    """The same in float64, by plain sums."""
+    x, w, g = (array.astype(np.float64) for array in (x, w, g))
+    if name == "forward":
+        return forward_truth(layer, x, w)
+    return input_gradient_truth(layer, w, g) if name == "input_gradient" else filter_gradient_truth(layer, x, g)
+
+
+KERNELS = ["forward", "input_gradient", "filter_gradient"]
+
+
+def relative_error(result, expected):
+    return np.linalg.norm(result - expected) / max(np.linalg.norm(expected), 1e-30)
+
+
+@pytest.fixture(params=["auto", "avx2", "portable"])
+def tiles(request):
+    """Each setting of the register tiles that this processor can run."""
+    if request.param == "avx2" and not processor_has("avx2", "fma"):
+        pytest.skip("this processor has no AVX2")
+    build.use_tiles(request.param)
+    yield request.param
+    build.use_tiles("auto")
+
+
+def processor_has(*flags):
+    try:
+        with open("/proc/cpuinfo") as lines:
+            words = set(next((line for line in lines if line.startswith("flags")), "").split())
+    except FileNotFoundError:
+        return False
+    return words.issuperset(flags)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: "-".join(map(str, layer)))
+def test_kernel_equals_plain_sum(tiles, kernel, layer):
+    arrays = random_arrays(layer)
+    assert relative_error(run(kernel, layer, *arrays), truth(kernel, layer, *arrays)) < 1e-6
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernel_equals_plain_sum_for_every_stride_pad_group_and_batch(kernel):
+    for stride, pad, groups, batch in product((1, 2, 3, 4), (0, 1, 2, 3), (1, 2, 3), (1, 3, 16, 17, 33)):
+        layer = Layer(2 * groups, 5, 6, 5 * groups, 3, 2, stride, pad, groups, batch)
+        arrays = random_arrays(layer)
+        assert relative_error(run(kernel, layer, *arrays), truth(kernel, layer, *arrays)) < 1e-6, layer
+
+
+@pytest.fixture
+def set_threads():
+    """build.use_threads, undone at the end."""
+    yield build.use_threads
+    build.use_threads(None)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: "-".join(map(str, layer)))
+def test_number_of_threads_changes_no_bit(set_threads, kernel, layer):
+    arrays = random_arrays(layer)
+    results = []
+    for threads in (1, 2, 3, 7):
+        set_threads(threads)
+        results.append(run(kernel, layer, *arrays).tobytes())
+    assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_bad_number_reaches_all_it_enters_and_nothing_else(tiles, kernel, bad):
+    layer = Layer(5, 5, 6, 7, 3, 3, 1, 0, 1, 19)
+    for name, position in [("x", (1, 2, 3, 18)), ("w", (4, 1, 0, 6)), ("g", (6, 2, 1, 18))]:
+        arrays = dict(zip("xwg", random_arrays(layer), strict=True))
+        arrays[name][position] = bad
+        result, expected = run(kernel, layer, *arrays.values()), truth(kernel, layer, *arrays.values())
+        bad_result, bad_expected = ~np.isfinite(result), ~np.isfinite(expected)
+        if (kernel, name) == ("input_gradient", "w"):          # whose sums run over zeros around g, too
+            assert bad_result[4].all() and not np.delete(bad_result, 4, axis=0).any()
+            assert bad_result[bad_expected].all()
+        else:
+            np.testing.assert_array_equal(bad_result, bad_expected, err_msg=name)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_infinite_filter_or_gradient_makes_nan_of_padding(kernel):
+    layer = Layer(2, 3, 3, 2, 3, 3, 1, 1, 1, 2)
+    x, w, g = random_arrays(layer)
+    w[0, 0, 0, 0] = g[0, 0, 0, 0] = np.inf
+    assert np.isnan(run(kernel, layer, x, w, g)).any()
+
+
+def test_wrong_shapes_and_types_are_refused_in_a_sentence():
+    layer = Layer(4, 5, 5, 6, 3, 3, 1, 1, 2, 3)
+    x, w, g = random_arrays(layer)
+    with pytest.raises(ValueError, match="float64"):
+        convolution.forward(x.astype(np.float64), w, 1, 1, 2, g)
+    with pytest.raises(ValueError, match="contiguous"):
+        convolution.forward(x.swapaxes(1, 2), w, 1, 1, 2, g)
+    with pytest.raises(ValueError, match="groups"):
+        convolution.forward(x, w, 1, 1, 1, g)
+    with pytest.raises(ValueError, match="make outputs"):
+        convolution.filter_gradient(x, g, 2, 1, 2, w)
+    with pytest.raises(ValueError, match="stride >= 1"):
+        convolution.input_gradient(w, g, 0, 1, 2, x)
