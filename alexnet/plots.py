@@ -20,7 +20,7 @@ TRAIN, TOP1, TOP5 = "#8a9bb0", "#c8452f", "#2f6fa8"
 def draw(folder):
     """Draw what the run folder has records and checkpoints for; returns the paths of the pictures.
 
-    Raises ValueError when there are no records, CheckpointError when no checkpoint loads.
+    Raises FileNotFoundError when there are no records, CheckpointError when no checkpoint loads.
     """
     pictures = [learning_curves(folder)]
     newest = checkpoint.latest(folder)
@@ -34,12 +34,10 @@ def draw(folder):
 def learning_curves(folder):
     """Draw cost and errors over the epochs, learning-rate drops marked, from the records of a run folder.
 
-    Returns the path of the PNG; raises ValueError when nothing has been recorded.
+    Returns the path of the PNG; raises FileNotFoundError when the folder has no records.
     """
     folder = Path(folder).resolve()
     train, validation = columns(folder, "train"), columns(folder, "validation")
-    if not train["epoch"].size:
-        raise ValueError(f"{folder} has no records of training iterations to draw")
     figure = Figure(figsize=(8, 7.5), dpi=120, layout="constrained")
     cost, error = figure.subplots(2, 1, sharex=True)
     figure.suptitle(title(folder.name, validation))
@@ -101,7 +99,7 @@ def columns(folder, kind):
 
 def smoothed(train, field, scale=1):
     """(epochs, scale * means) of equal stretches of iterations, at most POINTS of them."""
-    stretch = math.ceil(len(train[field]) / POINTS)
+    stretch = max(1, math.ceil(len(train[field]) / POINTS))
     starts = np.arange(0, len(train[field]), stretch)
     lengths = np.diff([*starts, len(train[field])])
     return tuple(np.add.reduceat(train[name], starts) / lengths * by for name, by in (("epoch", 1), (field, scale)))

@@ -228,8 +228,13 @@ class Recorder:
 
 
 def read_records(folder):
-    """The records of a run folder, in order; a last line that a kill cut short is left out."""
+    """The records of a run folder, in order; a last line that a kill cut short is left out.
+
+    Raises FileNotFoundError when the folder is no run's.
+    """
     path = Path(folder) / "records.jsonl"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} is no run's folder: it has no {path.name}")
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]
 

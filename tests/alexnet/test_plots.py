@@ -83,9 +83,13 @@ def test_curves_without_validation_and_with_nan_are_drawn(tmp_path):
     size_of(plots.learning_curves(tmp_path))
 
 
-def test_nothing_recorded_is_refused(tmp_path):
+def test_a_run_stopped_before_its_first_step_is_drawn_empty(tmp_path):
     record(tmp_path, iterations=0)
-    with pytest.raises(ValueError, match="has no records of training iterations to draw"):
+    size_of(plots.learning_curves(tmp_path))
+
+
+def test_a_folder_without_records_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no run's folder: it has no records.jsonl"):
         plots.learning_curves(tmp_path)
 
 

@@ -1,0 +1,33 @@
+"""python -m alexnet: the paper's table, and pictures of a run."""
+
+import io
+
+from alexnet.__main__ import main
+from alexnet.recorder import Recorder
+
+
+def test_summary_adds_up_to_the_papers_figures(capsys):
+    assert main(["summary"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[-1] == ["total", "60,965,224", "724,406,816"]
+    (conv2,) = [line for line in lines if line[0] == "conv2"]
+    assert conv2 == "conv2 256 × 27 × 27 307,456 223,948,800".split()
+
+
+def test_summary_of_another_number_of_classes(capsys):
+    assert main(["summary", "--classes", "10"]) == 0
+    assert f"{60_965_224 - 990 * 4097:,}" in capsys.readouterr().out
+
+
+def test_plot_draws_a_run(tmp_path, capsys):
+    with Recorder(tmp_path, stream=io.StringIO()) as recorder:
+        recorder.train_iteration(iteration=1, epoch=0.5, cost=2.0, error=0.9, learning_rate=0.01, images=8)
+    assert main(["plot", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"drew {tmp_path / 'learning_curves.png'}\n"
+    assert (tmp_path / "learning_curves.png").exists()
+
+
+def test_plot_of_what_is_no_run_is_refused(tmp_path, capsys):
+    assert main(["plot", str(tmp_path)]) == 2
+    expected = f"python -m alexnet plot: {tmp_path} is no run's folder: it has no records.jsonl\n"
+    assert capsys.readouterr().err == expected
