@@ -11,7 +11,7 @@ def test_summary_adds_up_to_the_papers_figures(capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[-1] == ["total", "60,965,224", "724,406,816"]
     (conv2,) = [line for line in lines if line[0] == "conv2"]
-    assert conv2 == "conv2 256 × 27 × 27 307,456 223,948,800".split()
+    assert conv2 == ["conv2", "256", "×", "27", "×", "27", "307,456", "223,948,800"]
 
 
 def test_summary_of_another_number_of_classes(capsys):
