@@ -1,0 +1,78 @@
+"""What a run's checkpoint holds, and how a run goes on from one.
+
+    arrays      every parameter and velocity, the step of the random layers, the mean image
+    metadata    position in the training, settings, network, class names, versions
+
+The random streams are counter based, so the position is all that they need; restoring is bit-exact on the CPU.
+"""
+
+import platform
+
+import numpy as np
+import pytensor
+
+from alexnet import checkpoint
+from alexnet.checkpoint import CheckpointError
+from alexnet.training import Diverged, Position
+
+MEAN = "mean"                           # the mean image's name among the arrays
+MID_EPOCH = ("batch_size", "random_seed", "shuffle")    # must stay to go on within an epoch: they order its batches
+
+
+def save(folder, position, network, data, config):
+    """Write the checkpoint of a run at `position` into its folder and remove those beyond keep_snapshots.
+
+    Raises Diverged, and keeps what is there, when a parameter or velocity is not finite.
+    """
+    arrays = network.get_state() | {MEAN: network.mean}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise Diverged(f"{name} holds values that are not finite after iteration {position.iteration}")
+    metadata = {
+        "position": position._asdict(),
+        "model": config.model,
+        "config": config.model_dump(mode="json"),
+        "classes": data.classes,
+        "class_names": data.class_names,
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "pytensor": pytensor.__version__},
+    }
+    checkpoint.save(checkpoint.snapshot_path(folder, position.iteration), arrays, metadata)
+    checkpoint.prune(folder, config.keep_snapshots)
+
+
+def newest(folder):
+    """The newest checkpoint file of a run's folder, or None."""
+    return next(iter(checkpoint.snapshots(folder)), None)
+
+
+def restore(path, network, config):
+    """Bring the network to the state in the checkpoint `path`; returns the Position to go on from.
+
+    Raises CheckpointError when the arrays are not this network's, or when settings that order the batches
+    have changed and the checkpoint lies within an epoch.
+    """
+    arrays, metadata = checkpoint.load(path)
+    checkpoint.check_metadata(metadata, {"model": config.model}, path)
+    expected = {name: (array.shape, array.dtype) for name, array in network.get_state().items()}
+    expected[MEAN] = (network.mean.shape, network.mean.dtype)
+    checkpoint.check_arrays(arrays, expected, path)
+    position = position_of(metadata, path)
+    before = metadata["config"]
+    for key in MID_EPOCH if position.batch else ():
+        if before[key] != getattr(config, key):
+            raise CheckpointError(
+                f"{path} stands within epoch {position.epoch + 1}, so {key} must stay {before[key]}, "
+                f"got {getattr(config, key)}"
+            )
+    arrays.pop(MEAN)
+    network.set_state(arrays)
+    return position
+
+
+def position_of(metadata, path):
+    """The Position in a checkpoint's metadata; raises CheckpointError where there is none."""
+    try:
+        epoch, batch, iteration, errors = (metadata["position"][field] for field in Position._fields)
+        return Position(int(epoch), int(batch), int(iteration), tuple(map(float, errors)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} does not say where training stood, so it is no run's checkpoint") from error

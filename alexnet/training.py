@@ -1,0 +1,187 @@
+"""The one training loop.
+
+It is handed what differs between one worker, two GPUs and an MPI job: the batches, the exchange and the
+recorder.  Where training stands is a Position; together with the state of the network it is a checkpoint.
+"""
+
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from alexnet.data import Crop, Request, centre_crop, crop_stream, draw_crop, file_order
+from alexnet.schedules import learning_rate
+
+
+class Diverged(ArithmeticError):
+    """The cost is no longer a number."""
+
+
+class Position(NamedTuple):
+    """Where training stands, between two steps."""
+
+    epoch: int = 0                      # epochs done
+    batch: int = 0                      # steps done in this epoch
+    iteration: int = 0                  # steps done in all
+    errors: tuple[float, ...] = ()      # top-1 validation error after each epoch done, in [0, 1]
+
+
+class Run(NamedTuple):
+    """What a training run holds on to.
+
+    network         alexnet.compile.Network
+    data            alexnet.data.Dataset
+    batches         .read(requests) yields the images of each; multigpu.loader
+    exchange        called after every step: averages the state with the other workers
+    recorder        alexnet.recorder.Recorder
+    save            (Position) -> None: writes a checkpoint
+    stop_requested  () -> bool: whether to stop after this step
+    rank            of this worker, for its random streams and its share of the data
+    """
+
+    config: Any
+    network: Any
+    data: Any
+    batches: Any
+    exchange: Any
+    recorder: Any
+    save: Any
+    stop_requested: Any
+    rank: int = 0
+
+
+class Batch(NamedTuple):
+    """One batch before it is read: what to ask the loader for, and what the worker adds to the images."""
+
+    request: Request
+    crop: Crop                          # of each image, wherever the cropping happens
+    labels: np.ndarray                  # int32 (batch,)
+
+    def inputs(self, images):
+        """The arguments of a compiled function for `images`: the crop too, unless the loader has done it."""
+        return (images, self.labels) if self.request.crop else (images, *self.crop, self.labels)
+
+
+def train(run, position=Position()):
+    """Train from `position` until the last epoch, n_iterations, a stop or Diverged; returns where it ended."""
+    while position.epoch < run.config.n_epochs and not ended(run, position):
+        position = train_epoch(run, position)
+        if position.batch:                                  # stopped within the epoch
+            break
+        if position.epoch % run.config.snapshot_freq == 0:
+            run.save(position)
+    run.save(position)
+    return position
+
+
+def ended(run, position):
+    limit = run.config.n_iterations
+    return run.stop_requested() or (limit is not None and position.iteration >= limit)
+
+
+def train_epoch(run, position):
+    """The rest of an epoch, steps and validation; returns the position after it, or where it was stopped."""
+    batches, steps = training_batches(run, position)
+    for batch, images in read(run, batches):
+        train_step(run, position, steps, batch, images)
+        position = position._replace(batch=position.batch + 1, iteration=position.iteration + 1)
+        if position.batch < steps and ended(run, position):
+            return position
+        every = run.config.snapshot_iterations
+        if every and position.iteration % every == 0:
+            run.save(position)
+    if not run.config.validation:
+        return position._replace(epoch=position.epoch + 1, batch=0)
+    error = validate(run, position)
+    if error is None:
+        return position
+    return Position(position.epoch + 1, 0, position.iteration, (*position.errors, error))
+
+
+def train_step(run, position, steps, batch, images):
+    """One step: compute and update, exchange, record; raises Diverged when the cost is not finite."""
+    epoch = position.epoch + position.batch / steps
+    rate = learning_rate(run.config, epoch, position.errors)
+    with run.recorder.time("calc"):
+        cost, error = run.network.train(*batch.inputs(images), np.float32(rate))
+    with run.recorder.time("comm"):
+        run.exchange()
+    if not math.isfinite(cost):
+        files = ", ".join(str(segment.path) for segment in batch.request.segments)
+        raise Diverged(
+            f"the cost became {float(cost)} at iteration {position.iteration + 1} (epoch {position.epoch + 1}, {files}); "
+            f"a lower learning_rate than {rate:g} or a look at that file's images may help"
+        )
+    run.recorder.train_iteration(
+        iteration=position.iteration + 1,
+        epoch=position.epoch + (position.batch + 1) / steps,
+        cost=float(cost),
+        error=float(error),
+        learning_rate=rate,
+        images=len(batch.labels),
+    )
+
+
+def validate(run, position):
+    """Cost and errors over all validation images, recorded; returns the top-1 error, or None when stopped."""
+    totals, n = np.zeros(3), 0
+    for batch, images in read(run, validation_batches(run)):
+        if run.stop_requested():
+            return None
+        totals += len(batch.labels) * np.array(run.network.validate(*batch.inputs(images)), dtype=float)
+        n += len(batch.labels)
+    cost, top1_error, top5_error = totals / n
+    rate = learning_rate(run.config, position.epoch, position.errors)
+    run.recorder.epoch(
+        epoch=position.epoch + 1,
+        iteration=position.iteration,
+        cost=cost,
+        top1_error=top1_error,
+        top5_error=top5_error,
+        learning_rate=rate,
+        images=n,
+    )
+    return float(top1_error)
+
+
+def read(run, batches):
+    """Pairs of a Batch and its images, an array that is valid until the next pair; time waited is recorded."""
+    batches, ahead = itertools.tee(batches)
+    images = run.batches.read(batch.request for batch in ahead)
+    for batch in batches:
+        with run.recorder.time("wait"):
+            pixels = next(images)
+        yield batch, pixels
+
+
+def training_batches(run, position):
+    """The batches of the epoch that are still to do, and how many steps the whole epoch has."""
+    config, split = run.config, run.data.train
+    order = file_order(config.random_seed, position.epoch, len(split.files), config.shuffle)
+    plan = split.plan(config.batch_size, order)
+    first = position.iteration - position.batch
+
+    def batches():
+        for index in range(position.batch, len(plan)):
+            segments, labels = plan[index]
+            crop = training_crop(run, first + index, len(labels))
+            yield Batch(Request(segments, None if config.use_data_layer else crop), crop, labels)
+
+    return batches(), len(plan)
+
+
+def training_crop(run, iteration, batch):
+    config, size = run.config, run.network.model.image_size
+    if not config.rand_crop:
+        return centre_crop(batch, size)
+    generator = crop_stream(config.random_seed, run.rank, iteration)
+    return draw_crop(generator, batch, size, config.batch_crop_mirror)
+
+
+def validation_batches(run):
+    """Every validation image once, centre crop, the last batch as small as it is."""
+    size, in_graph = run.network.model.image_size, run.config.use_data_layer
+    for segments, labels in run.data.validation.plan(run.config.batch_size, keep_last=True):
+        crop = centre_crop(len(labels), size)
+        yield Batch(Request(segments, None if in_graph else crop), crop, labels)

@@ -1,0 +1,57 @@
+"""Layers: numbering, order of pooling, dropout only in training, refusals."""
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+
+from alexnet.layers import LRN, Conv, Dense, Dropout, Flatten, MaxPool, Noise, Sequential, rectify
+
+
+def test_layers_are_numbered_by_those_with_parameters(rng):
+    net = Sequential(Conv(rng, 3, 4, 3, pool=(2, 2)), LRN(), Flatten(), Dense(rng, 36, 5), Dropout(0.5, 1))
+    assert net.names == ("conv1", "lrn1", "flatten1", "fc2", "dropout2")
+    assert [p.name for p in net.parameters] == ["conv1.W", "conv1.b", "fc2.W", "fc2.b"]
+    assert [(row.name, row.shape) for row in net.describe((3, 8, 8))] == [
+        ("conv1", (4, 6, 6)), ("pool1", (4, 3, 3)), ("lrn1", (4, 3, 3)),
+        ("flatten1", (36,)), ("fc2", (5,)), ("dropout2", (5,)),
+    ]  # fmt: skip
+
+
+def test_pooling_before_bias_and_relu_changes_no_bit(rng):
+    conv = Conv(rng, 3, 4, 3, pool=(3, 2), bias=0.05)
+    x = pt.tensor("x", shape=(3, 9, 9, None), dtype="float32")
+    after = MaxPool(3, 2)(rectify(conv.convolution(x, conv.W.variable) + conv.b.variable.dimshuffle(0, "x", "x", "x")))
+    function = pytensor.function([x], [conv(x), after], mode="FAST_COMPILE")
+    before, after = function(rng.normal(size=(3, 9, 9, 5)).astype("float32"))
+    assert (before > 0).any() and (before == 0).any()
+    np.testing.assert_array_equal(before, after)
+
+
+def test_flatten_keeps_the_channel_outermost():
+    x = pt.tensor("x", shape=(2, 3, 3, None), dtype="float32")
+    images = np.arange(36, dtype="float32").reshape(2, 3, 3, 2)
+    flat = pytensor.function([x], Flatten()(x), mode="FAST_COMPILE")(images)
+    np.testing.assert_array_equal(flat, images.reshape(18, 2))
+
+
+def test_dense_is_the_matrix_product(rng):
+    dense = Dense(rng, 6, 4, relu=False, std=1.0)
+    x = pt.tensor("x", shape=(6, None), dtype="float32")
+    features = rng.normal(size=(6, 3)).astype("float32")
+    expected = dense.W.variable.get_value().T.astype("float64") @ features + 0.1
+    np.testing.assert_allclose(pytensor.function([x], dense(x), mode="FAST_COMPILE")(features), expected, rtol=1e-5)
+
+
+def test_dropout_acts_in_training_alone(rng):
+    x = pt.matrix("x", dtype="float32")
+    layer = Dropout(0.5, 3)
+    assert layer(x) is x
+    assert Dropout(0, 3)(x, Noise(1, 2)) is x
+    dropped = pytensor.function([x], layer(x, Noise(np.int64(1), np.int64(2))), mode="FAST_COMPILE")
+    assert set(np.unique(dropped(np.ones((50, 50), "float32")))) == {0.0, 2.0}
+
+
+def test_groups_that_do_not_divide_are_refused(rng):
+    with pytest.raises(ValueError, match="groups must divide channels and filters, got 2 for 3 and 4"):
+        Conv(rng, 3, 4, 3, groups=2)

@@ -1,0 +1,130 @@
+"""The training loop: resuming to the bit, the same pixels whoever loads and crops, divergence, stops."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from alexnet import checkpoint
+from alexnet.checkpoint import CheckpointError
+from alexnet.recorder import read_records
+from alexnet.training import Diverged
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """52 images: 13 batches of 4."""
+    return tiny.make_data(tmp_path_factory.mktemp("data") / "set", train=52)
+
+
+def final_state(folder):
+    """Arrays and position of the newest checkpoint."""
+    arrays, metadata = checkpoint.load(checkpoint.latest(folder))
+    return arrays, metadata["position"]
+
+
+def assert_same_run(folder, other):
+    """The same weights, velocities and position to the bit, and the same records."""
+    (arrays, position), (others, other_position) = final_state(folder), final_state(other)
+    assert position == other_position
+    assert arrays.keys() == others.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, others[name], err_msg=name)
+    timed = {"seconds", "calc", "sync", "comm", "wait", "at"}
+    records = [
+        [{key: value for key, value in record.items() if key not in timed} for record in read_records(run)]
+        for run in (folder, other)
+    ]
+    assert records[0] == records[1]
+
+
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory):
+    """40 iterations in one go: three epochs of 13 and one step, with a rate drop after the second."""
+    output = tmp_path_factory.mktemp("straight")
+    changes = {"n_epochs": 9, "n_iterations": 40, "lr_step": "2", "keep_snapshots": "null", "print_freq": 10}
+    return tiny.run(data, output, snapshot_iterations=20, **changes)
+
+
+def resumed(data, output, straight, at, **changes):
+    """The run that goes on from the checkpoint of iteration `at`, in a copy of the first run's folder."""
+    folder = output / "run"
+    shutil.copytree(straight, folder)
+    for path in checkpoint.snapshots(folder):
+        if path != checkpoint.snapshot_path(folder, at):
+            path.unlink()
+    given = {"n_epochs": 9, "n_iterations": 40, "lr_step": "2", "print_freq": 10}
+    return tiny.run(data, output, resume_train=checkpoint.snapshot_path(folder, at), **(given | changes))
+
+
+@pytest.mark.parametrize("para_load", ["true", "false"])
+@pytest.mark.parametrize("at", [20, 26], ids=["within an epoch, before the rate drop", "at an epoch's end, at the drop"])
+def test_resuming_changes_no_bit(data, tmp_path, straight, at, para_load):
+    folder = resumed(data, tmp_path, straight, at, para_load=para_load)
+    assert final_state(folder)[1]["iteration"] == 40
+    rates = {record["learning_rate"] for record in read_records(folder)}
+    assert sorted(rates) == pytest.approx([0.001, 0.01])
+    assert_same_run(folder, straight)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"para_load": "false"}, {"slots": 4}, {"use_data_layer": "false"}, {"threads": 1}],
+    ids=["read by the worker", "a longer ring", "cropped by the loader", "one thread"],
+)
+def test_how_the_pixels_come_in_changes_no_bit(data, tmp_path, straight, changes):
+    given = {"n_epochs": 9, "n_iterations": 14, "lr_step": "2"}
+    arrays = final_state(tiny.run(data, tmp_path, **(given | changes)))[0]
+    expected = final_state(tiny.run(data, tmp_path, run_name="plain", **given))[0]
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+def test_a_stop_saves_and_loses_no_step(data, tmp_path, straight):
+    stopped = tiny.run(data, tmp_path, line=tiny.Line(stop_after=17), n_epochs=9, n_iterations=40, lr_step="2")
+    position = final_state(stopped)[1]
+    assert 0 < position["iteration"] < 40 and position["batch"] > 0
+    path = checkpoint.latest(stopped)
+    tiny.run(data, tmp_path, resume_train=path, n_epochs=9, n_iterations=40, lr_step="2")
+    assert_same_run(stopped, straight)
+
+
+def test_training_lowers_the_cost_and_validation_covers_every_image(data, tmp_path):
+    folder = tiny.run(data, tmp_path, n_epochs=8, dropout_rate=0, learning_rate=0.02)
+    validations = [record for record in read_records(folder) if record["kind"] == "validation"]
+    assert [record["images"] for record in validations] == [10] * 8
+    costs = [record["cost"] for record in read_records(folder) if record["kind"] == "train"]
+    assert np.mean(costs[-13:]) < 0.7 * np.mean(costs[:13])
+    left = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "log.txt", "records.jsonl", "train.csv", "validation.csv", "filters.png"} <= left
+
+
+def test_divergence_names_iteration_and_file_and_keeps_the_last_checkpoint(data, tmp_path):
+    with pytest.raises(Diverged, match=r"cost became (nan|inf) at iteration \d+ .*\.hkl.*last good checkpoint is") as error:
+        tiny.run(data, tmp_path, learning_rate=1e20, snapshot_iterations=1, warmup_epochs=1, n_epochs=3)
+    path = checkpoint.latest(tmp_path / "run")
+    assert path is not None and str(path) in str(error.value)
+    arrays = checkpoint.load(path)[0]
+    assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+def test_within_an_epoch_the_order_of_batches_must_stay(data, tmp_path, straight):
+    with pytest.raises(CheckpointError, match="within epoch 2, so batch_size must stay 4, got 2"):
+        resumed(data, tmp_path, straight, 20, batch_size=2)
+
+
+def test_a_checkpoint_of_another_network_is_refused(data, tmp_path, straight):
+    with pytest.raises(CheckpointError, match="was saved with model 'tiny', this run has 'alexnet'"):
+        resumed(data, tmp_path, straight, 26, model="alexnet")
+
+
+def test_a_batch_larger_than_the_set_is_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="batch size 64 is larger than the set of 52 images"):
+        tiny.run(data, tmp_path, batch_size=64)
+
+
+def test_records_are_strict_json(straight):
+    for line in (straight / "records.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)

@@ -1,0 +1,81 @@
+"""Train a network.
+
+    python train.py                                  # a first run: makes a small data set, trains, draws the curves
+    python train.py data=/scratch/ilsvrc12           # on a folder made by `python -m preprocess`, or upstream's
+    python train.py resume_train=latest              # go on where the newest run stopped
+    python train.py --help                           # every setting, with its default, unit and source
+
+The run's folder, runs/DATE_TIME, gets the settings, the log, one JSON line and one CSV line per record, curves and
+filters as PNG, and checkpoints.  Exit status: 0 done, 2 something asked for cannot be, 130 or 143 stopped and saved,
+1 a process died.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from alexnet.checkpoint import CheckpointError, latest
+from alexnet.config import ConfigError, load_config
+from alexnet.hkl import DataError
+from multigpu.launch import launch
+from preprocess import PreprocessError
+from preprocess.synthetic import SYNTHETIC, ensure_synthetic
+
+
+def main(arguments):
+    try:
+        config = with_run(with_data(load_settings(arguments)))
+    except (ConfigError, DataError, CheckpointError, PreprocessError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    return launch(config)
+
+
+def load_settings(arguments):
+    """The Config of the command line; when it resumes a run, over that run's own settings."""
+    config = load_config(arguments)
+    if not config.resume_train:
+        return config
+    found = find_checkpoint(config)
+    stored = found.parent / "config.yaml"
+    asked = config.run_name
+    if stored.exists() and "--config" not in " ".join(arguments):
+        config = load_config(arguments, stored)
+    run = {} if asked else {"output": str(found.parent.parent), "run_name": found.parent.name}
+    return config.model_copy(update={"resume_train": str(found)} | run)
+
+
+def find_checkpoint(config):
+    """The checkpoint file that resume_train means: the newest run's, a folder's newest, or a file."""
+    place = Path(config.output if config.resume_train == "latest" else config.resume_train)
+    if place.is_file():
+        return place
+    if not place.is_dir():
+        raise CheckpointError(f"resume_train: there is no run folder or checkpoint file {place}")
+    folders = [place] if config.resume_train != "latest" else sorted(place.iterdir(), reverse=True)
+    for folder in folders:
+        if folder.is_dir() and (found := latest(folder)):
+            return found
+    raise CheckpointError(f"resume_train: there is no checkpoint that loads in {place}")
+
+
+def with_data(config):
+    """The Config with its data folder: without one, the synthetic set, made on the spot."""
+    if config.data:
+        return config
+    ensure_synthetic(SYNTHETIC)
+    return config.model_copy(update={"data": str(SYNTHETIC)})
+
+
+def with_run(config):
+    """The Config with its run's name; a run that is there already is not written over."""
+    name = config.run_name or time.strftime("%Y-%m-%d_%H%M%S")
+    folder = Path(config.output, name)
+    going_on = config.resume_train and Path(config.resume_train).parent == folder
+    if folder.exists() and any(folder.iterdir()) and not going_on:
+        raise ConfigError(f"run_name: the folder {folder} is there already; another name, or resume_train={folder}")
+    return config.model_copy(update={"run_name": name})
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
