@@ -1,0 +1,134 @@
+"""Doubles for the tests of multigpu: readers, workers and processes small enough to be killed by the dozen.
+
+Run as a script it is a launcher:  process_doubles.py FUNCTION FOLDER key=value ...
+"""
+
+import ctypes
+import itertools
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from alexnet.config import ConfigError
+from alexnet.data import DataError, Request, Segment
+from multigpu.device.host import HostDevice
+from multigpu.launch import launch
+from multigpu.loader import ParallelBatches
+
+SHAPE = (3, 4, 4, 8)
+BAD = 1000                                       # a request that starts here cannot be read
+
+
+def request(start, images=SHAPE[3]):
+    return Request((Segment(Path("none.hkl"), start, start + images),))
+
+
+def expected(request, dtype="uint8"):
+    """What a Reader puts into a batch: the request's first image number, plus each value's place."""
+    start, stop = request.segments[0][1:]
+    return (start + np.arange(3 * 4 * 4 * (stop - start))).reshape(3, 4, 4, -1).astype(dtype)
+
+
+class Reader:
+    """Writes each request's name into `log`, sleeps for `reading` seconds, then fills the batch."""
+
+    def __init__(self, reading=0.0, log=os.devnull):
+        self.reading, self.log = reading, log
+
+    def read(self, request, out):
+        start = request.segments[0].start
+        with open(self.log, "a") as log:
+            print(start, os.environ.get("OMP_NUM_THREADS"), file=log)
+        time.sleep(self.reading)
+        if start >= BAD:
+            raise DataError(f"none.hkl has no image {start}")
+        out[...] = expected(request, out.dtype)
+
+
+def double_values(pipe, handle):
+    """A process that doubles the bytes of another's buffer, then waits to be told to end."""
+    with HostDevice() as device:
+        values = device.open(handle).array((handle.nbytes,), np.uint8)
+        values *= 2
+        pipe.send("done")
+        pipe.recv()
+        pipe.send(int(values.sum()))
+
+
+def export_values(pipe, nbytes):
+    """A process that fills a buffer with ones, sends its handle, and waits to be killed."""
+    with HostDevice() as device:
+        buffer = device.allocate(nbytes)
+        buffer.array((nbytes,), np.uint8)[:] = 1
+        pipe.send(buffer.handle)
+        pipe.recv()
+
+
+def train(config, rank, size, device, control):
+    """A worker that reads and computes for ever, or for `steps`: marks each step, and its end, in the folder."""
+    folder = Path(config.folder)
+    log = folder / f"reads{rank}"
+    with ParallelBatches((config.reading, log), SHAPE, "uint8", make_reader=Reader, on_death=control.report) as batches:
+        mark(folder / f"pids{rank}", {"worker": os.getpid(), "loader": batches.loader_pid, "device": device,
+                                      "size": size, "threads": os.environ["OMP_NUM_THREADS"]})
+        for step, _ in enumerate(batches.read(map(request, range(config.steps)))):
+            mark(folder / f"computing{rank}", step)
+            compute(config.computing)
+            mark(folder / f"step{rank}", step)
+            if control.stop_requested():
+                break
+        mark(folder / f"between{rank}", True)
+        time.sleep(config.between)
+    mark(folder / f"saved{rank}", True)
+
+
+def compute(seconds):
+    """A computation that Python cannot interrupt: one call into C, resumed when a signal cuts it short."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        ctypes.CDLL(None).usleep(int(left * 1e6))
+
+
+def never_stop(config, rank, size, device, control):
+    """A worker that hears no order."""
+    mark(Path(config.folder) / f"computing{rank}", 0)
+    compute(60)
+
+
+def fail(config, rank, size, device, control):
+    """Worker 1 of two, or the only one, fails as config.error says; the other goes on computing."""
+    if rank < size - 1:
+        return never_stop(config, rank, size, device, control)
+    errors = {"config": ConfigError, "data": DataError, "bug": ZeroDivisionError}
+    raise errors[config.error](f"the {config.error} is wrong")
+
+
+def mark(path, value):
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value))
+    partial.replace(path)
+
+
+def abandon(config):
+    """A program that leaves a slow loader behind, without closing it."""
+    batches = ParallelBatches((60.0,), SHAPE, "uint8", make_reader=Reader)
+    images = batches.read(map(request, itertools.count()))
+    batches._ask(0, iter([request(0)]))
+    mark(Path(config.folder) / "pids0", {"loader": batches.loader_pid})
+    raise ZeroDivisionError(images)
+
+
+def main(function, folder, *settings):
+    values = {key: json.loads(value) for key, value in (setting.split("=") for setting in settings)}
+    defaults = {"devices": ["cpu"], "folder": folder, "reading": 0.0, "computing": 0.01, "steps": 10, "between": 0.0}
+    config = SimpleNamespace(**defaults | values)
+    return abandon(config) if function == "abandon" else launch(config, f"process_doubles:{function}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

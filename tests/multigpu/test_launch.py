@@ -1,0 +1,273 @@
+"""The launcher: whatever dies, however, the whole run is gone within 5 s and one sentence says who was first."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import process_doubles as doubles
+import pytest
+
+from multigpu.launch import cores
+
+DOUBLES = Path(doubles.__file__)
+GONE = 5.0                                       # seconds in which every process of a run has to be gone
+
+
+class Child(NamedTuple):
+    """A process, told from a later one of the same number by when it started."""
+
+    pid: int
+    started: str
+
+
+class Run:
+    """A launcher of the doubles in a process group of its own, as a shell would start it, and all its children."""
+
+    def __init__(self, folder, function, **settings):
+        self.folder = folder
+        self.shared = set(os.listdir("/dev/shm"))
+        self.error = folder / "stderr"
+        values = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+        environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+        self.environment = environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self.command = [sys.executable, str(DOUBLES), function, str(folder), *values]
+
+    def start(self, **environment):
+        with open(self.error, "w") as error:
+            self.launcher = subprocess.Popen(
+                self.command, stderr=error, start_new_session=True, env=self.environment | environment
+            )
+        return self
+
+    def wait_for(self, name):
+        """The value of a mark, once a worker has made it."""
+        end = time.monotonic() + 20
+        while not (self.folder / name).exists():
+            assert time.monotonic() < end and self.launcher.poll() is None, self.error.read_text()
+            time.sleep(0.005)
+        return json.loads((self.folder / name).read_text())
+
+    def wait_for_reading(self, start, rank=0):
+        """Wait until the loader reads request `start`."""
+        end = time.monotonic() + 20
+        log = self.folder / f"reads{rank}"
+        while not log.exists() or f"{start} " not in log.read_text():
+            assert time.monotonic() < end and self.launcher.poll() is None, self.error.read_text()
+            time.sleep(0.005)
+
+    def pid(self, which, rank=0):
+        return self.launcher.pid if which == "launcher" else self.wait_for(f"pids{rank}")[which]
+
+    def kill(self, pid):
+        """SIGKILL to one process of the run; the rest of it has to be gone in time."""
+        members = family(self.launcher.pid)
+        assert pid in [child.pid for child in members]
+        os.kill(pid, signal.SIGKILL)
+        return self.all_gone(members)
+
+    def all_gone(self, members):
+        """Wait for the end; returns the exit status and what was said, after the checks that hold for every end."""
+        end = time.monotonic() + GONE
+        status = self.launcher.wait(GONE)
+        while (left := [child for child in members if is_running(child)]) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert left == []
+        assert set(os.listdir("/dev/shm")) <= self.shared
+        return status, self.error.read_text()
+
+    def finish(self, seconds=20):
+        status = self.launcher.wait(seconds)
+        return status, self.error.read_text()
+
+
+def state_of(pid):
+    """State, parent, and start time of a process; None when there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return fields[0], int(fields[1]), fields[19]
+
+
+def family(root):
+    """root and all processes that descend from it, as Child."""
+    states = {int(name): state_of(name) for name in os.listdir("/proc") if name.isdigit()}
+    states = {pid: state for pid, state in states.items() if state}
+    members = [root]
+    for pid in members:
+        members += [child for child, state in states.items() if state[1] == pid]
+    return [Child(pid, states[pid][2]) for pid in members]
+
+
+def is_running(child):
+    state = state_of(child.pid)
+    return state is not None and state[0] != "Z" and state[2] == child.started
+
+
+@pytest.fixture
+def run(tmp_path):
+    runs = []
+
+    def prepare(function, **settings):
+        runs.append(Run(tmp_path, function, **settings))
+        return runs[-1]
+
+    yield prepare
+    for prepared in runs:
+        members = family(prepared.launcher.pid) if prepared.launcher.poll() is None else []
+        for child in members:
+            if is_running(child):
+                os.kill(child.pid, signal.SIGKILL)
+        prepared.launcher.wait()
+
+
+def lines(text):
+    return text.strip().splitlines()
+
+
+def test_run_that_ends_by_itself_has_status_0_and_says_nothing(run):
+    train = run("train", steps=3, devices=["cpu", "cpu"]).start()
+    assert train.finish() == (0, "")
+    assert train.wait_for("step0") == train.wait_for("step1") == 2
+    assert train.wait_for("pids1")["size"] == 2
+
+
+@pytest.mark.parametrize("devices, given, expected", [
+    (["cpu"], {}, max(1, cores())), (["cpu", "cpu"], {}, max(1, cores() // 2)), (["cpu"], {"OMP_NUM_THREADS": "7"}, 7),
+])
+def test_workers_share_the_cores_and_the_loader_takes_one(run, devices, given, expected):
+    train = run("train", steps=1, devices=devices).start(**given)
+    assert train.finish() == (0, "")
+    assert train.wait_for("pids0")["threads"] == str(expected)
+    assert (train.folder / "reads0").read_text() == "0 1\n"
+
+
+@pytest.mark.parametrize("moment, settings", [
+    ("reading", {"reading": 60.0}),
+    ("computing", {"computing": 60.0}),
+    ("between epochs", {"between": 60.0, "steps": 2}),
+    ("starting", {}),
+])
+@pytest.mark.parametrize("victim", ["loader", "worker", "launcher"])
+def test_killed_process_ends_the_run_in_time(run, victim, moment, settings):
+    train = run("train", **settings).start()
+    if moment == "reading":
+        train.wait_for_reading(0)
+    elif moment == "computing":
+        train.wait_for("computing0")
+    elif moment == "between epochs":
+        train.wait_for("between0")
+    pid, worker = train.pid(victim), train.pid("worker")
+    status, said = train.kill(pid)
+    assert status == (-signal.SIGKILL if victim == "launcher" else 1)
+    sentence = {
+        "loader": rf"worker 0 \(pid {worker}\): the loader \(pid {pid}\) was killed by SIGKILL",
+        "worker": rf"worker 0 \(pid {worker}\) was killed by SIGKILL",
+        "launcher": rf"the launcher \(pid {pid}\) died; its workers end",
+    }[victim]
+    assert len(lines(said)) == 1 and re.fullmatch(sentence, said.strip()), said
+    assert not (train.folder / "saved0").exists()
+
+
+@pytest.mark.parametrize("delay", [0.02, 0.1, 0.2, 0.3, 0.5])
+def test_launcher_killed_while_its_worker_starts_leaves_nobody(run, delay):
+    train = run("train", computing=60.0).start()
+    while len(family(train.launcher.pid)) < 3:   # launcher, resource tracker, worker
+        time.sleep(0.002)
+    time.sleep(delay)
+    status, _ = train.kill(train.launcher.pid)
+    assert status == -signal.SIGKILL
+
+
+def test_dead_worker_ends_its_partner_and_is_the_one_named(run):
+    train = run("train", devices=["cpu", "cpu"], steps=10**6).start()
+    train.wait_for("step0")
+    train.wait_for("step1")
+    pid = train.pid("worker", 1)
+    status, said = train.kill(pid)
+    assert (status, lines(said)) == (1, [f"worker 1 (pid {pid}) was killed by SIGKILL"])
+
+
+def test_partner_that_hears_nothing_is_killed(run):
+    train = run("never_stop", devices=["cpu", "cpu"]).start()
+    train.wait_for("computing0")
+    train.wait_for("computing1")
+    pid = next(child.pid for child in family(train.launcher.pid) if b"spawn_main" in command_of(child.pid))
+    status, said = train.kill(pid)
+    assert status == 1
+    assert len(lines(said)) == 1 and f"(pid {pid}) was killed by SIGKILL" in said
+
+
+def command_of(pid):
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+@pytest.mark.parametrize("error, status", [("config", 2), ("data", 2)])
+@pytest.mark.parametrize("devices", [["cpu"], ["cpu", "cpu"]])
+def test_error_of_the_user_is_one_sentence_and_status_2(run, error, status, devices):
+    launched = run("fail", error=error, devices=devices).start()
+    ended, said = launched.finish()
+    assert ended == status
+    assert re.fullmatch(rf"worker {len(devices) - 1} \(pid \d+\): the {error} is wrong\n", said), said
+
+
+def test_bug_in_a_worker_shows_its_traceback_once_and_the_sentence_last(run):
+    status, said = run("fail", error="bug").start().finish()
+    assert status == 1
+    assert said.count("Traceback") == said.count("ZeroDivisionError: the bug is wrong") == 1
+    assert re.fullmatch(r"worker 0 \(pid \d+\) ended with status 1", lines(said)[-1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("group", [True, False])
+def test_signal_lets_every_worker_finish_its_step_and_save(run, number, group):
+    train = run("train", computing=0.5, steps=10**6, devices=["cpu", "cpu"]).start()
+    for rank in (0, 1):
+        train.wait_for(f"computing{rank}")
+    members = family(train.launcher.pid)
+    if group:                                    # a terminal's Ctrl-C; and timeout(1) sends SIGTERM to its child twice
+        os.killpg(train.launcher.pid, number)
+        time.sleep(0.05)
+    os.kill(train.launcher.pid, number)
+    status, said = train.all_gone(members)
+    assert (status, said) == (128 + number, f"stopped by {number.name}\n")
+    for rank in (0, 1):
+        assert train.wait_for(f"saved{rank}")
+        assert train.wait_for(f"step{rank}") == train.wait_for(f"computing{rank}")
+
+
+def test_signal_while_the_worker_starts_is_heard(run):
+    train = run("train", computing=0.2, steps=10**6).start()
+    while len(family(train.launcher.pid)) < 3:
+        time.sleep(0.002)
+    os.killpg(train.launcher.pid, signal.SIGINT)
+    status, said = train.all_gone(family(train.launcher.pid))
+    assert (status, said) == (130, "stopped by SIGINT\n")
+    assert train.wait_for("step0") == 0
+
+
+def test_sigterm_to_a_worker_stops_the_run(run):
+    train = run("train", computing=0.2, steps=10**6, devices=["cpu", "cpu"]).start()
+    for rank in (0, 1):
+        train.wait_for(f"computing{rank}")
+    os.kill(train.pid("worker", 1), signal.SIGTERM)
+    assert train.all_gone(family(train.launcher.pid)) == (143, "stopped by SIGTERM\n")
+    assert train.wait_for("saved0") and train.wait_for("saved1")
+
+
+def test_second_signal_ends_at_once(run):
+    stubborn = run("never_stop", devices=["cpu", "cpu"]).start()
+    stubborn.wait_for("computing0")
+    members = family(stubborn.launcher.pid)
+    os.killpg(stubborn.launcher.pid, signal.SIGINT)
+    time.sleep(1.2)
+    assert stubborn.launcher.poll() is None
+    os.killpg(stubborn.launcher.pid, signal.SIGINT)
+    status, said = stubborn.all_gone(members)
+    assert (status, said) == (130, "killed by a second SIGINT, without saving\n")

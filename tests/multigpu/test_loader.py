@@ -1,0 +1,299 @@
+"""The loader: the same images as without it, read while the worker computes, and never left behind."""
+
+import gc
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import process_doubles as doubles
+import pytest
+from process_doubles import BAD, SHAPE, Reader, expected, request
+
+from alexnet import hkl
+from alexnet.data import BatchReader, Request, Segment, centre_crop, crop_stream, draw_crop
+from multigpu.loader import DataError, LoaderDied, ParallelBatches, SerialBatches
+from multigpu.process import how_it_ended
+
+DOUBLES = Path(doubles.__file__)
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """One loader whose reader takes no time, shared by the tests that do not harm it."""
+    with ParallelBatches((), SHAPE, "uint8", make_reader=Reader) as batches:
+        yield batches
+
+
+@pytest.fixture
+def slow():
+    """A loader whose reader takes a minute."""
+    with ParallelBatches((60.0,), SHAPE, "uint8", make_reader=Reader) as batches:
+        yield batches
+
+
+def log_of_reads(path, count):
+    """The first numbers of the requests read so far, once there are `count` or two seconds have passed."""
+    for _ in range(200):
+        reads = [int(line.split()[0]) for line in path.read_text().splitlines()] if path.exists() else []
+        if len(reads) >= count:
+            break
+        time.sleep(0.01)
+    return reads
+
+
+def is_gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("slots", [2, 3])
+def test_images_are_those_of_reading_without_a_loader(slots, dtype):
+    requests = [request(start) for start in range(7)] + [request(7, images=5)]
+    with SerialBatches((), SHAPE, dtype, make_reader=Reader) as batches:
+        serial = [images.copy() for images in batches.read(requests)]
+    with ParallelBatches((), SHAPE, dtype, slots, make_reader=Reader) as batches:
+        parallel = []
+        for images in batches.read(requests):
+            time.sleep(0.01)                     # time for the loader to spoil a slot that is not its own
+            parallel.append(images.copy())
+    assert len(parallel) == len(serial) == 8
+    for one, other, asked in zip(parallel, serial, requests, strict=True):
+        np.testing.assert_array_equal(one, expected(asked, dtype))
+        np.testing.assert_array_equal(other, one)
+
+
+@pytest.mark.parametrize("cropped", [False, True])
+def test_batch_files_are_read_alike_with_and_without_a_loader(tmp_path, rng, cropped):
+    files = [tmp_path / "0000.hkl", tmp_path / "0001.hkl"]
+    stored = [rng.integers(0, 256, (3, 256, 256, 4), dtype=np.uint8) for _ in files]
+    for path, images in zip(files, stored, strict=True):
+        hkl.write(path, images)
+    mean = rng.uniform(100, 150, (3, 256, 256)).astype("float32")
+    pieces = [(Segment(files[0], 0, 3),), (Segment(files[0], 3, 4), Segment(files[1], 0, 2)), (Segment(files[1], 2, 4),)]
+    crops = [draw_crop(crop_stream(1, 0, 0), 3, 227), draw_crop(crop_stream(1, 0, 1), 3, 227), centre_crop(2, 227)]
+    requests = [Request(piece, crop if cropped else None) for piece, crop in zip(pieces, crops, strict=True)]
+    shape, dtype = ((3, 227, 227, 3), "float32") if cropped else ((3, 256, 256, 3), "uint8")
+    with SerialBatches((mean, 227), shape, dtype) as serial, ParallelBatches((mean, 227), shape, dtype) as parallel:
+        serial = [images.copy() for images in serial.read(requests)]
+        parallel = [images.copy() for images in parallel.read(requests)]
+    for one, other in zip(parallel, serial, strict=True):
+        np.testing.assert_array_equal(one, other)
+    if not cropped:
+        np.testing.assert_array_equal(np.concatenate(parallel, axis=3), np.concatenate(stored, axis=3))
+
+
+@pytest.mark.parametrize("slots", [2, 3])
+def test_free_slots_are_filled_while_the_worker_computes(tmp_path, slots):
+    with ParallelBatches((0.0, tmp_path / "log"), SHAPE, "uint8", slots, make_reader=Reader) as batches:
+        images = batches.read(map(request, itertools.count()))
+        next(images)
+        assert log_of_reads(tmp_path / "log", slots) == list(range(slots))
+        next(images)
+        assert log_of_reads(tmp_path / "log", slots + 1) == list(range(slots + 1))
+
+
+def test_chained_epochs_are_read_ahead_across_their_border(tmp_path):
+    training, validation = (request(start) for start in (0, 1)), (request(start) for start in (50, 51))
+    with ParallelBatches((0.0, tmp_path / "log"), SHAPE, "uint8", make_reader=Reader) as batches:
+        images = batches.read(itertools.chain(training, validation))
+        next(images)
+        next(images)                             # the last of training; meanwhile the first of validation is read
+        assert log_of_reads(tmp_path / "log", 3) == [0, 1, 50]
+
+
+def test_no_image_passes_through_the_pipe():
+    shape = (3, 256, 256, 8)                     # 1.5 MB
+    with ParallelBatches((), shape, "uint8", make_reader=ZeroReader) as batches:
+        list(batches.read([request(0)]))
+        before = written_by(batches.loader_pid)
+        assert len([None for _ in batches.read(map(request, range(10)))]) == 10
+        assert written_by(batches.loader_pid) - before < 10_000
+
+
+class ZeroReader:
+    def read(self, request, out):
+        out[...] = 0
+
+
+def written_by(pid):
+    """Bytes that a process has written to files, pipes and sockets."""
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("wchar")))
+
+
+def test_reading_as_slow_as_computing_is_hidden():
+    seconds, n = 0.1, 10
+    with ParallelBatches((seconds,), SHAPE, "uint8", make_reader=Reader) as batches:
+        list(batches.read([request(0)]))         # the loader has started
+        batches.waited, began = 0.0, time.perf_counter()
+        for _ in batches.read(map(request, range(n))):
+            time.sleep(seconds)
+        elapsed = time.perf_counter() - began
+    assert elapsed <= 1.25 * n * seconds
+    assert seconds <= batches.waited <= 0.5 * elapsed
+
+
+def test_reading_without_a_loader_is_waited_for():
+    with SerialBatches((0.05,), SHAPE, "uint8", make_reader=Reader) as batches:
+        list(batches.read(map(request, range(4))))
+    assert 0.2 <= batches.waited < 0.4
+
+
+def test_reading_may_be_left_early_and_begun_anew(quick):
+    for _ in quick.read(map(request, itertools.count(100))):
+        break
+    for start, images in enumerate(quick.read(map(request, range(5)))):
+        np.testing.assert_array_equal(images, expected(request(start)))
+
+
+def test_two_readings_at_once_are_refused(quick):
+    images = quick.read(map(request, range(5)))
+    next(images)
+    with pytest.raises(ValueError, match="another reading of these batches is still open"):
+        next(quick.read([request(0)]))
+    images.close()
+    assert len(list(quick.read([request(0)]))) == 1
+
+
+def test_empty_reading_ends_at_once(quick):
+    assert list(quick.read([])) == []
+
+
+@pytest.mark.parametrize("kind", [SerialBatches, ParallelBatches])
+def test_file_that_cannot_be_read_is_the_workers_data_error(kind):
+    with kind((), SHAPE, "uint8", make_reader=Reader) as batches:
+        images = batches.read([request(0), request(BAD), request(2)])
+        next(images)
+        with pytest.raises(DataError, match=f"^none.hkl has no image {BAD}$"):
+            next(images)
+        assert next(batches.read([request(3)]))[0, 0, 0, 0] == 3
+
+
+@pytest.mark.parametrize("kind", [SerialBatches, ParallelBatches])
+@pytest.mark.parametrize("images", [0, 9])
+def test_request_that_does_not_fit_the_buffer_is_refused(kind, images):
+    with (
+        kind((), SHAPE, "uint8", make_reader=Reader) as batches,
+        pytest.raises(ValueError, match=f"request of {images} images does not fit an input buffer of 8"),
+    ):
+        next(batches.read([request(0, images)]))
+
+
+@pytest.mark.parametrize("kind", [SerialBatches, ParallelBatches])
+def test_closed_batches_are_refused(kind):
+    batches = kind((), SHAPE, "uint8", make_reader=Reader)
+    batches.close()
+    batches.close()
+    with pytest.raises(ValueError, match="these batches are closed"):
+        next(batches.read([request(0)]))
+
+
+def test_ring_of_one_is_refused():
+    with pytest.raises(ValueError, match="at least 2 input buffers .* got 1"):
+        ParallelBatches((), SHAPE, "uint8", slots=1, make_reader=Reader)
+
+
+def test_killed_loader_is_named_at_the_next_read(slow):
+    images = slow.read([request(0)])
+    threading.Timer(1.0, os.kill, (slow.loader_pid, signal.SIGKILL)).start()
+    began = time.perf_counter()
+    with pytest.raises(LoaderDied, match=rf"^the loader \(pid {slow.loader_pid}\) was killed by SIGKILL$"):
+        next(images)
+    assert time.perf_counter() - began < 3
+
+
+def test_loader_killed_during_a_computation_is_told_at_once():
+    told = []
+    with ParallelBatches((), SHAPE, "uint8", make_reader=Reader, on_death=told.append) as batches:
+        next(batches.read([request(0)]))
+        os.kill(batches.loader_pid, signal.SIGKILL)
+        time.sleep(0.5)                          # the computation
+        assert told == [f"the loader (pid {batches.loader_pid}) was killed by SIGKILL"]
+    assert len(told) == 1
+
+
+def test_loader_that_was_closed_is_not_told_as_dead():
+    told = []
+    with ParallelBatches((), SHAPE, "uint8", make_reader=Reader, on_death=told.append) as batches:
+        next(batches.read([request(0)]))
+    time.sleep(0.2)
+    assert told == []
+
+
+def test_reader_that_cannot_be_made_is_a_dead_loader(capfd):
+    with (
+        ParallelBatches(("no number", None, None), SHAPE, "uint8", make_reader=Reader) as batches,
+        pytest.raises(LoaderDied, match="ended with status 1"),
+    ):
+        next(batches.read([request(0)]))
+    assert "TypeError" in capfd.readouterr().err
+
+
+def test_close_ends_a_loader_amid_its_reading_without_a_zombie(slow):
+    slow._ask(0, iter([request(0)]))
+    time.sleep(1.0)
+    began = time.perf_counter()
+    slow.close()
+    assert time.perf_counter() - began < 5
+    assert not Path(f"/proc/{slow.loader_pid}").exists()
+
+
+def test_idle_loader_ends_by_itself_when_closed():
+    batches = ParallelBatches((), SHAPE, "uint8", make_reader=Reader)
+    next(batches.read([request(0)]))
+    process = batches._process
+    batches.close()
+    assert process.exitcode == 0
+
+
+def test_forgotten_loader_ends(tmp_path):
+    batches = ParallelBatches((), SHAPE, "uint8", make_reader=Reader)
+    next(batches.read([request(0)]))
+    pid = batches.loader_pid
+    del batches
+    gc.collect()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_program_that_fails_without_closing_ends_and_leaves_no_loader(tmp_path):
+    program = subprocess.run([sys.executable, DOUBLES, "abandon", tmp_path], capture_output=True, timeout=20,
+                             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert program.returncode == 1
+    assert is_gone(json.loads((tmp_path / "pids0").read_text())["loader"])
+
+
+def test_signals_to_the_whole_group_leave_the_loader_alone(quick):
+    list(quick.read([request(0)]))
+    os.kill(quick.loader_pid, signal.SIGINT)
+    os.kill(quick.loader_pid, signal.SIGTERM)
+    time.sleep(0.2)
+    assert len(list(quick.read(map(request, range(3))))) == 3
+
+
+@pytest.mark.parametrize("exitcode, sentence", [
+    (0, "ended with status 0"), (3, "ended with status 3"), (-9, "was killed by SIGKILL"), (-40, "was killed by signal 40"),
+])
+def test_ends_of_processes_are_told(exitcode, sentence):
+    assert how_it_ended(exitcode) == sentence
+
+
+def test_reader_of_alexnet_is_the_default(tmp_path):
+    with ParallelBatches((np.zeros((3, 256, 256)), 227), (3, 256, 256, 2), "uint8") as batches:
+        with pytest.raises(DataError, match="missing.hkl is missing"):
+            next(batches.read([Request((Segment(tmp_path / "missing.hkl", 0, 2),))]))
+    assert BatchReader.__module__ == "alexnet.data"
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
