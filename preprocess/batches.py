@@ -17,7 +17,7 @@ from alexnet.augment import IMAGE_SIZE
 from alexnet.folders import read_manifest
 from alexnet.hkl import DataError, name_of
 from preprocess.images import BadImage, read_image
-from preprocess.journal import Journal, refuse_difference
+from preprocess.journal import JOURNAL, opened_journal, refuse_difference
 from preprocess.manifest import HALVES, counted, file_sha256, folder_name, write_manifest
 from preprocess.progress import Progress, duration
 from preprocess.workers import answers
@@ -102,10 +102,12 @@ def make_batches(sources, out, settings, workers):
     signature = settings._asdict() | {"sources": sources.digest(), "versions": versions()}
     manifest = read_manifest(out)
     if manifest is not None:
-        refuse_difference(out, manifest["settings"], signature)
+        refuse_difference(out, manifest.get("settings", {}), signature)
         print(f"{name_of(out)} is complete: {counted(manifest)}; nothing to do")
         return manifest
-    with Journal(out, signature) as journal:
+    if not (out / JOURNAL).exists() and any(out.glob("*_hkl*/*.hkl")):
+        raise DataError(f"{name_of(out)} holds batch files of unknown origin; choose another folder")
+    with opened_journal(out / JOURNAL, signature) as journal:
         jobs = list_jobs(sources, out, settings, journal.finished)
         estimate(sources, out, jobs, workers)
         records, mean = run(jobs, journal, workers)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from alexnet.data import open_dataset
-from alexnet.hkl import DataError
+from alexnet.hkl import DataError, name_of
 from preprocess.batches import Settings, make_batches
 from preprocess.images import RESIZES
 from preprocess.manifest import checks, fault
@@ -20,7 +20,7 @@ def imagenet(arguments):
     a = arguments
     for folder in (a.train_dir, a.val_dir):
         if not Path(folder).is_dir():
-            raise DataError(f"{folder} is not a folder of images")
+            raise DataError(f"{name_of(folder)} is not a folder of images")
     sources = find_images(a.train_dir, a.val_dir, a.seed, a.limit, a.ground_truth, a.synsets)
     settings = Settings(a.batch_size, a.resize, a.seed, a.limit, a.on_bad_image)
     make_batches(sources, a.out, settings, a.workers)
@@ -47,7 +47,7 @@ def verify(arguments):
         print("\n".join(sorted(faults)), file=sys.stderr)
         return 1
     open_dataset(arguments.out)
-    print(f"{arguments.out}: all {len(listed)} files are as the manifest says")
+    print(f"{name_of(arguments.out)}: all {len(listed)} files are as the manifest says")
     return 0
 
 
@@ -56,6 +56,14 @@ def positive(text):
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def seed(text):
+    """What NumPy takes as a seed."""
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"must lie in 0 to 2**32 - 1, got {number}")
     return number
 
 
@@ -87,7 +95,7 @@ def parser():
     for added in (made, drawn):
         added.add_argument("--batch-size", type=positive, default=256, metavar="N",
                            help="images in a batch file (%(default)s)")
-        added.add_argument("--seed", type=int, default=1, help="of the shuffle, and of made images (%(default)s)")
+        added.add_argument("--seed", type=seed, default=1, help="of the shuffle, and of made images (%(default)s)")
     command(verify).add_argument("out", metavar="OUT")
     return top
 

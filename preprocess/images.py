@@ -16,7 +16,7 @@ from alexnet.augment import IMAGE_SIZE
 from alexnet.hkl import one_line
 
 RESIZES = ("squash", "crop")
-DRAFT_SIZE = (4 * IMAGE_SIZE, 4 * IMAGE_SIZE)    # a JPEG is decoded no smaller: it differs by 0.15 grey levels on average
+DRAFT_SIZE = (4 * IMAGE_SIZE, 4 * IMAGE_SIZE)    # a JPEG may be decoded at this size: 0.15 grey levels off
 BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)    # more than 89 million pixels
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, zlib.error)    # Pillow's
 ORIENTATION = 0x0112                             # EXIF tag

@@ -6,51 +6,52 @@ manifest is written.
 
 import fcntl
 import json
+from contextlib import contextmanager
 
 from alexnet.hkl import DataError, name_of
 
-NAME = "journal.jsonl"
+JOURNAL = "misc/journal.jsonl"
 
 
-class Journal:
-    """misc/journal.jsonl, locked while open: `finished` is {(half, number): record} of an earlier run.
+@contextmanager
+def opened_journal(path, settings):
+    """The Journal at path, locked within a with block.
 
     Raises DataError when another run holds it, or when the earlier run had other settings.
     """
-
-    def __init__(self, folder, settings):
-        self.path = folder / "misc" / NAME
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.path, "a+b")
+    folder = path.parents[1]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self.file.close()
             raise DataError(f"another run of preprocess is writing into {name_of(folder)}") from error
-        self.finished = {}
-        self.file.seek(0)
-        records, whole = whole_lines(self.file.read())
-        self.file.truncate(whole)                            # a kill can leave half a line
+        file.seek(0)
+        records, whole = whole_lines(file.read())
+        file.truncate(whole)                                 # a kill can leave half a line
+        journal = Journal(path, file, records[1:])
         if records:
             refuse_difference(folder, records[0], settings)
-            self.finished = {(r["half"], r["number"]): r for r in records[1:]}
         else:
-            self.append(settings)
+            journal.append(settings)
+        yield journal
+
+
+class Journal:
+    """misc/journal.jsonl: `finished` is {(half, number): record} of the run it goes on from."""
+
+    def __init__(self, path, file, records):
+        self.path, self.file = path, file
+        self.finished = {(record["half"], record["number"]): record for record in records}
 
     def append(self, record):
-        """Add one line; it is on its way to the disk when this returns."""
+        """Add one line; it outlives this process when this returns."""
         self.file.write(json.dumps(record).encode() + b"\n")
         self.file.flush()
 
     def remove(self):
         """The run is complete: nothing is left to go on from."""
         self.path.unlink()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.file.close()
 
 
 def whole_lines(text):

@@ -70,7 +70,7 @@ def find_images(train_dir, val_dir, seed=1, limit=None, ground_truth=None, synse
     if limit:
         chosen = np.random.RandomState(seed).permutation(len(validation.names))[:limit]
         validation = validation.take(np.sort(chosen))
-    return Sources(train, validation, tuple(f"{c} {words.get(c, '')}".strip() for c in classes))
+    return Sources(train, validation, tuple(f"{name_of(c)} {words.get(c, '')}".strip() for c in classes))
 
 
 def entries(folder):
