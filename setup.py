@@ -36,6 +36,7 @@ setup(
         "pytensor>=3,<4",
         "numpy",
         "pillow",
+        "scipy",
         "hickle>=5",
         "h5py>=3",
         "pyyaml",
