@@ -6,8 +6,8 @@ models    AlexNet and its kin, each as the paper's table
 compile   model and update rule -> train, validate and predict functions
 training  the one loop
 
-Importing this package makes float32 PyTensor's floating type, and keeps PyTensor from searching for a BLAS library, which
-no engine here uses; PyTensor itself is imported only where a graph is built.
+Importing this package makes float32 PyTensor's floating type, and keeps PyTensor from searching for a BLAS library
+and a C++ compiler, which no engine here uses; PyTensor itself is imported only where a graph is built.
 """
 
 import os
@@ -16,5 +16,5 @@ import sys
 if "pytensor" in sys.modules:
     sys.modules["pytensor"].config.floatX = "float32"
 else:
-    _flags = ["blas__ldflags=", os.environ.get("PYTENSOR_FLAGS", ""), "floatX=float32"]     # the last one counts
+    _flags = ["blas__ldflags=,cxx=", os.environ.get("PYTENSOR_FLAGS", ""), "floatX=float32"]     # later ones win
     os.environ["PYTENSOR_FLAGS"] = ",".join(filter(None, _flags))

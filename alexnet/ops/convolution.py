@@ -7,6 +7,7 @@ output channels sees the g-th part of the input channels alone.  Source: Krizhev
 """
 
 import numpy as np
+from pytensor.gradient import DisconnectedType
 
 from alexnet.ops.base import (
     ShapedOp,
@@ -19,7 +20,6 @@ from alexnet.ops.base import (
     whole_number,
     windows_along,
 )
-from pytensor.gradient import DisconnectedType
 
 
 class _ConvolutionOp(ShapedOp):
@@ -54,7 +54,8 @@ class _ConvolutionOp(ShapedOp):
             if not known(n, size):
                 continue
             if n + 2 * self.pad < size:
-                raise ValueError(f"{self}: filters of size {size} need at least as many pixels, got {n} + 2 * {self.pad}")
+                pixels = n + 2 * self.pad
+                raise ValueError(f"{self}: filters of size {size} need at least as many pixels, got {pixels} padded")
             if known(outputs) and outputs != windows_along(n, size, self.stride, self.pad):
                 expected = windows_along(n, size, self.stride, self.pad)
                 raise ValueError(f"{self}: the gradient must have {expected} outputs along axis {axis}, got {outputs}")

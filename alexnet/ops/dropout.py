@@ -4,9 +4,9 @@ Source: Krizhevsky et al. 2012, section 4.2, with the factor moved from testing 
 """
 
 import numpy as np
+from pytensor.gradient import DisconnectedType
 
 from alexnet.ops.base import ShapedOp, float_tensor, integer_tensor, whole_number
-from pytensor.gradient import DisconnectedType
 
 
 class Dropout(ShapedOp):

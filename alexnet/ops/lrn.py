@@ -6,9 +6,9 @@ alpha is not divided by n (Caffe and PyTorch divide it).  Source: Krizhevsky et 
 """
 
 import numpy as np
+from pytensor.gradient import grad_not_implemented
 
 from alexnet.ops.base import ShapedOp, float_tensor, same_dtype, whole_number
-from pytensor.gradient import grad_not_implemented
 
 
 class _LRNOp(ShapedOp):

@@ -4,6 +4,7 @@ Source: Krizhevsky et al. 2012, section 3.4 (overlapping windows, size 3, stride
 """
 
 import numpy as np
+from pytensor.gradient import DisconnectedType, grad_not_implemented
 
 from alexnet.ops.base import (
     ShapedOp,
@@ -14,7 +15,6 @@ from alexnet.ops.base import (
     whole_number,
     windows_along,
 )
-from pytensor.gradient import DisconnectedType, grad_not_implemented
 
 
 class _PoolOp(ShapedOp):

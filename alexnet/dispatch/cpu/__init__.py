@@ -1,8 +1,9 @@
-"""The CPU engine: C kernels for the heavy Ops, PyTensor's C linker for the small rest.
+"""The CPU engine: C kernels for everything large, NumPy for the small rest.
 
-engine       the modes, and the rewrite that gives nodes their kernels        registry  Op class -> kernel
-build        finds the C compiler, compiles and caches, loads                 memory    recycled arrays
-convolution, pool, lrn, crop, dropout, dense, reduce, elemwise                one .py beside one .c each
+engine    the modes, and the rewrite that gives nodes their kernels     registry  Op -> kernel
+build     finds the C compiler, compiles, caches, loads                 pool      recycled memory for arrays
+convolution, max_pool, lrn, crop, dropout, dense, reduce, elemwise: the kernels, a thin .py that registers them, its
+loops in a .c (elemwise writes its own from PyTensor's formulas; dense is NumPy's BLAS)
 """
 
 from alexnet.dispatch.cpu.engine import cpu_mode, reference_mode

@@ -25,12 +25,14 @@ TILES = {                                        # setting: flags that choose in
     "neon": ["-DTILE_NEON"],
     "portable": ["-DTILE_PORTABLE"],
 }
+FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]     # NaN stays NaN
 NO_COMPILER = (
-    "no C compiler was found, so everything runs on slow NumPy references: install gcc and g++ "
-    "(Debian: apt install g++; conda: conda install gxx), or name a compiler in the environment variable CC"
+    "no C compiler was found, so everything runs on slow NumPy references: install gcc "
+    "(Debian: apt install gcc libc6-dev; conda: conda install gcc) or name a compiler in the environment variable CC"
 )
 _tiles = os.environ.get("ALEXNET_TILES", "auto")
 _threads = None
+_thread_setters = []                             # omp_set_num_threads, as each library sees it
 
 
 class CompileError(RuntimeError):
@@ -135,9 +137,6 @@ def _load(source, name, tiles):
     return loaded
 
 
-_thread_setters = []                             # omp_set_num_threads of each library; it is one where they share OpenMP
-
-
 def _checked_tiles():
     if _tiles not in TILES:
         raise ValueError(f"ALEXNET_TILES must be one of {', '.join(TILES)}, got {_tiles!r}")
@@ -149,7 +148,7 @@ def _compiled(source, name, tile_flags):
     command = compiler()
     if command is None:
         raise CompileError(NO_COMPILER)
-    flags = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", *tile_flags, *_openmp_flag()]
+    flags = [*FLAGS, *tile_flags, *_openmp_flag()]
     parts = [source, *_headers(), *command, *flags, _compiler_version(), _processor()]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     path = cache_folder() / f"{name}-{digest}.so"

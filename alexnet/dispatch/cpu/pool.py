@@ -1,4 +1,4 @@
-"""A recycling pool for large arrays: fresh memory costs a page fault every 4 KiB, so a step's arrays are kept for the next.
+"""A recycling pool for large arrays: a step's memory is kept for the next, because fresh pages are slow to touch.
 
 The memory of an array returns when its last view dies.  Small arrays are NumPy's business.
 """
@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import threading
 from collections import defaultdict, deque
+from contextlib import suppress
 
 import numpy as np
 
@@ -23,10 +24,8 @@ class _Block:
         start = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
         self.address = -(-start // HUGE_PAGE) * HUGE_PAGE
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            try:
+            with suppress(OSError):              # a kernel without transparent huge pages: small ones serve
                 self.map.madvise(mmap.MADV_HUGEPAGE)
-            except OSError:                      # a kernel without transparent huge pages; small pages serve
-                pass
 
 
 class _Lease:

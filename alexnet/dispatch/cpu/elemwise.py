@@ -1,0 +1,188 @@
+"""Elementwise nodes on the CPU: one parallel C loop per formula, made from what PyTensor's scalar Ops say in C.
+
+The arrays of a node are seen as matrices (rows, columns).  An input is full, a scalar, one value per row (a bias along
+the leading axes) or one value per column; whatever does not fit this is left to PyTensor.  Shapes are arguments of the
+loop, so arrays of any size and number of axes share the code of their formula.  Constants and functions are float's,
+not double's, and NaN stays NaN: nothing here is compiled with -ffast-math.
+"""
+
+import math
+
+import numpy as np
+import pytensor.scalar as ps
+import pytensor.tensor as pt
+from pytensor.graph.basic import Constant
+from pytensor.tensor.elemwise import Elemwise
+
+from alexnet.dispatch.cpu import build, pool
+from alexnet.dispatch.cpu.registry import kernel
+
+SMALL = 4096                                     # elements; below this one formula is as well done by NumPy
+C_TYPES = {
+    "float32": "float",
+    "bool": "unsigned char",
+    **{f"{sign}int{bits}": f"{sign}int{bits}_t" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+NAMES = (                                        # scalar Ops whose C code is C as well as C++
+    "Add Mul Sub TrueDiv Neg Reciprocal Sqr Sqrt Abs Sign Maximum Minimum Clip Exp Log Log1p Expm1 Pow Tanh Sigmoid "
+    "Softplus LT GT LE GE EQ NEQ AND OR Invert Switch Cast Second Identity"
+)
+SCALAR_OPS = tuple(getattr(ps, name) for name in NAMES.split())
+LOOP = """
+#include <math.h>
+#include <stdint.h>
+#include <tgmath.h>
+#undef nan
+#define nan(tag) NAN
+{typedefs}
+enum {{ BLOCK = 4096 }};
+
+void loop(long rows, long columns, {arguments})
+{{
+    const long blocks = (columns + BLOCK - 1) / BLOCK;
+#pragma omp parallel for collapse(2) schedule(static) if (rows * columns > 8 * BLOCK)
+    for (long r = 0; r < rows; r++)
+        for (long k = 0; k < blocks; k++) {{
+            const long last = (k + 1) * BLOCK < columns ? (k + 1) * BLOCK : columns;
+            {fixed}
+#pragma omp simd
+            for (long j = k * BLOCK; j < last; j++) {{
+                {loads}
+                {code}
+                {stores}
+            }}
+        }}
+}}
+"""
+
+
+@kernel.register(Elemwise)
+def elemwise(op, node):
+    places = _places(node)
+    size = math.prod(SMALL if n is None else n for n in node.outputs[0].type.shape)
+    if size < SMALL or places is None or not _expressible(node):
+        return None
+    split, kinds, broadcast = places
+    input_dtypes, dtypes = ([variable.type.dtype for variable in vs] for vs in (node.inputs, node.outputs))
+    source = _source(op.scalar_op, kinds, input_dtypes, dtypes)
+    loop = build.bind(build.load(source, "elemwise"), "loop", "nn" + "a" * len(input_dtypes + dtypes))
+
+    def run(*inputs):
+        shape = _shape(inputs, broadcast)
+        rows = math.prod(shape[:split])
+        arrays = [np.asarray(array, order="C") for array in inputs]
+        outputs = [
+            arrays[op.inplace_pattern[i]] if i in op.inplace_pattern else pool.empty(shape, dtype)
+            for i, dtype in enumerate(dtypes)
+        ]
+        loop(rows, math.prod(shape[split:]), *arrays, *outputs)
+        for i, destroyed in op.inplace_pattern.items():
+            if arrays[destroyed] is not inputs[destroyed]:          # a strided array was worked on as a copy
+                np.copyto(inputs[destroyed], outputs[i])
+                outputs[i] = inputs[destroyed]
+        return outputs
+
+    return run
+
+
+def _places(node):
+    """Return (split, kinds, broadcast) for a node that is a loop over rows and columns, else None.
+
+    Axes before split are the rows.  A kind is "full", "scalar", "row" or "column"; broadcast holds the broadcast axes.
+    """
+    out = node.outputs[0].type.shape
+    broadcast = [
+        frozenset(axis for axis, (n, m) in enumerate(zip(variable.type.shape, out, strict=True)) if n == 1 != m)
+        for variable in node.inputs
+    ]
+    moving = frozenset(axis for axis, n in enumerate(out) if n != 1)
+    for split in range(len(out) + 1):
+        rows, columns = moving & set(range(split)), moving & set(range(split, len(out)))
+        kinds = {columns: "row", rows: "column", moving: "scalar", frozenset(): "full"}      # later ones win
+        if all(axes in kinds for axes in broadcast):
+            return split, tuple(kinds[axes] for axes in broadcast), broadcast
+    return None
+
+
+def _shape(inputs, broadcast):
+    """Return the shape of the outputs; raises ValueError where the inputs do not agree on it."""
+    lengths = [
+        {array.shape[axis] for array, axes in zip(inputs, broadcast, strict=True) if axis not in axes}
+        for axis in range(inputs[0].ndim)
+    ]
+    if any(len(different) > 1 for different in lengths):
+        shapes = ", ".join(str(array.shape) for array in inputs)
+        raise ValueError(f"elementwise arrays must have equal shapes, got {shapes}")
+    return tuple(different.pop() for different in lengths)
+
+
+def _steps(scalar_op, inputs, outputs):
+    """Return the scalar nodes of a formula in order: those of a Composite, or the one of a plain Op."""
+    if isinstance(scalar_op, ps.Composite):
+        return scalar_op.fgraph.toposort()
+    return [scalar_op.make_node(*(ps.get_scalar_type(dtype)() for dtype in inputs))]
+
+
+def _expressible(node):
+    """Whether every step of the node's formula is known to be C, on types known here."""
+    dtypes = [[variable.type.dtype for variable in variables] for variables in (node.inputs, node.outputs)]
+    if not all(dtype in C_TYPES for dtype in sum(dtypes, [])):
+        return False
+    return all(
+        isinstance(step.op, SCALAR_OPS) and all(v.type.dtype in C_TYPES for v in step.inputs + step.outputs)
+        for step in _steps(node.op.scalar_op, *dtypes)
+    )
+
+
+def _source(scalar_op, kinds, input_dtypes, output_dtypes):
+    """Return the C text of a formula's loop."""
+    places = {"full": "r * columns + j", "column": "j", "row": "r", "scalar": "0"}
+    loads = [
+        f"const npy_{dtype} i{n} = in{n}[{places[kind]}];"
+        for n, (kind, dtype) in enumerate(zip(kinds, input_dtypes, strict=True))
+    ]
+    fixed = [kind in ("row", "scalar") for kind in kinds]
+    arguments = [f"const npy_{dtype} *in{n}" for n, dtype in enumerate(input_dtypes)]
+    arguments += [f"npy_{dtype} *out{n}" for n, dtype in enumerate(output_dtypes)]
+    code, results = _code(_steps(scalar_op, input_dtypes, output_dtypes), scalar_op, len(input_dtypes))
+    stores = [f"out{n}[r * columns + j] = {result};" for n, result in enumerate(results)]
+    return LOOP.format(
+        typedefs="\n".join(f"typedef {c_type} npy_{dtype};" for dtype, c_type in C_TYPES.items()),
+        arguments=", ".join(arguments),
+        fixed="\n            ".join(load for load, is_fixed in zip(loads, fixed, strict=True) if is_fixed),
+        loads="\n                ".join(load for load, is_fixed in zip(loads, fixed, strict=True) if not is_fixed),
+        code=code,
+        stores="\n                ".join(stores),
+    )
+
+
+def _code(steps, scalar_op, inputs):
+    """Return the C statements of the steps, and the names that hold the outputs."""
+    composite = isinstance(scalar_op, ps.Composite)
+    start = scalar_op.fgraph.inputs if composite else steps[0].inputs
+    names = {variable: f"i{n}" for n, variable in enumerate(start)}
+    lines = []
+    for step in steps:
+        for variable in step.inputs:
+            if isinstance(variable, Constant):
+                names[variable] = f"((npy_{variable.type.dtype}){variable.type.c_literal(variable.data)})"
+        for variable in step.outputs:
+            names[variable] = f"t{len(names)}"
+            lines.append(f"npy_{variable.type.dtype} {names[variable]};")
+        own = [[names[variable] for variable in variables] for variables in (step.inputs, step.outputs)]
+        lines.append(step.op.c_code(step, f"step{len(names)}", *own, {"fail": "", "id": str(len(names))}))
+    outputs = scalar_op.fgraph.outputs if composite else steps[0].outputs
+    return "\n                ".join(lines), [names[variable] for variable in outputs]
+
+
+def unfused(node):
+    """Return a fused node's outputs, computed by one node per step: each is one NumPy call where no compiler helps."""
+    inner = node.op.scalar_op.fgraph
+    values = dict(zip(inner.inputs, node.inputs, strict=True))
+    for step in inner.toposort():
+        for variable in step.inputs:
+            if isinstance(variable, Constant):
+                values[variable] = pt.constant(variable.data, dtype=variable.type.dtype)
+        results = Elemwise(step.op)(*(values[variable] for variable in step.inputs), return_list=True)
+        values.update(zip(step.outputs, results, strict=True))
+    return [values[variable] for variable in inner.outputs]
