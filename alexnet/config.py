@@ -163,7 +163,7 @@ class Config(BaseModel):
     para_load: bool
     slots: Annotated[int, Field(ge=2)]
 
-    random_seed: Annotated[int, Field(ge=0, lt=2**63)]
+    random_seed: Annotated[int, Field(ge=0, lt=2**32)]
 
     validation: bool
     print_freq: Count
