@@ -1,8 +1,10 @@
 """The line between a worker and its launcher: an order to stop comes in, the reason of a failure goes out."""
 
+import multiprocessing
 import os
 import signal
 import threading
+from contextlib import suppress
 from enum import Enum
 from typing import NamedTuple
 
@@ -32,7 +34,7 @@ class Control:
 
     def __init__(self, pipe, rank):
         self._pipe, self._rank = pipe, rank
-        self._launcher = os.getppid()
+        self._launcher = multiprocessing.parent_process().pid
         self._stop = False
         self._sending = threading.Lock()
         take_signals(on_terminate=lambda number, frame: os.kill(self._launcher, signal.SIGTERM))
@@ -44,7 +46,7 @@ class Control:
 
     def report(self, sentence, status=1):
         """Tell the launcher, from any thread, that the run cannot go on; it then ends every process within 5 s."""
-        with self._sending:
+        with self._sending, suppress(OSError):   # without a launcher this process is ending already
             self._pipe.send(Failed(sentence, status))
 
     def _listen(self):

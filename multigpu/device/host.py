@@ -95,7 +95,7 @@ class HostDevice:
         try:
             fd = os.open(path, os.O_RDWR)
         except OSError as error:
-            raise DeviceError(f"the buffer {path} cannot be opened ({error.strerror}); its owner must be alive") from error
+            raise DeviceError(f"buffer {path} cannot be opened ({error.strerror}); its owner must be alive") from error
         try:
             found = os.fstat(fd)
             if found.st_ino != handle.inode or found.st_size < handle.offset + handle.nbytes:

@@ -152,7 +152,6 @@ def test_workers_share_the_cores_and_the_loader_takes_one(run, devices, given, e
     ("reading", {"reading": 60.0}),
     ("computing", {"computing": 60.0}),
     ("between epochs", {"between": 60.0, "steps": 2}),
-    ("starting", {}),
 ])
 @pytest.mark.parametrize("victim", ["loader", "worker", "launcher"])
 def test_killed_process_ends_the_run_in_time(run, victim, moment, settings):
@@ -161,7 +160,7 @@ def test_killed_process_ends_the_run_in_time(run, victim, moment, settings):
         train.wait_for_reading(0)
     elif moment == "computing":
         train.wait_for("computing0")
-    elif moment == "between epochs":
+    else:
         train.wait_for("between0")
     pid, worker = train.pid(victim), train.pid("worker")
     status, said = train.kill(pid)
@@ -175,7 +174,7 @@ def test_killed_process_ends_the_run_in_time(run, victim, moment, settings):
     assert not (train.folder / "saved0").exists()
 
 
-@pytest.mark.parametrize("delay", [0.02, 0.1, 0.2, 0.3, 0.5])
+@pytest.mark.parametrize("delay", [0.02, 0.2, 0.5])
 def test_launcher_killed_while_its_worker_starts_leaves_nobody(run, delay):
     train = run("train", computing=60.0).start()
     while len(family(train.launcher.pid)) < 3:   # launcher, resource tracker, worker
@@ -208,12 +207,10 @@ def command_of(pid):
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-@pytest.mark.parametrize("error, status", [("config", 2), ("data", 2)])
-@pytest.mark.parametrize("devices", [["cpu"], ["cpu", "cpu"]])
-def test_error_of_the_user_is_one_sentence_and_status_2(run, error, status, devices):
-    launched = run("fail", error=error, devices=devices).start()
-    ended, said = launched.finish()
-    assert ended == status
+@pytest.mark.parametrize("error, devices", [("config", ["cpu"]), ("data", ["cpu"]), ("data", ["cpu", "cpu"])])
+def test_error_of_the_user_is_one_sentence_and_status_2(run, error, devices):
+    status, said = run("fail", error=error, devices=devices).start().finish()
+    assert status == 2
     assert re.fullmatch(rf"worker {len(devices) - 1} \(pid \d+\): the {error} is wrong\n", said), said
 
 
