@@ -16,16 +16,18 @@ from pathlib import Path
 
 from alexnet.checkpoint import CheckpointError, latest
 from alexnet.config import ConfigError, load_config
-from alexnet.hkl import DataError
+from alexnet.data import DataError
 from multigpu.launch import launch
-from preprocess import PreprocessError
-from preprocess.synthetic import SYNTHETIC, ensure_synthetic
+from preprocess.synthetic import make_synthetic
+
+SYNTHETIC = Path("data", "synthetic")            # the set of a run without data
+
 
 
 def main(arguments):
     try:
         config = with_run(with_data(load_settings(arguments)))
-    except (ConfigError, DataError, CheckpointError, PreprocessError) as error:
+    except (ConfigError, DataError, CheckpointError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     return launch(config)
@@ -63,7 +65,7 @@ def with_data(config):
     """The Config with its data folder: without one, the synthetic set, made on the spot."""
     if config.data:
         return config
-    ensure_synthetic(SYNTHETIC)
+    make_synthetic(SYNTHETIC)
     return config.model_copy(update={"data": str(SYNTHETIC)})
 
 

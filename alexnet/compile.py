@@ -13,7 +13,7 @@ import pytensor.tensor as pt
 from alexnet.dispatch import mode_of
 from alexnet.dispatch.cpu import build
 from alexnet.layers import Noise
-from alexnet.models import MODELS
+from alexnet.models import model_class
 from alexnet.objectives import cross_entropy, top_k_error
 from alexnet.ops import CropMirror
 from alexnet.updates import momentum_sgd, nesterov, sgd
@@ -138,7 +138,7 @@ def update_rule(config):
 def build_network(config, classes, mean, rank=0):
     """The Network of the settings; the initial weights come from random_seed alone, alike on every worker."""
     rng = np.random.default_rng(config.random_seed)
-    model = MODELS[config.model](rng, classes=classes, dropout_rate=config.dropout_rate)
+    model = model_class(config.model)(rng, classes=classes, dropout_rate=config.dropout_rate)
     return Network(
         model,
         mean,

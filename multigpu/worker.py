@@ -11,7 +11,7 @@ from alexnet import plots, snapshots
 from alexnet.compile import build_network, use_machine
 from alexnet.config import dump
 from alexnet.data import BatchReader, open_dataset
-from alexnet.models import MODELS
+from alexnet.models import model_class
 from alexnet.recorder import Recorder
 from alexnet.training import Diverged, Position, Run, train
 from multigpu.loader import ParallelBatches, SerialBatches
@@ -26,13 +26,14 @@ def work(config, rank, size, device, control):
     Raises ConfigError, DataError or CheckpointError for what cannot be, before anything is compiled if it can be
     known by then; Diverged when the cost is no number; LoaderDied.
     """
+    model = model_class(config.model)
     data = open_dataset(config.data, config.classes)
     data = data._replace(train=data.train.shard(rank, size), validation=data.validation.shard(rank, size))
     steps = len(data.train.plan(config.batch_size))             # refuses a batch larger than the set
     folder = Path(config.output, config.run_name)
     total = min(config.n_epochs * steps, config.n_iterations or config.n_epochs * steps)
     use_machine(config.threads, config.tiles)
-    with Recorder(folder, config.print_freq, total) as recorder, open_batches(config, data, control) as batches:
+    with Recorder(folder, config.print_freq, total) as recorder, open_batches(config, model, data, control) as batches:
         (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
         introduce(recorder, config, data, folder)
         network = build_network(config, data.classes, data.mean, rank)
@@ -50,9 +51,9 @@ def alone():
     """The exchange of a single worker: there is nobody to exchange with."""
 
 
-def open_batches(config, data, control):
+def open_batches(config, model, data, control):
     """How this run reads its batches: a loader process beside the worker, or the worker itself."""
-    size = MODELS[config.model].image_size
+    size = model.image_size
     if config.use_data_layer:
         shape, dtype = (*data.mean.shape, config.batch_size), np.uint8
     else:
@@ -96,7 +97,8 @@ def save_and_draw(folder, network, data, config, recorder, position):
     with recorder.paused():
         snapshots.save(folder, position, network, data, config)
         plots.learning_curves(folder)
-        plots.filters(network.state["conv1.W"].get_value(borrow=True), folder / "filters.png")
+        if (filters := network.state.get("conv1.W")) is not None:
+            plots.filters(filters.get_value(borrow=True), folder / "filters.png")
 
 
 @contextmanager

@@ -1,0 +1,69 @@
+"""train.py as its user meets it: a real run, what it leaves, what it refuses and with which status."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alexnet import checkpoint
+from tests import tiny
+
+TOP = Path(__file__).parent.parent
+
+
+def train(*arguments, cwd):
+    """Run train.py in a process of its own, in folder `cwd`."""
+    command = [sys.executable, str(TOP / "train.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make_data(tmp_path_factory.mktemp("data") / "set", train=6, validation=3, per_file=3)
+
+
+def test_alexnet_trains_saves_and_goes_on(data, tmp_path):
+    done = train(f"data={data}", "batch_size=2", "n_epochs=3", "n_iterations=4", "run_name=first", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "first"
+    left = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "log.txt", "records.jsonl", "learning_curves.png", "filters.png"} <= left
+    assert checkpoint.latest(folder) == checkpoint.snapshot_path(folder, 4)
+
+    again = train("resume_train=latest", "n_iterations=5", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "after 4 iterations" in again.stdout
+    assert checkpoint.latest(folder) == checkpoint.snapshot_path(folder, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["batchsize=4"], "did you mean batch_size?"),
+        (["batch_size=4", "batch_size=8"], "batch_size is given twice"),
+        (["batch_size=four"], "batch_size must be an integer, got the text 'four'"),
+        (["data=nowhere"], "nowhere"),
+        (["data={data}", "batch_size=7"], "batch size 7 is larger than the set of 6 images"),
+        (["data={data}", "classes=2"], "classes"),
+        (["data={data}", "model=alexnett"], "did you mean alexnet?"),
+        (["data={data}", "devices=cpu,cpu"], "devices"),
+        (["resume_train=nowhere"], "there is no run folder or checkpoint file nowhere"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_sentence_with_status_2(arguments, sentence, data, tmp_path):
+    done = train(*(argument.format(data=data) for argument in arguments), cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "compiling" not in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_of_an_earlier_run_is_not_written_over(data, tmp_path):
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "log.txt").write_text("precious")
+    done = train(f"data={data}", "run_name=mine", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is there already" in done.stderr
+    assert (tmp_path / "runs" / "mine" / "log.txt").read_text() == "precious"
