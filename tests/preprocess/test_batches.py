@@ -1,0 +1,362 @@
+"""From folders to a data set: right, the same to the byte however it was made, and refused where it cannot be."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alexnet import hkl
+from alexnet.data import open_dataset
+from alexnet.hkl import DataError
+from preprocess import batches
+from preprocess.batches import Settings, make_batches
+from preprocess.command import main
+from preprocess.images import read_image
+from preprocess.manifest import checks, fault
+from preprocess.sources import find_images
+
+ROOT = Path(batches.__file__).parents[1]
+
+
+def made(tree, out="out", workers=1, limit=None, **settings):
+    """Preprocess the tree into a folder of it, batches of 6 images."""
+    settings = Settings(batch_size=6, limit=limit, **settings)
+    make_batches(find_images(tree / "train", tree / "val", settings.seed, limit), tree / out, settings, workers)
+    return tree / out
+
+
+def contents(folder):
+    """{name: sha256} of every file in a folder."""
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def stored(split):
+    """All images of a Split, (image, row, column, channel)."""
+    return np.concatenate([read(f, n) for f, n in zip(split.files, split.counts, strict=True)])
+
+
+def read(file, images):
+    out = np.empty((3, 256, 256, images), np.uint8)
+    hkl.read_into(file, out)
+    return out.transpose(3, 1, 2, 0)
+
+
+@pytest.fixture
+def finished(tree):
+    return made(tree)
+
+
+def test_the_layout_is_upstreams(finished):
+    assert sorted(contents(finished)) == sorted([
+        *(f"train_hkl_b6_b_6/{i:04d}.hkl" for i in range(4)), "val_hkl_b6_b_6/0000.hkl", "val_hkl_b6_b_6/0001.hkl",
+        "labels/train_labels.npy", "labels/val_labels.npy", "misc/img_mean.npy", "misc/train.txt", "misc/val.txt",
+        "misc/shuffled_train_filenames.npy", "manifest.json"])
+
+
+def test_every_image_is_stored_with_its_label_and_the_last_batch_is_smaller(tree, finished):
+    dataset = open_dataset(finished)
+    assert dataset.train.counts.tolist() == [6, 6, 6, 2] and dataset.validation.counts.tolist() == [6, 1]
+    sources = find_images(tree / "train", tree / "val")
+    for half, images in ((dataset.train, sources.train), (dataset.validation, sources.validation)):
+        np.testing.assert_array_equal(half.labels, images.labels)
+        expected = [read_image(os.path.join(images.root, name)) for name in images.names]
+        np.testing.assert_array_equal(stored(half), expected)
+    assert dataset.class_names == ("n01440764", "n02119789", "n03000000")
+
+
+def test_the_mean_is_that_of_all_training_images(finished):
+    dataset = open_dataset(finished)
+    expected = stored(dataset.train).astype(np.float64).mean(axis=0).transpose(2, 0, 1)
+    np.testing.assert_array_equal(dataset.mean, expected.astype(np.float32))
+
+
+def test_the_lists_of_names_are_caffes_and_upstreams(tree, finished):
+    names = np.load(finished / "misc" / "shuffled_train_filenames.npy").astype(str).tolist()
+    assert names == list(find_images(tree / "train", tree / "val").train.names)
+    lines = (finished / "misc" / "train.txt").read_text().splitlines()
+    assert lines[0] == "n01440764/0.JPEG 0" and lines == sorted(lines) and len(lines) == 20
+    labels = dict(zip(names, np.load(finished / "labels" / "train_labels.npy").tolist(), strict=True))
+    assert {name: int(label) for name, label in map(str.split, lines)} == labels
+
+
+def test_two_processes_write_what_one_writes(tree, finished):
+    assert contents(made(tree, "two", workers=2)) == contents(finished)
+
+
+def test_a_second_run_does_nothing_and_says_so(tree, finished, capsys):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    made(tree)
+    assert "is complete: 20 training images in 4 files, 7 validation images in 2 files, 3 classes; nothing to do" \
+        in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    ({"resize": "crop"}, "another setting of resize: squash before, crop now"),
+    ({"seed": 2}, "another setting of seed: 1 before, 2 now"),
+    ({"limit": 5}, "another setting of limit: None before, 5 now"),
+    ({"on_bad_image": "skip"}, "another setting of on-bad-image: fail before, skip now"),
+])
+def test_other_settings_are_refused(tree, finished, options, sentence):
+    with pytest.raises(DataError, match=sentence):
+        made(tree, **options)
+
+
+def test_other_images_are_refused(tree, finished):
+    next((tree / "train").rglob("*.png")).unlink()
+    with pytest.raises(DataError, match="another setting of the list of images; use the same, or another folder"):
+        made(tree)
+
+
+def test_batches_of_unknown_origin_are_left_alone(tree):
+    hkl.write_to = tree / "out" / "train_hkl_b256_b_256"
+    hkl.write_to.mkdir(parents=True)
+    (hkl.write_to / "0000.hkl").write_bytes(b"upstream's")
+    with pytest.raises(DataError, match="holds batch files of unknown origin"):
+        made(tree)
+
+
+def test_limit_is_a_trial_of_so_many_images(tree):
+    dataset = open_dataset(made(tree, limit=4))
+    assert (dataset.train.n, dataset.validation.n) == (4, 4)
+
+
+# ---- bad images
+
+
+def spoil(tree):
+    """Cut one training image short and empty another, and one of validation."""
+    cut, emptied = tree / "train/n01440764/3.JPEG", tree / "train/n02119789/4.png"
+    cut.write_bytes(cut.read_bytes()[:200])
+    for path in (emptied, tree / "val/n01440764/0.JPEG"):
+        path.write_bytes(b"")
+    return {"n01440764/3.JPEG", "n02119789/4.png"}
+
+
+def test_bad_images_fail_by_name(tree):
+    spoil(tree)
+    with pytest.raises(DataError, match="--on-bad-image skip leaves such images out") as caught:
+        made(tree)
+    assert any(f"{name} is" in str(caught.value) for name in ("n01440764/3.JPEG", "n02119789/4.png"))
+
+
+def test_bad_images_are_skipped_and_listed(tree, capsys):
+    bad = spoil(tree)
+    out = made(tree, on_bad_image="skip", workers=2)
+    assert "3 bad images left out" in capsys.readouterr().out
+    manifest = json.loads((out / "manifest.json").read_bytes())
+    assert {name for name, _ in manifest["train"]["skipped"]} == bad
+    assert manifest["validation"]["skipped"] == [["n01440764/0.JPEG", "is empty"]]
+    dataset = open_dataset(out)
+    sources = find_images(tree / "train", tree / "val")
+    good = [i for i, name in enumerate(sources.train.names) if name not in bad]
+    np.testing.assert_array_equal(dataset.train.labels, sources.train.labels[good])
+    expected = [read_image(tree / "train" / sources.train.names[i]) for i in good]
+    np.testing.assert_array_equal(stored(dataset.train), expected)
+    assert len(np.load(out / "misc/shuffled_train_filenames.npy")) == 18 == len(
+        (out / "misc/train.txt").read_text().splitlines())
+
+
+def test_a_batch_of_bad_images_alone_is_no_file(tree):
+    for file in (tree / "val").rglob("*.JPEG"):
+        if file.name != "6.JPEG":
+            file.write_bytes(b"")
+    out = made(tree, on_bad_image="skip")
+    dataset = open_dataset(out)
+    assert dataset.validation.n == 1 and main(["verify", str(out)]) == 0
+
+
+def test_a_half_without_one_good_image_is_refused(tree):
+    for file in (tree / "val").rglob("*.JPEG"):
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match="not one validation image can be used"):
+        made(tree, on_bad_image="skip")
+
+
+def test_names_that_are_not_utf8_go_all_the_way(tree):
+    (tree / "train/n01440764/0.JPEG").rename(tree / "train/n01440764" / os.fsdecode(b"caf\xe9.JPEG"))
+    (tree / "train/n01440764" / os.fsdecode(b"bad\xe9.JPEG")).touch()
+    out = made(tree, on_bad_image="skip")
+    assert b"n01440764/caf\xe9.JPEG 0\n" in (out / "misc/train.txt").read_bytes()
+    assert b"n01440764/caf\xe9.JPEG" in np.load(out / "misc/shuffled_train_filenames.npy").tolist()
+    assert main(["verify", str(out)]) == 0
+
+
+# ---- interrupted, resumed, crowded
+
+
+def started(tree, *options):
+    """python -m preprocess, in a process group of its own."""
+    command = [sys.executable, "-m", "preprocess", "imagenet", str(tree / "train"), str(tree / "val"),
+               str(tree / "out"), "--batch-size", "2", *options]
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def group_of(leader):
+    """Process ids of a session that are alive, from /proc."""
+    alive = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(session) == leader and state != "Z":
+            alive.append(int(stat.parent.name))
+    return alive
+
+
+def wait_until(true, seconds=30):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("lines", [1, 3, 9])
+def test_a_killed_run_goes_on_to_the_same_bytes(tree, lines):
+    with started(tree, "--workers", "2") as process:
+        journal = tree / "out" / "misc" / "journal.jsonl"
+        wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= lines)
+        process.kill()
+        process.wait()
+        wait_until(lambda: not group_of(process.pid), 10)          # the workers end with their parent
+    assert journal.exists() and not (tree / "out" / "manifest.json").exists()
+    with open(journal, "ab") as file:
+        file.write(b'{"half": "train", "num')                      # torn by the kill
+    batch_two = Settings(batch_size=2)
+    sources = find_images(tree / "train", tree / "val")
+    make_batches(sources, tree / "out", batch_two, 1)
+    make_batches(sources, tree / "whole", batch_two, 1)
+    assert contents(tree / "out") == contents(tree / "whole")
+
+
+def test_what_a_killed_run_finished_is_kept_and_what_was_damaged_since_is_made_again(tree, monkeypatch):
+    monkeypatch.setattr(batches, "write_manifest", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        made(tree)
+    monkeypatch.undo()
+    kept, damaged, lost = (tree / "out" / "train_hkl_b6_b_6" / f"000{i}.hkl" for i in range(3))
+    damaged.write_bytes(damaged.read_bytes()[:-9] + b"\0" * 9)
+    lost.unlink()
+    before = kept.stat().st_ino
+    assert contents(made(tree)) == contents(made(tree, "whole"))
+    assert kept.stat().st_ino == before
+
+
+def test_an_interrupted_run_is_not_gone_on_with_other_settings(tree, monkeypatch):
+    monkeypatch.setattr(batches, "write_manifest", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        made(tree)
+    with pytest.raises(DataError, match="another setting of resize"):
+        made(tree, resize="crop")
+
+
+def test_ctrl_c_ends_all_with_one_sentence(tree):
+    with started(tree, "--workers", "1") as process:
+        wait_until(lambda: (tree / "out" / "misc" / "journal.jsonl").exists())
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(10) in (130, -signal.SIGINT)
+        wait_until(lambda: not group_of(process.pid), 10)
+
+
+def test_a_worker_that_dies_is_told(tree):
+    with started(tree, "--workers", "1") as process:
+        wait_until(lambda: (tree / "out" / "misc" / "journal.jsonl").exists())
+        wait_until(lambda: [p for p in group_of(process.pid) if is_worker(p)])
+        os.kill(next(p for p in group_of(process.pid) if is_worker(p)), signal.SIGKILL)
+        output, _ = process.communicate(timeout=20)
+    assert process.returncode == 2 and "a worker process died with exit status -9" in output
+
+
+def is_worker(process):
+    """Whether a process is one of multiprocessing's spawned ones."""
+    try:
+        return b"spawn_main" in Path(f"/proc/{process}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return False
+
+
+def test_two_runs_into_one_folder_are_refused(tree):
+    with batches.opened_journal(tree / "out" / "misc" / "journal.jsonl", {}), \
+            pytest.raises(DataError, match="another run of preprocess is writing into"):
+        made(tree)
+
+
+def test_too_little_room_is_told_before_anything_is_written(tree, monkeypatch):
+    usage = batches.shutil.disk_usage(tree)
+    monkeypatch.setattr(batches.shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+    with pytest.raises(DataError, match=r"has 0.0 GB free, but 0.01 GB are to be written"):
+        made(tree)
+    assert not list((tree / "out").rglob("*.hkl"))
+
+
+def test_the_estimate_comes_first(tree, capsys):
+    made(tree)
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("20 training and 7 validation images of 3 classes -> ") and "GB free; about" in first
+    assert second.startswith("preprocess 27 of 27 images, ")
+
+
+# ---- verify
+
+
+def test_verify_finds_nothing_in_a_good_folder(finished, capsys):
+    assert main(["verify", str(finished), "--workers", "1"]) == 0
+    assert "all 12 files are as the manifest says" in capsys.readouterr().out
+
+
+def test_verify_names_every_damaged_file(finished, capsys):
+    flipped = finished / "train_hkl_b6_b_6" / "0001.hkl"
+    data = bytearray(flipped.read_bytes())
+    data[len(data) // 2] ^= 1
+    flipped.write_bytes(data)
+    (finished / "val_hkl_b6_b_6" / "0000.hkl").unlink()
+    (finished / "misc" / "val.txt").write_text("")
+    open_dataset_error = "0000.hkl is missing"
+    with pytest.raises(DataError, match=open_dataset_error):
+        open_dataset(finished)
+    assert main(["verify", str(finished), "--workers", "1"]) == 1
+    told = capsys.readouterr().err
+    assert "0001.hkl is damaged: its checksum differs from the manifest's" in told
+    assert "val_hkl_b6_b_6/0000.hkl is missing" in told and "val.txt is damaged" in told
+
+
+def test_a_flipped_bit_is_told_by_the_manifest_alone(finished):
+    flipped = finished / "train_hkl_b6_b_6" / "0000.hkl"
+    data = bytearray(flipped.read_bytes())
+    data[-1000] ^= 4
+    flipped.write_bytes(data)
+    open_dataset(finished)
+    assert [f for f in map(fault, checks(finished)) if f] == [
+        f"{flipped} is damaged: its checksum differs from the manifest's"]
+
+
+def test_verify_needs_a_manifest(tree, capsys):
+    assert main(["verify", str(tree)]) == 2
+    assert "has no manifest.json, so there is nothing to compare" in capsys.readouterr().err
+
+
+# ---- the command
+
+
+def test_the_command_makes_the_same_set(tree, finished, capsys):
+    assert main(["imagenet", str(tree / "train"), str(tree / "val"), str(tree / "command"), "--batch-size", "6",
+                 "--workers", "1"]) == 0
+    assert contents(tree / "command") == contents(finished)
+
+
+def test_the_command_refuses_with_one_sentence_and_status_2(tree, capsys):
+    assert main(["imagenet", str(tree / "nowhere"), str(tree / "val"), str(tree / "out")]) == 2
+    assert capsys.readouterr().err == f"preprocess: {tree}/nowhere is not a folder of images\n"
+    for wrong in (["--batch-size", "0"], ["--seed", "-1"], ["--resize", "stretch"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["imagenet", str(tree / "train"), str(tree / "val"), str(tree / "out"), *wrong])

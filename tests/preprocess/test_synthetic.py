@@ -1,0 +1,85 @@
+"""The made set: the same bytes from the same seed, right labels in ILSVRC's layout, and no help from colour."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from alexnet.data import open_dataset
+from alexnet.hkl import DataError
+from preprocess.command import main
+from preprocess.figures import FIGURES, draw
+from preprocess.synthetic import make_synthetic
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("made")
+    make_synthetic(out, train=30, validation=10, batch_size=16, workers=2)
+    return out
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_it_lies_in_ilsvrcs_layout(made):
+    images = made / "images"
+    assert len(list(images.glob("train/n900000*/n900000*_*.JPEG"))) == 30
+    assert sorted(p.name for p in images.glob("val/*"))[-1] == "ILSVRC2012_val_00000010.JPEG"
+    truth = (images / "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt").read_text().split()
+    assert sorted(map(int, truth)) == list(range(1, 11))
+
+
+def test_it_opens_as_a_data_set_of_ten_equal_classes(made):
+    dataset = open_dataset(made)
+    assert dataset.classes == 10 and dataset.class_names[6] == "n90000007 horizontal stripes"
+    assert np.bincount(dataset.train.labels).tolist() == [3] * 10
+    assert np.bincount(dataset.validation.labels).tolist() == [1] * 10
+
+
+def test_labels_name_the_figure_that_was_drawn(made):
+    from_stripes = []
+    for half in ("train", "val"):
+        lines = [line.rsplit(maxsplit=1) for line in (made / "misc" / f"{half}.txt").read_text().splitlines()]
+        if half == "train":
+            assert all(int(name[1:9]) - 90000001 == int(label) for name, label in lines)
+        else:
+            from_stripes = [int(label) for _, label in lines]
+    dataset = open_dataset(made)
+    assert from_stripes == dataset.validation.labels.tolist()
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(made, tmp_path):
+    make_synthetic(tmp_path / "again", train=30, validation=10, batch_size=16, workers=1)
+    assert contents(tmp_path / "again") == contents(made)
+    random = [np.random.default_rng(seed) for seed in (1, 1, 2)]
+    first, same, other = (draw(3, 240, 250, r) for r in random)
+    assert (first == same).all() and (first != other).any() and first.shape == (250, 240, 3)
+
+
+def test_a_second_run_does_nothing_and_other_settings_are_refused(made, capsys):
+    make_synthetic(made, train=30, validation=10, batch_size=16, workers=1)
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(DataError, match="holds a made set of .*'seed': 1.*, not .*'seed': 2"):
+        make_synthetic(made, train=30, validation=10, seed=2, batch_size=16)
+    assert main(["synthetic", str(made), "--train", "5"]) == 2
+
+
+def test_mean_colour_does_not_tell_the_class():
+    colours = np.array([[draw(label, 240, 240, np.random.default_rng([label, i])).mean(axis=(0, 1)) for i in range(24)]
+                        for label in range(10)])
+    known, asked = colours[:, :16], colours[:, 16:]
+    centres, spread = known.mean(axis=1), known.std(axis=(0, 1))
+    distance = (((asked[:, :, None] - centres) / spread) ** 2).sum(axis=3)
+    error = (distance.argmin(axis=2) != np.arange(10)[:, None]).mean()
+    assert error > 0.7
+
+
+@pytest.mark.parametrize("label", range(10), ids=[figure.__name__ for figure in FIGURES])
+def test_a_figure_covers_a_part_of_the_picture(label):
+    y, x = np.mgrid[:256, :256].astype(np.float32) - 128
+    for seed in range(5):
+        inside = (FIGURES[label](x, y, np.random.default_rng(seed)) > 0).mean()
+        assert 0.05 < inside < 0.7
