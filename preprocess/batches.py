@@ -99,7 +99,7 @@ def make_batches(sources, out, settings, workers):
     Goes on where a killed run stopped, and does nothing where a run was complete.  Raises DataError.
     """
     out = Path(out)
-    signature = settings._asdict() | {"sources": sources.digest(), "versions": versions()}
+    signature = settings._asdict() | {"sources": sources.digest()}
     manifest = read_manifest(out)
     if manifest is not None:
         refuse_difference(out, manifest.get("settings", {}), signature)
@@ -107,6 +107,7 @@ def make_batches(sources, out, settings, workers):
         return manifest
     if not (out / JOURNAL).exists() and any(out.glob("*_hkl*/*.hkl")):
         raise DataError(f"{name_of(out)} holds batch files of unknown origin; choose another folder")
+    signature["versions"] = versions()                       # those that made what is complete do not matter
     with opened_journal(out / JOURNAL, signature) as journal:
         jobs = list_jobs(sources, out, settings, journal.finished)
         estimate(sources, out, jobs, workers)

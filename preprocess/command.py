@@ -11,7 +11,7 @@ from preprocess.images import RESIZES
 from preprocess.manifest import checks, fault
 from preprocess.progress import Progress
 from preprocess.sources import find_images
-from preprocess.synthetic import TRAIN, VALIDATION, make_synthetic
+from preprocess.synthetic import BATCH, TRAIN, VALIDATION, make_synthetic
 from preprocess.workers import answers, default_workers
 
 
@@ -92,8 +92,8 @@ def parser():
     drawn.add_argument("out", metavar="OUT")
     drawn.add_argument("--train", type=positive, default=TRAIN, metavar="N", help="training images (%(default)s)")
     drawn.add_argument("--validation", type=positive, default=VALIDATION, metavar="N", help="(%(default)s)")
-    for added in (made, drawn):
-        added.add_argument("--batch-size", type=positive, default=256, metavar="N",
+    for added, size in ((made, Settings().batch_size), (drawn, BATCH)):
+        added.add_argument("--batch-size", type=positive, default=size, metavar="N",
                            help="images in a batch file (%(default)s)")
         added.add_argument("--seed", type=seed, default=1, help="of the shuffle, and of made images (%(default)s)")
     command(verify).add_argument("out", metavar="OUT")

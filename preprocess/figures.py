@@ -1,35 +1,41 @@
 """Made pictures of ten classes that differ in shape and texture, never in colour.
 
-Every picture has its own two colours, lying opposite each other about a middle grey, so that the mean colour
-tells nothing of the class and either colour may be the figure's; its own size, turn, position, light and
-noise.  A class reads the same in a mirror.  Each is a function of the plane: (x, y, random) -> the distance
-in pixels to the figure's edge, positive inside, more or less.
+Every picture has its own two colours, either of them the figure's, with a mean near grey whatever the class;
+its own size, turn, position, light and noise.  A class reads the same in a mirror.  Each is a function of the
+plane: (x, y, random) -> the distance in pixels to the figure's edge, positive inside, more or less.
+
+The contrast is strong and the textures are fine because AlexNet's first weights are small: the larger the
+differences between classes that random filters see, the sooner it leaves the plateau it starts on.
 """
+
+import math
 
 import numpy as np
 
-HUES = 110                                       # grey levels, largest distance of a colour from the middle
-NOISE = 8                                        # grey levels, standard deviation
-LIGHT = 25                                       # grey levels, largest change from the middle to an edge
+MIDDLE = (108, 148)                              # grey levels, mean of a picture in each channel
+CONTRAST = (70, 110)                             # grey levels between either colour and halfway, in each channel
+NOISE = 5                                        # grey levels, standard deviation
+LIGHT = 12                                       # grey levels, largest change from the middle to an edge
 TURN = 0.15                                      # radians, largest turn to either side
 
 
 def turned(x, y, random):
     """The plane turned by a small random angle."""
     angle = random.uniform(-TURN, TURN)
-    return np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y
+    cosine, sine = math.cos(angle), math.sin(angle)
+    return cosine * x - sine * y, sine * x + cosine * y
 
 
 def tiled(x, y, random):
-    """The plane as a lattice of cells, 64 to 85 pixels wide: x, y from each cell's centre, and a radius that fits."""
-    cell = 256 / random.integers(3, 5)
+    """The plane as a lattice of cells, 51 to 85 pixels wide: x, y from each cell's centre, and a radius that fits."""
+    cell = 256 / int(random.integers(3, 6))
     x, y = ((v + random.uniform(0, cell)) % cell - cell / 2 for v in (x, y))
     return *turned(x, y, random), cell * random.uniform(0.28, 0.4)
 
 
 def wave(x, y, random):
-    """A turned plane, with a period of 14 to 26 pixels."""
-    return *turned(x, y, random), random.uniform(14, 26)
+    """A turned plane, with a period of 11 to 22 pixels."""
+    return *turned(x, y, random), random.uniform(11, 22)
 
 
 def centred(x, y, random):
@@ -50,8 +56,8 @@ def discs(x, y, random):
 
 def rings(x, y, random):
     distance, _ = centred(x, y, random)
-    period = random.uniform(14, 26)
-    return swing(distance * 2 * np.pi / period + random.uniform(0, 2 * np.pi), period)
+    period = random.uniform(11, 22)
+    return swing(distance * 2 * math.pi / period + random.uniform(0, 2 * math.pi), period)
 
 
 def squares(x, y, random):
@@ -73,13 +79,13 @@ def crosses(x, y, random):
 
 def rays(x, y, random):
     distance, angle = centred(x, y, random)
-    number = random.integers(10, 17)
-    return swing(number * angle + random.uniform(0, 2 * np.pi), 6 * distance / number)
+    number = int(random.integers(10, 17))
+    return swing(number * angle + random.uniform(0, 2 * math.pi), 6 * distance / number)
 
 
 def horizontal_stripes(x, y, random):
     _, y, period = wave(x, y, random)
-    return swing(y * 2 * np.pi / period + random.uniform(0, 2 * np.pi), period)
+    return swing(y * 2 * math.pi / period + random.uniform(0, 2 * math.pi), period)
 
 
 def vertical_stripes(x, y, random):
@@ -88,8 +94,8 @@ def vertical_stripes(x, y, random):
 
 def checkerboard(x, y, random):
     x, y, period = wave(x, y, random)
-    start = random.uniform(0, 2 * np.pi)
-    return swing(x * 2 * np.pi / period + start, period) * np.sin(y * 2 * np.pi / period + start)
+    start = random.uniform(0, 2 * math.pi)
+    return swing(x * 2 * math.pi / period + start, period) * np.sin(y * 2 * math.pi / period + start)
 
 
 def dots(x, y, random):
@@ -107,10 +113,10 @@ def draw(label, width, height, random):
     y, x = np.mgrid[:height, :width].astype(np.float32)
     x, y = x - width / 2, y - height / 2
     figure = np.clip(FIGURES[label](x, y, random) + 0.5, 0, 1)[..., np.newaxis]
-    middle = random.uniform(98, 158, 3)
-    away = random.choice([-1, 1]) * random.uniform(30, HUES, 3)
-    angle = random.uniform(0, 2 * np.pi)
-    light = random.uniform(-1, 1) * 2 * LIGHT * (np.cos(angle) * x + np.sin(angle) * y) / max(width, height)
-    noise = random.standard_normal((height, width, 3), np.float32) * NOISE
-    picture = middle + away * (2 * figure - 1) + light[..., np.newaxis] + noise
+    middle = random.uniform(*MIDDLE, 3).astype(np.float32)
+    contrast = (random.choice([-2, 2]) * random.uniform(*CONTRAST, 3)).astype(np.float32)
+    picture = random.standard_normal((height, width, 3), np.float32) * NOISE
+    picture += middle + contrast * (figure - figure.mean())
+    angle, light = random.uniform(0, 2 * math.pi), random.uniform(-2, 2) * LIGHT / max(width, height)
+    picture += (light * math.cos(angle) * x + light * math.sin(angle) * y)[..., np.newaxis]
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)

@@ -33,7 +33,7 @@ def file_sha256(path):
 
 def write_manifest(sources, out, records, mean, signature):
     """Write labels, mean, lists of names and, last, the manifest, which is returned."""
-    kept = {half: keep(images, records, half, signature["batch_size"])
+    kept = {half: keep(images, records, half)
             for half, images in (("train", sources.train), ("validation", sources.validation))}
     for folder in ("labels", "misc"):
         (out / folder).mkdir(exist_ok=True)
@@ -49,14 +49,14 @@ def write_manifest(sources, out, records, mean, signature):
     return manifest
 
 
-def keep(images, records, half, batch_size):
+def keep(images, records, half):
     """The images that made it into the batches, in order."""
     bad = {name for (h, _), record in records.items() if h == half for name, _ in record["bad"]}
     return images.take([i for i, name in enumerate(images.names) if name not in bad])
 
 
 def describe(sources, out, records, kept, signature):
-    """The manifest: docs/data_format.md says what each entry means."""
+    """The manifest as a dictionary; docs/data_format.md says what each entry means."""
     halves = {}
     for half, images in kept.items():
         ordered = [record for (h, _), record in sorted(records.items()) if h == half]

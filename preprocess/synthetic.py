@@ -22,6 +22,7 @@ from preprocess.sources import GROUND_TRUTHS, find_images
 from preprocess.workers import answers, default_workers
 
 TRAIN, VALIDATION = 2000, 400                    # images
+BATCH = 200                                      # images in a batch file: every class alike
 CHUNK = 40                                       # images drawn in one job
 SIDES = (240, 300)                               # pixels, of either side
 
@@ -43,14 +44,13 @@ def devkit_id(label):
 
 
 def draw_chunk(chunk):
-    """Draw those images of a chunk that are not there yet; returns how many the chunk has."""
+    """Draw and save the images of a chunk; returns their number."""
     for path, label, seed in chunk.pictures:
-        if not path.exists():
-            random = np.random.default_rng(seed)
-            width, height = random.integers(*SIDES, 2, endpoint=True)
-            partial = path.with_suffix(".partial")
-            Image.fromarray(draw(label, width, height, random)).save(partial, "JPEG", quality=90)
-            os.replace(partial, path)
+        random = np.random.default_rng(seed)
+        width, height = random.integers(*SIDES, 2, endpoint=True)
+        partial = path.with_suffix(".partial")
+        Image.fromarray(draw(label, width, height, random)).save(partial, "JPEG", quality=90)
+        os.replace(partial, path)
     return len(chunk.pictures)
 
 
@@ -67,14 +67,35 @@ def draw_images(folder, train, validation, seed, workers):
     labels = np.random.default_rng(seed).permutation(np.arange(validation) % len(FIGURES)).tolist()
     for i, label in enumerate(labels):
         pictures.append((folder / "val" / f"ILSVRC2012_val_{i + 1:08d}.JPEG", label, (seed, 1, i)))
+    draw_pictures([picture for picture in pictures if not picture[0].exists()], workers)
+    write_whole(devkit / GROUND_TRUTHS[0], "".join(f"{devkit_id(label)}\n" for label in labels).encode())
+    table = sorted((devkit_id(label), wnid(label), figure.__name__) for label, figure in enumerate(FIGURES))
+    write_whole(devkit / "synsets.txt", "".join(f"{i} {w} {n.replace('_', ' ')}\n" for i, w, n in table).encode())
+
+
+def draw_pictures(pictures, workers):
+    """Draw and save pictures, (path, label, seed) each, in parallel."""
+    if not pictures:
+        return
     chunks = [Chunk(tuple(pictures[i:i + CHUNK])) for i in range(0, len(pictures), CHUNK)]
     progress = Progress("draw", len(pictures))
     for _, drawn in answers(draw_chunk, chunks, workers):
         progress.add(drawn)
     progress.close()
-    write_whole(devkit / GROUND_TRUTHS[0], "".join(f"{devkit_id(label)}\n" for label in labels).encode())
-    table = sorted((devkit_id(label), wnid(label), figure.__name__) for label, figure in enumerate(FIGURES))
-    write_whole(devkit / "synsets.txt", "".join(f"{i} {w} {n.replace('_', ' ')}\n" for i, w, n in table).encode())
+
+
+def in_turns(images, seed):
+    """Images in an order in which the classes take turns, each image's place in its class drawn by seed.
+
+    So every ten images hold all ten classes.  Batches of a few images each with its own share of the classes
+    would push the biases of the last layer about, and keep a short run on the plateau where it starts.
+    """
+    random = np.random.default_rng(seed)
+    ranks = np.empty(len(images.labels))
+    for label in range(len(FIGURES)):
+        places = np.flatnonzero(images.labels == label)
+        ranks[places] = random.permutation(len(places))
+    return images.take(np.lexsort((random.permutation(len(ranks)), ranks)))
 
 
 def refuse_other_set(file, settings):
@@ -85,7 +106,7 @@ def refuse_other_set(file, settings):
         raise DataError(f"{name_of(file.parent)} holds a made set of {before}, not {settings}; use another folder")
 
 
-def make_synthetic(out, train=TRAIN, validation=VALIDATION, seed=1, batch_size=256, workers=None):
+def make_synthetic(out, train=TRAIN, validation=VALIDATION, seed=1, batch_size=BATCH, workers=None):
     """Draw the set and preprocess it into folder out; returns the manifest.  Raises DataError.
 
     The same numbers of images and seed give the same bytes.  A second, complete run does nothing.
@@ -95,4 +116,5 @@ def make_synthetic(out, train=TRAIN, validation=VALIDATION, seed=1, batch_size=2
         raise DataError(f"a made set needs at least {len(FIGURES)} images in each half, got {train}, {validation}")
     draw_images(out / "images", train, validation, seed, workers)
     sources = find_images(out / "images" / "train", out / "images" / "val", seed)
+    sources = sources._replace(train=in_turns(sources.train, seed))
     return make_batches(sources, out, Settings(batch_size=batch_size, seed=seed), workers)

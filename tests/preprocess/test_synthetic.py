@@ -39,16 +39,17 @@ def test_it_opens_as_a_data_set_of_ten_equal_classes(made):
     assert np.bincount(dataset.validation.labels).tolist() == [1] * 10
 
 
-def test_labels_name_the_figure_that_was_drawn(made):
-    from_stripes = []
-    for half in ("train", "val"):
-        lines = [line.rsplit(maxsplit=1) for line in (made / "misc" / f"{half}.txt").read_text().splitlines()]
-        if half == "train":
-            assert all(int(name[1:9]) - 90000001 == int(label) for name, label in lines)
-        else:
-            from_stripes = [int(label) for _, label in lines]
-    dataset = open_dataset(made)
-    assert from_stripes == dataset.validation.labels.tolist()
+def test_a_label_is_the_class_that_was_drawn(made):
+    lines = [line.rsplit(maxsplit=1) for line in (made / "misc" / "train.txt").read_text().splitlines()]
+    assert len(lines) == 30 and all(int(name[1:9]) - 90000001 == int(label) for name, label in lines)
+    drawn = np.random.default_rng(1).permutation(np.arange(10))             # before the devkit's table
+    np.testing.assert_array_equal(open_dataset(made).validation.labels, drawn)
+
+
+def test_every_ten_training_images_hold_all_classes_in_no_fixed_order(made):
+    labels = open_dataset(made).train.labels.reshape(-1, 10)
+    assert (np.sort(labels) == np.arange(10)).all()
+    assert (labels[0] != labels[1]).any() and (labels[0] != np.arange(10)).any()
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(made, tmp_path):
