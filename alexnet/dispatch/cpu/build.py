@@ -26,6 +26,7 @@ TILES = {                                        # setting: flags that choose in
     "portable": ["-DTILE_PORTABLE"],
 }
 FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]     # NaN stays NaN
+OPENMP = "-fopenmp"
 NO_COMPILER = (
     "no C compiler was found, so everything runs on slow NumPy references: install gcc "
     "(Debian: apt install gcc libc6-dev; conda: conda install gcc) or name a compiler in the environment variable CC"
@@ -148,26 +149,41 @@ def _compiled(source, name, tile_flags):
     command = compiler()
     if command is None:
         raise CompileError(NO_COMPILER)
-    flags = [*FLAGS, *tile_flags, *_openmp_flag()]
-    parts = [source, *_headers(), *command, *flags, _compiler_version(), _processor()]
+    full = [*command, *FLAGS, *tile_flags, OPENMP]
+    parts = [source, *_headers(), *full, _compiler_version(), processor()]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     path = cache_folder() / f"{name}-{digest}.so"
     if not path.exists():
-        _compile([*command, *flags, f"-I{SOURCES}"], source, path)
+        _compile(full, source, path)
     return path
 
 
 def _compile(command, source, path):
-    """Compile source into path by way of a temporary file beside it."""
+    """Compile source into path by way of a temporary folder beside it; without OpenMP, and a warning, if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="compiling-") as folder:
         text, result = Path(folder, "kernel.c"), Path(folder, "kernel.so")
         text.write_text(source)
-        full = [*command, os.fspath(text), "-o", os.fspath(result), "-lm"]
-        done = subprocess.run(full, capture_output=True, text=True)
+        command = [*command, f"-I{SOURCES}", os.fspath(text), "-o", os.fspath(result), "-lm"]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise CompileError(f"the C compiler failed on {path.name}: {shlex.join(full)}\n{done.stderr.strip()}")
+            command.remove(OPENMP)
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                said = f"{shlex.join(command)}\n{done.stderr.strip()}"
+                raise CompileError(f"the C compiler failed on {path.name}: {said}")
+            _warn_of_one_thread()
         os.replace(result, path)
+
+
+@cache
+def _warn_of_one_thread():
+    """Say once per process that the compiler has no OpenMP."""
+    warnings.warn(
+        f"{shlex.join(compiler())} does not support {OPENMP}, so kernels run on one thread: install its OpenMP library",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def cache_folder():
@@ -183,29 +199,12 @@ def _headers():
 
 
 @cache
-def _openmp_flag():
-    """["-fopenmp"], or [] and a warning where the compiler does not know it."""
-    program = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
-    with tempfile.TemporaryDirectory(prefix="alexnet-") as folder:
-        test = [*compiler(), "-fopenmp", "-x", "c", "-", "-o", os.path.join(folder, "test")]
-        done = subprocess.run(test, input=program, capture_output=True, text=True)
-    if done.returncode == 0:
-        return ["-fopenmp"]
-    warnings.warn(
-        f"{shlex.join(compiler())} does not support -fopenmp, so kernels run on one thread: install its OpenMP library",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-    return []
-
-
-@cache
 def _compiler_version():
     return subprocess.run([*compiler(), "--version"], capture_output=True, text=True).stdout
 
 
 @cache
-def _processor():
+def processor():
     """What -march=native looks at: the processor's name and its instruction sets."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():

@@ -1,0 +1,164 @@
+"""Finding the compiler, compiling once, and doing without."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from alexnet.dispatch.cpu import build
+
+needs_compiler = pytest.mark.skipif(not build.compiler_available(), reason="needs a C compiler")
+DOUBLE_IT = "void run(const float *x, float *y, long n) { for (long i = 0; i < n; i++) y[i] = 2 * x[i]; }"
+
+
+def in_new_process(program, **environment):
+    """Run a Python program with changed environment variables; returns what it printed, fails if it failed."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@needs_compiler
+def test_source_becomes_a_function_and_one_file(empty_cache):
+    double = build.bind(build.load(DOUBLE_IT + "//once", "double"), "run", "aan")
+    x, y = np.arange(5, dtype="float32"), np.empty(5, "float32")
+    double(x, y, 5)
+    assert y.tolist() == [0, 2, 4, 6, 8]
+    assert [path.suffix for path in empty_cache.iterdir()] == [".so"]
+
+
+@needs_compiler
+def test_strided_array_is_refused(empty_cache):
+    double = build.bind(build.load(DOUBLE_IT, "double"), "run", "aan")
+    with pytest.raises(Exception, match="C-contiguous array"):
+        double(np.zeros(10, "float32")[::2], np.zeros(5, "float32"), 5)
+
+
+@needs_compiler
+def test_another_process_loads_what_the_first_compiled(empty_cache):
+    program = f"from alexnet.dispatch.cpu import build; build.load({DOUBLE_IT!r}, 'double')"
+    in_new_process(program)
+    (compiled,) = empty_cache.iterdir()
+    before = compiled.stat().st_mtime_ns
+    in_new_process(program)
+    assert [path.stat().st_mtime_ns for path in empty_cache.iterdir()] == [before]
+
+
+@needs_compiler
+def test_processes_that_compile_the_same_at_once_do_not_disturb_each_other(empty_cache):
+    program = f"from alexnet.dispatch.cpu import build; build.load({DOUBLE_IT!r}, 'double'); print('loaded')"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    assert [process.communicate(timeout=120)[0] for process in processes] == ["loaded\n"] * 4
+    assert len(list(empty_cache.iterdir())) == 1
+
+
+@needs_compiler
+def test_source_that_does_not_compile_says_what_the_compiler_said(empty_cache):
+    with pytest.raises(build.CompileError, match="(?s)C compiler failed on broken.*no_such_type"):
+        build.load("no_such_type x;", "broken")
+    assert not list(empty_cache.iterdir())
+
+
+@needs_compiler
+def test_each_setting_of_the_tiles_compiles_anew(empty_cache):
+    source = "int tile(void) {\n#ifdef TILE_PORTABLE\nreturn 1;\n#else\nreturn 0;\n#endif\n}"
+    try:
+        tiles = [build.load(source, "tile").tile()]
+        build.use_tiles("portable")
+        tiles.append(build.load(source, "tile").tile())
+    finally:
+        build.use_tiles("auto")
+    assert tiles == [0, 1]
+
+
+def test_unknown_settings_are_refused_with_the_value():
+    with pytest.raises(ValueError, match="auto, avx512, avx2, neon, portable, got 'sse'"):
+        build.use_tiles("sse")
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        build.use_threads(0)
+
+
+def test_threads_follow_omp_num_threads_then_the_cores_of_this_process(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert build.threads() == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert build.threads() == len(os.sched_getaffinity(0))
+
+
+NO_COMPILER = """
+import warnings
+warnings.simplefilter("always")
+with warnings.catch_warnings(record=True) as said:
+    import numpy as np
+    import alexnet
+    import pytensor, pytensor.tensor as pt
+    from alexnet.dispatch import mode_of
+    from alexnet.ops import LRN, Convolution, Dropout, MaxPool
+
+    rng = np.random.default_rng(0)
+    W = pytensor.shared(rng.normal(size=(3, 3, 3, 8), scale=.1).astype("float32"))
+    V = pytensor.shared(rng.normal(size=(8, 4), scale=.1).astype("float32"))
+    x, labels = pt.tensor("x", shape=(3, 9, 9, None)), pt.ivector("labels")
+    h = pt.maximum(LRN()(MaxPool(3, 2)(Convolution()(x, W))[0]), 0).mean(axis=(1, 2))
+    p = pt.special.log_softmax(V.T @ Dropout(.1)(h, 1, 2), axis=0)
+    cost = -p[labels, pt.arange(labels.shape[0])].mean()
+    updates = [(w, w - np.float32(1) * g) for w, g in zip((W, V), pytensor.grad(cost, [W, V]))]
+    train = pytensor.function([x, labels], cost, updates=updates, mode=mode_of("cpu"))
+    validate = pytensor.function([x, labels], cost, mode=mode_of("cpu"))
+    labels = np.arange(12, dtype="int32") % 4
+    images = (rng.normal(size=(3, 9, 9, 12)) + labels).astype("float32")
+    costs = [float(train(images, labels)) for _ in range(30)]
+assert costs[-1] < 0.8 * costs[0], costs
+print([str(one.message) for one in said])
+"""
+
+
+@pytest.mark.parametrize("missing", [{"CC": "/nonexistent"}, {"PATH": "", "CC": ""}])
+def test_without_a_compiler_a_network_trains_and_one_warning_says_what_to_install(missing, tmp_path):
+    said = in_new_process(NO_COMPILER, ALEXNET_CACHE=str(tmp_path), **missing)
+    assert said.count("no C compiler was found") == 1 and said.count("', '") == 0
+    assert "install gcc" in said
+    assert not list(tmp_path.iterdir())
+
+
+OPS = "tests/alexnet/ops"
+
+
+@needs_compiler
+@pytest.mark.parametrize("tiles", ["portable", "avx2"])
+def test_every_op_test_passes_with_forced_tiles(tiles):
+    if tiles == "avx2" and "avx2" not in build.processor():
+        pytest.skip("this processor has no AVX2")
+    program = f"import pytest, sys; sys.exit(pytest.main(['-q', '-k', 'cpu', '{OPS}', '-p', 'no:cacheprovider']))"
+    assert " passed" in in_new_process(program, ALEXNET_TILES=tiles)
+
+
+@needs_compiler
+def test_compiler_without_openmp_is_used_with_one_warning(tmp_path):
+    """A compiler that refuses -fopenmp, as one without its library does."""
+    compiler = tmp_path / "cc-without-openmp"
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1;; esac\nexec {build.compiler()[0]} "$@"\n')
+    compiler.chmod(0o755)
+    program = f"""
+from alexnet.dispatch.cpu import build
+for name in ("one", "two"):
+    assert build.load({DOUBLE_IT!r} + "//" + name, name).run
+"""
+    said = in_new_process(program, ALEXNET_CACHE=str(tmp_path / "cache"), CC=str(compiler))
+    assert said.count("kernels run on one thread") == 1

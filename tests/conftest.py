@@ -1,0 +1,32 @@
+"""What the tests share: the engines, random numbers, and the repository on the path of `from tests import …`."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import alexnet  # float32 before PyTensor is imported
+from alexnet.dispatch import ENGINES, mode_of
+from alexnet.dispatch.cpu import build
+
+sys.path.insert(0, str(Path(alexnet.__file__).parents[1]))
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request):
+    """Each engine's name; those that this machine lacks are skipped."""
+    if request.param == "cpu" and not build.compiler_available():
+        pytest.skip("the cpu engine needs a C compiler")
+    return request.param
+
+
+@pytest.fixture
+def mode(engine):
+    """The PyTensor mode of the engine."""
+    return mode_of(engine)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

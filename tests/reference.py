@@ -1,0 +1,92 @@
+"""Slow, obvious truths in float64: one loop per index of the formula, the batch alone as an array.
+
+Images are (channel, row, column, batch), filters (in / groups, row, column, out).
+"""
+
+from itertools import product
+
+import numpy as np
+
+
+def convolution_terms(x_shape, W_shape, stride, pad, groups):
+    """Yield (o, r, s, c, i, j, channel, row, column): y[o, r, s] takes W[c, i, j, o] * x[channel, row, column]."""
+    channels, height, width, _ = x_shape
+    per_group, size_r, size_c, out = W_shape
+    rows, columns = (height + 2 * pad - size_r) // stride + 1, (width + 2 * pad - size_c) // stride + 1
+    for o, r, s, c, i, j in product(*map(range, (out, rows, columns, per_group, size_r, size_c))):
+        channel = o // (out // groups) * per_group + c
+        row, column = r * stride + i - pad, s * stride + j - pad
+        if 0 <= row < height and 0 <= column < width:
+            yield o, r, s, c, i, j, channel, row, column
+
+
+def convolution(x, W, stride, pad, groups):
+    rows = (x.shape[1] + 2 * pad - W.shape[1]) // stride + 1
+    columns = (x.shape[2] + 2 * pad - W.shape[2]) // stride + 1
+    y = np.zeros((W.shape[3], rows, columns, x.shape[3]))
+    for o, r, s, c, i, j, channel, row, column in convolution_terms(x.shape, W.shape, stride, pad, groups):
+        y[o, r, s] += np.float64(W[c, i, j, o]) * x[channel, row, column]
+    return y
+
+
+def convolution_gradients(x, W, g, stride, pad, groups):
+    """The derivatives of sum(g * y) for x and W."""
+    dx, dW = np.zeros(x.shape), np.zeros(W.shape)
+    for o, r, s, c, i, j, channel, row, column in convolution_terms(x.shape, W.shape, stride, pad, groups):
+        dx[channel, row, column] += np.float64(W[c, i, j, o]) * g[o, r, s]
+        dW[c, i, j, o] += np.float64(x[channel, row, column]) @ g[o, r, s]
+    return dx, dW
+
+
+def max_pool(x, size, stride):
+    """(y, index): the maximum of each window, and i * size + j of the first pixel that holds it; NaN is largest."""
+    channels, height, width, batch = x.shape
+    rows, columns = (height - size) // stride + 1, (width - size) // stride + 1
+    y, index = np.zeros((channels, rows, columns, batch), x.dtype), np.zeros((channels, rows, columns, batch), int)
+    for c, r, s, b in np.ndindex(y.shape):
+        window = [x[c, r * stride + i, s * stride + j, b] for i in range(size) for j in range(size)]
+        ranks = [np.inf if np.isnan(value) else value for value in window]
+        index[c, r, s, b] = ranks.index(max(ranks))
+        y[c, r, s, b] = window[index[c, r, s, b]]
+    return y, index
+
+
+def max_pool_gradient(x, g, size, stride):
+    _, index = max_pool(x, size, stride)
+    dx = np.zeros(x.shape)
+    for c, r, s, b in np.ndindex(g.shape):
+        i, j = divmod(index[c, r, s, b], size)
+        dx[c, r * stride + i, s * stride + j, b] += g[c, r, s, b]
+    return dx
+
+
+def lrn(x, n, k, alpha, beta):
+    return x * lrn_scale(x, n, k, alpha) ** -beta
+
+
+def lrn_scale(x, n, k, alpha):
+    """k + alpha * sum of x ** 2 over the channels at most n // 2 away."""
+    scale = np.full(x.shape, k, np.float64)
+    for c, j in product(range(len(x)), repeat=2):
+        if abs(c - j) <= n // 2:
+            scale[c] += alpha * x[j].astype(np.float64) ** 2
+    return scale
+
+
+def lrn_gradient(x, g, n, k, alpha, beta):
+    """The derivative of sum(g * y): that of y[j] for x[c], one pair of channels at a time."""
+    x, s, dx = x.astype(np.float64), lrn_scale(x, n, k, alpha), np.zeros(x.shape)
+    for c, j in product(range(len(x)), repeat=2):
+        derivative = s[j] ** -beta if c == j else 0
+        if abs(c - j) <= n // 2:
+            derivative = derivative - 2 * alpha * beta * x[c] * x[j] * s[j] ** (-beta - 1)
+        dx[c] += g[j] * derivative
+    return dx
+
+
+def crop_mirror(images, mean, rows, columns, mirrors, size):
+    out = np.zeros((images.shape[0], size, size, images.shape[3]))
+    for c, r, s, b in np.ndindex(out.shape):
+        row, column = rows[b] + r, columns[b] + (size - 1 - s if mirrors[b] else s)
+        out[c, r, s, b] = np.float64(images[c, row, column, b]) - mean[c, row, column]
+    return out
