@@ -28,11 +28,6 @@ def arrays(rng):
 
 
 @pytest.fixture
-def rng():
-    return np.random.default_rng(1)
-
-
-@pytest.fixture
 def path(tmp_path, arrays):
     """A good checkpoint."""
     path = tmp_path / "checkpoint_00000007.safetensors"
