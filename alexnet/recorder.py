@@ -25,7 +25,7 @@ FIELDS = {
     "train": (*POSITION, "cost", "top1_error", *SPEED, "at"),
     "validation": (*POSITION, "cost", "top1_error", "top5_error", "seconds", "at"),
 }
-BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+BAR = "{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 
 
 class Recorder:
@@ -200,17 +200,20 @@ class Recorder:
             total = f" of {self.total}"
             left = f", {tqdm.format_interval(mean['seconds'] * (self.total - last['iteration']))} left"
         return (
-            f"iteration {last['iteration']}{total}, epoch {last['epoch']:.2f}: {self.figures()}; "
+            f"iteration {last['iteration']}{total}, epoch {last['epoch']:.2f}: {self.figures()} for the loader; "
             f"time per 20 iterations: {20 * mean['seconds']:.2f} s ({times}){left}"
         )
 
     def figures(self):
-        """Cost, error, speed and the loader's share, over the last print_freq iterations."""
+        """Cost, error, speed and the share of time waiting for the loader, over the last print_freq iterations.
+
+        Short: with the bar it has to fit into 80 columns.
+        """
         mean = self.means()
         seconds = mean["seconds"] or math.inf
         return (
-            f"cost {mean['cost']:.4f}, error {mean['top1_error']:.1%}, {mean['images'] / seconds:.1f} images/s, "
-            f"{mean['wait'] / seconds:.1%} waiting for the loader"
+            f"cost {mean['cost']:.3f}, error {mean['top1_error']:.1%}, {mean['images'] / seconds:.1f} images/s, "
+            f"{mean['wait'] / seconds:.1%} wait"
         )
 
     def means(self):

@@ -135,26 +135,27 @@ def test_elsewhere_than_on_a_terminal_there_is_a_line_every_print_freq_iteration
         for iteration in range(1, 6):
             iterate(recorder, clock, iteration, cost=iteration)
         validate(recorder, 1, 5)
-    figures = "error 25.0%, 12.8 images/s, 20.0% waiting for the loader"
+    figures = "error 25.0%, 12.8 images/s, 20.0% wait for the loader"
     times = "time per 20 iterations: 12.50 s (calc 10.00, sync 0.00, comm 0.00, wait 2.50)"
     validation = "validation cost 1.5000, top-1 error 50.00%, top-5 error 12.50% (50 images in 0.0 s)"
     assert stream.getvalue().splitlines() == [
-        f"iteration 2 of 100, epoch 0.50: cost 1.5000, {figures}; {times}, 01:01 left",
-        f"iteration 4 of 100, epoch 1.00: cost 3.5000, {figures}; {times}, 01:00 left",
+        f"iteration 2 of 100, epoch 0.50: cost 1.500, {figures}; {times}, 01:01 left",
+        f"iteration 4 of 100, epoch 1.00: cost 3.500, {figures}; {times}, 01:00 left",
         f"epoch 1: {validation}; learning rate 0.01",
     ]
     logged = (tmp_path / "log.txt").read_text().splitlines()
     assert [line[20:] for line in logged] == stream.getvalue().splitlines()
 
 
-def test_on_a_terminal_there_is_a_bar_and_the_lines_go_to_the_log(tmp_path, clock):
+def test_on_a_terminal_there_is_a_bar_and_the_lines_go_to_the_log(tmp_path, clock, monkeypatch):
     stream = Terminal()
+    monkeypatch.setenv("COLUMNS", "80")
     with Recorder(tmp_path, print_freq=2, total_iterations=4, stream=stream, clock=clock) as recorder:
         for iteration in range(1, 5):
             iterate(recorder, clock, iteration)
         recorder.log("a word in between")
     shown = stream.getvalue()
-    assert "cost 2.0000, error 25.0%, 12.8 images/s, 20.0% waiting for the loader" in shown
+    assert "cost 2.000, error 25.0%, 12.8 images/s, 20.0% wait" in shown
     assert "a word in between\n" in shown
     assert "time per 20 iterations" not in shown
     assert "time per 20 iterations" in (tmp_path / "log.txt").read_text()
