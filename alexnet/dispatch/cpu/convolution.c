@@ -22,8 +22,8 @@
  *   - pass: position: tile of channels.  The lines of one position and pass stay in the first-level cache while the
  *     filters, packed [pass][tile][k][channel], stream in order from the second.
  *   - A task is a range of positions (image block, y, x) and of tiles.  Where one range takes all positions (dense
- *     layers), each filter is used by one task only, which packs it pass by pass; the filters are read from memory
- *     once.  Otherwise all are packed beforehand.
+ *     layers), each filter is used by one task only, which packs it pass by pass, or reads it where it lies; the
+ *     filters come from memory once.  Otherwise all are packed beforehand.
  *
  * Each output is summed by one thread in one order, whatever the tasks: the number of threads changes no bit.
  */
@@ -79,7 +79,16 @@ static long tile_start(const Sum *s, long tile)
     return tile * FORWARD_ROWS - most(tile - s->large_tiles, 0) * (FORWARD_ROWS - SMALL_ROWS);
 }
 
+static long pass_terms(const Sum *s, long pass) { return least(s->pass_depth, s->depth - pass * s->pass_depth); }
+
 static int streams(const Sum *s) { return s->position_ranges == 1; }
+
+/* Whether a tile reads its filters where they lie: used by one task, and the terms of a channel side by side. */
+static int in_place(const Sum *s, long tile)
+{
+    int side_by_side = s->o_step > 1 && s->rows * s->columns == 1;
+    return streams(s) && side_by_side && tile < s->large_tiles && tile_start(s, tile) + FORWARD_ROWS <= s->o;
+}
 
 static void choose_tasks(Sum *s)
 {
@@ -165,34 +174,53 @@ static void pack_images(const Sum *s, const float *x, float *lines)
     }
 }
 
-/* One tile of filters over n terms: to [k][rows], with zeros for channels beyond the last. */
-ALWAYS_INLINE void pack_tile(int rows, const float *filters, long o_step, const long *filter_of, long n, long channels,
-                             float *packed)
+/* One tile over n terms: to [k][rows], with zeros for channels beyond the last. */
+ALWAYS_INLINE void pack_tile(const int rows, const float *filters, long o_step, const long *filter_of, long n,
+                             long channels, float *packed)
 {
-    if (channels < rows)
-        memset(packed, 0, n * rows * sizeof(float));
-    if (channels >= rows && o_step == 1)
+    if (channels >= rows && o_step == 1) {
         for (long k = 0; k < n; k++)
             memcpy(packed + k * rows, filters + filter_of[k], rows * sizeof(float));
-    else
-        for (long r = 0; r < least(rows, channels); r++)
-            for (long k = 0; k < n; k++)
-                packed[k * rows + r] = filters[filter_of[k] + r * o_step];
+        return;
+    }
+    if (channels < rows)
+        memset(packed, 0, n * rows * sizeof(float));
+    for (long r = 0; r < least(rows, channels); r++)
+        for (long k = 0; k < n; k++)
+            packed[k * rows + r] = filters[filter_of[k] + r * o_step];
 }
 
-static long pass_terms(const Sum *s, long pass) { return least(s->pass_depth, s->depth - pass * s->pass_depth); }
+/* Ask for channels o to o_end of n terms ahead of their use; the processor sees no stream in such short pieces. */
+static void prefetch_filters(const float *filters, const long *filter_of, long n, long o, long o_end)
+{
+    for (long k = 0; k < n; k++)
+        for (long at = o; at < o_end; at += CACHE_LINE / (long)sizeof(float))
+            __builtin_prefetch(filters + filter_of[k] + at);
+}
 
-static void pack_filters(const Sum *s, const Workspace *w, const float *filters, long group, long pass, long tile,
+/* The filters of some tiles for one pass.  A few terms of all tiles come before the next terms, since the channels of
+ * one term lie side by side in memory, and those of the next may lie a power of two further on. */
+static void pack_filters(const Sum *s, const Workspace *w, const float *filters, long pass, long tile, long tile_end,
                          float *packed)
 {
-    long o = tile_start(s, tile);
-    const float *source = filters + group * s->group_step + o * s->o_step;
     const long *filter_of = w->filter_of + pass * s->pass_depth;
-    long n = pass_terms(s, pass);
-    if (tile < s->large_tiles)
-        pack_tile(FORWARD_ROWS, source, s->o_step, filter_of, n, s->o - o, packed);
-    else
-        pack_tile(SMALL_ROWS, source, s->o_step, filter_of, n, s->o - o, packed);
+    long n = pass_terms(s, pass), start = tile_start(s, tile), few = s->o_step == 1 ? 8 : n;
+    for (long k = 0; k < n; k += few) {
+        long terms = least(few, n - k);
+        if (s->o_step == 1)
+            prefetch_filters(filters, filter_of + k + terms, least(few, n - k - terms), start, tile_start(s, tile_end));
+        for (long t = tile; t < tile_end; t++) {
+            if (in_place(s, t))
+                continue;
+            long o = tile_start(s, t);
+            const float *from = filters + o * s->o_step;
+            float *to = packed + (o - start) * n + k * (t < s->large_tiles ? FORWARD_ROWS : SMALL_ROWS);
+            if (t < s->large_tiles)
+                pack_tile(FORWARD_ROWS, from, s->o_step, filter_of + k, terms, s->o - o, to);
+            else
+                pack_tile(SMALL_ROWS, from, s->o_step, filter_of + k, terms, s->o - o, to);
+        }
+    }
 }
 
 static void pack_all_filters(const Sum *s, const Workspace *w, const float *filters)
@@ -201,7 +229,8 @@ static void pack_all_filters(const Sum *s, const Workspace *w, const float *filt
     for (long i = 0; i < s->groups * s->passes * s->tiles; i++) {
         long group = i / (s->passes * s->tiles), pass = i / s->tiles % s->passes, tile = i % s->tiles;
         float *packed = w->filters + (group * s->depth + pass * s->pass_depth) * s->packed_o;
-        pack_filters(s, w, filters, group, pass, tile, packed + tile_start(s, tile) * pass_terms(s, pass));
+        pack_filters(s, w, filters + group * s->group_step, pass, tile, tile + 1,
+                     packed + tile_start(s, tile) * pass_terms(s, pass));
     }
 }
 
@@ -217,8 +246,9 @@ ALWAYS_INLINE void store_row(const vector *sum, float *out, long images)
         memcpy(out, sum, images * sizeof(float));
 }
 
-/* The inner loop: rows channels by one line of images, over n terms. */
-ALWAYS_INLINE void sum_tile(const int rows, const float *lines, const long *line_of, long n, const float *filters, Target t)
+/* The inner loop: rows channels by one line of images, over n terms; filters at [k * k_step + channel * o_step]. */
+ALWAYS_INLINE void sum_tile(const int rows, const float *lines, const long *line_of, long n, const float *filters,
+                            const long k_step, const long o_step, Target t)
 {
     vector sum[FORWARD_ROWS][VECTORS];
     UNROLL
@@ -226,7 +256,7 @@ ALWAYS_INLINE void sum_tile(const int rows, const float *lines, const long *line
         UNROLL
         for (int v = 0; v < VECTORS; v++)
             sum[r][v] = (vector){ 0 };
-    for (long k = 0; k < n; k++, filters += rows) {
+    for (long k = 0; k < n; k++, filters += k_step) {
         const float *line = lines + line_of[k];
         vector x[VECTORS];
         UNROLL
@@ -236,7 +266,7 @@ ALWAYS_INLINE void sum_tile(const int rows, const float *lines, const long *line
         for (int r = 0; r < rows; r++)
             UNROLL
             for (int v = 0; v < VECTORS; v++)
-                sum[r][v] += filters[r] * x[v];
+                sum[r][v] += filters[r * o_step] * x[v];
     }
     UNROLL
     for (int r = 0; r < rows; r++) {
@@ -253,21 +283,31 @@ ALWAYS_INLINE void sum_tile(const int rows, const float *lines, const long *line
     }
 }
 
-static void large_tile(const float *lines, const long *line_of, long n, const float *filters, Target t)
+NEVER_INLINE void large_tile(const float *lines, const long *line_of, long n, const float *filters, Target t)
 {
-    sum_tile(FORWARD_ROWS, lines, line_of, n, filters, t);
+    sum_tile(FORWARD_ROWS, lines, line_of, n, filters, FORWARD_ROWS, 1, t);
 }
 
-static void small_tile(const float *lines, const long *line_of, long n, const float *filters, Target t)
+NEVER_INLINE void small_tile(const float *lines, const long *line_of, long n, const float *filters, Target t)
 {
-    sum_tile(SMALL_ROWS, lines, line_of, n, filters, t);
+    sum_tile(SMALL_ROWS, lines, line_of, n, filters, SMALL_ROWS, 1, t);
 }
 
-typedef struct { long group, position, position_end, tile, tile_end; } Task;
+NEVER_INLINE void tile_in_place(const float *lines, const long *line_of, long n, const float *filters, long o_step,
+                                Target t)
+{
+    sum_tile(FORWARD_ROWS, lines, line_of, n, filters, 1, o_step, t);
+}
+
+typedef struct {
+    long group, position, position_end, tile, tile_end;
+    const float *filters;                /* of the group, as they came */
+    float *out;                          /* of the group */
+} Task;
 
 /* All tiles of a task at one position, over one pass. */
 static void sum_position(const Sum *s, const Workspace *w, const Task *task, long pass, long position,
-                         const float *filters, float *partial, float *out)
+                         const float *packed, float *partial)
 {
     long image = s->out_height * s->out_width, block = position / image, pixel = position % image;
     long y = pixel / s->out_width, x = pixel % s->out_width, n = pass_terms(s, pass);
@@ -280,13 +320,16 @@ static void sum_position(const Sum *s, const Workspace *w, const Task *task, lon
     for (long tile = task->tile; tile < task->tile_end; tile++) {
         long o = tile_start(s, tile);
         t.partial = partial + (o - start) * LINE;
-        t.out = out + (task->group * s->o + o) * t.out_step + pixel * s->b + block * LINE;
+        t.out = task->out + o * t.out_step + pixel * s->b + block * LINE;
         t.channels = s->o - o;
-        (tile < s->large_tiles ? large_tile : small_tile)(lines, line_of, n, filters + (o - start) * n, t);
+        if (in_place(s, tile))
+            tile_in_place(lines, line_of, n, task->filters + o * s->o_step + pass * s->pass_depth, s->o_step, t);
+        else
+            (tile < s->large_tiles ? large_tile : small_tile)(lines, line_of, n, packed + (o - start) * n, t);
     }
 }
 
-static void run_task(const Sum *s, const Workspace *w, const Task *task, const float *filters, float *out)
+static void run_task(const Sum *s, const Workspace *w, const Task *task)
 {
     long start = tile_start(s, task->tile), channels = tile_start(s, task->tile_end) - start;
     long thread = omp_get_thread_num(), task_channels = s->task_tiles * FORWARD_ROWS;
@@ -296,14 +339,12 @@ static void run_task(const Sum *s, const Workspace *w, const Task *task, const f
         float *packed;
         if (streams(s)) {
             packed = w->filters + thread * s->pass_depth * task_channels;
-            for (long tile = task->tile; tile < task->tile_end; tile++)
-                pack_filters(s, w, filters, task->group, pass, tile, packed + (tile_start(s, tile) - start) * n);
+            pack_filters(s, w, task->filters, pass, task->tile, task->tile_end, packed);
         } else {
             packed = w->filters + (task->group * s->depth + pass * s->pass_depth) * s->packed_o + start * n;
         }
         for (long position = task->position; position < task->position_end; position++)
-            sum_position(s, w, task, pass, position, packed,
-                         partial + (position - task->position) * channels * LINE, out);
+            sum_position(s, w, task, pass, position, packed, partial + (position - task->position) * channels * LINE);
     }
 }
 
@@ -317,9 +358,11 @@ static void run(const Sum *s, const Workspace *w, const float *x, const float *f
         long tiles = i % s->tile_ranges, positions = i / s->tile_ranges % s->position_ranges;
         Task task = { .group = i / s->tile_ranges / s->position_ranges,
                       .position = positions * s->task_positions, .tile = tiles * s->task_tiles };
+        task.filters = filters + task.group * s->group_step;
+        task.out = out + task.group * s->o * s->out_height * s->out_width * s->b;
         task.position_end = least(task.position + s->task_positions, s->positions);
         task.tile_end = least(task.tile + s->task_tiles, s->tiles);
-        run_task(s, w, &task, filters, out);
+        run_task(s, w, &task);
     }
 }
 

@@ -130,7 +130,7 @@ static void add_to_edge(const float *sum, Target t)
 }
 
 /* The inner loop: GRADIENT_ROWS rows of x times one panel, over some segments of run terms. */
-static void add_tile(const float *const x[GRADIENT_ROWS], const float *panel, long segments, long run, long segment_step,
+NEVER_INLINE void add_tile(const float *const x[GRADIENT_ROWS], const float *panel, long segments, long run, long segment_step,
                      Target t)
 {
     vector sum[GRADIENT_ROWS][VECTORS];

@@ -60,6 +60,7 @@ static inline int omp_get_thread_num(void) { return 0; }
 #define UNROLL _Pragma("GCC unroll 16")          /* loops over a tile, which then lives in registers */
 #endif
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
+#define NEVER_INLINE static __attribute__((noinline))      /* a tile needs all registers to itself */
 
 static inline long least(long a, long b) { return a < b ? a : b; }
 static inline long most(long a, long b) { return a > b ? a : b; }
