@@ -180,6 +180,9 @@ class Config(BaseModel):
             raise ValueError(
                 f"warmup_epochs must be less than n_epochs = {self.n_epochs}, got {self.warmup_epochs}"
             )
+        if len(self.devices) > 1:
+            devices = list(self.devices)
+            raise ValueError(f"devices must name one device, as long as workers exchange nothing, got {devices}")
         if self.use_nesterov_momentum and not self.use_momentum:
             raise ValueError("use_nesterov_momentum is true but use_momentum is false: set both or neither")
         if self.lr_policy == "auto" and not self.validation:

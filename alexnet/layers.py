@@ -11,9 +11,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
-from alexnet.ops import LRN as LocalResponseNormalisation
-from alexnet.ops import Convolution, MaxPool as MaxPooling
-from alexnet.ops import Dropout as RandomMask
+from alexnet import ops
 from alexnet.ops.base import windows_along
 
 
@@ -90,7 +88,7 @@ class Conv:
         if channels % groups or filters % groups:
             raise ValueError(f"groups must divide channels and filters, got {groups} for {channels} and {filters}")
         self.size, self.stride, self.pad, self.filters = size, stride, pad, filters
-        self.convolution = Convolution(stride, pad, groups)
+        self.convolution = ops.Convolution(stride, pad, groups)
         self.pool = MaxPool(*pool) if pool else None
         self.W, self.b = weights_and_biases(rng, (channels // groups, size, size, filters), filters, std, bias)
         self.parameters = (self.W, self.b)
@@ -120,7 +118,7 @@ class MaxPool:
         self.size, self.stride = size, stride
 
     def __call__(self, x, noise=None):
-        return MaxPooling(self.size, self.stride)(x)[0]
+        return ops.MaxPool(self.size, self.stride)(x)[0]
 
     def describe(self, shape):
         yield LayerSummary(
@@ -138,7 +136,7 @@ class LRN:
     parameters = ()
 
     def __init__(self, n=5, k=2.0, alpha=1e-4, beta=0.75):
-        self.normalise = LocalResponseNormalisation(n, k, alpha, beta)
+        self.normalise = ops.LRN(n, k, alpha, beta)
 
     def __call__(self, x, noise=None):
         return self.normalise(x)
@@ -178,7 +176,7 @@ class Dense:
 
     def __call__(self, x, noise=None):
         image, filters = x.dimshuffle(0, "x", "x", 1), self.W.variable.dimshuffle(0, "x", "x", 1)
-        y = Convolution()(image, filters).dimshuffle(0, 3) + self.b.variable.dimshuffle(0, "x")
+        y = ops.Convolution()(image, filters).dimshuffle(0, 3) + self.b.variable.dimshuffle(0, "x")
         return rectify(y) if self.relu else y
 
     def describe(self, shape):
@@ -201,7 +199,7 @@ class Dropout:
     def __call__(self, x, noise=None):
         if noise is None or self.rate == 0:
             return x
-        return RandomMask(self.rate, self.stream)(x, noise.seed, noise.step)
+        return ops.Dropout(self.rate, self.stream)(x, noise.seed, noise.step)
 
     def describe(self, shape):
         yield LayerSummary(self.kind, shape, 0, 0)

@@ -110,7 +110,8 @@ def train_step(run, position, steps, batch, images):
     if not math.isfinite(cost):
         files = ", ".join(str(segment.path) for segment in batch.request.segments)
         raise Diverged(
-            f"the cost became {float(cost)} at iteration {position.iteration + 1} (epoch {position.epoch + 1}, {files}); "
+            f"the cost became {float(cost)} at iteration {position.iteration + 1}, "
+            f"in epoch {position.epoch + 1}, on {files}; "
             f"a lower learning_rate than {rate:g} or a look at that file's images may help"
         )
     run.recorder.train_iteration(

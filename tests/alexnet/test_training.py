@@ -60,7 +60,7 @@ def resumed(data, output, straight, at, **changes):
 
 
 @pytest.mark.parametrize("para_load", ["true", "false"])
-@pytest.mark.parametrize("at", [20, 26], ids=["within an epoch, before the rate drop", "at an epoch's end, at the drop"])
+@pytest.mark.parametrize("at", [20, 26], ids=["within an epoch", "at an epoch's end and a rate drop"])
 def test_resuming_changes_no_bit(data, tmp_path, straight, at, para_load):
     folder = resumed(data, tmp_path, straight, at, para_load=para_load)
     assert final_state(folder)[1]["iteration"] == 40
@@ -102,7 +102,8 @@ def test_training_lowers_the_cost_and_validation_covers_every_image(data, tmp_pa
 
 
 def test_divergence_names_iteration_and_file_and_keeps_the_last_checkpoint(data, tmp_path):
-    with pytest.raises(Diverged, match=r"cost became (nan|inf) at iteration \d+ .*\.hkl.*last good checkpoint is") as error:
+    sentence = r"cost became (nan|inf) at iteration \d+, in epoch \d, on .*\.hkl; .* last good checkpoint is"
+    with pytest.raises(Diverged, match=sentence) as error:
         tiny.run(data, tmp_path, learning_rate=1e20, snapshot_iterations=1, warmup_epochs=1, n_epochs=3)
     path = checkpoint.latest(tmp_path / "run")
     assert path is not None and str(path) in str(error.value)
