@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
@@ -88,21 +88,32 @@ def library(name):
     return load((SOURCES / f"{name}.c").read_text(), name)
 
 
-def function(library_name, symbol, signature, can_fail=False):
-    """Return a C function as a Python callable.
+class Function:
+    """A C function as a Python callable; its source is compiled, or loaded, when it is first called.
 
-    signature has one letter per argument: a = C-contiguous array, n = long, u = uint32, f = float.
-    can_fail: the function returns an int, and anything but 0 raises MemoryError.
+    name       tells files in the cache apart
+    signature  one letter per argument: a = C-contiguous array, n = long, u = uint32, f = float
+    can_fail   the function returns an int, and anything but 0 raises MemoryError
     """
-    return bind(library(library_name), symbol, signature, can_fail)
+
+    def __init__(self, source, name, symbol, signature, can_fail=False):
+        self.source, self.name, self.symbol = source, name, symbol
+        self.signature, self.can_fail = signature, can_fail
+
+    @cached_property
+    def call(self):
+        call = getattr(load(self.source, self.name), self.symbol)
+        call.argtypes = [ARGUMENTS[letter] for letter in self.signature]
+        call.restype = _checked_status if self.can_fail else None
+        return call
+
+    def __call__(self, *arguments):
+        self.call(*arguments)
 
 
-def bind(loaded, symbol, signature, can_fail=False):
-    """Return function()'s callable, from a library that is loaded."""
-    call = getattr(loaded, symbol)
-    call.argtypes = [ARGUMENTS[letter] for letter in signature]
-    call.restype = _checked_status if can_fail else None
-    return call
+def function(name, symbol, signature, can_fail=False):
+    """Return the Function of that symbol in the file name.c beside this one."""
+    return Function((SOURCES / f"{name}.c").read_text(), name, symbol, signature, can_fail)
 
 
 class _Array:
@@ -150,7 +161,7 @@ def _compiled(source, name, tile_flags):
     if command is None:
         raise CompileError(NO_COMPILER)
     full = [*command, *FLAGS, *tile_flags, OPENMP]
-    parts = [source, *_headers(), *full, _compiler_version(), processor()]
+    parts = [source, *_headers(source), *full, _compiler_version(), processor()]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     path = cache_folder() / f"{name}-{digest}.so"
     if not path.exists():
@@ -194,8 +205,9 @@ def cache_folder():
     return (Path(base) if base else Path.home() / ".cache") / "alexnet"
 
 
-def _headers():
-    return [path.read_text() for path in sorted(SOURCES.glob("*.h"))]
+def _headers(source):
+    """The text of each header beside this file that the source names."""
+    return [path.read_text() for path in sorted(SOURCES.glob("*.h")) if path.name in source]
 
 
 @cache

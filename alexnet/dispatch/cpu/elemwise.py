@@ -65,7 +65,7 @@ def elemwise(op, node):
     split, kinds, broadcast = places
     input_dtypes, dtypes = ([variable.type.dtype for variable in vs] for vs in (node.inputs, node.outputs))
     source = _source(op.scalar_op, kinds, input_dtypes, dtypes)
-    loop = build.bind(build.load(source, "elemwise"), "loop", "nn" + "a" * len(input_dtypes + dtypes))
+    loop = build.Function(source, "elemwise", "loop", "nn" + "a" * len(input_dtypes + dtypes))
 
     def run(*inputs):
         shape = _shape(inputs, broadcast)

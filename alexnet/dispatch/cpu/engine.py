@@ -47,8 +47,8 @@ class UseKernels(GraphRewriter):
 
     def apply(self, fgraph):
         for node in fgraph.toposort():
-            double = any(variable.type.dtype == "float64" for variable in node.inputs + node.outputs)
-            run = None if double else kernel(node.op, node)
+            dtypes = {getattr(variable.type, "dtype", None) for variable in node.inputs + node.outputs}
+            run = None if "float64" in dtypes else kernel(node.op, node)
             if run is not None:
                 outputs = CpuKernel(node.op, run).make_node(*node.inputs).outputs
             elif isinstance(getattr(node.op, "scalar_op", None), Composite):

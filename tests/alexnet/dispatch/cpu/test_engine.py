@@ -69,7 +69,8 @@ def test_number_of_threads_does_not_show():
         np.testing.assert_array_equal(one, two)
 
 
-VIEWS = "Shape_i ExpandDims DimShuffle Reshape MatrixTranspose Alloc LogSoftmax Softmax AdvancedInc".split()
+VIEWS = ("Shape_i", "ExpandDims", "DimShuffle", "Reshape", "MatrixTranspose")
+LOSS = ("Alloc", "LogSoftmax", "Softmax", "AdvancedInc")
 
 
 def test_no_large_array_is_left_to_one_thread():
@@ -78,7 +79,7 @@ def test_no_large_array_is_left_to_one_thread():
     for node in step.maker.fgraph.toposort():
         sizes = [np.prod([BATCH if n is None else n for n in v.type.shape]) for v in node.inputs + node.outputs]
         small = all(size < LARGE for size in sizes)
-        assert small or isinstance(node.op, CpuKernel) or str(node.op).startswith(tuple(VIEWS)), node
+        assert small or isinstance(node.op, CpuKernel) or str(node.op).startswith(VIEWS + LOSS), node
         assert not isinstance(node.op, Blockwise), node
 
 
