@@ -50,6 +50,13 @@ class Reader:
         out[...] = expected(request, out.dtype)
 
 
+class ZeroReader:
+    """Batches of any shape, all zero."""
+
+    def read(self, request, out):
+        out[...] = 0
+
+
 def double_values(pipe, handle):
     """A process that doubles the bytes of another's buffer, then waits to be told to end."""
     with HostDevice() as device:
@@ -127,7 +134,7 @@ def main(function, folder, *settings):
     values = {key: json.loads(value) for key, value in (setting.split("=") for setting in settings)}
     defaults = {"devices": ["cpu"], "folder": folder, "reading": 0.0, "computing": 0.01, "steps": 10, "between": 0.0}
     config = SimpleNamespace(**defaults | values)
-    return abandon(config) if function == "abandon" else launch(config, f"process_doubles:{function}")
+    return abandon(config) if function == "abandon" else launch(config, f"tests.multigpu.process_doubles:{function}")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@ import os
 import signal
 
 import numpy as np
-import process_doubles as doubles
 import pytest
 
 from multigpu.device import DeviceError
 from multigpu.device.host import HostDevice, HostHandle
 from multigpu.process import CONTEXT
+from tests.multigpu import process_doubles as doubles
 
 
 @pytest.fixture

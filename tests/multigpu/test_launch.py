@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import process_doubles as doubles
 import pytest
 
 from multigpu.launch import cores
+from tests.multigpu import process_doubles as doubles
 
 DOUBLES = Path(doubles.__file__)
 GONE = 5.0                                       # seconds in which every process of a run has to be gone
@@ -68,13 +68,16 @@ class Run:
         """SIGKILL to one process of the run; the rest of it has to be gone in time."""
         members = family(self.launcher.pid)
         assert pid in [child.pid for child in members]
+        began = time.monotonic()
         os.kill(pid, signal.SIGKILL)
-        return self.all_gone(members)
+        ended = self.all_gone(members)
+        assert time.monotonic() - began < GONE
+        return ended
 
-    def all_gone(self, members):
+    def all_gone(self, members, seconds=GONE):
         """Wait for the end; returns the exit status and what was said, after the checks that hold for every end."""
+        status = self.launcher.wait(seconds)
         end = time.monotonic() + GONE
-        status = self.launcher.wait(GONE)
         while (left := [child for child in members if is_running(child)]) and time.monotonic() < end:
             time.sleep(0.01)
         assert left == []
@@ -232,7 +235,7 @@ def test_signal_lets_every_worker_finish_its_step_and_save(run, number, group):
         os.killpg(train.launcher.pid, number)
         time.sleep(0.05)
     os.kill(train.launcher.pid, number)
-    status, said = train.all_gone(members)
+    status, said = train.all_gone(members, seconds=20)
     assert (status, said) == (128 + number, f"stopped by {number.name}\n")
     for rank in (0, 1):
         assert train.wait_for(f"saved{rank}")
@@ -243,8 +246,9 @@ def test_signal_while_the_worker_starts_is_heard(run):
     train = run("train", computing=0.2, steps=10**6).start()
     while len(family(train.launcher.pid)) < 3:
         time.sleep(0.002)
+    members = family(train.launcher.pid)
     os.killpg(train.launcher.pid, signal.SIGINT)
-    status, said = train.all_gone(family(train.launcher.pid))
+    status, said = train.all_gone(members, seconds=20)
     assert (status, said) == (130, "stopped by SIGINT\n")
     assert train.wait_for("step0") == 0
 
@@ -253,8 +257,9 @@ def test_sigterm_to_a_worker_stops_the_run(run):
     train = run("train", computing=0.2, steps=10**6, devices=["cpu", "cpu"]).start()
     for rank in (0, 1):
         train.wait_for(f"computing{rank}")
+    members = family(train.launcher.pid)
     os.kill(train.pid("worker", 1), signal.SIGTERM)
-    assert train.all_gone(family(train.launcher.pid)) == (143, "stopped by SIGTERM\n")
+    assert train.all_gone(members, seconds=20) == (143, "stopped by SIGTERM\n")
     assert train.wait_for("saved0") and train.wait_for("saved1")
 
 

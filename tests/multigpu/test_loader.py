@@ -12,14 +12,14 @@ import time
 from pathlib import Path
 
 import numpy as np
-import process_doubles as doubles
 import pytest
-from process_doubles import BAD, SHAPE, Reader, expected, request
 
 from alexnet import hkl
 from alexnet.data import Request, Segment, centre_crop, crop_stream, draw_crop
 from multigpu.loader import DataError, LoaderDied, ParallelBatches, SerialBatches
 from multigpu.process import how_it_ended
+from tests.multigpu import process_doubles as doubles
+from tests.multigpu.process_doubles import BAD, SHAPE, Reader, ZeroReader, expected, request
 
 DOUBLES = Path(doubles.__file__)
 
@@ -119,11 +119,6 @@ def test_no_image_passes_through_the_pipe():
         before = written_by(batches.loader_pid)
         assert len([None for _ in batches.read(map(request, range(10)))]) == 10
         assert written_by(batches.loader_pid) - before < 10_000
-
-
-class ZeroReader:
-    def read(self, request, out):
-        out[...] = 0
 
 
 def written_by(pid):
@@ -297,8 +292,3 @@ def test_reader_of_alexnet_is_the_default(tmp_path):
         pytest.raises(DataError, match="missing.hkl is missing"),
     ):
         next(batches.read([asked]))
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
