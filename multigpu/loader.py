@@ -228,7 +228,7 @@ class ParallelBatches(Batches):
         try:
             return call(*message)
         except (EOFError, ConnectionError) as error:
-            self._process.join(GRACE)            # the pipe ends a moment before the process does
+            end(self._process, GRACE)            # the pipe ends a moment before the process does
             raise LoaderDied(obituary(self.loader_pid, self._process.exitcode)) from error
 
     def close(self):
