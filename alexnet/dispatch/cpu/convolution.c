@@ -22,8 +22,9 @@
  *   - pass: position: tile of channels.  The lines of one position and pass stay in the first-level cache while the
  *     filters, packed [pass][tile][k][channel], stream in order from the second.
  *   - A task is a range of positions (image block, y, x) and of tiles.  Where one range takes all positions (dense
- *     layers), each filter is used by one task only, which packs it pass by pass, or reads it where it lies; the
- *     filters come from memory once.  Otherwise all are packed beforehand.
+ *     layers), each filter is used by one task only, which packs it pass by pass while it asks the memory for those
+ *     of the next pass, or reads it where it lies: such layers wait for the memory to bring the filters, once.
+ *     Otherwise all are packed beforehand.
  *
  * Each output is summed by one thread in one order, whatever the tasks: the number of threads changes no bit.
  */
@@ -32,7 +33,6 @@
 #include "tiles.h"
 
 enum { TASK_CHANNELS = 384 };            /* DEPTH * TASK_CHANNELS filters fill at most 3/8 of a 1 MiB second-level cache */
-enum { STREAM_CHANNELS = 192 };          /* the same where they are packed by the task */
 enum { PARTIAL_BYTES = 320 << 10 };      /* bound of the partial sums of a task, in the same cache */
 enum { TASKS_PER_THREAD = 4 };
 
@@ -97,8 +97,6 @@ static void choose_tasks(Sum *s)
     s->task_positions = most(PARTIAL_BYTES / (channels * LINE * (long)sizeof(float)), 8);
     s->position_ranges = parts(s->positions, s->task_positions);
     s->task_positions = parts(s->positions, s->position_ranges);
-    if (streams(s))
-        channels = least(s->packed_o, STREAM_CHANNELS);
     s->tile_ranges = most(parts(s->packed_o, channels), parts(wanted, s->groups * s->position_ranges));
     s->task_tiles = parts(s->tiles, least(s->tile_ranges, s->tiles));
     s->tile_ranges = parts(s->tiles, s->task_tiles);
@@ -190,14 +188,6 @@ ALWAYS_INLINE void pack_tile(const int rows, const float *filters, long o_step, 
             packed[k * rows + r] = filters[filter_of[k] + r * o_step];
 }
 
-/* Ask for channels o to o_end of n terms ahead of their use; the processor sees no stream in such short pieces. */
-static void prefetch_filters(const float *filters, const long *filter_of, long n, long o, long o_end)
-{
-    for (long k = 0; k < n; k++)
-        for (long at = o; at < o_end; at += CACHE_LINE / (long)sizeof(float))
-            __builtin_prefetch(filters + filter_of[k] + at);
-}
-
 /* The filters of some tiles for one pass.  A few terms of all tiles come before the next terms, since the channels of
  * one term lie side by side in memory, and those of the next may lie a power of two further on. */
 static void pack_filters(const Sum *s, const Workspace *w, const float *filters, long pass, long tile, long tile_end,
@@ -207,8 +197,6 @@ static void pack_filters(const Sum *s, const Workspace *w, const float *filters,
     long n = pass_terms(s, pass), start = tile_start(s, tile), few = s->o_step == 1 ? 8 : n;
     for (long k = 0; k < n; k += few) {
         long terms = least(few, n - k);
-        if (s->o_step == 1)
-            prefetch_filters(filters, filter_of + k + terms, least(few, n - k - terms), start, tile_start(s, tile_end));
         for (long t = tile; t < tile_end; t++) {
             if (in_place(s, t))
                 continue;
@@ -239,11 +227,13 @@ typedef struct { float *partial, *out; long out_step, channels, images; int firs
 
 ALWAYS_INLINE void store_row(const vector *sum, float *out, long images)
 {
-    if (images >= LINE)
-        for (int v = 0; v < VECTORS; v++)
-            *(vector *)(out + v * LANES) = sum[v];
-    else
-        memcpy(out, sum, images * sizeof(float));
+    float edge[LINE];
+    float *line = images < LINE ? edge : out;
+    UNROLL
+    for (int v = 0; v < VECTORS; v++)
+        *(vector *)(line + v * LANES) = sum[v];
+    if (images < LINE)
+        memcpy(out, edge, images * sizeof(float));
 }
 
 /* The inner loop: rows channels by one line of images, over n terms; filters at [k * k_step + channel * o_step]. */
@@ -305,6 +295,16 @@ typedef struct {
     float *out;                          /* of the group */
 } Task;
 
+/* Ask the memory for a share of the filters that the next pass will pack, the share of one of `steps` tiles. */
+static void fetch_ahead(const Sum *s, const Workspace *w, const Task *task, long pass, long step, long steps)
+{
+    long n = pass_terms(s, pass + 1), o_end = least(tile_start(s, task->tile_end), s->o);
+    const long *filter_of = w->filter_of + (pass + 1) * s->pass_depth;
+    for (long k = n * step / steps; k < n * (step + 1) / steps; k++)
+        for (long o = tile_start(s, task->tile); o < o_end; o += CACHE_LINE / (long)sizeof(float))
+            __builtin_prefetch(task->filters + filter_of[k] + o, 0, 2);
+}
+
 /* All tiles of a task at one position, over one pass. */
 static void sum_position(const Sum *s, const Workspace *w, const Task *task, long pass, long position,
                          const float *packed, float *partial)
@@ -317,8 +317,11 @@ static void sum_position(const Sum *s, const Workspace *w, const Task *task, lon
     Target t = { .out_step = image * s->b, .images = s->b - block * LINE, .first = pass == 0,
                  .last = pass == s->passes - 1 };
     long start = tile_start(s, task->tile);
+    long tiles = task->tile_end - task->tile, steps = (task->position_end - task->position) * tiles;
     for (long tile = task->tile; tile < task->tile_end; tile++) {
         long o = tile_start(s, tile);
+        if (streams(s) && s->o_step == 1 && !t.last)
+            fetch_ahead(s, w, task, pass, (position - task->position) * tiles + tile - task->tile, steps);
         t.partial = partial + (o - start) * LINE;
         t.out = task->out + o * t.out_step + pixel * s->b + block * LINE;
         t.channels = s->o - o;

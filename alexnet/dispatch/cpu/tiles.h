@@ -9,7 +9,7 @@
  *   processor    registers   LANES   FORWARD_ROWS x VECTORS    GRADIENT_ROWS x VECTORS
  *   AVX-512      32 of 16    16      12 x 2 = 24               8 x 2 = 16 (a pointer for each row)
  *   AVX2 + FMA   16 of 8     8       6 x 2 = 12                6 x 2 = 12
- *   NEON         32 of 4     4       6 x 4 = 24                6 x 4 = 24
+ *   NEON         32 of 4     4       4 x 4 = 16                5 x 4 = 20 (GCC keeps each broadcast in a register)
  *   portable     16 of 4     4       4 x 2 = 8                 4 x 2 = 8 (a product needs a register, too)
  *
  * DEPTH bounds the terms summed in one pass of a forward tile, so that what they read of one line of images,
@@ -37,7 +37,7 @@ enum { LANES = 16, VECTORS = 2, FORWARD_ROWS = 12, GRADIENT_ROWS = 8, DEPTH = 19
 #elif defined(TILE_AVX2)
 enum { LANES = 8, VECTORS = 2, FORWARD_ROWS = 6, GRADIENT_ROWS = 6, DEPTH = 256 };
 #elif defined(TILE_NEON)
-enum { LANES = 4, VECTORS = 4, FORWARD_ROWS = 6, GRADIENT_ROWS = 6, DEPTH = 256 };
+enum { LANES = 4, VECTORS = 4, FORWARD_ROWS = 4, GRADIENT_ROWS = 5, DEPTH = 256 };
 #else
 enum { LANES = 4, VECTORS = 2, FORWARD_ROWS = 4, GRADIENT_ROWS = 4, DEPTH = 512 };
 #endif
