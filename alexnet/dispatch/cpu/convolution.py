@@ -1,7 +1,7 @@
 """Convolution and its two gradients on the CPU: the loops are in convolution.c and filter_gradient.c.
 
-Shapes: x (c, height, width, b), w (c / groups, rows, columns, o), out and its gradient g (o, rows, columns, b).  All are
-float32 and contiguous.  A dense layer is a 1x1 image under a 1x1 filter: x (in, 1, 1, b), w (in, 1, 1, out).
+Shapes: x (c, height, width, b), w (c / groups, rows, columns, o), out and its gradient g (o, rows, columns, b).
+All are float32 and contiguous.  A dense layer is a 1x1 image under a 1x1 filter: x (in, 1, 1, b), w (in, 1, 1, out).
 The padding is explicit zeros, so an infinite number multiplied with them makes NaN.
 """
 

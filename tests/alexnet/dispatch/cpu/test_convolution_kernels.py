@@ -1,5 +1,8 @@
 """The C kernels of convolution against plain sums in float64, on shapes that no tile divides."""
 
+import platform
+import re
+import subprocess
 from itertools import product
 from typing import NamedTuple
 
@@ -62,7 +65,8 @@ def patches(layer, x):
     rows, columns = layer.shapes[2][1:3]
     for i, j in product(range(layer.rows), range(layer.columns)):
         row_slice = slice(i, i + layer.stride * (rows - 1) + 1, layer.stride)
-        yield i, j, padded, (slice(None), row_slice, slice(j, j + layer.stride * (columns - 1) + 1, layer.stride))
+        column_slice = slice(j, j + layer.stride * (columns - 1) + 1, layer.stride)
+        yield i, j, padded, (slice(None), row_slice, column_slice)
 
 
 def group_slices(layer):
@@ -121,7 +125,9 @@ def truth(name, layer, x, w, g):
     x, w, g = (array.astype(np.float64) for array in (x, w, g))
     if name == "forward":
         return forward_truth(layer, x, w)
-    return input_gradient_truth(layer, w, g) if name == "input_gradient" else filter_gradient_truth(layer, x, g)
+    if name == "input_gradient":
+        return input_gradient_truth(layer, w, g)
+    return filter_gradient_truth(layer, x, g)
 
 
 KERNELS = ["forward", "input_gradient", "filter_gradient"]
@@ -131,22 +137,26 @@ def relative_error(result, expected):
     return np.linalg.norm(result - expected) / max(np.linalg.norm(expected), 1e-30)
 
 
-@pytest.fixture(params=["auto", "avx2", "portable"])
+NEEDS = {"auto": [], "avx512": ["avx512f", "avx512vl", "avx512dq"], "avx2": ["avx2", "fma"], "portable": []}
+
+
+@pytest.fixture(params=NEEDS)
 def tiles(request):
     """Each setting of the register tiles that this processor can run."""
-    if request.param == "avx2" and not processor_has("avx2", "fma"):
-        pytest.skip("this processor has no AVX2")
+    if not processor_has(*NEEDS[request.param]):
+        pytest.skip(f"this processor does not have {', '.join(NEEDS[request.param])}")
     build.use_tiles(request.param)
     yield request.param
     build.use_tiles("auto")
 
 
 def processor_has(*flags):
+    """Whether Linux lists all flags for this processor."""
     try:
         with open("/proc/cpuinfo") as lines:
             words = set(next((line for line in lines if line.startswith("flags")), "").split())
     except FileNotFoundError:
-        return False
+        words = set()
     return words.issuperset(flags)
 
 
@@ -220,3 +230,31 @@ def test_wrong_shapes_and_types_are_refused_in_a_sentence():
         convolution.filter_gradient(x, g, 2, 1, 2, w)
     with pytest.raises(ValueError, match="stride >= 1"):
         convolution.input_gradient(w, g, 0, 1, 2, x)
+
+
+def inner_loops(assembly, function):
+    """The instructions between two labels or jumps in a function, for each such stretch."""
+    body = re.search(rf"^{function}[\w.]*:.*?\.cfi_endproc", assembly, re.DOTALL | re.MULTILINE)
+    return re.split(r"^\.L\w+:.*$|^\s+j\w+\s.*$", body.group(), flags=re.MULTILINE) if body else []
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 assembly")
+@pytest.mark.parametrize("setting", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize(
+    ("source", "function"),
+    [
+        ("convolution", "large_tile"),
+        ("convolution", "small_tile"),
+        ("convolution", "tile_in_place"),
+        ("filter_gradient", "add_tile"),
+    ],
+)
+def test_inner_loop_keeps_its_sums_in_registers(setting, source, function):
+    path = build.SOURCES / f"{source}.c"
+    command = [*build.compiler(), "-O3", "-std=gnu11", "-fPIC", *build.TILES[setting], "-S", "-o", "-", str(path)]
+    assembly = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    products = r"vfmadd\w+ps|mulps"
+    loop = max(inner_loops(assembly, function), key=lambda lines: len(re.findall(products, lines)))
+    assert len(re.findall(products, loop)) >= 8
+    spilled = [line for line in loop.splitlines() if re.search(r"\(%r[sb]p", line) and re.search(r"%[xyz]mm", line)]
+    assert not spilled
