@@ -1,0 +1,35 @@
+"""Importing the package settles float32 before PyTensor is used, and costs nothing else."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def run(program, **environment):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("imports", ["import alexnet, pytensor", "import pytensor, alexnet"])
+def test_floats_are_float32_whichever_is_imported_first(imports):
+    program = f"{imports}\nprint(pytensor.config.floatX, pytensor.tensor.matrix().dtype)"
+    assert run(program, PYTENSOR_FLAGS="floatX=float64") == ["float32", "float32"]
+
+
+def test_flags_of_the_user_stay():
+    program = "import alexnet, pytensor\nprint(pytensor.config.optimizer_verbose, pytensor.config.floatX)"
+    assert run(program, PYTENSOR_FLAGS="optimizer_verbose=True") == ["True", "float32"]
+
+
+def test_package_alone_imports_neither_pytensor_nor_numpy():
+    program = "import sys, alexnet\nprint('pytensor' in sys.modules, 'numpy' in sys.modules)"
+    assert run(program) == ["False", "False"]
