@@ -148,12 +148,14 @@ def test_a_request_that_does_not_fit_is_refused(made):
 # ---- crops
 
 
-@pytest.mark.parametrize("per_batch", [False, True])
+@pytest.mark.parametrize("mirror", [None, 0, 1])                  # None: each image its own window and mirror
 @pytest.mark.parametrize("size", [1, 227, 256])
-def test_a_cropped_batch_is_pixel_minus_mean_in_the_window(made, size, per_batch):
+def test_a_cropped_batch_is_pixel_minus_mean_in_the_window(made, size, mirror):
     dataset = data.open_dataset(made)
     segments, labels = dataset.train.plan(5)[1]
-    crop = data.draw_crop(data.crop_stream(1, 0, 7), 5, size, per_batch)
+    crop = data.draw_crop(data.crop_stream(1, 0, 7), 5, size, per_batch=mirror is not None)
+    if mirror is not None:
+        crop = crop._replace(mirrors=np.full(5, mirror, np.uint8))
     out = np.empty((3, size, size, 5), np.float32)
     BatchReader(dataset.mean, size).read(Request(segments, crop), out)
     pictures = all_images(dataset.train)[..., 5:10]

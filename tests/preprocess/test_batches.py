@@ -117,9 +117,9 @@ def test_other_images_are_refused(tree, finished):
 
 
 def test_batches_of_unknown_origin_are_left_alone(tree):
-    hkl.write_to = tree / "out" / "train_hkl_b256_b_256"
-    hkl.write_to.mkdir(parents=True)
-    (hkl.write_to / "0000.hkl").write_bytes(b"upstream's")
+    folder = tree / "out" / "train_hkl_b256_b_256"
+    folder.mkdir(parents=True)
+    (folder / "0000.hkl").write_bytes(b"upstream's")
     with pytest.raises(DataError, match="holds batch files of unknown origin"):
         made(tree)
 
@@ -260,6 +260,16 @@ def test_an_interrupted_run_is_not_gone_on_with_other_settings(tree, monkeypatch
         made(tree, resize="crop")
 
 
+def test_a_journal_torn_twice_keeps_every_whole_line(tmp_path):
+    path = tmp_path / "out" / "misc" / "journal.jsonl"
+    for number in range(3):
+        with batches.opened_journal(path, {"seed": 1}) as journal:
+            assert list(journal.finished) == [("train", i) for i in range(number)]
+            journal.append({"half": "train", "number": number})
+        with open(path, "ab") as file:
+            file.write(b'{"half": "tr')
+
+
 def test_ctrl_c_ends_all_with_one_sentence(tree):
     with started(tree, "--workers", "1") as process:
         wait_until(lambda: (tree / "out" / "misc" / "journal.jsonl").exists())
@@ -321,8 +331,7 @@ def test_verify_names_every_damaged_file(finished, capsys):
     flipped.write_bytes(data)
     (finished / "val_hkl_b6_b_6" / "0000.hkl").unlink()
     (finished / "misc" / "val.txt").write_text("")
-    open_dataset_error = "0000.hkl is missing"
-    with pytest.raises(DataError, match=open_dataset_error):
+    with pytest.raises(DataError, match="0000.hkl is missing"):
         open_dataset(finished)
     assert main(["verify", str(finished), "--workers", "1"]) == 1
     told = capsys.readouterr().err
