@@ -32,7 +32,7 @@
 #include <string.h>
 #include "tiles.h"
 
-enum { TASK_CHANNELS = 384 };            /* DEPTH * TASK_CHANNELS filters fill at most 3/8 of a 1 MiB second-level cache */
+enum { TASK_CHANNELS = 384 };            /* DEPTH * TASK_CHANNELS filters fill 3/8 of a 1 MiB second-level cache */
 enum { PARTIAL_BYTES = 320 << 10 };      /* bound of the partial sums of a task, in the same cache */
 enum { TASKS_PER_THREAD = 4 };
 
@@ -47,7 +47,7 @@ typedef struct {
     long padded_height, padded_width, plane;            /* plane: lines of one packed channel */
     long out_height, out_width, positions, blocks;      /* blocks of LINE images; positions in all of them */
     long group_step, o_step;                            /* distances in filters */
-    long tiles, large_tiles, packed_o;                  /* tiles of a group: large_tiles of FORWARD_ROWS, the others of SMALL_ROWS */
+    long tiles, large_tiles, packed_o;                  /* tiles: large_tiles of FORWARD_ROWS, then SMALL_ROWS */
     long passes, pass_depth;
     long task_positions, task_tiles, position_ranges, tile_ranges;
 } Sum;

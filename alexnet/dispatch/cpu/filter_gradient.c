@@ -98,11 +98,13 @@ static void pad_images(const Sum *s, const float *x, float *padded)
 static void transpose(const float *g, long channel_step, long channels, long terms, float *panel)
 {
     enum { BLOCK = 16 };
+    if (channels < LINE)
+        memset(panel, 0, terms * LINE * sizeof(float));
     for (long start = 0; start < terms; start += BLOCK) {
-        long n = least(BLOCK, terms - start);
-        for (long o = 0; o < LINE; o++)
-            for (long t = start; t < start + n; t++)
-                panel[t * LINE + o] = o < channels ? g[o * channel_step + t] : 0;
+        long end = least(start + BLOCK, terms);
+        for (long o = 0; o < channels; o++)
+            for (long t = start; t < end; t++)
+                panel[t * LINE + o] = g[o * channel_step + t];
     }
 }
 
@@ -130,8 +132,8 @@ static void add_to_edge(const float *sum, Target t)
 }
 
 /* The inner loop: GRADIENT_ROWS rows of x times one panel, over some segments of run terms. */
-NEVER_INLINE void add_tile(const float *const x[GRADIENT_ROWS], const float *panel, long segments, long run, long segment_step,
-                     Target t)
+NEVER_INLINE void add_tile(const float *const x[GRADIENT_ROWS], const float *panel, long segments, long run,
+                           long segment_step, Target t)
 {
     vector sum[GRADIENT_ROWS][VECTORS];
     UNROLL
