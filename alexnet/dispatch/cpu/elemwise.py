@@ -116,51 +116,50 @@ def _shape(inputs, broadcast):
     return tuple(different.pop() for different in lengths)
 
 
-def _steps(scalar_op, inputs, outputs):
-    """Return the scalar nodes of a formula in order: those of a Composite, or the one of a plain Op."""
+def _formula(scalar_op, dtypes):
+    """Return (inputs, steps, outputs) of a formula: the graph in a Composite, or the one node of a plain scalar Op."""
     if isinstance(scalar_op, ps.Composite):
-        return scalar_op.fgraph.toposort()
-    return [scalar_op.make_node(*(ps.get_scalar_type(dtype)() for dtype in inputs))]
+        graph = scalar_op.fgraph
+        return graph.inputs, graph.toposort(), graph.outputs
+    node = scalar_op.make_node(*(ps.get_scalar_type(dtype)() for dtype in dtypes))
+    return node.inputs, [node], node.outputs
 
 
 def _expressible(node):
     """Whether every step of the node's formula is known to be C, on types known here."""
-    dtypes = [[variable.type.dtype for variable in variables] for variables in (node.inputs, node.outputs)]
-    if not all(dtype in C_TYPES for dtype in sum(dtypes, [])):
+    dtypes = [variable.type.dtype for variable in node.inputs]
+    if not C_TYPES.keys() >= {*dtypes, *(variable.type.dtype for variable in node.outputs)}:
         return False
+    _, steps, _ = _formula(node.op.scalar_op, dtypes)
     return all(
         isinstance(step.op, SCALAR_OPS) and all(v.type.dtype in C_TYPES for v in step.inputs + step.outputs)
-        for step in _steps(node.op.scalar_op, *dtypes)
+        for step in steps
     )
 
 
 def _source(scalar_op, kinds, input_dtypes, output_dtypes):
     """Return the C text of a formula's loop."""
     places = {"full": "r * columns + j", "column": "j", "row": "r", "scalar": "0"}
-    loads = [
-        f"const npy_{dtype} i{n} = in{n}[{places[kind]}];"
-        for n, (kind, dtype) in enumerate(zip(kinds, input_dtypes, strict=True))
-    ]
-    fixed = [kind in ("row", "scalar") for kind in kinds]
+    fixed, loads = [], []
+    for n, (kind, dtype) in enumerate(zip(kinds, input_dtypes, strict=True)):
+        load = f"const npy_{dtype} i{n} = in{n}[{places[kind]}];"
+        (fixed if kind in ("row", "scalar") else loads).append(load)
     arguments = [f"const npy_{dtype} *in{n}" for n, dtype in enumerate(input_dtypes)]
     arguments += [f"npy_{dtype} *out{n}" for n, dtype in enumerate(output_dtypes)]
-    code, results = _code(_steps(scalar_op, input_dtypes, output_dtypes), scalar_op, len(input_dtypes))
-    stores = [f"out{n}[r * columns + j] = {result};" for n, result in enumerate(results)]
+    code, results = _code(*_formula(scalar_op, input_dtypes))
     return LOOP.format(
         typedefs="\n".join(f"typedef {c_type} npy_{dtype};" for dtype, c_type in C_TYPES.items()),
         arguments=", ".join(arguments),
-        fixed="\n            ".join(load for load, is_fixed in zip(loads, fixed, strict=True) if is_fixed),
-        loads="\n                ".join(load for load, is_fixed in zip(loads, fixed, strict=True) if not is_fixed),
-        code=code,
-        stores="\n                ".join(stores),
+        fixed="\n            ".join(fixed),
+        loads="\n                ".join(loads),
+        code="\n                ".join(code),
+        stores="\n                ".join(f"out{n}[r * columns + j] = {result};" for n, result in enumerate(results)),
     )
 
 
-def _code(steps, scalar_op, inputs):
-    """Return the C statements of the steps, and the names that hold the outputs."""
-    composite = isinstance(scalar_op, ps.Composite)
-    start = scalar_op.fgraph.inputs if composite else steps[0].inputs
-    names = {variable: f"i{n}" for n, variable in enumerate(start)}
+def _code(inputs, steps, outputs):
+    """Return the C statements of the steps, and the names that hold the outputs; the inputs are i0, i1, …"""
+    names = {variable: f"i{n}" for n, variable in enumerate(inputs)}
     lines = []
     for step in steps:
         for variable in step.inputs:
@@ -171,18 +170,17 @@ def _code(steps, scalar_op, inputs):
             lines.append(f"npy_{variable.type.dtype} {names[variable]};")
         own = [[names[variable] for variable in variables] for variables in (step.inputs, step.outputs)]
         lines.append(step.op.c_code(step, f"step{len(names)}", *own, {"fail": "", "id": str(len(names))}))
-    outputs = scalar_op.fgraph.outputs if composite else steps[0].outputs
-    return "\n                ".join(lines), [names[variable] for variable in outputs]
+    return lines, [names[variable] for variable in outputs]
 
 
 def unfused(node):
     """Return a fused node's outputs, computed by one node per step: each is one NumPy call where no compiler helps."""
-    inner = node.op.scalar_op.fgraph
-    values = dict(zip(inner.inputs, node.inputs, strict=True))
-    for step in inner.toposort():
+    inputs, steps, outputs = _formula(node.op.scalar_op, ())
+    values = dict(zip(inputs, node.inputs, strict=True))
+    for step in steps:
         for variable in step.inputs:
             if isinstance(variable, Constant):
                 values[variable] = pt.constant(variable.data, dtype=variable.type.dtype)
         results = Elemwise(step.op)(*(values[variable] for variable in step.inputs), return_list=True)
         values.update(zip(step.outputs, results, strict=True))
-    return [values[variable] for variable in inner.outputs]
+    return [values[variable] for variable in outputs]
