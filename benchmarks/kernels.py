@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.dispatch.cpu import build, convolution
+from alexnet.dispatch.cpu import build, convolution, pool
 
 try:
     import torch
@@ -111,11 +111,12 @@ def seconds(run):
 def our_passes(layer, batch, rng):
     """Pass -> function that runs it."""
     geometry = layer.stride, layer.pad, layer.groups
-    x = rng.standard_normal((layer.channels, layer.image, layer.image, batch), dtype=np.float32)
+    x_shape = layer.channels, layer.image, layer.image, batch
     w_shape = layer.channels // layer.groups, layer.size, layer.size, layer.outputs
-    w = rng.standard_normal(w_shape, dtype=np.float32)
-    g = rng.standard_normal((layer.outputs, layer.out, layer.out, batch), dtype=np.float32)
-    out, dx, dw = map(np.empty_like, (g, x, w))
+    g_shape = layer.outputs, layer.out, layer.out, batch
+    x, w, g, dx, dw, out = (pool.empty(s, np.float32) for s in (x_shape, w_shape, g_shape) * 2)
+    for array in (x, w, g):
+        rng.standard_normal(dtype=np.float32, out=array)
     return {
         "forward": lambda: convolution.forward(x, w, *geometry, out),
         "input_gradient": lambda: convolution.input_gradient(w, g, *geometry, dx),
