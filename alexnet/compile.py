@@ -116,7 +116,9 @@ class Network:
 
     def compile_all(self):
         """Compile what training needs; afterwards no call waits for the compiler."""
-        return self.train, self.validate
+        functions = self.train, self.validate
+        build.compile_wanted()
+        return functions
 
     def images(self):
         return Images(self.model, self.mean, self.crop)
@@ -151,5 +153,6 @@ def build_network(config, classes, mean, rank=0):
 
 def use_machine(threads, tiles):
     """Compile kernels for `tiles` and run them on `threads` threads (None: as many as this process may use)."""
-    build.use_tiles(tiles)
+    if tiles != "auto":
+        build.use_tiles(tiles)
     build.use_threads(threads)

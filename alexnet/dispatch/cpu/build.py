@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -33,6 +34,7 @@ NO_COMPILER = (
 )
 _tiles = os.environ.get("ALEXNET_TILES", "auto")
 _threads = None
+_wanted = {}                                     # (source, name) of kernels, in order
 _thread_setters = []                             # omp_set_num_threads, as each library sees it
 
 
@@ -85,7 +87,24 @@ def compiler():
 
 def library(name):
     """Return the ctypes library made of the file name.c beside this one; raises CompileError if that fails."""
-    return load((SOURCES / f"{name}.c").read_text(), name)
+    return load(source_of(name), name)
+
+
+def source_of(name):
+    return (SOURCES / f"{name}.c").read_text()
+
+
+def want(source, name):
+    """Note that a graph will call this kernel, so that compile_wanted has it ready before the first call."""
+    _wanted[source, name] = None
+
+
+def compile_wanted():
+    """Compile and load every kernel that graphs have asked for, as many side by side as there are threads."""
+    with ThreadPoolExecutor(threads()) as pool:
+        for _ in pool.map(lambda wanted: load(*wanted), _wanted):
+            pass                                 # the first CompileError is raised here
+    _wanted.clear()
 
 
 class Function:
@@ -99,6 +118,7 @@ class Function:
     def __init__(self, source, name, symbol, signature, can_fail=False):
         self.source, self.name, self.symbol = source, name, symbol
         self.signature, self.can_fail = signature, can_fail
+        want(source, name)
 
     @cached_property
     def call(self):
@@ -113,7 +133,7 @@ class Function:
 
 def function(name, symbol, signature, can_fail=False):
     """Return the Function of that symbol in the file name.c beside this one."""
-    return Function((SOURCES / f"{name}.c").read_text(), name, symbol, signature, can_fail)
+    return Function(source_of(name), name, symbol, signature, can_fail)
 
 
 class _Array:

@@ -71,8 +71,14 @@ def _run(library, name, arrays, layer):
     getattr(functions, name)(layer, *pointers)
 
 
+def want(library):
+    build.want(build.source_of(library), library)
+
+
 @kernel.register(Convolution)
 def convolution(op, node):
+    want("convolution")
+
     def run(x, w):
         x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
         out = pool.empty(op.shapes(None, [x.shape, w.shape])[0], np.float32)
@@ -84,6 +90,8 @@ def convolution(op, node):
 
 @kernel.register(ConvolutionInputGradient)
 def convolution_input_gradient(op, node):
+    want("convolution")
+
     def run(w, g, height, width):
         w, g = np.ascontiguousarray(w), np.ascontiguousarray(g)
         dx = pool.empty((w.shape[0] * op.groups, int(height), int(width), g.shape[3]), np.float32)
@@ -95,6 +103,8 @@ def convolution_input_gradient(op, node):
 
 @kernel.register(ConvolutionFilterGradient)
 def convolution_filter_gradient(op, node):
+    want("filter_gradient")
+
     def run(x, g, rows, columns):
         x, g = np.ascontiguousarray(x), np.ascontiguousarray(g)
         dw = pool.empty((x.shape[0] // op.groups, int(rows), int(columns), g.shape[0]), np.float32)

@@ -1,0 +1,91 @@
+"""How long train.py takes from its start to the first training step, with an empty and with a filled cache.
+
+python -m benchmarks.startup [--quick] [--json FILE] [--batch 128] [--runs 5]
+
+A whole run of one iteration on made batch files, watched from outside: seconds until it says that the network is
+compiled, which is when the first step begins, and until the first iteration is recorded.  Cold: the folder of compiled
+kernels is empty.  The files of the libraries lie in the page cache in both cases.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from alexnet import hkl
+
+TOP = pathlib.Path(__file__).parent.parent
+
+
+def make_data(folder, images):
+    """A data set of one training and one validation file."""
+    rng = np.random.default_rng(0)
+    for part in ("labels", "misc"):
+        (folder / part).mkdir(parents=True)
+    for name in ("train", "val"):
+        (folder / f"{name}_hkl").mkdir()
+        hkl.write(folder / f"{name}_hkl" / "0000.hkl", rng.integers(0, 256, (3, 256, 256, images), dtype=np.uint8))
+        np.save(folder / "labels" / f"{name}_labels.npy", rng.integers(0, 10, images))
+    np.save(folder / "misc" / "img_mean.npy", np.full((3, 256, 256), 110, "float32"))
+
+
+def start(data, output, cache, batch):
+    """Seconds from the start to the first step's beginning, and to its end."""
+    settings = [f"data={data}", f"output={output}", f"batch_size={batch}", "n_iterations=1", "print_freq=1"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
+    began, seen = time.perf_counter(), {}
+    command = [sys.executable, "-u", str(TOP / "train.py"), *settings, "validation=false"]
+    with subprocess.Popen(
+        command, env=environment | {"ALEXNET_CACHE": str(cache)}, cwd=output, text=True, stdout=subprocess.PIPE
+    ) as process:
+        for line in process.stdout:
+            for sign in ("compiled in", "iteration 1"):
+                if line.startswith(sign):
+                    seen[sign] = time.perf_counter() - began
+    if process.returncode or len(seen) < 2:
+        raise RuntimeError(f"{command} ended with status {process.returncode}, having said {seen}")
+    return seen["compiled in"], seen["iteration 1"]
+
+
+def rows(batch, runs):
+    times = {}
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        make_data(folder / "data", batch)
+        for run in range(runs):
+            for state in ("cold", "warm"):
+                output = folder / f"{state}{run}"
+                output.mkdir()
+                first, done = start(folder / "data", output, folder / f"cache{run}", batch)
+                times.setdefault(f"{state} start to the first step", []).append(first)
+                times.setdefault(f"{state} start to the end of it", []).append(done)
+    for name, values in times.items():
+        spread = max(values) - min(values)
+        yield {"name": f"{name}, batch {batch}", "value": statistics.median(values), "unit": "s", "spread": spread}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="batch 4, 2 runs")
+    parser.add_argument("--json", type=pathlib.Path, help="write one JSON object per row")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--runs", type=int, default=5)
+    options = parser.parse_args()
+    results = list(rows(4, 2) if options.quick else rows(options.batch, options.runs))
+    print(f"{'':46} {'seconds':>8} {'spread':>8}")
+    for row in results:
+        print(f"{row['name']:46} {row['value']:8.2f} {row['spread']:8.2f}")
+    if options.json:
+        options.json.write_text("".join(json.dumps(row) + "\n" for row in results))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

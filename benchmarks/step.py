@@ -1,0 +1,192 @@
+"""One full training step, and one validation step, of this AlexNet: ours and PyTorch's in turn.
+
+python -m benchmarks.step [--quick] [--json FILE] [--batch 16 64 128 256] [--runs 7] [--modes ours eager ...]
+
+Forward, backward and update, dropout on, on random images in memory (ours crops them from bytes, PyTorch is handed
+the finished crops).  Each program is a process of its own that makes one step when told to, so that all see the same
+machine and each one's peak memory is its own.  Same threads for all.  OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are
+removed from the environment of both.  The peer of a row is PyTorch's best float32 mode; its bfloat16 autocast is shown
+for information.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+OURS = "ours"
+PEERS = ("eager", "channels_last", "compile")            # PyTorch's float32 modes
+MODES = (OURS, *PEERS, "bfloat16")
+CLASSES = 1000
+
+
+# ---- the programs measured
+
+
+def our_steps(batch):
+    """(train step, validation step) of this project."""
+    from alexnet.compile import Network
+    from alexnet.data import centre_crop
+    from alexnet.models import AlexNet
+    from alexnet.updates import momentum_sgd
+
+    rng = np.random.default_rng(0)
+    network = Network(AlexNet(rng), np.full((3, 256, 256), 110, "float32"), momentum_sgd)
+    images = rng.integers(0, 256, (3, 256, 256, batch), dtype=np.uint8)
+    labels = rng.integers(0, CLASSES, batch).astype("int32")
+    crop = centre_crop(batch, 227)
+    network.compile_all()
+    return lambda: network.train(images, *crop, labels, np.float32(1e-3)), lambda: network.validate(images, *crop, labels)
+
+
+def torch_steps(batch, mode):
+    """(train step, validation step) of the same network in PyTorch."""
+    import torch
+
+    from benchmarks.torch_alexnet import torch_alexnet
+
+    layout = torch.contiguous_format if mode == "eager" else torch.channels_last
+    network = torch_alexnet().to(memory_format=layout)
+    parameters = [{"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": 5e-4, "lr": 1e-3}]
+    parameters += [{"params": [p for p in network.parameters() if p.ndim == 1], "weight_decay": 0, "lr": 2e-3}]
+    optimizer = torch.optim.SGD(parameters, momentum=0.9)
+    images = torch.randn(batch, 3, 227, 227).to(memory_format=layout) * 60
+    labels = torch.randint(0, CLASSES, (batch,))
+    forward = torch.compile(network) if mode == "compile" else network
+    cost_of = torch.nn.functional.cross_entropy
+
+    def train():
+        network.train()
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mode == "bfloat16"):
+            cost = cost_of(forward(images), labels)
+        cost.backward()
+        optimizer.step()
+
+    def validate():
+        network.eval()
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=mode == "bfloat16"):
+            logits = forward(images)
+            return cost_of(logits, labels), (logits.argmax(1) != labels).float().mean()
+
+    return train, validate
+
+
+def serve(mode, batch, threads):
+    """Make a step for each line of standard input, "train" or "validate", and print its seconds and the peak memory."""
+    if mode == OURS:
+        from alexnet.dispatch.cpu import build
+
+        build.use_threads(threads)
+        train, validate = our_steps(batch)
+    else:
+        import torch
+
+        torch.set_num_threads(threads)
+        train, validate = torch_steps(batch, mode)
+    steps = {"train": train, "validate": validate}
+    for line in sys.stdin:
+        began = time.perf_counter()
+        steps[line.strip()]()
+        print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
+
+
+# ---- the measuring
+
+
+class Program:
+    """A mode's process."""
+
+    def __init__(self, mode, batch, threads):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
+        environment |= {"OMP_NUM_THREADS": str(threads)}
+        command = [sys.executable, "-m", "benchmarks.step", "--serve", mode, "--batch", str(batch)]
+        command += ["--threads", str(threads)]
+        self.process = subprocess.Popen(
+            command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+
+    def step(self, kind):
+        """(seconds, peak memory so far in MiB); raises RuntimeError when the program has failed."""
+        self.process.stdin.write(kind + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline().split()
+        if not answer:
+            raise RuntimeError(f"{self.process.args} ended with status {self.process.wait()}")
+        return tuple(map(float, answer))
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def measure(batch, runs, threads, modes):
+    """kind -> mode -> list of seconds, and mode -> peak MiB."""
+    seconds, memory = {kind: {mode: [] for mode in modes} for kind in ("train", "validate")}, {}
+    programs = {mode: Program(mode, batch, threads) for mode in modes}
+    try:
+        for kind in seconds:
+            for run in range(runs + 2):                      # the first two warm up
+                for mode, program in programs.items():
+                    taken, memory[mode] = program.step(kind)
+                    if run >= 2:
+                        seconds[kind][mode].append(taken)
+    finally:
+        for program in programs.values():
+            program.close()
+    return seconds, memory
+
+
+def rows(batch, runs, threads, modes):
+    seconds, memory = measure(batch, runs, threads, modes)
+    for kind, times in seconds.items():
+        medians = {mode: statistics.median(values) for mode, values in times.items()}
+        peer = min((medians[mode] for mode in PEERS if mode in medians), default=None)
+        for mode, values in times.items():
+            yield {
+                "name": f"{kind} step, batch {batch}, {mode}",
+                "value": batch / medians[mode],
+                "unit": "images/s",
+                "seconds": medians[mode],
+                "spread": (max(values) - min(values)) / medians[mode],
+                "peak_memory_mib": memory[mode],
+                **({"peer": batch / peer, "ratio": peer / medians[mode]} if peer else {}),
+            }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="batch 8, 3 runs")
+    parser.add_argument("--json", type=pathlib.Path, help="write one JSON object per row")
+    parser.add_argument("--batch", type=int, nargs="+", default=[16, 64, 128, 256])
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--serve", choices=MODES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        return serve(options.serve, options.batch[0], options.threads)
+    batches, runs = ([8], 3) if options.quick else (options.batch, options.runs)
+    results = []
+    print(f"{'':44} {'images/s':>8} {'seconds':>8} {'spread':>7} {'MiB':>7} {'ratio':>6}")
+    for batch in batches:
+        for row in rows(batch, runs, options.threads, options.modes):
+            results.append(row)
+            ratio = f"{row['ratio']:6.2f}" if "ratio" in row else ""
+            print(f"{row['name']:44} {row['value']:8.1f} {row['seconds']:8.3f} {row['spread']:7.1%} "
+                  f"{row['peak_memory_mib']:7.0f} {ratio}", flush=True)
+    if options.json:
+        options.json.write_text("".join(json.dumps(row) + "\n" for row in results))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
