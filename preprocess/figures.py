@@ -60,11 +60,6 @@ def rings(x, y, random):
     return swing(distance * 2 * math.pi / period + random.uniform(0, 2 * math.pi), period)
 
 
-def squares(x, y, random):
-    x, y, radius = tiled(x, y, random)
-    return 0.9 * radius - np.maximum(np.abs(x), np.abs(y))
-
-
 def triangles(x, y, random):
     x, y, radius = tiled(x, y, random)
     return np.minimum(0.5 * radius + y, 0.55 * radius - (0.866 * np.abs(x) + 0.5 * y))
@@ -92,6 +87,11 @@ def vertical_stripes(x, y, random):
     return horizontal_stripes(y, x, random)
 
 
+def diagonal_stripes(x, y, random):
+    side = int(random.choice([-1, 1]))
+    return horizontal_stripes((x - side * y) / math.sqrt(2), (side * x + y) / math.sqrt(2), random)
+
+
 def checkerboard(x, y, random):
     x, y, period = wave(x, y, random)
     start = random.uniform(0, 2 * math.pi)
@@ -105,7 +105,10 @@ def dots(x, y, random):
     return 0.25 * cell - np.hypot(x, y)
 
 
-FIGURES = (discs, rings, squares, triangles, crosses, rays, horizontal_stripes, vertical_stripes, checkerboard, dots)
+FIGURES = (
+    discs, rings, triangles, crosses, rays,
+    horizontal_stripes, vertical_stripes, diagonal_stripes, checkerboard, dots,
+)
 
 
 def draw(label, width, height, random):
