@@ -55,6 +55,7 @@ def save(path, arrays, metadata):
     try:
         partial.mkdir(exist_ok=True)
         save_file(arrays, partial / path.name, {"record": record, "record_crc32": checksum(record.encode())})
+        (partial / path.name).chmod(partial.stat().st_mode & 0o666)      # as the umask has it, like other files
         sync(partial / path.name)
         os.replace(partial / path.name, path)
         sync(path.parent)

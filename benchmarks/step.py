@@ -41,9 +41,9 @@ def our_steps(batch):
     network = Network(AlexNet(rng), np.full((3, 256, 256), 110, "float32"), momentum_sgd)
     images = rng.integers(0, 256, (3, 256, 256, batch), dtype=np.uint8)
     labels = rng.integers(0, CLASSES, batch).astype("int32")
-    crop = centre_crop(batch, 227)
+    inputs = images, *centre_crop(batch, 227), labels
     network.compile_all()
-    return lambda: network.train(images, *crop, labels, np.float32(1e-3)), lambda: network.validate(images, *crop, labels)
+    return lambda: network.train(*inputs, np.float32(1e-3)), lambda: network.validate(*inputs)
 
 
 def torch_steps(batch, mode):
@@ -109,9 +109,8 @@ class Program:
         environment |= {"OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-m", "benchmarks.step", "--serve", mode, "--batch", str(batch)]
         command += ["--threads", str(threads)]
-        self.process = subprocess.Popen(
-            command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
 
     def step(self, kind):
         """(seconds, peak memory so far in MiB); raises RuntimeError when the program has failed."""

@@ -1,5 +1,6 @@
 """train.py as its user meets it: a real run, what it leaves, what it refuses and with which status."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,19 @@ def test_alexnet_trains_saves_and_goes_on(data, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "after 4 iterations" in again.stdout
     assert checkpoint.latest(folder) == checkpoint.snapshot_path(folder, 5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_saves_its_last_step(number, data, tmp_path):
+    command = [sys.executable, str(TOP / "train.py"), f"data={data}", "batch_size=2", "run_name=it", "print_freq=1"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        said = next(line for line in process.stdout if line.startswith("iteration 1"))
+        process.send_signal(number)
+        rest, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert errors == f"stopped by {number.name}\n"
+    last = [line.split()[1] for line in [said, *rest.splitlines()] if line.startswith("iteration")][-1]
+    assert checkpoint.latest(tmp_path / "runs" / "it") == checkpoint.snapshot_path(tmp_path / "runs" / "it", int(last))
 
 
 @pytest.mark.parametrize(

@@ -280,3 +280,10 @@ def test_prune_keeps_the_newest_and_sweeps_up_after_kills(tmp_path):
         "checkpoint_00000020.safetensors",
         "log.txt",
     ]
+
+
+def test_a_checkpoint_may_be_read_by_whom_the_umask_lets(tmp_path):
+    other = tmp_path / "other"
+    other.touch()
+    checkpoint.save(tmp_path / "checkpoint_00000001.safetensors", {"W": np.zeros(3, "float32")}, {})
+    assert (tmp_path / "checkpoint_00000001.safetensors").stat().st_mode == other.stat().st_mode
