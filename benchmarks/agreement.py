@@ -7,10 +7,6 @@ PyTorch's own float32 in the same run: rounding can flip which of two nearly equ
 window, and then a whole gradient moves, in any implementation.
 """
 
-import argparse
-import json
-import pathlib
-
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
@@ -20,6 +16,7 @@ from torch.nn.functional import cross_entropy as torch_cross_entropy
 from alexnet import objectives
 from alexnet.dispatch import mode_of
 from alexnet.models import AlexNet
+from benchmarks import report
 from benchmarks.torch_alexnet import from_c01b, load_weights, torch_alexnet
 
 
@@ -67,19 +64,16 @@ def rows(batch, seed, engine):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = report.parser(__doc__, quick="batch 2")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", default="cpu")
-    parser.add_argument("--quick", action="store_true", help="batch 2")
-    parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args()
     results = list(rows(2 if options.quick else options.batch, options.seed, options.engine))
     print(f"{'array':24} {'ours':>10} {'PyTorch float32':>16}   (relative L2 to PyTorch float64)")
     for row in results:
         print(f"{row['name']:24} {row['value']:10.2e} {row['peer']:16.2e}")
-    if options.json:
-        options.json.write_text("".join(json.dumps(row) + "\n" for row in results))
+    report.write(results, options.json)
     worst = max(results, key=lambda row: row["value"] / max(1e-5, row["peer"]))
     good = worst["value"] <= max(1e-5, worst["peer"])
     print(f"{'all within' if good else 'NOT within'} the larger of 1e-5 and PyTorch's own; worst: {worst['name']}")

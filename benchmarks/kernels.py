@@ -8,10 +8,7 @@ its two layouts (NCHW and channels_last), run in turn with ours.  The first row 
 on registers alone, on as many threads.  Data are random and in memory; caches are as the run before left them.
 """
 
-import argparse
 import ctypes
-import json
-import pathlib
 import statistics
 import time
 from typing import NamedTuple
@@ -19,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alexnet.dispatch.cpu import build, convolution, pool
+from benchmarks import report
 
 try:
     import torch
@@ -202,12 +200,10 @@ def show(result, peak_speed):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = report.parser(__doc__, quick="batch 16, three runs")
     parser.add_argument("--batch", type=int, nargs="+", default=[128, 16])
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS))
-    parser.add_argument("--quick", action="store_true", help="batch 16, three runs")
-    parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args()
     batches, runs = ([16], 3) if options.quick else (options.batch, options.runs)
     results = [row("multiply-add peak", peak(runs))]
@@ -222,8 +218,7 @@ def main():
             for result in measure(name, LAYERS[name], batch, runs):
                 results.append(result)
                 show(result, peak_speed)
-    if options.json:
-        options.json.write_text("".join(json.dumps(result) + "\n" for result in results))
+    report.write(results, options.json)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ more than the larger of the two, plus the first reading, which nothing can hide,
 Source: Ding et al. 2014, table 1 (there, parallel loading made 20 iterations 1.33 times as fast).
 """
 
-import argparse
-import json
 import pathlib
 import statistics
 import sys
@@ -22,6 +20,7 @@ import numpy as np
 
 from alexnet import hkl
 from alexnet.data import BatchReader, Request, Segment
+from benchmarks import report
 from multigpu.loader import ParallelBatches, SerialBatches
 
 FILES, IMAGES = 4, 256
@@ -97,16 +96,14 @@ def rows(times, steps):
     peers = {"loader off": sum(alone), "loader on": max(alone)}
     for name, values in times.items():
         row = {"name": f"{name}, {steps} batches of {IMAGES}", "value": medians[name], "unit": "s",
-               "spread": max(values) - min(values)}
+               "spread": (max(values) - min(values)) / medians[name]}
         if name in peers:
             row |= {"peer": peers[name], "ratio": medians[name] / peers[name]}
         yield row
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="16 batches of 0.1 s instead of 30 of 0.2 s")
-    parser.add_argument("--json", type=pathlib.Path, help="write one JSON object per row")
+    parser = report.parser(__doc__, quick="16 batches of 0.1 s instead of 30 of 0.2 s")
     options = parser.parse_args()
     steps, seconds = (16, 0.1) if options.quick else (30, 0.2)
     with tempfile.TemporaryDirectory() as folder:
@@ -115,10 +112,9 @@ def main():
     print(f"{'':40} {'seconds':>8} {'spread':>8} {'ratio':>6}")
     for row in results:
         ratio = f"{row['ratio']:6.3f}" if "ratio" in row else ""
-        print(f"{row['name']:40} {row['value']:8.3f} {row['spread']:8.3f} {ratio}")
+        print(f"{row['name']:40} {row['value']:8.3f} {row['spread']:8.1%} {ratio}")
     print("ratio: loader off to the sum of reading and computing, loader on to the larger of the two")
-    if options.json:
-        options.json.write_text("".join(json.dumps(row) + "\n" for row in results))
+    report.write(results, options.json)
     good = results[-1]["ratio"] <= 1.15
     print(f"the loader's work is {'hidden' if good else 'NOT hidden'}: at most 1.15 is asked for")
     return 0 if good else 1

@@ -7,8 +7,6 @@ compiled, which is when the first step begins, and until the first iteration is 
 kernels is empty.  The files of the libraries lie in the page cache in both cases.
 """
 
-import argparse
-import json
 import os
 import pathlib
 import statistics
@@ -20,6 +18,7 @@ import time
 import numpy as np
 
 from alexnet import hkl
+from benchmarks import report
 
 TOP = pathlib.Path(__file__).parent.parent
 
@@ -67,23 +66,21 @@ def rows(batch, runs):
                 times.setdefault(f"{state} start to the first step", []).append(first)
                 times.setdefault(f"{state} start to the end of it", []).append(done)
     for name, values in times.items():
-        spread = max(values) - min(values)
-        yield {"name": f"{name}, batch {batch}", "value": statistics.median(values), "unit": "s", "spread": spread}
+        median = statistics.median(values)
+        spread = (max(values) - min(values)) / median
+        yield {"name": f"{name}, batch {batch}", "value": median, "unit": "s", "spread": spread}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="batch 4, 2 runs")
-    parser.add_argument("--json", type=pathlib.Path, help="write one JSON object per row")
+    parser = report.parser(__doc__, quick="batch 4, 2 runs")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
     results = list(rows(4, 2) if options.quick else rows(options.batch, options.runs))
     print(f"{'':46} {'seconds':>8} {'spread':>8}")
     for row in results:
-        print(f"{row['name']:46} {row['value']:8.2f} {row['spread']:8.2f}")
-    if options.json:
-        options.json.write_text("".join(json.dumps(row) + "\n" for row in results))
+        print(f"{row['name']:46} {row['value']:8.2f} {row['spread']:8.1%}")
+    report.write(results, options.json)
     return 0
 
 

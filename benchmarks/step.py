@@ -10,9 +10,7 @@ for information.
 """
 
 import argparse
-import json
 import os
-import pathlib
 import resource
 import statistics
 import subprocess
@@ -20,6 +18,8 @@ import sys
 import time
 
 import numpy as np
+
+from benchmarks import report
 
 OURS = "ours"
 PEERS = ("eager", "channels_last", "compile")            # PyTorch's float32 modes
@@ -162,9 +162,7 @@ def rows(batch, runs, threads, modes):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="batch 8, 3 runs")
-    parser.add_argument("--json", type=pathlib.Path, help="write one JSON object per row")
+    parser = report.parser(__doc__, quick="batch 8, 3 runs")
     parser.add_argument("--batch", type=int, nargs="+", default=[16, 64, 128, 256])
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -182,8 +180,7 @@ def main():
             ratio = f"{row['ratio']:6.2f}" if "ratio" in row else ""
             print(f"{row['name']:44} {row['value']:8.1f} {row['seconds']:8.3f} {row['spread']:7.1%} "
                   f"{row['peak_memory_mib']:7.0f} {ratio}", flush=True)
-    if options.json:
-        options.json.write_text("".join(json.dumps(row) + "\n" for row in results))
+    report.write(results, options.json)
     return 0
 
 
