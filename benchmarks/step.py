@@ -10,16 +10,12 @@ for information.
 """
 
 import argparse
-import os
-import resource
 import statistics
-import subprocess
-import sys
-import time
 
 import numpy as np
 
 from benchmarks import report
+from benchmarks.program import CORES, Program, serve, take_turns
 
 OURS = "ours"
 PEERS = ("eager", "channels_last", "compile")            # PyTorch's float32 modes
@@ -79,8 +75,8 @@ def torch_steps(batch, mode):
     return train, validate
 
 
-def serve(mode, batch, threads):
-    """Make a step for each line of standard input, "train" or "validate", and print its seconds and the peak memory."""
+def run_steps(mode, batch, threads):
+    """Be one of the programs."""
     if mode == OURS:
         from alexnet.dispatch.cpu import build
 
@@ -91,53 +87,20 @@ def serve(mode, batch, threads):
 
         torch.set_num_threads(threads)
         train, validate = torch_steps(batch, mode)
-    steps = {"train": train, "validate": validate}
-    for line in sys.stdin:
-        began = time.perf_counter()
-        steps[line.strip()]()
-        print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
+    serve({"train": train, "validate": validate})
 
 
 # ---- the measuring
 
 
-class Program:
-    """A mode's process."""
-
-    def __init__(self, mode, batch, threads):
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
-        environment |= {"OMP_NUM_THREADS": str(threads)}
-        command = [sys.executable, "-m", "benchmarks.step", "--serve", mode, "--batch", str(batch)]
-        command += ["--threads", str(threads)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
-
-    def step(self, kind):
-        """(seconds, peak memory so far in MiB); raises RuntimeError when the program has failed."""
-        self.process.stdin.write(kind + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline().split()
-        if not answer:
-            raise RuntimeError(f"{self.process.args} ended with status {self.process.wait()}")
-        return tuple(map(float, answer))
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
-
-
 def measure(batch, runs, threads, modes):
     """kind -> mode -> list of seconds, and mode -> peak MiB."""
-    seconds, memory = {kind: {mode: [] for mode in modes} for kind in ("train", "validate")}, {}
-    programs = {mode: Program(mode, batch, threads) for mode in modes}
+    arguments = ["--batch", batch, "--threads", threads, "--serve"]
+    programs = {mode: Program("benchmarks.step", *arguments, mode, threads=threads) for mode in modes}
     try:
-        for kind in seconds:
-            for run in range(runs + 2):                      # the first two warm up
-                for mode, program in programs.items():
-                    taken, memory[mode] = program.step(kind)
-                    if run >= 2:
-                        seconds[kind][mode].append(taken)
+        seconds = {}
+        for kind in ("train", "validate"):
+            seconds[kind], memory = take_turns(programs, kind, runs, warm_up=2)
     finally:
         for program in programs.values():
             program.close()
@@ -165,12 +128,13 @@ def main():
     parser = report.parser(__doc__, quick="batch 8, 3 runs")
     parser.add_argument("--batch", type=int, nargs="+", default=[16, 64, 128, 256])
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=CORES)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--serve", choices=MODES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        return serve(options.serve, options.batch[0], options.threads)
+        run_steps(options.serve, options.batch[0], options.threads)
+        return 0
     batches, runs = ([8], 3) if options.quick else (options.batch, options.runs)
     results = []
     print(f"{'':44} {'images/s':>8} {'seconds':>8} {'spread':>7} {'MiB':>7} {'ratio':>6}")
