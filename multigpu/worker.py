@@ -1,6 +1,7 @@
 """One training process: opens the data, starts its loader, compiles the network, runs the training loop."""
 
 import time
+import warnings
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,11 @@ def work(config, rank, size, device, control):
     folder = Path(config.output, config.run_name)
     total = min(config.n_epochs * steps, config.n_iterations or config.n_epochs * steps)
     use_machine(config.threads, config.tiles)
-    with Recorder(folder, config.print_freq, total) as recorder, open_batches(config, model, data, control) as batches:
+    with (
+        Recorder(folder, config.print_freq, total) as recorder,
+        warnings_in_the_log(recorder),
+        open_batches(config, model, data, control) as batches,
+    ):
         (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
         introduce(recorder, config, data, folder)
         network = build_network(config, data.classes, data.mean, rank)
@@ -49,6 +54,14 @@ def work(config, rank, size, device, control):
 
 def alone():
     """The exchange of a single worker: there is nobody to exchange with."""
+
+
+@contextmanager
+def warnings_in_the_log(recorder):
+    """Have a warning be a line of the log like any other, without the place in the source that gave it."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *place: recorder.log(f"warning: {message}")
+        yield
 
 
 def open_batches(config, model, data, control):

@@ -1,5 +1,6 @@
 """train.py as its user meets it: a real run, what it leaves, what it refuses and with which status."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,10 +14,11 @@ from tests import tiny
 TOP = Path(__file__).parent.parent
 
 
-def train(*arguments, cwd):
+def train(*arguments, cwd, **environment):
     """Run train.py in a process of its own, in folder `cwd`."""
     command = [sys.executable, str(TOP / "train.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    given = {"env": os.environ | environment, "timeout": 300}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, **given)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,15 @@ def test_alexnet_trains_saves_and_goes_on(data, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "after 4 iterations" in again.stdout
     assert checkpoint.latest(folder) == checkpoint.snapshot_path(folder, 5)
+
+
+def test_without_a_compiler_it_trains_and_says_once_what_to_install(data, tmp_path):
+    settings = "batch_size=2", "n_iterations=1", "run_name=plain", "validation=false"
+    done = train(f"data={data}", *settings, cwd=tmp_path, CC="/nonexistent/cc")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    warned = [line for line in done.stdout.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 1 and "install gcc" in warned[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
