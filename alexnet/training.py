@@ -65,13 +65,16 @@ class Batch(NamedTuple):
 
 def train(run, position=Position()):
     """Train from `position` until the last epoch, n_iterations, a stop or Diverged; returns where it ended."""
+    saved = None
     while position.epoch < run.config.n_epochs and not ended(run, position):
         position = train_epoch(run, position)
         if position.batch:                                  # stopped within the epoch
             break
         if position.epoch % run.config.snapshot_freq == 0:
             run.save(position)
-    run.save(position)
+            saved = position
+    if saved != position:
+        run.save(position)
     return position
 
 
@@ -125,7 +128,10 @@ def train_step(run, position, steps, batch, images):
 
 
 def validate(run, position):
-    """Cost and errors over all validation images, recorded; returns the top-1 error, or None when stopped."""
+    """Cost and errors over all validation images, recorded; returns the top-1 error, or None when stopped.
+
+    Raises Diverged when the cost is not finite.
+    """
     totals, n = np.zeros(3), 0
     for batch, images in read(run, validation_batches(run)):
         if run.stop_requested():
@@ -133,6 +139,8 @@ def validate(run, position):
         totals += len(batch.labels) * np.array(run.network.validate(*batch.inputs(images)), dtype=float)
         n += len(batch.labels)
     cost, top1_error, top5_error = totals / n
+    if not math.isfinite(cost):
+        raise Diverged(f"the validation cost became {cost} after epoch {position.epoch + 1}; lower the learning_rate")
     rate = learning_rate(run.config, position.epoch, position.errors)
     run.recorder.epoch(
         epoch=position.epoch + 1,

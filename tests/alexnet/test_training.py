@@ -111,6 +111,12 @@ def test_divergence_names_iteration_and_file_and_keeps_the_last_checkpoint(data,
     assert all(np.isfinite(array).all() for array in arrays.values())
 
 
+def test_a_validation_cost_that_is_no_number_ends_the_run(tmp_path):
+    one_step = tiny.make_data(tmp_path / "set", train=4)
+    with pytest.raises(Diverged, match="validation cost became (nan|inf) after epoch 1; .* no checkpoint was saved"):
+        tiny.run(one_step, tmp_path, n_epochs=1, learning_rate=1e20)
+
+
 def test_within_an_epoch_the_order_of_batches_must_stay(data, tmp_path, straight):
     with pytest.raises(CheckpointError, match="within epoch 2, so batch_size must stay 4, got 2"):
         resumed(data, tmp_path, straight, 20, batch_size=2)
