@@ -80,13 +80,13 @@ def torch_iterations(data, batch, parallel):
     from benchmarks.torch_alexnet import torch_alexnet
 
     photographs = Photographs(pathlib.Path(data))
-    loader = torch.utils.data.DataLoader(photographs, batch, shuffle=True, drop_last=True, num_workers=int(parallel))
+    endless = torch.utils.data.RandomSampler(photographs, replacement=True, num_samples=10**8)     # no pause for epochs
+    batches = iter(torch.utils.data.DataLoader(photographs, batch, sampler=endless, num_workers=int(parallel)))
     network = torch_alexnet(classes=10).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
-    endless = (pair for _ in itertools.count() for pair in loader)
 
     def iterations(n):
-        for images, labels in itertools.islice(endless, n):
+        for images, labels in itertools.islice(batches, n):
             optimizer.zero_grad()
             images = images.to(memory_format=torch.channels_last)
             torch.nn.functional.cross_entropy(network(images), labels).backward()
