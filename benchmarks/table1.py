@@ -30,7 +30,7 @@ def our_iterations(data, batch, parallel):
     """A function that makes n iterations of training on the batch files of `data`."""
     from alexnet.augment import crop_stream, draw_crop
     from alexnet.compile import Network
-    from alexnet.data import BatchReader, Request, open_dataset
+    from alexnet.data import Request, open_dataset
     from alexnet.models import AlexNet
     from alexnet.updates import momentum_sgd
     from multigpu.loader import ParallelBatches, SerialBatches
@@ -39,7 +39,7 @@ def our_iterations(data, batch, parallel):
     network = Network(AlexNet(np.random.default_rng(0), data.classes), data.mean, momentum_sgd)
     network.compile_all()
     way = ParallelBatches if parallel else SerialBatches
-    batches = way((data.mean, SIZE), (*data.mean.shape, batch), np.uint8, make_reader=BatchReader)
+    batches = way((data.mean, SIZE), (*data.mean.shape, batch), np.uint8)
     plan = itertools.cycle(data.train.plan(batch))
     first, second = itertools.tee(plan)
     images = batches.read(Request(segments) for segments, _ in first)

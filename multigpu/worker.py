@@ -11,7 +11,7 @@ import numpy as np
 from alexnet import plots, snapshots
 from alexnet.compile import build_network, use_machine
 from alexnet.config import dump
-from alexnet.data import BatchReader, open_dataset
+from alexnet.data import open_dataset
 from alexnet.models import model_class
 from alexnet.recorder import Recorder
 from alexnet.training import Diverged, Position, Run, train
@@ -73,8 +73,8 @@ def open_batches(config, model, data, control):
         shape, dtype = (data.mean.shape[0], size, size, config.batch_size), np.float32
     arguments = data.mean, size
     if not config.para_load:
-        return SerialBatches(arguments, shape, dtype, make_reader=BatchReader)
-    return ParallelBatches(arguments, shape, dtype, config.slots, make_reader=BatchReader, on_death=control.report)
+        return SerialBatches(arguments, shape, dtype)
+    return ParallelBatches(arguments, shape, dtype, config.slots, on_death=control.report)
 
 
 def introduce(recorder, config, data, folder):
