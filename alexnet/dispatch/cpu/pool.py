@@ -1,57 +1,79 @@
 """A recycling pool for large arrays: a step's memory is kept for the next, because fresh pages are slow to touch.
 
-The memory of an array returns when its last view dies.  Small arrays are NumPy's business.
+The memory of an array returns when its last view dies.  An array takes the first gap it fits into, counted from the
+lowest address, and neighbouring gaps become one: so arrays of all sizes share the same pages, and a program holds
+little more than it has in use at its peak.  Small arrays are NumPy's business.
 """
 
 import ctypes
 import mmap
 import threading
-from collections import defaultdict, deque
+from collections import deque
 from contextlib import suppress
 
 import numpy as np
 
 SMALL = 1 << 16                                  # bytes; below this NumPy's own allocation is as good
 HUGE_PAGE = 1 << 21                              # bytes of a huge page on x86-64, and often on ARM
+REGION = 1 << 30                                 # bytes of address space taken at once; pages never touched are free
 
 
-class _Block:
-    """Memory of nbytes from an address that is a multiple of the huge page's size."""
+class _Region:
+    """A stretch of memory: gaps are its free parts, (start, end) in order, in bytes from its address."""
 
     def __init__(self, nbytes):
-        self.nbytes = nbytes
-        self.map = mmap.mmap(-1, nbytes + HUGE_PAGE)         # the pages never touched cost nothing
+        self.map = mmap.mmap(-1, nbytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
         self.address = -(-start // HUGE_PAGE) * HUGE_PAGE
+        self.gaps = [(0, nbytes)]
+        self.touched = 0                         # bytes that have been in use, from the start on
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):              # a kernel without transparent huge pages: small ones serve
                 self.map.madvise(mmap.MADV_HUGEPAGE)
 
+    def take(self, nbytes):
+        """Return the start of nbytes, now in use; None where no gap is large enough."""
+        for place, (start, end) in enumerate(self.gaps):
+            if start + nbytes <= end:
+                self.gaps[place : place + 1] = [(start + nbytes, end)] if start + nbytes < end else []
+                self.touched = max(self.touched, start + nbytes)
+                return start
+        return None
+
+    def give_back(self, start, nbytes):
+        """Make a gap of nbytes that were in use, one with the gaps beside it."""
+        gaps = []
+        for gap in sorted([*self.gaps, (start, start + nbytes)]):
+            if gaps and gaps[-1][1] == gap[0]:
+                gaps[-1] = gaps[-1][0], gap[1]
+            else:
+                gaps.append(gap)
+        self.gaps = gaps
+
 
 class _Lease:
-    """What an array's base points at: gives the block back when the last view has died."""
+    """What an array's base points at: gives the memory back when the last view has died."""
 
-    def __init__(self, block, shape, dtype, give_back):
-        self.block, self.give_back = block, give_back
+    def __init__(self, address, shape, dtype, give_back):
+        self.give_back = give_back
         self.__array_interface__ = {
             "shape": shape,
             "typestr": dtype.str,
-            "data": (block.address, False),
+            "data": (address, False),
             "version": 3,
         }
 
     def __del__(self):
-        self.give_back(self.block)
+        self.give_back()
 
 
 class Pool:
-    """Blocks of memory, in use or free."""
+    """Regions of memory that arrays share."""
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.free = defaultdict(list)            # nbytes -> free blocks
+        self.regions = []
         self.returned = deque()                  # freed by __del__, which may run inside a lock: append is atomic
-        self.bytes_held = 0
 
     def empty(self, shape, dtype):
         """Return an uninitialised array, aligned to 64 bytes where it is large, whose memory will be used again."""
@@ -59,42 +81,39 @@ class Pool:
         nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         if nbytes < SMALL:
             return np.empty(shape, dtype)
-        block = self._block(_rounded(nbytes))
-        return np.asarray(_Lease(block, tuple(map(int, shape)), dtype, self.returned.append))
+        nbytes = -(-nbytes // SMALL) * SMALL
+        region, start = self._take(nbytes)
+        lease = _Lease(
+            region.address + start,
+            tuple(map(int, shape)),
+            dtype,
+            lambda: self.returned.append((region, start, nbytes)),
+        )
+        return np.asarray(lease)
 
-    def _block(self, nbytes):
+    def _take(self, nbytes):
         with self.lock:
-            self._collect()
-            fitting = [size for size, blocks in self.free.items() if blocks and nbytes <= size <= nbytes * 5 // 4]
-            if fitting:
-                return self.free[min(fitting)].pop()
-            self.bytes_held += nbytes
-        return _Block(nbytes)
+            while self.returned:
+                region, *place = self.returned.popleft()
+                region.give_back(*place)
+            for region in self.regions:
+                start = region.take(nbytes)
+                if start is not None:
+                    return region, start
+            region = _Region(max(nbytes, REGION))
+            self.regions.append(region)
+            return region, region.take(nbytes)
 
-    def _collect(self):
-        while self.returned:
-            block = self.returned.popleft()
-            self.free[block.nbytes].append(block)
-
-    def release(self):
-        """Give the memory of all free blocks back to the system."""
-        with self.lock:
-            self._collect()
-            self.bytes_held -= sum(size * len(blocks) for size, blocks in self.free.items())
-            self.free.clear()
-
-
-def _rounded(nbytes):
-    """nbytes rounded up, to whole huge pages from one on, so that nearly equal arrays share blocks."""
-    unit = HUGE_PAGE if nbytes >= HUGE_PAGE else SMALL
-    return -(-nbytes // unit) * unit
+    @property
+    def bytes_held(self):
+        """The bytes that are or have been in use."""
+        return sum(region.touched for region in self.regions)
 
 
 _pool = Pool()
 empty = _pool.empty
-release = _pool.release
 
 
 def bytes_held():
-    """Return the bytes of all blocks, in use or free."""
+    """Return the bytes of memory that arrays take, or have taken and left to the next."""
     return _pool.bytes_held

@@ -53,19 +53,22 @@ def test_bytes_held_grow_with_need_and_not_with_repetition(pool):
     assert pool.bytes_held == held
 
 
-def test_nearly_equal_sizes_share_memory_and_far_smaller_ones_do_not(pool):
-    address = pool.empty(LARGE, np.float32).ctypes.data
-    assert pool.empty((900, 1024), np.float32).ctypes.data == address
-    assert pool.empty((300, 1024), np.float32).ctypes.data != address
+def test_arrays_of_other_sizes_take_the_memory_of_neighbours_that_died(pool):
+    first, second, kept = (pool.empty(LARGE, np.float32) for _ in range(3))
+    start, held = first.ctypes.data, pool.bytes_held
+    del first, second
+    small = [pool.empty((512, 1024), np.uint8) for _ in range(2)]
+    large = pool.empty((1792, 1024), np.float32)
+    assert [array.ctypes.data - start for array in (*small, large)] == [0, 512 << 10, 1 << 20]
+    assert pool.bytes_held == held and not np.shares_memory(large, kept)
 
 
-def test_release_gives_up_free_memory_alone(pool):
-    kept = pool.empty(LARGE, np.float32)
-    pool.empty((2048, 1024), np.float32)
-    pool.release()
-    assert pool.bytes_held == 4 * 1024 * 1024
-    kept[...] = 1
-    assert kept.sum() == kept.size
+def test_arrays_larger_than_a_region_are_served(pool, monkeypatch):
+    monkeypatch.setattr("alexnet.dispatch.cpu.pool.REGION", 1 << 20)
+    arrays = [pool.empty(LARGE, np.uint8), pool.empty(LARGE, np.float32), pool.empty((SMALL,), np.uint8)]
+    for value, array in enumerate(arrays):
+        array[...] = value
+    assert [np.unique(array).tolist() for array in arrays] == [[0], [1], [2]]
 
 
 def test_small_and_empty_arrays_are_numpys_own(pool):
