@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
+from pytensor.compile.builders import OpFromGraph
 
 from alexnet import ops
 from alexnet.ops.base import windows_along
@@ -67,8 +68,16 @@ def weights_and_biases(rng, shape, outputs, std, bias):
 
 
 def rectify(x):
-    """max(x, 0); NaN stays NaN.  Source: Krizhevsky et al. 2012, section 3.1."""
-    return pt.maximum(x, 0)
+    """y = max(x, 0); NaN stays NaN.  Its gradient is that of y where y > 0, else 0.
+
+    Said so, the gradient needs y alone, and x need not be kept for it.  Source: Krizhevsky et al. 2012, section 3.1.
+    """
+    value = x.type()
+    return OpFromGraph([value], [pt.maximum(value, 0)], inline=True, pullback=rectify_pullback)(x)
+
+
+def rectify_pullback(inputs, outputs, cotangents):
+    return [pt.switch(outputs[0] > 0, cotangents[0], np.float32(0))]
 
 
 class Conv:

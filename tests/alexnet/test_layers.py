@@ -5,6 +5,8 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 
+from alexnet.dispatch import mode_of
+from alexnet.dispatch.cpu import build
 from alexnet.layers import LRN, Conv, Dense, Dropout, Flatten, MaxPool, Noise, Sequential, rectify
 
 
@@ -55,3 +57,23 @@ def test_dropout_acts_in_training_alone(rng):
 def test_groups_that_do_not_divide_are_refused(rng):
     with pytest.raises(ValueError, match="groups must divide channels and filters, got 2 for 3 and 4"):
         Conv(rng, 3, 4, 3, groups=2)
+
+
+def test_gradient_of_relu_is_that_of_its_positive_values(mode):
+    x, g = pt.vector("x"), pt.vector("g")
+    y = rectify(x)
+    run = pytensor.function([x, g], [y, pytensor.grad((y * g).sum(), x)], mode=mode)
+    values = np.array([-1, 0, 2, np.nan, np.inf], "float32")
+    y, gradient = run(values, np.array([3, 4, 5, 6, np.nan], "float32"))
+    np.testing.assert_array_equal(y, [0, 0, 2, np.nan, np.inf])
+    np.testing.assert_array_equal(gradient, [0, 0, 5, 0, np.nan])
+
+
+@pytest.mark.skipif(not build.compiler_available(), reason="needs a C compiler")
+def test_gradient_of_relu_needs_its_result_alone(rng):
+    """So a convolution's output is made into the activation in place, and nothing else of the two is kept."""
+    conv, x = Conv(rng, 3, 4, 3), pt.tensor("x", shape=(3, 9, 9, None), dtype="float32")
+    function = pytensor.function([x], pytensor.grad(conv(x).sum(), conv.W.variable), mode=mode_of("cpu"))
+    (convolution,) = [node for node in function.maker.fgraph.toposort() if "Convolution{" in str(node.op)]
+    (activation,) = [node for node, _ in function.maker.fgraph.clients[convolution.outputs[0]]]
+    assert len(activation.outputs) == 1 and activation.op.destroy_map
