@@ -72,8 +72,10 @@ def test_gradient_of_relu_is_that_of_its_positive_values(mode):
 @pytest.mark.skipif(not build.compiler_available(), reason="needs a C compiler")
 def test_gradient_of_relu_needs_its_result_alone(rng):
     """So a convolution's output is made into the activation in place, and nothing else of the two is kept."""
-    conv, x = Conv(rng, 3, 4, 3), pt.tensor("x", shape=(3, 9, 9, None), dtype="float32")
-    function = pytensor.function([x], pytensor.grad(conv(x).sum(), conv.W.variable), mode=mode_of("cpu"))
-    (convolution,) = [node for node in function.maker.fgraph.toposort() if "Convolution{" in str(node.op)]
-    (activation,) = [node for node, _ in function.maker.fgraph.clients[convolution.outputs[0]]]
+    first, second = Conv(rng, 3, 4, 3), Conv(rng, 4, 5, 3)
+    x = pt.tensor("x", shape=(3, 9, 9, None), dtype="float32")
+    gradient = pytensor.grad(second(first(x)).sum(), first.W.variable)
+    graph = pytensor.function([x], gradient, mode=mode_of("cpu")).maker.fgraph
+    convolution = next(node for node in graph.toposort() if "Convolution{" in str(node.op))
+    ((activation, _),) = graph.clients[convolution.outputs[0]]
     assert len(activation.outputs) == 1 and activation.op.destroy_map
