@@ -12,7 +12,7 @@ import pytensor.tensor as pt
 
 from alexnet.dispatch import mode_of
 from alexnet.dispatch.cpu import build
-from alexnet.layers import Noise
+from alexnet.layers import Background, Noise
 from alexnet.models import model_class
 from alexnet.objectives import cross_entropy, top_k_error
 from alexnet.ops import CropMirror
@@ -50,14 +50,15 @@ class Network:
     engine   "cpu" or "reference": alexnet.dispatch
     crop     True: images are uint8 and cropped in the graph; False: float32, cropped by the loader
     seed     of the random layers; give every worker its own
+    wait     () -> None, returns once the initial weights are drawn; nothing that reads them is handed out before
 
     Each function is compiled when it is first used.
     """
 
-    def __init__(self, model, mean, update=None, engine="cpu", crop=True, seed=0):
+    def __init__(self, model, mean, update=None, engine="cpu", crop=True, seed=0, wait=None):
         self.model, self.engine, self.crop = model, engine, crop
         self.mean = np.ascontiguousarray(mean, dtype="float32")
-        self.update, self.seed = update, seed
+        self.update, self.seed, self.wait = update, seed, wait or (lambda: None)
         self.step = pytensor.shared(np.int64(0), name="step")
 
     @cached_property
@@ -97,6 +98,7 @@ class Network:
     @cached_property
     def state(self):
         """Name -> shared variable of everything that training changes."""
+        self.wait()
         parameters = [parameter.variable for parameter in self.model.parameters]
         return {variable.name: variable for variable in [*parameters, *self.training_graph[3], self.step]}
 
@@ -112,7 +114,7 @@ class Network:
             present = variable.get_value(borrow=True)
             if np.shape(present) != arrays[name].shape:
                 raise ValueError(f"{name} must have shape {np.shape(present)}, got {arrays[name].shape}")
-            variable.set_value(np.array(arrays[name], dtype=variable.type.dtype))
+            variable.set_value(np.array(arrays[name], dtype=variable.type.dtype), borrow=True)
 
     def compile_all(self):
         """Compile what training needs; afterwards no call waits for the compiler."""
@@ -125,7 +127,9 @@ class Network:
 
     def compile(self, inputs, outputs, updates=()):
         inputs = [pytensor.In(variable, borrow=True) for variable in inputs]
-        return pytensor.function(inputs, outputs, updates=list(updates), mode=mode_of(self.engine))
+        function = pytensor.function(inputs, outputs, updates=list(updates), mode=mode_of(self.engine))
+        self.wait()
+        return function
 
 
 def update_rule(config):
@@ -139,7 +143,7 @@ def update_rule(config):
 
 def build_network(config, classes, mean, rank=0):
     """The Network of the settings; the initial weights come from random_seed alone, alike on every worker."""
-    rng = np.random.default_rng(config.random_seed)
+    rng = Background(np.random.default_rng(config.random_seed))
     model = model_class(config.model)(rng, classes=classes, dropout_rate=config.dropout_rate)
     return Network(
         model,
@@ -148,6 +152,7 @@ def build_network(config, classes, mean, rank=0):
         engine="cpu" if config.engine == "auto" else config.engine,
         crop=config.use_data_layer,
         seed=config.random_seed + 1_000_003 * rank,
+        wait=rng.wait,
     )
 
 

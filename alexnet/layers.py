@@ -5,6 +5,7 @@ dense layers (feature, batch).  `noise` is None when validating; in training it 
 random layers draw from, so there is neither a module state nor a global switch.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -35,14 +36,14 @@ class LayerSummary(NamedTuple):
 class Parameter:
     """A shared variable that training changes, and how fast.
 
-    value       float array; a copy of it becomes the initial value
+    value       float array; it becomes the initial value itself where it is contiguous and of PyTensor's floatX
     lr_mult     the factor of the learning rate (2 for biases; Krizhevsky et al. 2012, cuda-convnet)
     decay_mult  the factor of the weight decay (0 for biases)
     """
 
     def __init__(self, value, name, lr_mult=1.0, decay_mult=1.0):
         value = np.ascontiguousarray(value, dtype=pytensor.config.floatX)
-        self.variable = pytensor.shared(value, name=name, shape=value.shape)
+        self.variable = pytensor.shared(value, name=name, shape=value.shape, borrow=True)
         self.lr_mult, self.decay_mult = lr_mult, decay_mult
 
     @property
@@ -61,9 +62,40 @@ class Parameter:
         return int(np.prod(self.shape))
 
 
+class Background:
+    """A numpy Generator that draws initial weights in a thread of its own, in order: the same numbers, without waiting.
+
+    An array is filled some time after it was asked for; wait() returns when all of them are.
+    """
+
+    def __init__(self, rng):
+        self.rng, self.thread, self.pending = rng, ThreadPoolExecutor(1), []
+
+    def submit(self, *arguments):
+        self.pending.append(self.thread.submit(draw_normal, self.rng, *arguments))
+
+    def wait(self):
+        while self.pending:
+            self.pending.pop().result()
+        self.thread.shutdown()
+
+
+def draw_normal(rng, out, std):
+    """Fill out, float32, from N(0, std**2); the interpreter is free for others meanwhile."""
+    rng.standard_normal(out=out, dtype=np.float32)
+    out *= np.float32(std)
+
+
 def weights_and_biases(rng, shape, outputs, std, bias):
-    """The two parameters of a layer: W ~ N(0, std**2) of `shape`, b = bias for each output."""
-    weights = rng.standard_normal(shape, dtype=np.float32) * np.float32(std)
+    """The two parameters of a layer: W ~ N(0, std**2) of `shape`, b = bias for each output.
+
+    rng  numpy Generator, or a Background of one
+    """
+    weights = np.empty(shape, np.float32)
+    if isinstance(rng, Background):
+        rng.submit(weights, std)
+    else:
+        draw_normal(rng, weights, std)
     return Parameter(weights, "W"), Parameter(np.full(outputs, bias), "b", lr_mult=2.0, decay_mult=0.0)
 
 

@@ -67,4 +67,4 @@ def decayed(g, parameter, weight_decay):
 
 def velocity_of(parameter):
     zeros = np.zeros(parameter.shape, dtype=pytensor.config.floatX)
-    return pytensor.shared(zeros, name=f"{parameter.name}.velocity", shape=parameter.shape)
+    return pytensor.shared(zeros, name=f"{parameter.name}.velocity", shape=parameter.shape, borrow=True)
