@@ -1,5 +1,6 @@
 # make            a first run: sets up, makes a small data set, trains, draws the curves
 # make test       lint and the whole test suite, as CI does
+# make bench      every benchmark, in half an hour, into benchmarks/RESULTS.md
 #
 # Everything is installed into .venv beside this file; PIP_* variables of the environment are respected.
 
@@ -30,4 +31,4 @@ test: lint
 
 bench: setup
 	$(RUN) -m pip install --no-user --disable-pip-version-check --quiet --editable ".[bench]"
-	@echo "the benchmarks are the files of benchmarks/, each with its command at the top"
+	$(RUN) -m benchmarks

@@ -12,29 +12,51 @@ import time
 CORES = len(os.sched_getaffinity(0))
 
 
-class Program:
-    """A process that runs `python -m module arguments`, whose main ends in serve()."""
+def environment():
+    """This process's, without the variables by which OpenBLAS would be given another processor's kernels."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
 
-    def __init__(self, module, *arguments, threads=CORES):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
-        environment |= {"OMP_NUM_THREADS": str(threads)}
+
+def last_line(text):
+    """The last line with something in it: of an error, what was wrong."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+class Program:
+    """A process that runs `python -m module arguments`, whose main ends in serve(); variables join its environment."""
+
+    def __init__(self, module, *arguments, threads=CORES, variables=None):
+        variables = {"OMP_NUM_THREADS": str(threads), **(variables or {})}
         command = [sys.executable, "-m", module, *map(str, arguments)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
+        self.errors = os.memfd_create("errors")          # a file that ends with this process
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
+        self.process = subprocess.Popen(command, env=environment() | variables, text=True, **pipes)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        self.close()
 
     def step(self, kind):
         """(seconds, peak memory so far in MiB) of one step; raises RuntimeError when the program has failed."""
-        self.process.stdin.write(kind + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline().split()
+        answer = ""
+        if self.process.poll() is None:
+            self.process.stdin.write(kind + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"{' '.join(self.process.args)} ended with status {self.process.wait()}")
-        return tuple(map(float, answer))
+            status = self.process.wait()
+            said = last_line(os.pread(self.errors, 1 << 20, 0).decode(errors="replace"))
+            raise RuntimeError(f"{' '.join(self.process.args[1:])} ended with status {status}: {said}")
+        return tuple(map(float, answer.split()))
 
     def close(self):
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
+        if not self.process.stdin.closed:
+            self.process.stdin.close()
+            self.process.wait()
+            self.process.stdout.close()
+            os.close(self.errors)
 
 
 def serve(steps):

@@ -1,33 +1,46 @@
 """One full training step, and one validation step, of this AlexNet: ours and PyTorch's in turn.
 
-python -m benchmarks.step [--quick] [--json FILE] [--batch 16 64 128 256] [--runs 7] [--modes ours eager ...]
+python -m benchmarks.step [--quick] [--json FILE] [--batch 16 64 128 256] [--runs 7] [--trial 2] [--modes eager ...]
 
-Forward, backward and update, dropout on, on random images in memory (ours crops them from bytes, PyTorch is handed
-the finished crops).  Each program is a process of its own that makes one step when told to, so that all see the same
-machine and each one's peak memory is its own.  Same threads for all.  OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are
-removed from the environment of both.  The peer of a row is PyTorch's best float32 mode; its bfloat16 autocast is shown
-for information.
+Forward, backward and update, dropout on, float32, on random images in memory (ours crops them from bytes, PyTorch is
+handed the finished crops).  Each program is a process of its own that makes one step when told to, so that all see the
+same machine, and all have the same number of threads.
+
+For each batch, PyTorch's float32 modes (eager on NCHW, eager on channels_last, torch.compile on channels_last) are
+tried in turn; the fastest of each kind of step then takes turns with ours, and is the peer of all rows of its kind:
+ratio is its seconds to the row's.  `runs` tells the long measurement from the trial; neither counts the warm-up.  Peak
+memory is the resident set of the program: of validating in a program that has done nothing else, and of training
+thereafter.  bfloat16 autocast is shown for information, until a batch has shown it to be slower than float32.
+
+Then come ours on 2 threads to ours on 1 and the cost of an image at the smallest batch to that at 128, again programs
+in turn, and the training step of both sides held to AVX2 (ALEXNET_TILES=avx2, ONEDNN_MAX_CPU_ISA=AVX2), where the
+processor has more than that.
 """
 
 import argparse
+import contextlib
+import importlib.util
 import statistics
+from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks import report
+from benchmarks.machine import instruction_sets
 from benchmarks.program import CORES, Program, serve, take_turns
 
-OURS = "ours"
+OURS, BFLOAT16 = "ours", "bfloat16"
 PEERS = ("eager", "channels_last", "compile")            # PyTorch's float32 modes
-MODES = (OURS, *PEERS, "bfloat16")
+KINDS = ("validate", "train")                            # in this order, so that validating shows its own peak memory
 CLASSES = 1000
+AVX2 = {"ALEXNET_TILES": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
 # ---- the programs measured
 
 
 def our_steps(batch):
-    """(train step, validation step) of this project."""
+    """(train step, validation step) of this project; each is compiled in its first run."""
     from alexnet.compile import Network
     from alexnet.data import centre_crop
     from alexnet.models import AlexNet
@@ -38,7 +51,6 @@ def our_steps(batch):
     images = rng.integers(0, 256, (3, 256, 256, batch), dtype=np.uint8)
     labels = rng.integers(0, CLASSES, batch).astype("int32")
     inputs = images, *centre_crop(batch, 227), labels
-    network.compile_all()
     return lambda: network.train(*inputs, np.float32(1e-3)), lambda: network.validate(*inputs)
 
 
@@ -46,14 +58,12 @@ def torch_steps(batch, mode):
     """(train step, validation step) of the same network in PyTorch."""
     import torch
 
-    from benchmarks.torch_alexnet import torch_alexnet
+    from benchmarks.torch_alexnet import momentum_sgd, torch_alexnet
 
     layout = torch.contiguous_format if mode == "eager" else torch.channels_last
     network = torch_alexnet().to(memory_format=layout)
-    parameters = [{"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": 5e-4, "lr": 1e-3}]
-    parameters += [{"params": [p for p in network.parameters() if p.ndim == 1], "weight_decay": 0, "lr": 2e-3}]
-    optimizer = torch.optim.SGD(parameters, momentum=0.9)
-    images = torch.randn(batch, 3, 227, 227).to(memory_format=layout) * 60
+    optimizer = momentum_sgd(network)
+    images = (torch.randn(batch, 3, 227, 227) * 60).contiguous(memory_format=layout)
     labels = torch.randint(0, CLASSES, (batch,))
     forward = torch.compile(network) if mode == "compile" else network
     cost_of = torch.nn.functional.cross_entropy
@@ -61,14 +71,14 @@ def torch_steps(batch, mode):
     def train():
         network.train()
         optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mode == "bfloat16"):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mode == BFLOAT16):
             cost = cost_of(forward(images), labels)
         cost.backward()
         optimizer.step()
 
     def validate():
         network.eval()
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=mode == "bfloat16"):
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=mode == BFLOAT16):
             logits = forward(images)
             return cost_of(logits, labels), (logits.argmax(1) != labels).float().mean()
 
@@ -93,58 +103,170 @@ def run_steps(mode, batch, threads):
 # ---- the measuring
 
 
-def measure(batch, runs, threads, modes):
-    """kind -> mode -> list of seconds, and mode -> peak MiB."""
-    arguments = ["--batch", batch, "--threads", threads, "--serve"]
-    programs = {mode: Program("benchmarks.step", *arguments, mode, threads=threads) for mode in modes}
-    try:
-        seconds = {}
-        for kind in ("train", "validate"):
-            seconds[kind], memory = take_turns(programs, kind, runs, warm_up=2)
-    finally:
-        for program in programs.values():
-            program.close()
-    return seconds, memory
+class Plan(NamedTuple):
+    """What is measured: `trial` runs of each of PyTorch's modes, then `runs` of its best and ours in turn."""
+
+    modes: tuple
+    runs: int
+    trial: int
+    threads: int
+    variables: dict = {}                                 # that join the environment of all
 
 
-def rows(batch, runs, threads, modes):
-    seconds, memory = measure(batch, runs, threads, modes)
-    for kind, times in seconds.items():
-        medians = {mode: statistics.median(values) for mode, values in times.items()}
-        peer = min((medians[mode] for mode in PEERS if mode in medians), default=None)
-        for mode, values in times.items():
-            yield {
-                "name": f"{kind} step, batch {batch}, {mode}",
-                "value": batch / medians[mode],
-                "unit": "images/s",
-                "seconds": medians[mode],
-                "spread": (max(values) - min(values)) / medians[mode],
-                "peak_memory_mib": memory[mode],
-                **({"peer": batch / peer, "ratio": peer / medians[mode]} if peer else {}),
-            }
+def program(mode, batch, threads, variables=None):
+    arguments = ["--batch", batch, "--threads", threads, "--serve", mode]
+    return Program("benchmarks.step", *arguments, threads=threads, variables=variables)
+
+
+def fastest(seconds):
+    """The name with the smallest median, of name -> list of seconds; None of none."""
+    return min(seconds, key=lambda name: statistics.median(seconds[name]), default=None)
+
+
+def measure(batch, plan, kinds=KINDS):
+    """kind -> mode -> list of seconds, kind -> mode -> peak MiB, kind -> PyTorch's best mode."""
+    with contextlib.ExitStack() as stack:
+        programs = {mode: program(mode, batch, plan.threads, plan.variables) for mode in plan.modes}
+        for each in programs.values():
+            stack.enter_context(each)
+        seconds, memory, best = {}, {}, {}
+        for kind in kinds:
+            seconds[kind], memory[kind] = take_turns(programs, kind, plan.trial, warm_up=1)
+            best[kind] = fastest(seconds[kind])
+        for mode in programs.keys() - set(best.values()):
+            programs[mode].close()
+        programs[OURS] = stack.enter_context(program(OURS, batch, plan.threads, plan.variables))
+        for kind in kinds:
+            rivals = {mode: programs[mode] for mode in (OURS, best[kind]) if mode}
+            times, peaks = take_turns(rivals, kind, plan.runs, warm_up=1)
+            seconds[kind] = {OURS: [], **seconds[kind], **times}
+            memory[kind] = {**peaks, **memory[kind]}             # a peer's is the one of its trial
+    return seconds, memory, best
+
+
+def rows(batch, plan, kinds=KINDS, suffix=""):
+    """The rows of one batch; the best mode's name is in `peer_mode`."""
+    seconds, memory, best = measure(batch, plan, kinds)
+    for kind in reversed(kinds):
+        for mode, times in seconds[kind].items():
+            peer = best[kind] and statistics.median(seconds[kind][best[kind]])
+            held = {"peer": batch / peer, "ratio": peer / statistics.median(times)} if peer else {}
+            yield step_row(f"{kind} step, batch {batch}, {mode}{suffix}", batch, times, memory[kind][mode],
+                           peer_mode=best[kind], **held)
+
+
+def step_row(name, batch, times, memory, **held):
+    speeds = [batch / seconds for seconds in times]
+    return report.row(name, speeds, "images/s", seconds=statistics.median(times), peak_memory_mib=memory, **held)
+
+
+def bfloat16_rows(batch, plan, results):
+    """One run each of bfloat16 autocast, held against the best float32 mode in `results`."""
+    with program(BFLOAT16, batch, plan.threads) as only:
+        for kind in KINDS:
+            name = f"{kind} step, batch {batch}"
+            held = next(row for row in results if row["name"] == f"{name}, {OURS}")
+            seconds, memory = take_turns({BFLOAT16: only}, kind, 1, warm_up=1)
+            times = seconds[BFLOAT16]
+            yield step_row(f"{name}, {BFLOAT16}", batch, times, memory[BFLOAT16], peer_mode=held["peer_mode"],
+                           peer=held["peer"], ratio=batch / held["peer"] / times[0])
+
+
+# ---- ours alone
+
+
+def scaling_rows(batch, small, runs):
+    """Two threads to one, and the cost of an image in a small batch to that in a large one."""
+    name = f"train step, batch {batch}, ours: 2 threads to 1"
+    wanted = {"two": (batch, 2), "one": (batch, 1), "small": (small, CORES), "large": (batch, CORES)}
+    if CORES == 2:
+        del wanted["large"]                              # it is "two"
+    elif CORES == 1:
+        del wanted["two"]
+        yield report.not_measured(name, "there is one core")
+    with contextlib.ExitStack() as stack:
+        programs = {key: stack.enter_context(program(OURS, *each)) for key, each in wanted.items()}
+        seconds, _ = take_turns(programs, "train", runs, warm_up=1)
+    if "two" in seconds:
+        faster = [one / two for one, two in zip(seconds["one"], seconds["two"], strict=True)]
+        yield report.row(name, faster, "times as fast")
+    large = seconds.get("large") or seconds["two"]
+    dearer = [a / small / (b / batch) for a, b in zip(seconds["small"], large, strict=True)]
+    yield report.row(f"train step, ours: an image at batch {small} to one at {batch}", dearer, "times the cost")
+
+
+def avx2_rows(batch, plan):
+    """Both sides held to AVX2, if the processor has more than that."""
+    sets, suffix = instruction_sets(), ", held to AVX2"
+    if "avx512f" in sets:
+        yield from rows(batch, plan._replace(variables=AVX2), kinds=("train",), suffix=suffix)
+    elif "avx2" in sets:
+        reason = "this processor's widest instructions are AVX2, so the rows above are these"
+        yield report.not_measured(f"train step, batch {batch}{suffix}", reason)
+    else:
+        yield report.not_measured(f"train step, batch {batch}{suffix}", "this processor has no AVX2")
+
+
+# ---- the whole
+
+
+def all_rows(batches, plan, bfloat16, scaling):
+    """Every row, as it is measured; bfloat16 and scaling: whether to measure these."""
+    results = []
+    for batch in batches:
+        found = list(rows(batch, plan))
+        yield from found
+        if bfloat16:
+            results = list(bfloat16_rows(batch, plan, found))
+            yield from results
+            if max(row["ratio"] for row in results) < 1 and batch != batches[-1]:
+                bfloat16 = False
+                yield report.not_measured(f"{BFLOAT16}, larger batches", f"slower than float32 at batch {batch}")
+    if scaling:
+        large = 128 if 128 in batches else max(batches)
+        yield from scaling_rows(large, min(batches), runs=3)
+        yield from avx2_rows(large, plan)
+
+
+def show(row):
+    if row["value"] is None:
+        return print(f"{row['name']}: {row['note']}", flush=True)
+    seconds = f"{row['seconds']:8.3f} {row['peak_memory_mib']:7.0f}" if "seconds" in row else " " * 16
+    ratio = f"{row['ratio']:6.2f}" if row.get("ratio") else ""
+    median = f"{row['value']:8.2f} {row['unit']:14} {row['spread']:7.1%} {row['runs']:4}"
+    print(f"{row['name']:56} {median} {seconds} {ratio}", flush=True)
+
+
+def options_of(arguments=None):
+    parser = report.parser(__doc__, quick="batch 8, 3 runs, without torch.compile and what follows the batches")
+    parser.add_argument("--batch", type=int, nargs="+", default=[16, 64, 128, 256])
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--trial", type=int, default=2, help="runs of each of PyTorch's modes, to find the best")
+    parser.add_argument("--threads", type=int, default=CORES)
+    parser.add_argument("--modes", nargs="*", choices=(*PEERS, BFLOAT16), default=(*PEERS, BFLOAT16))
+    parser.add_argument("--serve", choices=(OURS, *PEERS, BFLOAT16), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.batch, options.runs, options.trial, options.modes = [8], 3, 1, ("eager", "channels_last")
+    if importlib.util.find_spec("torch") is None:
+        print("PyTorch is not installed (pip install torch): ours alone")
+        options.modes = ()
+    return options
 
 
 def main():
-    parser = report.parser(__doc__, quick="batch 8, 3 runs")
-    parser.add_argument("--batch", type=int, nargs="+", default=[16, 64, 128, 256])
-    parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=CORES)
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
-    parser.add_argument("--serve", choices=MODES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = options_of()
     if options.serve:
         run_steps(options.serve, options.batch[0], options.threads)
         return 0
-    batches, runs = ([8], 3) if options.quick else (options.batch, options.runs)
+    peers = tuple(mode for mode in options.modes if mode != BFLOAT16)
+    plan = Plan(peers, options.runs, options.trial, options.threads)
     results = []
-    print(f"{'':44} {'images/s':>8} {'seconds':>8} {'spread':>7} {'MiB':>7} {'ratio':>6}")
-    for batch in batches:
-        for row in rows(batch, runs, options.threads, options.modes):
-            results.append(row)
-            ratio = f"{row['ratio']:6.2f}" if "ratio" in row else ""
-            print(f"{row['name']:44} {row['value']:8.1f} {row['seconds']:8.3f} {row['spread']:7.1%} "
-                  f"{row['peak_memory_mib']:7.0f} {ratio}", flush=True)
-    report.write(results, options.json)
+    print(f"{'':56} {'median':>8} {'':14} {'spread':>7} {'runs':>4} {'seconds':>8} {'MiB':>7} {'ratio':>6}")
+    for row in all_rows(options.batch, plan, BFLOAT16 in options.modes and bool(peers), not options.quick):
+        results.append(row)
+        show(row)
+        report.write(results, options.json)
     return 0
 
 

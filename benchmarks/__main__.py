@@ -1,0 +1,137 @@
+"""All benchmarks, one after the other, into RESULTS.md.
+
+python -m benchmarks [--quick] [--json FILE] [--only step kernels ...] [--output FILE]
+
+Each is a process of its own with a limit of time; the limits add up to 30 minutes.  One that fails is reported in its
+section, the others still run, and the exit status is 1.  --quick and --only print the results unless --output names
+a file, so that RESULTS.md is always a whole run's.
+"""
+
+import datetime
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+from benchmarks import machine, report
+from benchmarks.program import environment, last_line
+from benchmarks.results import Headline, Section, clock, markdown
+
+HERE = pathlib.Path(__file__).parent
+TRAININGS = HERE / "trainings.md"                        # results of long trainings, written by hand
+
+
+class Benchmark(NamedTuple):
+    """A module of this folder and the minutes it may take."""
+
+    module: str
+    minutes: float
+
+
+BENCHMARKS = (
+    Benchmark("step", 15),
+    Benchmark("kernels", 3),
+    Benchmark("table1", 5),
+    Benchmark("agreement", 1),
+    Benchmark("startup", 2),
+    Benchmark("loader", 2),
+    Benchmark("preprocess", 2),
+)
+HEADLINES = (
+    Headline("step", r"step, batch \d+, ours(, held to AVX2)?$|^train step.*ours:"),
+    Headline("kernels", r"^(the whole step|all convolutions)"),
+    Headline("table1", r"ours"),
+    Headline("startup", r"to the first step"),
+    Headline("loader", r"."),
+    Headline("preprocess", r"preprocess"),
+)
+
+
+def run(benchmark, quick):
+    """The Section of one benchmark, run in a process group of its own so that nothing of it outlives its time."""
+    arguments = ("--quick",) if quick else ()
+    with tempfile.TemporaryDirectory() as folder:
+        rows, errors = pathlib.Path(folder, "rows"), pathlib.Path(folder, "errors")
+        command = [sys.executable, "-m", f"benchmarks.{benchmark.module}", *arguments, "--json", os.fspath(rows)]
+        began = time.perf_counter()
+        with errors.open("w") as stderr:
+            process = subprocess.Popen(
+                command, env=environment(), cwd=HERE.parent, stderr=stderr, start_new_session=True
+            )
+            failure = wait(process, 60 * benchmark.minutes)
+        seconds = time.perf_counter() - began
+        if failure:
+            failure = f"{failure}: {last_line(errors.read_text()) or 'it said nothing'}"
+        return Section(benchmark.module, arguments, report.read(rows), seconds, failure)
+
+
+def wait(process, limit):
+    """None, or how the process failed; after `limit` seconds, or when this one is stopped, its group is ended."""
+    try:
+        status = process.wait(limit)
+        return f"it ended with status {status}" if status else None
+    except subprocess.TimeoutExpired:
+        return f"it was ended after {limit / 60:g} minutes"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def run_all(benchmarks, quick):
+    """Every Section, with a line before and after each."""
+    sections, began = [], time.perf_counter()
+    for number, benchmark in enumerate(benchmarks, 1):
+        passed = clock(time.perf_counter() - began)
+        print(f"\n[{number}/{len(benchmarks)}, {passed} so far] {benchmark.module}", flush=True)
+        sections.append(run(benchmark, quick))
+        outcome = f"FAILED: {sections[-1].failure}" if sections[-1].failure else "done"
+        print(f"{benchmark.module} {outcome} after {clock(sections[-1].seconds)}", flush=True)
+    return sections
+
+
+def results(sections, arguments):
+    """The text of RESULTS.md."""
+    now = datetime.datetime.now(datetime.UTC)
+    return markdown(
+        sections,
+        HEADLINES,
+        machine.facts(),
+        command=" ".join(("python -m benchmarks", *arguments)),
+        date=f"{now:%Y-%m-%d %H:%M} UTC",
+        by_hand=TRAININGS.read_text(encoding="utf-8") if TRAININGS.exists() else "",
+    )
+
+
+def options_of(arguments):
+    names = [benchmark.module for benchmark in BENCHMARKS]
+    parser = report.parser(__doc__, quick="a minute for each benchmark, settings too small for figures")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
+    parser.add_argument("--output", type=pathlib.Path, metavar="FILE")
+    options = parser.parse_args(arguments)
+    if options.output is None and not options.quick and options.only == names:
+        options.output = HERE / "RESULTS.md"
+    return options
+
+
+def main(arguments=None):
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = options_of(arguments)
+    chosen = [benchmark for benchmark in BENCHMARKS if benchmark.module in options.only]
+    sections = run_all(chosen, options.quick)
+    text = results(sections, arguments)
+    if options.output:
+        options.output.write_text(text, encoding="utf-8")
+        print(f"\nwritten to {options.output}")
+    else:
+        print(f"\n{text}")
+    report.write([{"benchmark": section.module, **row} for section in sections for row in section.rows], options.json)
+    return int(any(section.failure for section in sections))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

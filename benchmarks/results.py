@@ -1,0 +1,132 @@
+"""From rows to RESULTS.md: the head with the machine, a summary, one section for each benchmark.
+
+A section's text is its benchmark's docstring, so what a figure means is said in one place.
+"""
+
+import ast
+import pathlib
+import re
+from typing import NamedTuple
+
+HERE = pathlib.Path(__file__).parent
+COLUMNS = ("name", "value", "spread", "runs", "peer", "ratio")
+TITLES = {"name": "", "value": "median", "peak_memory_mib": "peak MiB", "peer_mode": "peer is"}
+PERCENTAGES = ("spread", "share", "of_ceiling")
+HEAD = """# Results
+
+Written by `{command}` on {date}, in {minutes:.0f} minutes: do not edit it. Each section has the command
+that measures it alone.
+
+{facts}
+
+Everything is float32 but where a row says otherwise. Each section says which data it uses, and whether they are
+made or real. A figure is the median of its runs, the spread is (largest − smallest) / median, and a ratio is of two
+programs that took turns in one run on this machine; absolute times mean little without it. `OPENBLAS_CORETYPE` and
+`OPENBLAS_L2_SIZE` are removed from the environment of every program.
+"""
+
+
+class Section(NamedTuple):
+    """What came of one benchmark: its module, arguments, rows, and the last line of its error or None."""
+
+    module: str
+    arguments: tuple
+    rows: list
+    seconds: float
+    failure: str | None = None
+
+    @property
+    def command(self):
+        return " ".join(("python -m", f"benchmarks.{self.module}", *self.arguments))
+
+
+class Headline(NamedTuple):
+    """Rows of a module, by a pattern of their names, that belong in the summary."""
+
+    module: str
+    pattern: str
+
+
+def markdown(sections, headlines, facts, command, date, by_hand=""):
+    """The whole text of RESULTS.md; by_hand is appended as it is."""
+    minutes = sum(section.seconds for section in sections) / 60
+    told = "\n".join(f"- **{name}**: {value}" for name, value in facts.items())
+    parts = [HEAD.format(command=command, date=date, minutes=minutes, facts=told)]
+    parts += [summary(sections, headlines)] + [section_text(section) for section in sections]
+    return "\n".join(part for part in [*parts, by_hand] if part)
+
+
+def summary(sections, headlines):
+    """The table at the top: the rows that the headlines name."""
+    rows = [row for section in sections for row in section.rows
+            for headline in headlines
+            if headline.module == section.module and re.search(headline.pattern, row["name"])]
+    rows = [{key: row.get(key) for key in ("name", "value", "unit", "ratio", "peer_mode")} for row in rows]
+    failed = [f"**`{section.module}` failed**, see its section." for section in sections if section.failure]
+    text = table(rows) if rows else ""
+    return "## In short\n\n" + "\n".join([*failed, *([""] if failed else []), text])
+
+
+def section_text(section):
+    """Heading, command, what is measured and how to read it, the table."""
+    title, text = description(section.module)
+    parts = [f"## {title}", f"`{section.command}` ({clock(section.seconds)})", text]
+    if section.failure:
+        parts.append(f"**This benchmark failed:** {section.failure}")
+    if section.rows:
+        parts.append(table(section.rows).strip())
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def description(module):
+    """(first sentence without its full stop, the rest without the command lines) of a benchmark's docstring."""
+    source = HERE / f"{module}.py"
+    if not source.exists():
+        return module, ""
+    title, *paragraphs = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))).split("\n\n")
+    kept = (paragraph for paragraph in paragraphs if not paragraph.startswith("python -m"))
+    return " ".join(title.split()).removesuffix("."), "\n\n".join(kept)
+
+
+def table(rows):
+    """A Markdown table of the rows' keys; rows without a value are a list of notes below it."""
+    measured = [row for row in rows if row["value"] is not None]
+    keys = [key for key in COLUMNS if any(row.get(key) is not None for row in measured)]
+    extra = (key for row in measured for key, value in row.items() if value is not None)
+    keys += [key for key in dict.fromkeys(extra) if key not in (*COLUMNS, "unit", "note")]
+    lines = [[TITLES.get(key, key.replace("_", " ")) for key in keys]]
+    lines += [["---"] + ["---:"] * (len(keys) - 1)]
+    lines += [[cell(row, key) for key in keys] for row in measured]
+    notes = [f"- {row['name']}: {row['note']}" for row in rows if row.get("note")]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines) if measured else ""
+    return text + ("\n" if text and notes else "") + "".join(f"{note}\n" for note in notes)
+
+
+def cell(row, key):
+    """The text of one cell."""
+    value = row.get(key)
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if key in PERCENTAGES:
+        return f"{value:.0%}".replace("%", " %")
+    if key == "ratio":
+        return f"**{value:.2f}**"
+    text = number(value)
+    return f"{text} {row['unit']}".strip() if key in ("value", "peer") else text
+
+
+def number(value):
+    """Three significant digits, thousands in full."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value == 0 or 1e-3 <= abs(value) < 1e7:
+        digits = next((digits for limit, digits in ((100, 0), (10, 1), (1, 2)) if abs(value) >= limit), 3)
+        return f"{value:,.{digits}f}"
+    return f"{value:.2e}"
+
+
+def clock(seconds):
+    """minutes:seconds"""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02} min"
