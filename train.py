@@ -10,18 +10,18 @@ filters as PNG, and checkpoints.  Exit status: 0 done, 2 something asked for can
 1 a process died.
 """
 
+import pkgutil
 import sys
 import time
 from pathlib import Path
 
-from alexnet.checkpoint import CheckpointError, latest
+from alexnet.checkpoint import CheckpointError, snapshots
 from alexnet.config import ConfigError, load_config
 from alexnet.data import DataError
 from multigpu.launch import launch
-from preprocess.synthetic import make_synthetic
 
 SYNTHETIC = Path("data", "synthetic")            # the set of a run without data
-
+MAKE_SYNTHETIC = "preprocess.synthetic:make_synthetic"       # by name: no other run, and no worker, needs preprocess
 
 
 def main(arguments):
@@ -39,16 +39,20 @@ def load_settings(arguments):
     if not config.resume_train:
         return config
     found = find_checkpoint(config)
-    stored = found.parent / "config.yaml"
+    folder = folder_of(found)
+    stored = folder / "config.yaml"
     asked = config.run_name
     if stored.exists() and "--config" not in " ".join(arguments):
         config = load_config(arguments, stored)
-    run = {} if asked else {"output": str(found.parent.parent), "run_name": found.parent.name}
+    run = {} if asked else {"output": str(folder.parent), "run_name": folder.name}
     return config.model_copy(update={"resume_train": str(found)} | run)
 
 
 def find_checkpoint(config):
-    """The checkpoint file that resume_train means: the newest run's, a folder's newest, or a file."""
+    """What resume_train means: the newest run's folder, a folder, or a checkpoint file.
+
+    The worker takes a folder's newest checkpoint that loads, and refuses where none does: to load is to read it all.
+    """
     place = Path(config.output if config.resume_train == "latest" else config.resume_train)
     if place.is_file():
         return place
@@ -56,16 +60,21 @@ def find_checkpoint(config):
         raise CheckpointError(f"resume_train: there is no run folder or checkpoint file {place}")
     folders = [place] if config.resume_train != "latest" else sorted(place.iterdir(), reverse=True)
     for folder in folders:
-        if folder.is_dir() and (found := latest(folder)):
-            return found
-    raise CheckpointError(f"resume_train: there is no checkpoint that loads in {place}")
+        if snapshots(folder):
+            return folder
+    raise CheckpointError(f"resume_train: there is no checkpoint in {place}")
+
+
+def folder_of(found):
+    """The run's folder of what find_checkpoint has found."""
+    return found.parent if found.is_file() else found
 
 
 def with_data(config):
     """The Config with its data folder: without one, the synthetic set, made on the spot."""
     if config.data:
         return config
-    make_synthetic(SYNTHETIC)
+    pkgutil.resolve_name(MAKE_SYNTHETIC)(SYNTHETIC)
     return config.model_copy(update={"data": str(SYNTHETIC)})
 
 
@@ -73,7 +82,7 @@ def with_run(config):
     """The Config with its run's name; a run that is there already is not written over."""
     name = config.run_name or time.strftime("%Y-%m-%d_%H%M%S")
     folder = Path(config.output, name)
-    going_on = config.resume_train and Path(config.resume_train).parent == folder
+    going_on = config.resume_train and folder_of(Path(config.resume_train)) == folder
     if folder.exists() and any(folder.iterdir()) and not going_on:
         raise ConfigError(f"run_name: the folder {folder} is there already; another name, or resume_train={folder}")
     return config.model_copy(update={"run_name": name})

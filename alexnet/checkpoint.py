@@ -125,18 +125,22 @@ def check_metadata(metadata, expected, source):
 
 
 def latest(folder):
-    """The newest checkpoint of the run folder `folder` that loads, or None when it has none.
+    """The newest checkpoint of the run folder `folder` that loads, or None when it has none; see load_latest."""
+    found = load_latest(folder)
+    return found and found[0]
+
+
+def load_latest(folder):
+    """(path, arrays, metadata) of the newest checkpoint of a run folder that loads, or None when it has none.
 
     One that does not load is passed over with a warning; raises CheckpointError when none loads.
     """
     found = snapshots(folder)
     for path in found:
         try:
-            load(path)
+            return path, *load(path)
         except CheckpointError as error:
             warnings.warn(f"passed over: {error}", stacklevel=2)
-        else:
-            return path
     if found:
         raise CheckpointError(f"none of the {len(found)} checkpoints in {folder} loads")
     return None

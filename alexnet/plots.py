@@ -23,9 +23,9 @@ def draw(folder):
     Raises FileNotFoundError when there are no records, CheckpointError when no checkpoint loads.
     """
     pictures = [learning_curves(folder)]
-    newest = checkpoint.latest(folder)
+    newest = checkpoint.load_latest(folder)
     if newest is not None:
-        arrays, _ = checkpoint.load(newest)
+        _, arrays, _ = newest
         if "conv1.W" in arrays:
             pictures.append(filters(arrays["conv1.W"], Path(folder) / "filters.png"))
     return pictures

@@ -7,6 +7,7 @@ The random streams are counter based, so the position is all that they need; res
 """
 
 import platform
+from pathlib import Path
 
 import numpy as np
 import pytensor
@@ -45,13 +46,14 @@ def newest(folder):
     return next(iter(checkpoint.snapshots(folder)), None)
 
 
-def restore(path, network, config):
-    """Bring the network to the state in the checkpoint `path`; returns the Position to go on from.
+def restore(place, network, config):
+    """Bring the network to the state in a checkpoint; returns its path and the Position to go on from.
 
+    place  a checkpoint, or a run's folder: then the newest in it that loads
     Raises CheckpointError when the arrays are not this network's, or when settings that order the batches
     have changed and the checkpoint lies within an epoch.
     """
-    arrays, metadata = checkpoint.load(path)
+    path, arrays, metadata = loaded(place)
     checkpoint.check_metadata(metadata, {"model": config.model}, path)
     expected = {name: (array.shape, array.dtype) for name, array in network.get_state().items()}
     expected[MEAN] = (network.mean.shape, network.mean.dtype)
@@ -66,7 +68,17 @@ def restore(path, network, config):
             )
     arrays.pop(MEAN)
     network.set_state(arrays)
-    return position
+    return path, position
+
+
+def loaded(place):
+    """Path, arrays and metadata of a checkpoint, or of the newest that loads in a run's folder."""
+    if not Path(place).is_dir():
+        return place, *checkpoint.load(place)
+    found = checkpoint.load_latest(place)
+    if found is None:
+        raise CheckpointError(f"{place} holds no checkpoint")
+    return found
 
 
 def position_of(metadata, path):

@@ -1,5 +1,6 @@
 """One training process: opens the data, starts its loader, compiles the network, runs the training loop."""
 
+import pkgutil
 import time
 import warnings
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet import plots, snapshots
+from alexnet import snapshots
 from alexnet.compile import build_network, use_machine
 from alexnet.config import dump
 from alexnet.data import open_dataset
@@ -16,6 +17,8 @@ from alexnet.models import model_class
 from alexnet.recorder import Recorder
 from alexnet.training import Diverged, Position, Run, train
 from multigpu.loader import ParallelBatches, SerialBatches
+
+PLOTS = "alexnet.plots"                          # by name: the first step does not wait for matplotlib, 0.4 s
 
 
 def work(config, rank, size, device, control):
@@ -91,9 +94,9 @@ def resume(config, network, recorder):
     """Where training starts: at the beginning, or where the checkpoint of resume_train stands."""
     if not config.resume_train:
         return Position()
-    position = snapshots.restore(config.resume_train, network, config)
+    path, position = snapshots.restore(config.resume_train, network, config)
     recorder.truncate(position.iteration, position.epoch)
-    recorder.log(f"going on from {config.resume_train}, after {position.iteration} iterations")
+    recorder.log(f"going on from {path}, after {position.iteration} iterations")
     return position
 
 
@@ -109,6 +112,7 @@ def save_and_draw(folder, network, data, config, recorder, position):
     """Write the checkpoint, the learning curves and the filters of the first layer."""
     with recorder.paused():
         snapshots.save(folder, position, network, data, config)
+        plots = pkgutil.resolve_name(PLOTS)
         plots.learning_curves(folder)
         if (filters := network.state.get("conv1.W")) is not None:
             plots.filters(filters.get_value(borrow=True), folder / "filters.png")

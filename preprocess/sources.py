@@ -6,12 +6,12 @@ and Caffe have it; ILSVRC's ground truth numbers classes otherwise, and the devk
 
 import hashlib
 import os
+import pkgutil
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import scipy.io
 
 from alexnet.hkl import DataError, name_of, one_line
 
@@ -20,6 +20,7 @@ GROUND_TRUTHS = ("ILSVRC2012_validation_ground_truth.txt", "ILSVRC2014_clsloc_va
 TABLES = ("meta.mat", "meta_clsloc.mat", "synsets.txt", "map_clsloc.txt")
 PLACES = (".", "..", "data", "../data", "devkit/data", "../devkit/data",
           "ILSVRC2012_devkit_t12/data", "../ILSVRC2012_devkit_t12/data")
+META_READER = "preprocess.meta:read_meta"        # by name: few need scipy, which takes 0.1 s to import
 NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})\.")
 
 
@@ -168,8 +169,7 @@ def read_synsets(path):
     """
     try:
         if path.suffix == ".mat":
-            rows = scipy.io.loadmat(path, squeeze_me=True)["synsets"]
-            return {int(row[0]): (str(row[1]), str(row[2])) for row in rows}
+            return pkgutil.resolve_name(META_READER)(path)
         fields = [line.split(maxsplit=2) for line in path.read_text().splitlines() if line.strip()]
         pairs = [(f[:2] if f[0].isdigit() else f[1::-1], f[2] if len(f) > 2 else "") for f in fields]
         return {int(number): (wnid, words) for (number, wnid), words in pairs}

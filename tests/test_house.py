@@ -52,7 +52,7 @@ HOMES = {
     "matplotlib": ("alexnet/plots.py",),
     "tqdm": ("alexnet/recorder.py", "preprocess/progress.py"),
     "PIL": ("preprocess",),
-    "scipy": ("preprocess/sources.py",),
+    "scipy": ("preprocess/meta.py",),
     "jax": ("alexnet/dispatch/jax", "multigpu/device/cuda.py"),
     "pycuda": ("multigpu/device/cuda.py",),
     # of the standard library: the C compiler, processes, and what must never be

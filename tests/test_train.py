@@ -85,6 +85,20 @@ def test_what_cannot_be_is_refused_in_one_sentence_with_status_2(arguments, sent
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("module", "unneeded"),
+    [
+        ("train", "pytensor scipy matplotlib PIL"),          # the launcher; its children import train.py as well
+        ("multigpu.loader", "pytensor scipy matplotlib PIL pydantic yaml"),
+        ("multigpu.worker", "matplotlib PIL scipy.io"),
+    ],
+)
+def test_no_process_imports_what_it_does_not_need_before_the_first_step(module, unneeded):
+    program = f"import sys, {module}\nprint(*sorted(set({unneeded.split()!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=TOP, capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == ([], "")
+
+
 def test_a_folder_of_an_earlier_run_is_not_written_over(data, tmp_path):
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "log.txt").write_text("precious")

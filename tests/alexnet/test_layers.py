@@ -7,7 +7,7 @@ import pytest
 
 from alexnet.dispatch import mode_of
 from alexnet.dispatch.cpu import build
-from alexnet.layers import LRN, Conv, Dense, Dropout, Flatten, MaxPool, Noise, Sequential, rectify
+from alexnet.layers import LRN, Background, Conv, Dense, Dropout, Flatten, MaxPool, Noise, Sequential, rectify
 
 
 def test_layers_are_numbered_by_those_with_parameters(rng):
@@ -18,6 +18,18 @@ def test_layers_are_numbered_by_those_with_parameters(rng):
         ("conv1", (4, 6, 6)), ("pool1", (4, 3, 3)), ("lrn1", (4, 3, 3)),
         ("flatten1", (36,)), ("fc2", (5,)), ("dropout2", (5,)),
     ]  # fmt: skip
+
+
+def test_weights_drawn_in_the_background_are_those_drawn_at_once():
+    background = Background(np.random.default_rng(3))
+    nets = [
+        Sequential(Conv(rng, 3, 8, 5), Flatten(), Dense(rng, 300, 4000), Dense(rng, 4000, 7, std=0.02))
+        for rng in (np.random.default_rng(3), background)
+    ]
+    background.wait()
+    for once, later in zip(*(net.parameters for net in nets), strict=True):
+        np.testing.assert_array_equal(once.variable.get_value(), later.variable.get_value())
+    assert 0.0199 < nets[1].parameters[-2].variable.get_value().std() < 0.0201
 
 
 def test_pooling_before_bias_and_relu_changes_no_bit(rng):

@@ -117,6 +117,16 @@ def test_a_validation_cost_that_is_no_number_ends_the_run(tmp_path):
         tiny.run(one_step, tmp_path, n_epochs=1, learning_rate=1e20)
 
 
+def test_a_folder_is_resumed_from_the_newest_checkpoint_that_loads(data, tmp_path, straight):
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    newest, *_ = checkpoint.snapshots(folder)
+    newest.write_bytes(newest.read_bytes()[:-1])
+    tiny.run(data, tmp_path, resume_train=folder, n_epochs=9, n_iterations=40, lr_step="2", print_freq=10)
+    assert f"warning: passed over: {newest} is no checkpoint" in (folder / "log.txt").read_text()
+    assert_same_run(folder, straight)
+
+
 def test_within_an_epoch_the_order_of_batches_must_stay(data, tmp_path, straight):
     with pytest.raises(CheckpointError, match="within epoch 2, so batch_size must stay 4, got 2"):
         resumed(data, tmp_path, straight, 20, batch_size=2)
