@@ -117,6 +117,7 @@ def test_a_validation_cost_that_is_no_number_ends_the_run(tmp_path):
         tiny.run(one_step, tmp_path, n_epochs=1, learning_rate=1e20)
 
 
+@pytest.mark.filterwarnings("default:passed over")
 def test_a_folder_is_resumed_from_the_newest_checkpoint_that_loads(data, tmp_path, straight):
     folder = tmp_path / "run"
     shutil.copytree(straight, folder)
