@@ -1,225 +1,218 @@
-"""How fast the convolution kernels are on AlexNet's layers, beside the machine's peak and PyTorch.
+"""Where a training step spends its time, layer by layer and pass by pass, beside PyTorch and the ceilings.
 
-python -m benchmarks.kernels [--quick] [--json FILE] [--batch 128 16] [--runs 7] [--layers conv1 fc6]
+python -m benchmarks.kernels [--quick] [--json FILE] [--batch 128] [--runs 3] [--layers conv1 fc6 ...]
 
-For each layer the forward pass, the gradient of the input and that of the filters, in GFLOP/s: the median of the
-runs, with (largest - smallest) / median as the spread.  The peer is PyTorch, if it is installed, in the faster of
-its two layouts (NCHW and channels_last), run in turn with ours.  The first row is the peak: a loop of multiply-adds
-on registers alone, on as many threads.  Data are random and in memory; caches are as the run before left them.
+Ours is the compiled training step itself, on random images in memory, each of its nodes timed where it stands, so the
+parts add up to the step, and `share` is of it.  PyTorch's passes are run one by one on random values, each in the
+faster of its two layouts; a step of ours comes after each layer of PyTorch's, so that both see the same machine.  A
+pass that ours does in one node and PyTorch in two is held against their sum.  The networks differ in order: ours
+pools before bias and ReLU, which is exact, so its bias and ReLU see a quarter of the values.  PyTorch's sums are of
+all its passes.
+
+The ceiling is the time of the pass if only its limit counted: bound by multiply-adds (operations of the direct sum
+divided by the rate of a loop on registers alone) or by memory (the bytes of the arrays that it reads and writes, each
+once, divided by the rate of a large copy), whichever takes longer.  `of ceiling` is that time divided by ours.  It
+can exceed 100 %: Winograd's convolutions make do with fewer operations than the direct sum that is counted, and small
+arrays stay in the caches.  The rate is in GFLOP/s of the direct sum, or in GB/s.
 """
 
-import ctypes
 import statistics
-import time
 from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.dispatch.cpu import build, convolution, pool
-from benchmarks import report
+from alexnet.compile import Network
+from alexnet.data import centre_crop
+from alexnet.dispatch.cpu import build
+from alexnet.models import AlexNet
+from alexnet.updates import momentum_sgd
+from benchmarks import ceilings, nodes, report
 
 try:
     import torch
+
+    from benchmarks.torch_layers import LAYOUTS, layer_passes
 except ImportError:
     torch = None
 
-
-class Layer(NamedTuple):
-    """A convolution over square images with square filters; a dense layer is one of 1x1."""
-
-    channels: int
-    image: int
-    outputs: int
-    size: int = 1
-    stride: int = 1
-    pad: int = 0
-    groups: int = 1
-
-    @property
-    def out(self):
-        return (self.image + 2 * self.pad - self.size) // self.stride + 1
-
-    @property
-    def flop_per_image(self):
-        """Of one pass; a multiply-add is two."""
-        return 2 * self.channels // self.groups * self.size**2 * self.outputs * self.out**2
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+CLASSES = 1000
+FUSED = {"filter gradient update": ("filter gradient", "update")}            # one node of ours: passes of PyTorch's
+MULTIPLY_ADDS = ("forward", "input gradient", "filter gradient", *FUSED)     # passes that are sums of products
+BETWEEN = "between the nodes"
+STEP = "the whole step"
 
 
-LAYERS = {
-    "conv1": Layer(3, 227, 96, 11, 4),
-    "conv2": Layer(96, 27, 256, 5, 1, 2, 2),
-    "conv3": Layer(256, 13, 384, 3, 1, 1),
-    "conv4": Layer(384, 13, 384, 3, 1, 1, 2),
-    "conv5": Layer(384, 13, 256, 3, 1, 1, 2),
-    "fc6": Layer(9216, 1, 4096),
-    "fc7": Layer(4096, 1, 4096),
-    "fc8": Layer(4096, 1, 1000),
-}
-PASSES = ("forward", "input_gradient", "filter_gradient")
+class Ceilings(NamedTuple):
+    """Operations and bytes a second."""
 
-PEAK_SOURCE = """
-/* Independent multiply-adds on registers, two for each cycle of latency and more: the most a kernel could do. */
-#include "tiles.h"
-
-enum { CHAINS = 12 };
-
-long multiply_adds_per_step(void) { return CHAINS * LANES * (long)omp_get_max_threads(); }
-
-void multiply_add(long steps, float *sink)
-{
-    #pragma omp parallel
-    {
-        vector sum[CHAINS], x = (vector){ 0 } + 0.5f, y = (vector){ 0 } + 0.25f;
-        UNROLL
-        for (int i = 0; i < CHAINS; i++)
-            sum[i] = (vector){ 0 } + (float)i;
-        for (long step = 0; step < steps; step++) {
-            __asm__ volatile("" : "+m"(*sink));
-            UNROLL
-            for (int i = 0; i < CHAINS; i++)
-                sum[i] = sum[i] * x + y;
-        }
-        UNROLL
-        for (int i = 1; i < CHAINS; i++)
-            sum[0] += sum[i];
-        sink[16 * omp_get_thread_num()] = sum[0][0];
-    }
-}
-"""
+    operations: float
+    nbytes: float
 
 
-def peak(runs):
-    """GFLOP/s of each run of the register loop, about a tenth of a second long."""
-    library = build.load(PEAK_SOURCE, "peak")
-    library.multiply_adds_per_step.restype = ctypes.c_long
-    sink = (ctypes.c_float * (16 * 1024))()
-    steps = 20_000_000
-    flop = 2 * library.multiply_adds_per_step() * steps
-    return [
-        flop / seconds(lambda: library.multiply_add(ctypes.c_long(steps), sink)) / 1e9 for _ in range(runs)
-    ]
+# ---- ours
 
 
-def seconds(run):
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+class Step:
+    """A training step whose nodes are watched."""
+
+    def __init__(self, batch):
+        rng = np.random.default_rng(0)
+        self.network = Network(AlexNet(rng), np.full((3, 256, 256), 110, "float32"), momentum_sgd)
+        images = rng.integers(0, 256, (3, 256, 256, batch), dtype=np.uint8)
+        labels = rng.integers(0, CLASSES, batch).astype("int32")
+        self.inputs = images, *centre_crop(batch, self.network.model.image_size), labels, np.float32(1e-3)
+        self.network.train(*self.inputs)
+        self.network.train(*self.inputs)                 # now all memory is there
+        self.nodes, self.seconds = nodes.watch(self.network.train), []
+
+    def run(self):
+        self.seconds.append(ceilings.seconds(lambda: self.network.train(*self.inputs)))
+
+    def operations(self):
+        """Name of a pass -> operations of its direct sum for one image."""
+        model = self.network.model
+        summary = model.describe((model.channels, model.image_size, model.image_size))
+        return {f"{row.name} {which}": 2 * row.macs for row in summary if row.macs for which in MULTIPLY_ADDS}
 
 
-def our_passes(layer, batch, rng):
-    """Pass -> function that runs it."""
-    geometry = layer.stride, layer.pad, layer.groups
-    x_shape = layer.channels, layer.image, layer.image, batch
-    w_shape = layer.channels // layer.groups, layer.size, layer.size, layer.outputs
-    g_shape = layer.outputs, layer.out, layer.out, batch
-    x, w, g, dx, dw, out = (pool.empty(s, np.float32) for s in (x_shape, w_shape, g_shape) * 2)
-    for array in (x, w, g):
-        rng.standard_normal(dtype=np.float32, out=array)
-    return {
-        "forward": lambda: convolution.forward(x, w, *geometry, out),
-        "input_gradient": lambda: convolution.input_gradient(w, g, *geometry, dx),
-        "filter_gradient": lambda: convolution.filter_gradient(x, g, *geometry, dw),
-    }
+# ---- PyTorch's
 
 
-def torch_passes(layer, batch, memory_format):
-    """The same by PyTorch, convolutions in one of its layouts, dense layers as matrix products."""
-    if layer.image == 1:
-        x, w = torch.randn(batch, layer.channels), torch.randn(layer.outputs, layer.channels)
-        g = torch.randn(batch, layer.outputs)
-        return {
-            "forward": lambda: torch.nn.functional.linear(x, w),
-            "input_gradient": lambda: g @ w,
-            "filter_gradient": lambda: g.T @ x,
-        }
-    geometry = [layer.stride] * 2, [layer.pad] * 2, [1, 1]
-    x = torch.randn(batch, layer.channels, layer.image, layer.image)
-    w = torch.randn(layer.outputs, layer.channels // layer.groups, layer.size, layer.size)
-    g = torch.randn(batch, layer.outputs, layer.out, layer.out)
-    x, w, g = (array.contiguous(memory_format=memory_format) for array in (x, w, g))
-
-    def backward(*wanted):
-        torch.ops.aten.convolution_backward(
-            g, x, w, None, *geometry, False, [0, 0], layer.groups, [*wanted, False]
-        )
-
-    return {
-        "forward": lambda: torch.conv2d(x, w, None, *geometry, layer.groups),
-        "input_gradient": lambda: backward(True, False),
-        "filter_gradient": lambda: backward(False, True),
-    }
+def torch_seconds(layer, batch, runs):
+    """Pass -> list of seconds in the layout whose median is smaller."""
+    times = {}
+    for layout in LAYOUTS:
+        for name, run in layer_passes(layer, batch, layout).items():
+            run()
+            times.setdefault(name, []).append([ceilings.seconds(run) for _ in range(runs)])
+    return {name: min(each, key=statistics.median) for name, each in times.items()}
 
 
-def contenders(layer, batch):
-    """Ours, then PyTorch's layouts: each a dict pass -> function."""
-    passes = [our_passes(layer, batch, np.random.default_rng(0))]
-    if torch is not None:
-        torch.set_num_threads(build.threads())
-        formats = (
-            [torch.contiguous_format, torch.channels_last] if layer.image > 1 else [torch.contiguous_format]
-        )
-        passes += [torch_passes(layer, batch, memory_format) for memory_format in formats]
-    return passes
+def peer_of(name, peers):
+    """PyTorch's seconds for a pass of ours: the median, or the sum of medians of all that ours does in one; or None."""
+    layer, _, which = name.partition(" ")
+    parts = [peers.get(f"{layer} {part}") for part in FUSED.get(which, (which,))]
+    return sum(map(statistics.median, parts)) if None not in parts else None
 
 
-def measure(name, layer, batch, runs):
-    """Yield a row for each pass."""
-    programs = contenders(layer, batch)
-    for which in PASSES:
-        if name == "conv1" and which == "input_gradient":
-            continue  # nobody asks for the gradient of the images
-        for program in programs:
-            program[which]()
-        times = [[seconds(program[which]) for program in programs] for _ in range(runs)]
-        speeds = [
-            [layer.flop_per_image * batch / t / 1e9 for t in column] for column in zip(*times, strict=True)
-        ]
-        yield row(f"{name} {which}, batch {batch}", speeds[0], speeds[1:])
+# ---- together
 
 
-def row(name, speeds, peers=()):
-    value = statistics.median(speeds)
-    peer = max(map(statistics.median, peers), default=None)
-    return {
-        "name": name,
-        "value": value,
-        "unit": "GFLOP/s",
-        "spread": (max(speeds) - min(speeds)) / value,
-        "peer": peer,
-        "ratio": peer and value / peer,
-    }
+def measure(batch, runs, layers):
+    """(Step, pass -> PyTorch's seconds): a step of ours after each layer of PyTorch's."""
+    step, peers = Step(batch), {}
+    for layer in layers:
+        if torch is not None:
+            torch.set_num_threads(build.threads())
+            peers |= torch_seconds(layer, batch, runs)
+        step.run()
+    for _ in range(runs - len(layers)):
+        step.run()
+    return step, peers
 
 
-def show(result, peak_speed):
-    peer = f"{result['peer']:8.1f} {result['ratio']:6.2f}" if result["peer"] else f"{'-':>8} {'-':>6}"
-    share = 100 * result["value"] / peak_speed
-    print(
-        f"{result['name']:34} {result['value']:8.1f} {share:7.0f} % {100 * result['spread']:6.0f} % {peer}",
-        flush=True,
-    )
+def rows(batch, runs, layers, limits):
+    """A row for each pass, then the sums."""
+    step, peers = measure(batch, runs, layers)
+    operations, whole = step.operations(), statistics.median(step.seconds)
+    groups = nodes.by_name(step.nodes)
+    between = [whole - sum(call) for whole, call in
+               zip(step.seconds, zip(*(times for times, _ in groups.values()), strict=True), strict=True)]
+    found = [
+        pass_row(name, times, whole, peer_of(name, peers),
+                 batch * operations.get(name, 0), 0 if name == nodes.REST else nbytes, limits)
+        for name, (times, nbytes) in sorted(groups.items(), key=lambda group: place(group[0]))
+    ]  # fmt: skip
+    found.append(pass_row(BETWEEN, between, whole, None, 0, 0, limits))
+    yield from found
+    all_of_torch = sum(map(statistics.median, peers.values())) if set(layers) == set(LAYERS) else 0
+    yield from sums(found, step.seconds, 1e3 * all_of_torch)
+
+
+def place(name):
+    """Of a pass in the table: layer by layer."""
+    layer = name.partition(" ")[0]
+    return LAYERS.index(layer) if layer in LAYERS else len(LAYERS)
+
+
+def pass_row(name, times, whole, peer, operations, nbytes, limits):
+    """The row of one pass; peer in seconds or None, operations and nbytes may be 0."""
+    seconds = statistics.median(times)
+    made = report.row(name, [1e3 * value for value in times], "ms", share=seconds / whole)
+    if peer:
+        made |= {"peer": 1e3 * peer, "ratio": peer / seconds}
+    ceiling = max(operations / limits.operations, nbytes / limits.nbytes)
+    if ceiling:
+        counted = operations / limits.operations == ceiling
+        rate = f"{operations / seconds / 1e9:.0f} GFLOP/s" if counted else f"{nbytes / seconds / 1e9:.1f} GB/s"
+        made |= {"ceiling_ms": 1e3 * ceiling, "bound_by": "multiply-adds" if counted else "memory",
+                 "of_ceiling": ceiling / seconds, "rate": rate}  # fmt: skip
+    return made
+
+
+def sums(found, steps, torch_ms):
+    """Rows of convolutions, dense layers, all else and the step; torch_ms is the sum of PyTorch's passes, or 0."""
+    parts = {"all convolutions": [], "all dense layers": [], "all else": []}
+    for row in found:
+        layer, _, which = row["name"].partition(" ")
+        kind = {"conv": "all convolutions", "fc": "all dense layers"}.get(layer.rstrip("12345678"))
+        parts[kind if kind and which in MULTIPLY_ADDS else "all else"].append(row)
+    *products, rest = (sum_row(name, rows) for name, rows in parts.items())
+    whole = report.row(STEP, [1e3 * value for value in steps], "ms", share=1.0)
+    if torch_ms:
+        for row, peer in ((rest, torch_ms - sum(row["peer"] for row in products)), (whole, torch_ms)):
+            row |= {"peer": peer, "ratio": peer / row["value"]}
+    yield from (*products, rest, whole)
+
+
+def sum_row(name, parts):
+    """The sum of some rows' medians; what not all of them have, their sum has not."""
+    made = {"name": name, "value": sum(row["value"] for row in parts), "unit": "ms"}
+    made |= {key: sum(row[key] for row in parts)
+             for key in ("share", "peer", "ceiling_ms") if all(key in row for row in parts)}  # fmt: skip
+    if "peer" in made:
+        made["ratio"] = made["peer"] / made["value"]
+    if "ceiling_ms" in made:
+        made["of_ceiling"] = made["ceiling_ms"] / made["value"]
+    return made
+
+
+def ceiling_rows(runs):
+    """(rows, Ceilings) of this machine."""
+    operations, nbytes = ceilings.multiply_add_rates(runs), ceilings.copy_rates(runs)
+    found = [report.row("ceiling: multiply-adds on registers", [rate / 1e9 for rate in operations], "GFLOP/s"),
+             report.row("ceiling: copying, read and written", [rate / 1e9 for rate in nbytes], "GB/s")]
+    return found, Ceilings(statistics.median(operations), statistics.median(nbytes))
+
+
+def show(row):
+    value = f"{row['value']:9.2f} {row['unit']:8}"
+    spread = f"{row['spread']:6.0%}" if "spread" in row else " " * 6
+    share = f"{row['share']:7.1%}" if "share" in row else " " * 7
+    peer = f"{row['peer']:9.2f} {row['ratio']:6.2f}" if "peer" in row else " " * 16
+    ceiling = f"{row['ceiling_ms']:9.2f} {row['of_ceiling']:6.0%}" if "ceiling_ms" in row else ""
+    print(f"{row['name']:36} {value} {spread} {share} {peer} {ceiling} {row.get('rate', '')}", flush=True)
 
 
 def main():
-    parser = report.parser(__doc__, quick="batch 16, three runs")
-    parser.add_argument("--batch", type=int, nargs="+", default=[128, 16])
-    parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS))
+    parser = report.parser(__doc__, quick="batch 8, 2 runs")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--runs", type=int, default=3, help="of each pass of PyTorch's; ours, one for each layer")
+    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS, help="of PyTorch's")
     options = parser.parse_args()
-    batches, runs = ([16], 3) if options.quick else (options.batch, options.runs)
-    results = [row("multiply-add peak", peak(runs))]
-    peak_speed = results[0]["value"]
-    print(
-        f"{build.threads()} threads\n{'GFLOP/s':34} {'ours':>8} {'of peak':>9} {'spread':>8} "
-        f"{'PyTorch':>8} {'ratio':>6}"
-    )
-    show(results[0], peak_speed)
-    for batch in batches:
-        for name in options.layers:
-            for result in measure(name, LAYERS[name], batch, runs):
-                results.append(result)
-                show(result, peak_speed)
-    report.write(results, options.json)
+    batch, runs = (8, 2) if options.quick else (options.batch, options.runs)
+    found, limits = ceiling_rows(runs=7)
+    print(f"batch {batch}, {build.threads()} threads\n{'':36} {'median':>9} {'':8} {'spread':>6} {'share':>7} "
+          f"{'PyTorch':>9} {'ratio':>6} {'ceiling':>9} {'of it':>6} rate")
+    for row in found:
+        show(row)
+    for row in rows(batch, runs, options.layers, limits):
+        found.append(row)
+        show(row)
+    report.write(found, options.json)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

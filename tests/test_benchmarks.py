@@ -5,10 +5,15 @@ import os
 import pathlib
 import sys
 
+import numpy as np
 import pytest
 
+from alexnet.compile import Network
+from alexnet.data import centre_crop
+from alexnet.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
+from alexnet.updates import momentum_sgd
 from benchmarks import __main__ as benchmarks
-from benchmarks import report, results, step
+from benchmarks import ceilings, kernels, nodes, report, results, step
 from benchmarks.program import environment, last_line
 
 ROW = {"name": "train step, batch 128, ours", "value": 40.0, "unit": "images/s", "spread": 0.05, "runs": 7,
@@ -78,6 +83,102 @@ def test_with_avx512_both_sides_are_held_to_avx2(monkeypatch):
     monkeypatch.setattr(step, "rows", lambda batch, plan, kinds, suffix: plans.append(plan) or [ROW])
     assert list(step.avx2_rows(128, step.Plan((), 7, 2, 2))) == [ROW]
     assert plans[0].variables == {"ALEXNET_TILES": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+
+# ---- the nodes of a step
+
+
+@pytest.fixture(scope="module")
+def tiny_step():
+    """(seconds, watched nodes) of three steps of a network with AlexNet's kinds of layers, large enough for kernels."""
+    rng = np.random.default_rng(0)
+    model = Sequential(
+        Conv(rng, 3, 16, size=11, stride=8, pool=(3, 2)), LRN(), Flatten(),              # 16 x 13 x 13
+        Dense(rng, 2704, 64), Dropout(0.5, 2),
+        Dense(rng, 64, 80, relu=False),
+    )  # fmt: skip
+    model.channels, model.image_size = 3, 227
+    network = Network(model, np.zeros((3, 256, 256), "float32"), momentum_sgd)
+    watched = nodes.watch(network.train)
+    images = np.zeros((3, 256, 256, 8), np.uint8)
+    seconds = [
+        ceilings.seconds(lambda: network.train(images, *centre_crop(8, 227), np.zeros(8, "int32"), np.float32(0)))
+        for _ in range(3)
+    ]
+    return seconds, watched
+
+
+def test_every_node_of_a_step_has_its_layer_and_pass(tiny_step):
+    passes = {
+        "conv1": ["forward", "max pool", "bias and ReLU", "LRN", "LRN gradient", "ReLU gradient", "bias gradient",
+                  "max pool gradient", "filter gradient", "update"],
+        "fc2": ["forward", "bias and ReLU", "dropout", "dropout gradient", "ReLU gradient", "bias gradient",
+                "input gradient"],
+        "fc3": ["forward", "input gradient"],
+    }  # fmt: skip
+    names = set(nodes.by_name(tiny_step[1]))
+    wanted = {f"{layer} {each}" for layer in passes for each in passes[layer]} | {"crop mirror", nodes.REST}
+    apart, fused = {"fc2 filter gradient", "fc2 update"}, {"fc2 filter gradient update"}
+    assert names >= wanted
+    assert names >= apart or names >= fused
+    assert "conv1 input gradient" not in names
+
+
+def test_the_nodes_add_up_to_the_step(tiny_step):
+    seconds, watched = tiny_step
+    sums = [sum(call) for call in zip(*(times for times, _ in nodes.by_name(watched).values()), strict=True)]
+    assert len(sums) == 3
+    assert all(0.5 * whole < parts < whole for whole, parts in zip(seconds, sums, strict=True))
+
+
+def test_a_node_is_charged_for_the_arrays_it_reads_and_writes(tiny_step):
+    _, nbytes = nodes.by_name(tiny_step[1])["conv1 LRN"]
+    assert nbytes == 2 * 4 * (16 * 13 * 13 * 8)                          # in and out, float32
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("Convolution", "forward"), ("ConvolutionInputGradient", "input gradient"), ("LRNGradient", "LRN gradient"),
+     ("MaxPool", "max pool"), ("FilterGradientUpdate", "filter gradient update")],
+)  # fmt: skip
+def test_a_class_name_is_read_as_words(name, text):
+    assert nodes.words(name) == text
+
+
+LIMITS = kernels.Ceilings(operations=100e9, nbytes=10e9)
+
+
+@pytest.mark.parametrize(
+    ("operations", "nbytes", "ceiling", "bound_by"), [(1e9, 5e7, 10, "multiply-adds"), (1e9, 2e8, 20, "memory")]
+)
+def test_the_ceiling_is_the_limit_that_takes_longer(operations, nbytes, ceiling, bound_by):
+    row = kernels.pass_row("conv1 forward", [0.04], 0.4, 0.08, operations, nbytes, LIMITS)
+    wanted = {"value": 40, "share": 0.1, "peer": 80, "ratio": 2, "ceiling_ms": ceiling, "bound_by": bound_by}
+    assert {key: row[key] for key in wanted} == pytest.approx(wanted)
+    assert row["of_ceiling"] == pytest.approx(ceiling / 40)
+
+
+def test_what_ours_does_in_one_node_is_held_against_all_its_parts():
+    peers = {"fc6 filter gradient": [3.0], "fc6 update": [1.0, 5.0]}
+    assert kernels.peer_of("fc6 filter gradient update", peers) == 6
+    assert kernels.peer_of("fc6 update", peers) == 3
+    assert kernels.peer_of("fc6 dropout", peers) is None
+
+
+def test_sums_of_a_step_hold_all_its_parts():
+    found = [
+        kernels.pass_row("conv1 forward", [0.04], 0.1, 0.08, 1e9, 0, LIMITS),
+        kernels.pass_row("fc6 filter gradient update", [0.02], 0.1, 0.05, 1e9, 0, LIMITS),
+        kernels.pass_row("conv1 LRN", [0.01], 0.1, 0.06, 0, 1e6, LIMITS),
+        kernels.pass_row("small nodes, in NumPy", [0.03], 0.1, None, 0, 0, LIMITS),
+    ]
+    rows = {row["name"]: row for row in kernels.sums(found, [0.1], torch_ms=200)}
+    assert {name: (row["value"], row["peer"]) for name, row in rows.items()} == {
+        name: pytest.approx(pair)
+        for name, pair in {"all convolutions": (40, 80), "all dense layers": (20, 50), "all else": (40, 70),
+                           "the whole step": (100, 200)}.items()
+    }  # fmt: skip
+    assert rows["all convolutions"]["of_ceiling"] == pytest.approx(10 / 40)
 
 
 # ---- the report

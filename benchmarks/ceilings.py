@@ -1,0 +1,81 @@
+"""What this machine can do at most, on as many threads as the kernels use: multiply-adds and copied bytes a second."""
+
+import ctypes
+import time
+
+import numpy as np
+
+from alexnet.dispatch.cpu import build, pool
+
+MULTIPLY_ADDS = """
+/* Independent multiply-adds on registers, two for each cycle of latency and more: the most a kernel could do. */
+#include "tiles.h"
+
+enum { CHAINS = 12 };
+
+long multiply_adds_per_step(void) { return CHAINS * LANES * (long)omp_get_max_threads(); }
+
+void multiply_add(long steps, float *sink)
+{
+    #pragma omp parallel
+    {
+        vector sum[CHAINS], x = (vector){ 0 } + 0.5f, y = (vector){ 0 } + 0.25f;
+        UNROLL
+        for (int i = 0; i < CHAINS; i++)
+            sum[i] = (vector){ 0 } + (float)i;
+        for (long step = 0; step < steps; step++) {
+            __asm__ volatile("" : "+m"(*sink));
+            UNROLL
+            for (int i = 0; i < CHAINS; i++)
+                sum[i] = sum[i] * x + y;
+        }
+        UNROLL
+        for (int i = 1; i < CHAINS; i++)
+            sum[0] += sum[i];
+        sink[16 * omp_get_thread_num()] = sum[0][0];
+    }
+}
+"""
+COPY = """
+/* Each thread copies its share by memcpy, which knows the processor's best stores for arrays larger than the caches. */
+#include <string.h>
+#include <omp.h>
+
+void copy(char *to, const char *from, long bytes)
+{
+    #pragma omp parallel
+    {
+        const long n = omp_get_num_threads(), i = omp_get_thread_num();
+        const long first = bytes / n * i, last = i == n - 1 ? bytes : bytes / n * (i + 1);
+        memcpy(to + first, from + first, last - first);
+    }
+}
+"""
+COPIED = 1 << 28                                 # bytes, more than caches hold
+
+
+def seconds(run):
+    """How long a call takes."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def multiply_add_rates(runs):
+    """Operations a second of each run of the register loop, a multiply-add being two; a tenth of a second long."""
+    library = build.load(MULTIPLY_ADDS, "peak")
+    library.multiply_adds_per_step.restype = ctypes.c_long
+    sink = (ctypes.c_float * (16 * 1024))()
+    steps = 20_000_000
+    operations = 2 * library.multiply_adds_per_step() * steps
+    return [operations / seconds(lambda: library.multiply_add(ctypes.c_long(steps), sink)) for _ in range(runs)]
+
+
+def copy_rates(runs):
+    """Bytes a second, read and written, of each run of a copy that no cache can hold."""
+    copy = build.load(COPY, "copy").copy
+    source, target = (pool.empty((COPIED,), np.uint8) for _ in range(2))
+    source.fill(1)
+    arguments = (ctypes.c_void_p(target.ctypes.data), ctypes.c_void_p(source.ctypes.data), ctypes.c_long(COPIED))
+    copy(*arguments)
+    return [2 * COPIED / seconds(lambda: copy(*arguments)) for _ in range(runs)]
