@@ -33,6 +33,7 @@ OURS, BFLOAT16 = "ours", "bfloat16"
 PEERS = ("eager", "channels_last", "compile")            # PyTorch's float32 modes
 KINDS = ("validate", "train")                            # in this order, so that validating shows its own peak memory
 CLASSES = 1000
+LONG = 256                                               # batch from which on a trial is of one run
 AVX2 = {"ALEXNET_TILES": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
@@ -131,14 +132,16 @@ def measure(batch, plan, kinds=KINDS):
             stack.enter_context(each)
         seconds, memory, best = {}, {}, {}
         for kind in kinds:
-            seconds[kind], memory[kind] = take_turns(programs, kind, plan.trial, warm_up=1)
+            trial = plan.trial if batch < LONG else 1
+            seconds[kind], memory[kind] = take_turns(programs, kind, trial, warm_up=1)
             best[kind] = fastest(seconds[kind])
         for mode in programs.keys() - set(best.values()):
             programs[mode].close()
         programs[OURS] = stack.enter_context(program(OURS, batch, plan.threads, plan.variables))
         for kind in kinds:
             rivals = {mode: programs[mode] for mode in (OURS, best[kind]) if mode}
-            times, peaks = take_turns(rivals, kind, plan.runs, warm_up=1)
+            rivals[OURS].step(kind)                              # warms up; the others are warm
+            times, peaks = take_turns(rivals, kind, plan.runs, warm_up=0)
             seconds[kind] = {OURS: [], **seconds[kind], **times}
             memory[kind] = {**peaks, **memory[kind]}             # a peer's is the one of its trial
     return seconds, memory, best

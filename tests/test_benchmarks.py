@@ -13,8 +13,8 @@ from alexnet.data import centre_crop
 from alexnet.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
 from alexnet.updates import momentum_sgd
 from benchmarks import __main__ as benchmarks
-from benchmarks import ceilings, kernels, nodes, report, results, step
-from benchmarks.program import environment, last_line
+from benchmarks import ceilings, kernels, nodes, report, results, step, table1
+from benchmarks.program import environment, last_line, take_turns
 
 ROW = {"name": "train step, batch 128, ours", "value": 40.0, "unit": "images/s", "spread": 0.05, "runs": 7,
        "peer": 20.0, "ratio": 2.0, "peer_mode": "eager"}  # fmt: skip
@@ -83,6 +83,39 @@ def test_with_avx512_both_sides_are_held_to_avx2(monkeypatch):
     monkeypatch.setattr(step, "rows", lambda batch, plan, kinds, suffix: plans.append(plan) or [ROW])
     assert list(step.avx2_rows(128, step.Plan((), 7, 2, 2))) == [ROW]
     assert plans[0].variables == {"ALEXNET_TILES": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+
+class Fake:
+    """A program whose steps take as long as it is told."""
+
+    def __init__(self, journal, name, **seconds):
+        self.journal, self.name, self.seconds = journal, name, seconds
+
+    def step(self, kind):
+        self.journal.append((self.name, kind))
+        return self.seconds[kind], 100.0
+
+
+def test_programs_take_turns_and_do_not_count_the_warm_up():
+    journal = []
+    programs = {name: Fake(journal, name, train=seconds) for name, seconds in (("a", 1.0), ("b", 2.0))}
+    assert take_turns(programs, "train", runs=2, warm_up=1) == ({"a": [1.0] * 2, "b": [2.0] * 2}, {"a": 100, "b": 100})
+    assert journal == [("a", "train"), ("b", "train")] * 3
+
+
+def test_table1_takes_pytorch_between_two_turns_of_ours():
+    journal = []
+    programs = {"ours": Fake(journal, "ours", parallel=1.0, serial=1.5),
+                "PyTorch": Fake(journal, "PyTorch", parallel=2.0, serial=4.0)}  # fmt: skip
+    seconds = table1.measure(programs, iterations=3)
+    assert [len(seconds[kind][name]) for kind in table1.KINDS for name in programs] == [6, 3, 6, 3]
+    turn = ["parallel"] * 4 + ["serial"] * 3                             # the first has read ahead
+    assert [kind for _, kind in journal] == ["serial"] * 2 + turn * 3
+    assert [name for name, _ in journal[2:]] == ["ours"] * 7 + ["PyTorch"] * 7 + ["ours"] * 7
+    yes, no, gain = table1.rows(seconds, 256)
+    assert (yes["value"], yes["peer"], yes["ratio"], yes["runs"], yes["peer_runs"]) == (20, 40, 2, 6, 3)
+    assert (no["value"], no["peer"]) == (30, 80)
+    assert (gain["value"], gain["peer"]) == (1.5, 2)
 
 
 # ---- the nodes of a step
