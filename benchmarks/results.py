@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 HERE = pathlib.Path(__file__).parent
 COLUMNS = ("name", "value", "spread", "runs", "peer", "ratio")
-TITLES = {"name": "", "value": "median", "peak_memory_mib": "peak MiB", "peer_mode": "peer is"}
-PERCENTAGES = ("spread", "share", "of_ceiling")
+TITLES = {"name": "", "value": "median", "peak_memory_mib": "peak MiB", "peer_mode": "peer is",
+          "ceiling_ms": "ceiling, ms"}  # fmt: skip
+QUANTITIES = ("value", "peer", "largest", "peer_largest")                    # what has the row's unit
+PERCENTAGES = ("spread", "peer_spread", "share", "of_ceiling")
 HEAD = """# Results
 
 Written by `{command}` on {date}, in {minutes:.0f} minutes: do not edit it. Each section has the command
@@ -94,15 +96,21 @@ def table(rows):
     keys = [key for key in COLUMNS if any(row.get(key) is not None for row in measured)]
     extra = (key for row in measured for key, value in row.items() if value is not None)
     keys += [key for key in dict.fromkeys(extra) if key not in (*COLUMNS, "unit", "note")]
-    lines = [[TITLES.get(key, key.replace("_", " ")) for key in keys]]
+    units = {row["unit"] for row in measured}
+    unit = units.pop() if len(units) == 1 else ""        # told once, in the head, or with each value
+    lines = [[title(key) + (f", {unit}" if unit and key in QUANTITIES else "") for key in keys]]
     lines += [["---"] + ["---:"] * (len(keys) - 1)]
-    lines += [[cell(row, key) for key in keys] for row in measured]
+    lines += [[cell(row, key, "" if unit else row["unit"]) for key in keys] for row in measured]
     notes = [f"- {row['name']}: {row['note']}" for row in rows if row.get("note")]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines) if measured else ""
     return text + ("\n" if text and notes else "") + "".join(f"{note}\n" for note in notes)
 
 
-def cell(row, key):
+def title(key):
+    return TITLES.get(key, key.replace("_", " "))
+
+
+def cell(row, key, unit):
     """The text of one cell."""
     value = row.get(key)
     if value is None:
@@ -114,7 +122,7 @@ def cell(row, key):
     if key == "ratio":
         return f"**{value:.2f}**"
     text = number(value)
-    return f"{text} {row['unit']}".strip() if key in ("value", "peer") else text
+    return f"{text} {unit}".strip() if key in QUANTITIES else text
 
 
 def number(value):

@@ -95,6 +95,15 @@ class Fake:
         self.journal.append((self.name, kind))
         return self.seconds[kind], 100.0
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        self.close()
+
+    def close(self):
+        self.journal.append((self.name, "closed"))
+
 
 def test_programs_take_turns_and_do_not_count_the_warm_up():
     journal = []
@@ -116,6 +125,24 @@ def test_table1_takes_pytorch_between_two_turns_of_ours():
     assert (yes["value"], yes["peer"], yes["ratio"], yes["runs"], yes["peer_runs"]) == (20, 40, 2, 6, 3)
     assert (no["value"], no["peer"]) == (30, 80)
     assert (gain["value"], gain["peer"]) == (1.5, 2)
+
+
+def test_of_pytorchs_modes_only_the_best_go_on_to_take_turns_with_ours(monkeypatch):
+    journal = []
+    programs = {"ours": Fake(journal, "ours", validate=1.0, train=2.0),
+                "eager": Fake(journal, "eager", validate=3.0, train=4.0),
+                "compile": Fake(journal, "compile", validate=2.0, train=5.0),
+                "channels_last": Fake(journal, "channels_last", validate=9.0, train=9.0)}  # fmt: skip
+    monkeypatch.setattr(step, "program", lambda mode, *_: programs[mode])
+    plan = step.Plan(("eager", "channels_last", "compile"), runs=7, trial=2, threads=2)
+    seconds, memory, best = step.measure(16, plan)
+    assert best == {"validate": "compile", "train": "eager"}
+    runs = {kind: {mode: len(times) for mode, times in seconds[kind].items()} for kind in seconds}
+    assert runs["train"] == {"ours": 7, "eager": 7, "channels_last": 2, "compile": 2}
+    assert runs["validate"] == {"ours": 7, "eager": 2, "channels_last": 2, "compile": 7}
+    assert memory["train"].keys() == runs["train"].keys()
+    assert journal.index(("ours", "validate")) > journal.index(("channels_last", "closed"))
+    assert {name for name, what in journal if what == "closed"} == set(programs)
 
 
 # ---- the nodes of a step
@@ -220,12 +247,18 @@ def test_sums_of_a_step_hold_all_its_parts():
 def test_a_table_has_a_column_for_each_key_and_notes_below():
     text = results.table([ROW | {"peak_memory_mib": 1234.5}, report.not_measured("b", "no such processor")])
     assert text.splitlines() == [
-        "|  | median | spread | runs | peer | ratio | peer is | peak MiB |",
+        "|  | median, images/s | spread | runs | peer, images/s | ratio | peer is | peak MiB |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| train step, batch 128, ours | 40.0 images/s | 5 % | 7 | 20.0 images/s | **2.00** | eager | 1,234 |",
+        "| train step, batch 128, ours | 40.0 | 5 % | 7 | 20.0 | **2.00** | eager | 1,234 |",
         "",
         "- b: no such processor",
     ]
+
+
+def test_where_units_differ_each_value_has_its_own():
+    text = results.table([ROW, ROW | {"name": "b", "unit": "s"}])
+    assert "| train step, batch 128, ours | 40.0 images/s | 5 % | 7 | 20.0 images/s | **2.00** | eager |" in text
+    assert "| b | 40.0 s | 5 % | 7 | 20.0 s | **2.00** | eager |" in text
 
 
 @pytest.mark.parametrize(
@@ -238,7 +271,7 @@ def test_numbers_have_three_significant_digits(value, text):
 
 def test_the_report_has_machine_summary_sections_and_what_was_written_by_hand():
     text = markdown(section(), section([ROW], module="agreement"), by_hand="## Trainings\n\nBy hand.\n")
-    wanted = ["# Results", "a made one", "## In short", "| train step, batch 128, ours | 40.0 images/s | **2.00** |",
+    wanted = ["# Results", "a made one", "## In short", "| train step, batch 128, ours | 40.0 | **2.00** |",
               "## One full training step", "`python -m benchmarks.step --quick` (1:01 min)", "| 5 % | 7 |",
               "## How near the network's outputs", "## Trainings\n\nBy hand.\n"]  # fmt: skip
     places = [text.index(part) for part in wanted]
