@@ -41,6 +41,15 @@ def test_crop_equals_slicing_and_mirroring_the_mean_free_image(mode, rng):
         np.testing.assert_array_equal(mirrored[..., b], expected)
 
 
+@pytest.mark.parametrize("batch", [16, 35])
+def test_windows_larger_than_the_squares_and_tasks_of_the_kernel(mode, batch, rng):
+    images, mean, rows, columns, mirrors = arrays(rng, batch, height=130, width=83, size=70)
+    cropped = crop_function(70, mode)(images, mean, rows, columns, mirrors)
+    for b, (row, column, mirror) in enumerate(zip(rows, columns, mirrors, strict=True)):
+        window = (images[..., b] - mean)[:, row : row + 70, column : column + 70]
+        np.testing.assert_array_equal(cropped[..., b], window[:, :, ::-1] if mirror else window)
+
+
 def test_whole_image_is_the_largest_crop(mode, rng):
     images, mean, *_ = arrays(rng, height=7)
     nothing = np.zeros(9, "int32")
