@@ -1,36 +1,88 @@
-"""Convolution and its two gradients on the CPU: the loops are in convolution.c and filter_gradient.c.
+"""Convolution and its two gradients on the CPU: plain sums, or Winograd's transforms where they pay.
 
 Shapes: x (c, height, width, b), w (c / groups, rows, columns, o), out and its gradient g (o, rows, columns, b).
 All are float32 and contiguous.  A dense layer is a 1x1 image under a 1x1 filter: x (in, 1, 1, b), w (in, 1, 1, out).
 The padding is explicit zeros, so an infinite number multiplied with them makes NaN.
+
+The loops are in convolution.c and filter_gradient.c (plain sums), winograd.c and winograd_filter_gradient.c.
 """
 
 import ctypes
+from typing import NamedTuple
 
 import numpy as np
 
 from alexnet.dispatch.cpu import build, pool
 from alexnet.dispatch.cpu.registry import kernel
 from alexnet.ops import Convolution, ConvolutionFilterGradient, ConvolutionInputGradient
+from alexnet.ops.base import windows_along
+
+TILE = 4                                         # outputs of a tile of Winograd's, in one dimension
+TAPS = 3, 5                                      # the filters it knows, after a stride has been cut into phases
+FEWEST_CHANNELS = 16                             # of input and output: below, the transforms cost more than they save
+PLAIN = {"forward": "convolution", "input_gradient": "convolution", "filter_gradient": "filter_gradient"}
+WINOGRAD = {"forward": "winograd", "input_gradient": "winograd", "filter_gradient": "winograd_filter_gradient"}
 
 
-def forward(x, w, stride, pad, groups, out):
-    """Fill out with the convolution of x by w."""
-    _run("convolution", "forward", (x, w, out), _layer(x, w, out, stride, pad, groups))
+class Layer(NamedTuple):
+    """The sizes of a convolution, in the order C takes them; w has channels / groups input channels."""
+
+    channels: int
+    height: int
+    width: int
+    batch: int
+    outputs: int
+    rows: int
+    columns: int
+    stride: int
+    pad: int
+    groups: int
+
+    @property
+    def out(self):
+        """Rows and columns of the output."""
+        return tuple(
+            windows_along(n, size, self.stride, self.pad)
+            for n, size in ((self.height, self.rows), (self.width, self.columns))
+        )
 
 
-def input_gradient(w, g, stride, pad, groups, out):
+def forward(x, w, stride, pad, groups, out, winograd=None):
+    """Fill out with the convolution of x by w; by Winograd's transforms or not, None: where they pay."""
+    _run("forward", (x, w, out), _layer(x, w, out, stride, pad, groups), winograd)
+
+
+def input_gradient(w, g, stride, pad, groups, out, winograd=None):
     """Fill out, shaped like x, with the gradient g of the output led back to x."""
-    _run("convolution", "input_gradient", (w, g, out), _layer(out, w, g, stride, pad, groups))
+    _run("input_gradient", (w, g, out), _layer(out, w, g, stride, pad, groups), winograd)
 
 
-def filter_gradient(x, g, stride, pad, groups, out):
+def filter_gradient(x, g, stride, pad, groups, out, winograd=None):
     """Fill out, shaped like w, with the gradient g of the output led back to w."""
-    _run("filter_gradient", "filter_gradient", (x, g, out), _layer(x, out, g, stride, pad, groups))
+    _run("filter_gradient", (x, g, out), _layer(x, out, g, stride, pad, groups), winograd)
+
+
+def winograd_can(name, layer):
+    """Whether Winograd's transforms compute this pass: square filters of 3x3 or 5x5, counted in strides."""
+    taps = -(-layer.rows // layer.stride)
+    turned = name != "input_gradient" or (layer.stride == 1 and layer.pad < layer.rows)
+    return layer.rows == layer.columns and taps in TAPS and turned
+
+
+def winograd_pays(name, layer):
+    """Whether they take less time than the plain sum: half its multiplications, over enough channels."""
+    if not winograd_can(name, layer):
+        return False
+    inputs, outputs = layer.channels // layer.groups * layer.stride**2, layer.outputs // layer.groups
+    rows, columns = layer.out if name != "input_gradient" else (layer.height, layer.width)
+    taps = -(-layer.rows // layer.stride)
+    points = (TILE + taps - 1) ** 2 * layer.stride**2
+    multiplications = -(-rows // TILE) * -(-columns // TILE) * points
+    return min(inputs, outputs) >= FEWEST_CHANNELS and 2 * multiplications <= rows * columns * layer.rows**2
 
 
 def _layer(x, w, y, stride, pad, groups):
-    """Return the sizes as C takes them; raises ValueError where images, filters and outputs do not fit."""
+    """Return the Layer; raises ValueError where images, filters and outputs do not fit."""
     channels, height, width, batch = x.shape
     per_group, rows, columns, outputs = w.shape
     if stride < 1 or pad < 0 or groups < 1:
@@ -42,42 +94,41 @@ def _layer(x, w, y, stride, pad, groups):
             f"{groups} groups cannot share {channels} input and {outputs} output channels under filters of "
             f"{per_group} channels: input = groups * filter channels, and output a multiple of groups"
         )
-    expected = (outputs, _windows(height, rows, stride, pad), _windows(width, columns, stride, pad), batch)
-    if y.shape != expected or min(x.shape + w.shape + y.shape) < 1:
+    layer = Layer(*map(int, (channels, height, width, batch, outputs, rows, columns, stride, pad, groups)))
+    if y.shape != (outputs, *layer.out, batch) or min(x.shape + w.shape + y.shape) < 1:
         raise ValueError(
             f"images {x.shape} under filters {w.shape} with stride {stride} and pad {pad} make outputs "
-            f"{expected}, got {y.shape}; every length must be at least 1"
+            f"{(outputs, *layer.out, batch)}, got {y.shape}; every length must be at least 1"
         )
-    sizes = (channels, height, width, batch, outputs, rows, columns, stride, pad, groups)
-    return (ctypes.c_int64 * len(sizes))(*map(int, sizes))
+    return layer
 
 
-def _windows(n, size, stride, pad):
-    return (n + 2 * pad - size) // stride + 1
-
-
-def _run(library, name, arrays, layer):
+def _run(name, arrays, layer, winograd):
     """Call a function of a C library on (input, input, output), with the workspace it asks for."""
     for array in arrays:
         if array.dtype != np.float32 or not array.flags.c_contiguous:
             raise ValueError(
                 f"convolution kernels take contiguous float32 arrays, got {array.dtype} with strides {array.strides}"
             )
-    functions = build.library(library)
+    winograd = winograd_pays(name, layer) if winograd is None else winograd
+    functions = build.library((WINOGRAD if winograd else PLAIN)[name])
+    sizes = (ctypes.c_int64 * len(layer))(*layer)
     workspace_bytes = getattr(functions, f"{name}_workspace")
     workspace_bytes.restype = ctypes.c_int64
-    workspace = pool.empty((workspace_bytes(layer),), np.uint8)
+    workspace = pool.empty((workspace_bytes(sizes),), np.uint8)
     pointers = [ctypes.c_void_p(array.ctypes.data) for array in (*arrays, workspace)]
-    getattr(functions, name)(layer, *pointers)
+    getattr(functions, name)(sizes, *pointers)
 
 
-def want(library):
-    build.want(build.source_of(library), library)
+def want(name):
+    """Have the kernels of a pass compiled beforehand: both, since the sizes are known only at the call."""
+    for library in (PLAIN[name], WINOGRAD[name]):
+        build.want(build.source_of(library), library)
 
 
 @kernel.register(Convolution)
 def convolution(op, node):
-    want("convolution")
+    want("forward")
 
     def run(x, w):
         x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
@@ -90,7 +141,7 @@ def convolution(op, node):
 
 @kernel.register(ConvolutionInputGradient)
 def convolution_input_gradient(op, node):
-    want("convolution")
+    want("input_gradient")
 
     def run(w, g, height, width):
         w, g = np.ascontiguousarray(w), np.ascontiguousarray(g)

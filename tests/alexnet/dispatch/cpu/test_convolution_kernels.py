@@ -1,4 +1,4 @@
-"""The C kernels of convolution against plain sums in float64, on shapes that no tile divides."""
+"""The C kernels of convolution, plain and Winograd's, against plain sums in float64, on shapes that no tile divides."""
 
 import platform
 import re
@@ -57,6 +57,19 @@ LAYERS = [
     Layer(2, 9, 300, 3, 3, 3, 1, 1, 1, 3),                     # many positions
     Layer(2, 3, 3, 400, 2, 2, 1, 1, 1, 2),                     # more channels than one task takes
 ]
+WINOGRAD_LAYERS = [
+    Layer(1, 3, 3, 1, 3, 3, 1, 0, 1, 1),                       # one output
+    Layer(1, 5, 5, 4, 5, 5, 1, 0, 1, 9),
+    Layer(4, 13, 13, 10, 3, 3, 1, 1, 2, 17),                   # AlexNet's third layer, smaller
+    Layer(20, 9, 11, 26, 3, 3, 1, 0, 1, 33),
+    Layer(6, 12, 7, 22, 5, 5, 1, 2, 2, 16),                    # its second
+    Layer(3, 8, 9, 50, 5, 5, 1, 4, 1, 3),
+    Layer(3, 39, 39, 10, 11, 11, 4, 0, 1, 18),                 # its first: 3x3 over the phases of the stride
+    Layer(2, 15, 17, 5, 5, 5, 2, 1, 1, 5),                     # phases of 3x3, 3x2, 2x3 and 2x2 taps
+    Layer(2, 40, 8, 18, 9, 9, 2, 3, 1, 4),                     # phases of 5x5 and fewer
+    Layer(300, 5, 6, 20, 3, 3, 1, 1, 1, 40),
+    Layer(2, 90, 60, 3, 3, 3, 1, 2, 1, 35),                    # many positions
+]
 
 
 def patches(layer, x):
@@ -108,7 +121,7 @@ def random_arrays(layer, seed=0):
     return [generator.standard_normal(shape, dtype=np.float32) for shape in layer.shapes]
 
 
-def run(name, layer, x, w, g):
+def run(name, layer, x, w, g, winograd=False):
     """The result of a kernel, written over NaNs so that a missing number shows."""
     inputs, shape = {
         "forward": ((x, w), layer.shapes[2]),
@@ -116,7 +129,7 @@ def run(name, layer, x, w, g):
         "filter_gradient": ((x, g), layer.shapes[1]),
     }[name]
     out = np.full(shape, np.nan, np.float32)
-    getattr(convolution, name)(*inputs, layer.stride, layer.pad, layer.groups, out)
+    getattr(convolution, name)(*inputs, layer.stride, layer.pad, layer.groups, out, winograd)
     return out
 
 
@@ -167,6 +180,50 @@ def test_kernel_equals_plain_sum(tiles, kernel, layer):
     assert relative_error(run(kernel, layer, *arrays), truth(kernel, layer, *arrays)) < 1e-6
 
 
+# No input gradient of strides.
+WINOGRAD_PASSES = [
+    pytest.param(kernel, layer, id="-".join(map(str, (kernel, *layer))))
+    for kernel, layer in product(KERNELS, WINOGRAD_LAYERS)
+    if kernel != "input_gradient" or layer.stride == 1
+]
+
+
+@pytest.mark.parametrize(("kernel", "layer"), WINOGRAD_PASSES)
+def test_winograd_equals_plain_sum(tiles, kernel, layer):
+    arrays = random_arrays(layer)
+    bound = 6e-6 if layer.rows / layer.stride > 3 else 2.5e-6          # eight points round more than six
+    assert relative_error(run(kernel, layer, *arrays, winograd=True), truth(kernel, layer, *arrays)) < bound
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_winograd_equals_plain_sum_for_every_pad_group_and_batch(kernel):
+    for size, pad, groups, batch in product((3, 5), (0, 1, 2), (1, 3), (1, 15, 16, 17, 33)):
+        layer = Layer(2 * groups, 6, 9, 5 * groups, size, size, 1, pad, groups, batch)
+        arrays = random_arrays(layer)
+        assert relative_error(run(kernel, layer, *arrays, winograd=True), truth(kernel, layer, *arrays)) < 6e-6, layer
+
+
+def alexnet_layer(channels, image, outputs, size, stride, pad, groups):
+    return convolution.Layer(channels, image, image, 16, outputs, size, size, stride, pad, groups)
+
+
+@pytest.mark.parametrize(
+    ("layer", "pays"),
+    [
+        (alexnet_layer(3, 227, 96, 11, 4, 0, 1), (True, False, True)),
+        (alexnet_layer(96, 27, 256, 5, 1, 2, 2), (True, True, True)),
+        (alexnet_layer(256, 13, 384, 3, 1, 1, 1), (True, True, True)),
+        (alexnet_layer(9216, 1, 4096, 1, 1, 0, 1), (False, False, False)),
+        (alexnet_layer(64, 56, 64, 7, 1, 3, 1), (False, False, False)),           # filters that it does not know
+        (alexnet_layer(64, 3, 64, 3, 1, 0, 1), (False, True, False)),             # one output in a tile of 16
+        (alexnet_layer(8, 56, 64, 3, 1, 1, 1), (False, False, False)),            # too few channels
+        (alexnet_layer(64, 56, 64, 3, 1, 3, 1), (True, False, True)),             # more padding than filter
+    ],
+)
+def test_winograd_is_chosen_where_it_pays(layer, pays):
+    assert tuple(convolution.winograd_pays(kernel, layer) for kernel in KERNELS) == pays
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernel_equals_plain_sum_for_every_stride_pad_group_and_batch(kernel):
     for stride, pad, groups, batch in product((1, 2, 3, 4), (0, 1, 2, 3), (1, 2, 3), (1, 3, 16, 17, 33)):
@@ -191,6 +248,29 @@ def test_number_of_threads_changes_no_bit(set_threads, kernel, layer):
         set_threads(threads)
         results.append(run(kernel, layer, *arrays).tobytes())
     assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize(("kernel", "layer"), WINOGRAD_PASSES)
+def test_number_of_threads_changes_no_bit_of_winograd(set_threads, kernel, layer):
+    arrays = random_arrays(layer)
+    results = []
+    for threads in (1, 2, 3, 7):
+        set_threads(threads)
+        results.append(run(kernel, layer, *arrays, winograd=True).tobytes())
+    assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_bad_number_reaches_at_least_all_it_enters_by_winograd(kernel, bad):
+    layer = Layer(5, 6, 5, 7, 3, 3, 1, 1, 1, 19)
+    for name, position in [("x", (1, 2, 3, 18)), ("w", (4, 1, 0, 6)), ("g", (6, 2, 1, 18))]:
+        arrays = dict(zip("xwg", random_arrays(layer), strict=True))
+        arrays[name][position] = bad
+        result, expected = run(kernel, layer, *arrays.values(), winograd=True), truth(kernel, layer, *arrays.values())
+        assert not np.isfinite(result[~np.isfinite(expected)]).any(), name
+        if kernel != "filter_gradient" and name != "w":
+            assert np.isfinite(result[..., :18]).all(), "other images are left alone"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -247,6 +327,8 @@ def inner_loops(assembly, function):
         ("convolution", "small_tile"),
         ("convolution", "tile_in_place"),
         ("filter_gradient", "add_tile"),
+        ("winograd", "multiply_tile"),
+        ("winograd_filter_gradient", "multiply_tile"),
     ],
 )
 def test_inner_loop_keeps_its_sums_in_registers(setting, source, function):

@@ -1,0 +1,273 @@
+/* The gradient of a convolution with respect to its filters, in the c01b layout, by Winograd's transforms (winograd.h).
+ *
+ *     dw[c,i,j,o] = sum over y,x,b of  padded[c, y*stride + i, x*stride + j, b] * g[o,y,x,b]
+ *
+ * for filters of 3 x 3 or 5 x 5, also as phases of a stride.  Of each tile of 4 x 4 gradients and the pixels under it
+ * the points are multiplied, and only their sum over all tiles and images is led back to filters:
+ *
+ *     sums[point][c][o] = sum over tiles, b of  data[point][c][tile,b] * gradients[point][o][tile,b]
+ *     dw = E_r' (sums / N) E_r
+ *
+ * The output channels are the vector axis of the products, so that no sum runs across a vector: the gradients of a tile
+ * are turned over, from lines of images to lines of channels, before they are transformed.
+ *
+ * The loops.  For a chunk of positions (a tile of a block of LINE images) at a time, whose points stay in the
+ * third-level cache:
+ *   1. for each c, position: the pixels of the tile become data points; for each line of o and each position: the
+ *      gradients become points;
+ *   2. for each point, line of o, tile of GRADIENT_ROWS c: a product, summed over the chunk in registers, then added.
+ * The threads share both, since all positions add to the same sums; a chunk takes two barriers.
+ *
+ * Each number is computed by one thread in one order: the number of threads changes no bit.
+ */
+#include "winograd.h"
+
+enum { CHUNK_BYTES = 8 << 20 };         /* of points: what the third-level cache holds beside the sums */
+enum { TERMS = 256 };                    /* of a product: 16 KiB of gradients in a first-level cache */
+enum { TASKS_PER_THREAD = 8 };
+
+typedef struct {
+    Tiling t;
+    long chunk;                          /* positions at a time */
+    long lanes;                          /* terms of a position: images of a block */
+    long panels, row_tiles;              /* of one group: lines of o, tiles of c */
+    long data_step, gradient_step;       /* floats of one position: of a row tile, of a panel */
+} Sum;
+
+enum { TILE_FLOATS = GRADIENT_ROWS * LINE };
+enum { PANEL_FLOATS = (LINE | 1) * LINE };                        /* odd lines: points spread over the sets of a cache */
+
+typedef struct {
+    float *data;                         /* [group][row tile][position][point][GRADIENT_ROWS c][LINE images] */
+    float *gradients;                    /* [group][panel][position][point][image][LINE channels], of the chunk, too */
+    float *sums;                         /* [point][group][panel][c][LINE channels] */
+} Workspace;
+
+static Sum gradient_sum(const Layer *l)
+{
+    Tiling t = tiling(l);
+    Sum s = { .t = t, .lanes = least(LINE, t.b), .panels = parts(t.o, LINE), .row_tiles = parts(t.c, GRADIENT_ROWS) };
+    s.data_step = t.n * t.n * TILE_FLOATS;
+    s.gradient_step = t.n * t.n * PANEL_FLOATS;
+    long position_bytes = t.groups * (s.row_tiles * s.data_step + s.panels * s.gradient_step) * (long)sizeof(float);
+    long chunk = least(most(CHUNK_BYTES / position_bytes, 1), most(TERMS / s.lanes, 1));
+    s.chunk = parts(t.positions, parts(t.positions, chunk));
+    return s;
+}
+
+/* ---- 1. gradients */
+
+/* Transpose LANES rows: log2(LANES) times, the first half of the rows is shuffled with the second, as cards are. */
+ALWAYS_INLINE void transpose(vector *rows)
+{
+    typedef int32_t places __attribute__((vector_size(4 * LANES)));
+    places low, high;
+    UNROLL
+    for (int i = 0; i < LANES; i++) {
+        low[i] = i / 2 + i % 2 * LANES;
+        high[i] = low[i] + LANES / 2;
+    }
+    UNROLL
+    for (int stage = 1; stage < LANES; stage *= 2) {
+        vector shuffled[LANES];
+        UNROLL
+        for (int i = 0; i < LANES / 2; i++) {
+            shuffled[2 * i] = __builtin_shuffle(rows[i], rows[i + LANES / 2], low);
+            shuffled[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + LANES / 2], high);
+        }
+        UNROLL
+        for (int i = 0; i < LANES; i++)
+            rows[i] = shuffled[i];
+    }
+}
+
+/* One pixel of one panel: from (channel, image) to (image, channel), the images `step` floats apart; zeros beyond. */
+static void turn_over(const float *g, long channel_step, long channels, long images, float *turned, long step)
+{
+    for (long o = 0; o < LINE; o += LANES)
+        for (long b = 0; b < LINE; b += LANES) {
+            vector rows[LANES];
+            UNROLL
+            for (int i = 0; i < LANES; i++)
+                rows[i] = o + i < channels ? load_some(g + (o + i) * channel_step + b, images - b) : (vector){ 0 };
+            transpose(rows);
+            UNROLL
+            for (int i = 0; i < LANES; i++)
+                store(turned + (b + i) * step + o, rows[i]);
+        }
+}
+
+ALWAYS_INLINE void transform_gradient(const int n, const float *g, float *points)
+{
+    for (long v = 0; v < LINE; v += LANES) {
+        vector in[TILE * TILE], out[MOST_POINTS * MOST_POINTS];
+        UNROLL
+        for (int i = 0; i < TILE * TILE; i++)
+            in[i] = load(g + i * LINE + v);
+        evaluate_square(n, TILE, in, out);
+        for (int i = 0; i < n * n; i++) {
+            __builtin_prefetch(points + i * PANEL_FLOATS + v + 2 * LINE, 1);         /* of the image after the next */
+            store(points + i * PANEL_FLOATS + v, out[i]);
+        }
+    }
+}
+
+/* The points of one panel at one position. */
+static void transform_panel(const Sum *s, const float *g, long panel, Position at, float *points)
+{
+    const Tiling *t = &s->t;
+    long group = panel / s->panels, o = panel % s->panels * LINE, image = t->out_height * t->out_width * t->b;
+    float turned[LINE][TILE * TILE][LINE];
+    for (long i = 0; i < TILE * TILE; i++) {
+        long row = at.row + i / TILE, column = at.column + i % TILE;
+        int inside = row < t->out_height && column < t->out_width;
+        const float *from = g + (group * t->o + o) * image + (row * t->out_width + column) * t->b + at.block * LINE;
+        turn_over(from, image, inside ? least(LINE, t->o - o) : 0, at.images, turned[0][i], TILE * TILE * LINE);
+    }
+    for (long b = 0; b < s->lanes; b++, points += LINE) {
+        if (t->n == 6)
+            transform_gradient(6, turned[b][0], points);
+        else
+            transform_gradient(8, turned[b][0], points);
+    }
+}
+
+/* ---- 2. products */
+
+typedef struct { const float *start; long position_step; } Factor;
+
+/* The inner loop: GRADIENT_ROWS channels c by one line of o, over all terms of a chunk. */
+NEVER_INLINE void multiply_tile(Factor data, Factor gradients, long positions, long lanes, int first, float *sums)
+{
+    vector sum[GRADIENT_ROWS][VECTORS];
+    UNROLL
+    for (int r = 0; r < GRADIENT_ROWS; r++)
+        UNROLL
+        for (int v = 0; v < VECTORS; v++)
+            sum[r][v] = (vector){ 0 };
+    for (long position = 0; position < positions; position++) {
+        const float *x = data.start + position * data.position_step;
+        const float *g = gradients.start + position * gradients.position_step;
+        for (long b = 0; b < lanes; b++, x++, g += LINE) {
+            vector line[VECTORS];
+            UNROLL
+            for (int v = 0; v < VECTORS; v++)
+                line[v] = load(g + v * LANES);
+            UNROLL
+            for (int r = 0; r < GRADIENT_ROWS; r++)
+                UNROLL
+                for (int v = 0; v < VECTORS; v++)
+                    sum[r][v] += x[r * LINE] * line[v];
+        }
+    }
+    UNROLL
+    for (int r = 0; r < GRADIENT_ROWS; r++)
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) {
+            float *to = sums + r * LINE + v * LANES;
+            if (!first)
+                sum[r][v] += load(to);
+            store(to, sum[r][v]);
+        }
+}
+
+static float *sums_of(const Sum *s, const Workspace *w, long point, long panel)
+{
+    return w->sums + (point * s->t.groups * s->panels + panel) * s->row_tiles * TILE_FLOATS;
+}
+
+/* One point of one panel, for all positions of a chunk. */
+static void multiply_point(const Sum *s, const Workspace *w, long point, long panel, long positions, int first)
+{
+    long tile = panel / s->panels * s->row_tiles;
+    Factor data = { w->data + tile * s->chunk * s->data_step + point * TILE_FLOATS, s->data_step };
+    Factor gradients = { w->gradients + panel * s->chunk * s->gradient_step + point * PANEL_FLOATS, s->gradient_step };
+    float *sums = sums_of(s, w, point, panel);
+    for (long i = 0; i < s->row_tiles; i++, data.start += s->chunk * s->data_step, sums += TILE_FLOATS)
+        multiply_tile(data, gradients, positions, s->lanes, first, sums);
+}
+
+/* ---- 3. filters */
+
+/* The filters from one channel c to one panel of o. */
+static void transform_sums(const Sum *s, const Workspace *w, long panel, long c, float *dw)
+{
+    const Tiling *t = &s->t;
+    long phases = t->stride * t->stride, group = panel / s->panels, o = panel % s->panels * LINE;
+    long channels = least(LINE, t->o - o);
+    float sums[MOST_POINTS * MOST_POINTS * LINE], taps[MOST_POINTS * MOST_POINTS * LINE];
+    for (long i = 0; i < t->n * t->n; i++)
+        for (long k = 0; k < LINE; k++)
+            sums[i * LINE + k] = sums_of(s, w, i, panel)[c * LINE + k] * inverse(t->n, i / t->n) * inverse(t->n, i % t->n);
+    for (long v = 0; v < LINE; v += LANES) {
+        if (t->n == 6)
+            interpolate_square(6, 3, sums + v, taps + v);
+        else
+            interpolate_square(8, 5, sums + v, taps + v);
+    }
+    for (long i = 0; i < t->taps * t->taps; i++) {
+        long tap = tap_at(t, c, i / t->taps, i % t->taps);
+        float *to = dw + (c / phases * t->size * t->size + tap) * t->groups * t->o + group * t->o + o;
+        if (tap >= 0)
+            memcpy(to, taps + i * LINE, channels * sizeof(float));
+    }
+}
+
+/* ---- all of it */
+
+static void add_chunk(const Sum *s, const Workspace *w, const float *x, const float *g, long first)
+{
+    const Tiling *t = &s->t;
+    long end = least(first + s->chunk, t->positions), channels = t->groups * t->c, panels = t->groups * s->panels;
+    long points = t->n * t->n;
+    #pragma omp for schedule(dynamic)
+    for (long i = 0; i < channels + panels * (end - first); i++) {
+        long panel = (i - channels) / (end - first), position = (i - channels) % (end - first);
+        long tile = i / t->c * s->row_tiles + i % t->c / GRADIENT_ROWS, row = i % t->c % GRADIENT_ROWS;
+        float *to = w->data + tile * s->chunk * s->data_step + row * LINE;
+        if (i < channels)
+            transform_channel(t, x, i, first, end, to, TILE_FLOATS, s->data_step);
+        else
+            transform_panel(s, g, panel, position_at(t, first + position),
+                            w->gradients + (panel * s->chunk + position) * s->gradient_step);
+    }
+    long share = most(points * panels / (TASKS_PER_THREAD * omp_get_max_threads()), 1);
+    #pragma omp for schedule(dynamic, share)
+    for (long i = 0; i < points * panels; i++)
+        multiply_point(s, w, i / panels, i % panels, end - first, first == 0);
+}
+
+/* Cut a workspace into its pieces; returns its end, so that a start of 0 measures it. */
+static char *lay_out(const Sum *s, char *start, Workspace *w)
+{
+    const Tiling *t = &s->t;
+    long panels = t->groups * s->panels, points = t->n * t->n;
+    w->data = piece(&start, t->groups * s->row_tiles * s->chunk * s->data_step * sizeof(float));
+    w->gradients = piece(&start, panels * s->chunk * s->gradient_step * sizeof(float));
+    w->sums = piece(&start, points * panels * s->row_tiles * TILE_FLOATS * sizeof(float));
+    return start;
+}
+
+/* The functions Python calls. */
+
+int64_t filter_gradient_workspace(const Layer *l)
+{
+    Sum s = gradient_sum(l);
+    Workspace w;
+    return (long)lay_out(&s, 0, &w) + CACHE_LINE;
+}
+
+void filter_gradient(const Layer *l, const float *x, const float *g, float *dw, char *workspace)
+{
+    Sum s = gradient_sum(l);
+    Workspace w;
+    lay_out(&s, aligned(workspace), &w);
+    #pragma omp parallel
+    {
+        for (long first = 0; first < s.t.positions; first += s.chunk)
+            add_chunk(&s, &w, x, g, first);
+        #pragma omp for schedule(static)
+        for (long i = 0; i < s.t.groups * s.panels * s.t.c; i++)
+            transform_sums(&s, &w, i / s.t.c, i % s.t.c, dw);
+    }
+}
