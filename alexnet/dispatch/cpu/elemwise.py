@@ -28,13 +28,14 @@ NAMES = (                                        # scalar Ops whose C code is C 
     "Softplus LT GT LE GE EQ NEQ AND OR Invert Switch Cast Second Identity"
 )
 SCALAR_OPS = tuple(getattr(ps, name) for name in NAMES.split())
-LOOP = """
+PROLOGUE = """
 #include <math.h>
 #include <stdint.h>
 #include <tgmath.h>
 #undef nan
 #define nan(tag) NAN
-{typedefs}
+""" + "\n".join(f"typedef {c_type} npy_{dtype};" for dtype, c_type in C_TYPES.items())
+LOOP = """
 enum {{ BLOCK = 4096 }};
 
 void loop(long rows, long columns, {arguments})
@@ -58,11 +59,11 @@ void loop(long rows, long columns, {arguments})
 
 @kernel.register(Elemwise)
 def elemwise(op, node):
-    places = _places(node)
+    found = as_matrices(node)
     size = math.prod(SMALL if n is None else n for n in node.outputs[0].type.shape)
-    if size < SMALL or places is None or not _expressible(node):
+    if size < SMALL or found is None or not expressible(node):
         return None
-    split, kinds, broadcast = places
+    split, kinds, broadcast = found
     input_dtypes, dtypes = ([variable.type.dtype for variable in vs] for vs in (node.inputs, node.outputs))
     source = _source(op.scalar_op, kinds, input_dtypes, dtypes)
     loop = build.Function(source, "elemwise", "loop", "nn" + "a" * len(input_dtypes + dtypes))
@@ -85,7 +86,7 @@ def elemwise(op, node):
     return run
 
 
-def _places(node):
+def as_matrices(node):
     """Return (split, kinds, broadcast) for a node that is a loop over rows and columns, else None.
 
     Axes before split are the rows.  A kind is "full", "scalar", "row" or "column"; broadcast holds the broadcast axes.
@@ -125,7 +126,7 @@ def _formula(scalar_op, dtypes):
     return node.inputs, [node], node.outputs
 
 
-def _expressible(node):
+def expressible(node):
     """Whether every step of the node's formula is known to be C, on types known here."""
     dtypes = [variable.type.dtype for variable in node.inputs]
     if not C_TYPES.keys() >= {*dtypes, *(variable.type.dtype for variable in node.outputs)}:
@@ -140,21 +141,25 @@ def _expressible(node):
 def _source(scalar_op, kinds, input_dtypes, output_dtypes):
     """Return the C text of a formula's loop."""
     places = {"full": "r * columns + j", "column": "j", "row": "r", "scalar": "0"}
-    fixed, loads = [], []
-    for n, (kind, dtype) in enumerate(zip(kinds, input_dtypes, strict=True)):
-        load = f"const npy_{dtype} i{n} = in{n}[{places[kind]}];"
-        (fixed if kind in ("row", "scalar") else loads).append(load)
     arguments = [f"const npy_{dtype} *in{n}" for n, dtype in enumerate(input_dtypes)]
     arguments += [f"npy_{dtype} *out{n}" for n, dtype in enumerate(output_dtypes)]
-    code, results = _code(*_formula(scalar_op, input_dtypes))
-    return LOOP.format(
-        typedefs="\n".join(f"typedef {c_type} npy_{dtype};" for dtype, c_type in C_TYPES.items()),
-        arguments=", ".join(arguments),
-        fixed="\n            ".join(fixed),
-        loads="\n                ".join(loads),
-        code="\n                ".join(code),
-        stores="\n                ".join(f"out{n}[r * columns + j] = {result};" for n, result in enumerate(results)),
-    )
+    body = loop_body(scalar_op, [places[kind] for kind in kinds], input_dtypes, places["full"])
+    return PROLOGUE + LOOP.format(arguments=", ".join(arguments), **body)
+
+
+def loop_body(scalar_op, places, dtypes, place):
+    """Return the C statements of a formula by their part: fixed (before the loop over j), loads, code and stores.
+
+    places  where in its array (in0, in1, …) each input lies, in C; those without a j are fixed
+    place   where the outputs go in out0, out1, …
+    """
+    fixed, loads = [], []
+    for n, (at, dtype) in enumerate(zip(places, dtypes, strict=True)):
+        (loads if "j" in at else fixed).append(f"const npy_{dtype} i{n} = in{n}[{at}];")
+    code, results = _code(*_formula(scalar_op, dtypes))
+    stores = [f"out{n}[{place}] = {result};" for n, result in enumerate(results)]
+    parts = {"fixed": fixed, "loads": loads, "code": code, "stores": stores}
+    return {part: "\n                ".join(lines) for part, lines in parts.items()}
 
 
 def _code(inputs, steps, outputs):

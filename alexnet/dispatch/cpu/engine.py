@@ -15,10 +15,21 @@ from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 from pytensor.link.vm import VMLinker
 from pytensor.scalar import Composite
 
-from alexnet.dispatch.cpu import build, convolution, crop, dense, dropout, elemwise, lrn, max_pool, reduce
+from alexnet.dispatch.cpu import (
+    build,
+    convolution,
+    crop,
+    dense,
+    dropout,
+    elemwise,
+    lrn,
+    max_pool,
+    reduce,
+    update,
+)
 from alexnet.dispatch.cpu.registry import kernel
 
-KERNELS = (convolution, crop, dense, dropout, elemwise, lrn, max_pool, reduce)       # imported, they are registered
+KERNELS = convolution, crop, dense, dropout, elemwise, lrn, max_pool, reduce, update            # imported: registered
 AFTER_ALL_OTHERS = 1000                          # PyTensor's own rewrites stand at positions below 200
 
 
@@ -46,6 +57,7 @@ class UseKernels(GraphRewriter):
     """Replace each float32 node that has a kernel by CpuKernel, and undo the fusion of those that have none."""
 
     def apply(self, fgraph):
+        update.fuse(fgraph)
         for node in fgraph.toposort():
             dtypes = {getattr(variable.type, "dtype", None) for variable in node.inputs + node.outputs}
             run = None if "float64" in dtypes else kernel(node.op, node)

@@ -16,6 +16,10 @@
  *   - A task is a range of tiles and of panels.  Its loops: image row y: chunk: panel: tile.
  *
  * Each number of dw is summed by one thread in one order, whatever the tasks: the number of threads changes no bit.
+ *
+ * Where dw is wanted for nothing but an update of the filters, a task is one tile high and all channels wide.  It sums
+ * its rows of dw in a scratch, which stays in the second-level cache, and hands them on one by one: dw is never written
+ * to memory, and the update reads and writes it in order, as the memory likes it.
  */
 #include <stdint.h>
 #include <string.h>
@@ -40,7 +44,12 @@ typedef struct {
     float *panels;               /* g transposed */
     float *padded;               /* the padded copy of x, where pad > 0 */
     long *row_of;                /* offset of row r in padded */
+    float *scratch;              /* for each thread, a task's piece of dw, where it is handed on */
 } Workspace;
+
+/* What a row of dw is handed to: n numbers that belong at `start` in arrays shaped like the filters. */
+typedef void Receiver(void *const *arrays, const float *dw, long start, long n);
+typedef struct { Receiver *receive; void *const *arrays; } Update;
 
 static void choose_chunks(Sum *s)
 {
@@ -62,7 +71,14 @@ static void choose_tasks(Sum *s)
     s->tile_ranges = parts(s->tiles, s->task_tiles);
 }
 
-static Sum gradient_sum(const Layer *l)
+static void choose_update_tasks(Sum *s)
+{
+    s->task_panels = s->panels;
+    s->task_tiles = s->panel_ranges = 1;
+    s->tile_ranges = s->tiles;
+}
+
+static Sum gradient_sum(const Layer *l, int updates)
 {
     Sum s = { .groups = l->groups, .c = l->c / l->groups, .o = l->o / l->groups, .all_o = l->o, .b = l->b,
               .pad = l->pad, .stride = l->stride, .columns = l->columns, .rows = l->rows, .height = l->height,
@@ -73,7 +89,10 @@ static Sum gradient_sum(const Layer *l)
     s.tiles = parts(s.filter_rows, GRADIENT_ROWS);
     s.panels = parts(s.o, LINE);
     choose_chunks(&s);
-    choose_tasks(&s);
+    if (updates)
+        choose_update_tasks(&s);
+    else
+        choose_tasks(&s);
     return s;
 }
 
@@ -184,13 +203,22 @@ typedef struct { long group, tile, tile_end, panel, panel_end; } Task;
 /* The terms from `term` of segment `segment` in image row y. */
 typedef struct { long y, segment, segments, term, run; } Chunk;
 
-static void add_chunk(const Sum *s, const Workspace *w, const Task *task, const float *x, Chunk chunk, float *dw)
+/* Where a task's piece of dw lies, and the distance of its rows. */
+typedef struct { float *dw; long step; } Piece;
+
+/* Where a tile starts in dw. */
+static long tile_start(const Sum *s, long group, long tile, long panel)
+{
+    return tile * GRADIENT_ROWS * s->all_o + group * s->o + panel * LINE;
+}
+
+static void add_chunk(const Sum *s, const Workspace *w, const Task *task, const float *x, Chunk chunk, Piece piece)
 {
     long terms = s->out_width * s->b;
     long first_term = chunk.y * terms + chunk.segment * s->run + chunk.term;
     long x_start = chunk.y * s->stride * s->padded_width * s->b + chunk.segment * s->segment_step + chunk.term;
     const float *group_x = x + task->group * s->c * s->padded_height * s->padded_width * s->b + x_start;
-    Target t = { .step = s->all_o, .first = first_term == 0 };
+    Target t = { .step = piece.step, .first = first_term == 0 };
     for (long p = task->panel; p < task->panel_end; p++) {
         const float *panel = w->panels + ((task->group * s->panels + p) * s->out_height * terms + first_term) * LINE;
         t.channels = s->o - p * LINE;
@@ -199,62 +227,98 @@ static void add_chunk(const Sum *s, const Workspace *w, const Task *task, const 
             for (long r = 0; r < GRADIENT_ROWS; r++)
                 rows[r] = group_x + w->row_of[least(tile * GRADIENT_ROWS + r, s->filter_rows - 1)];
             t.rows = s->filter_rows - tile * GRADIENT_ROWS;
-            t.dw = dw + tile * GRADIENT_ROWS * s->all_o + task->group * s->o + p * LINE;
+            t.dw = piece.dw + (tile - task->tile) * GRADIENT_ROWS * piece.step + (p - task->panel) * LINE;
             add_tile(rows, panel, chunk.segments, chunk.run, s->segment_step, t);
         }
     }
 }
 
-static void run_task(const Sum *s, const Workspace *w, const Task *task, const float *x, float *dw)
+static void run_task(const Sum *s, const Workspace *w, const Task *task, const float *x, Piece piece)
 {
     for (long y = 0; y < s->out_height; y++)
         for (long segment = 0; segment < s->segments; segment += s->chunk_segments)
             for (long term = 0; term < s->run; term += s->chunk_run) {
                 Chunk chunk = { y, segment, least(s->chunk_segments, s->segments - segment),
                                 term, least(s->chunk_run, s->run - term) };
-                add_chunk(s, w, task, x, chunk, dw);
+                add_chunk(s, w, task, x, chunk, piece);
             }
 }
 
+static long scratch_step(const Sum *s) { return s->panels * LINE + LANES; }          /* rows share no place of a cache */
+
+static void update_task(const Sum *s, const Workspace *w, const Task *task, const float *x, const Update *update)
+{
+    long step = scratch_step(s), start = tile_start(s, task->group, task->tile, 0);
+    float *dw = w->scratch + omp_get_thread_num() * GRADIENT_ROWS * step;
+    run_task(s, w, task, x, (Piece){ dw, step });
+    for (long r = 0; r < least(GRADIENT_ROWS, s->filter_rows - task->tile * GRADIENT_ROWS); r++)
+        update->receive(update->arrays, dw + r * step, start + r * s->all_o, s->o);
+}
+
 /* Cut a workspace into its pieces; returns its end, so that a start of 0 measures it. */
-static char *lay_out(const Sum *s, char *start, Workspace *w)
+static char *lay_out(const Sum *s, char *start, Workspace *w, int updates)
 {
     long padded = s->pad ? s->groups * s->c * s->padded_height * s->padded_width * s->b : 0;
     long terms = s->out_height * s->out_width * s->b;
     w->panels = piece(&start, s->groups * s->panels * LINE * terms * sizeof(float));
     w->padded = piece(&start, padded * sizeof(float));
     w->row_of = piece(&start, s->filter_rows * sizeof(long));
+    w->scratch = piece(&start, updates * omp_get_max_threads() * GRADIENT_ROWS * scratch_step(s) * sizeof(float));
     return start;
+}
+
+/* All tasks; dw, or what it is handed to. */
+static void run(const Sum *s, const Workspace *w, const float *x, const float *g, float *dw, const Update *update)
+{
+    for (long r = 0; r < s->filter_rows; r++) {
+        long j = r % s->columns, i = r / s->columns % s->rows, c = r / s->columns / s->rows;
+        w->row_of[r] = ((c * s->padded_height + i) * s->padded_width + j) * s->b;
+    }
+    if (s->pad)
+        pad_images(s, x, w->padded);
+    transpose_gradient(s, g, w->panels);
+    #pragma omp parallel for schedule(dynamic)
+    for (long i = 0; i < s->groups * s->tile_ranges * s->panel_ranges; i++) {
+        long panels = i % s->panel_ranges, tiles = i / s->panel_ranges % s->tile_ranges;
+        Task task = { .group = i / s->panel_ranges / s->tile_ranges, .tile = tiles * s->task_tiles,
+                      .panel = panels * s->task_panels };
+        task.tile_end = least(task.tile + s->task_tiles, s->tiles);
+        task.panel_end = least(task.panel + s->task_panels, s->panels);
+        const float *images = s->pad ? w->padded : x;
+        if (update)
+            update_task(s, w, &task, images, update);
+        else
+            run_task(s, w, &task, images, (Piece){ dw + tile_start(s, task.group, task.tile, task.panel), s->all_o });
+    }
+}
+
+static int64_t workspace_bytes(const Layer *l, int updates)
+{
+    Sum s = gradient_sum(l, updates);
+    Workspace w;
+    return (long)lay_out(&s, 0, &w, updates) + CACHE_LINE;
 }
 
 /* The functions Python calls. */
 
-int64_t filter_gradient_workspace(const Layer *l)
-{
-    Sum s = gradient_sum(l);
-    Workspace w;
-    return (long)lay_out(&s, 0, &w) + CACHE_LINE;
-}
+int64_t filter_gradient_workspace(const Layer *l) { return workspace_bytes(l, 0); }
+
+int64_t filter_gradient_update_workspace(const Layer *l) { return workspace_bytes(l, 1); }
 
 void filter_gradient(const Layer *l, const float *x, const float *g, float *dw, char *workspace)
 {
-    Sum s = gradient_sum(l);
+    Sum s = gradient_sum(l, 0);
     Workspace w;
-    lay_out(&s, aligned(workspace), &w);
-    for (long r = 0; r < s.filter_rows; r++) {
-        long j = r % s.columns, i = r / s.columns % s.rows, c = r / s.columns / s.rows;
-        w.row_of[r] = ((c * s.padded_height + i) * s.padded_width + j) * s.b;
-    }
-    if (s.pad)
-        pad_images(&s, x, w.padded);
-    transpose_gradient(&s, g, w.panels);
-    #pragma omp parallel for schedule(dynamic)
-    for (long i = 0; i < s.groups * s.tile_ranges * s.panel_ranges; i++) {
-        long panels = i % s.panel_ranges, tiles = i / s.panel_ranges % s.tile_ranges;
-        Task task = { .group = i / s.panel_ranges / s.tile_ranges, .tile = tiles * s.task_tiles,
-                      .panel = panels * s.task_panels };
-        task.tile_end = least(task.tile + s.task_tiles, s.tiles);
-        task.panel_end = least(task.panel + s.task_panels, s.panels);
-        run_task(&s, &w, &task, s.pad ? w.padded : x, dw);
-    }
+    lay_out(&s, aligned(workspace), &w, 0);
+    run(&s, &w, x, g, dw, 0);
+}
+
+/* receive(arrays, …) gets all pieces of dw, from several threads at once. */
+void filter_gradient_update(const Layer *l, const float *x, const float *g, Receiver *receive, void *const *arrays,
+                            char *workspace)
+{
+    Sum s = gradient_sum(l, 1);
+    Workspace w;
+    lay_out(&s, aligned(workspace), &w, 1);
+    run(&s, &w, x, g, 0, &(Update){ receive, arrays });
 }

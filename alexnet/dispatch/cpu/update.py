@@ -1,0 +1,149 @@
+"""The gradient of a dense layer's weights and the update it is for, as one kernel: the gradient never reaches memory.
+
+AlexNet's dense layers have 58.6 million weights, and for small batches they wait for the memory.  Apart, the gradient
+is written, read again by the update and held meanwhile; together, each task of filter_gradient.c computes a piece
+of it that stays in the cache and hands it to the update's formula (elemwise.py), which changes the same piece of the
+weights and velocities.  The results are the same to the bit.
+"""
+
+import ctypes
+import math
+
+import numpy as np
+from pytensor.graph.basic import Apply, Constant
+from pytensor.graph.op import Op
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.shape import Reshape
+
+from alexnet.dispatch.cpu import build, convolution, elemwise, pool
+from alexnet.dispatch.cpu.registry import kernel
+from alexnet.ops import ConvolutionFilterGradient
+
+ROW = """
+void receive(void *const *arrays, const float *gradient, long start, long n)
+{{
+                {arrays}
+                {fixed}
+#pragma omp simd
+    for (long j = 0; j < n; j++) {{
+                {loads}
+                {code}
+                {stores}
+    }}
+}}
+"""
+
+
+class FilterGradientUpdate(Op):
+    """(x, g, rows, columns, *arrays) -> some of the arrays, updated in place by the gradient of the filters.
+
+    gradient  the ConvolutionFilterGradient of (x, g, rows, columns)
+    update    the Elemwise, in place, of the arrays with the gradient among them
+    place     of the gradient among the inputs of update
+    """
+
+    __props__ = ("gradient", "update", "place")
+
+    def __init__(self, gradient, update, place):
+        self.gradient, self.update, self.place = gradient, update, place
+        self.destroy_map = {
+            output: [4 + destroyed - (destroyed > place)] for output, destroyed in update.inplace_pattern.items()
+        }
+
+    def make_node(self, *inputs):
+        outputs = [inputs[self.destroy_map[n][0]].type() for n in range(len(self.destroy_map))]
+        return Apply(self, inputs, outputs)
+
+    def perform(self, node, inputs, outputs):
+        raise NotImplementedError(f"{self} is a kernel of the cpu engine alone")
+
+
+def fuse(fgraph):
+    """Replace each update by a dense layer's gradient, where it is all that the gradient is for."""
+    for node in fgraph.toposort():
+        place = gradient_place(fgraph, node)
+        if place is not None:
+            gradient = gradient_of(fgraph, node.inputs[place])
+            others = node.inputs[:place] + node.inputs[place + 1 :]
+            outputs = FilterGradientUpdate(gradient.op, node.op, place).make_node(*gradient.inputs, *others).outputs
+            fgraph.replace_all(list(zip(node.outputs, outputs, strict=True)), reason="dense update")
+
+
+def gradient_place(fgraph, node):
+    """Return which input of an update is the gradient to fuse with it; None if this is no such node."""
+    if not isinstance(node.op, Elemwise) or len(node.op.inplace_pattern) < len(node.outputs):
+        return None
+    _, kinds, _ = elemwise.as_matrices(node) or (None, (), None)
+    found = [n for n, variable in enumerate(node.inputs) if gradient_of(fgraph, variable)]
+    if len(found) != 1 or found[0] in node.op.inplace_pattern.values() or not elemwise.expressible(node):
+        return None
+    return found[0] if kinds[found[0]] == "full" and {*kinds} <= {"full", "scalar"} else None
+
+
+def gradient_of(fgraph, variable):
+    """Return the node of a dense layer's gradient that the variable is, in whatever shape, if nobody else wants it."""
+    while variable.owner and len(fgraph.clients[variable]) == 1:
+        op = variable.owner.op
+        if isinstance(op, ConvolutionFilterGradient):
+            sizes = variable.owner.inputs[2:]
+            dense = all(isinstance(size, Constant) and size.data == 1 for size in sizes)
+            return variable.owner if dense and variable.type.dtype == "float32" else None
+        if not (isinstance(op, Reshape) or isinstance(op, DimShuffle) and list(op.shuffle) == sorted(op.shuffle)):
+            return None
+        variable = variable.owner.inputs[0]
+    return None
+
+
+@kernel.register(FilterGradientUpdate)
+def filter_gradient_update(op, node):
+    update = update_node(op, node)
+    source, full = row_source(update, op.place)
+    build.want(source, "update")
+    build.want(build.source_of("filter_gradient"), "filter_gradient")
+    update_apart = kernel(update.op, update)
+
+    def run(x, g, rows, columns, *arrays):
+        x, g, arrays = np.ascontiguousarray(x), np.ascontiguousarray(g), [np.asarray(array) for array in arrays]
+        filters = x.shape[0] // op.gradient.groups, int(rows), int(columns), g.shape[0]
+        op.gradient.check(x.shape, filters, g.shape)
+        in_order = all(arrays[n].flags.c_contiguous and arrays[n].size == math.prod(filters) for n in full)
+        if in_order and x.shape[3] == g.shape[3]:
+            sizes = *x.shape, g.shape[0], int(rows), int(columns), *op.gradient.geometry
+            _run(x, g, sizes, build.load(source, "update").receive, arrays)
+            return [arrays[n - 4] for (n,) in op.destroy_map.values()]
+        dw = pool.empty(filters, np.float32)
+        convolution.filter_gradient(x, g, *op.gradient.geometry, dw)
+        return update_apart(*arrays[: op.place], dw.reshape(arrays[full[0]].shape), *arrays[op.place :])
+
+    return run
+
+
+def update_node(op, node):
+    """Return the node of the update by itself, of an unnamed gradient."""
+    others = node.inputs[4:]
+    return op.update.make_node(*others[: op.place], node.outputs[0].type(), *others[op.place :])
+
+
+def row_source(update, place):
+    """Return the C text of what an update does to a row, and which of its arrays are shaped like the filters."""
+    _, kinds, _ = elemwise.as_matrices(update)
+    dtypes = [variable.type.dtype for variable in update.inputs]
+    arrays = [f"arrays[{n - (n > place)}]" for n in range(len(kinds))]
+    places = ["start + j" if kind == "full" else "0" for kind in kinds]
+    arrays[place], places[place] = "gradient", "j"
+    names = [f"const npy_{dtypes[n]} *in{n} = {array};" for n, array in enumerate(arrays)]
+    names += [f"npy_{dtypes[n]} *out{output} = {arrays[n]};" for output, n in update.op.inplace_pattern.items()]
+    body = elemwise.loop_body(update.op.scalar_op, places, dtypes, "start + j")
+    full = [n for n, kind in enumerate(kinds[:place] + kinds[place + 1 :]) if kind == "full"]
+    return elemwise.PROLOGUE + ROW.format(arrays=f"\n{16 * ' '}".join(names), **body), full
+
+
+def _run(x, g, sizes, receive, arrays):
+    """Call filter_gradient.c: every row of the gradient goes to receive, with the addresses of the arrays."""
+    functions, layer = build.library("filter_gradient"), (ctypes.c_int64 * len(sizes))(*sizes)
+    workspace_bytes = functions.filter_gradient_update_workspace
+    workspace_bytes.restype = ctypes.c_int64
+    workspace = pool.empty((workspace_bytes(layer),), np.uint8)
+    addresses = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (x, g, workspace)]
+    functions.filter_gradient_update(layer, *pointers[:2], receive, addresses, pointers[2])
