@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alexnet import folders, hkl
-from alexnet.augment import Crop, centre_crop, crop_batch, crop_stream, draw_crop, file_order
+from alexnet.augment import IMAGE_SIZE, Crop, centre_crop, crop_batch, crop_stream, draw_crop, file_order
 from alexnet.hkl import DataError, name_of
 
 __all__ = [
@@ -186,24 +186,25 @@ class BatchReader:
         """Fill out, uint8 (3, 256, 256, batch), from pieces of files one after the other."""
         place = 0
         for path, start, stop in segments:
-            shape = self.file.shape if path == self.path else hkl.check(path)
-            if path != self.path and out.shape == shape and (start, stop) == (0, shape[3]):
-                hkl.read_into(path, out)
-                return
-            self.keep(path, shape)
-            if not 0 <= start < stop <= shape[3] or place + stop - start > out.shape[3]:
-                raise DataError(f"{name_of(path)} holds {shape[3]} images, not those from {start} to {stop}")
+            if path != self.path:
+                with hkl.opened(path, IMAGE_SIZE) as file:
+                    if out.shape == file.shape and (start, stop) == (0, file.shape[3]):
+                        file.read_into(out)
+                        return
+                    self.keep(file)
+            images = self.file.shape[3]
+            if not 0 <= start < stop <= images or place + stop - start > out.shape[3]:
+                raise DataError(f"{name_of(path)} holds {images} images, not those from {start} to {stop}")
             out[..., place:place + stop - start] = self.file[..., start:stop]
             place += stop - start
         if place != out.shape[3]:
             raise ValueError(f"the request holds {place} images, the buffer {out.shape[3]}")
 
-    def keep(self, path, shape):
-        """Have the whole of a file in memory."""
-        if path != self.path:
-            self.path, self.file = None, fitting(self.file, shape)
-            hkl.read_into(path, self.file)
-            self.path = path
+    def keep(self, file):
+        """Have the whole of an open batch file in memory."""
+        self.path, self.file = None, fitting(self.file, file.shape)
+        file.read_into(self.file)
+        self.path = file.path
 
 
 def fitting(array, shape):

@@ -20,8 +20,8 @@ class DataError(ValueError):
 
 def check(path, size=256):
     """Shape (3, size, size, n) of a batch file, from its header alone; raises DataError."""
-    with opened(path, size) as dataset:
-        return dataset.shape
+    with opened(path, size) as file:
+        return file.shape
 
 
 def read_into(path, out, start=0, stop=None):
@@ -29,13 +29,24 @@ def read_into(path, out, start=0, stop=None):
 
     A whole file goes straight from the disk into a contiguous out.  Raises DataError.
     """
-    with opened(path, out.shape[1]) as dataset:
-        images = dataset.shape[3]
+    with opened(path, out.shape[1]) as file:
+        file.read_into(out, start, stop)
+
+
+class BatchFile:
+    """A checked batch file, open within the with block of opened(); shape is (3, size, size, n)."""
+
+    def __init__(self, path, dataset):
+        self.path, self.dataset, self.shape = path, dataset, dataset.shape
+
+    def read_into(self, out, start=0, stop=None):
+        """As the function read_into."""
+        images, dataset = self.shape[3], self.dataset
         stop = images if stop is None else stop
-        wanted = (*dataset.shape[:3], stop - start)
+        wanted = (*self.shape[:3], stop - start)
         if not 0 <= start < stop <= images or out.shape != wanted or out.dtype != dataset.dtype:
             raise DataError(
-                f"{name_of(path)} holds {images} images; cannot read images {start} to {stop} of it "
+                f"{name_of(self.path)} holds {images} images; cannot read images {start} to {stop} of it "
                 f"into {out.dtype} {out.shape}"
             )
         try:
@@ -44,7 +55,7 @@ def read_into(path, out, start=0, stop=None):
             else:
                 out[...] = dataset[..., start:stop]
         except OSError as error:
-            raise DataError(f"{name_of(path)} cannot be read: {one_line(error)}") from error
+            raise DataError(f"{name_of(self.path)} cannot be read: {one_line(error)}") from error
 
 
 def write(path, images):
@@ -60,7 +71,7 @@ def write(path, images):
 
 @contextmanager
 def opened(path, size):
-    """The checked dataset of a batch file, open within a with block."""
+    """The BatchFile of a path, open within a with block; raises DataError."""
     try:
         file = h5py.File(os.fsencode(path), "r", locking=False)
     except FileNotFoundError as error:
@@ -68,7 +79,7 @@ def opened(path, size):
     except OSError as error:
         raise DataError(f"{name_of(path)} is not a readable HDF5 file: {one_line(error)}") from error
     with file:
-        yield plain_dataset(file, path, size)
+        yield BatchFile(path, plain_dataset(file, path, size))
 
 
 def plain_dataset(file, path, size):

@@ -116,21 +116,30 @@ def test_a_batch_larger_than_the_set_is_refused(made):
         data.open_dataset(made).train.shard(0, 2).plan(6)
 
 
-def test_a_file_is_read_once_for_many_batches(made, monkeypatch):
-    split, read = data.open_dataset(made).train, []
-    read_into = hkl.read_into
-    monkeypatch.setattr(hkl, "read_into", lambda path, *rest: read.append(path.name) or read_into(path, *rest))
+@pytest.fixture
+def opened_and_read(monkeypatch):
+    """Names of the batch files opened, and (name, array) of each reading, as they come."""
+    opened, read, open_file, read_into = [], [], hkl.opened, hkl.BatchFile.read_into
+    monkeypatch.setattr(hkl, "opened", lambda path, size: opened.append(path.name) or open_file(path, size))
+    monkeypatch.setattr(
+        hkl.BatchFile, "read_into", lambda file, out: read.append((file.path.name, out)) or read_into(file, out)
+    )
+    return opened, read
+
+
+def test_a_file_is_opened_and_read_once_for_many_batches(made, opened_and_read):
+    split, (opened, read) = data.open_dataset(made).train, opened_and_read
+    opened.clear()
     list(read_plan(split.plan(3, keep_last=True), BatchReader(np.zeros((3, 256, 256)), 227)))
-    assert read == ["0000.hkl", "0001.hkl", "0002.hkl"]
+    assert opened == [name for name, _ in read] == ["0000.hkl", "0001.hkl", "0002.hkl"]
 
 
-def test_a_whole_file_goes_straight_into_the_buffer(made, monkeypatch):
-    split, buffers = data.open_dataset(made).train, []
-    read_into = hkl.read_into
-    monkeypatch.setattr(hkl, "read_into", lambda path, out: buffers.append(out) or read_into(path, out))
+def test_a_whole_file_is_opened_once_and_goes_straight_into_the_buffer(made, opened_and_read):
+    split, (opened, read) = data.open_dataset(made).train, opened_and_read
+    opened.clear()
     out = np.empty((3, 256, 256, 4), np.uint8)
     BatchReader(np.zeros((3, 256, 256)), 227).read(Request((Segment(split.files[1], 0, 4),)), out)
-    assert len(buffers) == 1 and buffers[0] is out
+    assert len(opened) == len(read) == 1 and read[0][1] is out
     np.testing.assert_array_equal(out, all_images(split)[..., 4:8])
 
 
