@@ -122,7 +122,9 @@ def opened_and_read(monkeypatch):
     opened, read, open_file, read_into = [], [], hkl.opened, hkl.BatchFile.read_into
     monkeypatch.setattr(hkl, "opened", lambda path, size: opened.append(path.name) or open_file(path, size))
     monkeypatch.setattr(
-        hkl.BatchFile, "read_into", lambda file, out: read.append((file.path.name, out)) or read_into(file, out)
+        hkl.BatchFile,
+        "read_into",
+        lambda file, out, *rest: read.append((file.path.name, out)) or read_into(file, out, *rest),
     )
     return opened, read
 
