@@ -23,7 +23,7 @@
 #include "winograd.h"
 
 enum { CHUNK_BYTES = 8 << 20 };         /* of points: what the third-level cache holds beside the sums */
-enum { TERMS = 256 };                    /* of a product: 16 KiB of gradients in a first-level cache */
+enum { TERMS = 384 };                    /* of a product: 24 KiB of gradients in a first-level cache */
 enum { TASKS_PER_THREAD = 8 };
 
 typedef struct {
