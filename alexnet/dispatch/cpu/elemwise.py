@@ -178,14 +178,21 @@ def _code(inputs, steps, outputs):
     return lines, [names[variable] for variable in outputs]
 
 
+def many(scalar_op, inputs):
+    """Whether a node sums or multiplies more than two inputs: no NumPy function does, so each element would be a call."""
+    return isinstance(scalar_op, ps.Add | ps.Mul) and len(inputs) > 2
+
+
 def unfused(node):
-    """Return a fused node's outputs, computed by one node per step: each is one NumPy call where no compiler helps."""
-    inputs, steps, outputs = _formula(node.op.scalar_op, ())
+    """Return the outputs of a fused node, or of one of many inputs, by nodes that are one NumPy call each."""
+    inputs, steps, outputs = _formula(node.op.scalar_op, [variable.type.dtype for variable in node.inputs])
     values = dict(zip(inputs, node.inputs, strict=True))
     for step in steps:
         for variable in step.inputs:
             if isinstance(variable, Constant):
                 values[variable] = pt.constant(variable.data, dtype=variable.type.dtype)
-        results = Elemwise(step.op)(*(values[variable] for variable in step.inputs), return_list=True)
-        values.update(zip(step.outputs, results, strict=True))
+        operands = [values[variable] for variable in step.inputs]
+        while many(step.op, operands):
+            operands[:2] = [Elemwise(step.op)(*operands[:2])]
+        values.update(zip(step.outputs, Elemwise(step.op)(*operands, return_list=True), strict=True))
     return [values[variable] for variable in outputs]

@@ -54,16 +54,17 @@ class CpuKernel(Op):
 
 
 class UseKernels(GraphRewriter):
-    """Replace each float32 node that has a kernel by CpuKernel, and undo the fusion of those that have none."""
+    """Replace each float32 node that has a kernel by CpuKernel, and make single NumPy calls of those that have none."""
 
     def apply(self, fgraph):
         update.fuse(fgraph)
         for node in fgraph.toposort():
             dtypes = {getattr(variable.type, "dtype", None) for variable in node.inputs + node.outputs}
+            formula = getattr(node.op, "scalar_op", None)
             run = None if "float64" in dtypes else kernel(node.op, node)
             if run is not None:
                 outputs = CpuKernel(node.op, run).make_node(*node.inputs).outputs
-            elif isinstance(getattr(node.op, "scalar_op", None), Composite):
+            elif isinstance(formula, Composite) or elemwise.many(formula, node.inputs):
                 outputs = elemwise.unfused(node)
             else:
                 continue

@@ -136,3 +136,13 @@ def test_arrays_of_every_shape_share_the_code_of_their_formula(monkeypatch):
         w = pytensor.shared(np.zeros(shape, "float32"), shape=shape)
         compiled([], [], updates=[(w, np.float32(0.5) * w + np.float32(1))])()
     assert len(sources) == 1
+
+
+@pytest.mark.parametrize("formula", [lambda s, x, y: s * x * y, lambda s, x, y: s + x + y], ids=["product", "sum"])
+def test_no_small_array_is_computed_element_by_element(formula, rng):
+    """NumPy's functions take two operands: of three, each element would be a call of a Python function."""
+    s, x, y = pt.scalar("s"), pt.tensor("x", shape=(40,)), pt.tensor("y", shape=(40,))
+    run = compiled([s, x, y], formula(s, x, y))
+    assert [len(node.inputs) for node in elementwise_nodes(run)] == [2, 2]
+    x, y = rng.normal(size=(2, 40)).astype("float32")
+    np.testing.assert_allclose(run(np.float32(3), x, y), formula(3, x, y), rtol=1e-5, atol=1e-6)
