@@ -125,8 +125,14 @@ def rows(batch, seed, engine):
 
 
 def differing(decisions, others):
-    """How many units are above zero in one and not in the other; the maxima of windows without any decide nothing."""
-    return sum(int((a != b).sum()) for a, b in zip(decisions, others, strict=True) if a.dtype == torch.bool)
+    """How many decisions differ: units above zero, and the largest of a window where it is above zero."""
+    count = 0
+    for n, (decision, other) in enumerate(zip(decisions, others, strict=True)):
+        differs = decision != other
+        if decision.dtype != torch.bool:
+            differs &= picked(decisions[n - 1], decision)
+        count += int(differs.sum())
+    return count
 
 
 def main():
