@@ -2,9 +2,9 @@
 
 python -m benchmarks [--quick] [--json FILE] [--only step kernels ...] [--output FILE]
 
-Each is a process of its own with a limit of time; the limits add up to 30 minutes.  One that fails is reported in its
-section, the others still run, and the exit status is 1.  --quick and --only print the results unless --output names
-a file, so that RESULTS.md is always a whole run's.
+Each is a process of its own with a limit of time; the limits add up to 30 minutes, and what one leaves is the next's.
+One that fails is reported in its section, the others still run, and the exit status is 1.  --quick and --only print
+the results unless --output names a file, so that RESULTS.md is always a whole run's.
 """
 
 import datetime
@@ -26,33 +26,36 @@ TRAININGS = HERE / "trainings.md"                        # results of long train
 
 
 class Benchmark(NamedTuple):
-    """A module of this folder and the minutes it may take."""
+    """A module of this folder, the title of its section, and the minutes it may take."""
 
     module: str
+    title: str
     minutes: float
 
 
 BENCHMARKS = (
-    Benchmark("step", 15),
-    Benchmark("kernels", 3),
-    Benchmark("table1", 5),
-    Benchmark("agreement", 1),
-    Benchmark("startup", 2),
-    Benchmark("loader", 2),
-    Benchmark("preprocess", 2),
+    Benchmark("step", "The step", 16),
+    Benchmark("kernels", "The step, layer by layer", 3),
+    Benchmark("table1", "Table 1 of the paper", 4),
+    Benchmark("agreement", "Agreement with PyTorch in float64", 1),
+    Benchmark("startup", "From the start to the first step", 2),
+    Benchmark("loader", "The loader", 2),
+    Benchmark("preprocess", "Preprocessing", 2),
 )
 HEADLINES = (
-    Headline("step", r"step, batch \d+, ours(, held to AVX2)?$|^train step.*ours:"),
-    Headline("kernels", r"^(the whole step|all convolutions)"),
-    Headline("table1", r"ours"),
+    Headline("step", r"^train step, batch \d+, ours(, held to AVX2)?$", "PyTorch's best float32 mode:"),
+    Headline("step", r"^validate step, batch \d+, ours$", "PyTorch's best float32 mode:"),
+    Headline("step", r"ours: "),
+    Headline("kernels", r"^all convolutions$", "PyTorch's, one by one"),
+    Headline("table1", r"^20 iterations", "PyTorch and its DataLoader"),
     Headline("startup", r"to the first step"),
     Headline("loader", r"."),
-    Headline("preprocess", r"preprocess"),
+    Headline("preprocess", r"."),
 )
 
 
-def run(benchmark, quick):
-    """The Section of one benchmark, run in a process group of its own so that nothing of it outlives its time."""
+def run(benchmark, quick, limit):
+    """The Section of one benchmark, which has `limit` seconds, in a process group that ends with it."""
     arguments = ("--quick",) if quick else ()
     with tempfile.TemporaryDirectory() as folder:
         rows, errors = pathlib.Path(folder, "rows"), pathlib.Path(folder, "errors")
@@ -62,11 +65,11 @@ def run(benchmark, quick):
             process = subprocess.Popen(
                 command, env=environment(), cwd=HERE.parent, stderr=stderr, start_new_session=True
             )
-            failure = wait(process, 60 * benchmark.minutes)
+            failure = wait(process, limit)
         seconds = time.perf_counter() - began
         if failure:
             failure = f"{failure}: {last_line(errors.read_text()) or 'it said nothing'}"
-        return Section(benchmark.module, arguments, report.read(rows), seconds, failure)
+        return Section(benchmark.module, benchmark.title, arguments, report.read(rows), seconds, failure)
 
 
 def wait(process, limit):
@@ -75,7 +78,7 @@ def wait(process, limit):
         status = process.wait(limit)
         return f"it ended with status {status}" if status else None
     except subprocess.TimeoutExpired:
-        return f"it was ended after {limit / 60:g} minutes"
+        return f"it was ended after {clock(limit)}"
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -84,11 +87,12 @@ def wait(process, limit):
 
 def run_all(benchmarks, quick):
     """Every Section, with a line before and after each."""
-    sections, began = [], time.perf_counter()
+    sections, began, allowed = [], time.perf_counter(), 0
     for number, benchmark in enumerate(benchmarks, 1):
-        passed = clock(time.perf_counter() - began)
-        print(f"\n[{number}/{len(benchmarks)}, {passed} so far] {benchmark.module}", flush=True)
-        sections.append(run(benchmark, quick))
+        allowed += 60 * benchmark.minutes                # what one leaves of its time is the next one's
+        passed = time.perf_counter() - began
+        print(f"\n[{number}/{len(benchmarks)}, {clock(passed)} so far] {benchmark.module}", flush=True)
+        sections.append(run(benchmark, quick, allowed - passed))
         outcome = f"FAILED: {sections[-1].failure}" if sections[-1].failure else "done"
         print(f"{benchmark.module} {outcome} after {clock(sections[-1].seconds)}", flush=True)
     return sections

@@ -3,6 +3,7 @@
 So all of them see the same machine, one pays for no other's start, and each one's peak memory is its own.
 """
 
+import contextlib
 import os
 import resource
 import subprocess
@@ -40,11 +41,18 @@ class Program:
 
     def step(self, kind):
         """(seconds, peak memory so far in MiB) of one step; raises RuntimeError when the program has failed."""
-        answer = ""
-        if self.process.poll() is None:
+        self.begin(kind)
+        return self.end()
+
+    def begin(self, kind):
+        """Let the step begin."""
+        with contextlib.suppress(BrokenPipeError):       # end() says why
             self.process.stdin.write(kind + "\n")
             self.process.stdin.flush()
-            answer = self.process.stdout.readline()
+
+    def end(self):
+        """Wait for the step to end, and answer as step() does."""
+        answer = self.process.stdout.readline()
         if not answer:
             status = self.process.wait()
             said = last_line(os.pread(self.errors, 1 << 20, 0).decode(errors="replace"))
@@ -53,7 +61,8 @@ class Program:
 
     def close(self):
         if not self.process.stdin.closed:
-            self.process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
             self.process.wait()
             self.process.stdout.close()
             os.close(self.errors)
@@ -67,12 +76,19 @@ def serve(steps):
         print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
 
 
-def take_turns(programs, kind, runs, warm_up):
+def warm_up(programs, kind):
+    """One step of each program, side by side, because it does not count."""
+    for program in programs:
+        program.begin(kind)
+    for program in programs:
+        program.end()
+
+
+def take_turns(programs, kind, runs):
     """name -> list of `runs` times in seconds, and name -> peak MiB: each program makes a step, then the next round."""
     seconds, memory = {name: [] for name in programs}, {}
-    for run in range(warm_up + runs):
+    for _ in range(runs):
         for name, program in programs.items():
             taken, memory[name] = program.step(kind)
-            if run >= warm_up:
-                seconds[name].append(taken)
+            seconds[name].append(taken)
     return seconds, memory

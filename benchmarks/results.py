@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 HERE = pathlib.Path(__file__).parent
 COLUMNS = ("name", "value", "spread", "runs", "peer", "ratio")
-TITLES = {"name": "", "value": "median", "peak_memory_mib": "peak MiB", "peer_mode": "peer is",
+SUMMARY = ("ratio", "of_ceiling", "peak_mib", "peer_peak_mib")                # beside name and value
+TITLES = {"name": "", "value": "median", "peak_mib": "peak MiB", "peer_peak_mib": "peer's MiB", "peer_mode": "peer is",
           "ceiling_ms": "ceiling, ms"}  # fmt: skip
 QUANTITIES = ("value", "peer", "largest", "peer_largest")                    # what has the row's unit
 PERCENTAGES = ("spread", "peer_spread", "share", "of_ceiling")
@@ -29,9 +30,10 @@ programs that took turns in one run on this machine; absolute times mean little 
 
 
 class Section(NamedTuple):
-    """What came of one benchmark: its module, arguments, rows, and the last line of its error or None."""
+    """What came of one benchmark: its module, title, arguments, rows, and the last line of its error or None."""
 
     module: str
+    title: str
     arguments: tuple
     rows: list
     seconds: float
@@ -43,10 +45,11 @@ class Section(NamedTuple):
 
 
 class Headline(NamedTuple):
-    """Rows of a module, by a pattern of their names, that belong in the summary."""
+    """Rows of a module, by a pattern of their names, that belong in the summary; what their ratio is held against."""
 
     module: str
     pattern: str
+    against: str = ""
 
 
 def markdown(sections, headlines, facts, command, date, by_hand=""):
@@ -60,19 +63,24 @@ def markdown(sections, headlines, facts, command, date, by_hand=""):
 
 def summary(sections, headlines):
     """The table at the top: the rows that the headlines name."""
-    rows = [row for section in sections for row in section.rows
-            for headline in headlines
+    rows = [shortened(row, headline.against) for section in sections for headline in headlines for row in section.rows
             if headline.module == section.module and re.search(headline.pattern, row["name"])]
-    rows = [{key: row.get(key) for key in ("name", "value", "unit", "ratio", "peer_mode")} for row in rows]
     failed = [f"**`{section.module}` failed**, see its section." for section in sections if section.failure]
     text = table(rows) if rows else ""
     return "## In short\n\n" + "\n".join([*failed, *([""] if failed else []), text])
 
 
+def shortened(row, against):
+    """What the summary shows of a row."""
+    kept = {key: row[key] for key in ("name", "value", "unit", "note", *SUMMARY) if row.get(key) is not None}
+    if "ratio" in row:
+        kept["held_against"] = " ".join(filter(None, (against, row.get("peer_mode"))))
+    return kept
+
+
 def section_text(section):
     """Heading, command, what is measured and how to read it, the table."""
-    title, text = description(section.module)
-    parts = [f"## {title}", f"`{section.command}` ({clock(section.seconds)})", text]
+    parts = [f"## {section.title}", f"`{section.command}` ({clock(section.seconds)})", description(section.module)]
     if section.failure:
         parts.append(f"**This benchmark failed:** {section.failure}")
     if section.rows:
@@ -81,13 +89,9 @@ def section_text(section):
 
 
 def description(module):
-    """(first sentence without its full stop, the rest without the command lines) of a benchmark's docstring."""
-    source = HERE / f"{module}.py"
-    if not source.exists():
-        return module, ""
-    title, *paragraphs = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))).split("\n\n")
-    kept = (paragraph for paragraph in paragraphs if not paragraph.startswith("python -m"))
-    return " ".join(title.split()).removesuffix("."), "\n\n".join(kept)
+    """A benchmark's docstring without its command lines."""
+    text = ast.get_docstring(ast.parse((HERE / f"{module}.py").read_text(encoding="utf-8"))) or ""
+    return "\n\n".join(part for part in text.split("\n\n") if not part.startswith("python -m"))
 
 
 def table(rows):
@@ -117,6 +121,8 @@ def cell(row, key, unit):
         return ""
     if isinstance(value, str):
         return value
+    if key == "spread" and row.get("runs") == 1:
+        return ""
     if key in PERCENTAGES:
         return f"{value:.0%}".replace("%", " %")
     if key == "ratio":

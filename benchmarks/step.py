@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.machine import instruction_sets
-from benchmarks.program import CORES, Program, serve, take_turns
+from benchmarks.program import CORES, Program, serve, take_turns, warm_up
 
 OURS, BFLOAT16 = "ours", "bfloat16"
 PEERS = ("eager", "channels_last", "compile")            # PyTorch's float32 modes
@@ -132,16 +132,16 @@ def measure(batch, plan, kinds=KINDS):
             stack.enter_context(each)
         seconds, memory, best = {}, {}, {}
         for kind in kinds:
-            trial = plan.trial if batch < LONG else 1
-            seconds[kind], memory[kind] = take_turns(programs, kind, trial, warm_up=1)
+            warm_up(programs.values(), kind)
+            seconds[kind], memory[kind] = take_turns(programs, kind, plan.trial if batch < LONG else 1)
             best[kind] = fastest(seconds[kind])
         for mode in programs.keys() - set(best.values()):
             programs[mode].close()
         programs[OURS] = stack.enter_context(program(OURS, batch, plan.threads, plan.variables))
         for kind in kinds:
             rivals = {mode: programs[mode] for mode in (OURS, best[kind]) if mode}
-            rivals[OURS].step(kind)                              # warms up; the others are warm
-            times, peaks = take_turns(rivals, kind, plan.runs, warm_up=0)
+            warm_up([rivals[OURS]], kind)                        # the others are warm
+            times, peaks = take_turns(rivals, kind, plan.runs)
             seconds[kind] = {OURS: [], **seconds[kind], **times}
             memory[kind] = {**peaks, **memory[kind]}             # a peer's is the one of its trial
     return seconds, memory, best
@@ -153,14 +153,14 @@ def rows(batch, plan, kinds=KINDS, suffix=""):
     for kind in reversed(kinds):
         for mode, times in seconds[kind].items():
             peer = best[kind] and statistics.median(seconds[kind][best[kind]])
-            held = {"peer": batch / peer, "ratio": peer / statistics.median(times)} if peer else {}
-            yield step_row(f"{kind} step, batch {batch}, {mode}{suffix}", batch, times, memory[kind][mode],
-                           peer_mode=best[kind], **held)
+            held = {"peer": batch / peer, "ratio": peer / statistics.median(times), "peer_mode": best[kind],
+                    "peer_peak_mib": memory[kind][best[kind]]} if peer else {}  # fmt: skip
+            yield step_row(f"{kind} step, batch {batch}, {mode}{suffix}", batch, times, memory[kind][mode], **held)
 
 
 def step_row(name, batch, times, memory, **held):
     speeds = [batch / seconds for seconds in times]
-    return report.row(name, speeds, "images/s", seconds=statistics.median(times), peak_memory_mib=memory, **held)
+    return report.row(name, speeds, "images/s", seconds=statistics.median(times), peak_mib=memory, **held)
 
 
 def bfloat16_rows(batch, plan, results):
@@ -169,7 +169,8 @@ def bfloat16_rows(batch, plan, results):
         for kind in KINDS:
             name = f"{kind} step, batch {batch}"
             held = next(row for row in results if row["name"] == f"{name}, {OURS}")
-            seconds, memory = take_turns({BFLOAT16: only}, kind, 1, warm_up=1)
+            warm_up([only], kind)
+            seconds, memory = take_turns({BFLOAT16: only}, kind, runs=1)
             times = seconds[BFLOAT16]
             yield step_row(f"{name}, {BFLOAT16}", batch, times, memory[BFLOAT16], peer_mode=held["peer_mode"],
                            peer=held["peer"], ratio=batch / held["peer"] / times[0])
@@ -189,7 +190,8 @@ def scaling_rows(batch, small, runs):
         yield report.not_measured(name, "there is one core")
     with contextlib.ExitStack() as stack:
         programs = {key: stack.enter_context(program(OURS, *each)) for key, each in wanted.items()}
-        seconds, _ = take_turns(programs, "train", runs, warm_up=1)
+        warm_up(programs.values(), "train")
+        seconds, _ = take_turns(programs, "train", runs)
     if "two" in seconds:
         faster = [one / two for one, two in zip(seconds["one"], seconds["two"], strict=True)]
         yield report.row(name, faster, "times as fast")
@@ -234,7 +236,7 @@ def all_rows(batches, plan, bfloat16, scaling):
 def show(row):
     if row["value"] is None:
         return print(f"{row['name']}: {row['note']}", flush=True)
-    seconds = f"{row['seconds']:8.3f} {row['peak_memory_mib']:7.0f}" if "seconds" in row else " " * 16
+    seconds = f"{row['seconds']:8.3f} {row['peak_mib']:7.0f}" if "seconds" in row else " " * 16
     ratio = f"{row['ratio']:6.2f}" if row.get("ratio") else ""
     median = f"{row['value']:8.2f} {row['unit']:14} {row['spread']:7.1%} {row['runs']:4}"
     print(f"{row['name']:56} {median} {seconds} {ratio}", flush=True)

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import report
-from benchmarks.program import Program, serve
+from benchmarks.program import Program, serve, warm_up
 
 OURS, PYTORCH = "ours", "PyTorch"
 KINDS = ("parallel", "serial")
@@ -111,8 +111,7 @@ def torch_iterations(data, batch):
 def measure(programs, iterations):
     """kind -> name -> list of seconds; each turn of a program is `iterations` iterations of each kind."""
     seconds = {kind: {name: [] for name in programs} for kind in KINDS}
-    for program in programs.values():
-        program.step("serial")                           # warms up
+    warm_up(programs.values(), "serial")
     for name in (name for name in TURNS if name in programs):
         for kind in KINDS:
             if kind == "parallel":
