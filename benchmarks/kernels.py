@@ -4,10 +4,10 @@ python -m benchmarks.kernels [--quick] [--json FILE] [--batch 128] [--runs 3] [-
 
 Ours is the compiled training step itself, on random images in memory, each of its nodes timed where it stands, so the
 parts add up to the step, and `share` is of it.  PyTorch's passes are run one by one on random values, each in the
-faster of its two layouts; a step of ours comes after each layer of PyTorch's, so that both see the same machine.  A
-pass that ours does in one node and PyTorch in two is held against their sum.  The networks differ in order: ours
-pools before bias and ReLU, which is exact, so its bias and ReLU see a quarter of the values.  PyTorch's sums are of
-all its passes.
+faster of its two layouts; a step of ours comes after each layer of PyTorch's, and the ceilings' loops after it, so
+that all see the same machine.  A pass that ours does in one node and PyTorch in two is held against their sum.  The
+networks differ in order: ours pools before bias and ReLU, which is exact, so its bias and ReLU see a quarter of the
+values.  PyTorch's sums are of all its passes.
 
 The ceiling is the time of the pass if only its limit counted: bound by multiply-adds (operations of the direct sum
 divided by the rate of a loop on registers alone) or by memory (the bytes of the arrays that it reads and writes, each
@@ -44,7 +44,7 @@ STEP = "the whole step"
 
 
 class Ceilings(NamedTuple):
-    """Operations and bytes a second."""
+    """Operations and bytes a second: medians."""
 
     operations: float
     nbytes: float
@@ -100,21 +100,24 @@ def peer_of(name, peers):
 
 
 def measure(batch, runs, layers):
-    """(Step, pass -> PyTorch's seconds): a step of ours after each layer of PyTorch's."""
-    step, peers = Step(batch), {}
+    """(Step, pass -> PyTorch's seconds, rates): after each layer of PyTorch's, a step of ours and both ceilings."""
+    step, peers, rates = Step(batch), {}, ([], [])
     for layer in layers:
         if torch is not None:
             torch.set_num_threads(build.threads())
             peers |= torch_seconds(layer, batch, runs)
         step.run()
-    for _ in range(runs - len(layers)):
-        step.run()
-    return step, peers
+        for found, loop in zip(rates, (ceilings.multiply_add_rates, ceilings.copy_rates), strict=True):
+            found += loop(runs=1)
+    return step, peers, rates
 
 
-def rows(batch, runs, layers, limits):
-    """A row for each pass, then the sums."""
-    step, peers = measure(batch, runs, layers)
+def rows(batch, runs, layers):
+    """The ceilings, a row for each pass, then the sums."""
+    step, peers, rates = measure(batch, runs, layers)
+    limits = Ceilings(*map(statistics.median, rates))
+    yield report.row("ceiling: multiply-adds on registers", [rate / 1e9 for rate in rates[0]], "GFLOP/s")
+    yield report.row("ceiling: copying, read and written", [rate / 1e9 for rate in rates[1]], "GB/s")
     operations, whole = step.operations(), statistics.median(step.seconds)
     groups = nodes.by_name(step.nodes)
     between = [whole - sum(call) for whole, call in
@@ -178,14 +181,6 @@ def sum_row(name, parts):
     return made
 
 
-def ceiling_rows(runs):
-    """(rows, Ceilings) of this machine."""
-    operations, nbytes = ceilings.multiply_add_rates(runs), ceilings.copy_rates(runs)
-    found = [report.row("ceiling: multiply-adds on registers", [rate / 1e9 for rate in operations], "GFLOP/s"),
-             report.row("ceiling: copying, read and written", [rate / 1e9 for rate in nbytes], "GB/s")]
-    return found, Ceilings(statistics.median(operations), statistics.median(nbytes))
-
-
 def show(row):
     value = f"{row['value']:9.2f} {row['unit']:8}"
     spread = f"{row['spread']:6.0%}" if "spread" in row else " " * 6
@@ -198,16 +193,14 @@ def show(row):
 def main():
     parser = report.parser(__doc__, quick="batch 8, 2 runs")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--runs", type=int, default=3, help="of each pass of PyTorch's; ours, one for each layer")
+    parser.add_argument("--runs", type=int, default=3, help="of each pass of PyTorch's (%(default)s)")
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS, help="of PyTorch's")
     options = parser.parse_args()
     batch, runs = (8, 2) if options.quick else (options.batch, options.runs)
-    found, limits = ceiling_rows(runs=7)
+    found = []
     print(f"batch {batch}, {build.threads()} threads\n{'':36} {'median':>9} {'':8} {'spread':>6} {'share':>7} "
           f"{'PyTorch':>9} {'ratio':>6} {'ceiling':>9} {'of it':>6} rate")
-    for row in found:
-        show(row)
-    for row in rows(batch, runs, options.layers, limits):
+    for row in rows(batch, runs, options.layers):
         found.append(row)
         show(row)
     report.write(found, options.json)

@@ -91,6 +91,8 @@ def elementwise_name(node, kind, layer, layers, forward):
         return f"{layer} bias gradient"
     if layer is None or not taken and (forward or not any(layers.get(variable) for variable in node.inputs)):
         return COST
+    if type(node.op.op.scalar_op).__name__ == "Add":
+        return f"{layer} bias"
     return f"{layer} {ELEMENTWISE[forward, 'W' in taken]}"
 
 
