@@ -160,15 +160,17 @@ NEVER_INLINE void multiply_tile(const float *data, const float *filters, long c,
             store(products + r * step + v * LANES, sum[r][v]);
 }
 
-/* 2. One point of one group, for all positions of a chunk. */
-static void multiply_point(const Sum *s, const float *filters, long point, long group, long positions,
+/* 2. One point of one group, for a chunk of positions from `first`. */
+static void multiply_point(const Sum *s, const float *filters, long point, long group, long first, long end,
                            const float *data, float *products)
 {
     long step = s->t.step * LINE;
-    for (long p = group * s->chunk; p < group * s->chunk + positions; p++)
-        for (long tile = 0; tile < s->channel_tiles; tile++)
-            multiply_tile(data + p * s->t.c * step + point * LINE, filters + packed_filter(s, point, group, tile, 0),
-                          s->t.c, step, products + (p * s->packed_o + tile * FORWARD_ROWS) * step + point * LINE);
+    data += group * s->chunk * s->t.c * step + point * LINE;
+    products += group * s->chunk * s->packed_o * step + point * LINE;
+    for (long p = first; p < end; p++, data += s->t.c * step, products += s->packed_o * step)
+        for (long tile = 0; tile < s->channel_tiles && needs(&s->t, position_at(&s->t, p), point); tile++)
+            multiply_tile(data, filters + packed_filter(s, point, group, tile, 0), s->t.c, step,
+                          products + tile * FORWARD_ROWS * step);
 }
 
 /* ---- outputs: y = E' m E */
@@ -181,8 +183,8 @@ ALWAYS_INLINE void transform_products(const int n, const float *products, float 
 
 static void store_outputs(const Sum *s, Position at, const float *outputs, float *image)
 {
-    for (long i = 0; i < least(TILE, s->t.out_height - at.row); i++)
-        for (long j = 0; j < least(TILE, s->t.out_width - at.column); j++) {
+    for (long i = 0; i < at.rows; i++)
+        for (long j = 0; j < at.columns; j++) {
             float *to = image + ((at.row + i) * s->t.out_width + at.column + j) * s->t.b + at.block * LINE;
             memcpy(to, outputs + (i * TILE + j) * LINE, at.images == LINE ? sizeof(float[LINE]) : at.images * sizeof(float));
         }
@@ -220,7 +222,7 @@ static void run_chunk(const Sum *s, const Workspace *w, const float *x, long fir
     }
     for (long point = 0; point < points; point++)
         for (long group = 0; group < s->t.groups; group++)
-            multiply_point(s, w->filters, point, group, end - first, data, products);
+            multiply_point(s, w->filters, point, group, first, end, data, products);
     for (long channel = 0; channel < s->t.groups * s->t.o; channel++)
         transform_outputs(s, products, channel, first, end, out);
 }

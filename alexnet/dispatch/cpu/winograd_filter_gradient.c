@@ -120,7 +120,7 @@ static void transform_panel(const Sum *s, const float *g, long panel, Position a
     float turned[LINE][TILE * TILE][LINE];
     for (long i = 0; i < TILE * TILE; i++) {
         long row = at.row + i / TILE, column = at.column + i % TILE;
-        int inside = row < t->out_height && column < t->out_width;
+        int inside = i / TILE < at.rows && i % TILE < at.columns;
         const float *from = g + (group * t->o + o) * image + (row * t->out_width + column) * t->b + at.block * LINE;
         turn_over(from, image, inside ? least(LINE, t->o - o) : 0, at.images, turned[0][i], TILE * TILE * LINE);
     }
@@ -134,10 +134,9 @@ static void transform_panel(const Sum *s, const float *g, long panel, Position a
 
 /* ---- 2. products */
 
-typedef struct { const float *start; long position_step; } Factor;
-
-/* The inner loop: GRADIENT_ROWS channels c by one line of o, over all terms of a chunk. */
-NEVER_INLINE void multiply_tile(Factor data, Factor gradients, long positions, long lanes, int first, float *sums)
+/* The inner loop: GRADIENT_ROWS channels c by one line of o, over the terms of `positions`, given by their places. */
+NEVER_INLINE void multiply_tile(const Sum *s, const float *data, const float *gradients, const long *position,
+                                long positions, int first, float *sums)
 {
     vector sum[GRADIENT_ROWS][VECTORS];
     UNROLL
@@ -145,10 +144,9 @@ NEVER_INLINE void multiply_tile(Factor data, Factor gradients, long positions, l
         UNROLL
         for (int v = 0; v < VECTORS; v++)
             sum[r][v] = (vector){ 0 };
-    for (long position = 0; position < positions; position++) {
-        const float *x = data.start + position * data.position_step;
-        const float *g = gradients.start + position * gradients.position_step;
-        for (long b = 0; b < lanes; b++, x++, g += LINE) {
+    for (long i = 0; i < positions; i++) {
+        const float *x = data + position[i] * s->data_step, *g = gradients + position[i] * s->gradient_step;
+        for (const float *end = x + s->lanes; x < end; x++, g += LINE) {
             vector line[VECTORS];
             UNROLL
             for (int v = 0; v < VECTORS; v++)
@@ -176,15 +174,18 @@ static float *sums_of(const Sum *s, const Workspace *w, long point, long panel)
     return w->sums + (point * s->t.groups * s->panels + panel) * s->row_tiles * TILE_FLOATS;
 }
 
-/* One point of one panel, for all positions of a chunk. */
-static void multiply_point(const Sum *s, const Workspace *w, long point, long panel, long positions, int first)
+/* One point of one panel, for a chunk of positions from `first`. */
+static void multiply_point(const Sum *s, const Workspace *w, long point, long panel, long first, long end)
 {
-    long tile = panel / s->panels * s->row_tiles;
-    Factor data = { w->data + tile * s->chunk * s->data_step + point * TILE_FLOATS, s->data_step };
-    Factor gradients = { w->gradients + panel * s->chunk * s->gradient_step + point * PANEL_FLOATS, s->gradient_step };
+    long tile = panel / s->panels * s->row_tiles, position[TERMS], positions = 0;
+    const float *data = w->data + tile * s->chunk * s->data_step + point * TILE_FLOATS;
+    const float *gradients = w->gradients + panel * s->chunk * s->gradient_step + point * PANEL_FLOATS;
     float *sums = sums_of(s, w, point, panel);
-    for (long i = 0; i < s->row_tiles; i++, data.start += s->chunk * s->data_step, sums += TILE_FLOATS)
-        multiply_tile(data, gradients, positions, s->lanes, first, sums);
+    for (long p = first; p < end; p++)
+        if (needs(&s->t, position_at(&s->t, p), point))
+            position[positions++] = p - first;
+    for (long i = 0; i < s->row_tiles; i++, data += s->chunk * s->data_step, sums += TILE_FLOATS)
+        multiply_tile(s, data, gradients, position, positions, first == 0, sums);
 }
 
 /* ---- 3. filters */
@@ -234,7 +235,7 @@ static void add_chunk(const Sum *s, const Workspace *w, const float *x, const fl
     long share = most(points * panels / (TASKS_PER_THREAD * omp_get_max_threads()), 1);
     #pragma omp for schedule(dynamic, share)
     for (long i = 0; i < points * panels; i++)
-        multiply_point(s, w, i / panels, i % panels, end - first, first == 0);
+        multiply_point(s, w, i / panels, i % panels, first, end);
 }
 
 /* Cut a workspace into its pieces; returns its end, so that a start of 0 measures it. */
