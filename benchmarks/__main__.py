@@ -43,8 +43,8 @@ BENCHMARKS = (
     Benchmark("preprocess", "Preprocessing", 2),
 )
 HEADLINES = (
-    Headline("step", r"^train step, batch \d+, ours(, held to AVX2)?$", "PyTorch's best float32 mode:"),
-    Headline("step", r"^validate step, batch \d+, ours$", "PyTorch's best float32 mode:"),
+    Headline("step", r"^train step, batch \d+, ours(, held to AVX2)?$"),
+    Headline("step", r"^validate step, batch \d+, ours$"),
     Headline("step", r"ours: "),
     Headline("kernels", r"^all convolutions$", "PyTorch's, one by one"),
     Headline("table1", r"^20 iterations", "PyTorch and its DataLoader"),

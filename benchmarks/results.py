@@ -11,7 +11,7 @@ from typing import NamedTuple
 HERE = pathlib.Path(__file__).parent
 COLUMNS = ("name", "value", "spread", "runs", "peer", "ratio")
 SUMMARY = ("ratio", "of_ceiling", "peak_mib", "peer_peak_mib")                # beside name and value
-TITLES = {"name": "", "value": "median", "peak_mib": "peak MiB", "peer_peak_mib": "peer's MiB", "peer_mode": "peer is",
+TITLES = {"name": "", "value": "median", "peak_mib": "peak MiB", "peer_peak_mib": "peer's MiB",
           "ceiling_ms": "ceiling, ms"}  # fmt: skip
 QUANTITIES = ("value", "peer", "largest", "peer_largest")                    # what has the row's unit
 PERCENTAGES = ("spread", "peer_spread", "share", "of_ceiling")
@@ -74,7 +74,7 @@ def shortened(row, against):
     """What the summary shows of a row."""
     kept = {key: row[key] for key in ("name", "value", "unit", "note", *SUMMARY) if row.get(key) is not None}
     if "ratio" in row:
-        kept["held_against"] = " ".join(filter(None, (against, row.get("peer_mode"))))
+        kept["held_against"] = row.get("peer_is") or against
     return kept
 
 

@@ -148,13 +148,15 @@ def measure(batch, plan, kinds=KINDS):
 
 
 def rows(batch, plan, kinds=KINDS, suffix=""):
-    """The rows of one batch; the best mode's name is in `peer_mode`."""
+    """The rows of one batch; `peer_is` names the best mode."""
     seconds, memory, best = measure(batch, plan, kinds)
     for kind in reversed(kinds):
         for mode, times in seconds[kind].items():
-            peer = best[kind] and statistics.median(seconds[kind][best[kind]])
-            held = {"peer": batch / peer, "ratio": peer / statistics.median(times), "peer_mode": best[kind],
-                    "peer_peak_mib": memory[kind][best[kind]]} if peer else {}  # fmt: skip
+            held = {}
+            if best[kind]:
+                peer = statistics.median(seconds[kind][best[kind]])
+                held = {"peer": batch / peer, "ratio": peer / statistics.median(times),
+                        "peer_is": f"PyTorch {best[kind]}", "peer_peak_mib": memory[kind][best[kind]]}  # fmt: skip
             yield step_row(f"{kind} step, batch {batch}, {mode}{suffix}", batch, times, memory[kind][mode], **held)
 
 
@@ -172,7 +174,7 @@ def bfloat16_rows(batch, plan, results):
             warm_up([only], kind)
             seconds, memory = take_turns({BFLOAT16: only}, kind, runs=1)
             times = seconds[BFLOAT16]
-            yield step_row(f"{name}, {BFLOAT16}", batch, times, memory[BFLOAT16], peer_mode=held["peer_mode"],
+            yield step_row(f"{name}, {BFLOAT16}", batch, times, memory[BFLOAT16], peer_is=held["peer_is"],
                            peer=held["peer"], ratio=batch / held["peer"] / times[0])
 
 
