@@ -179,7 +179,7 @@ def _code(inputs, steps, outputs):
 
 
 def many(scalar_op, inputs):
-    """Whether a node sums or multiplies more than two inputs: no NumPy function does, so each element would be a call."""
+    """Whether a node adds or multiplies more than two inputs: no NumPy function does, each element would be a call."""
     return isinstance(scalar_op, ps.Add | ps.Mul) and len(inputs) > 2
 
 
