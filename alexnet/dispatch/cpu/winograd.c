@@ -160,6 +160,15 @@ NEVER_INLINE void multiply_tile(const float *data, const float *filters, long c,
             store(products + r * step + v * LANES, sum[r][v]);
 }
 
+/* Ask for a share of what the next tiles read and write: the lines of the next position, and the next products. */
+ALWAYS_INLINE void fetch_ahead(const Sum *s, const float *next_data, const float *next_products, long tile, long step)
+{
+    for (long c = s->t.c * tile / s->channel_tiles; c < s->t.c * (tile + 1) / s->channel_tiles; c++)
+        __builtin_prefetch(next_data + c * step);
+    for (long r = 0; r < FORWARD_ROWS; r++)
+        __builtin_prefetch(next_products + r * step, 1);
+}
+
 /* 2. One point of one group, for a chunk of positions from `first`. */
 static void multiply_point(const Sum *s, const float *filters, long point, long group, long first, long end,
                            const float *data, float *products)
@@ -168,9 +177,11 @@ static void multiply_point(const Sum *s, const float *filters, long point, long 
     data += group * s->chunk * s->t.c * step + point * LINE;
     products += group * s->chunk * s->packed_o * step + point * LINE;
     for (long p = first; p < end; p++, data += s->t.c * step, products += s->packed_o * step)
-        for (long tile = 0; tile < s->channel_tiles && needs(&s->t, position_at(&s->t, p), point); tile++)
-            multiply_tile(data, filters + packed_filter(s, point, group, tile, 0), s->t.c, step,
-                          products + tile * FORWARD_ROWS * step);
+        for (long tile = 0; tile < s->channel_tiles && needs(&s->t, position_at(&s->t, p), point); tile++) {
+            float *to = products + tile * FORWARD_ROWS * step;
+            fetch_ahead(s, data + s->t.c * step, to + FORWARD_ROWS * step, tile, step);
+            multiply_tile(data, filters + packed_filter(s, point, group, tile, 0), s->t.c, step, to);
+        }
 }
 
 /* ---- outputs: y = E' m E */

@@ -57,10 +57,25 @@ static Sum gradient_sum(const Layer *l)
 
 /* ---- 1. gradients */
 
+typedef int32_t places __attribute__((vector_size(4 * LANES)));
+
+/* Element i of the result is element from[i] of a and b, one after the other. */
+ALWAYS_INLINE vector shuffle(vector a, vector b, places from)
+{
+#ifdef __clang__
+    vector result;
+    UNROLL
+    for (int i = 0; i < LANES; i++)
+        result[i] = from[i] < LANES ? a[from[i]] : b[from[i] - LANES];
+    return result;
+#else
+    return __builtin_shuffle(a, b, from);
+#endif
+}
+
 /* Transpose LANES rows: log2(LANES) times, the first half of the rows is shuffled with the second, as cards are. */
 ALWAYS_INLINE void transpose(vector *rows)
 {
-    typedef int32_t places __attribute__((vector_size(4 * LANES)));
     places low, high;
     UNROLL
     for (int i = 0; i < LANES; i++) {
@@ -72,8 +87,8 @@ ALWAYS_INLINE void transpose(vector *rows)
         vector shuffled[LANES];
         UNROLL
         for (int i = 0; i < LANES / 2; i++) {
-            shuffled[2 * i] = __builtin_shuffle(rows[i], rows[i + LANES / 2], low);
-            shuffled[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + LANES / 2], high);
+            shuffled[2 * i] = shuffle(rows[i], rows[i + LANES / 2], low);
+            shuffled[2 * i + 1] = shuffle(rows[i], rows[i + LANES / 2], high);
         }
         UNROLL
         for (int i = 0; i < LANES; i++)
