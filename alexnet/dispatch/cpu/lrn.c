@@ -1,12 +1,13 @@
 /* Local response normalisation and its gradient, each in one pass over memory.
  *
- * Image rows, columns and batch are one axis of `pixels`, the vector axis.  A block of LANES pixels walks through the
+ * Image rows, columns and batch are one axis of `pixels`, the vector axis.  A block of PIXELS pixels walks through the
  * channels while the few rows of the window lie in L1; blocks are shared out over the threads.  beta = 3/4 is two
  * square roots, any other beta powf. */
 #include <math.h>
 #include <stdlib.h>
+#include "tiles.h"
 
-enum { LANES = 256 };
+enum { PIXELS = 256 };
 
 /* s ** -beta, for n values of s in place */
 static inline void inverse_power(float *s, float beta, long n)
@@ -21,27 +22,40 @@ static inline void inverse_power(float *s, float beta, long n)
             s[p] = powf(s[p], -beta);
 }
 
-/* s = k + alpha * sum of x ** 2 over the window of channel c; x points at the block in channel 0 */
+/* s = k + alpha * sum of x ** 2 over `count` channels from the one where x points at the block. */
+ALWAYS_INLINE void scale_over(const float *x, float *s, const long count, long pixels, float k, float alpha, long n)
+{
+#pragma omp simd
+    for (long p = 0; p < n; p++) {
+        float sum = 0;
+        UNROLL
+        for (long j = 0; j < count; j++)
+            sum += x[j * pixels + p] * x[j * pixels + p];
+        s[p] = k + alpha * sum;
+    }
+}
+
+/* s of channel c; x points at the block in channel 0.  The usual windows have a loop of their own. */
 static inline void scale(const float *x, float *s, long c, long channels, long pixels, long half, float k, float alpha,
                          long n)
 {
     const long first = c < half ? 0 : c - half, last = c + half < channels ? c + half : channels - 1;
-    for (long p = 0; p < n; p++)
-        s[p] = 0;
-    for (long j = first; j <= last; j++)
-        for (long p = 0; p < n; p++)
-            s[p] += x[j * pixels + p] * x[j * pixels + p];
-    for (long p = 0; p < n; p++)
-        s[p] = k + alpha * s[p];
+    const float *from = x + first * pixels;
+    if (last - first == 4)
+        scale_over(from, s, 5, pixels, k, alpha, n);
+    else if (last - first == 2)
+        scale_over(from, s, 3, pixels, k, alpha, n);
+    else
+        scale_over(from, s, last - first + 1, pixels, k, alpha, n);
 }
 
 /* x, y (channels, pixels) */
 void lrn(const float *x, float *y, long channels, long pixels, long window, float k, float alpha, float beta)
 {
 #pragma omp parallel for schedule(static)
-    for (long start = 0; start < pixels; start += LANES) {
-        const long n = pixels - start < LANES ? pixels - start : LANES;
-        float s[LANES];
+    for (long start = 0; start < pixels; start += PIXELS) {
+        const long n = pixels - start < PIXELS ? pixels - start : PIXELS;
+        float s[PIXELS];
         for (long c = 0; c < channels; c++) {
             const float *xc = x + c * pixels + start;
             float *yc = y + c * pixels + start;
@@ -53,6 +67,20 @@ void lrn(const float *x, float *y, long channels, long pixels, long window, floa
     }
 }
 
+/* dx = d + factor * x * sum of the ring t, in the order in which its rows lie. */
+ALWAYS_INLINE void add_window(const float *d, const float *x, const float *t, float *dx, const long window, float factor,
+                              long n)
+{
+#pragma omp simd
+    for (long p = 0; p < n; p++) {
+        float sum = 0;
+        UNROLL
+        for (long j = 0; j < window; j++)
+            sum += t[j * PIXELS + p];
+        dx[p] = d[p] + factor * x[p] * sum;
+    }
+}
+
 /* The block's gradient.  With d = g s**-beta and t = d x / s, which only the window's channels need at once:
  * dx[c] = d[c] - 2 alpha beta x[c] * sum of t over the window.  d and t are rings of `window` rows. */
 static void gradient_block(const float *x, const float *g, float *dx, float *d, float *t, long channels, long pixels,
@@ -60,13 +88,13 @@ static void gradient_block(const float *x, const float *g, float *dx, float *d, 
 {
     const long half = window / 2;
     const float factor = -2.0f * alpha * beta;
-    for (long row = 0; row < window * LANES; row++)
+    for (long row = 0; row < window * PIXELS; row++)
         t[row] = 0;
     for (long ahead = 0; ahead < channels + half; ahead++) {
-        float *da = d + ahead % window * LANES, *ta = t + ahead % window * LANES;
+        float *da = d + ahead % window * PIXELS, *ta = t + ahead % window * PIXELS;
         if (ahead < channels) {
             const float *xa = x + ahead * pixels, *ga = g + ahead * pixels;
-            float s[LANES], power[LANES];
+            float s[PIXELS], power[PIXELS];
             scale(x, s, ahead, channels, pixels, half, k, alpha, n);
             for (long p = 0; p < n; p++)
                 power[p] = s[p];
@@ -82,13 +110,11 @@ static void gradient_block(const float *x, const float *g, float *dx, float *d, 
         const long c = ahead - half;
         if (c < 0)
             continue;
-        float sum[LANES] = {0};
-        for (long j = 0; j < window; j++)                     /* fixed order within the ring */
-            for (long p = 0; p < n; p++)
-                sum[p] += t[j * LANES + p];
-        const float *dc = d + c % window * LANES, *xc = x + c * pixels;
-        for (long p = 0; p < n; p++)
-            dx[c * pixels + p] = dc[p] + factor * xc[p] * sum[p];
+        const float *dc = d + c % window * PIXELS, *xc = x + c * pixels;
+        if (window == 5)
+            add_window(dc, xc, t, dx + c * pixels, 5, factor, n);
+        else
+            add_window(dc, xc, t, dx + c * pixels, window, factor, n);
     }
 }
 
@@ -99,13 +125,13 @@ int lrn_gradient(const float *x, const float *g, float *dx, long channels, long 
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
-        float *rings = malloc(sizeof(float) * 2 * window * LANES);
+        float *rings = malloc(sizeof(float) * 2 * window * PIXELS);
         failed = rings == NULL;
 #pragma omp for schedule(static)
-        for (long start = 0; start < pixels; start += LANES) {
-            const long n = pixels - start < LANES ? pixels - start : LANES;
+        for (long start = 0; start < pixels; start += PIXELS) {
+            const long n = pixels - start < PIXELS ? pixels - start : PIXELS;
             if (rings)
-                gradient_block(x + start, g + start, dx + start, rings, rings + window * LANES, channels, pixels,
+                gradient_block(x + start, g + start, dx + start, rings, rings + window * PIXELS, channels, pixels,
                                window, k, alpha, beta, n);
         }
         free(rings);
