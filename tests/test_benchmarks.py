@@ -163,8 +163,9 @@ def tiny_step():
     """(seconds, watched nodes) of three steps of a network with AlexNet's kinds of layers, large enough for kernels."""
     rng = np.random.default_rng(0)
     model = Sequential(
-        Conv(rng, 3, 16, size=11, stride=8, pool=(3, 2)), LRN(), Flatten(),              # 16 x 13 x 13
-        Dense(rng, 2704, 64), Dropout(0.5, 2),
+        Conv(rng, 3, 16, size=11, stride=8, pool=(3, 2)), LRN(),                         # 16 x 13 x 13
+        Conv(rng, 16, 16, size=3, pad=1), Flatten(),
+        Dense(rng, 2704, 64), Dropout(0.5, 3),
         Dense(rng, 64, 80, relu=False),
     )  # fmt: skip
     model.channels, model.image_size = 3, 227
@@ -182,13 +183,14 @@ def test_every_node_of_a_step_has_its_layer_and_pass(tiny_step):
     passes = {
         "conv1": ["forward", "max pool", "bias and ReLU", "LRN", "LRN gradient", "ReLU gradient", "bias gradient",
                   "max pool gradient", "filter gradient", "update"],
-        "fc2": ["forward", "bias and ReLU", "dropout", "dropout gradient", "ReLU gradient", "bias gradient",
+        "conv2": ["forward", "bias and ReLU", "ReLU gradient", "input gradient", "filter gradient"],
+        "fc3": ["forward", "bias and ReLU", "dropout", "dropout gradient", "ReLU gradient", "bias gradient",
                 "input gradient"],
-        "fc3": ["forward", "input gradient"],
+        "fc4": ["forward", "bias", "input gradient"],
     }  # fmt: skip
     names = set(nodes.by_name(tiny_step[1]))
     wanted = {f"{layer} {each}" for layer in passes for each in passes[layer]} | {"crop mirror", nodes.REST}
-    apart, fused = {"fc2 filter gradient", "fc2 update"}, {"fc2 filter gradient update"}
+    apart, fused = {"fc3 filter gradient", "fc3 update"}, {"fc3 filter gradient update"}
     assert names >= wanted
     assert names >= apart or names >= fused
     assert "conv1 input gradient" not in names
