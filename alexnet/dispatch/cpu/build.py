@@ -105,6 +105,7 @@ def compile_wanted():
         for _ in pool.map(lambda wanted: load(*wanted), _wanted):
             pass                                 # the first CompileError is raised here
     _wanted.clear()
+    use_threads(_threads)                        # OpenMP keeps the number for each thread that calls it
 
 
 class Function:

@@ -114,6 +114,29 @@ def test_threads_follow_omp_num_threads_then_the_cores_of_this_process(monkeypat
     assert build.threads() == len(os.sched_getaffinity(0))
 
 
+COUNT_THREADS = """
+int threads(void)
+{
+    int n = 0;
+    #pragma omp parallel reduction(+ : n)
+    n += 1;
+    return n;
+}
+"""
+
+
+@needs_compiler
+def test_kernels_compiled_beforehand_run_on_the_threads_asked_for():
+    """OpenMP keeps the number of threads for each thread that calls it; compile_wanted loads in threads of its own."""
+    build.use_threads(3)
+    try:
+        build.want(COUNT_THREADS, "threads")
+        build.compile_wanted()
+        assert build.load(COUNT_THREADS, "threads").threads() == 3
+    finally:
+        build.use_threads(None)
+
+
 NO_COMPILER = """
 import warnings
 warnings.simplefilter("always")
