@@ -86,16 +86,16 @@ def wait(process, limit):
 
 
 def run_all(benchmarks, quick):
-    """Every Section, with a line before and after each."""
-    sections, began, allowed = [], time.perf_counter(), 0
-    for number, benchmark in enumerate(benchmarks, 1):
-        allowed += 60 * benchmark.minutes                # what one leaves of its time is the next one's
+    """Every Section, with a line before and after each; the shortest first, so that the longest has what they leave."""
+    sections, began, allowed = {}, time.perf_counter(), 0
+    for number, benchmark in enumerate(sorted(benchmarks, key=lambda each: each.minutes), 1):
+        allowed += 60 * benchmark.minutes
         passed = time.perf_counter() - began
         print(f"\n[{number}/{len(benchmarks)}, {clock(passed)} so far] {benchmark.module}", flush=True)
-        sections.append(run(benchmark, quick, allowed - passed))
-        outcome = f"FAILED: {sections[-1].failure}" if sections[-1].failure else "done"
-        print(f"{benchmark.module} {outcome} after {clock(sections[-1].seconds)}", flush=True)
-    return sections
+        section = sections[benchmark] = run(benchmark, quick, allowed - passed)
+        outcome = f"FAILED: {section.failure}" if section.failure else "done"
+        print(f"{benchmark.module} {outcome} after {clock(section.seconds)}", flush=True)
+    return [sections[benchmark] for benchmark in benchmarks]
 
 
 def results(sections, arguments):

@@ -91,7 +91,7 @@ def section_text(section):
 def description(module):
     """A benchmark's docstring without its command lines."""
     text = ast.get_docstring(ast.parse((HERE / f"{module}.py").read_text(encoding="utf-8"))) or ""
-    return "\n\n".join(part for part in text.split("\n\n") if not part.startswith("python -m"))
+    return "\n\n".join(part for part in text.split("\n\n") if not part.startswith("python -m benchmarks"))
 
 
 def table(rows):

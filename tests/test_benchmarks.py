@@ -303,7 +303,7 @@ def test_a_failure_is_told_at_the_top_and_in_its_section():
 def test_every_benchmark_says_what_it_measures(module):
     text = results.description(module)
     assert len(text.split(". ")) > 1
-    assert "python -m" not in text
+    assert "python -m benchmarks" not in text
 
 
 # ---- running them all
@@ -338,6 +338,20 @@ def test_a_failing_benchmark_is_reported_and_the_others_still_run(scripts, tmp_p
 
 def test_when_all_is_well_the_status_is_0(scripts, tmp_path):
     assert benchmarks.main(["--only", "good", "--output", str(tmp_path / "results.md")]) == 0
+
+
+def test_the_shortest_runs_first_and_leaves_its_time_to_the_longest(monkeypatch):
+    limits = {}
+
+    def run(benchmark, quick, limit):
+        limits[benchmark.module] = limit
+        return section(module=benchmark.module)
+
+    monkeypatch.setattr(benchmarks, "run", run)
+    sections = benchmarks.run_all([benchmarks.Benchmark(*each) for each in (("step", "", 9), ("loader", "", 1))], False)
+    assert [each.module for each in sections] == ["step", "loader"]      # as they are reported
+    assert list(limits) == ["loader", "step"]
+    assert limits == pytest.approx({"loader": 60, "step": 600}, abs=1)
 
 
 def test_a_benchmark_is_ended_when_its_time_is_over(scripts):
