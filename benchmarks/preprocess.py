@@ -1,92 +1,174 @@
-"""How many images a second preprocess turns into batch files, by number of processes.
+"""How many images a second preprocess turns into batch files, on one core and on all, and the memory it takes.
 
-python -m benchmarks.preprocess [--quick] [--json FILE] [--images 1000] [--runs 5]
+python -m benchmarks.preprocess [--quick] [--json FILE] [--images DIR] [--count 2500] [--large 5000] [--runs 3]
 
-The whole command on made JPEGs of 500 x 400 pixels, a usual size in ImageNet, in a temporary folder: decode, resize,
-write, checksum.  The peer is a plain loop of Pillow over the same files, decoding and resizing alone, in one process.
+The whole command `python -m preprocess imagenet`: decode, resize to 256 x 256, turn, write, checksum.  The images are
+made, 500 x 400 pixels and about 110 kB like ImageNet's, or those of --images; a few files, linked again and again, all
+in the page cache.  The start of the command, its time for ten images, is a row of its own and taken off the others.
+
+The peer is a plain loop of Pillow over the same files in turn: it decodes, converts and resizes them in one process and
+writes nothing.  Images per second of processor time hold on a busy machine, too.  Memory is the largest process's at
+its peak, held against that for the small set.
 """
 
-import contextlib
+import argparse
 import os
 import pathlib
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from benchmarks import report
-from preprocess.batches import Settings, make_batches
-from preprocess.figures import FIGURES, draw
-from preprocess.sources import find_images
+from preprocess.sources import ENDINGS
 from preprocess.workers import default_workers
 
-WIDTH, HEIGHT = 500, 400                         # pixels
+WIDTH, HEIGHT, QUALITY = 500, 400, 85                        # a made photograph: pixels, and of the JPEG
+FILES, CLASSES = 64, 10
+PLAIN = 500                                                  # images of the plain loop
 
 
-def make_images(folder, images):
-    """Class folders of made JPEGs, some for training and a tenth as many for validation."""
-    random = np.random.default_rng(0)
-    drawn = [Image.fromarray(draw(label, WIDTH, HEIGHT, random)) for label in range(len(FIGURES))]
-    for half, count in (("train", images), ("val", images // 10)):
-        for i in range(count):
-            place = folder / half / f"class{i % len(FIGURES)}"
+class Cost(NamedTuple):
+    """What a run took."""
+
+    seconds: float
+    processor_seconds: float                                 # of all processes
+    peak: float                                              # MiB, of the largest process
+
+    def less(self, other):
+        """The Cost without another's time."""
+        return Cost(self.seconds - other.seconds, self.processor_seconds - other.processor_seconds, self.peak)
+
+
+def made_photograph(random):
+    """An image with the spectrum of photographs: amplitudes fall as 1 / frequency.  Source: Field 1987."""
+    rows, columns = np.meshgrid(np.fft.fftfreq(HEIGHT), np.fft.rfftfreq(WIDTH), indexing="ij")
+    falling = 1 / np.maximum(np.hypot(rows, columns), 1 / WIDTH)
+    grey, colours = random.standard_normal((HEIGHT, WIDTH, 1)), random.standard_normal((HEIGHT, WIDTH, 3))
+    waves = np.fft.irfft2(np.fft.rfft2(grey + 0.3 * colours, axes=(0, 1)) * falling[..., None], (HEIGHT, WIDTH), (0, 1))
+    return Image.fromarray(np.clip(120 + 60 * waves / waves.std(), 0, 255).astype(np.uint8))
+
+
+def make_images(folder):
+    """Paths of made photographs."""
+    folder.mkdir()
+    paths = [folder / f"{index}.JPEG" for index in range(FILES)]
+    for index, path in enumerate(paths):
+        made_photograph(np.random.default_rng(index)).save(path, quality=QUALITY)
+    return paths
+
+
+def link_images(paths, folder, images):
+    """Class folders of `images` links to train on, and one for each class to validate on."""
+    for half, count in (("train", images), ("val", CLASSES)):
+        for index in range(count):
+            place = folder / half / f"class{index % CLASSES}"
             place.mkdir(parents=True, exist_ok=True)
-            drawn[i % len(FIGURES)].save(place / f"{i}.JPEG", quality=90)
+            path = paths[index % len(paths)]
+            (place / f"{index:06}{path.suffix}").symlink_to(path)
+    return folder
 
 
-def timed(call):
-    """Seconds that a call takes, its printing left out."""
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
-        began = time.perf_counter()
-        call()
-        return time.perf_counter() - began
+def preprocess(folder, workers):
+    """The Cost of the whole command on a folder of links; what it wrote is deleted."""
+    out = folder / "out"
+    command = [sys.executable, "-m", "preprocess", "imagenet", *(os.fspath(folder / half) for half in ("train", "val"))]
+    began = time.perf_counter()
+    with subprocess.Popen([*command, os.fspath(out), "--workers", str(workers)], stdout=subprocess.DEVNULL) as process:
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - began
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(process.args)} ended with status {process.returncode}")
+    shutil.rmtree(out)
+    return Cost(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
 
 
-def plain_loop(folder):
-    """Decode and resize every image, one after the other."""
-    for path in sorted(folder.glob("*/*/*.JPEG")):
-        with Image.open(path) as image:
+def plain_loop(paths, images):
+    """The Cost of decoding and resizing that many images, one after the other."""
+    began, used = time.perf_counter(), time.process_time()
+    for index in range(images):
+        with Image.open(paths[index % len(paths)]) as image:
             np.asarray(image.convert("RGB").resize((256, 256), Image.Resampling.BILINEAR))
+    return Cost(time.perf_counter() - began, time.process_time() - used, 0)
 
 
-def measure(images, runs):
-    """name -> list of seconds, for each number of processes and for the plain loop."""
-    times = {}
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        make_images(folder, images)
-        sources = find_images(folder / "train", folder / "val", 1)
-        for run in range(runs):
-            for workers in sorted({1, default_workers()}):
-                out = folder / f"out{run}_{workers}"
-                out.mkdir()
-                seconds = timed(lambda out=out, workers=workers: make_batches(sources, out, Settings(), workers))
-                times.setdefault(f"{workers} processes" if workers > 1 else "1 process", []).append(seconds)
-            times.setdefault("plain loop of Pillow", []).append(timed(lambda: plain_loop(folder)))
-    return times
+def speed_rows(paths, folder, images, runs):
+    """Images per second for each number of processes, per second of processor time, and how well processes share."""
+    links, few = link_images(paths, folder / "links", images + CLASSES), link_images(paths, folder / "few", CLASSES)
+    numbers = sorted({1, 2, default_workers()})
+    costs, plain, starts = {workers: [] for workers in numbers}, [], []
+    for _ in range(runs):                                    # in turn, so that all see the same machine
+        plain.append(plain_loop(paths, PLAIN))
+        for workers in numbers:
+            start = preprocess(few, workers)
+            starts.append(start.seconds)
+            costs[workers].append(preprocess(links, workers).less(start))
+    rate = statistics.median(PLAIN / cost.seconds for cost in plain)
+    efficient = statistics.median(PLAIN / cost.processor_seconds for cost in plain)
+    yield report.row("start of the command", starts, "s")
+    for workers in numbers:
+        name = "preprocess, 1 process" if workers == 1 else f"preprocess, {workers} processes"
+        yield held(report.row(name, [images / cost.seconds for cost in costs[workers]], "images/s"), rate)
+    values = [images / cost.processor_seconds for cost in costs[1]]
+    yield held(report.row("preprocess, of processor time", values, "images/s"), efficient)
+    for workers in numbers[1:]:
+        shared = [100 * one.seconds / workers / many.seconds
+                  for one, many in zip(costs[1], costs[workers], strict=True)]  # fmt: skip
+        yield report.row(f"parallel efficiency, {workers} processes", shared, "%")
+
+
+def held(row, peer):
+    return row | {"peer": peer, "ratio": row["value"] / peer}
+
+
+def memory_rows(paths, folder, sizes):
+    """Peak memory for small and large sets."""
+    first = None
+    for images in sizes:
+        links = link_images(paths, folder / f"links{images}", images)
+        row = report.row(f"peak memory, {images:,} images", [preprocess(links, 2).peak], "MiB")
+        first = first or row["value"]
+        yield held(row, first)
 
 
 def main():
-    parser = report.parser(__doc__, quick="200 images, 2 runs")
-    parser.add_argument("--images", type=int, default=1000, help="training images; a tenth more for validation")
-    parser.add_argument("--runs", type=int, default=5)
+    parser = report.parser(__doc__, quick="200 images, 1 run; memory for 200 and 600")
+    parser.add_argument("--images", type=photographs, metavar="DIR", help="photographs to use instead of made ones")
+    parser.add_argument("--count", type=int, default=2500, help="images of a run (%(default)s)")
+    parser.add_argument("--large", type=int, default=5000, help="images of the large set (%(default)s)")
+    parser.add_argument("--runs", type=int, default=3, help="(%(default)s)")
     options = parser.parse_args()
-    images, runs = (200, 2) if options.quick else (options.images, options.runs)
-    times = measure(images, runs)
-    total = images + images // 10
-    peer = total / statistics.median(times["plain loop of Pillow"])
-    results = []
-    print(f"{'':24} {'images/s':>8} {'spread':>7} {'ratio':>6}")
-    for name, values in times.items():
-        median = statistics.median(values)
-        row = {"name": f"preprocess, {name}", "value": total / median, "unit": "images/s",
-               "spread": (max(values) - min(values)) / median, "peer": peer, "ratio": total / median / peer}
-        results.append(row)
-        print(f"{name:24} {row['value']:8.0f} {row['spread']:7.1%} {row['ratio']:6.2f}")
-    report.write(results, options.json)
+    images, runs, sizes = options.count, options.runs, (1000, options.large)
+    if options.quick:
+        images, runs, sizes = 200, 1, (200, 600)
+    print(f"{'':36} {'':8} {'':8} {'spread':>8} {'peer':>8} {'ratio':>6}")
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        paths = options.images or make_images(folder / "made")
+        plain_loop(paths, min(len(paths), 200))
+        for rows in (speed_rows(paths, folder, images, runs), memory_rows(paths, folder, sizes)):
+            for row in rows:
+                found.append(row)
+                peer = f"{row['peer']:8.1f} {row['ratio']:6.3f}" if "peer" in row else ""
+                print(f"{row['name']:36} {row['value']:8.1f} {row['unit']:8} {row['spread']:8.1%} {peer}", flush=True)
+    report.write(found, options.json)
     return 0
+
+
+def photographs(folder):
+    """Absolute paths of the image files in a folder and below."""
+    found = sorted(path.resolve() for path in pathlib.Path(folder).rglob("*") if path.suffix.lower() in ENDINGS)
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be a folder with JPEG or PNG files, got {folder}")
+    return found
 
 
 if __name__ == "__main__":
