@@ -198,8 +198,9 @@ def scaling_rows(batch, small, runs):
         faster = [one / two for one, two in zip(seconds["one"], seconds["two"], strict=True)]
         yield report.row(name, faster, "times as fast")
     large = seconds.get("large") or seconds["two"]
-    dearer = [a / small / (b / batch) for a, b in zip(seconds["small"], large, strict=True)]
-    yield report.row(f"train step, ours: an image at batch {small} to one at {batch}", dearer, "times the cost")
+    if small < batch:
+        dearer = [a / small / (b / batch) for a, b in zip(seconds["small"], large, strict=True)]
+        yield report.row(f"train step, ours: an image at batch {small} to one at {batch}", dearer, "times the cost")
 
 
 def avx2_rows(batch, plan):
@@ -231,7 +232,7 @@ def all_rows(batches, plan, bfloat16, scaling):
                 yield report.not_measured(f"{BFLOAT16}, larger batches", f"slower than float32 at batch {batch}")
     if scaling:
         large = 128 if 128 in batches else max(batches)
-        yield from scaling_rows(large, min(batches), runs=3)
+        yield from scaling_rows(large, min(batches), runs=5)
         yield from avx2_rows(large, plan)
 
 
