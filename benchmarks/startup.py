@@ -9,7 +9,6 @@ kernels is empty.  The files of the libraries lie in the page cache in both case
 
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -66,9 +65,7 @@ def rows(batch, runs):
                 times.setdefault(f"{state} start to the first step", []).append(first)
                 times.setdefault(f"{state} start to the end of it", []).append(done)
     for name, values in times.items():
-        median = statistics.median(values)
-        spread = (max(values) - min(values)) / median
-        yield {"name": f"{name}, batch {batch}", "value": median, "unit": "s", "spread": spread}
+        yield report.row(f"{name}, batch {batch}", values, "s", smallest=min(values))
 
 
 def main():
@@ -77,9 +74,9 @@ def main():
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
     results = list(rows(4, 2) if options.quick else rows(options.batch, options.runs))
-    print(f"{'':46} {'seconds':>8} {'spread':>8}")
+    print(f"{'':46} {'seconds':>8} {'spread':>8} {'smallest':>8}")
     for row in results:
-        print(f"{row['name']:46} {row['value']:8.2f} {row['spread']:8.1%}")
+        print(f"{row['name']:46} {row['value']:8.2f} {row['spread']:8.1%} {row['smallest']:8.2f}")
     report.write(results, options.json)
     return 0
 
