@@ -61,7 +61,7 @@ void loop(long rows, long columns, {arguments})
 def elemwise(op, node):
     found = as_matrices(node)
     size = math.prod(SMALL if n is None else n for n in node.outputs[0].type.shape)
-    if size < SMALL or found is None or not expressible(node):
+    if size < SMALL or found is None or not _expressible(node):
         return None
     split, kinds, broadcast = found
     input_dtypes, dtypes = ([variable.type.dtype for variable in vs] for vs in (node.inputs, node.outputs))
@@ -126,7 +126,7 @@ def _formula(scalar_op, dtypes):
     return node.inputs, [node], node.outputs
 
 
-def expressible(node):
+def _expressible(node):
     """Whether every step of the node's formula is known to be C, on types known here."""
     dtypes = [variable.type.dtype for variable in node.inputs]
     if not C_TYPES.keys() >= {*dtypes, *(variable.type.dtype for variable in node.outputs)}:

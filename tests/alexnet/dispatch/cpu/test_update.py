@@ -77,6 +77,12 @@ def test_gradient_that_others_need_is_computed_apart(other, rng):
     trained(step, variables, batch=5)
 
 
+def test_small_update_is_left_to_numpy(rng):
+    step, variables = step_of(momentum_sgd, rng.normal(size=(30, 20)).astype("float32"))
+    assert not is_fused(step)
+    trained(step, variables, batch=5)
+
+
 def test_update_writes_into_strided_memory_too(rng):
     weights = np.asfortranarray(rng.normal(size=(90, 80)).astype("float32"))
     step, variables = step_of(momentum_sgd, weights)
