@@ -111,8 +111,8 @@ def filter_gradient_update(op, node):
         op.gradient.check(x.shape, filters, g.shape)
         in_order = all(arrays[n].flags.c_contiguous and arrays[n].size == math.prod(filters) for n in full)
         if in_order and x.shape[3] == g.shape[3]:
-            sizes = *x.shape, g.shape[0], int(rows), int(columns), *op.gradient.geometry
-            _run(x, g, sizes, build.load(source, "update").receive, arrays)
+            layer = convolution.Layer(*x.shape, g.shape[0], int(rows), int(columns), *op.gradient.geometry)
+            _run(x, g, layer, build.load(source, "update").receive, arrays)
             return [arrays[n - 4] for (n,) in op.destroy_map.values()]
         dw = pool.empty(filters, np.float32)
         convolution.filter_gradient(x, g, *op.gradient.geometry, dw)
@@ -141,12 +141,12 @@ def row_source(update, place):
     return elemwise.PROLOGUE + ROW.format(arrays=f"\n{16 * ' '}".join(names), **body), full
 
 
-def _run(x, g, sizes, receive, arrays):
+def _run(x, g, layer, receive, arrays):
     """Call filter_gradient.c: every row of the gradient goes to receive, with the addresses of the arrays."""
-    functions, layer = build.library("filter_gradient"), (ctypes.c_int64 * len(sizes))(*sizes)
+    functions, sizes = build.library("filter_gradient"), (ctypes.c_int64 * len(layer))(*layer)
     workspace_bytes = functions.filter_gradient_update_workspace
     workspace_bytes.restype = ctypes.c_int64
-    workspace = pool.empty((workspace_bytes(layer),), np.uint8)
+    workspace = pool.empty((workspace_bytes(sizes),), np.uint8)
     addresses = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
     pointers = [ctypes.c_void_p(array.ctypes.data) for array in (x, g, workspace)]
-    functions.filter_gradient_update(layer, *pointers[:2], receive, addresses, pointers[2])
+    functions.filter_gradient_update(sizes, *pointers[:2], receive, addresses, pointers[2])
