@@ -113,7 +113,7 @@ def filter_gradient_update(op, node):
         if in_order and x.shape[3] == g.shape[3]:
             layer = convolution.Layer(*x.shape, g.shape[0], int(rows), int(columns), *op.gradient.geometry)
             _run(x, g, layer, build.load(source, "update").receive, arrays)
-            return [arrays[n - 4] for (n,) in op.destroy_map.values()]
+            return [arrays[op.destroy_map[n][0] - 4] for n in range(len(op.destroy_map))]
         dw = pool.empty(filters, np.float32)
         convolution.filter_gradient(x, g, *op.gradient.geometry, dw)
         return update_apart(*arrays[: op.place], dw.reshape(arrays[full[0]].shape), *arrays[op.place :])
