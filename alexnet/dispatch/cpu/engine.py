@@ -7,9 +7,11 @@ where PyTensor's C linker would compile one for each kind of node.
 import warnings
 from functools import cache
 
+from pytensor.compile.builders import OpFromGraph
 from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
+from pytensor.graph.replace import clone_replace
 from pytensor.graph.rewriting.basic import GraphRewriter
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 from pytensor.link.vm import VMLinker
@@ -30,6 +32,7 @@ from alexnet.dispatch.cpu import (
 from alexnet.dispatch.cpu.registry import kernel
 
 KERNELS = convolution, crop, dense, dropout, elemwise, lrn, max_pool, reduce, update            # imported: registered
+AFTER_STABILISING = 1.9                          # where whole softmaxes are recognised; fusion comes later
 AFTER_ALL_OTHERS = 1000                          # PyTensor's own rewrites stand at positions below 200
 
 
@@ -51,6 +54,17 @@ class CpuKernel(Op):
 
     def __str__(self):
         return f"CpuKernel({self.op})"
+
+
+class InlineGraphs(GraphRewriter):
+    """Replace Ops that hold a graph, as PyTensor's softmax, by that graph, which they would compile with Numba."""
+
+    def apply(self, fgraph):
+        while nodes := [node for node in fgraph.toposort() if isinstance(node.op, OpFromGraph)]:
+            for node in nodes:
+                inputs = dict(zip(node.op.inner_inputs, node.inputs, strict=True))
+                outputs = clone_replace(node.op.inner_outputs, inputs)
+                fgraph.replace_all(list(zip(node.outputs, outputs, strict=True)), reason="inline graph")
 
 
 class UseKernels(GraphRewriter):
@@ -87,7 +101,7 @@ def reference_mode():
 def _numpy_mode():
     """PyTensor's virtual machine without its compiler, and without Ops that call BLAS from C."""
     query = RewriteDatabaseQuery(include=["fast_run"], exclude=["BlasOpt"])
-    return Mode(VMLinker(use_cloop=False, c_thunks=False), query)
+    return Mode(VMLinker(use_cloop=False, c_thunks=False), query).register((InlineGraphs(), AFTER_STABILISING))
 
 
 @cache
