@@ -11,24 +11,29 @@
  * The output channels are the vector axis of the products, so that no sum runs across a vector: the gradients of a tile
  * are turned over, from lines of images to lines of channels, before they are transformed.
  *
- * The loops.  For a chunk of positions (a tile of a block of LINE images) at a time, whose points stay in the
- * third-level cache:
+ * The loops.  The positions (a position is a tile of a block of LINE images) are cut into shares with sums of their own,
+ * as many as the layer has work and memory for.  In a share, for a chunk of positions at a time, whose points stay in
+ * the third-level cache:
  *   1. for each c, position: the pixels of the tile become data points; for each line of o and each position: the
  *      gradients become points;
  *   2. for each point, line of o, tile of GRADIENT_ROWS c: a product, summed over the chunk in registers, then added.
- * The threads share both, since all positions add to the same sums; a chunk takes two barriers.
+ * At last the sums of the shares are added up and led back to filters.  Where there are as many shares as threads, each
+ * thread takes a share after the other and waits for nobody.  Otherwise, for small batches, all threads work on one
+ * chunk, with two barriers, which cost much on a machine that has other work to do.
  *
- * Each number is computed by one thread in one order: the number of threads changes no bit.
+ * Shares and chunks do not depend on the number of threads, and each number is computed by one thread in one order: so
+ * the number of threads changes no bit.
  */
 #include "winograd.h"
 
-enum { CHUNK_BYTES = 8 << 20 };         /* of points: what the third-level cache holds beside the sums */
+enum { CHUNK_BYTES = 6 << 20 };         /* of points: what the third-level cache holds beside the sums */
+enum { SHARE_POSITIONS = 32, MOST_SHARES = 8, SUMS_BYTES = 64 << 20 };       /* of a share at least; of all at most */
 enum { TERMS = 384 };                    /* of a product: 24 KiB of gradients in a first-level cache */
 enum { TASKS_PER_THREAD = 8 };
 
 typedef struct {
     Tiling t;
-    long chunk;                          /* positions at a time */
+    long shares, share, chunk;           /* positions of a share, and of a chunk */
     long lanes;                          /* terms of a position: images of a block */
     long panels, row_tiles;              /* of one group: lines of o, tiles of c */
     long data_step, gradient_step;       /* floats of one position: of a row tile, of a panel */
@@ -38,10 +43,14 @@ enum { TILE_FLOATS = GRADIENT_ROWS * LINE };
 enum { PANEL_FLOATS = (LINE | 1) * LINE };                        /* odd lines: points spread over the sets of a cache */
 
 typedef struct {
-    float *data;                         /* [group][row tile][position][point][GRADIENT_ROWS c][LINE images] */
-    float *gradients;                    /* [group][panel][position][point][image][LINE channels], of the chunk, too */
-    float *sums;                         /* [point][group][panel][c][LINE channels] */
+    float *data;                         /* for each team of threads, [group][row tile][position][point][GRADIENT_ROWS c][LINE images] */
+    float *gradients;                    /* for each team, [group][panel][position][point][image][LINE channels] */
+    float *sums;                         /* [share][point][group][panel][c][LINE channels] */
 } Workspace;
+
+static long data_floats(const Sum *s) { return s->t.groups * s->row_tiles * s->chunk * s->data_step; }
+static long gradient_floats(const Sum *s) { return s->t.groups * s->panels * s->chunk * s->gradient_step; }
+static long sums_floats(const Sum *s) { return s->t.n * s->t.n * s->t.groups * s->panels * s->row_tiles * TILE_FLOATS; }
 
 static Sum gradient_sum(const Layer *l)
 {
@@ -51,9 +60,15 @@ static Sum gradient_sum(const Layer *l)
     s.gradient_step = t.n * t.n * PANEL_FLOATS;
     long position_bytes = t.groups * (s.row_tiles * s.data_step + s.panels * s.gradient_step) * (long)sizeof(float);
     long chunk = least(most(CHUNK_BYTES / position_bytes, 1), most(TERMS / s.lanes, 1));
-    s.chunk = parts(t.positions, parts(t.positions, chunk));
+    long affordable = most(SUMS_BYTES / (sums_floats(&s) * (long)sizeof(float)), 1);
+    s.shares = most(least(least(t.positions / SHARE_POSITIONS, affordable), MOST_SHARES), 1);
+    s.share = parts(t.positions, s.shares);
+    s.chunk = parts(s.share, parts(s.share, chunk));
     return s;
 }
+
+/* Teams of threads: of one thread each, or one of all. */
+static long teams(const Sum *s) { return s->shares >= omp_get_max_threads() ? omp_get_max_threads() : 1; }
 
 /* ---- 1. gradients */
 
@@ -151,7 +166,7 @@ static void transform_panel(const Sum *s, const float *g, long panel, Position a
 
 /* The inner loop: GRADIENT_ROWS channels c by one line of o, over the terms of `positions`, given by their places. */
 NEVER_INLINE void multiply_tile(const Sum *s, const float *data, const float *gradients, const long *position,
-                                long positions, int first, float *sums)
+                                long positions, int fresh, float *sums)
 {
     vector sum[GRADIENT_ROWS][VECTORS];
     UNROLL
@@ -178,29 +193,32 @@ NEVER_INLINE void multiply_tile(const Sum *s, const float *data, const float *gr
         UNROLL
         for (int v = 0; v < VECTORS; v++) {
             float *to = sums + r * LINE + v * LANES;
-            if (!first)
+            if (!fresh)
                 sum[r][v] += load(to);
             store(to, sum[r][v]);
         }
 }
 
-static float *sums_of(const Sum *s, const Workspace *w, long point, long panel)
+static long sums_of(const Sum *s, long point, long panel)
 {
-    return w->sums + (point * s->t.groups * s->panels + panel) * s->row_tiles * TILE_FLOATS;
+    return (point * s->t.groups * s->panels + panel) * s->row_tiles * TILE_FLOATS;
 }
 
-/* One point of one panel, for a chunk of positions from `first`. */
-static void multiply_point(const Sum *s, const Workspace *w, long point, long panel, long first, long end)
+/* The positions from `first` to `end`, and where their points and sums are. */
+typedef struct { long first, end; float *data, *gradients, *sums; int fresh; } Chunk;
+
+/* One point of one panel. */
+static void multiply_point(const Sum *s, const Chunk *chunk, long point, long panel)
 {
     long tile = panel / s->panels * s->row_tiles, position[TERMS], positions = 0;
-    const float *data = w->data + tile * s->chunk * s->data_step + point * TILE_FLOATS;
-    const float *gradients = w->gradients + panel * s->chunk * s->gradient_step + point * PANEL_FLOATS;
-    float *sums = sums_of(s, w, point, panel);
-    for (long p = first; p < end; p++)
+    const float *data = chunk->data + tile * s->chunk * s->data_step + point * TILE_FLOATS;
+    const float *gradients = chunk->gradients + panel * s->chunk * s->gradient_step + point * PANEL_FLOATS;
+    float *sums = chunk->sums + sums_of(s, point, panel);
+    for (long p = chunk->first; p < chunk->end; p++)
         if (needs(&s->t, position_at(&s->t, p), point))
-            position[positions++] = p - first;
+            position[positions++] = p - chunk->first;
     for (long i = 0; i < s->row_tiles; i++, data += s->chunk * s->data_step, sums += TILE_FLOATS)
-        multiply_tile(s, data, gradients, position, positions, first == 0, sums);
+        multiply_tile(s, data, gradients, position, positions, chunk->fresh, sums);
 }
 
 /* ---- 3. filters */
@@ -213,8 +231,13 @@ static void transform_sums(const Sum *s, const Workspace *w, long panel, long c,
     long channels = least(LINE, t->o - o);
     float sums[MOST_POINTS * MOST_POINTS * LINE], taps[MOST_POINTS * MOST_POINTS * LINE];
     for (long i = 0; i < t->n * t->n; i++)
-        for (long k = 0; k < LINE; k++)
-            sums[i * LINE + k] = sums_of(s, w, i, panel)[c * LINE + k] * inverse(t->n, i / t->n) * inverse(t->n, i % t->n);
+        for (long k = 0; k < LINE; k++) {
+            const float *share = w->sums + sums_of(s, i, panel) + c * LINE + k;
+            float sum = *share;
+            for (long n = 1; n < s->shares; n++)
+                sum += share[n * sums_floats(s)];
+            sums[i * LINE + k] = sum * inverse(t->n, i / t->n) * inverse(t->n, i % t->n);
+        }
     for (long v = 0; v < LINE; v += LANES) {
         if (t->n == 6)
             interpolate_square(6, 3, sums + v, taps + v);
@@ -231,36 +254,47 @@ static void transform_sums(const Sum *s, const Workspace *w, long panel, long c,
 
 /* ---- all of it */
 
-static void add_chunk(const Sum *s, const Workspace *w, const float *x, const float *g, long first)
+/* By all threads of a team. */
+static void add_chunk(const Sum *s, const float *x, const float *g, const Chunk *chunk)
 {
     const Tiling *t = &s->t;
-    long end = least(first + s->chunk, t->positions), channels = t->groups * t->c, panels = t->groups * s->panels;
-    long points = t->n * t->n;
+    long length = chunk->end - chunk->first, channels = t->groups * t->c, panels = t->groups * s->panels;
     #pragma omp for schedule(dynamic)
-    for (long i = 0; i < channels + panels * (end - first); i++) {
-        long panel = (i - channels) / (end - first), position = (i - channels) % (end - first);
-        long tile = i / t->c * s->row_tiles + i % t->c / GRADIENT_ROWS, row = i % t->c % GRADIENT_ROWS;
-        float *to = w->data + tile * s->chunk * s->data_step + row * LINE;
-        if (i < channels)
-            transform_channel(t, x, i, first, end, to, TILE_FLOATS, s->data_step);
-        else
-            transform_panel(s, g, panel, position_at(t, first + position),
-                            w->gradients + (panel * s->chunk + position) * s->gradient_step);
+    for (long i = 0; i < channels + panels * length; i++) {
+        if (i < channels) {
+            long tile = i / t->c * s->row_tiles + i % t->c / GRADIENT_ROWS, row = i % t->c % GRADIENT_ROWS;
+            float *to = chunk->data + tile * s->chunk * s->data_step + row * LINE;
+            transform_channel(t, x, i, chunk->first, chunk->end, to, TILE_FLOATS, s->data_step);
+        } else {
+            long panel = (i - channels) / length, position = (i - channels) % length;
+            float *to = chunk->gradients + (panel * s->chunk + position) * s->gradient_step;
+            transform_panel(s, g, panel, position_at(t, chunk->first + position), to);
+        }
     }
-    long share = most(points * panels / (TASKS_PER_THREAD * omp_get_max_threads()), 1);
-    #pragma omp for schedule(dynamic, share)
-    for (long i = 0; i < points * panels; i++)
-        multiply_point(s, w, i / panels, i % panels, first, end);
+    long tasks = t->n * t->n * panels, together = most(tasks / (TASKS_PER_THREAD * omp_get_max_threads()), 1);
+    #pragma omp for schedule(dynamic, together)
+    for (long i = 0; i < tasks; i++)
+        multiply_point(s, chunk, i / panels, i % panels);
+}
+
+static void add_share(const Sum *s, const Workspace *w, const float *x, const float *g, long share)
+{
+    long team = omp_get_thread_num(), team_size = teams(s) == 1 ? omp_get_max_threads() : 1;
+    long first = share * s->share, end = least(first + s->share, s->t.positions);
+    #pragma omp parallel num_threads(team_size)
+    for (long start = first; start < end; start += s->chunk) {
+        Chunk chunk = { start, least(start + s->chunk, end), w->data + team * data_floats(s),
+                        w->gradients + team * gradient_floats(s), w->sums + share * sums_floats(s), start == first };
+        add_chunk(s, x, g, &chunk);
+    }
 }
 
 /* Cut a workspace into its pieces; returns its end, so that a start of 0 measures it. */
 static char *lay_out(const Sum *s, char *start, Workspace *w)
 {
-    const Tiling *t = &s->t;
-    long panels = t->groups * s->panels, points = t->n * t->n;
-    w->data = piece(&start, t->groups * s->row_tiles * s->chunk * s->data_step * sizeof(float));
-    w->gradients = piece(&start, panels * s->chunk * s->gradient_step * sizeof(float));
-    w->sums = piece(&start, points * panels * s->row_tiles * TILE_FLOATS * sizeof(float));
+    w->data = piece(&start, teams(s) * data_floats(s) * sizeof(float));
+    w->gradients = piece(&start, teams(s) * gradient_floats(s) * sizeof(float));
+    w->sums = piece(&start, s->shares * sums_floats(s) * sizeof(float));
     return start;
 }
 
@@ -278,12 +312,10 @@ void filter_gradient(const Layer *l, const float *x, const float *g, float *dw, 
     Sum s = gradient_sum(l);
     Workspace w;
     lay_out(&s, aligned(workspace), &w);
-    #pragma omp parallel
-    {
-        for (long first = 0; first < s.t.positions; first += s.chunk)
-            add_chunk(&s, &w, x, g, first);
-        #pragma omp for schedule(static)
-        for (long i = 0; i < s.t.groups * s.panels * s.t.c; i++)
-            transform_sums(&s, &w, i / s.t.c, i % s.t.c, dw);
-    }
+    #pragma omp parallel for schedule(dynamic) num_threads(teams(&s))
+    for (long share = 0; share < s.shares; share++)
+        add_share(&s, &w, x, g, share);
+    #pragma omp parallel for schedule(static)
+    for (long i = 0; i < s.t.groups * s.panels * s.t.c; i++)
+        transform_sums(&s, &w, i / s.t.c, i % s.t.c, dw);
 }
