@@ -145,7 +145,7 @@ def main():
     parser.add_argument("--large", type=int, default=5000, help="images of the large set (%(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="(%(default)s)")
     options = parser.parse_args()
-    images, runs, sizes = options.count, options.runs, (1000, options.large)
+    images, runs, sizes = options.count, options.runs, sorted({1000, options.large})
     if options.quick:
         images, runs, sizes = 200, 1, (200, 600)
     print(f"{'':36} {'':8} {'':8} {'spread':>8} {'peer':>8} {'ratio':>6}")
