@@ -277,15 +277,29 @@ static void add_chunk(const Sum *s, const float *x, const float *g, const Chunk 
         multiply_point(s, chunk, i / panels, i % panels);
 }
 
-static void add_share(const Sum *s, const Workspace *w, const float *x, const float *g, long share)
+static void add_share(const Sum *s, const Workspace *w, const float *x, const float *g, long share, long team)
 {
-    long team = omp_get_thread_num(), team_size = teams(s) == 1 ? omp_get_max_threads() : 1;
     long first = share * s->share, end = least(first + s->share, s->t.positions);
-    #pragma omp parallel num_threads(team_size)
     for (long start = first; start < end; start += s->chunk) {
         Chunk chunk = { start, least(start + s->chunk, end), w->data + team * data_floats(s),
                         w->gradients + team * gradient_floats(s), w->sums + share * sums_floats(s), start == first };
         add_chunk(s, x, g, &chunk);
+    }
+}
+
+static void add_shares(const Sum *s, const Workspace *w, const float *x, const float *g)
+{
+    if (teams(s) == 1) {
+        #pragma omp parallel
+        for (long share = 0; share < s->shares; share++)
+            add_share(s, w, x, g, share, 0);
+        return;
+    }
+    #pragma omp parallel for schedule(dynamic)
+    for (long share = 0; share < s->shares; share++) {
+        long team = omp_get_thread_num();
+        #pragma omp parallel num_threads(1)                  /* the loops within are this thread's alone */
+        add_share(s, w, x, g, share, team);
     }
 }
 
@@ -312,9 +326,7 @@ void filter_gradient(const Layer *l, const float *x, const float *g, float *dw, 
     Sum s = gradient_sum(l);
     Workspace w;
     lay_out(&s, aligned(workspace), &w);
-    #pragma omp parallel for schedule(dynamic) num_threads(teams(&s))
-    for (long share = 0; share < s.shares; share++)
-        add_share(&s, &w, x, g, share);
+    add_shares(&s, &w, x, g);
     #pragma omp parallel for schedule(static)
     for (long i = 0; i < s.t.groups * s.panels * s.t.c; i++)
         transform_sums(&s, &w, i / s.t.c, i % s.t.c, dw);
