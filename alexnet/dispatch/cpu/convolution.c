@@ -21,10 +21,10 @@
  *     over one pass in registers; sums of the passes are added up in `partial`, in order.
  *   - pass: position: tile of channels.  The lines of one position and pass stay in the first-level cache while the
  *     filters, packed [pass][tile][k][channel], stream in order from the second.
- *   - A task is a range of positions (image block, y, x) and of tiles.  Where one range takes all positions (dense
- *     layers), each filter is used by one task only, which packs it pass by pass while it asks the memory for those
- *     of the next pass, or reads it where it lies: such layers wait for the memory to bring the filters, once.
- *     Otherwise all are packed beforehand.
+ *   - A task is a range of positions (image block, y, x) and of tiles.  Where there are few positions (dense layers),
+ *     a task takes them all, so that each filter is used by one task, which packs it pass by pass or reads it where it
+ *     lies: such layers wait for the memory to bring the filters, once, and it brings long rows fastest.  Hence more
+ *     channels and shorter passes there.  Otherwise all filters are packed beforehand.
  *
  * Each output is summed by one thread in one order, whatever the tasks: the number of threads changes no bit.
  */
@@ -35,6 +35,10 @@
 enum { TASK_CHANNELS = 384 };            /* DEPTH * TASK_CHANNELS filters fill 3/8 of a 1 MiB second-level cache */
 enum { PARTIAL_BYTES = 320 << 10 };      /* bound of the partial sums of a task, in the same cache */
 enum { TASKS_PER_THREAD = 4 };
+
+/* For few positions, and where the channels of a term lie side by side. */
+enum { FEW_POSITIONS = 16, STREAM_CHANNELS = 1024, STREAM_DEPTH = DEPTH / 2, STREAM_PARTIAL_BYTES = 512 << 10 };
+enum { STREAM_TASKS_PER_THREAD = 2 };
 
 /* Shapes as they come from Python; the filters are (c / groups, rows, columns, o). */
 typedef struct { int64_t c, height, width, b, o, rows, columns, stride, pad, groups; } Layer;
@@ -81,7 +85,7 @@ static long tile_start(const Sum *s, long tile)
 
 static long pass_terms(const Sum *s, long pass) { return least(s->pass_depth, s->depth - pass * s->pass_depth); }
 
-static int streams(const Sum *s) { return s->position_ranges == 1; }
+static int streams(const Sum *s) { return s->positions <= FEW_POSITIONS; }
 
 /* Whether a tile reads its filters where they lie: used by one task, and the terms of a channel side by side. */
 static int in_place(const Sum *s, long tile)
@@ -92,9 +96,13 @@ static int in_place(const Sum *s, long tile)
 
 static void choose_tasks(Sum *s)
 {
-    long wanted = TASKS_PER_THREAD * omp_get_max_threads();
-    long channels = least(s->packed_o, TASK_CHANNELS);
-    s->task_positions = most(PARTIAL_BYTES / (channels * LINE * (long)sizeof(float)), 8);
+    long position_bytes = LINE * sizeof(float);
+    long channels = least(s->packed_o, TASK_CHANNELS), wanted = TASKS_PER_THREAD * omp_get_max_threads();
+    s->task_positions = streams(s) ? s->positions : most(PARTIAL_BYTES / (channels * position_bytes), 8);
+    if (streams(s) && s->o_step == 1) {
+        channels = least(STREAM_CHANNELS, STREAM_PARTIAL_BYTES / (s->positions * position_bytes));
+        wanted = STREAM_TASKS_PER_THREAD * omp_get_max_threads();
+    }
     s->position_ranges = parts(s->positions, s->task_positions);
     s->task_positions = parts(s->positions, s->position_ranges);
     s->tile_ranges = most(parts(s->packed_o, channels), parts(wanted, s->groups * s->position_ranges));
@@ -108,7 +116,7 @@ static void choose_blocking(Sum *s)
     s->plane = (s->padded_height * s->padded_width) | 1;        /* odd: channels spread over the sets of a cache */
     s->blocks = parts(s->b, LINE);
     s->positions = s->blocks * s->out_height * s->out_width;
-    s->passes = parts(s->depth, DEPTH);
+    s->passes = parts(s->depth, streams(s) && s->o_step == 1 ? STREAM_DEPTH : DEPTH);
     s->pass_depth = parts(s->depth, s->passes);
     choose_tiles(s);
     choose_tasks(s);
@@ -295,16 +303,6 @@ typedef struct {
     float *out;                          /* of the group */
 } Task;
 
-/* Ask the memory for a share of the filters that the next pass will pack, the share of one of `steps` tiles. */
-static void fetch_ahead(const Sum *s, const Workspace *w, const Task *task, long pass, long step, long steps)
-{
-    long n = pass_terms(s, pass + 1), o_end = least(tile_start(s, task->tile_end), s->o);
-    const long *filter_of = w->filter_of + (pass + 1) * s->pass_depth;
-    for (long k = n * step / steps; k < n * (step + 1) / steps; k++)
-        for (long o = tile_start(s, task->tile); o < o_end; o += CACHE_LINE / (long)sizeof(float))
-            __builtin_prefetch(task->filters + filter_of[k] + o, 0, 2);
-}
-
 /* All tiles of a task at one position, over one pass. */
 static void sum_position(const Sum *s, const Workspace *w, const Task *task, long pass, long position,
                          const float *packed, float *partial)
@@ -317,11 +315,8 @@ static void sum_position(const Sum *s, const Workspace *w, const Task *task, lon
     Target t = { .out_step = image * s->b, .images = s->b - block * LINE, .first = pass == 0,
                  .last = pass == s->passes - 1 };
     long start = tile_start(s, task->tile);
-    long tiles = task->tile_end - task->tile, steps = (task->position_end - task->position) * tiles;
     for (long tile = task->tile; tile < task->tile_end; tile++) {
         long o = tile_start(s, tile);
-        if (streams(s) && s->o_step == 1 && !t.last)
-            fetch_ahead(s, w, task, pass, (position - task->position) * tiles + tile - task->tile, steps);
         t.partial = partial + (o - start) * LINE;
         t.out = task->out + o * t.out_step + pixel * s->b + block * LINE;
         t.channels = s->o - o;
