@@ -26,7 +26,7 @@
  */
 #include "winograd.h"
 
-enum { CHUNK_BYTES = 6 << 20 };          /* of data and products: a thread's part of the third-level cache */
+enum { CHUNK_BYTES = 4 << 20 };          /* of data and products: a thread's part of the third-level cache */
 enum { CHUNKS_PER_THREAD = 4 };
 
 typedef struct {

@@ -11,23 +11,25 @@
  * The output channels are the vector axis of the products, so that no sum runs across a vector: the gradients of a tile
  * are turned over, from lines of images to lines of channels, before they are transformed.
  *
- * The loops.  The positions (a position is a tile of a block of LINE images) are cut into shares with sums of their own,
- * as many as the layer has work and memory for.  In a share, for a chunk of positions at a time, whose points stay in
- * the third-level cache:
+ * The loops.  Where the sums are small, the positions (a position is a tile of a block of LINE images) are cut into
+ * shares with sums of their own, as many as there is work for.  In a share, for a chunk of positions at a time, whose
+ * points stay in the third-level cache:
  *   1. for each c, position: the pixels of the tile become data points; for each line of o and each position: the
  *      gradients become points;
  *   2. for each point, line of o, tile of GRADIENT_ROWS c: a product, summed over the chunk in registers, then added.
  * At last the sums of the shares are added up and led back to filters.  Where there are as many shares as threads, each
- * thread takes a share after the other and waits for nobody.  Otherwise, for small batches, all threads work on one
- * chunk, with two barriers, which cost much on a machine that has other work to do.
+ * thread takes a share after the other and waits for nobody.  Otherwise, for small batches and for sums that would
+ * crowd the points out of the cache, all threads work on one chunk, with two barriers: as fast on an idle machine, slow
+ * on one that has other work to do.
  *
  * Shares and chunks do not depend on the number of threads, and each number is computed by one thread in one order: so
  * the number of threads changes no bit.
  */
 #include "winograd.h"
 
-enum { CHUNK_BYTES = 6 << 20 };         /* of points: what the third-level cache holds beside the sums */
-enum { SHARE_POSITIONS = 32, MOST_SHARES = 8, SUMS_BYTES = 64 << 20 };       /* of a share at least; of all at most */
+/* Points: a thread's part of the third-level cache, and of all threads together where there is one share. */
+enum { CHUNK_BYTES = 4 << 20, ONLY_CHUNK_BYTES = 8 << 20 };
+enum { SHARE_POSITIONS = 32, MOST_SHARES = 8, SHARE_SUMS_BYTES = 8 << 20 };      /* at least; at most; at most */
 enum { TERMS = 384 };                    /* of a product: 24 KiB of gradients in a first-level cache */
 enum { TASKS_PER_THREAD = 8 };
 
@@ -43,8 +45,9 @@ enum { TILE_FLOATS = GRADIENT_ROWS * LINE };
 enum { PANEL_FLOATS = (LINE | 1) * LINE };                        /* odd lines: points spread over the sets of a cache */
 
 typedef struct {
-    float *data;                         /* for each team of threads, [group][row tile][position][point][GRADIENT_ROWS c][LINE images] */
-    float *gradients;                    /* for each team, [group][panel][position][point][image][LINE channels] */
+    /* For each team of threads, of one chunk: */
+    float *data;                         /* [group][row tile][position][point][GRADIENT_ROWS c][LINE images] */
+    float *gradients;                    /* [group][panel][position][point][image][LINE channels] */
     float *sums;                         /* [share][point][group][panel][c][LINE channels] */
 } Workspace;
 
@@ -59,9 +62,10 @@ static Sum gradient_sum(const Layer *l)
     s.data_step = t.n * t.n * TILE_FLOATS;
     s.gradient_step = t.n * t.n * PANEL_FLOATS;
     long position_bytes = t.groups * (s.row_tiles * s.data_step + s.panels * s.gradient_step) * (long)sizeof(float);
-    long chunk = least(most(CHUNK_BYTES / position_bytes, 1), most(TERMS / s.lanes, 1));
-    long affordable = most(SUMS_BYTES / (sums_floats(&s) * (long)sizeof(float)), 1);
-    s.shares = most(least(least(t.positions / SHARE_POSITIONS, affordable), MOST_SHARES), 1);
+    int worth = sums_floats(&s) * (long)sizeof(float) <= SHARE_SUMS_BYTES;
+    s.shares = worth ? most(least(t.positions / SHARE_POSITIONS, MOST_SHARES), 1) : 1;
+    long bytes = s.shares > 1 ? CHUNK_BYTES : ONLY_CHUNK_BYTES;
+    long chunk = least(most(bytes / position_bytes, 1), most(TERMS / s.lanes, 1));
     s.share = parts(t.positions, s.shares);
     s.chunk = parts(s.share, parts(s.share, chunk));
     return s;
