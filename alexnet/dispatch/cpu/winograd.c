@@ -33,6 +33,7 @@ typedef struct {
     Tiling t;
     long chunk;                                         /* positions at a time */
     long channel_tiles, packed_o;
+    long filter_step;                                   /* floats from the filters of one point to those of the next */
 } Sum;
 
 typedef struct {
@@ -46,6 +47,7 @@ static Sum forward_sum(const Layer *l)
     Tiling t = tiling(l);
     Sum s = { .t = t, .channel_tiles = parts(t.o, FORWARD_ROWS) };
     s.packed_o = s.channel_tiles * FORWARD_ROWS;
+    s.filter_step = (parts(t.groups * s.packed_o * t.c, LINE) | 1) * LINE;         /* odd: see Tiling's step */
     long position_bytes = t.step * t.groups * (t.c + s.packed_o) * LINE * (long)sizeof(float);
     long chunks = most(parts(t.positions, most(CHUNK_BYTES / position_bytes, 1)),
                        CHUNKS_PER_THREAD * omp_get_max_threads());
@@ -83,7 +85,7 @@ static void filter_square(const Sum *s, const vector *g, vector *out)
 
 static long packed_filter(const Sum *s, long point, long group, long tile, long c)
 {
-    return (((point * s->t.groups + group) * s->channel_tiles + tile) * s->t.c + c) * FORWARD_ROWS;
+    return point * s->filter_step + ((group * s->channel_tiles + tile) * s->t.c + c) * FORWARD_ROWS;
 }
 
 /* The filters of the forward pass: a vector is the channels of a tile. */
@@ -94,11 +96,13 @@ static void transform_filters(const Sum *s, const float *w, float *filters)
     for (long i = 0; i < s->t.groups * s->channel_tiles * s->t.c; i++) {
         long c = i % s->t.c, tile = i / s->t.c % s->channel_tiles, group = i / s->t.c / s->channel_tiles;
         vector taps[MOST_POINTS * MOST_POINTS], out[MOST_POINTS * MOST_POINTS];
-        for (long k = 0; k < s->t.taps * s->t.taps; k++) {
-            long tap = tap_at(&s->t, c, k / s->t.taps, k % s->t.taps), o = tile * FORWARD_ROWS;
-            const float *from = w + (c / phases * size + tap) * all_o + group * s->t.o + o;
-            taps[k] = tap < 0 ? (vector){ 0 } : load_some(from, s->t.o - o);
-        }
+        long p = c % phases / s->t.stride, q = c % s->t.stride, o = tile * FORWARD_ROWS;
+        const float *filter = w + c / phases * size * all_o + group * s->t.o + o;
+        for (long i = 0, k = 0; i < s->t.taps; i++)
+            for (long j = 0; j < s->t.taps; j++, k++) {
+                long tap = tap_at(&s->t, p, q, i, j);
+                taps[k] = tap < 0 ? (vector){ 0 } : load_some(filter + tap * all_o, s->t.o - o);
+            }
         filter_square(s, taps, out);
         for (long point = 0; point < s->t.n * s->t.n; point++)
             memcpy(filters + packed_filter(s, point, group, tile, c), out + point, FORWARD_ROWS * sizeof(float));
@@ -133,7 +137,7 @@ static void transform_turned_filters(const Sum *s, const float *w, float *filter
 
 /* ---- products */
 
-/* The inner loop: FORWARD_ROWS channels by one line of images, summed over c; a channel is `step` floats from the next. */
+/* The inner loop: FORWARD_ROWS channels by one line of images, summed over c; channels are `step` floats apart. */
 NEVER_INLINE void multiply_tile(const float *data, const float *filters, long c, long step, float *products)
 {
     vector sum[FORWARD_ROWS][VECTORS];
@@ -197,7 +201,8 @@ static void store_outputs(const Sum *s, Position at, const float *outputs, float
     for (long i = 0; i < at.rows; i++)
         for (long j = 0; j < at.columns; j++) {
             float *to = image + ((at.row + i) * s->t.out_width + at.column + j) * s->t.b + at.block * LINE;
-            memcpy(to, outputs + (i * TILE + j) * LINE, at.images == LINE ? sizeof(float[LINE]) : at.images * sizeof(float));
+            long bytes = at.images == LINE ? sizeof(float[LINE]) : at.images * sizeof(float);       /* mostly a constant */
+            memcpy(to, outputs + (i * TILE + j) * LINE, bytes);
         }
 }
 
@@ -256,7 +261,7 @@ static void run(const Sum *s, const Workspace *w, const float *x, const float *f
 static char *lay_out(const Sum *s, char *start, Workspace *w)
 {
     long points = s->t.n * s->t.n, threads = omp_get_max_threads();
-    w->filters = piece(&start, points * s->t.groups * s->packed_o * s->t.c * sizeof(float));
+    w->filters = piece(&start, points * s->filter_step * sizeof(float));
     w->data = piece(&start, threads * data_floats(s) * sizeof(float));
     w->products = piece(&start, threads * product_floats(s) * sizeof(float));
     return start;

@@ -206,7 +206,7 @@ typedef struct {
     long groups, c, o, b;                               /* c and o of one group; c counts phases */
     long stride, pad, size, taps;                       /* taps: the size of a filter's largest phase */
     long height, width, out_height, out_width;
-    long n, step;                                       /* step: lines from the points of a channel to those of the next */
+    long n, step;                                       /* step: lines from the points of a channel to the next's */
     long tiles_y, tiles_x, blocks, positions;           /* positions: [tile row][tile column][block of LINE images] */
 } Tiling;
 
@@ -251,10 +251,10 @@ static int needs(const Tiling *t, Position at, long point)
     return (at.rows == TILE || point / t->n < t->n - 1) && (at.columns == TILE || point % t->n < t->n - 1);
 }
 
-/* Tap (i, j) of the phase of channel c: its row and column in the filter, or -1 where the phase has none. */
-static long tap_at(const Tiling *t, long c, long i, long j)
+/* Where tap (i, j) of phase (p, q) is in the filter, or -1 where the phase has none. */
+static long tap_at(const Tiling *t, long p, long q, long i, long j)
 {
-    long row = i * t->stride + c / t->stride % t->stride, column = j * t->stride + c % t->stride;
+    long row = i * t->stride + p, column = j * t->stride + q;
     return row < t->size && column < t->size ? row * t->size + column : -1;
 }
 

@@ -249,7 +249,7 @@ static void transform_sums(const Sum *s, const Workspace *w, long panel, long c,
             interpolate_square(8, 5, sums + v, taps + v);
     }
     for (long i = 0; i < t->taps * t->taps; i++) {
-        long tap = tap_at(t, c, i / t->taps, i % t->taps);
+        long tap = tap_at(t, c % phases / t->stride, c % t->stride, i / t->taps, i % t->taps);
         float *to = dw + (c / phases * t->size * t->size + tap) * t->groups * t->o + group * t->o + o;
         if (tap >= 0)
             memcpy(to, taps + i * LINE, channels * sizeof(float));
