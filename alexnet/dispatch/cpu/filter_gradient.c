@@ -19,7 +19,8 @@
  *
  * Where dw is wanted for nothing but an update of the filters, a task is one tile high and all channels wide.  It sums
  * its rows of dw in a scratch, which stays in the second-level cache, and hands them on one by one: dw is never written
- * to memory, and the update reads and writes it in order, as the memory likes it.
+ * to memory, and the update reads and writes it in order, as the memory likes it.  What the update will read is asked
+ * for meanwhile, panel by panel.
  */
 #include <stdint.h>
 #include <string.h>
@@ -49,7 +50,9 @@ typedef struct {
 
 /* What a row of dw is handed to: n numbers that belong at `start` in arrays shaped like the filters. */
 typedef void Receiver(void *const *arrays, const float *dw, long start, long n);
-typedef struct { Receiver *receive; void *const *arrays; } Update;
+
+/* arrays is handed through; those of `shaped`, up to a null pointer, are float arrays shaped like the filters. */
+typedef struct { Receiver *receive; void *const *arrays, *const *shaped; } Update;
 
 static void choose_chunks(Sum *s)
 {
@@ -203,13 +206,22 @@ typedef struct { long group, tile, tile_end, panel, panel_end; } Task;
 /* The terms from `term` of segment `segment` in image row y. */
 typedef struct { long y, segment, segments, term, run; } Chunk;
 
-/* Where a task's piece of dw lies, and the distance of its rows. */
-typedef struct { float *dw; long step; } Piece;
+/* Where a task's piece of dw lies, the distance of its rows, and what it is handed to, or null. */
+typedef struct { float *dw; long step; const Update *update; } Piece;
 
 /* Where a tile starts in dw. */
 static long tile_start(const Sum *s, long group, long tile, long panel)
 {
     return tile * GRADIENT_ROWS * s->all_o + group * s->o + panel * LINE;
+}
+
+/* Ask for what one panel's share of a tile's rows is of the arrays that an update reads and writes. */
+static void fetch_share(const Sum *s, const Update *update, long tile, long panel)
+{
+    long floats = GRADIENT_ROWS * s->all_o, start = tile * floats;
+    for (void *const *array = update->shaped; *array; array++)
+        for (long i = floats * panel / s->panels; i < floats * (panel + 1) / s->panels; i += CACHE_LINE / sizeof(float))
+            __builtin_prefetch((const float *)*array + start + i, 1, 2);
 }
 
 static void add_chunk(const Sum *s, const Workspace *w, const Task *task, const float *x, Chunk chunk, Piece piece)
@@ -222,6 +234,8 @@ static void add_chunk(const Sum *s, const Workspace *w, const Task *task, const 
     for (long p = task->panel; p < task->panel_end; p++) {
         const float *panel = w->panels + ((task->group * s->panels + p) * s->out_height * terms + first_term) * LINE;
         t.channels = s->o - p * LINE;
+        if (piece.update && t.first)
+            fetch_share(s, piece.update, task->tile, p);
         for (long tile = task->tile; tile < task->tile_end; tile++) {
             const float *rows[GRADIENT_ROWS];
             for (long r = 0; r < GRADIENT_ROWS; r++)
@@ -250,7 +264,7 @@ static void update_task(const Sum *s, const Workspace *w, const Task *task, cons
 {
     long step = scratch_step(s), start = tile_start(s, task->group, task->tile, 0);
     float *dw = w->scratch + omp_get_thread_num() * GRADIENT_ROWS * step;
-    run_task(s, w, task, x, (Piece){ dw, step });
+    run_task(s, w, task, x, (Piece){ dw, step, update });
     for (long r = 0; r < least(GRADIENT_ROWS, s->filter_rows - task->tile * GRADIENT_ROWS); r++)
         update->receive(update->arrays, dw + r * step, start + r * s->all_o, s->o);
 }
@@ -288,7 +302,7 @@ static void run(const Sum *s, const Workspace *w, const float *x, const float *g
         if (update)
             update_task(s, w, &task, images, update);
         else
-            run_task(s, w, &task, images, (Piece){ dw + tile_start(s, task.group, task.tile, task.panel), s->all_o });
+            run_task(s, w, &task, images, (Piece){ dw + tile_start(s, task.group, task.tile, task.panel), s->all_o, 0 });
     }
 }
 
@@ -313,12 +327,12 @@ void filter_gradient(const Layer *l, const float *x, const float *g, float *dw, 
     run(&s, &w, x, g, dw, 0);
 }
 
-/* receive(arrays, …) gets all pieces of dw, from several threads at once. */
+/* receive(arrays, …) gets all pieces of dw, from several threads at once; shaped: see Update. */
 void filter_gradient_update(const Layer *l, const float *x, const float *g, Receiver *receive, void *const *arrays,
-                            char *workspace)
+                            void *const *shaped, char *workspace)
 {
     Sum s = gradient_sum(l, 1);
     Workspace w;
     lay_out(&s, aligned(workspace), &w, 1);
-    run(&s, &w, x, g, 0, &(Update){ receive, arrays });
+    run(&s, &w, x, g, 0, &(Update){ receive, arrays, shaped });
 }

@@ -112,7 +112,7 @@ def filter_gradient_update(op, node):
         in_order = all(arrays[n].flags.c_contiguous and arrays[n].size == math.prod(filters) for n in full)
         if in_order and x.shape[3] == g.shape[3]:
             layer = convolution.Layer(*x.shape, g.shape[0], int(rows), int(columns), *op.gradient.geometry)
-            _run(x, g, layer, build.load(source, "update").receive, arrays)
+            _run(x, g, layer, build.load(source, "update").receive, arrays, full)
             return [arrays[op.destroy_map[n][0] - 4] for n in range(len(op.destroy_map))]
         dw = pool.empty(filters, np.float32)
         convolution.filter_gradient(x, g, *op.gradient.geometry, dw)
@@ -141,12 +141,16 @@ def row_source(update, place):
     return elemwise.PROLOGUE + ROW.format(arrays=f"\n{16 * ' '}".join(names), **body), full
 
 
-def _run(x, g, layer, receive, arrays):
-    """Call filter_gradient.c: every row of the gradient goes to receive, with the addresses of the arrays."""
+def _run(x, g, layer, receive, arrays, full):
+    """Call filter_gradient.c: every row of the gradient goes to receive, with the addresses of the arrays.
+
+    full  which of the arrays are shaped like the filters; they are read ahead
+    """
     functions, sizes = build.library("filter_gradient"), (ctypes.c_int64 * len(layer))(*layer)
     workspace_bytes = functions.filter_gradient_update_workspace
     workspace_bytes.restype = ctypes.c_int64
     workspace = pool.empty((workspace_bytes(sizes),), np.uint8)
     addresses = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
+    shaped = (ctypes.c_void_p * (len(full) + 1))(*(addresses[n] for n in full), None)
     pointers = [ctypes.c_void_p(array.ctypes.data) for array in (x, g, workspace)]
-    functions.filter_gradient_update(sizes, *pointers[:2], receive, addresses, pointers[2])
+    functions.filter_gradient_update(sizes, *pointers[:2], receive, addresses, shaped, pointers[2])
