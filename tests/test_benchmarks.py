@@ -194,6 +194,7 @@ def test_every_node_of_a_step_has_its_layer_and_pass(tiny_step):
     assert names >= wanted
     assert names >= apart or names >= fused
     assert "conv1 input gradient" not in names
+    assert [node.name for node in tiny_step[1]].count("fc4 forward") == 1, "nothing is computed twice"
 
 
 def test_the_nodes_add_up_to_the_step(tiny_step):

@@ -11,9 +11,9 @@ from pytensor.compile.builders import OpFromGraph
 from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
-from pytensor.graph.replace import clone_replace
 from pytensor.graph.rewriting.basic import GraphRewriter
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
+from pytensor.graph.traversal import toposort
 from pytensor.link.vm import VMLinker
 from pytensor.scalar import Composite
 
@@ -62,9 +62,16 @@ class InlineGraphs(GraphRewriter):
     def apply(self, fgraph):
         while nodes := [node for node in fgraph.toposort() if isinstance(node.op, OpFromGraph)]:
             for node in nodes:
-                inputs = dict(zip(node.op.inner_inputs, node.inputs, strict=True))
-                outputs = clone_replace(node.op.inner_outputs, inputs)
-                fgraph.replace_all(list(zip(node.outputs, outputs, strict=True)), reason="inline graph")
+                fgraph.replace_all(list(zip(node.outputs, inlined(node), strict=True)), reason="inline graph")
+
+
+def inlined(node):
+    """The outputs of a node that holds a graph, computed by that graph's own nodes from the node's inputs."""
+    values = dict(zip(node.op.inner_inputs, node.inputs, strict=True))
+    for inner in toposort(node.op.inner_outputs):
+        outputs = inner.clone_with_new_inputs([values.get(variable, variable) for variable in inner.inputs]).outputs
+        values.update(zip(inner.outputs, outputs, strict=True))
+    return [values[variable] for variable in node.op.inner_outputs]
 
 
 class UseKernels(GraphRewriter):
