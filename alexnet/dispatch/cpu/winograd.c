@@ -28,6 +28,7 @@
 
 enum { CHUNK_BYTES = 4 << 20 };          /* of data and products: a thread's part of the third-level cache */
 enum { CHUNKS_PER_THREAD = 4 };
+enum { FETCHED = 8 };                    /* filters are asked for so many before they are written */
 
 typedef struct {
     Tiling t;
@@ -104,8 +105,11 @@ static void transform_filters(const Sum *s, const float *w, float *filters)
                 taps[k] = tap < 0 ? (vector){ 0 } : load_some(filter + tap * all_o, s->t.o - o);
             }
         filter_square(s, taps, out);
-        for (long point = 0; point < s->t.n * s->t.n; point++)
-            memcpy(filters + packed_filter(s, point, group, tile, c), out + point, FORWARD_ROWS * sizeof(float));
+        for (long point = 0; point < s->t.n * s->t.n; point++) {
+            float *to = filters + packed_filter(s, point, group, tile, c);
+            __builtin_prefetch(to + FETCHED * FORWARD_ROWS, 1);
+            memcpy(to, out + point, FORWARD_ROWS * sizeof(float));
+        }
     }
 }
 
@@ -128,6 +132,8 @@ static void transform_turned_filters(const Sum *s, const float *w, float *filter
         }
         for (long point = 0; point < s->t.n * s->t.n; point++) {
             float *to = filters + packed_filter(s, point, group, tile, c);
+            for (long lane = 0; lane < LANES; lane++)
+                __builtin_prefetch(to + (LANES + lane) * FORWARD_ROWS, 1);
             for (long lane = 0; lane < least(LANES, s->t.c - c); lane++)
                 for (long r = 0; r < FORWARD_ROWS; r++)
                     to[lane * FORWARD_ROWS + r] = out[r][point][lane];
