@@ -138,4 +138,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))          # so that the benchmark that runs is ended, too
     raise SystemExit(main())
