@@ -13,8 +13,8 @@ memory is the resident set of the program: of validating in a program that has d
 thereafter.  bfloat16 autocast is shown for information, until a batch has shown it to be slower than float32.
 
 Then come ours on 2 threads to ours on 1 and the cost of an image at the smallest batch to that at 128, again programs
-in turn, for 128 images each after a step that does not count, as in a training that goes on; and the training step of both sides held to AVX2 (ALEXNET_TILES=avx2, ONEDNN_MAX_CPU_ISA=AVX2), where the
-processor has more than that.
+in turn, for 128 images each after a step that does not count, as in a training that goes on; and the training step of
+both sides held to AVX2 (ALEXNET_TILES=avx2, ONEDNN_MAX_CPU_ISA=AVX2), where the processor has more than that.
 """
 
 import argparse
