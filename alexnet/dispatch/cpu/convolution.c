@@ -40,9 +40,6 @@ enum { TASKS_PER_THREAD = 4 };
 enum { FEW_POSITIONS = 16, STREAM_CHANNELS = 1024, STREAM_DEPTH = DEPTH / 2, STREAM_PARTIAL_BYTES = 512 << 10 };
 enum { STREAM_TASKS_PER_THREAD = 2 };
 
-/* Shapes as they come from Python; the filters are (c / groups, rows, columns, o). */
-typedef struct { int64_t c, height, width, b, o, rows, columns, stride, pad, groups; } Layer;
-
 /* One sum of products, of either kind.  Per group: c input channels, o output channels. */
 typedef struct {
     long groups, c, o, b, depth;                        /* depth = c * rows * columns: the terms of a sum */

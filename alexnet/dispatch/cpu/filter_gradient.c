@@ -29,9 +29,6 @@
 enum { TASK_ROWS = 288, TASK_CHANNELS = 192 };      /* 216 KiB of dw, as much of g, and x, in a second-level cache */
 enum { TASKS_PER_THREAD = 4 };
 
-/* Shapes as they come from Python; the filters are (c / groups, rows, columns, o). */
-typedef struct { int64_t c, height, width, b, o, rows, columns, stride, pad, groups; } Layer;
-
 typedef struct {
     long groups, c, o, all_o, b, pad, stride;                /* c and o of one group */
     long columns, rows, height, width, padded_height, padded_width, out_height, out_width;

@@ -20,6 +20,8 @@
 #ifndef TILES_H
 #define TILES_H
 
+#include <stdint.h>
+
 #if !defined(TILE_AVX512) && !defined(TILE_AVX2) && !defined(TILE_NEON) && !defined(TILE_PORTABLE)
 #if defined(__AVX512F__)
 #define TILE_AVX512
@@ -46,6 +48,9 @@ enum { LINE = VECTORS * LANES };     /* floats of one line: images (forward) or 
 enum { SMALL_ROWS = 4 };             /* the forward tile for what FORWARD_ROWS does not divide */
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+/* A convolution's shapes as they come from Python; the filters are (c / groups, rows, columns, o). */
+typedef struct { int64_t c, height, width, b, o, rows, columns, stride, pad, groups; } Layer;
 
 #ifdef _OPENMP
 #include <omp.h>

@@ -186,12 +186,15 @@ static void multiply_point(const Sum *s, const float *filters, long point, long 
     long step = s->t.step * LINE;
     data += group * s->chunk * s->t.c * step + point * LINE;
     products += group * s->chunk * s->packed_o * step + point * LINE;
-    for (long p = first; p < end; p++, data += s->t.c * step, products += s->packed_o * step)
-        for (long tile = 0; tile < s->channel_tiles && needs(&s->t, position_at(&s->t, p), point); tile++) {
+    for (long p = first; p < end; p++, data += s->t.c * step, products += s->packed_o * step) {
+        if (!needs(&s->t, position_at(&s->t, p), point))
+            continue;
+        for (long tile = 0; tile < s->channel_tiles; tile++) {
             float *to = products + tile * FORWARD_ROWS * step;
             fetch_ahead(s, data + s->t.c * step, to + FORWARD_ROWS * step, tile, step);
             multiply_tile(data, filters + packed_filter(s, point, group, tile, 0), s->t.c, step, to);
         }
+    }
 }
 
 /* ---- outputs: y = E' m E */

@@ -29,9 +29,6 @@
 
 enum { TILE = 4, MOST_POINTS = 8 };        /* outputs of a tile, and points, in one dimension */
 
-/* Shapes as they come from Python; the filters are (c / groups, rows, columns, o). */
-typedef struct { int64_t c, height, width, b, o, rows, columns, stride, pad, groups; } Layer;
-
 /* The pairs of points +-root; products of (z^2 - square) over all pairs and over all others, coefficients upwards. */
 typedef struct { float root[3], square[3], inverse[4], all[4], others[3][3]; } Points;
 
