@@ -116,7 +116,14 @@ def listing(kind):
     return Annotated[tuple[kind, ...], BeforeValidator(as_tuple)]
 
 
+def device_name(value):
+    if not re.fullmatch(r"auto|cpu|cuda[0-9]+", value):
+        raise ValueError("be auto, cpu, or cuda and a number, as cuda0")
+    return value
+
+
 Text = Annotated[str, Field(min_length=1)]
+DeviceName = Annotated[str, AfterValidator(device_name)]
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -134,8 +141,12 @@ class Config(BaseModel):
     classes: Annotated[int, Field(ge=2)] | None
     resume_train: Annotated[Text | None, BeforeValidator(as_resume)]
 
-    devices: Annotated[listing(Literal["cpu"]), Field(min_length=1)]
-    engine: Literal["auto", "cpu", "reference"]
+    devices: Annotated[listing(DeviceName), Field(min_length=1)]
+    rank: Annotated[int, Field(ge=0)] | None
+    size: Count | None
+    device: DeviceName | None
+    engine: Literal["auto", "cpu", "jax", "reference"]
+    precision: Literal["float32", "tf32", "bfloat16"]
     threads: Count | None
     tiles: Literal["auto", "avx512", "avx2", "neon", "portable"]
 
@@ -163,6 +174,10 @@ class Config(BaseModel):
     para_load: bool
     slots: Annotated[int, Field(ge=2)]
 
+    exchange: Literal["peer"]
+    exchange_what: Literal["weights_and_momentum", "gradients"]
+    average_every: Count
+
     random_seed: Annotated[int, Field(ge=0, lt=2**32)]
 
     validation: bool
@@ -180,9 +195,17 @@ class Config(BaseModel):
             raise ValueError(
                 f"warmup_epochs must be less than n_epochs = {self.n_epochs}, got {self.warmup_epochs}"
             )
-        if len(self.devices) > 1:
-            devices = list(self.devices)
-            raise ValueError(f"devices must name one device, as long as workers exchange nothing, got {devices}")
+        given = {name: value for name in ("rank", "size", "device") if (value := getattr(self, name)) is not None}
+        if given and len(given) < 3:
+            told = ", ".join(f"{name}={value}" for name, value in given.items())
+            raise ValueError(f"a worker started by hand needs rank, size and device together, got only {told}")
+        if given and self.rank >= self.size:
+            raise ValueError(f"rank must be 0 to {self.size - 1} for size={self.size}, got {self.rank}")
+        if self.exchange_what == "gradients" and self.average_every > 1:
+            raise ValueError(
+                f"average_every must be 1 when gradients are exchanged, because each is used in its step alone, "
+                f"got {self.average_every}"
+            )
         if self.use_nesterov_momentum and not self.use_momentum:
             raise ValueError("use_nesterov_momentum is true but use_momentum is false: set both or neither")
         if self.lr_policy == "auto" and not self.validation:
