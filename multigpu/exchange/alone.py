@@ -1,0 +1,21 @@
+"""The exchange of a single worker: there is nobody to exchange with."""
+
+import numpy as np
+
+from multigpu.exchange import Agreed, Exchange
+
+
+class Alone(Exchange):
+    """What multigpu.exchange promises, for one worker."""
+
+    def __init__(self, network):
+        self.step = network.train
+
+    def after_step(self, step, cost, error, rate, stop, last):
+        return Agreed(float(cost), float(error), stop)
+
+    def total(self, values, stop):
+        return np.array(values, dtype=np.float64), stop
+
+    def close(self):
+        """There is nothing to let go of."""

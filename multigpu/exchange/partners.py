@@ -1,0 +1,132 @@
+"""The other workers of a run: what is said to them, and what is heard.
+
+    Hello(step, device, pid, settings, state)   who one is; all must be alike in settings, position and weights
+    Reach(step, sentence)                       whether all partners' memory can be had, or why not
+    Export(step, handle)                        where one's flat buffer lies
+    Ready(step, cost, error, stop)              my arrays of this step lie in my buffer: they may be read
+    Done(step)                                  I have read yours and written mine: you may change them
+    Totals(step, values, stop)                  what I add to a sum over all workers
+    Closed(step)                                I have let go of your buffer: you may free it
+
+A message to all followed by one from each is a barrier.  Each says the step it belongs to, so that two workers that
+have lost each other say so, instead of averaging what does not belong together.  A dead partner is an EOF.
+
+Source: Ding et al. 2014, section 4.3 (context syncing and additional message communications).
+"""
+
+from multiprocessing import connection
+from typing import Any, NamedTuple
+
+
+class Hello(NamedTuple):
+    """The first message; step is the number of steps done, settings a dict, state a checksum of the network's."""
+
+    step: int
+    device: str
+    pid: int
+    settings: Any
+    state: Any
+
+
+class Reach(NamedTuple):
+    """Whether the partners' memory can be reached: None, or a sentence why not."""
+
+    step: int
+    sentence: str | None
+
+
+class Export(NamedTuple):
+    """The handle of the flat buffer."""
+
+    step: int
+    handle: Any
+
+
+class Ready(NamedTuple):
+    """The arrays of this step lie in this worker's buffer, none of them still on its way."""
+
+    step: int
+    cost: float
+    error: float
+    stop: bool
+
+
+class Done(NamedTuple):
+    """What this worker reads and writes in its partners' buffers has ended."""
+
+    step: int
+
+
+class Totals(NamedTuple):
+    """Values to be summed over the workers; step counts these sums."""
+
+    step: int
+    values: tuple[float, ...]
+    stop: bool
+
+
+class Closed(NamedTuple):
+    """The partners' buffers are closed here."""
+
+    step: int
+
+
+class PartnerDied(RuntimeError):
+    """Another worker is gone; the message says which."""
+
+
+class OutOfStep(RuntimeError):
+    """Another worker is not where this one is; the message says where both are."""
+
+
+class Partners:
+    """The line to every other worker.
+
+    rank   of this worker
+    pipes  {rank: Connection} to each of the others, which holds the only other end
+    """
+
+    def __init__(self, rank, pipes):
+        self.rank, self.size = rank, len(pipes) + 1
+        self._pipes = dict(sorted(pipes.items()))
+        self._names = {other: f"worker {other}" for other in pipes}
+
+    def tell(self, message):
+        """Send a message to every partner; raises PartnerDied."""
+        for other, pipe in self._pipes.items():
+            try:
+                pipe.send(message)
+            except ConnectionError as error:
+                raise self._died(other) from error
+
+    def hear(self, kind, step):
+        """{rank: message}, one from each partner, in the order of their ranks.
+
+        Raises PartnerDied as soon as one is gone, also while another lets wait; OutOfStep for a message of another
+        kind or step.
+        """
+        heard, waiting = {}, {pipe: other for other, pipe in self._pipes.items()}
+        while waiting:
+            for pipe in connection.wait(waiting):
+                other = waiting.pop(pipe)
+                heard[other] = self._receive(other, pipe, kind, step)
+        return dict(sorted(heard.items()))
+
+    def name(self, other, pid):
+        """Tell a partner's process apart in messages."""
+        self._names[other] = f"worker {other} (pid {pid})"
+
+    def _receive(self, other, pipe, kind, step):
+        try:
+            message = pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            raise self._died(other) from error
+        if isinstance(message, kind) and message.step == step:
+            return message
+        raise OutOfStep(
+            f"{self._names[other]} says {type(message).__name__} of step {message.step}, worker {self.rank} waits for "
+            f"{kind.__name__} of step {step}: their runs have parted; start all workers anew from one checkpoint"
+        )
+
+    def _died(self, other):
+        return PartnerDied(f"{self._names[other]} has died; worker {self.rank} cannot go on without it")
