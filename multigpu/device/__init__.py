@@ -1,19 +1,62 @@
-"""Devices: where buffers lie, and how another process sees them.
-
-A device is six verbs, the same on each:
+"""Devices: where buffers lie, how they are moved and averaged, and how another process sees them.
 
     allocate(nbytes) -> buffer          buffer.handle can be sent to another process, which there calls
     open(handle) -> buffer              the same bytes; close it before its owner closes the original
-    buffer.array(shape, dtype)          the bytes as an array
+    buffer.part(offset, nbytes)         a piece of it, itself a buffer; handle.part(offset, nbytes) names one
+    buffer.array(shape, dtype)          its first bytes as what a step of the engine takes
+    staging(buffer, shape, dtype)       host memory to fill before upload(): an ndarray
+    upload(buffer, array)               an array of the engine, or an ndarray, into the buffer; may end later
+    download(array, buffer)             the buffer into an ndarray; has ended on return
+    unpack(buffer, shapes)              float32 arrays that lie end to end in it, as arrays that the engine may keep
     copy(destination, source)           between two buffers of one size; may end later than the call
-    synchronise()                       wait for every copy; only then tell another process of it
+    mean(destination, sources, also)    float32, element by element: their sum in this order, divided by their number;
+                                        `also` are buffers that get the same; may end later than the call
+    synchronise()                       wait for all of these; only then tell another process of it
+    can_reach(name)                     None, or a sentence why buffers of the device of that name cannot be opened
     close()                             of one buffer, or of the device with all its buffers
 
 A copy on a GPU does not wait for the host, so the order is always copy, synchronise, message.
 
-Source: Ding et al. 2014, section 4.3.
+mean() gives the same bits on every device: IEEE 754 rounds each sum and the quotient of two float32 correctly, both
+devices take the sources in the order given, the division is a division, subnormal numbers are kept, and with no
+multiplication there is nothing to fuse.
+
+Source: Ding et al. 2014, sections 2.2 and 4.3.
 """
+
+import pkgutil
+import re
+
+MOST_SOURCES = 16                                # buffers that one mean() takes: the parameters of the CUDA kernel
 
 
 class DeviceError(RuntimeError):
-    """A buffer that cannot be had, or may not be used; the message is one sentence."""
+    """A device or a buffer that cannot be had, or may not be used; the message is one sentence."""
+
+
+def open_device(name, on_host=True):
+    """The device of a name of config.devices: "cpu", or "cuda" and a number.
+
+    on_host  True where the engine computes with NumPy arrays (cpu, reference): a CUDA device then copies what it
+             hands to the engine, and knows nothing of JAX; False: the engine is JAX, which owns its memory
+    By name, so that only a run on a GPU imports PyCUDA.  Raises DeviceError, with the cure, for what is not there.
+    """
+    if name == "cpu":
+        return pkgutil.resolve_name("multigpu.device.host:HostDevice")(copies=not on_host)
+    return pkgutil.resolve_name("multigpu.device.cuda:CudaDevice")(number_of(name), on_host)
+
+
+def number_of(name):
+    """The N of "cudaN"; raises DeviceError for any other name."""
+    if not re.fullmatch(r"cuda\d{1,4}", name):
+        raise DeviceError(f"a device is called cpu, or cuda and a number as in cuda0, got {name!r}")
+    return int(name.removeprefix("cuda"))
+
+
+def check_mean(destination, sources, also):
+    """Raise ValueError unless these buffers can be averaged."""
+    if not 1 <= len(sources) <= MOST_SOURCES:
+        raise ValueError(f"mean() takes 1 to {MOST_SOURCES} sources, got {len(sources)}")
+    sizes = {buffer.nbytes for buffer in (destination, *sources, *also)}
+    if len(sizes) > 1 or destination.nbytes % 4:
+        raise ValueError(f"mean() takes buffers of float32 of one size, got {sorted(sizes)} bytes")

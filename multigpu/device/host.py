@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from multigpu.device import DeviceError
+from multigpu.device import DeviceError, check_mean
+
+PIECE = 1 << 16                                  # floats averaged at a time: sources and sum stay in the L2 cache
 
 
 class HostHandle(NamedTuple):
@@ -34,25 +36,30 @@ class HostHandle(NamedTuple):
 class HostBuffer:
     """`handle.nbytes` bytes of shared memory, zero when new."""
 
-    def __init__(self, fd, handle, owned):
+    def __init__(self, handle, fd, owned=False, whole=None):
         self.nbytes = handle.nbytes
         self._handle = handle
-        self._memory = mmap.mmap(fd, handle.offset + handle.nbytes)
+        self._memory = mmap.mmap(fd, handle.offset + handle.nbytes) if whole is None else None
         self._fd = fd if owned else None         # the owner's fd is what the handle names
+        self._whole = whole                      # of a part: the buffer whose memory it is
 
     @property
     def handle(self):
         """What another process needs to open this buffer, as long as it is open here."""
-        self._check_open()
+        self._mapped()
         return self._handle
+
+    def part(self, offset, nbytes):
+        """`nbytes` bytes of this buffer from `offset` on; open as long as the whole is, and closing it does nothing."""
+        self._mapped()
+        return HostBuffer(self._handle.part(offset, nbytes), None, whole=self._whole or self)
 
     def array(self, shape, dtype):
         """The first bytes as an ndarray, not a copy; a view held after close() keeps the memory mapped."""
-        self._check_open()
-        dtype = np.dtype(dtype)
+        memory, dtype = self._mapped(), np.dtype(dtype)
         if prod(shape) * dtype.itemsize > self.nbytes:
             raise ValueError(f"an array of {dtype} {tuple(shape)} does not fit a buffer of {self.nbytes} bytes")
-        return np.frombuffer(self._memory, dtype, prod(shape), self._handle.offset).reshape(shape)
+        return np.frombuffer(memory, dtype, prod(shape), self._handle.offset).reshape(shape)
 
     def close(self):
         """Let go of the memory; calling it again does nothing."""
@@ -61,15 +68,24 @@ class HostBuffer:
             os.close(self._fd)
             self._fd = None
 
-    def _check_open(self):
-        if self._memory is None:
+    def _mapped(self):
+        """The mapped memory; raises DeviceError when it is closed."""
+        memory = (self._whole or self)._memory
+        if memory is None:
             raise DeviceError(f"this buffer of {self.nbytes} bytes is closed; use it before close() or open it anew")
+        return memory
 
 
 class HostDevice:
-    """Shared memory of this machine, with the six verbs of multigpu.device."""
+    """Shared memory of this machine, with the verbs of multigpu.device.
 
-    def __init__(self):
+    copies  True: unpack() copies, for an engine that takes an array to be its own; False: it hands out views
+    """
+
+    name = "cpu"
+
+    def __init__(self, copies=False):
+        self._copies = copies
         self._buffers = []
 
     def allocate(self, nbytes):
@@ -81,7 +97,7 @@ class HostDevice:
         fd = os.memfd_create("buffer")
         try:
             os.ftruncate(fd, nbytes)
-            buffer = HostBuffer(fd, HostHandle(os.getpid(), fd, os.fstat(fd).st_ino, nbytes), owned=True)
+            buffer = HostBuffer(HostHandle(os.getpid(), fd, os.fstat(fd).st_ino, nbytes), fd, owned=True)
         except OSError as error:
             os.close(fd)
             raise DeviceError(f"no {nbytes} bytes of shared memory are to be had: {error.strerror}") from error
@@ -103,9 +119,33 @@ class HostDevice:
                     f"{path} is another file now: inode {found.st_ino} of {found.st_size} bytes, "
                     f"not {handle.inode} of at least {handle.offset + handle.nbytes}; its owner has closed the buffer"
                 )
-            return self._keep(HostBuffer(fd, handle, owned=False))
+            return self._keep(HostBuffer(handle, fd))
         finally:
             os.close(fd)                         # the mapping stays
+
+    def staging(self, buffer, shape, dtype):
+        """The buffer's own memory: what is filled in there needs no upload."""
+        return buffer.array(shape, dtype)
+
+    def upload(self, buffer, array):
+        """Copy an array into the first bytes of the buffer; nothing where these are the array's own memory."""
+        array = np.asarray(array)
+        place = buffer.array(array.shape, array.dtype)
+        if not same_memory(place, array):
+            np.copyto(place, array)
+
+    def download(self, array, buffer):
+        """Copy the first bytes of the buffer into an ndarray; nothing where these are its own memory."""
+        place = buffer.array(array.shape, array.dtype)
+        if not same_memory(place, array):
+            np.copyto(array, place)
+
+    def unpack(self, buffer, shapes):
+        """The float32 arrays of `shapes` that lie end to end in the buffer, as a list of views or of copies."""
+        flat = buffer.array((sum(map(prod, shapes)),), np.float32)
+        pieces = np.split(flat, np.cumsum([prod(shape) for shape in shapes])[:-1])
+        arrays = [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+        return [array.copy() for array in arrays] if self._copies else arrays
 
     def copy(self, destination, source):
         """Copy all bytes of buffer `source` to buffer `destination`, of the same size; done on return."""
@@ -113,8 +153,32 @@ class HostDevice:
             raise ValueError(f"cannot copy {source.nbytes} bytes to a buffer of {destination.nbytes}")
         np.copyto(destination.array((destination.nbytes,), np.uint8), source.array((source.nbytes,), np.uint8))
 
+    def mean(self, destination, sources, also=()):
+        """Fill `destination`, and the buffers of `also`, with the mean of `sources`; done on return.
+
+        Each may be among the sources.  Piece by piece, so that each byte crosses the memory bus once each way.
+        """
+        check_mean(destination, sources, also)
+        n = destination.nbytes // 4
+        results, terms = ([buffer.array((n,), np.float32) for buffer in buffers]
+                          for buffers in ((destination, *also), sources))
+        room = np.empty(min(n, PIECE), np.float32)
+        for start in range(0, n, PIECE):
+            piece = slice(start, start + PIECE)
+            total = room[: n - start]
+            np.copyto(total, terms[0][piece])
+            for term in terms[1:]:
+                np.add(total, term[piece], out=total)
+            np.divide(total, np.float32(len(sources)), out=total)
+            for result in results:
+                result[piece] = total
+
     def synchronise(self):
         """Wait for every copy: on the host each has ended before its call returned."""
+
+    def can_reach(self, name):
+        """None for the cpu, else a sentence: host buffers can be opened by whoever shares this machine's memory."""
+        return None if name == "cpu" else f"the cpu cannot open buffers that lie on {name}"
 
     def close(self):
         """Close every buffer allocated or opened here, the last first."""
@@ -130,3 +194,8 @@ class HostDevice:
 
     def __exit__(self, *error):
         self.close()
+
+
+def same_memory(one, other):
+    """Whether two arrays of one shape and dtype are the same elements in memory."""
+    return one.ctypes.data == other.ctypes.data and one.strides == other.strides
