@@ -2,14 +2,15 @@
 
 python -m benchmarks.table1 [--quick] [--json FILE] [--batch 256] [--iterations 3]
 
-One worker, real files of made images: ours reads batch files as train.py does, with the loader process and without.
-The peer is the same network in PyTorch (channels_last), whose DataLoader decodes, resizes, crops and mirrors the
-JPEGs that the batch files were made from, with one process and with none.  Ours runs, then PyTorch, then ours again.
-With parallel loading the first iteration of a turn is not counted, because its images were read while the other ran.
-A figure is 20 times the median of the iterations timed, of which `runs` and `peer runs` say how many; the paper timed
-20.
+Real files of made images.  Ours is train.py itself, started anew for each turn: one worker, with the loader process and
+without, and two workers of 128 images each on the same cores, that exchange weights and momentum after each iteration
+and share them: what they cost more than one is what exchanging costs, for there is no second device to gain.  The peer
+is the same network in PyTorch (channels_last), whose DataLoader decodes, resizes, crops and mirrors the JPEGs that the
+batch files were made from, with one process and with none.  Ours runs, then PyTorch, then ours again.  The first
+iteration of a turn is not counted.  A figure is 20 times the median of the iterations timed, of which `runs` and
+`peer runs` say how many; the paper timed 20.
 
-On one Titan Black the paper has 32.76 s with parallel loading and 43.52 s without (cuDNN R2).
+On one Titan Black the paper has 32.76 s with parallel loading and 43.52 s without; on two 19.72 and 26.23 s (cuDNN R2).
 
 Source: Ding et al. 2014, table 1.
 """
@@ -17,48 +18,62 @@ Source: Ding et al. 2014, table 1.
 import argparse
 import contextlib
 import importlib.util
-import itertools
 import pathlib
+import shutil
+import subprocess
+import sys
 import tempfile
 
 import numpy as np
 from PIL import Image
 
+from alexnet.recorder import read_records
 from benchmarks import report
-from benchmarks.program import Program, serve, warm_up
+from benchmarks.program import Program, environment, last_line, serve
 
-OURS, PYTORCH = "ours", "PyTorch"
-KINDS = ("parallel", "serial")
-TURNS = (OURS, PYTORCH, OURS)
+OURS, TWO, PYTORCH = "one worker", "two workers", "PyTorch"
+KINDS = {"parallel": "yes", "serial": "no"}
+TURNS = (OURS, TWO, PYTORCH, OURS)
 SIZE = 227
+TRAIN_PY = pathlib.Path(__file__).parents[1] / "train.py"
 
 
 # ---- the programs measured
 
 
-def our_iterations(data, batch):
-    """Kind of loading -> function that makes one iteration of training on the batch files of `data`."""
-    from alexnet.augment import crop_stream, draw_crop
-    from alexnet.compile import Network
-    from alexnet.data import Request, open_dataset
-    from alexnet.models import AlexNet
-    from alexnet.updates import momentum_sgd
-    from multigpu.loader import ParallelBatches, SerialBatches
+class TrainPy:
+    """train.py on the data of a folder, started anew for each turn; each of its devices takes its share of a batch."""
 
-    data = open_dataset(data)
-    network = Network(AlexNet(np.random.default_rng(0), data.classes), data.mean, momentum_sgd)
-    network.compile_all()
+    def __init__(self, folder, batch, devices, *settings):
+        self.folder, self.batch, self.devices, self.settings = folder, batch, devices, settings
 
-    def iterations(way):
-        batches = way((data.mean, SIZE), (*data.mean.shape, batch), np.uint8)
-        requests, labels = itertools.tee(itertools.cycle(data.train.plan(batch)))
-        images = batches.read(Request(segments) for segments, _ in requests)
-        for pixels, (_, names) in zip(images, labels, strict=False):
-            crop = draw_crop(crop_stream(0, 0, 0), batch, SIZE)
-            network.train(pixels, *crop, names, np.float32(1e-3))
-            yield
+    def turn(self, kind, iterations):
+        """Seconds of each of `iterations` iterations, those of the first not counted."""
+        given = {
+            "data": self.folder, "output": self.folder / "runs", "run_name": "run", "devices": ",".join(self.devices),
+            "batch_size": self.batch // len(self.devices), "n_iterations": iterations + 1, "n_epochs": 1000,
+            "para_load": kind == "parallel", "validation": False, "snapshot_freq": 1000,
+        }  # fmt: skip
+        command = [sys.executable, TRAIN_PY, *(f"{key}={value}" for key, value in given.items()), *self.settings]
+        done = subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True)
+        try:
+            if done.returncode:
+                raise RuntimeError(f"train.py ended with status {done.returncode}: {last_line(done.stderr)}")
+            records = read_records(self.folder / "runs" / "run")
+        finally:
+            shutil.rmtree(self.folder / "runs", ignore_errors=True)
+        return [record["seconds"] for record in records if record["kind"] == "train"][1:]
 
-    return {"parallel": iterations(ParallelBatches), "serial": iterations(SerialBatches)}
+
+class Peer:
+    """PyTorch, a process that goes on from turn to turn."""
+
+    def __init__(self, program):
+        self.program = program
+
+    def turn(self, kind, iterations):
+        """As TrainPy's; with parallel loading the first iteration takes what was read while others ran."""
+        return [self.program.step(kind)[0] for _ in range(iterations + 1)][1:]
 
 
 class Photographs:
@@ -108,45 +123,46 @@ def torch_iterations(data, batch):
 # ---- the measuring
 
 
-def measure(programs, iterations):
-    """kind -> name -> list of seconds; each turn of a program is `iterations` iterations of each kind."""
-    seconds = {kind: {name: [] for name in programs} for kind in KINDS}
-    warm_up(programs.values(), "serial")
-    for name in (name for name in TURNS if name in programs):
+def measure(contestants, iterations):
+    """kind -> name -> list of seconds; each turn is `iterations` iterations of each kind."""
+    seconds = {kind: {name: [] for name in contestants} for kind in KINDS}
+    for name in (name for name in TURNS if name in contestants):
         for kind in KINDS:
-            if kind == "parallel":
-                programs[name].step(kind)                # takes what was read while others ran
-            seconds[kind][name] += [programs[name].step(kind)[0] for _ in range(iterations)]
+            seconds[kind][name] += contestants[name].turn(kind, iterations)
     return seconds
 
 
 def rows(seconds, batch):
-    """A row for each kind of loading, and what parallel loading is worth."""
-    for kind, loading in zip(KINDS, ("yes", "no"), strict=True):
-        of_20 = {name: [20 * value for value in times] for name, times in seconds[kind].items()}
-        made = report.row(f"20 iterations of {batch}, parallel loading: {loading}", of_20[OURS], "s")
-        if PYTORCH in of_20:
-            peer = report.row("", of_20[PYTORCH], "s")
-            made |= {"peer": peer["value"], "ratio": peer["value"] / made["value"],
-                     "peer_spread": peer["spread"], "peer_runs": peer["runs"]}  # fmt: skip
-        yield made
-    gains = {name: np.median(seconds["serial"][name]) / np.median(times) for name, times in seconds["parallel"].items()}
-    peer = {"peer": float(gains[PYTORCH])} if PYTORCH in gains else {}
-    yield {"name": "gained by parallel loading", "value": float(gains[OURS]), "unit": "times as fast", **peer}
+    """A row for each kind of loading and number of workers, and what parallel loading and a second worker are worth."""
+    for name in (OURS, TWO):
+        for kind, loading in KINDS.items():
+            of_20 = {name: [20 * value for value in times] for name, times in seconds[kind].items()}
+            made = report.row(f"20 iterations of {batch}, {name}, parallel loading: {loading}", of_20[name], "s")
+            if PYTORCH in of_20:
+                peer = report.row("", of_20[PYTORCH], "s")
+                made |= {"peer": peer["value"], "ratio": peer["value"] / made["value"],
+                         "peer_spread": peer["spread"], "peer_runs": peer["runs"]}  # fmt: skip
+            yield made
+    median = {(kind, name): float(np.median(times)) for kind in KINDS for name, times in seconds[kind].items()}
+    gains = {name: median["serial", name] / median["parallel", name] for name in seconds["parallel"]}
+    peer = {"peer": gains[PYTORCH]} if PYTORCH in gains else {}
+    yield {"name": "gained by parallel loading", "value": gains[OURS], "unit": "times as fast", **peer}
+    second = median["parallel", OURS] / median["parallel", TWO]
+    yield {"name": "gained by the second worker", "value": second, "unit": "times as fast"}
 
 
-def make_data(folder, batch):
-    """The made set of preprocess, two batch files to train on."""
+def make_data(folder, batch, files=2):
+    """The made set of preprocess, `files` batch files to train on."""
     from preprocess.synthetic import make_synthetic
 
-    make_synthetic(folder, train=2 * batch, validation=10, batch_size=batch)
+    make_synthetic(folder, train=files * batch, validation=10, batch_size=batch)
 
 
 def show(row):
     peer = f"{row['peer']:9.2f}" if "peer" in row else ""
     ratio = f"{row['ratio']:6.2f} {row['peer_spread']:7.1%}" if "ratio" in row else ""
     spread = f"{row['spread']:7.1%}" if "spread" in row else " " * 7
-    print(f"{row['name']:44} {row['value']:9.2f} {spread} {peer} {ratio}")
+    print(f"{row['name']:58} {row['value']:9.2f} {spread} {peer} {ratio}")
 
 
 def main():
@@ -154,20 +170,22 @@ def main():
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--iterations", type=int, default=3, help="of a turn; ours has two turns (%(default)s)")
     parser.add_argument("--data", type=pathlib.Path, help=argparse.SUPPRESS)
-    parser.add_argument("--serve", choices=(OURS, PYTORCH), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        iterations = (our_iterations if options.serve == OURS else torch_iterations)(options.data, options.batch)
+        iterations = torch_iterations(options.data, options.batch)
         serve({kind: lambda each=each: next(each) for kind, each in iterations.items()})
         return 0
     batch, iterations = (8, 1) if options.quick else (options.batch, options.iterations)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        make_data(pathlib.Path(folder), batch)
-        names = (OURS, PYTORCH) if importlib.util.find_spec("torch") else (OURS,)
-        arguments = ["--batch", batch, "--data", folder, "--serve"]
-        programs = {name: stack.enter_context(Program("benchmarks.table1", *arguments, name)) for name in names}
-        found = list(rows(measure(programs, iterations), batch))
-    print(f"{'':44} {'ours, s':>9} {'spread':>7} {'PyTorch':>9} {'ratio':>6} {'spread':>7}")
+        folder = pathlib.Path(folder)
+        make_data(folder, batch)
+        contestants = {OURS: TrainPy(folder, batch, ["cpu"]), TWO: TrainPy(folder, batch, ["cpu", "cpu"])}
+        if importlib.util.find_spec("torch"):
+            arguments = ["--batch", batch, "--data", folder, "--serve"]
+            contestants[PYTORCH] = Peer(stack.enter_context(Program("benchmarks.table1", *arguments)))
+        found = list(rows(measure(contestants, iterations), batch))
+    print(f"{'':58} {'ours, s':>9} {'spread':>7} {'PyTorch':>9} {'ratio':>6} {'spread':>7}")
     for row in found:
         show(row)
     report.write(found, options.json)

@@ -124,17 +124,26 @@ def test_programs_take_turns_and_do_not_count_the_warm_up():
 
 def test_table1_takes_pytorch_between_two_turns_of_ours():
     journal = []
-    programs = {"ours": Fake(journal, "ours", parallel=1.0, serial=1.5),
-                "PyTorch": Fake(journal, "PyTorch", parallel=2.0, serial=4.0)}  # fmt: skip
-    seconds = table1.measure(programs, iterations=3)
-    assert [len(seconds[kind][name]) for kind in table1.KINDS for name in programs] == [6, 3, 6, 3]
-    turn = ["parallel"] * 4 + ["serial"] * 3                             # the first has read ahead
-    assert [kind for _, kind in journal[4:]] == turn * 3
-    assert [name for name, _ in journal[4:]] == ["ours"] * 7 + ["PyTorch"] * 7 + ["ours"] * 7
-    yes, no, gain = table1.rows(seconds, 256)
+
+    class Contestant:
+        def __init__(self, name, **seconds):
+            self.name, self.seconds = name, seconds
+
+        def turn(self, kind, iterations):
+            journal.append((self.name, kind))
+            return [self.seconds[kind]] * iterations
+
+    contestants = [Contestant("one worker", parallel=1.0, serial=1.5),
+                   Contestant("two workers", parallel=1.25, serial=2.0),
+                   Contestant("PyTorch", parallel=2.0, serial=4.0)]  # fmt: skip
+    seconds = table1.measure({each.name: each for each in contestants}, iterations=3)
+    turns = ["one worker", "two workers", "PyTorch", "one worker"]
+    assert journal == [(name, kind) for name in turns for kind in ("parallel", "serial")]
+    yes, no, yes2, no2, gain, second = table1.rows(seconds, 256)
     assert (yes["value"], yes["peer"], yes["ratio"], yes["runs"], yes["peer_runs"]) == (20, 40, 2, 6, 3)
     assert (no["value"], no["peer"]) == (30, 80)
-    assert (gain["value"], gain["peer"]) == (1.5, 2)
+    assert (yes2["value"], yes2["runs"], no2["value"], no2["ratio"]) == (25, 3, 40, 2)
+    assert (gain["value"], gain["peer"], second["value"]) == (1.5, 2, 0.8)
 
 
 def test_of_pytorchs_modes_only_the_best_go_on_to_take_turns_with_ours(monkeypatch):
