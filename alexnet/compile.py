@@ -10,7 +10,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
-from alexnet.dispatch import mode_of
+from alexnet.dispatch import HOST_ENGINES, mode_of
 from alexnet.dispatch.cpu import build
 from alexnet.layers import Background, Noise
 from alexnet.models import model_class
@@ -43,34 +43,45 @@ class Images:
 class Network:
     """A model, compiled for an engine: train, validate, predict, and the state that training changes.
 
-    model    a Sequential of alexnet.models
-    mean     float32 (3, 256, 256), grey levels, subtracted from every image
-    update   (parameters, gradients, learning_rate) -> (pairs, velocities): a rule of alexnet.updates with its
-             constants settled; None for a network that only validates and predicts
-    engine   "cpu" or "reference": alexnet.dispatch
-    crop     True: images are uint8 and cropped in the graph; False: float32, cropped by the loader
-    seed     of the random layers; give every worker its own
-    wait     () -> None, returns once the initial weights are drawn; nothing that reads them is handed out before
+    model      a Sequential of alexnet.models
+    mean       float32 (3, 256, 256), grey levels, subtracted from every image
+    update     (parameters, gradients, learning_rate) -> (pairs, velocities): a rule of alexnet.updates with its
+               constants settled; None for a network that only validates and predicts
+    engine     "cpu", "jax" or "reference": alexnet.dispatch
+    crop       True: images are uint8 and cropped in the graph; False: float32, cropped by the loader
+    seed       of the random layers; give every worker its own
+    wait       () -> None, returns once the initial weights are drawn; nothing that reads them is handed out before
+    precision  of engine jax: "float32", "tf32" or "bfloat16"
+    device     where engine jax computes: "cpu", "cuda0", "cuda1" …
 
-    Each function is compiled when it is first used.
+    Each function is compiled when it is first used.  On a host engine (computes_on_host) arrays are NumPy's, and
+    large ones of the state are updated in place.  Engine jax keeps the state on its device; images may lie there too.
+    Raises ConfigError where the engine cannot be had on this machine.
     """
 
-    def __init__(self, model, mean, update=None, engine="cpu", crop=True, seed=0, wait=None):
-        self.model, self.engine, self.crop = model, engine, crop
+    def __init__(
+        self, model, mean, update=None, engine="cpu", crop=True, seed=0, wait=None, precision="float32", device="cpu"
+    ):
+        self.model, self.crop = model, crop
         self.mean = np.ascontiguousarray(mean, dtype="float32")
         self.update, self.seed, self.wait = update, seed, wait or (lambda: None)
+        self.mode, self.computes_on_host = mode_of(engine, precision, device), engine in HOST_ENGINES
         self.step = pytensor.shared(np.int64(0), name="step")
 
     @cached_property
     def training_graph(self):
-        """Inputs, outputs, update pairs and velocities of a training step, symbolic."""
-        images, labels, rate = self.images(), pt.ivector("labels"), pt.scalar("learning_rate", dtype="float32")
+        """Inputs, cost and error, and the gradient of each parameter, symbolic."""
+        images, labels = self.images(), pt.ivector("labels")
         logits = self.model(images.pixels, Noise(np.int64(self.seed), self.step))
         cost = cross_entropy(logits, labels)
-        gradients = pytensor.grad(cost, [parameter.variable for parameter in self.model.parameters])
-        pairs, velocities = self.update(self.model.parameters, gradients, rate)
-        inputs, outputs = [*images.inputs, labels, rate], [cost, top_k_error(logits, labels, 1)]
-        return inputs, outputs, [*pairs, (self.step, self.step + 1)], velocities
+        gradients = pytensor.grad(cost, self.parameters)
+        return [*images.inputs, labels], [cost, top_k_error(logits, labels, 1)], gradients
+
+    @cached_property
+    def update_graph(self):
+        """Learning rate, the gradients as symbols without a value, update pairs and velocities, symbolic."""
+        rate, gradients = pt.scalar("learning_rate", dtype="float32"), [v.type() for v in self.parameters]
+        return rate, gradients, *self.update(self.model.parameters, gradients, rate)
 
     @cached_property
     def train(self):
@@ -78,8 +89,40 @@ class Network:
 
         learning_rate is a float32 scalar; cost and error are those before the update.
         """
-        inputs, outputs, pairs, _ = self.training_graph
-        return self.compile(inputs, outputs, pairs)
+        inputs, outputs, values = self.training_graph
+        rate, gradients, pairs, _ = self.update_graph
+        givens = zip(gradients, values, strict=True)
+        return self.compile([*inputs, rate], outputs, [*pairs, (self.step, self.step + 1)], givens)
+
+    @cached_property
+    def compute(self):
+        """(*images, labels) -> cost, error: a training step without its update; writes `gradients`, counts the step."""
+        inputs, outputs, values = self.training_graph
+        return self.compile(inputs, outputs, [*zip(self.gradients, values, strict=True), (self.step, self.step + 1)])
+
+    @cached_property
+    def apply(self):
+        """(learning_rate) -> []: the update, in place, by what `gradients` holds; compute and apply make train."""
+        rate, gradients, pairs, _ = self.update_graph
+        return self.compile([rate], [], pairs, zip(gradients, self.gradients, strict=True))
+
+    @cached_property
+    def gradients(self):
+        """Shared variables, float32 and shaped as the parameters: what compute writes and apply reads."""
+        zeros = (np.zeros(v.type.shape, "float32") for v in self.parameters)
+        named = zip((f"{v.name}.gradient" for v in self.parameters), zeros, strict=True)
+        return [pytensor.shared(array, name=name, shape=array.shape, borrow=True) for name, array in named]
+
+    @property
+    def parameters(self):
+        """The parameters' shared variables."""
+        return [parameter.variable for parameter in self.model.parameters]
+
+    @cached_property
+    def parameters_and_velocities(self):
+        """Shared variables of float32, in the order in which workers exchange them."""
+        self.wait()
+        return [*self.parameters, *self.update_graph[3]]
 
     @cached_property
     def validate(self):
@@ -98,9 +141,7 @@ class Network:
     @cached_property
     def state(self):
         """Name -> shared variable of everything that training changes."""
-        self.wait()
-        parameters = [parameter.variable for parameter in self.model.parameters]
-        return {variable.name: variable for variable in [*parameters, *self.training_graph[3], self.step]}
+        return {variable.name: variable for variable in [*self.parameters_and_velocities, self.step]}
 
     def get_state(self):
         """Name -> array, views of the state: copy what must outlive the next step."""
@@ -116,18 +157,20 @@ class Network:
                 raise ValueError(f"{name} must have shape {np.shape(present)}, got {arrays[name].shape}")
             variable.set_value(np.array(arrays[name], dtype=variable.type.dtype), borrow=True)
 
-    def compile_all(self):
-        """Compile what training needs; afterwards no call waits for the compiler."""
-        functions = self.train, self.validate
+    def compile_all(self, apart=False):
+        """Compile what training needs, compute and apply apart or train; the first call waits for no C compiler."""
+        functions = [self.compute, self.apply] if apart else [self.train]
+        functions.append(self.validate)
         build.compile_wanted()
         return functions
 
     def images(self):
         return Images(self.model, self.mean, self.crop)
 
-    def compile(self, inputs, outputs, updates=()):
+    def compile(self, inputs, outputs, updates=(), givens=()):
         inputs = [pytensor.In(variable, borrow=True) for variable in inputs]
-        function = pytensor.function(inputs, outputs, updates=list(updates), mode=mode_of(self.engine))
+        function = pytensor.function(inputs, outputs, updates=list(updates), givens=list(givens), mode=self.mode)
+        function.trust_input = not self.computes_on_host        # the linker of engine jax looks at them itself
         self.wait()
         return function
 
@@ -141,19 +184,31 @@ def update_rule(config):
     return partial(rule, momentum=config.momentum, weight_decay=decay)
 
 
-def build_network(config, classes, mean, rank=0):
-    """The Network of the settings; the initial weights come from random_seed alone, alike on every worker."""
+def build_network(config, classes, mean, rank=0, device="cpu"):
+    """The Network of the settings on a device; the initial weights come from random_seed alone, alike on every worker.
+
+    Raises ConfigError where the engine cannot be had on this machine.
+    """
     rng = Background(np.random.default_rng(config.random_seed))
     model = model_class(config.model)(rng, classes=classes, dropout_rate=config.dropout_rate)
     return Network(
         model,
         mean,
         update_rule(config),
-        engine="cpu" if config.engine == "auto" else config.engine,
+        engine=engine_of(config.engine, device),
         crop=config.use_data_layer,
         seed=config.random_seed + 1_000_003 * rank,
         wait=rng.wait,
+        precision=config.precision,
+        device=device,
     )
+
+
+def engine_of(setting, device):
+    """The engine's name that the setting means on a device: auto is jax on cuda devices, else cpu."""
+    if setting != "auto":
+        return setting
+    return "cpu" if device == "cpu" else "jax"
 
 
 def use_machine(threads, tiles):

@@ -120,5 +120,5 @@ def test_product_takes_transposed_matrices(rng):
 
 
 def test_unknown_engine_is_refused():
-    with pytest.raises(ValueError, match="engine must be one of cpu, reference, got 'tpu'"):
+    with pytest.raises(ValueError, match="engine must be one of cpu, reference, jax, got 'tpu'"):
         mode_of("tpu")
