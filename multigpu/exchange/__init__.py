@@ -3,7 +3,7 @@
 What the training loop sees of it:
 
     with exchange:                               on an error nobody is waited for; else as close()
-        cost, error = exchange.step(*images, labels, rate)
+        cost, error = exchange.step(*images, labels, rate=rate)
                                                  the computation: with the update, or up to the gradients
         cost, error, stop = exchange.after_step(step, cost, error, rate, stop, last)
                                                  called by every worker after each step
@@ -27,7 +27,7 @@ Raises ConfigError where the workers do not belong together; PartnerDied, OutOfS
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
-# by name: a single worker loads none of them
+# pkgutil.resolve_name() loads one; a single worker needs none
 EXCHANGES = {"peer": "multigpu.exchange.peer:connect"}
 
 
@@ -40,14 +40,22 @@ class Agreed(NamedTuple):
 
 
 class Exchange(ABC):
-    """What the training loop is handed; step is (*images, labels, rate) -> cost, error of this worker's batch."""
+    """What the training loop is handed."""
+
+    @abstractmethod
+    def step(self, *inputs, rate):
+        """Compute a step on this worker's batch; returns its cost and error.
+
+        inputs  (*images, labels)
+        rate    float32, the learning rate
+        """
 
     @abstractmethod
     def after_step(self, step, cost, error, rate, stop, last):
         """Make all workers alike again; returns Agreed.
 
         step   counts from 1 and goes on in a run that is resumed
-        rate   the learning rate of the update, float32
+        rate   the learning rate of the update
         stop   whether this worker has been asked to stop
         last   whether all must be alike after this step whatever average_every says: an epoch's end, a checkpoint
         With average_every a step in between is not waited for; then cost and error are this worker's, stop is False.

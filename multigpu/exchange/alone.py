@@ -9,7 +9,10 @@ class Alone(Exchange):
     """What multigpu.exchange promises, for one worker."""
 
     def __init__(self, network):
-        self.step = network.train
+        self._network = network
+
+    def step(self, *inputs, rate):
+        return self._network.train(*inputs, rate)
 
     def after_step(self, step, cost, error, rate, stop, last):
         return Agreed(float(cost), float(error), stop)

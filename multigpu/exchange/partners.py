@@ -1,6 +1,6 @@
 """The other workers of a run: what is said to them, and what is heard.
 
-    Hello(step, device, pid, settings, state)   who one is; all must be alike in settings, position and weights
+    Hello(step, device, pid, settings, weights) who one is; all must have the same settings, weights and steps done
     Reach(step, sentence)                       whether all partners' memory can be had, or why not
     Export(step, handle)                        where one's flat buffer lies
     Ready(step, cost, error, stop)              my arrays of this step lie in my buffer: they may be read
@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 
 
 class Hello(NamedTuple):
-    """The first message; step is the number of steps done, settings a dict, state a checksum of the network's."""
+    """The first message; step is the number of steps done, weights {name: checksum}."""
 
     step: int
     device: str
     pid: int
-    settings: Any
-    state: Any
+    settings: dict
+    weights: dict
 
 
 class Reach(NamedTuple):
@@ -88,7 +88,7 @@ class Partners:
 
     def __init__(self, rank, pipes):
         self.rank, self.size = rank, len(pipes) + 1
-        self._pipes = dict(sorted(pipes.items()))
+        self._pipes = pipes
         self._names = {other: f"worker {other}" for other in pipes}
 
     def tell(self, message):
@@ -100,7 +100,7 @@ class Partners:
                 raise self._died(other) from error
 
     def hear(self, kind, step):
-        """{rank: message}, one from each partner, in the order of their ranks.
+        """{rank: message}, one from each partner.
 
         Raises PartnerDied as soon as one is gone, also while another lets wait; OutOfStep for a message of another
         kind or step.
@@ -110,10 +110,16 @@ class Partners:
             for pipe in connection.wait(waiting):
                 other = waiting.pop(pipe)
                 heard[other] = self._receive(other, pipe, kind, step)
-        return dict(sorted(heard.items()))
+        return heard
+
+    def meet(self, message):
+        """Tell a message to all and hear all of its kind and step, one's own among them: a list, by rank."""
+        self.tell(message)
+        heard = self.hear(type(message), message.step) | {self.rank: message}
+        return [heard[rank] for rank in range(self.size)]
 
     def name(self, other, pid):
-        """Tell a partner's process apart in messages."""
+        """Say a partner's process, too, where a sentence names it."""
         self._names[other] = f"worker {other} (pid {pid})"
 
     def _receive(self, other, pipe, kind, step):
