@@ -30,7 +30,7 @@ setup(
     license="BSD-3-Clause",
     python_requires=">=3.11",
     packages=find_packages(include=["alexnet", "alexnet.*", "multigpu", "multigpu.*", "preprocess", "preprocess.*"]),
-    package_data={"": ["*.c", "*.h"]},
+    package_data={"": ["*.c", "*.h", "*.cu", "*.ptx"]},
     cmdclass={"build_py": BuildWithDefaults},
     install_requires=[
         "pytensor>=3,<4",

@@ -24,8 +24,11 @@ multiplication there is nothing to fuse.
 Source: Ding et al. 2014, sections 2.2 and 4.3.
 """
 
-import pkgutil
 import re
+from importlib import import_module
+from math import prod
+
+import numpy as np
 
 MOST_SOURCES = 16                                # buffers that one mean() takes: the parameters of the CUDA kernel
 
@@ -42,8 +45,20 @@ def open_device(name, on_host=True):
     By name, so that only a run on a GPU imports PyCUDA.  Raises DeviceError, with the cure, for what is not there.
     """
     if name == "cpu":
-        return pkgutil.resolve_name("multigpu.device.host:HostDevice")(copies=not on_host)
-    return pkgutil.resolve_name("multigpu.device.cuda:CudaDevice")(number_of(name), on_host)
+        return import_module("multigpu.device.host").HostDevice(copies=not on_host)
+    return cuda_home(name).CudaDevice(number_of(name), on_host)
+
+
+def cuda_home(name):
+    """The module multigpu.device.cuda, imported for the device of that name; raises DeviceError where it cannot be."""
+    try:
+        return import_module("multigpu.device.cuda")
+    except ModuleNotFoundError as error:
+        cure = '`pip install -e ".[cuda]"` installs it where CUDA is'
+        raise DeviceError(f"{name} needs PyCUDA, which is not installed ({error}); {cure}") from error
+    except ImportError as error:
+        cure = "install NVIDIA's driver, or take devices=cpu"
+        raise DeviceError(f"{name} needs a CUDA driver, which is not there ({error}); {cure}") from error
 
 
 def number_of(name):
@@ -51,6 +66,24 @@ def number_of(name):
     if not re.fullmatch(r"cuda\d{1,4}", name):
         raise DeviceError(f"a device is called cpu, or cuda and a number as in cuda0, got {name!r}")
     return int(name.removeprefix("cuda"))
+
+
+def check_part(offset, nbytes, size):
+    """Raise ValueError unless `nbytes` bytes from `offset` on are within a buffer of `size` bytes."""
+    if offset < 0 or nbytes < 1 or offset + nbytes > size:
+        raise ValueError(f"bytes {offset} to {offset + nbytes} are not within a buffer of {size}")
+
+
+def check_fits(shape, dtype, size):
+    """Raise ValueError unless such an array fits a buffer of `size` bytes."""
+    if prod(shape) * np.dtype(dtype).itemsize > size:
+        raise ValueError(f"an array of {np.dtype(dtype)} {tuple(shape)} does not fit a buffer of {size} bytes")
+
+
+def check_copy(destination, source):
+    """Raise ValueError unless the two buffers are of one size."""
+    if destination.nbytes != source.nbytes:
+        raise ValueError(f"cannot copy {source.nbytes} bytes to a buffer of {destination.nbytes}")
 
 
 def check_mean(destination, sources, also):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from multigpu.device import DeviceError, check_mean
+from multigpu.device import DeviceError, check_copy, check_fits, check_mean, check_part
 
 PIECE = 1 << 16                                  # floats averaged at a time: sources and sum stay in the L2 cache
 
@@ -28,8 +28,7 @@ class HostHandle(NamedTuple):
 
     def part(self, offset, nbytes):
         """The handle of `nbytes` bytes of this buffer from `offset` on."""
-        if offset < 0 or nbytes < 1 or offset + nbytes > self.nbytes:
-            raise ValueError(f"bytes {offset} to {offset + nbytes} are not within a buffer of {self.nbytes}")
+        check_part(offset, nbytes, self.nbytes)
         return self._replace(offset=self.offset + offset, nbytes=nbytes)
 
 
@@ -56,10 +55,8 @@ class HostBuffer:
 
     def array(self, shape, dtype):
         """The first bytes as an ndarray, not a copy; a view held after close() keeps the memory mapped."""
-        memory, dtype = self._mapped(), np.dtype(dtype)
-        if prod(shape) * dtype.itemsize > self.nbytes:
-            raise ValueError(f"an array of {dtype} {tuple(shape)} does not fit a buffer of {self.nbytes} bytes")
-        return np.frombuffer(memory, dtype, prod(shape), self._handle.offset).reshape(shape)
+        check_fits(shape, dtype, self.nbytes)
+        return np.frombuffer(self._mapped(), dtype, prod(shape), self._handle.offset).reshape(shape)
 
     def close(self):
         """Let go of the memory; calling it again does nothing."""
@@ -149,8 +146,7 @@ class HostDevice:
 
     def copy(self, destination, source):
         """Copy all bytes of buffer `source` to buffer `destination`, of the same size; done on return."""
-        if destination.nbytes != source.nbytes:
-            raise ValueError(f"cannot copy {source.nbytes} bytes to a buffer of {destination.nbytes}")
+        check_copy(destination, source)
         np.copyto(destination.array((destination.nbytes,), np.uint8), source.array((source.nbytes,), np.uint8))
 
     def mean(self, destination, sources, also=()):
