@@ -46,11 +46,11 @@ setup(
         "matplotlib>=3.7",
     ],
     extras_require={
-        "cuda": ["pycuda", "jax[cuda13]"],
+        "cuda": ["pycuda", "jax[cuda13]>=0.8"],
         "mpi": ["mpi4py"],
         "nccl": ["nccl4py"],
         "tensorboard": ["tensorboardX"],
         "bench": ["torch"],
-        "test": ["pytest>=8", "pytest-timeout", "ruff"],
+        "test": ["jax>=0.8", "pytest>=8", "pytest-timeout", "ruff"],
     },
 )

@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 
 import alexnet  # float32 before PyTensor is imported
-from alexnet.dispatch import HOST_ENGINES, mode_of
+from alexnet.dispatch import ENGINES, mode_of
 from alexnet.dispatch.cpu import build
 
 sys.path.insert(0, str(Path(alexnet.__file__).parents[1]))
 
 
-@pytest.fixture(params=HOST_ENGINES)
+@pytest.fixture(params=ENGINES)
 def engine(request):
     """Each engine's name; those that this machine lacks are skipped."""
     if request.param == "cpu" and not build.compiler_available():
         pytest.skip("the cpu engine needs a C compiler")
+    if request.param == "jax":
+        pytest.importorskip("jax", reason="the jax engine needs jax, which is not installed")
     return request.param
 
 

@@ -38,12 +38,18 @@ class CropMirror(ShapedOp):
 
     def check(self, images, mean, rows, columns, mirrors):
         """Raise ValueError if an array does not fit the images, or a corner lies outside them."""
+        self.check_shapes(images, mean, rows, columns, mirrors)
+        self.check_corners(images.shape, rows, columns)
+
+    def check_shapes(self, images, mean, rows, columns, mirrors):
         if mean.shape != images.shape[:3]:
             raise ValueError(f"{self}: the mean must be of shape {images.shape[:3]} as the images, got {mean.shape}")
         for name, values in (("rows", rows), ("columns", columns), ("mirrors", mirrors)):
             if values.shape != images.shape[3:]:
                 raise ValueError(f"{self}: {name} must hold {images.shape[3]} values, got {values.shape[0]}")
-        for name, corner, n in (("row", rows, images.shape[1]), ("column", columns, images.shape[2])):
+
+    def check_corners(self, image_shape, rows, columns):
+        for name, corner, n in (("row", rows, image_shape[1]), ("column", columns, image_shape[2])):
             if corner.size and not 0 <= corner.min() <= corner.max() <= n - self.size:
                 worst = corner.min() if corner.min() < 0 else corner.max()
                 raise ValueError(f"{self}: the {name} of a crop must lie in 0..{n - self.size}, got {worst}")

@@ -50,7 +50,7 @@ def test_compute_and_apply_are_train_to_the_bit(engine, rule):
         expected = whole.train(*batch, rate)
         np.testing.assert_array_equal(halves.compute(*batch), expected)
         assert halves.apply(rate) == []
-    assert halves.step.get_value() == 3
+    assert halves.get_state()["step"] == 3
     assert not np.array_equal(halves.get_state()["fc3.W"], before)
     assert_same_state(halves, whole)
 

@@ -1,0 +1,36 @@
+"""Local response normalisation and its gradient: sums of shifted slices, elementwise for XLA to fuse."""
+
+from jax import lax
+from pytensor.link.jax.dispatch import jax_funcify
+
+from alexnet.ops import LRN, LRNGradient
+
+
+@jax_funcify.register(LRN)
+def lrn(op, **kwargs):
+    def run(x):
+        return x * scale(op, x) ** x.dtype.type(-op.beta)
+
+    return run
+
+
+@jax_funcify.register(LRNGradient)
+def lrn_gradient(op, **kwargs):
+    def run(x, g):
+        s, real = scale(op, x), x.dtype.type
+        direct = g * s ** real(-op.beta)
+        return direct - real(2 * op.alpha * op.beta) * x * window_sum(op.n, direct * x / s)
+
+    return run
+
+
+def scale(op, x):
+    """k + alpha times the sum of squares, of the Op's formula."""
+    return x.dtype.type(op.k) + x.dtype.type(op.alpha) * window_sum(op.n, x * x)
+
+
+def window_sum(n, values):
+    """Sum over the n neighbouring channels of each channel; beyond the first and the last there is nothing."""
+    channels, half = len(values), n // 2
+    padded = lax.pad(values, values.dtype.type(0), [(half, half, 0)] + [(0, 0, 0)] * 3)
+    return sum(lax.slice_in_dim(padded, start, start + channels) for start in range(n))

@@ -1,0 +1,56 @@
+"""Max pooling and its gradient, elementwise over the pixels of a window, so that XLA fuses them with their neighbours.
+
+Pixel (i, j) of all windows is one strided slice of the image; the gradient puts g back there by padding between its
+pixels, and adds what overlaps.  No scatter: sums have one order.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+from pytensor.link.jax.dispatch import jax_funcify
+
+from alexnet.ops import MaxPool, MaxPoolGradient
+
+
+@jax_funcify.register(MaxPool)
+def max_pool(op, **kwargs):
+    def run(x):
+        op.check(x.shape)
+        (_, rows, columns, _), _ = op.shapes(None, [x.shape])
+        y, index = None, None
+        for k, (i, j) in pixels(op.size):
+            ends = x.shape[0], i + op.stride * (rows - 1) + 1, j + op.stride * (columns - 1) + 1, x.shape[3]
+            pixel = lax.slice(x, (0, i, j, 0), ends, (1, op.stride, op.stride, 1))
+            if y is None:
+                y, index = pixel, jnp.zeros(pixel.shape, jnp.uint8)
+                continue
+            higher = ~(pixel <= y) & (y == y)                       # a NaN is higher than any number
+            y, index = jnp.where(higher, pixel, y), jnp.where(higher, jnp.uint8(k), index)
+        return y, index
+
+    return run
+
+
+@jax_funcify.register(MaxPoolGradient)
+def max_pool_gradient(op, **kwargs):
+    def run(g, index, height, width):
+        height, width = int(height), int(width)
+        op.check(g.shape, index.shape, height, width)
+        dx = None
+        for k, (i, j) in pixels(op.size):
+            own = jnp.where(index == jnp.uint8(k), g, 0)
+            margins = between(height, i, op.stride, g.shape[1]), between(width, j, op.stride, g.shape[2])
+            spread = lax.pad(own, jnp.zeros((), g.dtype), [(0, 0, 0), *margins, (0, 0, 0)])
+            dx = spread if dx is None else dx + spread
+        return dx
+
+    return run
+
+
+def pixels(size):
+    """Number k and place (i, j) of each pixel of a window."""
+    return enumerate((i, j) for i in range(size) for j in range(size))
+
+
+def between(n, place, stride, windows):
+    """lax.pad's (low, high, interior) that puts one value for each window at its pixel `place`, among n pixels."""
+    return place, n - (place + stride * (windows - 1) + 1), stride - 1
