@@ -9,6 +9,7 @@ import pytest
 import alexnet  # float32 before PyTensor is imported
 from alexnet.dispatch import ENGINES, mode_of
 from alexnet.dispatch.cpu import build
+from tests.cuda_emulator import NotBuilt, find
 
 sys.path.insert(0, str(Path(alexnet.__file__).parents[1]))
 
@@ -32,3 +33,12 @@ def mode(engine):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def cuda_emulator():
+    """The emulated CUDA driver with the real PyCUDA, for processes of their own: tests/cuda_emulator/README.md."""
+    try:
+        return find()
+    except NotBuilt as reason:
+        pytest.skip(str(reason))

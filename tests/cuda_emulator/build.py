@@ -1,0 +1,255 @@
+"""Build the emulated driver and the real PyCUDA above it: python -m tests.cuda_emulator.build
+
+It takes half a minute the first time and nothing later: both are kept in Path(sys.prefix) / "cuda_emulator", under
+names that hold all that matters to them.  Where something is missing, one sentence says what, the status is 0, and the
+tests that need the emulator are skipped with that sentence.
+
+PyCUDA comes from its source distribution, which pip fetches.  It is compiled here and not by its setup.py, since that
+takes two minutes: no optimisation, Boost.Python's 28 files as one, the rest side by side.
+"""
+
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from tests.cuda_emulator import CACHE, REASON, Emulator, NotBuilt
+
+PYCUDA = "2026.1"
+NEEDS = {                                        # what PyCUDA imports, and what that imports: module: distribution
+    "pytools": "pytools",
+    "platformdirs": "platformdirs",
+    "mako": "mako",
+    "markupsafe": "markupsafe",
+    "siphash24": "siphash24",
+    "typing_extensions": "typing_extensions",
+}
+CUDA = "13.0"                                    # of the headers, where the machine has no toolkit
+HEADERS = ("nvidia-cuda-runtime", "nvidia-cuda-profiler-api", "nvidia-cuda-crt")
+
+FLAGS = ["-std=gnu11", "-O2", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread"]
+PYCUDA_FLAGS = [
+    "-O0", "-g0", "-w", "-fPIC", "-pthread",
+    "-Isrc/cpp", "-Ibpl-subset/bpl_subset", "-DBOOST_PYTHON_SOURCE=1", "-DBOOST_ALL_NO_LIB=1",
+    "-DBOOST_THREAD_BUILD_DLL=1", "-DBOOST_THREAD_DONT_USE_CHRONO=1", "-DBOOST_MULTI_INDEX_DISABLE_SERIALIZATION=1",
+    "-DPYGPU_PACKAGE=pycuda", "-DPYGPU_PYCUDA=1",
+]  # fmt: skip
+BOOST = "bpl-subset/bpl_subset/libs"
+SOURCES = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".c", ".h"))
+
+
+def main():
+    """Build what is missing; prints one line of what it did, or why it could not."""
+    started = time.monotonic()
+    try:
+        CACHE.mkdir(exist_ok=True)
+        REASON.unlink(missing_ok=True)
+        include = toolkit_headers() or wheel_headers(fetch=True)
+        emulator = Emulator(library(include), pycuda(include, fetch=True))
+    except (NotBuilt, OSError) as error:
+        sentence = f"the CUDA emulator cannot be built: {error}"
+        print(sentence, "(the tests that need it will be skipped)")
+        if CACHE.is_dir() and os.access(CACHE, os.W_OK):
+            REASON.write_text(sentence, encoding="utf-8")
+        return
+    seconds = time.monotonic() - started
+    print(f"CUDA emulator: {emulator.library.parent} is ready ({seconds:.0f} s)")
+
+
+def built():
+    """The Emulator whose PyCUDA is there; its driver is compiled anew where its sources have changed."""
+    include = toolkit_headers() or wheel_headers(fetch=False)
+    packages = pycuda(include, fetch=False)
+    return Emulator(library(include), packages)
+
+
+# ---- headers ----
+
+
+def toolkit_headers():
+    """The folder of cuda.h in the machine's CUDA toolkit, or None; EMUCUDA_TOOLKIT=0 looks for none."""
+    if os.environ.get("EMUCUDA_TOOLKIT") == "0":
+        return None
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    if compiler := shutil.which("nvcc"):
+        homes.append(Path(compiler).resolve().parents[1])
+    for home in filter(None, homes):
+        include = Path(home) / "include"
+        if (include / "cuda.h").exists() and (include / "cudaProfiler.h").exists():
+            return include
+    return None
+
+
+def wheel_headers(fetch):
+    """The folder of cuda.h from NVIDIA's small wheels, 2.4 MB, fetched by pip where `fetch` says so."""
+    folder = CACHE / f"headers-{CUDA}"
+    if not folder.exists():
+        if not fetch:
+            raise NotBuilt("the CUDA emulator is not built: run python -m tests.cuda_emulator.build")
+        with made(folder) as (new, scratch):
+            wheels = [f"{name}=={CUDA}.*" for name in HEADERS]
+            pip("download", "--no-deps", "--only-binary=:all:", "-d", scratch, *wheels)
+            for wheel in scratch.glob("*.whl"):
+                with zipfile.ZipFile(wheel) as files:
+                    files.extractall(new, [name for name in files.namelist() if "/include/" in name])
+    found = next(folder.rglob("cuda.h"), None)
+    if found is None:
+        raise NotBuilt(f"the wheels of {', '.join(HEADERS)} {CUDA} hold no cuda.h")
+    return found.parent
+
+
+def cuda_version(include):
+    """CUDA_VERSION of the headers: functions' names in the driver depend on it."""
+    return re.search(r"#define CUDA_VERSION (\d+)", (include / "cuda.h").read_text(encoding="utf-8")).group(1)
+
+
+# ---- the driver ----
+
+
+def library(include):
+    """The folder of the emulated libcuda.so.1, compiled where its sources have changed."""
+    what = [cuda_version(include), platform.machine(), *FLAGS, *(path.read_text(encoding="utf-8") for path in SOURCES)]
+    folder = CACHE / f"driver-{hash_of(what)}"
+    if not folder.exists():
+        with made(folder) as (new, _):
+            sources = [str(path) for path in SOURCES if path.suffix == ".c"]
+            run(
+                [*compiler("CC", "cc", "gcc", "clang"), *FLAGS, f"-I{include}", "-shared", "-Wl,-soname,libcuda.so.1"]
+                + ["-o", str(new / "libcuda.so.1"), *sources]
+            )
+    return folder
+
+
+# ---- PyCUDA ----
+
+
+def pycuda(include, fetch):
+    """The folder of PyCUDA and what it needs, fetched and compiled where `fetch` says so."""
+    what = [PYCUDA, cuda_version(include), sys.version, np.__version__.split(".")[0], platform.machine(), *PYCUDA_FLAGS]
+    folder = CACHE / f"pycuda-{PYCUDA}-{hash_of(what)}"
+    if folder.exists():
+        return folder
+    if not fetch:
+        raise NotBuilt("the CUDA emulator is not built: run python -m tests.cuda_emulator.build")
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        raise NotBuilt("Python.h is missing (Debian, Ubuntu: apt install python3-dev)")
+    with made(folder) as (new, scratch):
+        source = fetch_pycuda(scratch)
+        missing = [name for module, name in NEEDS.items() if find_spec(module) is None]
+        if missing:
+            pip("install", "--no-deps", "--target", new, *missing)
+        shutil.copytree(source / "pycuda", new / "pycuda", dirs_exist_ok=True)
+        compile_pycuda(source, new / "pycuda", include)
+    return folder
+
+
+def fetch_pycuda(scratch):
+    """The unpacked source distribution; pip reads its metadata by setup.py, which needs setuptools and no more."""
+    tools = scratch / "tools"
+    pip("install", "--target", tools, "setuptools", "wheel")
+    pip(
+        *("download", "--no-deps", "--no-build-isolation", "--no-binary=pycuda", "-d", scratch, f"pycuda=={PYCUDA}"),
+        environment={"PYTHONPATH": str(tools)},
+    )
+    archive = next(scratch.glob("pycuda-*.tar.gz"))
+    with tarfile.open(archive) as files:
+        files.extractall(scratch, filter="data")
+    return archive.with_name(archive.name.removesuffix(".tar.gz"))
+
+
+def compile_pycuda(source, into, include):
+    """Compile the two extension modules into the folder `into`."""
+    command = [*compiler("CXX", "c++", "g++", "clang++"), *PYCUDA_FLAGS, f"-I{include}", f"-I{np.get_include()}"]
+    command += [f"-I{sysconfig.get_paths()['include']}"]
+    boost = source / "boost_python.cpp"          # one file, since reading the headers takes most of the time
+    files = sorted((source / BOOST / "python").rglob("*.cpp"))
+    boost.write_text("".join(f'#include "{path.relative_to(source)}"\n' for path in files), encoding="utf-8")
+    rest = [*(source / BOOST / "thread/src/pthread").glob("*.cpp"), *(source / BOOST / "system/src").glob("*.cpp")]
+    wrapped = [source / "src" / name for name in ("wrapper/wrap_cudadrv.cpp", "wrapper/mempool.cpp")]
+    small = [source / "src" / name for name in ("cpp/cuda.cpp", "cpp/bitlog.cpp")]
+    private = source / "src/wrapper/_pvt_struct_v3.cpp"
+    longest_first = [*wrapped, boost, *small, *rest, private]
+
+    def compile_one(path):
+        output = path.with_suffix(".o")
+        run([*command, "-c", str(path.relative_to(source)), "-o", str(output)], folder=source)
+        return str(output)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        *driver, structure = pool.map(compile_one, longest_first)
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    link = [command[0], "-shared", "-pthread"]
+    run([*link, "-o", str(into / f"_driver{suffix}"), *driver, str(library(include) / "libcuda.so.1")])
+    run([*link, "-o", str(into / f"_pvt_struct{suffix}"), structure])
+
+
+# ---- tools ----
+
+
+@contextmanager
+def made(folder):
+    """A new folder that gets the name `folder` once the block has filled it, and one for what is only needed in it.
+
+    Another process may build the same at the same time: the first to end wins.
+    """
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-") as scratch:
+        new = Path(scratch) / "new"
+        new.mkdir()
+        yield new, Path(scratch)
+        try:
+            new.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+
+
+def compiler(variable, *names):
+    """The command of a compiler as a list: the environment variable's, else the first of the names that is there."""
+    command = shlex.split(os.environ.get(variable, "")) or [name for name in names if shutil.which(name)][:1]
+    if not command or shutil.which(command[0]) is None:
+        raise NotBuilt(f"no compiler was found (tried {', '.join(names)}; Debian, Ubuntu: apt install g++)")
+    return command
+
+
+def pip(*arguments, environment=None):
+    """Run pip of this Python; raises NotBuilt with its last error line."""
+    if find_spec("pip") is None:
+        raise NotBuilt("this Python has no pip")
+    quiet = ["--quiet", "--disable-pip-version-check", "--no-input"]
+    run([sys.executable, "-m", "pip", arguments[0], *quiet, *map(str, arguments[1:])], environment=environment)
+
+
+def run(command, folder=None, environment=None):
+    """Run a command; raises NotBuilt with the first line in which it speaks of an error."""
+    result = subprocess.run(
+        command, cwd=folder, env=os.environ | (environment or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL, text=True, errors="replace",
+    )  # fmt: skip
+    if result.returncode:
+        lines = result.stdout.strip().splitlines() or ["it said nothing"]
+        line = next((line for line in lines if "error" in line.lower()), lines[-1])
+        raise NotBuilt(f"{shlex.join(command[:4])} ... ended with status {result.returncode}: {line.strip()}")
+
+
+def hash_of(texts):
+    """A short hash of a list of strings."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    main()
