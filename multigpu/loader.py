@@ -1,12 +1,13 @@
 """The loader: a process beside each worker that fills its input buffers while it computes.
 
-The worker owns a ring of input buffers and exports their handles once.  Then only small messages pass:
+The worker owns a ring of input buffers on its device and exports their handles once.  Then only small messages pass:
 
     worker                                    loader
-    CalcFinished(slot, request)  ---------->  reads the images of the request into the slot
+    CalcFinished(slot, request)  ---------->  reads the images of the request, copies them into the slot, synchronises
     computes on another slot     <----------  CopyFinished(slot), or Refused(slot, sentence)
 
-No image is copied or pickled between processes, and nobody polls: a dead partner is an EOF.
+On the host the images are read straight into the slot.  Nothing is copied or pickled between processes, and nobody
+polls: a dead partner is an EOF.
 
 Source: Ding et al. 2014, section 2.1 and figure 1; the words are upstream's.
 """
@@ -14,8 +15,10 @@ Source: Ding et al. 2014, section 2.1 and figure 1; the words are upstream's.
 import functools
 import os
 import signal
+import sys
 import threading
 import time
+import warnings
 from collections import deque
 from math import prod
 from multiprocessing import util
@@ -24,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alexnet.data import BatchReader, DataError
-from multigpu.device.host import HostDevice
+from multigpu.device import DeviceError, open_device
 from multigpu.process import CONTEXT, end, end_with_parent, how_it_ended, start, take_signals
 
 GRACE = 1.0                                      # seconds that a loader gets to finish its reading when closed
@@ -62,37 +65,39 @@ class LoaderDied(RuntimeError):
     """The loader process is gone; the message says how."""
 
 
-def load_batches(pipe, make_device, ring, make_reader):
+def load_batches(pipe, device_name, ring, make_reader):
     """Entry point of the loader process; returns when the worker closes its end of the pipe.
 
     pipe         Connection to the worker; the messages are above
-    make_device  opens, in this process, the device that the ring's buffers lie on
+    device_name  of the device that the ring's buffers lie on
     ring         the worker's input buffers
     make_reader  () -> reader with .read(request, out), which raises DataError
     """
     take_signals(signal.SIG_IGN)                 # a SIGTERM to the whole group is for the worker to act on
     end_with_parent()
     reader = make_reader()
-    with make_device() as device:
-        slots = [device.open(handle) for handle in ring.handles]
-        try:
-            while True:
-                slot, request = pipe.recv()
-                images = slots[slot].array(batch_shape(ring.shape, request), ring.dtype)
-                answer = fill(reader, request, slot, images)
-                device.synchronise()             # before the message: a copy to a GPU may still be on its way
-                pipe.send(answer)
-        except (EOFError, ConnectionError):
-            return
-
-
-def fill(reader, request, slot, images):
-    """Read a request into the images of a slot; returns the answer to the worker."""
     try:
-        reader.read(request, images)
-    except DataError as error:
-        return Refused(slot, str(error))
-    return CopyFinished(slot)
+        with open_device(device_name) as device:
+            fill_slots(pipe, device, [device.open(handle) for handle in ring.handles], ring, reader)
+    except DeviceError as error:
+        sys.exit(f"the loader cannot go on: {error}")
+    except (EOFError, ConnectionError):
+        return
+
+
+def fill_slots(pipe, device, slots, ring, reader):
+    """Fill slots as the worker asks, until it closes the pipe, which is an EOFError or a ConnectionError."""
+    while True:
+        slot, request = pipe.recv()
+        images = device.staging(slots[slot], batch_shape(ring.shape, request), ring.dtype)
+        try:
+            reader.read(request, images)
+            device.upload(slots[slot], images)
+            answer = CopyFinished(slot)
+        except DataError as error:
+            answer = Refused(slot, str(error))
+        device.synchronise()                     # before the message: a copy to a GPU may still be on its way
+        pipe.send(answer)
 
 
 def batch_shape(shape, request):
@@ -168,22 +173,23 @@ class ParallelBatches(Batches):
     reader_arguments  of make_reader, which is called in the loader; a top-level function or class
     shape, dtype      of one full input buffer: (channel, row, column, batch)
     slots             input buffers in the ring, at least 2; slots - 1 requests are in flight during a computation
+    device            where the ring lies; stays open when these batches are closed.  None: in shared memory
     on_death          called with one sentence, from a thread, as soon as the loader dies, also amid a computation
+    What is read are arrays of the device, as its buffers' array() makes them.
     Create it before anything slow: the loader starts meanwhile.  The thread that creates it must outlive it.
     A read raises LoaderDied when the loader is gone.
     """
 
-    def __init__(self, reader_arguments, shape, dtype, slots=2, *, make_reader=BatchReader, make_device=HostDevice,
-                 on_death=None):
+    def __init__(self, reader_arguments, shape, dtype, slots=2, *, make_reader=BatchReader, device=None, on_death=None):
         super().__init__(shape, dtype)
         if slots < 2:
             raise ValueError(f"the ring needs at least 2 input buffers to load while it computes, got {slots}")
-        self._device = make_device()
-        self._slots = [self._device.allocate(prod(self.shape) * self.dtype.itemsize) for _ in range(slots)]
+        device = device_of_ring(device)
+        self._slots = [device.allocate(prod(self.shape) * self.dtype.itemsize) for _ in range(slots)]
         self._in_flight = deque()                # (slot, shape) of the requests sent and not yet answered
         self._pipe, theirs = CONTEXT.Pipe()
         ring = Ring(tuple(buffer.handle for buffer in self._slots), self.shape, self.dtype)
-        arguments = theirs, make_device, ring, functools.partial(make_reader, *reader_arguments)
+        arguments = theirs, device.name, ring, functools.partial(make_reader, *reader_arguments)
         self._process = CONTEXT.Process(target=load_batches, args=arguments, name="loader", daemon=True)
         start(self._process, threads=1)
         theirs.close()                           # else its death would never be an EOF here
@@ -205,6 +211,7 @@ class ParallelBatches(Batches):
             if isinstance(answer, Refused):
                 raise DataError(answer.sentence)
             yield self._slots[slot].array(shape, self.dtype)
+            # whoever asks for more images has the cost of these as a number, so a GPU has ended computing on them too
             self._ask(slot, requests)
 
     def _ask(self, slot, requests):
@@ -235,7 +242,16 @@ class ParallelBatches(Batches):
         """End the loader, at the latest after GRACE seconds, then free the input buffers: it let go of them first."""
         self._open = False
         self._end()
-        self._device.close()
+        for buffer in self._slots:
+            buffer.close()
+
+
+def device_of_ring(device):
+    """The device that the ring can lie on: this one, or the host where the loader cannot open its buffers."""
+    obstacle = device and device.can_reach(device.name)
+    if obstacle:
+        warnings.warn(f"{obstacle}; images are loaded into the host's memory, which is slower", stacklevel=3)
+    return open_device("cpu") if device is None or obstacle else device
 
 
 def end_loader(pipe, process, closing):

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import pycuda.driver as cuda
 
-from multigpu.device import MOST_SOURCES, DeviceError, check_copy, check_fits, check_mean, check_part
+from multigpu.device import MOST_SOURCES, DeviceError, checks, number_of
 
 KERNEL = Path(__file__).with_name("mean.ptx")
 PARAMETERS = f"P{MOST_SOURCES}PQI"               # of the kernel, as mean.cu lists them
@@ -38,7 +38,7 @@ class CudaHandle(NamedTuple):
 
     def part(self, offset, nbytes):
         """The handle of `nbytes` bytes of this buffer from `offset` on."""
-        check_part(offset, nbytes, self.nbytes)
+        checks.part(offset, nbytes, self.nbytes)
         return self._replace(offset=self.offset + offset, nbytes=nbytes)
 
 
@@ -75,7 +75,7 @@ class CudaBuffer:
 
     def part(self, offset, nbytes):
         """`nbytes` bytes of this buffer from `offset` on; open as long as the whole is, and closing it does nothing."""
-        check_part(offset, nbytes, self.nbytes)
+        checks.part(offset, nbytes, self.nbytes)
         return CudaBuffer(self.device, nbytes, None, self._offset + offset, whole=self._whole or self)
 
     def array(self, shape, dtype):
@@ -84,7 +84,7 @@ class CudaBuffer:
         A jax.Array that is this memory: use it only while the buffer is open, and wait for what was computed from it
         before the bytes change.  For an engine on the host: a copy, an ndarray.
         """
-        check_fits(shape, dtype, self.nbytes)
+        checks.fits(shape, dtype, self.nbytes)
         return self.device.array(self, shape, dtype)
 
     def close(self):
@@ -183,7 +183,7 @@ class CudaDevice:
 
     def staging(self, buffer, shape, dtype):
         """Page-locked host memory as an ndarray, the same for each call: fill it once its last upload has ended."""
-        check_fits(shape, dtype, buffer.nbytes)
+        checks.fits(shape, dtype, buffer.nbytes)
         if buffer.staged is None:
             with self._current():
                 buffer.staged = cuda.pagelocked_empty(buffer.nbytes, np.uint8)
@@ -194,7 +194,7 @@ class CudaDevice:
 
         It may end later: keep the array as it is, and a jax.Array from being donated, until synchronise().
         """
-        check_fits(array.shape, array.dtype, buffer.nbytes)
+        checks.fits(array.shape, array.dtype, buffer.nbytes)
         source = pointer_of_jax(array)
         with self._current():
             if source is None:
@@ -206,7 +206,7 @@ class CudaDevice:
 
     def download(self, array, buffer):
         """Copy the first bytes of the buffer into a contiguous ndarray; the copies before it have ended too."""
-        check_fits(array.shape, array.dtype, buffer.nbytes)
+        checks.fits(array.shape, array.dtype, buffer.nbytes)
         with self._current():
             cuda.memcpy_dtoh_async(array, buffer.pointer, self._stream)
         self.synchronise()
@@ -219,7 +219,7 @@ class CudaDevice:
 
     def copy(self, destination, source):
         """Copy all bytes of buffer `source` to buffer `destination`, of the same size, on this GPU or another."""
-        check_copy(destination, source)
+        checks.copy(destination, source)
         with self._current():
             self._copy(destination, source)
 
@@ -235,7 +235,7 @@ class CudaDevice:
 
     def mean(self, destination, sources, also=()):
         """Fill `destination`, and the buffers of `also`, with the mean of `sources`; each may be among the sources."""
-        check_mean(destination, sources, also)
+        checks.mean(destination, sources, also)
         n = destination.nbytes // 4
         pointers = [source.pointer for source in sources] + [0] * (MOST_SOURCES - len(sources))
         blocks = min(-(-n // THREADS), MOST_BLOCKS)
@@ -263,7 +263,10 @@ class CudaDevice:
         """None, or a sentence why another process's buffers on the device of that name cannot be opened here."""
         if name == "cpu":
             return f"{self.name} cannot open buffers in host memory"
-        other = find(int(name.removeprefix("cuda")))
+        try:
+            other = find(number_of(name))
+        except DeviceError as error:
+            return str(error)
         if name != self.name and not self._gpu.can_access_peer(other):
             return f"{self.name} has no peer access to {name} (`nvidia-smi topo -p2p r` shows which GPUs have it)"
         return self._no_ipc

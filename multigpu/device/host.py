@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from multigpu.device import DeviceError, check_copy, check_fits, check_mean, check_part
+from multigpu.device import DeviceError, checks
 
 PIECE = 1 << 16                                  # floats averaged at a time: sources and sum stay in the L2 cache
 
@@ -28,7 +28,7 @@ class HostHandle(NamedTuple):
 
     def part(self, offset, nbytes):
         """The handle of `nbytes` bytes of this buffer from `offset` on."""
-        check_part(offset, nbytes, self.nbytes)
+        checks.part(offset, nbytes, self.nbytes)
         return self._replace(offset=self.offset + offset, nbytes=nbytes)
 
 
@@ -55,7 +55,7 @@ class HostBuffer:
 
     def array(self, shape, dtype):
         """The first bytes as an ndarray, not a copy; a view held after close() keeps the memory mapped."""
-        check_fits(shape, dtype, self.nbytes)
+        checks.fits(shape, dtype, self.nbytes)
         return np.frombuffer(self._mapped(), dtype, prod(shape), self._handle.offset).reshape(shape)
 
     def close(self):
@@ -146,7 +146,7 @@ class HostDevice:
 
     def copy(self, destination, source):
         """Copy all bytes of buffer `source` to buffer `destination`, of the same size; done on return."""
-        check_copy(destination, source)
+        checks.copy(destination, source)
         np.copyto(destination.array((destination.nbytes,), np.uint8), source.array((source.nbytes,), np.uint8))
 
     def mean(self, destination, sources, also=()):
@@ -154,7 +154,7 @@ class HostDevice:
 
         Each may be among the sources.  Piece by piece, so that each byte crosses the memory bus once each way.
         """
-        check_mean(destination, sources, also)
+        checks.mean(destination, sources, also)
         n = destination.nbytes // 4
         results, terms = ([buffer.array((n,), np.float32) for buffer in buffers]
                           for buffers in ((destination, *also), sources))
