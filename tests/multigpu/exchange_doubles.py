@@ -1,0 +1,347 @@
+"""Workers for the tests of the exchange: a team of processes, each joined to all others, that do what they are told.
+
+Run in each process, a task is task(seat, *arguments) and its result goes back to the test.
+"""
+
+import os
+import pkgutil
+import signal
+import time
+import zlib
+from collections import Counter
+from functools import partial
+from multiprocessing import connection
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+import pytensor
+
+from alexnet.compile import Network
+from alexnet.layers import Conv, Dense, Flatten, Sequential
+from alexnet.updates import momentum_sgd
+from multigpu.device import DeviceError, open_device
+from multigpu.exchange import peer
+from multigpu.exchange.alone import Alone
+from multigpu.exchange.partners import Partners
+from multigpu.process import CONTEXT, end, environment, start
+from tests.tiny import settings
+
+BATCH, CLASSES, RATE = 4, 3, np.float32(0.05)
+SHAPES = {"W": (7, 5), "b": (5,), "scalar": (), "V": (3, 33, 11)}
+
+
+# ---- processes
+
+
+class Seat(NamedTuple):
+    """Where a worker sits: its rank, how many there are, and the pipes to the others by their ranks."""
+
+    rank: int
+    size: int
+    pipes: dict
+
+
+class Team:
+    """`size` worker processes, each joined to all others; run() gives all, or the first few, one task."""
+
+    def __init__(self, size, **variables):
+        self.size, self.pipes, self.processes = size, [], []
+        ends = [{} for _ in range(size)]
+        for one in range(size):
+            for two in range(one):
+                ends[one][two], ends[two][one] = CONTEXT.Pipe()
+        with environment(**variables):
+            for rank in range(size):
+                pipe, theirs = CONTEXT.Pipe()
+                self.pipes.append(pipe)
+                self.processes.append(CONTEXT.Process(target=sit, args=(rank, ends[rank], theirs)))
+                start(self.processes[-1], threads=1)
+                theirs.close()
+        for pipes in ends:                       # else a death would never be an EOF
+            for pipe in pipes.values():
+                pipe.close()
+
+    def run(self, task, *arguments, size=None, seconds=30):
+        """What the task returned in each worker, the exception that it raised, or None of one that died."""
+        pipes = self.pipes[: size or self.size]
+        for pipe in pipes:
+            pipe.send((task, len(pipes), arguments))
+        deadline, results, waiting = time.monotonic() + seconds, [None] * len(pipes), set(pipes)
+        while waiting:
+            ready = connection.wait(waiting, max(0, deadline - time.monotonic()))
+            if not ready:
+                self.close(grace=0)
+                raise TimeoutError(f"{len(waiting)} of {len(pipes)} workers still wait after {seconds} s")
+            for pipe in ready:
+                waiting.remove(pipe)
+                try:
+                    results[pipes.index(pipe)] = pipe.recv()
+                except (EOFError, ConnectionError):
+                    continue
+        return results
+
+    def close(self, grace=5):
+        for pipe in self.pipes:
+            pipe.close()
+        for process in self.processes:
+            end(process, grace)
+
+
+def sit(rank, pipes, control):
+    """A worker's process: one task after the other, until the test hangs up."""
+    try:
+        while True:
+            task, size, arguments = control.recv()
+            seat = Seat(rank, size, {other: pipe for other, pipe in pipes.items() if other < size})
+            try:
+                result = task(seat, *arguments)
+            except (AssertionError, ValueError, RuntimeError) as error:
+                result = error
+            control.send(result)
+    except (EOFError, ConnectionError):
+        return
+
+
+class Watched:
+    """A pipe's end that counts the messages by kind, and refuses to send one while copies are under way."""
+
+    def __init__(self, pipe, pending, sent):
+        self._pipe, self._pending, self._sent = pipe, pending, sent
+        self.recv, self.fileno = pipe.recv, pipe.fileno
+
+    def send(self, message):
+        left = self._pending()
+        if left:
+            raise RuntimeError(f"{type(message).__name__} is sent while {left} copies are under way")
+        self._sent[type(message).__name__] += 1
+        self._pipe.send(message)
+
+
+class Mortal:
+    """A pipe's end of a worker that is killed instead of sending its message number `left[0]`."""
+
+    def __init__(self, pipe, left):
+        self._pipe, self._left = pipe, left
+        self.recv, self.fileno = pipe.recv, pipe.fileno
+
+    def send(self, message):
+        if not self._left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._left[0] -= 1
+        self._pipe.send(message)
+
+
+def watched(seat, sent):
+    """The Partners of a seat, their pipes watched; where GPUs are emulated, for copies under way, too."""
+    emulated = os.environ.get("EMUCUDA_DEVICES")
+    pending = pkgutil.resolve_name("tests.cuda_emulator:pending") if emulated else lambda: 0
+    return Partners(seat.rank, {other: Watched(pipe, pending, sent) for other, pipe in seat.pipes.items()})
+
+
+# ---- training
+
+
+class Smallest(Sequential):
+    """Three layers for images of 3 x 6 x 6."""
+
+    channels, image_size = 3, 6
+
+    def __init__(self, rng):
+        super().__init__(
+            Conv(rng, 3, 4, size=3, std=0.1), Flatten(),                                 # 4 x 4 x 4
+            Dense(rng, 64, 128, std=0.1),
+            Dense(rng, 128, CLASSES, relu=False, std=0.1, bias=0.0),
+        )  # fmt: skip
+
+
+class Trained(NamedTuple):
+    """What came of train(): the state after each step and its checksums, costs, warnings, messages sent by kind."""
+
+    states: list
+    digests: list
+    costs: list
+    warnings: list
+    sent: Counter
+
+
+def train(seat, devices, steps, changes, parts=1, stop_at=None):
+    """Train on made batches, exchanging as the settings `changes` say; returns Trained.
+
+    parts    batches that this worker takes as one
+    stop_at  {rank: the step from which on it is asked to stop}
+    """
+    network, trained = make_network(), Trained([], [], [], [], Counter())
+    with open_device(devices[seat.rank]) as device, join(seat, device, network, trained, changes) as exchange:
+        for step in range(1, steps + 1):
+            inputs = made_batch(step, seat.rank, seat.size, parts)
+            cost, error = exchange.step(*inputs, rate=RATE)
+            stop = step >= (stop_at or {}).get(seat.rank, steps + 1)
+            agreed = exchange.after_step(step, cost, error, RATE, stop, step == steps)
+            trained.costs.append(agreed.cost)
+            trained.states.append({name: np.array(array) for name, array in network.get_state().items()})
+            trained.digests.append({name: zlib.crc32(array) for name, array in trained.states[-1].items()})
+            if agreed.stop:
+                break
+    return trained
+
+
+def arrays_in_place(seat, steps):
+    """For each step, the names of arrays that lie in the flat buffer when the network has updated them."""
+    network, trained, found = make_network(), Trained([], [], [], [], Counter()), []
+    with open_device("cpu") as device, join(seat, device, network, trained, {}) as exchange:
+        flat = exchange._mesh.flat.array()
+        for step in range(1, steps + 1):
+            cost, error = exchange.step(*made_batch(step, seat.rank, seat.size, 1), rate=RATE)
+            arrays = {each.name: each.get_value(borrow=True) for each in network.parameters_and_velocities}
+            found.append({name for name, array in arrays.items() if np.shares_memory(array, flat)})
+            exchange.after_step(step, cost, error, RATE, False, True)
+    return found
+
+
+def join(seat, device, network, trained, changes):
+    """The exchange of a seat by the settings `changes`."""
+    if seat.size == 1:
+        return Alone(network)
+    config = settings("none", "none", **changes)
+    return peer.connect(config, network, device, watched(seat, trained.sent), trained.warnings.append)
+
+
+def make_network():
+    """The same on every call."""
+    rule = partial(momentum_sgd, momentum=0.9)
+    return Network(Smallest(np.random.default_rng(0)), np.zeros((3, 6, 6), "float32"), rule, crop=False)
+
+
+def made_batch(step, rank, size, parts):
+    """Images and labels of `parts` batches of BATCH: the rank's, of size * parts made from the step's number."""
+    rng, n = np.random.default_rng(step), size * parts * BATCH
+    images = rng.normal(size=(3, 6, 6, n)).astype("float32")
+    labels = rng.integers(0, CLASSES, n, dtype=np.int32)
+    mine = slice(rank * parts * BATCH, (rank + 1) * parts * BATCH)
+    return np.ascontiguousarray(images[..., mine]), labels[mine]
+
+
+# ---- exchanges of numbers, without a network
+
+
+class Numbers:
+    """A network's double: its variables hold numbers made from the step and the rank."""
+
+    computes_on_host = True
+
+    def __init__(self):
+        self.parameters_and_velocities = [
+            pytensor.shared(np.zeros(shape, "float32"), name=name) for name, shape in SHAPES.items()
+        ]
+
+    def set(self, step, rank):
+        for variable, value in zip(self.parameters_and_velocities, numbers(step, rank), strict=True):
+            variable.set_value(value, borrow=True)
+
+    def values(self):
+        return [np.array(variable.get_value()) for variable in self.parameters_and_velocities]
+
+
+def numbers(step, rank):
+    rng = np.random.default_rng((step, rank))
+    return [np.array(rng.normal(size=shape), "float32") for shape in SHAPES.values()]
+
+
+def mean_of(step, size):
+    """The mean over all ranks' numbers of a step, to the bit."""
+    total, *rest = (numbers(step, rank) for rank in range(size))
+    for each in rest:
+        total = [one + other for one, other in zip(total, each, strict=True)]
+    return [one / np.float32(size) for one in total]
+
+
+def exchange_numbers(seat, devices, steps, kind=None, slow=None, lame=None, skip=None, changes=None):
+    """Exchange `steps` times and check every mean; returns (warnings, messages sent by kind).
+
+    kind  the strategy's name, Pair or Slices; None: the one that connect() takes
+    slow  (rank, verb): this worker's device dawdles before it does this
+    lame  (rank, verb): this worker's device cannot do this
+    skip  {rank: a step that it leaves out}
+    """
+    network, warnings, sent = Numbers(), [], Counter()
+    strategies = {name: getattr(peer, kind or name) for name in ("Pair", "Slices")}
+    with mock.patch.multiple(peer, **strategies), open_device(devices[seat.rank]) as device:
+        if slow and seat.rank == slow[0]:
+            dawdle(device, slow[1])
+        if lame and seat.rank == lame[0]:
+            refuse(device, lame[1])
+        config = settings("none", "none", **(changes or {}))
+        with peer.connect(config, network, device, watched(seat, sent), warnings.append) as exchange:
+            for step in range(1, steps + 1):
+                if step == (skip or {}).get(seat.rank):
+                    continue
+                network.set(step, seat.rank)
+                exchange.after_step(step, 0.0, 0.0, RATE, False, False)
+                for found, expected in zip(network.values(), mean_of(step, seat.size), strict=True):
+                    np.testing.assert_array_equal(found, expected, f"step {step}, worker {seat.rank}")
+    return warnings, sent
+
+
+def dawdle(device, verb):
+    """Have the device's verb begin late."""
+    prompt = getattr(device, verb)
+
+    def late(*arguments, **named):
+        time.sleep(0.02)
+        return prompt(*arguments, **named)
+
+    setattr(device, verb, late)
+
+
+def refuse(device, verb):
+    """Have the device reach nobody's memory: can_reach says so, or open only finds out."""
+    sentence = f"this device cannot {verb}"
+    error = DeviceError(sentence) if verb == "open" else None
+    setattr(device, verb, mock.Mock(return_value=sentence, side_effect=error))
+
+
+def sum_up(seat, values, stops):
+    """exchange.total() twice."""
+    with open_device("cpu") as device:
+        config = settings("none", "none")
+        with peer.connect(config, Numbers(), device, watched(seat, Counter()), print) as exchange:
+            first = exchange.total(values[seat.rank], False)
+            return *first, *exchange.total(np.ones(2), stops[seat.rank])
+
+
+def greet(seat, changes, steps, weight):
+    """connect() of workers that have not all the same settings, steps done or weights."""
+    network = Numbers()
+    network.set(0, weight[seat.rank])
+    with open_device("cpu") as device:
+        config = settings("none", "none", **changes[seat.rank])
+        peer.connect(config, network, device, watched(seat, Counter()), print, steps[seat.rank]).close()
+
+
+def close_in_order(seat, folder):
+    """Close an exchange; the names of those who had not yet let go of this worker's buffer when it was freed."""
+    with open_device("cpu") as device:
+        exchange = peer.connect(settings("none", "none"), Numbers(), device, watched(seat, Counter()), print)
+        late, own = [], exchange._mesh.flat.buffer
+        for other, buffer in exchange._mesh.others.items():
+            mark, let_go = folder / f"{seat.rank} let go of {other}", buffer.close
+            buffer.close = lambda mark=mark, let_go=let_go: (time.sleep(0.1), mark.touch(), let_go())
+        free, marks = own.close, [folder / f"{other} let go of {seat.rank}" for other in seat.pipes]
+        own.close = lambda: (late.extend(mark.name for mark in marks if not mark.exists()), free())
+        exchange.close()
+        return late
+
+
+def die(seat, message):
+    """Two exchanges and a sum, in which worker 1 is killed instead of sending its message number `message`."""
+    left = [message]
+    pipes = {other: Mortal(pipe, left) for other, pipe in seat.pipes.items()} if seat.rank == 1 else seat.pipes
+    network = Numbers()
+    with open_device("cpu") as device:
+        exchange = peer.connect(settings("none", "none"), network, device, Partners(seat.rank, pipes), print)
+        for step in (1, 2):
+            network.set(step, seat.rank)
+            exchange.after_step(step, 0.0, 0.0, RATE, False, False)
+        exchange.total([1.0], False)
+        exchange.close()

@@ -1,0 +1,222 @@
+"""The exchange: N workers end every step with the same bits, those of one worker with their batches together."""
+
+import re
+
+import numpy as np
+import pytest
+
+from alexnet.config import ConfigError
+from multigpu.exchange import Exchange
+from multigpu.exchange.partners import Done, OutOfStep, PartnerDied, Partners, Ready
+from multigpu.exchange.peer import connect
+from multigpu.process import CONTEXT
+from tests.multigpu import exchange_doubles as doubles
+from tests.multigpu.exchange_doubles import Seat, Team
+
+STEPS = 20
+WHAT = ["weights_and_momentum", "gradients"]
+
+
+@pytest.fixture(scope="module")
+def team():
+    """Four workers on the host, of which a test may take the first few."""
+    team = Team(4)
+    yield team
+    team.close()
+
+
+@pytest.fixture
+def fresh():
+    """size -> a Team of its own, for a test that leaves it in disorder."""
+    teams = []
+
+    def make(size):
+        teams.append(Team(size))
+        return teams[-1]
+
+    yield make
+    for team in teams:
+        team.close()
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """parts -> what one worker learns from `parts` batches as one in each step."""
+    found = {}
+
+    def train(parts):
+        if parts not in found:
+            found[parts] = doubles.train(Seat(0, 1, {}), ["cpu"], STEPS, {}, parts)
+        return found[parts]
+
+    return train
+
+
+def results(found):
+    """What the workers returned; raises the first error of one."""
+    for each in found:
+        if isinstance(each, Exception):
+            raise each
+    return found
+
+
+def assert_alike(found):
+    """Every bit of the state is the same in all workers after every step."""
+    for each in found[1:]:
+        assert each.digests == found[0].digests
+        assert each.costs == found[0].costs
+
+
+def assert_close(state, expected, tolerance):
+    """Each array's largest difference is within the tolerance of its largest value."""
+    for name, array in expected.items():
+        np.testing.assert_allclose(state[name], array, rtol=0, atol=tolerance * np.abs(array).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("what", WHAT)
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_workers_are_one_with_their_batches_together(team, alone, size, what):
+    found = results(team.run(doubles.train, ["cpu"] * size, STEPS, {"exchange_what": what}, size=size))
+    assert_alike(found)
+    together = alone(size)
+    assert_close(found[0].states[0], together.states[0], 1e-6)
+    assert_close(found[0].states[-1], together.states[-1], 1e-5)
+    np.testing.assert_allclose(found[0].costs, together.costs, rtol=1e-5)
+
+
+def test_a_worker_does_not_know_what_others_learned_without_an_exchange(team):
+    found = results(team.run(doubles.train, ["cpu"] * 2, 7, {"average_every": 3}, size=2))
+    alike = [False, False, True, False, False, True, True]           # the last is asked for
+    for what in ("digests", "costs"):
+        assert [one == other for one, other in zip(*(getattr(each, what) for each in found), strict=True)] == alike
+    assert found[0].sent["Ready"] == 3                               # nobody is waited for in between
+
+
+@pytest.mark.parametrize("every, last", [(1, 4), (3, 6)])
+def test_all_stop_after_the_same_step_when_one_is_asked_to(team, every, last):
+    found = results(team.run(doubles.train, ["cpu"] * 3, 20, {"average_every": every}, 1, {1: 4}, size=3))
+    assert [len(each.costs) for each in found] == [last] * 3
+    assert found[0].digests[-1] == found[1].digests[-1] == found[2].digests[-1]
+
+
+def test_sums_are_of_all_workers_and_alike(team):
+    values = [np.array([0.1, 1e9]), np.array([0.2, 1.0]), np.array([0.3, 1e-9])]
+    found = results(team.run(doubles.sum_up, values, [False, False, True], size=3))
+    for sums, stopped, ones, stop in found:
+        np.testing.assert_array_equal(sums, values[0] + values[1] + values[2])
+        assert sums.dtype == np.float64
+        assert (list(ones), stopped, stop) == ([3, 3], False, True)
+
+
+# ---- strategies
+
+
+@pytest.mark.parametrize("size, kind", [(2, "Pair"), (2, "Slices"), (3, "Slices"), (4, "Slices")])
+def test_every_mean_is_right_to_the_bit(team, size, kind):
+    results(team.run(doubles.exchange_numbers, ["cpu"] * size, 50, kind, size=size))
+
+
+@pytest.mark.parametrize("kind", ["Pair", "Slices"])
+@pytest.mark.parametrize("verb", ["upload", "copy", "mean", "synchronise", "unpack"])
+def test_nobody_is_ahead_of_a_slow_worker(team, kind, verb):
+    results(team.run(doubles.exchange_numbers, ["cpu"] * 2, 4, kind, (1, verb), size=2))
+
+
+def test_on_the_host_large_arrays_live_in_the_flat_buffer(team):
+    for steps in results(team.run(doubles.arrays_in_place, 3, size=2)):
+        for found in steps[1:]:                              # from the first exchange on
+            assert found >= {"fc2.W", "fc2.W.velocity"}      # what the engine does not update in place is copied
+
+
+# ---- staging
+
+
+@pytest.mark.parametrize("verb", ["can_reach", "open"])
+def test_memory_out_of_reach_is_staged_through_the_host_with_one_warning(team, verb):
+    found = results(team.run(doubles.exchange_numbers, ["cpu"] * 3, 4, None, None, (1, verb), size=3))
+    sentence = f"this device cannot {verb}; the workers exchange through the host's memory instead, which is slower"
+    assert [warnings for warnings, _ in found] == [[sentence], [], []]
+
+
+# ---- what goes wrong
+
+
+def test_worker_of_another_step_is_told_apart(fresh):
+    one, two = fresh(2).run(doubles.exchange_numbers, ["cpu"] * 2, 3, None, None, None, {1: 2})
+    assert type(one) is type(two) is OutOfStep
+    assert re.fullmatch(
+        r"worker 1 \(pid \d+\) says Ready of step 3, worker 0 waits for Ready of step 2: "
+        r"their runs have parted; start all workers anew from one checkpoint", str(one)
+    )  # fmt: skip
+
+
+def test_message_of_another_kind_is_told_apart():
+    ours, theirs = CONTEXT.Pipe()
+    theirs.send(Done(1))
+    with ours, theirs, pytest.raises(OutOfStep, match="says Done of step 1, worker 0 waits for Ready of step 1"):
+        Partners(0, {1: ours}).hear(Ready, 1)
+
+
+def test_death_of_one_is_heard_while_another_computes():
+    pipes = {rank: CONTEXT.Pipe() for rank in (1, 2)}
+    partners = Partners(0, {rank: ours for rank, (ours, _) in pipes.items()})
+    pipes[2][1].close()
+    for talk in (lambda: partners.hear(Ready, 1), lambda: partners.tell(Done(1))):
+        with pytest.raises(PartnerDied, match="^worker 2 has died; worker 0 cannot go on without it$"):
+            talk()
+    for pipe in (pipes[1][0], pipes[1][1], pipes[2][0]):
+        pipe.close()
+
+
+# worker 1 sends 2 x 10 messages: Hello, Reach, Export, Reach, Ready, Done, Ready, Done, Totals, Closed
+@pytest.mark.parametrize("message", [0, 3, 4, 7, 8, 11, 12, 15, 16, 18])
+def test_death_between_any_two_messages_is_told_at_once(fresh, message):
+    one, dead, two = fresh(3).run(doubles.die, message, seconds=20)
+    assert dead is None
+    for survivor in (one, two):
+        assert type(survivor) is PartnerDied
+        assert re.match(r"worker 1 (\(pid \d+\) )?has died; worker [02] cannot go on", str(survivor))
+
+
+@pytest.mark.parametrize("changes, steps, weights, error, sentence", [
+    ([{}, {}, {"momentum": 0.8}], [0] * 3, [0] * 3, ConfigError,
+     "workers 0 and 2 differ in momentum: 0.9 and 0.8; give both the same"),
+    ([{}] * 3, [0] * 3, [5, 5, 6], ConfigError,
+     "workers 0 and 2 begin with different W; start both anew, or from one checkpoint"),
+    ([{}] * 2, [40, 60], [0] * 2, OutOfStep,
+     "worker [01] says Hello of step .0, worker [10] waits for Hello of step .0: their runs have parted; .*"),
+])  # fmt: skip
+def test_workers_that_do_not_belong_together_are_refused(fresh, changes, steps, weights, error, sentence):
+    for refusal in fresh(len(steps)).run(doubles.greet, changes, steps, weights):
+        assert type(refusal) is error
+        assert re.fullmatch(sentence, str(refusal))
+
+
+def test_settings_of_a_worker_alone_may_differ(team):
+    by_hand = {"size": 2, "device": "cpu"}
+    changes = [by_hand | {"rank": 0, "threads": 1}, by_hand | {"rank": 1, "threads": 2, "device": "cuda0"}]
+    results(team.run(doubles.greet, changes, [3, 3], [0, 0], size=2))
+
+
+def test_more_workers_than_a_mean_takes_are_refused():
+    partners = Partners(0, dict.fromkeys(range(1, 17)))
+    with pytest.raises(ConfigError, match="exchange=peer takes up to 16 workers, got 17"):
+        connect(None, None, None, partners, print)
+
+
+# ---- the end
+
+
+def test_memory_is_freed_once_all_others_have_let_go(team, tmp_path):
+    assert results(team.run(doubles.close_in_order, tmp_path, size=3)) == [[], [], []]
+
+
+def test_an_error_waits_for_nobody():
+    class Waiting(Exchange):
+        step = after_step = total = None
+
+        def close(self):
+            raise AssertionError("it would wait")
+
+    with pytest.raises(ZeroDivisionError), Waiting():
+        raise ZeroDivisionError
