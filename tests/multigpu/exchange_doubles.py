@@ -6,6 +6,7 @@ Run in each process, a task is task(seat, *arguments) and its result goes back t
 import os
 import pkgutil
 import signal
+import sys
 import time
 import zlib
 from collections import Counter
@@ -46,13 +47,18 @@ class Team:
     """`size` worker processes, each joined to all others; run() gives all, or the first few, one task."""
 
     def __init__(self, size, **variables):
-        self.size, self.pipes, self.processes = size, [], []
-        ends = [{} for _ in range(size)]
-        for one in range(size):
+        self.size, self.variables = size, variables
+        self.start()
+
+    def start(self):
+        self.pipes, self.processes = [], []
+        ends = [{} for _ in range(self.size)]
+        for one in range(self.size):
             for two in range(one):
                 ends[one][two], ends[two][one] = CONTEXT.Pipe()
-        with environment(**variables):
-            for rank in range(size):
+        path = [*self.variables.get("PYTHONPATH", "").split(os.pathsep), *sys.path]      # a spawned process takes it over
+        with environment(**self.variables), mock.patch.object(sys, "path", list(filter(None, path))):
+            for rank in range(self.size):
                 pipe, theirs = CONTEXT.Pipe()
                 self.pipes.append(pipe)
                 self.processes.append(CONTEXT.Process(target=sit, args=(rank, ends[rank], theirs)))
@@ -64,6 +70,8 @@ class Team:
 
     def run(self, task, *arguments, size=None, seconds=30):
         """What the task returned in each worker, the exception that it raised, or None of one that died."""
+        if not self.pipes:
+            self.start()
         pipes = self.pipes[: size or self.size]
         for pipe in pipes:
             pipe.send((task, len(pipes), arguments))
@@ -79,6 +87,8 @@ class Team:
                     results[pipes.index(pipe)] = pipe.recv()
                 except (EOFError, ConnectionError):
                     continue
+        if any(result is None or isinstance(result, Exception) for result in results):
+            self.close()                         # messages may be left in the pipes
         return results
 
     def close(self, grace=5):
@@ -86,6 +96,7 @@ class Team:
             pipe.close()
         for process in self.processes:
             end(process, grace)
+        self.pipes, self.processes = [], []
 
 
 def sit(rank, pipes, control):
@@ -317,6 +328,7 @@ def greet(seat, changes, steps, weight):
     with open_device("cpu") as device:
         config = settings("none", "none", **changes[seat.rank])
         peer.connect(config, network, device, watched(seat, Counter()), print, steps[seat.rank]).close()
+        return "done"
 
 
 def close_in_order(seat, folder):
@@ -345,3 +357,4 @@ def die(seat, message):
             exchange.after_step(step, 0.0, 0.0, RATE, False, False)
         exchange.total([1.0], False)
         exchange.close()
+        return "done"

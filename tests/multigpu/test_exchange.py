@@ -25,13 +25,21 @@ def team():
     team.close()
 
 
+@pytest.fixture(scope="module")
+def gpus(cuda_emulator):
+    """Eight workers with eight emulated GPUs, through the real PyCUDA."""
+    team = Team(8, **cuda_emulator.environment(devices=8))
+    yield team
+    team.close()
+
+
 @pytest.fixture
 def fresh():
-    """size -> a Team of its own, for a test that leaves it in disorder."""
+    """(size, **environment) -> a Team of its own, for a test that leaves it in disorder."""
     teams = []
 
-    def make(size):
-        teams.append(Team(size))
+    def make(size, **environment):
+        teams.append(Team(size, **environment))
         return teams[-1]
 
     yield make
@@ -138,6 +146,51 @@ def test_memory_out_of_reach_is_staged_through_the_host_with_one_warning(team, v
     assert [warnings for warnings, _ in found] == [[sentence], [], []]
 
 
+@pytest.mark.parametrize("lacking", ["peer", "ipc"])
+def test_gpus_out_of_reach_are_staged_with_the_same_result(cuda_emulator, gpus, fresh, lacking):
+    team = fresh(2, **cuda_emulator.environment(devices=2, **{lacking: False}))
+    staged = results(team.run(doubles.train, ["cuda0", "cuda1"], 5, {}))
+    direct = results(gpus.run(doubles.train, ["cuda0", "cuda1"], 5, {}, size=2))
+    assert_alike([*staged, *direct])
+    (warning,) = staged[0].warnings
+    assert re.match({"peer": "cuda0 has no peer access to cuda1", "ipc": "memory of cuda0 cannot be shared"}[lacking], warning)
+    assert staged[1].warnings == direct[0].warnings == []
+
+
+def test_workers_on_the_host_and_on_a_gpu_exchange_through_the_host(gpus, team):
+    mixed = results(gpus.run(doubles.train, ["cpu", "cuda5"], 5, {}, size=2))
+    assert_alike([*mixed, *results(team.run(doubles.train, ["cpu"] * 2, 5, {}, size=2))])
+    assert mixed[0].warnings == ["the cpu cannot open buffers that lie on cuda5; the workers exchange through the host's "
+                                 "memory instead, which is slower"]  # fmt: skip
+
+
+# ---- emulated GPUs
+
+
+@pytest.mark.parametrize("what", WHAT)
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_workers_on_gpus_are_those_on_the_host_to_the_bit(gpus, team, size, what):
+    changes = {"exchange_what": what}
+    found = results(gpus.run(doubles.train, [f"cuda{rank}" for rank in range(size)], STEPS, changes, size=size))
+    assert_alike([*found, *results(team.run(doubles.train, ["cpu"] * size, STEPS, changes, size=size))])
+    assert found[0].warnings == []
+
+
+@pytest.mark.parametrize("devices", ["00", "10", "3210", "0011", "01234567"])
+def test_a_thousand_means_on_gpus_are_right_and_nothing_is_pending_at_a_message(gpus, devices):
+    devices = [f"cuda{number}" for number in devices]
+    steps = 1000 if len(devices) == 2 else 100
+    found = results(gpus.run(doubles.exchange_numbers, devices, steps, size=len(devices)))
+    for warnings, sent in found:
+        assert (warnings, sent["Ready"]) == ([], steps * (len(devices) - 1))
+
+
+@pytest.mark.parametrize("kind", ["Pair", "Slices"])
+@pytest.mark.parametrize("verb", ["upload", "copy", "mean", "synchronise", "unpack"])
+def test_no_gpu_is_ahead_of_a_slow_one(gpus, kind, verb):
+    results(gpus.run(doubles.exchange_numbers, ["cuda0", "cuda1"], 4, kind, (1, verb), size=2))
+
+
 # ---- what goes wrong
 
 
@@ -171,7 +224,7 @@ def test_death_of_one_is_heard_while_another_computes():
 # worker 1 sends 2 x 10 messages: Hello, Reach, Export, Reach, Ready, Done, Ready, Done, Totals, Closed
 @pytest.mark.parametrize("message", [0, 3, 4, 7, 8, 11, 12, 15, 16, 18])
 def test_death_between_any_two_messages_is_told_at_once(fresh, message):
-    one, dead, two = fresh(3).run(doubles.die, message, seconds=20)
+    one, dead, two = fresh(3).run(doubles.die, message)
     assert dead is None
     for survivor in (one, two):
         assert type(survivor) is PartnerDied
