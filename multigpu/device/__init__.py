@@ -43,7 +43,8 @@ def open_device(name, on_host=True):
     """
     if name == "cpu":
         return import_module("multigpu.device.host").HostDevice(copies=not on_host)
-    return cuda_home(name).CudaDevice(number_of(name), on_host)
+    number = number_of(name)
+    return cuda_home(name).CudaDevice(number, on_host)
 
 
 def cuda_home(name):

@@ -10,36 +10,22 @@ Source: Ding et al. 2014, sections 2.2 and 4.3.
 """
 
 import os
+import weakref
 from contextlib import contextmanager
 from functools import cache, cached_property
 from importlib import import_module
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pycuda.driver as cuda
 
 from multigpu.device import MOST_SOURCES, DeviceError, checks, number_of
+from multigpu.device.handles import CudaHandle
 
 KERNEL = Path(__file__).with_name("mean.ptx")
 PARAMETERS = f"P{MOST_SOURCES}PQI"               # of the kernel, as mean.cu lists them
 THREADS, MOST_BLOCKS = 256, 4096                 # of one mean: a million threads keep the memory of any GPU busy
-
-
-class CudaHandle(NamedTuple):
-    """Names a buffer to another process: CUDA's handle of the whole allocation, and the bytes of it that are meant."""
-
-    pid: int
-    gpu: str                                     # its address on the PCI bus: the same in every process
-    ipc: bytes                                   # 64 bytes
-    nbytes: int
-    offset: int = 0
-
-    def part(self, offset, nbytes):
-        """The handle of `nbytes` bytes of this buffer from `offset` on."""
-        checks.part(offset, nbytes, self.nbytes)
-        return self._replace(offset=self.offset + offset, nbytes=nbytes)
 
 
 class CudaBuffer:
@@ -59,22 +45,22 @@ class CudaBuffer:
     @property
     def pointer(self):
         """Address of the first byte in this process; raises DeviceError when the buffer is closed."""
-        memory = (self._whole or self)._memory
-        if memory is None:
-            raise DeviceError(f"this buffer of {self.nbytes} bytes is closed; use it before close() or open it anew")
-        return int(memory) + self._offset
+        self._check_open()
+        return int((self._whole or self)._memory) + self._offset
 
     @property
     def handle(self):
         """What another process needs to open this buffer, as long as it is open here; DeviceError without IPC."""
         if self._whole is not None:
             return self._whole.handle._replace(offset=self._offset, nbytes=self.nbytes)
+        self._check_open()
         if self._handle is None:
             self._handle = self.device.export(self)
-        return self._handle if self.pointer else None
+        return self._handle
 
     def part(self, offset, nbytes):
         """`nbytes` bytes of this buffer from `offset` on; open as long as the whole is, and closing it does nothing."""
+        self._check_open()
         checks.part(offset, nbytes, self.nbytes)
         return CudaBuffer(self.device, nbytes, None, self._offset + offset, whole=self._whole or self)
 
@@ -84,6 +70,7 @@ class CudaBuffer:
         A jax.Array that is this memory: use it only while the buffer is open, and wait for what was computed from it
         before the bytes change.  For an engine on the host: a copy, an ndarray.
         """
+        self._check_open()
         checks.fits(shape, dtype, self.nbytes)
         return self.device.array(self, shape, dtype)
 
@@ -92,6 +79,10 @@ class CudaBuffer:
         if self._memory is not None:
             self.device.release(self._memory)
         self._memory = self.staged = None
+
+    def _check_open(self):
+        if (self._whole or self)._memory is None:
+            raise DeviceError(f"this buffer of {self.nbytes} bytes is closed; use it before close() or open it anew")
 
 
 class CudaDevice:
@@ -109,6 +100,8 @@ class CudaDevice:
             self._context = self._gpu.retain_primary_context()
         except cuda.Error as error:
             raise DeviceError(f"{self.name} cannot be used ({error}); nvidia-smi shows who uses it") from error
+        # also at exit, where PyCUDA itself would release a primary context as if it were another
+        self._release = weakref.finalize(self, self._context.detach)
         self._buffers = []
         self._being_read = []                    # arrays that must stay until the copies under way have ended
         with self._current():
@@ -133,8 +126,8 @@ class CudaDevice:
             except cuda.MemoryError as error:
                 free, total = cuda.mem_get_info()
                 raise DeviceError(
-                    f"{self.name} has no {nbytes:,} bytes left: {free:,} of its {total:,} are free; a smaller "
-                    "batch_size needs less, and XLA_PYTHON_CLIENT_PREALLOCATE=false keeps JAX from taking most of a GPU"
+                    f"{self.name} has no {nbytes:,} bytes left: {free:,} of its {total:,} are free; "
+                    "a smaller batch_size needs less"
                 ) from error
 
     def export(self, buffer):
@@ -152,7 +145,7 @@ class CudaDevice:
     def open(self, handle):
         """The buffer that another process's handle names; raises DeviceError when it cannot be had."""
         if not isinstance(handle, CudaHandle):
-            raise DeviceError(f"{self.name} cannot open {type(handle).__name__}: it names no memory of a GPU")
+            raise DeviceError(f"{self.name} cannot open a {type(handle).__name__}, which names no memory of a GPU")
         if handle.pid == os.getpid():
             raise DeviceError("a handle cannot be opened in the process that made it; use the buffer itself")
         with self._current():
@@ -290,7 +283,7 @@ class CudaDevice:
 
     def close(self):
         """Close every buffer, first those of other processes, and release the GPU; calling it again does nothing."""
-        if self._context is None:
+        if not self._release.alive:
             return
         self.synchronise()
         for buffer in sorted(self._buffers, key=lambda buffer: not buffer.is_opened):
@@ -298,8 +291,7 @@ class CudaDevice:
         self._buffers.clear()
         vars(self).pop("_mean", None)
         self._stream = None
-        self._context.detach()
-        self._context = None
+        self._release()
 
     def release(self, memory):
         """Free an allocation, or let go of another process's."""

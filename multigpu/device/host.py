@@ -8,28 +8,13 @@ it when the last process that maps it is gone, also after SIGKILL.  Another proc
 import mmap
 import os
 from math import prod
-from typing import NamedTuple
 
 import numpy as np
 
 from multigpu.device import DeviceError, checks
+from multigpu.device.handles import HostHandle
 
 PIECE = 1 << 16                                  # floats averaged at a time: sources and sum stay in the L2 cache
-
-
-class HostHandle(NamedTuple):
-    """Names a buffer to another process: file `fd` of process `pid`, and the bytes of it that are meant."""
-
-    pid: int
-    fd: int
-    inode: int
-    nbytes: int
-    offset: int = 0
-
-    def part(self, offset, nbytes):
-        """The handle of `nbytes` bytes of this buffer from `offset` on."""
-        checks.part(offset, nbytes, self.nbytes)
-        return self._replace(offset=self.offset + offset, nbytes=nbytes)
 
 
 class HostBuffer:
@@ -102,6 +87,8 @@ class HostDevice:
 
     def open(self, handle):
         """The buffer that another process's handle names; raises DeviceError when it is not there any more."""
+        if not isinstance(handle, HostHandle):
+            raise DeviceError(f"cpu cannot open a {type(handle).__name__}, which names no memory of the host")
         if handle.pid == os.getpid():
             raise DeviceError("a handle cannot be opened in the process that made it; use the buffer itself")
         path = f"/proc/{handle.pid}/fd/{handle.fd}"
