@@ -176,14 +176,14 @@ class Trained(NamedTuple):
     sent: Counter
 
 
-def train(seat, devices, steps, changes, parts=1, stop_at=None):
+def train(seat, devices, steps, changes, parts=1, stop_at=None, engine="cpu"):
     """Train on made batches, exchanging as the settings `changes` say; returns Trained.
 
     parts    batches that this worker takes as one
     stop_at  {rank: the step from which on it is asked to stop}
     """
-    network, trained = make_network(), Trained([], [], [], [], Counter())
-    with open_device(devices[seat.rank]) as device, join(seat, device, network, trained, changes) as exchange:
+    network, trained = make_network(engine), Trained([], [], [], [], Counter())
+    with open_device(devices[seat.rank], engine != "jax") as device, join(seat, device, network, trained, changes) as exchange:
         for step in range(1, steps + 1):
             inputs = made_batch(step, seat.rank, seat.size, parts)
             cost, error = exchange.step(*inputs, rate=RATE)
@@ -218,10 +218,10 @@ def join(seat, device, network, trained, changes):
     return peer.connect(config, network, device, watched(seat, trained.sent), trained.warnings.append)
 
 
-def make_network():
+def make_network(engine="cpu"):
     """The same on every call."""
-    rule = partial(momentum_sgd, momentum=0.9)
-    return Network(Smallest(np.random.default_rng(0)), np.zeros((3, 6, 6), "float32"), rule, crop=False)
+    model, rule = Smallest(np.random.default_rng(0)), partial(momentum_sgd, momentum=0.9)
+    return Network(model, np.zeros((3, 6, 6), "float32"), rule, engine, crop=False)
 
 
 def made_batch(step, rank, size, parts):

@@ -92,6 +92,15 @@ def test_workers_are_one_with_their_batches_together(team, alone, size, what):
     np.testing.assert_allclose(found[0].costs, together.costs, rtol=1e-5)
 
 
+@pytest.mark.parametrize("what", WHAT)
+def test_engine_that_owns_its_memory_exchanges_copies(team, alone, what):
+    pytest.importorskip("jax", reason="the jax engine needs jax, which is not installed")
+    arguments = ["cpu"] * 2, 5, {"exchange_what": what}, 1, None, "jax"
+    found = results(team.run(doubles.train, *arguments, size=2))
+    assert_alike(found)
+    assert_close(found[0].states[-1], alone(2).states[4], 1e-5)
+
+
 def test_a_worker_does_not_know_what_others_learned_without_an_exchange(team):
     found = results(team.run(doubles.train, ["cpu"] * 2, 7, {"average_every": 3}, size=2))
     alike = [False, False, True, False, False, True, True]           # the last is asked for
