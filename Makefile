@@ -27,6 +27,7 @@ lint: setup
 	$(RUN) -m ruff check .
 
 test: lint
+	$(RUN) -m tests.cuda_emulator.build
 	$(RUN) -m pytest
 
 bench: setup

@@ -66,7 +66,7 @@ def find():
     """The Emulator that build.py has built; raises NotBuilt, with the reason, where it has not."""
     try:
         return pkgutil.resolve_name("tests.cuda_emulator.build:built")()
-    except NotBuilt as error:
+    except (NotBuilt, OSError) as error:
         said = REASON.read_text(encoding="utf-8") if REASON.exists() else ""
         raise NotBuilt(said or str(error)) from error
 

@@ -57,6 +57,8 @@ def main():
     """Build what is missing; prints one line of what it did, or why it could not."""
     started = time.monotonic()
     try:
+        if sys.platform != "linux":
+            raise NotBuilt(f"it needs Linux, this is {sys.platform}")
         CACHE.mkdir(exist_ok=True)
         REASON.unlink(missing_ok=True)
         include = toolkit_headers() or wheel_headers(fetch=True)
@@ -127,11 +129,10 @@ def library(include):
     folder = CACHE / f"driver-{hash_of(what)}"
     if not folder.exists():
         with made(folder) as (new, _):
-            sources = [str(path) for path in SOURCES if path.suffix == ".c"]
-            run(
-                [*compiler("CC", "cc", "gcc", "clang"), *FLAGS, f"-I{include}", "-shared", "-Wl,-soname,libcuda.so.1"]
-                + ["-o", str(new / "libcuda.so.1"), *sources]
-            )
+            command = [*compiler("CC", "cc", "gcc", "clang"), *FLAGS, f"-I{include}", "-shared"]
+            command += ["-Wl,-soname,libcuda.so.1", "-o", str(new / "libcuda.so.1")]
+            command += [str(path) for path in SOURCES if path.suffix == ".c"]
+            run(command, refused=RuntimeError)   # a fault of ours, which nothing may skip over
     return folder
 
 
@@ -155,6 +156,8 @@ def pycuda(include, fetch):
             pip("install", "--no-deps", "--target", new, *missing)
         shutil.copytree(source / "pycuda", new / "pycuda", dirs_exist_ok=True)
         compile_pycuda(source, new / "pycuda", include)
+        environment = {"PYTHONPATH": str(new), "LD_LIBRARY_PATH": str(library(include))}
+        run([sys.executable, "-c", "import pycuda.driver; pycuda.driver.init()"], environment=environment)
     return folder
 
 
@@ -234,8 +237,8 @@ def pip(*arguments, environment=None):
     run([sys.executable, "-m", "pip", arguments[0], *quiet, *map(str, arguments[1:])], environment=environment)
 
 
-def run(command, folder=None, environment=None):
-    """Run a command; raises NotBuilt with the first line in which it speaks of an error."""
+def run(command, folder=None, environment=None, refused=NotBuilt):
+    """Run a command; raises `refused` with the first line in which it speaks of an error, where it fails."""
     result = subprocess.run(
         command, cwd=folder, env=os.environ | (environment or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL, text=True, errors="replace",
@@ -243,7 +246,7 @@ def run(command, folder=None, environment=None):
     if result.returncode:
         lines = result.stdout.strip().splitlines() or ["it said nothing"]
         line = next((line for line in lines if "error" in line.lower()), lines[-1])
-        raise NotBuilt(f"{shlex.join(command[:4])} ... ended with status {result.returncode}: {line.strip()}")
+        raise refused(f"{shlex.join(command[:4])} ... ended with status {result.returncode}: {line.strip()}")
 
 
 def hash_of(texts):

@@ -14,40 +14,37 @@ struct settings settings;
 static pid_t initialised_by;                     /* 0 before cuInit; CUDA does not outlive a fork */
 static struct object *objects;
 static struct CUctx_st *primary[MAX_DEVICES];
-static unsigned long faults;
 
 /* Each thread has its own stack of contexts. */
+enum { MAX_NESTED_CONTEXTS = 1024 };
 static _Thread_local CUcontext stack[MAX_NESTED_CONTEXTS];
 static _Thread_local unsigned depth;
 
 /* ---- what is said ---- */
 
+static void write_line(const char *format, va_list arguments)
+{
+    char line[512];                              /* written at once, so that lines of two processes do not mix */
+    vsnprintf(line, sizeof line, format, arguments);
+    fprintf(stderr, "emucuda: %s\n", line);
+}
+
 void tell(const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
-    char line[512];
-    vsnprintf(line, sizeof line, format, arguments);
+    write_line(format, arguments);
     va_end(arguments);
-    fprintf(stderr, "emucuda: %s\n", line);
 }
 
 void fault(const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
-    char line[512];
-    vsnprintf(line, sizeof line, format, arguments);
+    write_line(format, arguments);
     va_end(arguments);
-    fprintf(stderr, "emucuda: %s\n", line);
-    faults++;
     if (settings.strict)
         abort();
-}
-
-unsigned long emucuda_faults(void)
-{
-    return faults;
 }
 
 CUresult cuGetErrorString(CUresult error, const char **text)
@@ -152,19 +149,16 @@ static bool read_settings(void)
 {
     const char *defer = getenv("EMUCUDA_DEFER"), *machine = getenv("EMUCUDA_MACHINE");
     long mebibytes = number_from("EMUCUDA_MEMORY_MIB", 1024, 1 << 20);
-    long ipc = number_from("EMUCUDA_IPC", 1, 1), verbose = number_from("EMUCUDA_VERBOSE", 0, 1);
-    long strict = number_from("EMUCUDA_STRICT", 0, 1);
+    long ipc = number_from("EMUCUDA_IPC", 1, 1), strict = number_from("EMUCUDA_STRICT", 0, 1);
     settings.devices = number_from("EMUCUDA_DEVICES", 2, MAX_DEVICES);
     settings.delay = WHEN_SYNCHRONISED;
     if (defer && strcmp(defer, "sync") != 0 && (settings.delay = number_from("EMUCUDA_DEFER", 0, 60000)) < 0)
         return false;
     settings.memory = (size_t)mebibytes << 20;
     settings.ipc = ipc;
-    settings.verbose = verbose;
     settings.strict = strict;
     settings.machine = machine ? machine : "";
-    return settings.devices >= 0 && mebibytes >= 0 && ipc >= 0 && verbose >= 0 && strict >= 0 &&
-           read_peers(getenv("EMUCUDA_PEER"));
+    return settings.devices >= 0 && mebibytes >= 0 && ipc >= 0 && strict >= 0 && read_peers(getenv("EMUCUDA_PEER"));
 }
 
 /* ---- devices ---- */

@@ -8,11 +8,9 @@
 #ifndef EMUCUDA_DRIVER_H
 #define EMUCUDA_DRIVER_H
 
-#pragma GCC visibility push(default)             /* the library exports what cuda.h declares, and emucuda_* */
+#pragma GCC visibility push(default)             /* the library exports what cuda.h declares, and this */
 #include <cuda.h>
 unsigned long emucuda_pending(void);             /* copies, fills and kernels of this process not yet executed */
-unsigned long emucuda_executed(void);            /* and those that have been */
-unsigned long emucuda_faults(void);              /* lines told of what CUDA leaves undefined */
 #pragma GCC visibility pop
 
 #include <pthread.h>
@@ -21,7 +19,7 @@ unsigned long emucuda_faults(void);              /* lines told of what CUDA leav
 #include <stdint.h>
 #include <sys/types.h>
 
-enum { MAX_DEVICES = 16, MAX_NESTED_CONTEXTS = 64, CONTEXTS_OF_A_PEER_COPY = 3 };
+enum { MAX_DEVICES = 16, CONTEXTS_OF_A_PEER_COPY = 3 };
 
 /* ---- the lock, and how an error leaves a function ---- */
 
@@ -56,7 +54,7 @@ struct settings {
     long devices;
     size_t memory;                               /* bytes of each device */
     long delay;
-    bool ipc, verbose, strict;
+    bool ipc, strict;
     bool peers[MAX_DEVICES][MAX_DEVICES];        /* which device reaches which */
     const char *machine;                         /* processes of one name share the devices' memory */
 };

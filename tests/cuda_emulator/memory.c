@@ -192,7 +192,7 @@ void free_blocks_of(CUcontext context)
 /* All of a small block is filled; of a large one what its ends and every mebibyte hold, since the rest costs time. */
 static void make_undefined(char *bytes, size_t size)
 {
-    size_t step = size <= 16 * MEBIBYTE ? size : PAGE;
+    size_t step = size <= 16 * MEBIBYTE ? MEBIBYTE : PAGE;
     for (size_t offset = 0; offset < size; offset += MEBIBYTE)
         memset(bytes + offset, UNDEFINED, step < size - offset ? step : size - offset);
     size_t end = size < PAGE ? size : PAGE;
@@ -342,9 +342,9 @@ CUresult cuIpcOpenMemHandle(CUdeviceptr *pointer, CUipcMemHandle given, unsigned
     if (fd < 0)
         return CUDA_ERROR_INVALID_HANDLE;
     for (struct block *block = blocks; block; block = block->next)
-        if (block->opened && block->inode == handle.inode) {
+        if (block->opened && block->inode == handle.inode && block->context->device == context->device) {
             close(fd);
-            if (block->context != context)       /* one context of a process may open it */
+            if (block->context != context)       /* one context of a device may open it */
                 return CUDA_ERROR_INVALID_CONTEXT;
             block->opened++;
             *pointer = block->base;

@@ -20,7 +20,7 @@ static const uint64_t NANOSECONDS = 1000000000, NANOSECONDS_OF_A_MILLISECOND = 1
 
 static struct operation *first, *last;
 static uint64_t sequence;
-static unsigned long pending, executed;
+static unsigned long pending;
 static pthread_cond_t queued = PTHREAD_COND_INITIALIZER, progress = PTHREAD_COND_INITIALIZER;
 
 static uint64_t now(void)
@@ -34,12 +34,6 @@ unsigned long emucuda_pending(void)
 {
     LOCKED;
     return pending;
-}
-
-unsigned long emucuda_executed(void)
-{
-    LOCKED;
-    return executed;
 }
 
 /* ---- who waits for whom ---- */
@@ -101,7 +95,6 @@ static void execute(struct operation *operation)
     if (operation->run) {
         operation->run(operation);
         pending--;
-        executed++;
     } else if (operation->event && operation->event->mark == operation->sequence)
         operation->event->time = now();
     free(operation->owned);

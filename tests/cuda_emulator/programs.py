@@ -1,0 +1,491 @@
+"""Programs on the emulated GPUs, for tests/test_cuda_emulator.py.
+
+    python -m tests.cuda_emulator.programs NAME [ARGUMENTS]
+
+Each is a function: what it finds out it returns, and that is printed as one line of JSON.  Those that take part with
+another process say() and hear() lines before.
+"""
+
+import ctypes
+import json
+import os
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pycuda.driver as cuda
+
+from multigpu.device.cuda import KERNEL, PARAMETERS
+from tests.cuda_emulator import pending
+
+N = 1024                                         # floats of a buffer
+NEW = np.full(4, 0xA5, np.uint8).view(np.float32)[0].item()      # what memory holds that nobody has written to
+NON_BLOCKING = 1                                 # flag of a stream that does not wait for the default stream
+PTX = KERNEL.read_bytes() + b"\0"
+OTHER_PTX = b".version 4.3\n.target sm_50\n.visible .entry other() { ret; }\0"
+driver = ctypes.CDLL("libcuda.so.1")             # for what PyCUDA has no function for, or does not let fail
+
+
+def say(value):
+    """One line to the test."""
+    print(json.dumps(value), flush=True)
+
+
+def hear():
+    """One line of the test."""
+    return json.loads(sys.stdin.readline())
+
+
+@contextmanager
+def device(number=0):
+    """The primary context of a device, as the current one."""
+    cuda.init()
+    context = cuda.Device(number).retain_primary_context()
+    context.push()
+    try:
+        yield context
+    finally:
+        cuda.Context.pop()
+        context.detach()
+        driver.cuCtxPopCurrent_v2(None)          # PyCUDA pushes it to release it, and leaves it there
+
+
+def error_of(call, *arguments):
+    """What the driver said to a call, or "no error"."""
+    try:
+        call(*arguments)
+    except cuda.Error as error:
+        return str(error).split(": ")[1]
+    return "no error"
+
+
+def ones(value=1.0):
+    """N floats in pageable memory."""
+    return np.full(N, value, np.float32)
+
+
+def memory(value=None):
+    """A buffer of N floats; of undefined content, or all `value`."""
+    buffer = cuda.mem_alloc(4 * N)
+    if value is not None:
+        cuda.memcpy_htod(buffer, ones(value))
+        cuda.Context.synchronize()
+    return buffer
+
+
+def glance(buffer):
+    """The last float of a buffer as it is now: read in a stream that waits for nobody."""
+    host = ones()
+    cuda.memcpy_dtoh_async(host, buffer, cuda.Stream(NON_BLOCKING))
+    return host[-1].item()
+
+
+def mean_kernel():
+    """The kernel of multigpu/device/mean.ptx."""
+    return get_kernel(PTX, "mean").prepare(PARAMETERS)
+
+
+def mean(function, destination, sources, n=N, stream=None):
+    """Launch it."""
+    pointers = [int(source) for source in sources] + [0] * (16 - len(sources))
+    function.prepared_async_call((1, 1), (256, 1, 1), stream, int(destination), *pointers, n, len(sources))
+
+
+# ---- late execution ----
+
+
+def late():
+    """Of each operation that may end after its call: what is seen before, how many are pending, what is seen after."""
+    seen = {}
+    with device() as context:
+        two, locked = memory(2.0), cuda.pagelocked_empty(N, np.float32)
+        locked[:] = 2.0
+        kernel = mean_kernel()
+        operations = {
+            "pageable to device": lambda to: cuda.memcpy_htod(to, ones(2.0)),
+            "pageable to device, async": lambda to: cuda.memcpy_htod_async(to, ones(2.0)),
+            "page-locked to device, async": lambda to: cuda.memcpy_htod_async(to, locked),
+            "device to device": lambda to: cuda.memcpy_dtod(to, two, 4 * N),
+            "device to device, async": lambda to: cuda.memcpy_dtod_async(to, two, 4 * N),
+            "peer": lambda to: cuda.memcpy_peer(to, two, 4 * N, context, context),
+            "peer, async": lambda to: cuda.memcpy_peer_async(to, two, 4 * N, context, context),
+            "fill": lambda to: cuda.memset_d32(to, 0x40000000, N),
+            "kernel": lambda to: mean(kernel, to, [two]),
+        }
+        for name, operation in operations.items():
+            buffer = memory()
+            operation(buffer)
+            before, count = glance(buffer), pending()
+            cuda.Context.synchronize()
+            seen[name] = [before, count, glance(buffer), pending()]
+    return {"new": NEW, "seen": seen}
+
+
+def prompt():
+    """What has ended when its call returns: page-locked memory to the device, the device to the host."""
+    with device():
+        locked = cuda.pagelocked_empty(N, np.float32)
+        locked[:] = 2.0
+        buffer, copy, host = memory(), memory(), ones()
+        cuda.memcpy_htod(buffer, locked)
+        uploaded = glance(buffer), pending()
+        cuda.memcpy_dtod(copy, buffer, 4 * N)
+        cuda.memcpy_dtoh(host, copy)             # waits for the copy before it
+        return {"uploaded": uploaded, "downloaded": [host[-1].item(), pending()]}
+
+
+def taken_over():
+    """Whose bytes arrive where host memory changes after the call: pageable is taken over, page-locked is not."""
+    with device():
+        results = []
+        for host in (ones(), cuda.pagelocked_empty(N, np.float32)):
+            host[:] = 2.0
+            buffer = memory()
+            cuda.memcpy_htod_async(buffer, host)
+            host[:] = 3.0
+            cuda.Context.synchronize()
+            results.append(glance(buffer))
+        late, host = cuda.pagelocked_empty(N, np.float32), ones()
+        late[:] = 0.0
+        cuda.memcpy_dtoh_async(late, buffer)
+        cuda.memcpy_dtoh_async(host, buffer)     # in the same stream, and it waits: so the one before has ended
+        before = pending(), late[-1].item(), host[-1].item()
+        return {"taken": results, "to the host": before}
+
+
+def streams():
+    """How many of some copies are left after each wait: a stream's own, an event's, those of the default stream."""
+    left = {}
+    with device():
+        source, buffers = memory(2.0), [memory() for _ in range(4)]
+
+        def copies(*order):
+            for buffer, stream in zip(buffers, order, strict=False):
+                cuda.memcpy_dtod_async(buffer, source, 4 * N, stream)
+
+        one, two, apart = cuda.Stream(), cuda.Stream(), cuda.Stream(NON_BLOCKING)
+        copies(one, two, apart)
+        one.synchronize()
+        left["one of three streams"] = pending()
+        cuda.memcpy_dtoh(ones(), source)
+        left["default stream"] = pending()       # not of the stream that is apart
+        cuda.Context.synchronize()
+        left["context"] = pending()
+
+        copies(one, None, two)
+        two.synchronize()                        # waits for the default stream, and that for the first
+        left["blocking stream"] = pending()
+
+        event = cuda.Event()
+        copies(one, one)
+        event.record(one)
+        copies(one)
+        event.synchronize()
+        left["event"] = pending()
+        cuda.Context.synchronize()
+
+        copies(apart)
+        event.record(apart)
+        one.wait_for_event(event)
+        copies(one, two)
+        one.synchronize()
+        left["event of another stream"] = pending()
+        cuda.Context.synchronize()
+
+        copies(one, one)
+        event.record(one)
+        left["queries"] = [[event.query(), pending()] for _ in range(4)]
+        left["query of an idle stream"] = one.is_done()
+    return left
+
+
+def contexts_apart():
+    """How many copies are left after one of two devices is waited for; a peer copy is of both."""
+    with device(1) as second:
+        there, there_too = memory(2.0), memory()
+        with device(0) as first:
+            here = memory()
+            left = []
+            cuda.memset_d32(here, 0, N)
+            second.push()
+            cuda.memcpy_dtod(there_too, there, 4 * N)
+            cuda.Context.synchronize()
+            left.append(pending())
+            cuda.memset_d32(there, 0x40400000, N)
+            cuda.Context.pop()
+            # PyCUDA takes the current context for both, whatever it is given
+            result = driver.cuMemcpyPeer(*(ctypes.c_void_p(each) for each in (
+                int(here), first.handle, int(there), second.handle)), ctypes.c_size_t(4 * N))  # fmt: skip
+            left.append(pending())
+            second.push()
+            cuda.Context.synchronize()
+            left.append(pending())
+            cuda.Context.pop()
+            return {"result": result, "left": left, "copied": glance(here)}
+
+
+def after_milliseconds():
+    """Whether a copy is there at once, after a wait for it, and by itself."""
+    with device():
+        source, buffers = memory(2.0), [memory(), memory()]
+        seen = []
+        started = time.monotonic()
+        cuda.memcpy_dtod(buffers[0], source, 4 * N)
+        seen.append(pending())
+        cuda.Context.synchronize()
+        waited = time.monotonic() - started
+        seen.append(pending())
+        cuda.memcpy_dtod(buffers[1], source, 4 * N)
+        deadline = time.monotonic() + 20
+        while pending() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        seen.append(pending())
+        return {"pending": seen, "waited": waited, "values": [glance(buffer) for buffer in buffers]}
+
+
+# ---- kernels ----
+
+
+def kernels():
+    """The mean of three buffers, launched in both forms, and what the driver says to wrong launches."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=N).astype(np.float32) for _ in range(3)]
+    with device(1) as second, device(0) as context:
+        second.push()
+        far = memory(1.0)
+        cuda.Context.pop()
+        sources, destination, host = [memory() for _ in arrays], memory(), ones()
+        for source, array in zip(sources, arrays, strict=True):
+            cuda.memcpy_htod(source, array)
+        function = mean_kernel()
+        expected = ((arrays[0] + arrays[1]) + arrays[2]) / np.float32(3)
+        mean(function, destination, sources)
+        cuda.memcpy_dtoh(host, destination)
+        equal = [host.tolist() == expected.tolist()]
+
+        mean(function, sources[0], sources)      # onto one of its sources
+        cuda.memcpy_dtoh(host, sources[0])
+        equal.append(host.tolist() == expected.tolist())
+
+        cuda.memcpy_htod(sources[0], arrays[0])
+        cuda.memset_d32(destination, 0, N)
+        result = launch_one_by_one(destination, sources)
+        cuda.memcpy_dtoh(host, destination)
+        equal.append(host.tolist() == expected.tolist())
+
+        refused = {
+            "beyond the end": error_of(mean, function, destination, sources, N + 1),
+            "no source": error_of(mean, function, destination, [0]),
+            "another GPU's": error_of(mean, function, destination, [far]),
+            "too many threads": error_of(
+                function.prepared_call, (1, 1), (1025, 1, 1), *[int(destination)] * 17, N, 1
+            ),
+            "too few parameters": error_of(function._launch_kernel, (1, 1), (256, 1, 1), b"\0" * 100, 0, None),
+            "no kernel of that name": error_of(get_kernel, PTX, "median"),
+            "a kernel that C has not": error_of(get_kernel, OTHER_PTX, "other"),
+            "no PTX": error_of(get_kernel, b" nonsense\0", "mean"),
+            "machine code": error_of(get_kernel, b"\x7fELF\0", "mean"),
+        }
+        context.enable_peer_access(second)
+        refused["another GPU's, enabled"] = error_of(mean, function, destination, [far])
+        return {"equal": equal, "result": result, "refused": refused}
+
+
+def launch_one_by_one(destination, sources):
+    """The same launch as mean(), by a list of pointers to the parameters; the driver's answer."""
+    function, module = ctypes.c_void_p(), ctypes.c_void_p()
+    driver.cuModuleLoadData(ctypes.byref(module), PTX)
+    driver.cuModuleGetFunction(ctypes.byref(function), module, b"mean")
+    pointers = [int(source) for source in sources] + [0] * (16 - len(sources))
+    n, count = ctypes.c_uint32(len(sources)), ctypes.c_uint64(N)
+    values = [ctypes.c_uint64(int(destination)), (ctypes.c_uint64 * 16)(*pointers), count, n]
+    addresses = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+    return driver.cuLaunchKernel(function, 1, 1, 1, 256, 1, 1, 0, None, addresses, None)
+
+
+def get_kernel(text, name):
+    """The kernel of that name in a PTX text."""
+    return cuda.module_from_buffer(text).get_function(name)
+
+
+# ---- devices and contexts ----
+
+
+def devices():
+    """What the machine has."""
+    cuda.init()
+    all_of_them = [cuda.Device(i) for i in range(cuda.Device.count())]
+    return {
+        "count": len(all_of_them),
+        "beyond": error_of(cuda.Device, len(all_of_them)),
+        "addresses": len({each.pci_bus_id() for each in all_of_them}),
+        "same": all(cuda.Device(each.pci_bus_id()) == each for each in all_of_them),
+        "peers": [[int(a.can_access_peer(b)) for b in all_of_them] for a in all_of_them],
+        "memory": {each.total_memory() >> 20 for each in all_of_them}.pop(),
+    }
+
+
+def contexts():
+    """What the driver says where no context is current, or a wrong one."""
+    said, pointer = {}, ctypes.c_uint64()
+    allocate = driver.cuMemAlloc_v2
+    size = ctypes.c_size_t(64)
+    said["before init"] = allocate(ctypes.byref(pointer), size)
+    cuda.init()
+    said["none"] = allocate(ctypes.byref(pointer), size)
+    with device() as context:
+        said["current"] = allocate(ctypes.byref(pointer), size)
+        stream = cuda.Stream()
+
+        def elsewhere():
+            said["in another thread"] = allocate(ctypes.byref(pointer), size)
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        again = cuda.Device(0).retain_primary_context()
+        said["one primary context"] = again.handle == context.handle
+        driver.cuDevicePrimaryCtxRelease_v2(0)   # the second use; the first goes on
+        said["released once"] = allocate(ctypes.byref(pointer), size)
+        with device(1):
+            said["stream of another"] = driver.cuStreamSynchronize(ctypes.c_void_p(stream.handle))
+        if (child := os.fork()) == 0:
+            os._exit(allocate(ctypes.byref(pointer), size))
+        said["in a fork"] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        driver.cuDevicePrimaryCtxRelease_v2(0)
+        said["released"] = allocate(ctypes.byref(pointer), size)
+        driver.cuDevicePrimaryCtxRetain(ctypes.byref(pointer), 0)
+    made = cuda.Device(0).make_context()
+    handle = ctypes.c_void_p(made.handle)
+    made.pop()
+    said["destroyed"] = [driver.cuCtxDestroy_v2(handle), driver.cuCtxPushCurrent_v2(handle)]
+    say(said)
+    os._exit(0)                                  # PyCUDA holds objects of contexts that were ended behind its back
+
+
+# ---- memory ----
+
+
+def stray():
+    """What the driver says to pointers and sizes that are not an allocation's."""
+    with device():
+        buffer, gone = memory(), cuda.mem_alloc(4 * N)
+        old = int(gone)
+        gone.free()
+        host, free = ones(), driver.cuMemFree_v2
+        return {
+            "beyond the end": error_of(cuda.memcpy_dtoh, host, int(buffer) + 4),
+            "before the start": error_of(cuda.memcpy_htod, int(buffer) - 4, host),
+            "freed": error_of(cuda.memcpy_dtoh, host, old),
+            "null": error_of(cuda.memcpy_htod, 0, host),
+            "host memory": error_of(cuda.memcpy_dtod, int(buffer), host.ctypes.data, 4 * N),
+            "fill beyond the end": error_of(cuda.memset_d32, buffer, 0, N + 1),
+            "within": error_of(cuda.memcpy_dtoh, host[:-1], int(buffer) + 4),
+            "freed twice": free(ctypes.c_uint64(old)),
+            "freed in the middle": free(ctypes.c_uint64(int(buffer) + 4)),
+            "page-locked freed twice": free_twice(),
+        }
+
+
+def free_twice():
+    """The answers to freeing page-locked memory twice."""
+    pointer = ctypes.c_void_p()
+    driver.cuMemHostAlloc(ctypes.byref(pointer), ctypes.c_size_t(64), 0)
+    return [driver.cuMemFreeHost(pointer), driver.cuMemFreeHost(pointer)]
+
+
+def touch():
+    """Read device memory as if it were the host's; does not return."""
+    with device():
+        return ctypes.c_float.from_address(int(memory())).value
+
+
+def new_memory():
+    """The bytes that new memory holds: at its ends, and all of it where it is small."""
+    with device():
+        large = cuda.mem_alloc(20 << 20)
+        host = np.empty(20 << 20, np.uint8)
+        cuda.memcpy_dtoh(host, large)
+        return {"small": glance(memory()) == NEW, "ends": [host[0].item(), host[-1].item()]}
+
+
+def exhaust(mebibytes):
+    """Take device 0's memory in pieces of 1 MiB until there is none; how many there were, and what is free."""
+    with device():
+        pieces = []
+        error = "no error"
+        while len(pieces) < int(mebibytes) and error == "no error":
+            error = error_of(lambda: pieces.append(cuda.mem_alloc(1 << 20)))
+        say({"pieces": len(pieces), "error": error, "free": cuda.mem_get_info()[0] >> 20})
+        return hear()
+
+
+# ---- other processes ----
+
+
+def exporter(number="0"):
+    """Hand out a buffer that holds 1 to N; do as told until the end: set it to a value, say its last float, free it."""
+    with device(int(number)):
+        whole = cuda.mem_alloc(8 * N)
+        part = int(whole) + 4 * N
+        cuda.memcpy_htod(whole, np.arange(1, 2 * N + 1, dtype=np.float32))
+        cuda.Context.synchronize()
+        say({"handle": cuda.mem_get_ipc_handle(part).hex(), "same": cuda.mem_get_ipc_handle(whole).hex()})
+        while (order := hear()) != "end":
+            if order == "own":
+                say(error_of(cuda.IPCMemoryHandle, cuda.mem_get_ipc_handle(whole)))
+            elif order == "read":
+                host = ones()
+                cuda.memcpy_dtoh(host, part)
+                say(host[-1].item())
+            elif order == "free":
+                whole.free()
+                say("freed")
+        return "ended"
+
+
+def importer(number="0"):
+    """Open the handle that is heard, and do as told until the end."""
+    with device(int(number)):
+        memories = []
+        while (order := hear()) != "end":
+            match order:
+                case ["open", handle]:
+                    say(error_of(lambda: memories.append(cuda.IPCMemoryHandle(bytearray.fromhex(handle)))))
+                case "look":
+                    host = np.empty(2 * N, np.float32)
+                    cuda.memcpy_dtoh(host, int(memories[-1]))
+                    base, size = cuda.mem_get_address_range(int(memories[-1]) + 8)
+                    say([host[0].item(), host[-1].item(), base == int(memories[-1]), size])
+                case ["write", value, waits]:
+                    cuda.memcpy_htod(int(memories[-1]) + 4 * N, ones(value))
+                    if waits:
+                        cuda.Context.synchronize()
+                    say(pending())
+                case "mean":
+                    buffer = memory()
+                    say(error_of(mean, mean_kernel(), buffer, [memories[-1]]))
+                case "free":
+                    say(driver.cuMemFree_v2(ctypes.c_uint64(int(memories[-1]))))
+                case "export":
+                    say(error_of(cuda.mem_get_ipc_handle, int(memories[-1])))
+                case "same":
+                    say(len({int(each) for each in memories}))
+                case "close":
+                    memories.pop().close()
+                    say(len(memories))
+        for each in memories:
+            each.close()
+        return "ended"
+
+
+def not_emulated():
+    """What the driver says to something that it does not have."""
+    with device():
+        return error_of(cuda.Context.get_limit, cuda.limit.STACK_SIZE)
+
+
+if __name__ == "__main__":
+    say(globals()[sys.argv[1]](*sys.argv[2:]))
