@@ -1,6 +1,6 @@
 """How near the network's outputs and gradients are to PyTorch in float64, with the same weights and decisions.
 
-python -m benchmarks.agreement [--quick] [--json FILE] [--batch 8] [--seed 0]
+python -m benchmarks.agreement [--quick] [--json FILE] [--batch 8] [--seed 0] [--engine jax [--device cuda0]]
 
 Dropout off, full size.  Rounding can decide which of two nearly equal values is the maximum of a window, or whether a
 unit is above zero, and then a gradient moves whole (by 1e-4 to 1e-2), in any implementation.  So an implementation is
@@ -35,8 +35,8 @@ class Result(NamedTuple):
     decisions: list         # torch tensors: bool, above zero; or int64, the largest pixel of each window
 
 
-def ours(images, labels, seed, engine):
-    """The parameters by name, and the Result."""
+def ours(images, labels, seed, mode):
+    """The parameters by name, and the Result; `mode` is PyTensor's."""
     model = AlexNet(np.random.default_rng(seed), dropout_rate=0)
     x = pt.tensor("x", shape=(3, 227, 227, None), dtype="float32")
     y = pt.ivector("y")
@@ -45,11 +45,11 @@ def ours(images, labels, seed, engine):
     variables = [parameter.variable for parameter in model.parameters]
     sums = [node.outputs[0] for node in toposort([logits]) if isinstance(node.op, ops.Convolution)]
     outputs = [logits, cost, *pytensor.grad(cost, variables)]
-    function = pytensor.function([x, y], [*outputs, *sums], mode=mode_of(engine))
+    function = pytensor.function([x, y], [*outputs, *sums], mode=mode)
     results = list(map(np.asarray, function(images, labels)))
     names = ["logits", "cost", *(f"gradient of {v.name}" for v in variables)]
     arrays = {name: in_torchs_layout(array) for name, array in zip(names, results, strict=False)}
-    parameters = {v.name: v.get_value() for v in variables}
+    parameters = {v.name: np.array(v.get_value()) for v in variables}
     biases = [value for name, value in parameters.items() if name.endswith(".b")]
     return parameters, Result(arrays, decisions_of(results[len(outputs) :], biases))
 
@@ -110,11 +110,11 @@ def distance(array, truth):
     return float(np.linalg.norm(array - truth) / np.linalg.norm(truth))
 
 
-def rows(batch, seed, engine):
+def rows(batch, seed, engine, device="cpu"):
     rng = np.random.default_rng(seed)
     images = (rng.random((3, 227, 227, batch), dtype=np.float32) - 0.5) * 255
     labels = rng.integers(0, 1000, batch).astype("int32")
-    parameters, result = ours(images, labels, seed, engine)
+    parameters, result = ours(images, labels, seed, mode_of(engine, device=device))
     peer = theirs(parameters, images, labels, torch.float32)
     truths = [theirs(parameters, images, labels, torch.float64, r.decisions) for r in (result, peer)]
     for name in result.arrays:
@@ -140,8 +140,9 @@ def main():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", default="cpu")
+    parser.add_argument("--device", default="cpu", help="of engine jax")
     options = parser.parse_args()
-    results = list(rows(2 if options.quick else options.batch, options.seed, options.engine))
+    results = list(rows(2 if options.quick else options.batch, options.seed, options.engine, options.device))
     print(f"{'array':32} {'ours':>10} {'PyTorch float32':>16}   (relative L2 to PyTorch float64)")
     for row in results:
         print(f"{row['name']:32} {row['value']:10.3g} {row['peer']:16.3g}")

@@ -22,13 +22,13 @@ def crop_mirror(op, **kwargs):
         cropped = pixels.astype(mean.dtype) - mean.at[:, row, column].get(mode="clip")
         inside = (rows >= 0) & (rows <= images.shape[1] - op.size) & (columns >= 0)
         inside &= columns <= images.shape[2] - op.size
-        return jnp.where(inside, cropped, jnp.nan)              # nothing can be raised here, but the cost will tell
+        return jnp.where(inside, cropped, mean.dtype.type(jnp.nan))         # nothing can be raised here: the cost tells
 
     return run
 
 
 def checks_on_host(fgraph):
-    """Functions of a graph's input values that raise ValueError for corners outside the images, if these are NumPy's."""
+    """Functions of a graph's input values that raise ValueError for corners outside the images; NumPy's alone."""
     places = {variable: place for place, variable in enumerate(fgraph.inputs)}
     for node in fgraph.apply_nodes:
         images, _, rows, columns, _ = node.inputs if isinstance(node.op, CropMirror) else [None] * 5

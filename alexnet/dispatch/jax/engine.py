@@ -12,6 +12,7 @@ import os
 from functools import cache
 
 import jax
+import numpy as np
 from pytensor.compile.mode import Mode
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
@@ -109,10 +110,18 @@ class DeviceFunction:
         for check in self.checks:
             check(values)
         with jax.enable_x64(True), jax.default_device(self.device):
-            values = [taken(variable, value) for variable, value in zip(self.inputs, values, strict=True)]
-            new, results = self.jitted([values[place] for place in self.old], [values[place] for place in self.others])
+            new, results = self.jitted(*self.arguments(values))
         outputs = dict(zip([*self.new, *self.results], [*new, *results], strict=True))
         return [outputs[place] for place in range(len(outputs))]
+
+    def lower(self, *values):
+        """What JAX makes of a call with these values, before XLA compiles it: jax.stages.Lowered."""
+        with jax.enable_x64(True), jax.default_device(self.device):
+            return self.jitted.lower(*self.arguments(values))
+
+    def arguments(self, values):
+        values = [taken(variable, value) for variable, value in zip(self.inputs, values, strict=True)]
+        return [values[place] for place in self.old], [values[place] for place in self.others]
 
 
 def taken(variable, value):
@@ -124,8 +133,22 @@ def taken(variable, value):
         if not isinstance(value, jax.Array):
             variable.container.value = value
         return variable.container.storage[0]
-    fits = isinstance(value, jax.Array) and (value.dtype, value.ndim) == (variable.type.dtype, variable.type.ndim)
-    return value if fits else variable.type.filter(value)
+    if not isinstance(value, jax.Array | np.ndarray | np.generic):
+        return variable.type.filter(value)
+    if not fits(variable.type, value):
+        wanted = f"{variable.type.dtype} of shape {shown(variable.type.shape)}"
+        raise TypeError(f"{variable.name} must be {wanted}, got {value.dtype} of shape {shown(value.shape)}")
+    return value
+
+
+def fits(tensor_type, array):
+    if (array.dtype, array.ndim) != (tensor_type.dtype, tensor_type.ndim):
+        return False
+    return all(n in (None, m) for n, m in zip(tensor_type.shape, array.shape, strict=True))
+
+
+def shown(shape):
+    return f"({', '.join('?' if n is None else str(n) for n in shape)})"
 
 
 class DeviceTensorType(TensorType):
@@ -136,8 +159,8 @@ class DeviceTensorType(TensorType):
         self.device = device
 
     def filter(self, value, strict=False, allow_downcast=None):
-        fits = isinstance(value, jax.Array) and value.dtype == self.dtype and self.is_super_of(value.shape)
-        if not fits:
+        ours = isinstance(value, jax.Array) and fits(self, value)
+        if not ours:
             value = super().filter(value, strict, allow_downcast)
         with jax.enable_x64(True):
-            return jax.device_put(value, self.device, may_alias=fits)       # a host array is the caller's: copied
+            return jax.device_put(value, self.device, may_alias=ours)       # a host array is the caller's: copied

@@ -1,0 +1,280 @@
+"""The JAX engine on whole training steps: the CPU engine's results, state that stays on its device, one copy of it."""
+
+import re
+from contextlib import contextmanager
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+
+from alexnet import checkpoint
+from alexnet.augment import draw_crop
+from alexnet.compile import Network
+from alexnet.config import ConfigError
+from alexnet.dispatch import mode_of
+from alexnet.layers import Conv, Dense, Flatten, Sequential
+from alexnet.updates import momentum_sgd
+from tests.tiny import Tiny
+
+jax = pytest.importorskip("jax", reason="the jax engine needs jax, which is not installed")
+
+BATCH, CLASSES = 4, 10
+
+
+def network_of(engine="jax", model=Tiny, **settings):
+    made = model(np.random.default_rng(1), CLASSES)
+    return Network(made, np.full((3, 256, 256), 100, "float32"), momentum_sgd, engine=engine, **settings)
+
+
+def batches(count, batch=BATCH):
+    """Arguments of training steps: images, their crops, labels, the rate."""
+    rng = np.random.default_rng(2)
+    for step in range(count):
+        images = rng.integers(0, 256, (3, 256, 256, batch)).astype("uint8")
+        labels = rng.integers(0, CLASSES, batch).astype("int32")
+        yield images, *draw_crop(rng, batch, 227, False), labels, np.float32(0.002 / (1 + step))
+
+
+def trained(network, count):
+    """The costs of some steps and the state after them."""
+    costs = [float(network.train(*batch)[0]) for batch in batches(count)]
+    return {"costs": np.array(costs)} | {name: np.array(array) for name, array in network.get_state().items()}
+
+
+def lowered(function, arguments):
+    """JAX's program of a call: what a compiled function of PyTensor hands to XLA."""
+    given = iter(arguments)
+    storages = [storage[0] for storage in function.vm.inputs]
+    return function.vm.jit_fn.lower(*(next(given) if value is None else value for value in storages))
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """A network and its initial state; its functions are compiled once for all tests here."""
+    network = network_of()
+    return network, {name: np.array(array) for name, array in network.get_state().items()}
+
+
+@pytest.fixture
+def network(compiled):
+    """A network with its initial state."""
+    compiled[0].set_state(compiled[1])
+    return compiled[0]
+
+
+def test_twenty_steps_with_crops_and_dropout_are_the_cpu_engines():
+    results, expected = (trained(network_of(engine, seed=2**40 + 3), 20) for engine in ("jax", "cpu"))
+    assert results.keys() == expected.keys() and expected["step"] == 20
+    for name, array in expected.items():
+        assert results[name].dtype == array.dtype
+        np.testing.assert_allclose(results[name], array, rtol=1e-4, atol=1e-5 * np.abs(array).max(), err_msg=name)
+
+
+class Wide(Sequential):
+    """Nearly all of it dense, as AlexNet is: 4.6 million weights, and activations a hundredth of that."""
+
+    channels, image_size = 3, 227
+
+    def __init__(self, rng, classes):
+        super().__init__(
+            Conv(rng, 3, 4, size=11, stride=64), Flatten(),                              # 4 x 4 x 4
+            Dense(rng, 64, 2048), Dense(rng, 2048, 2048), Dense(rng, 2048, classes),
+        )  # fmt: skip
+
+
+def bytes_of(variables):
+    return sum(4 * int(np.prod(variable.type.shape)) for variable in variables)
+
+
+def test_a_step_holds_parameters_and_velocities_once_and_one_set_of_gradients():
+    network, (batch,) = network_of(model=Wide, crop=False), batches(1)
+    pixels = np.zeros((3, 227, 227, BATCH), "float32")
+    memory = lowered(network.train, (pixels, *batch[4:])).compile().memory_analysis()
+    state, gradients = bytes_of(network.parameters_and_velocities), bytes_of(network.parameters)
+    scalars = 8 + 2 * 4                                            # step; cost and error
+    assert memory.alias_size_in_bytes == state + 8
+    assert state < memory.output_size_in_bytes <= state + scalars + 1024
+    assert memory.temp_size_in_bytes <= 1.1 * gradients
+
+
+def test_what_a_step_updates_is_donated_and_nothing_else(network):
+    data = list(batches(3))
+    network.train(*data[0])
+    for function, arguments in (("train", data[1]), ("compute", data[1][:-1]), ("apply", data[1][-1:])):
+        held = {v: v.get_value(borrow=True) for v in [*network.state.values(), *network.gradients]}
+        held = {v: array for v, array in held.items() if isinstance(array, jax.Array)}
+        getattr(network, function)(*arguments)
+        updated = {
+            "train": [*network.parameters_and_velocities, network.step],
+            "compute": [*network.gradients, network.step],
+            "apply": network.parameters_and_velocities,
+        }[function]
+        assert {v.name for v, array in held.items() if array.is_deleted()} == {v.name for v in updated if v in held}
+    network.validate(*data[2][:-1])
+    assert not any(v.get_value(borrow=True).is_deleted() for v in network.state.values())
+
+
+@contextmanager
+def no_conversions():
+    """Have it raise when an array of a device is made one of the host, also where the device is this processor."""
+
+    def refusing(function):
+        def convert(*arguments, **settings):
+            assert not any(isinstance(argument, jax.Array) for argument in arguments), "came to the host"
+            return function(*arguments, **settings)
+
+        return convert
+
+    array_type = type(jax.device_put(np.float32(0)))
+    with pytest.MonkeyPatch.context() as patch, jax.transfer_guard_device_to_host("disallow"):
+        for name in ("array", "asarray", "ascontiguousarray", "copyto", "isnan", "all"):
+            patch.setattr(np, name, refusing(getattr(np, name)))
+        patch.setattr(array_type, "_value", property(refusing(lambda array: None)))
+        patch.setattr(array_type, "__array__", refusing(lambda array: None))
+        yield
+
+
+def steps(network, batch, rate):
+    network.train(*batch, rate)
+    network.compute(*batch)
+    network.apply(rate)
+    return network.validate(*batch)[0]
+
+
+def test_no_array_comes_to_the_host_in_a_training_step(network):
+    first, second = batches(2)
+    steps(network, first[:-1], first[-1])                         # XLA's programs are made, with their constants
+    with no_conversions():
+        cost = steps(network, second[:-1], second[-1])
+        for variable in [*network.state.values(), *network.gradients]:
+            variable.set_value(variable.get_value(borrow=True), borrow=True)
+        for conversion in (float, np.asarray, network.parameters[0].type.filter):
+            with pytest.raises(AssertionError, match="came to the host"):
+                conversion(cost)
+
+
+def test_the_state_is_on_the_device_from_the_first_step_and_stays_there(network):
+    (batch,) = batches(1)
+    network.train(*batch)
+    state = {name: np.array(array) for name, array in network.get_state().items()}
+    network.set_state(state)
+    device = mode_of("jax").linker.device
+    for name, variable in network.state.items():
+        array = variable.get_value(borrow=True)
+        assert isinstance(array, jax.Array) and array.devices() == {device}, name
+        np.testing.assert_array_equal(array, state[name])
+    mean = next(v for v in network.train.vm.jit_fn.inputs if v.name == "mean")
+    assert isinstance(mean.container.storage[0], jax.Array)
+
+
+def test_arrays_of_the_caller_are_never_written(network):
+    """XLA may use the memory of a host array, and writes where what is donated lies."""
+    data = list(batches(2))
+    weights = np.zeros((294, 8), "float32")
+    given = network.parameters[4]
+    given.set_value(weights, borrow=True)
+    network.train(*data[0])
+    given.set_value(weights, borrow=True)
+    network.train(*data[1])
+    assert not weights.any() and np.asarray(given.get_value()).any()
+
+
+def test_images_may_lie_on_the_device(network, compiled):
+    (batch,) = batches(1)
+    expected = network.train(*batch)
+    network.set_state(compiled[1])
+    images = jax.device_put(batch[0])
+    np.testing.assert_array_equal(network.train(images, *batch[1:]), expected)
+    assert not images.is_deleted()
+
+
+def test_another_batch_size_is_compiled_once():
+    network = network_of()
+    for size in (8, 3, 8, 3, 8):
+        (batch,) = batches(1, size)
+        network.validate(*batch[:-1])
+    assert network.validate.vm.jit_fn.jitted._cache_size() == 2
+
+
+def test_a_checkpoint_goes_on_as_if_it_had_not_stopped(network, tmp_path):
+    *data, last = batches(3)
+    for batch in data:
+        network.train(*batch)
+    checkpoint.save(tmp_path / "a.safetensors", network.get_state(), {"position": {}})
+    network.train(*last)
+    other = network_of()
+    other.set_state(checkpoint.load(tmp_path / "a.safetensors")[0])
+    other.train(*last)
+    for name, array in other.get_state().items():
+        np.testing.assert_array_equal(array, network.get_state()[name], err_msg=name)
+
+
+@pytest.mark.parametrize(("precision", "xla"), [("float32", "HIGHEST"), ("tf32", "HIGH"), ("bfloat16", "DEFAULT")])
+def test_products_have_the_precision_asked_for_and_all_else_is_float32(precision, xla):
+    network, (batch,) = network_of(precision=precision), batches(1)
+    text = lowered(network.train, batch).as_text()
+    products = re.findall(r"stablehlo\.(?:convolution|dot_general)\b.*", text)
+    assert len(products) == 2 * 3 - 1 + 2 * 3                     # conv1 leads no gradient to the pixels
+    operand = "bf16" if precision == "bfloat16" else "f32"
+    for product in products:
+        if precision != "bfloat16":
+            assert product.count(f"{xla}") >= 2, product
+        assert re.search(rf": \(tensor<[0-9x]*{operand}>, tensor<[0-9x]*{operand}>\)", product), product
+    assert "f64" not in text
+    network.train(*batch)
+    assert {np.asarray(v.get_value()).dtype.name for v in network.parameters_and_velocities} == {"float32"}
+
+
+def test_tf32_is_float32_on_a_processor_and_bfloat16_is_near():
+    """Sums rounded to bfloat16 are often equal, so another pixel of a window may lead the gradient of conv1 on."""
+    results = {precision: trained(network_of(precision=precision), 5) for precision in ("float32", "tf32", "bfloat16")}
+    for name, exact in results["float32"].items():
+        np.testing.assert_array_equal(results["tf32"][name], exact, err_msg=name)
+        distance = np.linalg.norm(results["bfloat16"][name] - exact) / np.linalg.norm(exact)
+        assert distance <= (2e-3 if name == "costs" or name.endswith("W") else 0.2), (name, distance)
+    assert not np.array_equal(results["bfloat16"]["fc3.W"], results["float32"]["fc3.W"])
+
+
+def test_corners_on_the_device_that_lie_outside_make_the_cost_no_number(network):
+    (batch,) = batches(1)
+    rows = np.full(BATCH, 30, "int32")
+    with pytest.raises(ValueError, match=r"the row of a crop must lie in 0\.\.29, got 30"):
+        network.train(batch[0], rows, *batch[2:])
+    assert np.isnan(network.train(batch[0], jax.device_put(rows), *batch[2:])[0])
+
+
+def test_arguments_of_another_type_are_refused_with_both(network):
+    (batch,) = batches(1)
+    with pytest.raises(TypeError, match=r"images must be uint8 of shape \(3, 256, 256, \?\), got float32 of shape"):
+        network.train(batch[0].astype("float32"), *batch[1:])
+    with pytest.raises(TypeError, match=r"labels must be int32 of shape \(\?\), got int32 of shape \(4, 1\)"):
+        network.train(*batch[:4], batch[4][:, None], batch[5])
+
+
+def test_values_of_another_shape_are_refused_by_the_state(network):
+    (batch,) = batches(1)
+    network.train(*batch)
+    with pytest.raises(TypeError, match="not compatible"):
+        network.parameters[0].set_value(jax.numpy.zeros((3, 11, 11, 5)))
+
+
+def test_a_gpu_that_jax_does_not_see_is_named_with_the_cure():
+    with pytest.raises(ConfigError, match=r'engine jax sees no GPU for device cuda0: pip install "jax\[cuda13\]"'):
+        mode_of("jax", device="cuda0")
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="precision must be one of float32, tf32, bfloat16, got 'half'"):
+        mode_of("jax", "half")
+
+
+def test_sums_and_products_of_many_arrays_are_taken_one_after_the_other(rng):
+    a, b, c = pt.vectors("abc")
+    values = rng.normal(size=(3, 1000)).astype("float32")
+    function = pytensor.function([a, b, c], [pt.add(a, b, c), pt.mul(a, b, c), pt.gt(a, 0).sum()], mode=mode_of("jax"))
+    total, product, count = function(*values)
+    np.testing.assert_array_equal(total, values[0] + values[1] + values[2])
+    np.testing.assert_array_equal(product, values[0] * values[1] * values[2])
+    assert "concatenate" not in lowered(function, values).as_text()
+    assert count.dtype == np.int64 and int(np.asarray(count)) == (values[0] > 0).sum()
