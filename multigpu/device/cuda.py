@@ -167,8 +167,8 @@ class CudaDevice:
 
     def array(self, buffer, shape, dtype):
         """CudaBuffer.array."""
-        self.synchronise()
         if not self._on_host:
+            self.synchronise()
             return jax_array(self._jax_device, buffer, shape, dtype)
         array = np.empty(shape, dtype)
         self.download(array, buffer)
@@ -376,9 +376,8 @@ def jax_split(flat, shapes):
 
 @cache
 def jax_splitter(shapes):
-    """split() compiled for these shapes; it copies, else JAX may hand out its argument as a result."""
-    jax = import_module("jax")
-    return jax.jit(lambda flat: [jax.numpy.copy(piece) for piece in split(flat, shapes)])
+    """split() compiled for these shapes; what a compiled function of JAX returns is new memory."""
+    return import_module("jax").jit(lambda flat: split(flat, shapes))
 
 
 def pointer_of_jax(array):

@@ -7,6 +7,7 @@ import importlib
 import itertools
 import os
 import sys
+from unittest import mock
 
 import numpy as np
 
@@ -104,6 +105,26 @@ class Toolbox:
         device.download(array, buffer)
         return array
 
+    def download_to_staging(self, device, buffer, other):
+        """Download the bytes of `buffer` into the page-locked memory of `other`, to which the GPU may write late."""
+        array = device.staging(other, (buffer.nbytes,), np.uint8)
+        device.download(array, buffer)
+        return array
+
+    def closing_order(self, device):
+        """Close a CudaDevice; returns the types of what it lets go of, in order."""
+        order, release = [], device.release
+        device.release = lambda memory: (order.append(type(memory).__name__), release(memory))
+        device.close()
+        return order
+
+    def has_current_context(self):
+        cuda = importlib.import_module("pycuda.driver")
+        try:
+            return bool(cuda.Context.get_device())
+        except cuda.LogicError:
+            return False
+
     def upload_of_jax(self, device, buffer, array):
         """Upload a jax.Array of these values that lies on the host."""
         device.upload(buffer, importlib.import_module("jax").numpy.asarray(array))
@@ -115,6 +136,13 @@ class Toolbox:
         pieces = cuda.jax_split(flat, shapes)
         memory = range(flat.unsafe_buffer_pointer(), flat.unsafe_buffer_pointer() + flat.nbytes)
         return [np.asarray(each) for each in pieces], any(each.unsafe_buffer_pointer() in memory for each in pieces)
+
+    def pending_when_jax_takes(self, device, buffer):
+        """How many copies are pending when the buffer's memory is handed to JAX, which is not there."""
+        cuda = importlib.import_module("multigpu.device.cuda")
+        device._jax_device = None
+        with mock.patch.object(cuda, "jax_array", lambda *_: self.pending()):
+            return buffer.array((1,), "uint8")
 
     def has_imported(self, module):
         return module in sys.modules

@@ -385,6 +385,19 @@ class TestGpus:
         one.synchronise()
         np.testing.assert_array_equal(bytes_of(destination), range(9))
 
+    def test_download_has_ended_where_the_gpu_could_write_late(self, start):
+        toolbox = start().toolbox
+        device = toolbox.open_device("cuda0")
+        buffer = filled(device, np.arange(9, dtype="uint8"))
+        np.testing.assert_array_equal(toolbox.download_to_staging(device, buffer, device.allocate(9)), range(9))
+
+    def test_no_context_is_left_current(self, start):
+        toolbox = start().toolbox
+        device = toolbox.open_device("cuda0")
+        buffer = filled(device, np.zeros(4, "float32"))
+        device.mean(buffer, [buffer])
+        assert not toolbox.has_current_context()
+
     def test_more_memory_than_is_free_is_refused_with_both_numbers(self, start):
         device = start(memory_mib=8).toolbox.open_device("cuda0")
         device.allocate(6 << 20)
@@ -423,11 +436,11 @@ class TestGpus:
         assert capfd.readouterr().err == ""
 
     def test_opened_buffers_are_closed_before_own_ones(self, start):
-        owner, device = start(), start().toolbox.open_device("cuda0")
-        theirs = owner.toolbox.open_device("cuda0").allocate(8)
-        opened, own = device.open(theirs.handle), device.allocate(8)
+        owner, toolbox = start(), start().toolbox
+        theirs, device = owner.toolbox.open_device("cuda0").allocate(8), toolbox.open_device("cuda0")
+        own, opened, _ = device.allocate(8), device.open(theirs.handle), device.allocate(8)
         device.copy(own, opened)
-        device.close()
+        assert toolbox.closing_order(device) == ["IPCMemoryHandle", "DeviceAllocation", "DeviceAllocation"]
         theirs.close()
         assert owner.close() == 0
 
@@ -464,6 +477,13 @@ class TestJax:
         buffer = device.allocate(16)
         toolbox_with_jax.upload_of_jax(device, buffer, np.arange(4, dtype="float32"))
         np.testing.assert_array_equal(buffer.array((4,), "float32"), range(4))
+
+    def test_jax_takes_memory_to_which_no_copy_is_pending(self, toolbox_with_jax):
+        device = toolbox_with_jax.open_device("cuda0", on_host=False)
+        buffer = device.allocate(16)
+        device.upload(buffer, np.zeros(16, "uint8"))
+        assert toolbox_with_jax.pending() > 0
+        assert toolbox_with_jax.pending_when_jax_takes(device, buffer) == 0
 
     def test_jax_that_sees_no_gpu_is_told(self, toolbox_with_jax):
         device = toolbox_with_jax.open_device("cuda0", on_host=False)
