@@ -32,6 +32,20 @@ def test_outputs_and_gradients_are_the_cpu_engines():
         assert distance(array, expected.arrays[name]) <= BOUND, name
 
 
+def test_bfloat16_stays_within_a_hundredth_of_float64():
+    torch = pytest.importorskip("torch", reason="benchmarks/agreement.py needs torch")
+    from benchmarks.agreement import BOUND, BOUNDS, distance, ours, theirs
+
+    rng = np.random.default_rng(2)
+    images = (rng.random((3, 227, 227, 1), dtype=np.float32) - 0.5) * 255
+    labels = rng.integers(0, 1000, 1).astype("int32")
+    parameters, result = ours(images, labels, 2, mode_of("jax", "bfloat16"))
+    truth = theirs(parameters, images, labels, torch.float64, result.decisions)
+    distances = {name: distance(array, truth.arrays[name]) for name, array in result.arrays.items()}
+    assert max(distances.values()) <= BOUNDS["bfloat16"], distances
+    assert distances["gradient of conv1.W"] > 10 * BOUND
+
+
 def test_a_step_holds_parameters_and_velocities_once_and_one_set_of_gradients():
     network = Network(AlexNet(np.random.default_rng(0)), np.zeros((3, 256, 256)), momentum_sgd, engine="jax")
     batch = np.zeros((3, 256, 256, 1), "uint8"), *centre_crop(1, 227), np.zeros(1, "int32"), np.float32(0.01)
