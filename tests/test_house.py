@@ -15,11 +15,11 @@ from alexnet.config import Config
 ROOT = Path(__file__).resolve().parent.parent
 OWN = ("alexnet", "multigpu", "preprocess")
 SOURCES = sorted(path for room in OWN for path in (ROOT / room).rglob("*.py")) + [ROOT / "train.py"]
-EVERYTHING = SOURCES + sorted(path for room in ("tests", "benchmarks") for path in (ROOT / room).rglob("*.py"))
+EVERYTHING = SOURCES + sorted(path for room in ("tests", "benchmarks", "examples") for path in (ROOT / room).rglob("*.py"))
 
 TOP_LEVEL = {
     "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", ".ci", "setup.py", "pyproject.toml",
-    "config.yaml", "train.py", "alexnet", "multigpu", "preprocess", "tests", "benchmarks", "docs",
+    "config.yaml", "train.py", "alexnet", "multigpu", "preprocess", "tests", "benchmarks", "docs", "examples",
 }  # fmt: skip
 
 # a room of alexnet imports from earlier lines alone

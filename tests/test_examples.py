@@ -1,0 +1,53 @@
+"""The examples run as their docstrings say."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "two_workers_mlp.py"
+
+
+def run(*arguments, **environment):
+    """(status, what it printed, what it complained of) of the example, in another folder than its own."""
+    program = subprocess.run([sys.executable, EXAMPLE, *arguments], capture_output=True, text=True, timeout=60, cwd="/",
+                             env=os.environ | environment)  # fmt: skip
+    return program.returncode, program.stdout, program.stderr
+
+
+def costs(printed):
+    return [float(cost) for cost in re.findall(r"^step \d+: cost (\d\.\d+)$", printed, re.MULTILINE)]
+
+
+def test_two_workers_learn_and_end_identical():
+    status, printed, complaints = run()
+    assert (status, complaints) == (0, "")
+    assert len(costs(printed)) == 5
+    assert 0.5 > costs(printed)[0] > 1.5 * costs(printed)[-1]
+    both = {f"worker {rank}: weights and momentum are identical in both" for rank in (0, 1)}
+    assert both <= set(printed.splitlines())
+
+
+@pytest.mark.parametrize("devices", ["cuda0,cuda1", "cuda0,cuda0"])
+def test_two_workers_on_gpus_print_what_those_on_the_host_do(cuda_emulator, devices):
+    on_gpus = run(devices, **cuda_emulator.environment(devices=2))
+    assert on_gpus[0] == 0, on_gpus[2]
+    assert sorted(on_gpus[1].splitlines()) == sorted(run("cpu,cpu")[1].splitlines())
+
+
+@pytest.mark.parametrize("devices, sentence", [
+    ("cpu", "two devices are needed, as in cpu,cpu or cuda0,cuda1, got cpu"),
+    ("cpu,gpu1", r"worker 1: a device is called cpu, or cuda and a number as in cuda0, got 'gpu1'"),
+])  # fmt: skip
+def test_device_that_cannot_be_is_told_in_a_sentence(devices, sentence):
+    status, printed, complaints = run(devices)
+    assert (status, printed) == (1, "")
+    assert sentence in complaints.splitlines()
+    assert "Traceback" not in complaints
+
+
+def test_the_example_is_a_page():
+    assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) < 80
