@@ -236,6 +236,7 @@ def test_a_handle_names_the_whole_allocation_and_opens_it_in_another_process(sta
         assert said["handle"] == said["same"]    # of a pointer into the allocation, and to its start
         assert importer.tell(["open", said["handle"]]) == "no error"
         assert importer.tell("look") == [1.0, 2.0 * N, True, 8 * N]
+        assert importer.tell("used") == 8 * N    # two processes have it, and it is there once
         assert importer.tell(["open", said["handle"]], "same") == 1      # again: the same pointer
         assert importer.tell("close", "close") == 0
         assert (importer.end(), exporter.end()) == ("", "")

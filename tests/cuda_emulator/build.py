@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import tempfile
 import time
 import zipfile
@@ -170,8 +169,7 @@ def fetch_pycuda(scratch):
         environment={"PYTHONPATH": str(tools)},
     )
     archive = next(scratch.glob("pycuda-*.tar.gz"))
-    with tarfile.open(archive) as files:
-        files.extractall(scratch, filter="data")
+    shutil.unpack_archive(archive, scratch)
     return archive.with_name(archive.name.removesuffix(".tar.gz"))
 
 

@@ -201,7 +201,7 @@ static bool read_parameter(const char **text, CUfunction function, char token[NA
     return true;
 }
 
-/* Read  name ( parameters ) ; what a kernel without any lacks is the brackets. */
+/* Read  name ( parameters ) ; a kernel that takes none may have no brackets. */
 static bool read_entry(const char **text, CUmodule module)
 {
     CUfunction function = new_object(FUNCTION, sizeof *function);

@@ -115,7 +115,7 @@ static void add_bytes(pid_t process, const char *link, const struct stat *file, 
 static size_t bytes_in_use(int device)
 {
     struct sum sum = {.bytes = 0};
-    snprintf(sum.link, sizeof sum.link, "%s%s:%d ", LINK_OF_A_MEMORY, settings.machine, device);
+    snprintf(sum.link, sizeof sum.link, "%s%.200s:%d ", LINK_OF_A_MEMORY, settings.machine, device);
     visit_memories(add_bytes, &sum);
     free(sum.seen);
     return sum.bytes;

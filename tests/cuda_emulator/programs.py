@@ -426,7 +426,7 @@ def exhaust(mebibytes):
 
 
 def exporter(number="0"):
-    """Hand out a buffer that holds 1 to N; do as told until the end: set it to a value, say its last float, free it."""
+    """Hand out a buffer that holds 1 to 2 N; do as told until the end: open it, read its last float, free it."""
     with device(int(number)):
         whole = cuda.mem_alloc(8 * N)
         part = int(whole) + 4 * N
@@ -442,6 +442,7 @@ def exporter(number="0"):
                 say(host[-1].item())
             elif order == "free":
                 whole.free()
+                whole = cuda.mem_alloc(8 * N)    # takes the number of its file
                 say("freed")
         return "ended"
 
@@ -471,6 +472,9 @@ def importer(number="0"):
                     say(driver.cuMemFree_v2(ctypes.c_uint64(int(memories[-1]))))
                 case "export":
                     say(error_of(cuda.mem_get_ipc_handle, int(memories[-1])))
+                case "used":
+                    free, total = cuda.mem_get_info()
+                    say(total - free)
                 case "same":
                     say(len({int(each) for each in memories}))
                 case "close":
