@@ -159,8 +159,7 @@ class DeviceTensorType(TensorType):
         self.device = device
 
     def filter(self, value, strict=False, allow_downcast=None):
-        ours = isinstance(value, jax.Array) and fits(self, value)
-        if not ours:
+        if not (isinstance(value, jax.Array) and fits(self, value)):
             value = super().filter(value, strict, allow_downcast)
         with jax.enable_x64(True):
-            return jax.device_put(value, self.device, may_alias=ours)       # a host array is the caller's: copied
+            return jax.device_put(value, self.device)
