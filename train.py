@@ -3,6 +3,9 @@
     python train.py                                  # a first run: makes a small data set, trains, draws the curves
     python train.py data=/scratch/ilsvrc12           # on a folder made by `python -m preprocess`, or upstream's
     python train.py resume_train=latest              # go on where the newest run stopped
+    python train.py devices=cuda0,cuda1              # a worker on each of two GPUs; devices=cpu,cpu needs none
+    python train.py rank=0 size=2 device=cuda0       # the same by hand: this, and rank=1 size=2 device=cuda1, with the
+                                                     # same other settings in another terminal
     python train.py --help                           # every setting, with its default, unit and source
 
 The run's folder, runs/DATE_TIME, gets the settings, the log, one JSON line and one CSV line per record, curves and
@@ -24,13 +27,14 @@ SYNTHETIC = Path("data", "synthetic")            # the set of a run without data
 MAKE_SYNTHETIC = "preprocess.synthetic:make_synthetic"       # by name: no other run, and no worker, needs preprocess
 
 
-def main(arguments):
+def main(arguments, entry="multigpu.worker:work"):
+    """Run train.py with these arguments; returns the exit status.  entry is what each worker does: multigpu.launch."""
     try:
         config = with_run(with_data(load_settings(arguments)))
     except (ConfigError, DataError, CheckpointError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
-    return launch(config)
+    return launch(config, entry)
 
 
 def load_settings(arguments):
@@ -71,15 +75,21 @@ def folder_of(found):
 
 
 def with_data(config):
-    """The Config with its data folder: without one, the synthetic set, made on the spot."""
+    """The Config with its data folder: without one, the synthetic set, made on the spot, by one worker."""
     if config.data:
         return config
-    pkgutil.resolve_name(MAKE_SYNTHETIC)(SYNTHETIC)
+    if not config.rank:
+        pkgutil.resolve_name(MAKE_SYNTHETIC)(SYNTHETIC)
     return config.model_copy(update={"data": str(SYNTHETIC)})
 
 
 def with_run(config):
-    """The Config with its run's name; a run that is there already is not written over."""
+    """The Config with its run's name; a run that is there already is not written over.
+
+    Of workers started by hand rank 0 names the run, and tells the others.
+    """
+    if config.rank:
+        return config
     name = config.run_name or time.strftime("%Y-%m-%d_%H%M%S")
     folder = Path(config.output, name)
     going_on = config.resume_train and folder_of(Path(config.resume_train)) == folder

@@ -195,12 +195,16 @@ class Config(BaseModel):
             raise ValueError(
                 f"warmup_epochs must be less than n_epochs = {self.n_epochs}, got {self.warmup_epochs}"
             )
+        if "auto" in self.devices and len(self.devices) > 1:
+            raise ValueError(f"devices must be auto alone, or name each worker's device, got {list(self.devices)}")
         given = {name: value for name in ("rank", "size", "device") if (value := getattr(self, name)) is not None}
         if given and len(given) < 3:
             told = ", ".join(f"{name}={value}" for name, value in given.items())
             raise ValueError(f"a worker started by hand needs rank, size and device together, got only {told}")
         if given and self.rank >= self.size:
             raise ValueError(f"rank must be 0 to {self.size - 1} for size={self.size}, got {self.rank}")
+        if self.device == "auto":
+            raise ValueError("device must be cpu, or cuda and a number, for a worker started by hand, got auto")
         if self.exchange_what == "gradients" and self.average_every > 1:
             raise ValueError(
                 f"average_every must be 1 when gradients are exchanged, because each is used in its step alone, "

@@ -1,8 +1,8 @@
 """What a run tells: a progress bar or lines on the screen, log.txt, one JSON line per record, and CSV.
 
 Each iteration's time is split as upstream splits it: calc (the step), sync (waiting for the device), comm
-(exchanging with other workers) and wait (for the loader).  records.jsonl is the one truth: the CSV files are the
-same records as tables, and the curves are drawn from it.  A cost that is not finite is null there.
+(exchanging with other workers, and waiting for them) and wait (for the loader).  records.jsonl is the one truth: the
+CSV files are the same records as tables, and the curves are drawn from it.  A cost that is not finite is null there.
 """
 
 import csv
@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from tqdm import tqdm
@@ -182,6 +182,10 @@ class Recorder:
 
     # ---- the screen
 
+    def warn(self, sentence):
+        """A warning, as a line like any other."""
+        self.log(f"warning: {sentence}")
+
     def log(self, message, screen=True):
         """A line in log.txt with the time, and on the screen without it."""
         self.text.write(f"{now()} {message}\n")
@@ -228,6 +232,45 @@ class Recorder:
             )
         self.bar.set_postfix_str(self.figures(), refresh=False)
         self.bar.update(iteration - self.bar.n)
+
+
+class Silent:
+    """The recorder of a worker that neither prints nor saves, because worker 0 does: only warnings are told.
+
+    rank    of the worker
+    stream  where its warnings go
+    """
+
+    def __init__(self, rank, stream=None):
+        self.rank, self.stream = rank, stream or sys.stdout
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        """There is nothing to close."""
+
+    def time(self, section):
+        """No time is taken."""
+        return nullcontext()
+
+    paused = nullcontext
+
+    def log(self, message, screen=True):
+        """Worker 0 says it."""
+
+    def warn(self, sentence):
+        """A warning, with the worker's name."""
+        print(f"worker {self.rank}: warning: {sentence}", file=self.stream, flush=True)
+
+    def train_iteration(self, **record):
+        """Worker 0 records it, and so the next two."""
+
+    def epoch(self, **record):
+        """See train_iteration."""
+
+    def truncate(self, iteration, epochs=None):
+        """See train_iteration."""
 
 
 def read_records(folder):

@@ -1,7 +1,7 @@
 """What a run's checkpoint holds, and how a run goes on from one.
 
     arrays      every parameter and velocity, the step of the random layers, the mean image
-    metadata    position in the training, settings, network, class names, versions
+    metadata    position in the training, settings, number of workers, network, class names, versions
 
 The random streams are counter based, so the position is all that they need; restoring is bit-exact on the CPU.
 """
@@ -17,7 +17,7 @@ from alexnet.checkpoint import CheckpointError
 from alexnet.training import Diverged, Position
 
 MEAN = "mean"                           # the mean image's name among the arrays
-MID_EPOCH = ("batch_size", "random_seed", "shuffle")    # must stay to go on within an epoch: they order its batches
+MID_EPOCH = ("random_seed", "shuffle")  # must stay to go on within an epoch: with the size of a step they order it
 
 
 def save(folder, position, network, data, config):
@@ -33,6 +33,7 @@ def save(folder, position, network, data, config):
         "position": position._asdict(),
         "model": config.model,
         "config": config.model_dump(mode="json"),
+        "workers": data.train.size,
         "classes": data.classes,
         "class_names": data.class_names,
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "pytensor": pytensor.__version__},
@@ -46,10 +47,11 @@ def newest(folder):
     return next(iter(checkpoint.snapshots(folder)), None)
 
 
-def restore(place, network, config):
+def restore(place, network, config, workers=1):
     """Bring the network to the state in a checkpoint; returns its path and the Position to go on from.
 
-    place  a checkpoint, or a run's folder: then the newest in it that loads
+    place    a checkpoint, or a run's folder: then the newest in it that loads
+    workers  of this run; those of the run that saved may have been more or fewer
     Raises CheckpointError when the arrays are not this network's, or when settings that order the batches
     have changed and the checkpoint lies within an epoch.
     """
@@ -59,16 +61,25 @@ def restore(place, network, config):
     expected[MEAN] = (network.mean.shape, network.mean.dtype)
     checkpoint.check_arrays(arrays, expected, path)
     position = position_of(metadata, path)
-    before = metadata["config"]
-    for key in MID_EPOCH if position.batch else ():
-        if before[key] != getattr(config, key):
-            raise CheckpointError(
-                f"{path} stands within epoch {position.epoch + 1}, so {key} must stay {before[key]}, "
-                f"got {getattr(config, key)}"
-            )
+    if position.batch:
+        check_order(metadata, position, config, workers, path)
     arrays.pop(MEAN)
     network.set_state(arrays)
     return path, position
+
+
+def check_order(metadata, position, config, workers, path):
+    """Raise CheckpointError unless this run's batches are those of the epoch that the checkpoint lies within."""
+    before, within = metadata["config"], f"{path} stands within epoch {position.epoch + 1}"
+    for key in MID_EPOCH:
+        if before[key] != getattr(config, key):
+            raise CheckpointError(f"{within}, so {key} must stay {before[key]}, got {getattr(config, key)}")
+    saved = metadata.get("workers", 1)
+    if before["batch_size"] * saved != config.batch_size * workers:
+        raise CheckpointError(
+            f"{within}, so workers * batch_size must stay {saved} * {before['batch_size']}, "
+            f"got {workers} * {config.batch_size}; a checkpoint between two epochs goes on with any"
+        )
 
 
 def loaded(place):

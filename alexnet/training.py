@@ -33,11 +33,15 @@ class Run(NamedTuple):
     network         alexnet.compile.Network
     data            alexnet.data.Dataset
     batches         .read(requests) yields the images of each; multigpu.loader
-    exchange        called after every step: averages the state with the other workers
+    exchange        what goes on with the other workers, if there are any:
+                    .step(*images, labels, rate=) -> cost, error: computes a step of this worker
+                    .after_step(step, cost, error, rate, stop, last) -> Agreed, with .cost, .error and .stop: ends step
+                    number `step` of every worker; `last`: all must have the same state after it
+                    .total(values, stop) -> the float64 values summed over the workers, and whether any wants to stop
     recorder        alexnet.recorder.Recorder
     save            (Position) -> None: writes a checkpoint
-    stop_requested  () -> bool: whether to stop after this step
-    rank            of this worker, for its random streams and its share of the data
+    stop_requested  () -> bool: whether this worker was asked to stop; all stop after the same step
+    rank            of this worker, for its random streams
     """
 
     config: Any
@@ -65,9 +69,9 @@ class Batch(NamedTuple):
 
 def train(run, position=Position()):
     """Train from `position` until the last epoch, n_iterations, a stop or Diverged; returns where it ended."""
-    saved = None
-    while position.epoch < run.config.n_epochs and not ended(run, position):
-        position = train_epoch(run, position)
+    saved, stop = None, run.exchange.total(np.zeros(1), run.stop_requested())[1]     # asked while all this started
+    while not stop and position.epoch < run.config.n_epochs and not at_limit(run, position):
+        position, stop = train_epoch(run, position)
         if position.batch:                                  # stopped within the epoch
             break
         if position.epoch % run.config.snapshot_freq == 0:
@@ -78,67 +82,86 @@ def train(run, position=Position()):
     return position
 
 
-def ended(run, position):
+def at_limit(run, position):
     limit = run.config.n_iterations
-    return run.stop_requested() or (limit is not None and position.iteration >= limit)
+    return limit is not None and position.iteration >= limit
+
+
+def at_snapshot(run, position):
+    every = run.config.snapshot_iterations
+    return every is not None and position.iteration % every == 0
 
 
 def train_epoch(run, position):
-    """The rest of an epoch, steps and validation; returns the position after it, or where it was stopped."""
+    """The rest of an epoch, steps and validation; returns the position after it or where it stopped, and if it did."""
     batches, steps = training_batches(run, position)
+    stop = False
     for batch, images in read(run, batches):
-        train_step(run, position, steps, batch, images)
-        position = position._replace(batch=position.batch + 1, iteration=position.iteration + 1)
-        if position.batch < steps and ended(run, position):
-            return position
-        every = run.config.snapshot_iterations
-        if every and position.iteration % every == 0:
+        position, stop = train_step(run, position, steps, batch, images)
+        if position.batch < steps and (stop or at_limit(run, position)):
+            return position, stop
+        if at_snapshot(run, position):
             run.save(position)
     if not run.config.validation:
-        return position._replace(epoch=position.epoch + 1, batch=0)
-    error = validate(run, position)
+        return position._replace(epoch=position.epoch + 1, batch=0), stop
+    error = None if stop else validate(run, position)
     if error is None:
-        return position
-    return Position(position.epoch + 1, 0, position.iteration, (*position.errors, error))
+        return position, True
+    return Position(position.epoch + 1, 0, position.iteration, (*position.errors, error)), False
 
 
 def train_step(run, position, steps, batch, images):
-    """One step: compute and update, exchange, record; raises Diverged when the cost is not finite."""
-    epoch = position.epoch + position.batch / steps
-    rate = learning_rate(run.config, epoch, position.errors)
+    """One step: compute and update, exchange, record; returns the position after it, and whether to stop there.
+
+    What is recorded is of all workers where they have exchanged.  Raises Diverged when the cost is not finite.
+    """
+    rate = learning_rate(run.config, position.epoch + position.batch / steps, position.errors)
+    after = position._replace(batch=position.batch + 1, iteration=position.iteration + 1)
     with run.recorder.time("calc"):
-        cost, error = run.network.train(*batch.inputs(images), np.float32(rate))
+        cost, error = run.exchange.step(*batch.inputs(images), rate=np.float32(rate))
+    with run.recorder.time("sync"):
+        cost, error = float(cost), float(error)             # a GPU may still be computing them
+    check_cost(cost, rate, after, batch)
+    last = after.batch == steps or at_limit(run, after) or at_snapshot(run, after)
     with run.recorder.time("comm"):
-        run.exchange()
+        agreed = run.exchange.after_step(after.iteration, cost, error, rate, run.stop_requested(), last)
+    run.recorder.train_iteration(
+        iteration=after.iteration,
+        epoch=position.epoch + after.batch / steps,
+        cost=agreed.cost,
+        error=agreed.error,
+        learning_rate=rate,
+        images=len(batch.labels) * run.data.train.size,
+    )
+    return after, agreed.stop
+
+
+def check_cost(cost, rate, position, batch):
+    """Raise Diverged, before others average with this state, when the cost of the step to `position` is not finite."""
     if not math.isfinite(cost):
         files = ", ".join(str(segment.path) for segment in batch.request.segments)
         raise Diverged(
-            f"the cost became {float(cost)} at iteration {position.iteration + 1}, "
-            f"in epoch {position.epoch + 1}, on {files}; "
+            f"the cost became {cost} at iteration {position.iteration}, in epoch {position.epoch + 1}, on {files}; "
             f"a lower learning_rate than {rate:g} or a look at that file's images may help"
         )
-    run.recorder.train_iteration(
-        iteration=position.iteration + 1,
-        epoch=position.epoch + (position.batch + 1) / steps,
-        cost=float(cost),
-        error=float(error),
-        learning_rate=rate,
-        images=len(batch.labels),
-    )
 
 
 def validate(run, position):
     """Cost and errors over all validation images, recorded; returns the top-1 error, or None when stopped.
 
-    Raises Diverged when the cost is not finite.
+    Each worker validates its share; the sums are the same on all.  Raises Diverged when the cost is not finite.
     """
-    totals, n = np.zeros(3), 0
+    totals = np.zeros(4)                                    # of cost, top-1 error, top-5 error, and images
     for batch, images in read(run, validation_batches(run)):
         if run.stop_requested():
-            return None
-        totals += len(batch.labels) * np.array(run.network.validate(*batch.inputs(images)), dtype=float)
-        n += len(batch.labels)
-    cost, top1_error, top5_error = totals / n
+            break
+        totals += len(batch.labels) * np.array([*run.network.validate(*batch.inputs(images)), 1], dtype=float)
+    with run.recorder.time("comm"):
+        totals, stop = run.exchange.total(totals, run.stop_requested())
+    if stop:
+        return None
+    n = int(totals[3])
+    cost, top1_error, top5_error = (totals[:3] / n).tolist()
     if not math.isfinite(cost):
         raise Diverged(f"the validation cost became {cost} after epoch {position.epoch + 1}; lower the learning_rate")
     rate = learning_rate(run.config, position.epoch, position.errors)
@@ -151,7 +174,7 @@ def validate(run, position):
         learning_rate=rate,
         images=n,
     )
-    return float(top1_error)
+    return top1_error
 
 
 def read(run, batches):

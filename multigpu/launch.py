@@ -6,8 +6,12 @@
     a worker dies or fails          the others get GRACE seconds to stop, then are killed; status 1, or 2 for a
                                     setting or a file that cannot be; one sentence says who was first, and how
     the launcher itself dies        its workers see an EOF and end, and their loaders with them
+
+Between every two workers lies a pipe, of which nobody but they holds an end.  A worker that was started by hand is the
+only one of its launcher, and meets the others by itself.
 """
 
+import itertools
 import math
 import os
 import pkgutil
@@ -25,10 +29,13 @@ from alexnet.data import DataError
 from alexnet.training import Diverged
 from multigpu.control import Control, Order
 from multigpu.device import DeviceError
+from multigpu.exchange.partners import OutOfStep, PartnerDied
 from multigpu.loader import LoaderDied
+from multigpu.meeting import Stopped, meet
 from multigpu.process import CONTEXT, SIGNALS, end, how_it_ended, start
 
 GRACE = 2.0                                      # seconds that workers get to stop after another has died
+SOON = 1.0                                       # seconds within which the worker that others miss is seen dead
 TWICE = 1.0                                      # seconds within which signals are one: timeout(1) sends its own twice
 
 
@@ -56,19 +63,27 @@ class Ending(NamedTuple):
     grace: float = GRACE
 
 
+class Failure(NamedTuple):
+    """A worker's failure, as the ending that it makes; follows: another worker's end is the reason, and may be seen."""
+
+    worker: Worker
+    ending: Ending
+    follows: bool = False
+
+
 def launch(config, entry="multigpu.worker:work"):
     """Run one worker for each of config.devices until they end; returns the exit status.
 
-    entry  "module:function", called in each worker as function(config, rank, size, device, control); by name,
+    entry  "module:function", called in each worker as function(config, rank, size, device, control, pipes); by name,
            so that only the workers import what it needs
+    Settings rank, size and device ask for this one worker alone; others come from launchers in other terminals.
     Call it in the main thread: it takes SIGINT and SIGTERM while it runs.
     """
-    size = len(config.devices)
     workers = []
     with Signals() as signals:
         try:
-            for rank, device in enumerate(config.devices):
-                workers.append(start_worker(entry, config, Place(rank, size, device)))
+            for place, pipes in places(config):
+                workers.append(start_worker(entry, config, place, pipes))
             ending = watch(workers, signals)
             end_all(workers, ending.grace)
         finally:
@@ -78,12 +93,25 @@ def launch(config, entry="multigpu.worker:work"):
     return ending.status
 
 
-def start_worker(entry, config, place):
+def places(config):
+    """The (Place, pipes) of each worker to start; pipes is None for one that was started by hand."""
+    if config.rank is not None:
+        return [(Place(config.rank, config.size, config.device), None)]
+    size = len(config.devices)
+    pipes = [{} for _ in config.devices]
+    for one, other in itertools.combinations(range(size), 2):
+        pipes[one][other], pipes[other][one] = CONTEXT.Pipe()
+    return [(Place(rank, size, device), pipes[rank]) for rank, device in enumerate(config.devices)]
+
+
+def start_worker(entry, config, place, pipes):
     """A started Worker; its threads are its share of the cores, unless OMP_NUM_THREADS says otherwise."""
     pipe, theirs = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=run_worker, args=(entry, config, place, theirs), name=f"worker {place.rank}")
+    arguments = entry, config, place, theirs, pipes
+    process = CONTEXT.Process(target=run_worker, args=arguments, name=f"worker {place.rank}")
     start(process, os.environ.get("OMP_NUM_THREADS") or max(1, cores() // place.size))
-    theirs.close()                               # else its death would never be an EOF here
+    for end_of_worker in (theirs, *(pipes or {}).values()):
+        end_of_worker.close()                    # else its death would never be an EOF, neither here nor to the others
     return Worker(f"worker {place.rank} (pid {process.pid})", process, pipe)
 
 
@@ -92,39 +120,57 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def run_worker(entry, config, place, pipe):
+def run_worker(entry, config, place, pipe, pipes):
     """Entry point of a worker process: errors that say all in their sentence go to the launcher without a traceback."""
-    control = Control(pipe, place.rank)
+    control = Control(pipe, first=place.rank == 0 or pipes is None)
     try:
-        pkgutil.resolve_name(entry)(config, *place, control)
+        if pipes is None:
+            config, pipes = meet(config, place, control.stop_requested)
+        pkgutil.resolve_name(entry)(config, *place, control, pipes)
     except (CheckpointError, ConfigError, DataError, DeviceError) as error:
         control.report(str(error), status=2)
         sys.exit(2)
-    except (LoaderDied, Diverged) as error:
+    except (LoaderDied, Diverged, OutOfStep) as error:
         control.report(str(error))
         sys.exit(1)
+    except PartnerDied as error:
+        control.report(str(error), follows=True)
+        sys.exit(1)
+    except Stopped:                              # while it waited for the others; nothing is there to save
+        return
 
 
 def watch(workers, signals):
-    """Wait until every worker has ended, or one has failed, or a second signal came; returns the Ending."""
-    running, stop = list(workers), None
+    """Wait until every worker has ended, or one has failed, or a second signal came; returns the Ending.
+
+    A failure that follows from another worker's end waits SOON seconds for that to be seen, for it says who was first.
+    """
+    running, stop, follows = list(workers), None, None
     while running:
         lines = [worker.pipe for worker in running if not worker.pipe.closed]
-        ready = connection.wait([signals, *lines, *(worker.process.sentinel for worker in running)])
+        wanted = [signals, *lines, *(worker.process.sentinel for worker in running)]
+        ready = connection.wait(wanted, SOON if follows else None)
+        if not ready:
+            break
         if signals in ready and (taken := signals.take()):
             if stop is not None:
                 return Ending(128 + taken, f"killed by a second {taken.name}, without saving", grace=0)
             stop = taken
             ask_to_stop(running)
         failure = first_failure(running, ready)
+        if failure and not failure.follows:
+            return failure.ending
         if failure:
-            return failure
+            follows = follows or failure.ending
+            running.remove(failure.worker)
         running = [worker for worker in running if worker.process.sentinel not in ready]
+    if follows:
+        return follows
     return Ending(0) if stop is None else Ending(128 + stop, f"stopped by {stop.name}")
 
 
 def first_failure(running, ready):
-    """The Ending by the first worker that failed, or None.
+    """The Failure of the first worker that failed, or None.
 
     Of those seen at once one killed by a signal comes first: what the others report follows from it.
     """
@@ -133,15 +179,18 @@ def first_failure(running, ready):
         worker.process.join()
     for worker in dead:
         if worker.process.exitcode < 0:
-            return Ending(1, f"{worker.name} {how_it_ended(worker.process.exitcode)}")
-    for worker in running:
-        failed = heard_from(worker)
-        if failed:
-            return Ending(failed.status, f"{worker.name}: {failed.sentence}")
-    for worker in dead:
-        if worker.process.exitcode > 0:
-            return Ending(1, f"{worker.name} {how_it_ended(worker.process.exitcode)}")
-    return None
+            return Failure(worker, Ending(1, f"{worker.name} {how_it_ended(worker.process.exitcode)}"))
+    heard = [(worker, failed) for worker in running if (failed := heard_from(worker))]
+    failures = [
+        Failure(worker, Ending(failed.status, f"{worker.name}: {failed.sentence}"), failed.follows)
+        for worker, failed in heard
+    ]
+    told = [worker for worker, _ in heard]
+    failures += [
+        Failure(worker, Ending(1, f"{worker.name} {how_it_ended(worker.process.exitcode)}"))
+        for worker in dead if worker.process.exitcode > 0 and worker not in told
+    ]
+    return min(failures, key=lambda failure: failure.follows, default=None)
 
 
 def heard_from(worker):

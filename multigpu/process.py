@@ -6,8 +6,10 @@ Processes are spawned, never forked: a fork inherits the pipe ends of others, an
 import ctypes
 import multiprocessing
 import os
+import select
 import signal
 import sys
+import threading
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
@@ -59,6 +61,45 @@ def end_with_parent():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != multiprocessing.parent_process().pid:
         sys.exit(1)                              # it died before the kernel was asked
+
+
+class Watch:
+    """Calls on_death(key), from a thread, as soon as the other end of one of `pipes`, {key: Connection}, is closed.
+
+    Also while this process computes, and with messages unread.  Close it before such an end is meant: the pipes must
+    outlive it.
+    """
+
+    def __init__(self, pipes, on_death):
+        self._keys = {pipe.fileno(): key for key, pipe in pipes.items()}
+        self._on_death = on_death
+        self._closing, self._close = os.pipe()
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._thread.start()
+
+    def _watch(self):
+        poll = select.poll()
+        poll.register(self._closing, select.POLLIN)
+        for pipe in self._keys:
+            poll.register(pipe, 0)               # no event is asked for, which leaves the end of the other end
+        ready = [pipe for pipe, _ in poll.poll()]
+        if self._closing not in ready:
+            self._on_death(self._keys[ready[0]])
+
+    def close(self):
+        """Watch no longer; once this returns, on_death is not called any more.  Calling it again does nothing."""
+        if self._close is not None:
+            os.write(self._close, b".")
+            self._thread.join()
+            os.close(self._closing)
+            os.close(self._close)
+            self._close = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
 
 
 def end(process, grace):

@@ -1,74 +1,120 @@
-"""One training process: opens the data, starts its loader, compiles the network, runs the training loop."""
+"""One training process: opens device and data, starts its loader, compiles the network, runs the training loop."""
 
 import gc
 import pkgutil
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from alexnet import snapshots
-from alexnet.compile import build_network, use_machine
+from alexnet.compile import build_network, engine_of, use_machine
 from alexnet.config import dump
 from alexnet.data import open_dataset
 from alexnet.models import model_class
-from alexnet.recorder import Recorder
+from alexnet.recorder import Recorder, Silent
 from alexnet.training import Diverged, Position, Run, train
+from multigpu.device import DeviceError, open_device
+from multigpu.exchange import EXCHANGES
+from multigpu.exchange.alone import Alone
+from multigpu.exchange.partners import Partners
 from multigpu.loader import ParallelBatches, SerialBatches
+from multigpu.process import Watch
 
 PLOTS = "alexnet.plots"                          # by name: the first step does not wait for matplotlib, 0.4 s
 
 
-def work(config, rank, size, device, control):
+class Present(NamedTuple):
+    """Worker to workers: I have my device and my data; nothing has been written yet."""
+
+    step: int = 0
+
+
+def work(config, rank, size, device, control, pipes):
     """Entry point of a worker process: train as the settings say, until the end or a stop; all is saved on return.
 
-    rank, size  which worker this is, of how many
-    device      where it computes: "cpu"
+    rank, size  which worker this is, of how many; worker 0 prints and saves
+    device      where it computes: auto, cpu, cuda0 ...
     control     multigpu.control.Control, the line to the launcher
-    Raises ConfigError, DataError or CheckpointError for what cannot be, before anything is compiled if it can be
-    known by then; Diverged when the cost is no number; LoaderDied.
+    pipes       {rank: Connection} to every other worker
+    Raises ConfigError, DataError, DeviceError or CheckpointError for what cannot be, before anything is compiled if it
+    can be known by then; Diverged when the cost is no number; LoaderDied, PartnerDied.
     """
-    model = model_class(config.model)
+    model, partners = model_class(config.model), Partners(rank, pipes)
     data = open_dataset(config.data, config.classes)
     data = data._replace(train=data.train.shard(rank, size), validation=data.validation.shard(rank, size))
     steps = len(data.train.plan(config.batch_size))             # refuses a batch larger than the set
     folder = Path(config.output, config.run_name)
     total = min(config.n_epochs * steps, config.n_iterations or config.n_epochs * steps)
     use_machine(config.threads, config.tiles)
-    with (
-        Recorder(folder, config.print_freq, total) as recorder,
-        warnings_in_the_log(recorder),
-        open_batches(config, model, data, control) as batches,
-    ):
-        (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
-        introduce(recorder, config, data, folder)
-        network = build_network(config, data.classes, data.mean, rank)
-        position = resume(config, network, recorder)
-        compile_functions(network, recorder)
-        save = partial(save_and_draw, folder, network, data, config, recorder)
-        run = Run(config, network, data, batches, alone, recorder, save, control.stop_requested, rank)
+    with ExitStack() as stack:
+        watch = stack.enter_context(Watch(pipes, partial(miss, control)))
+        device = stack.enter_context(open_named(device, config))
+        partners.meet(Present())
+        recorder = stack.enter_context(Silent(rank) if rank else Recorder(folder, config.print_freq, total))
+        stack.enter_context(warnings_in_the_log(recorder))
+        batches = stack.enter_context(open_batches(config, model, data, device, control))
+        if rank == 0:
+            (folder / "config.yaml").write_text(dump(for_anybody(config)), encoding="utf-8")
+        introduce(recorder, config, data, device, folder)
+        network = build_network(config, data.classes, data.mean, rank, device.name)
+        position = resume(config, network, recorder, size)
+        compile_functions(network, recorder, apart=size > 1 and config.exchange_what == "gradients")
+        exchange = stack.enter_context(open_exchange(config, network, device, partners, recorder, position))
+        save = partial(save_and_draw, folder, network, data, config, recorder) if rank == 0 else leave_it_to_worker_0
+        run = Run(config, network, data, batches, exchange, recorder, save, control.stop_requested, rank)
         with naming_the_last_checkpoint(folder):
             position = train(run, position)
+        watch.close()                            # from here on a worker that ends has done all it had to
         finished = "all epochs are done" if position.epoch == config.n_epochs else "stopped and saved"
         recorder.log(f"{finished} after {position.iteration} iterations; see {folder}")
 
 
-def alone():
-    """The exchange of a single worker: there is nobody to exchange with."""
+def open_named(name, config):
+    """The open device of a name; auto is cuda0 where that can be had and the engine can use it, else the cpu."""
+    if name != "auto":
+        return open_device(name, on_host=engine_of(config.engine, name) != "jax")
+    if engine_of(config.engine, "cuda0") == "jax":
+        with suppress(DeviceError):
+            return open_device("cuda0", on_host=False)
+    return open_named("cpu", config)
+
+
+def open_exchange(config, network, device, partners, recorder, position):
+    """What goes on between this worker and the others, if there are any."""
+    if partners.size == 1:
+        return Alone(network)
+    connect = pkgutil.resolve_name(EXCHANGES[config.exchange])
+    return connect(config, network, device, partners, recorder.warn, position.iteration)
+
+
+def for_anybody(config):
+    """The settings without those of a worker started by hand: resuming, one says anew how many there are."""
+    return config.model_copy(update={"rank": None, "size": None, "device": None})
+
+
+def miss(control, rank):
+    """Say that a partner has died, whatever this process computes."""
+    control.report(f"worker {rank} has died, and there is no going on without it", follows=True)
+
+
+def leave_it_to_worker_0(position):
+    """How the other workers save."""
 
 
 @contextmanager
 def warnings_in_the_log(recorder):
     """Have a warning be a line of the log like any other, without the place in the source that gave it."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *place: recorder.log(f"warning: {message}")
+        warnings.showwarning = lambda message, *place: recorder.warn(message)
         yield
 
 
-def open_batches(config, model, data, control):
+def open_batches(config, model, data, device, control):
     """How this run reads its batches: a loader process beside the worker, or the worker itself."""
     size = model.image_size
     if config.use_data_layer:
@@ -78,35 +124,40 @@ def open_batches(config, model, data, control):
     arguments = data.mean, size
     if not config.para_load:
         return SerialBatches(arguments, shape, dtype)
-    return ParallelBatches(arguments, shape, dtype, config.slots, on_death=control.report)
+    return ParallelBatches(arguments, shape, dtype, config.slots, device=device, on_death=control.report)
 
 
-def introduce(recorder, config, data, folder):
-    """Say what will be trained on what."""
-    dropped = data.train.dropped(config.batch_size)
+def introduce(recorder, config, data, device, folder):
+    """Say what will be trained on what, and where."""
+    dropped, size = data.train.dropped(config.batch_size), data.train.size
     rest = f" ({dropped} are left over each epoch)" if dropped else ""
+    workers = f" by each of {size} workers" if size > 1 else ""
     recorder.log(
         f"{config.model} on {data.path}: {data.classes} classes, {data.train.n} training images in batches of "
-        f"{config.batch_size}{rest}, {data.validation.n} validation images; results go to {folder}"
+        f"{config.batch_size}{workers}{rest}, {data.validation.n} validation images; "
+        f"computed on {device.name}; results go to {folder}"
     )
 
 
-def resume(config, network, recorder):
+def resume(config, network, recorder, size):
     """Where training starts: at the beginning, or where the checkpoint of resume_train stands."""
     if not config.resume_train:
         return Position()
-    path, position = snapshots.restore(config.resume_train, network, config)
+    path, position = snapshots.restore(config.resume_train, network, config, size)
     recorder.truncate(position.iteration, position.epoch)
     recorder.log(f"going on from {path}, after {position.iteration} iterations")
     return position
 
 
-def compile_functions(network, recorder):
-    """Compile before training begins, and say so: the first time it takes a while."""
+def compile_functions(network, recorder, apart):
+    """Compile before training begins, and say so: the first time it takes a while.
+
+    apart  whether the gradients are computed by one function and applied by another
+    """
     recorder.log("compiling the network (up to a minute the first time on a machine, seconds from then on) ...")
     began = time.perf_counter()
     with collector_paused():
-        network.compile_all()
+        network.compile_all(apart)
     recorder.log(f"compiled in {time.perf_counter() - began:.1f} s")
 
 

@@ -72,7 +72,9 @@ def test_a_stopped_run_saves_its_last_step(number, data, tmp_path):
         (["data={data}", "batch_size=7"], "batch size 7 is larger than the set of 6 images"),
         (["data={data}", "classes=2"], "classes"),
         (["data={data}", "model=alexnett"], "did you mean alexnet?"),
-        (["data={data}", "devices=cpu,cpu"], "devices"),
+        (["data={data}", "devices=cpu,auto"], "devices must be auto alone"),
+        (["data={data}", "batch_size=2", "devices=cpu,cuda0"], "cuda0 needs PyCUDA"),
+        (["data={data}", "batch_size=4", "devices=cpu,cpu"], "batch size 8 is larger than the set of 6 images"),
         (["resume_train=nowhere"], "there is no run folder or checkpoint file nowhere"),
     ],
 )

@@ -73,5 +73,5 @@ class Line:
 
 def run(data, output, line=None, **changes):
     """Train in this process; returns the run's folder."""
-    worker.work(settings(data, output, **changes), 0, 1, "cpu", line or Line())
+    worker.work(settings(data, output, **changes), 0, 1, "cpu", line or Line(), {})
     return Path(output) / changes.get("run_name", "run")

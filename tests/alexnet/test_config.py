@@ -101,6 +101,7 @@ def test_scalars_are_those_of_yaml_1_2(text, value):
         ("lr_step=3", "lr_step", (3,)),
         ("lr_step=[]", "lr_step", ()),
         ("devices=[cpu]", "devices", ("cpu",)),
+        ("devices=cuda0, cuda12", "devices", ("cuda0", "cuda12")),
         ("resume_train=true", "resume_train", "latest"),
         ("resume_train=false", "resume_train", None),
         ("resume_train=runs/a", "resume_train", "runs/a"),
@@ -136,8 +137,11 @@ def test_arguments_mean_what_they_say(argument, field, value):
         ("lr_step=5,x", "lr_step must be an integer, got the text '5,x'"),
         ("lr_step=null", "lr_step must be a list, got null"),
         ("slots=1", "slots must be greater than or equal to 2, got 1"),
-        ("devices=cuda0", "devices must be 'cpu', got the text 'cuda0'"),
-        ("devices=cpu, cpu", "devices must name one device, as long as workers exchange nothing, got ['cpu', 'cpu']"),
+        ("devices=gpu0", "devices must be auto, cpu, or cuda and a number, as cuda0, got the text 'gpu0'"),
+        ("devices=cpu,auto", "devices must be auto alone, or name each worker's device, got ['cpu', 'auto']"),
+        ("rank=-1", "rank must be greater than or equal to 0 or null, got -1"),
+        ("rank=0", "a worker started by hand needs rank, size and device together, got only rank=0"),
+        ("average_every=0", "average_every must be greater than 0, got 0"),
         ("devices=[]", "devices must have at least 1 item, got []"),
         ("run_name=a/b", "run_name must be a folder's plain name (no slash, no dot first) or null, got the text 'a/b'"),
         ("output=null", "output must be a string, got null"),
@@ -156,6 +160,19 @@ def test_what_cannot_be_meant_is_refused(argument, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["rank=2", "size=2", "device=cpu"], "rank must be 0 to 1 for size=2, got 2"),
+        (
+            ["rank=0", "size=2"],
+            "a worker started by hand needs rank, size and device together, got only rank=0, size=2",
+        ),
+        (
+            ["rank=0", "size=2", "device=auto"],
+            "device must be cpu, or cuda and a number, for a worker started by hand, got auto",
+        ),
+        (
+            ["exchange_what=gradients", "average_every=4"],
+            "average_every must be 1 when gradients are exchanged, because each is used in its step alone, got 4",
+        ),
         (["batch_size=1", "batch_size=2"], "batch_size is given twice, the second time as '2': once would be right"),
         (["n_epochs=3", "warmup_epochs=3"], "warmup_epochs must be less than n_epochs = 3, got 3"),
         (

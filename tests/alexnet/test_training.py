@@ -129,7 +129,7 @@ def test_a_folder_is_resumed_from_the_newest_checkpoint_that_loads(data, tmp_pat
 
 
 def test_within_an_epoch_the_order_of_batches_must_stay(data, tmp_path, straight):
-    with pytest.raises(CheckpointError, match="within epoch 2, so batch_size must stay 4, got 2"):
+    with pytest.raises(CheckpointError, match=r"so workers \* batch_size must stay 1 \* 4, got 1 \* 2; a check"):
         resumed(data, tmp_path, straight, 20, batch_size=2)
 
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from alexnet.config import ConfigError
 from alexnet.data import DataError, Request, Segment
-from multigpu.device.host import HostDevice
 from multigpu.launch import launch
 from multigpu.loader import ParallelBatches
 
@@ -57,26 +56,7 @@ class ZeroReader:
         out[...] = 0
 
 
-def double_values(pipe, handle):
-    """A process that doubles the bytes of another's buffer, then waits to be told to end."""
-    with HostDevice() as device:
-        values = device.open(handle).array((handle.nbytes,), np.uint8)
-        values *= 2
-        pipe.send("done")
-        pipe.recv()
-        pipe.send(int(values.sum()))
-
-
-def export_values(pipe, nbytes):
-    """A process that fills a buffer with ones, sends its handle, and waits to be killed."""
-    with HostDevice() as device:
-        buffer = device.allocate(nbytes)
-        buffer.array((nbytes,), np.uint8)[:] = 1
-        pipe.send(buffer.handle)
-        pipe.recv()
-
-
-def train(config, rank, size, device, control):
+def train(config, rank, size, device, control, pipes):
     """A worker that reads and computes for ever, or for `steps`: marks each step, and its end, in the folder."""
     folder = Path(config.folder)
     log = folder / f"reads{rank}"
@@ -101,16 +81,16 @@ def compute(seconds):
         ctypes.CDLL(None).usleep(int(left * 1e6))
 
 
-def never_stop(config, rank, size, device, control):
+def never_stop(config, rank, size, device, control, pipes):
     """A worker that hears no order."""
     mark(Path(config.folder) / f"computing{rank}", 0)
     compute(60)
 
 
-def fail(config, rank, size, device, control):
+def fail(config, rank, size, device, control, pipes):
     """Worker 1 of two, or the only one, fails as config.error says; the other goes on computing."""
     if rank < size - 1:
-        return never_stop(config, rank, size, device, control)
+        return never_stop(config, rank, size, device, control, pipes)
     errors = {"config": ConfigError, "data": DataError, "bug": ZeroDivisionError}
     raise errors[config.error](f"the {config.error} is wrong")
 
@@ -132,7 +112,8 @@ def abandon(config):
 
 def main(function, folder, *settings):
     values = {key: json.loads(value) for key, value in (setting.split("=") for setting in settings)}
-    defaults = {"devices": ["cpu"], "folder": folder, "reading": 0.0, "computing": 0.01, "steps": 10, "between": 0.0}
+    defaults = {"rank": None, "devices": ["cpu"], "folder": folder}
+    defaults |= {"reading": 0.0, "computing": 0.01, "steps": 10, "between": 0.0}
     config = SimpleNamespace(**defaults | values)
     return abandon(config) if function == "abandon" else launch(config, f"tests.multigpu.process_doubles:{function}")
 

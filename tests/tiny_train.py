@@ -1,0 +1,8 @@
+"""train.py for the tiny network of tests/tiny.py, which only its workers import."""
+
+import sys
+
+import train
+
+if __name__ == "__main__":
+    sys.exit(train.main(sys.argv[1:], "tests.tiny:tiny_work"))
