@@ -23,11 +23,12 @@ class Process:
     """A process that does what its toolbox is asked to, one thing after the other.
 
     emulated  keywords of Emulator.environment, where the process is to find GPUs
+    toolbox   makes what it can do at first
     """
 
-    def __init__(self, emulated=None):
+    def __init__(self, emulated=None, toolbox=None):
         self._pipe, theirs = CONTEXT.Pipe()
-        self._process = CONTEXT.Process(target=serve, args=(theirs, emulated))
+        self._process = CONTEXT.Process(target=serve, args=(theirs, emulated, toolbox or Toolbox))
         with environment(EMUCUDA_MACHINE=str(os.getpid())):     # all processes of these tests share the GPUs
             self._process.start()
         theirs.close()
@@ -152,11 +153,11 @@ class Toolbox:
         return cuda_emulator.pending() if "EMUCUDA_DEVICES" in os.environ else 0
 
 
-def serve(pipe, emulated):
+def serve(pipe, emulated, toolbox):
     """Entry point of a Process: answers questions until the pipe is closed."""
     if emulated is not None:
         cuda_emulator.find().load(**emulated)
-    objects, numbers = {0: Toolbox()}, itertools.count(1)
+    objects, numbers = {0: toolbox()}, itertools.count(1)
     while True:
         try:
             kind, number, name, *arguments = pipe.recv()

@@ -16,9 +16,11 @@ import pytest
 
 from alexnet import hkl
 from alexnet.data import Request, Segment, centre_crop, crop_stream, draw_crop
-from multigpu.loader import DataError, LoaderDied, ParallelBatches, SerialBatches
+from multigpu.loader import CopyFinished, DataError, LoaderDied, ParallelBatches, SerialBatches
 from multigpu.process import how_it_ended
 from tests.multigpu import process_doubles as doubles
+from tests.multigpu.device_doubles import Process
+from tests.multigpu.loader_doubles import LoaderToolbox
 from tests.multigpu.process_doubles import BAD, SHAPE, Reader, ZeroReader, expected, request
 
 DOUBLES = Path(doubles.__file__)
@@ -292,3 +294,57 @@ def test_reader_of_alexnet_is_the_default(tmp_path):
         pytest.raises(DataError, match="missing.hkl is missing"),
     ):
         next(batches.read([asked]))
+
+
+@pytest.fixture(scope="module", params=["cpu", "cuda0"])
+def on_device(request):
+    """What loads on the device of a name, in a process where GPUs are emulated."""
+    request.getfixturevalue("cuda_emulator")
+    process = Process({}, LoaderToolbox)
+    yield process.toolbox, request.param
+    assert process.close() == 0
+
+
+@pytest.mark.parametrize("slots", [2, 3])
+def test_images_are_read_into_a_ring_on_the_device(on_device, slots):
+    toolbox, name = on_device
+    images, warned = toolbox.read(name, range(7), slots)
+    assert [each.shape[3] for each in images] == [5, 8, 5, 8, 5, 8, 5]
+    for start, each in enumerate(images):
+        np.testing.assert_array_equal(each, expected(request(start, each.shape[3])))
+    assert warned == []
+
+
+def test_slot_is_told_filled_once_no_copy_is_pending(on_device):
+    toolbox, name = on_device
+    seen, exitcode = toolbox.watch(name, range(6))
+    for number, (answer, pending, jax_is_imported, images) in enumerate(seen):
+        assert (answer, pending, jax_is_imported) == (CopyFinished(number % 2), 0, False)
+        np.testing.assert_array_equal(images, expected(request(number)))
+    assert exitcode == 0
+
+
+def test_refused_request_leaves_the_ring_on_the_device_whole(on_device):
+    toolbox, name = on_device
+    sentence, (images,) = toolbox.refused(name, [0, 1, BAD, 2])
+    assert sentence == f"none.hkl has no image {BAD}"
+    np.testing.assert_array_equal(images, expected(request(3)))
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda0"])
+def test_loader_that_cannot_open_its_slots_says_so_in_a_sentence(cuda_emulator, name, capfd):
+    process = Process({}, LoaderToolbox)
+    assert process.toolbox.load_into_closed_buffer(name) == 1
+    process.close()
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith("the loader cannot go on: ") and "its owner" in said[0]
+
+
+def test_without_ipc_the_ring_is_in_host_memory_and_one_warning_says_why(cuda_emulator):
+    process = Process({"ipc": False}, LoaderToolbox)
+    images, (warning,) = process.toolbox.read("cuda0", range(4))
+    for start, each in enumerate(images):
+        np.testing.assert_array_equal(each, expected(request(start, each.shape[3])))
+    assert "memory of cuda0 cannot be shared with another process" in warning
+    assert warning.endswith("images are loaded into the host's memory, which is slower")
+    process.close()

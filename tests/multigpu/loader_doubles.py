@@ -1,0 +1,84 @@
+"""A loader and its worker on emulated GPUs, driven from a test as device_doubles.Process is."""
+
+import sys
+import warnings
+from math import prod
+
+import numpy as np
+
+from multigpu.device import open_device
+from multigpu.loader import CalcFinished, DataError, ParallelBatches, Ring, load_batches
+from multigpu.process import CONTEXT, end, start
+from tests import cuda_emulator
+from tests.multigpu.process_doubles import SHAPE, Reader, request
+
+NBYTES = prod(SHAPE)
+
+
+class Watched:
+    """The loader's end of the pipe: adds to each answer what was pending when it was sent."""
+
+    def __init__(self, pipe):
+        self._pipe, self.recv = pipe, pipe.recv
+
+    def send(self, answer):
+        self._pipe.send((answer, cuda_emulator.pending(), "jax" in sys.modules))
+
+
+def load_watched(pipe, *arguments):
+    """Entry point of a loader process that is watched."""
+    load_batches(Watched(pipe), *arguments)
+
+
+class LoaderToolbox:
+    """What a process of these tests does."""
+
+    def read(self, name, starts, slots=2):
+        """Read requests through a ring on the device; returns the images, and what was warned of."""
+        requests = [request(start, 8 if start % 2 else 5) for start in starts]
+        with warnings.catch_warnings(record=True) as warned, open_device(name) as device:
+            warnings.simplefilter("always")
+            with ParallelBatches((), SHAPE, "uint8", slots, make_reader=Reader, device=device) as batches:
+                images = [np.array(each) for each in batches.read(requests)]
+            device.allocate(1)                   # it is still open
+        return images, [str(warning.message) for warning in warned]
+
+    def refused(self, name, starts):
+        """The sentence of the request that cannot be read, and the images of the next reading."""
+        with (
+            open_device(name) as device,
+            ParallelBatches((), SHAPE, "uint8", make_reader=Reader, device=device) as batches,
+        ):
+            try:
+                list(batches.read(map(request, starts)))
+            except DataError as error:
+                return str(error), [np.array(each) for each in batches.read([request(3)])]
+
+    def watch(self, name, starts):
+        """Fill the slots of a ring in turn; for each the loader's answer, what was pending then, and the images."""
+        with open_device(name) as device:
+            slots = [device.allocate(NBYTES) for _ in range(2)]
+            ring = Ring(tuple(slot.handle for slot in slots), SHAPE, np.dtype("uint8"))
+            pipe, theirs = CONTEXT.Pipe()
+            loader = CONTEXT.Process(target=load_watched, args=(theirs, name, ring, Reader))
+            start(loader, 1)
+            theirs.close()
+            seen = []
+            for number, first in enumerate(starts):
+                pipe.send(CalcFinished(number % 2, request(first)))
+                seen.append((*pipe.recv(), np.array(slots[number % 2].array(SHAPE, "uint8"))))
+            pipe.close()
+            end(loader, 20)
+            return seen, loader.exitcode
+
+    def load_into_closed_buffer(self, name):
+        """The exit status of a loader whose slot is gone."""
+        with open_device(name) as device:
+            slot = device.allocate(NBYTES)
+            ring = Ring((slot.handle,), SHAPE, np.dtype("uint8"))
+            slot.close()
+            _, theirs = CONTEXT.Pipe()
+            loader = CONTEXT.Process(target=load_batches, args=(theirs, name, ring, Reader))
+            loader.start()
+            end(loader, 20)
+            return loader.exitcode
