@@ -15,7 +15,8 @@ from alexnet.config import Config
 ROOT = Path(__file__).resolve().parent.parent
 OWN = ("alexnet", "multigpu", "preprocess")
 SOURCES = sorted(path for room in OWN for path in (ROOT / room).rglob("*.py")) + [ROOT / "train.py"]
-EVERYTHING = SOURCES + sorted(path for room in ("tests", "benchmarks", "examples") for path in (ROOT / room).rglob("*.py"))
+BESIDES = ("tests", "benchmarks", "examples")
+EVERYTHING = SOURCES + sorted(path for room in BESIDES for path in (ROOT / room).rglob("*.py"))
 
 TOP_LEVEL = {
     "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", ".ci", "setup.py", "pyproject.toml",

@@ -56,7 +56,8 @@ def connect(config, network, device, partners, warn, step=0):
         mesh, obstacle = open_mesh(host, partners, shapes, step, [host.name] * partners.size)
     if obstacle:
         raise DeviceError(obstacle)
-    return Peer(network, variables, gradients, config.average_every, mesh)
+    kind = Pair if partners.size == 2 and mesh.device.name != "cpu" else Slices
+    return Peer(network, variables, gradients, config.average_every, mesh, kind)
 
 
 def greet(config, network, device, partners, step):
@@ -161,13 +162,13 @@ class Peer(Exchange):
     variables  shared variables of the network that are exchanged, in the order of the flat buffer
     gradients  whether these are gradients, which are applied afterwards
     every      steps from one exchange to the next
+    mesh       the Mesh that their values go through        kind   Pair or Slices
     """
 
-    def __init__(self, network, variables, gradients, every, mesh):
+    def __init__(self, network, variables, gradients, every, mesh, kind):
         self._network, self._variables = network, variables
         self._gradients, self._every = gradients, every
         self._mesh, self._partners, self._totals = mesh, mesh.partners, 0
-        kind = Pair if mesh.partners.size == 2 and mesh.device.name != "cpu" else Slices
         self._strategy = kind(mesh.device, mesh.partners, mesh.flat.buffer, mesh.others)
 
     def step(self, *inputs, rate):
