@@ -231,7 +231,7 @@ def pip(*arguments, environment=None):
     """Run pip of this Python; raises NotBuilt with its last error line."""
     if find_spec("pip") is None:
         raise NotBuilt("this Python has no pip")
-    quiet = ["--quiet", "--disable-pip-version-check", "--no-input"]
+    quiet = ["--quiet", "--disable-pip-version-check", "--no-input", "--retries=2"]
     run([sys.executable, "-m", "pip", arguments[0], *quiet, *map(str, arguments[1:])], environment=environment)
 
 
@@ -243,7 +243,7 @@ def run(command, folder=None, environment=None, refused=NotBuilt):
     )  # fmt: skip
     if result.returncode:
         lines = result.stdout.strip().splitlines() or ["it said nothing"]
-        line = next((line for line in lines if "error" in line.lower()), lines[-1])
+        line = next((line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)), lines[-1])
         raise refused(f"{shlex.join(command[:4])} ... ended with status {result.returncode}: {line.strip()}")
 
 

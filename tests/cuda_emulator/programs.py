@@ -399,7 +399,8 @@ def free_twice():
 def touch():
     """Read device memory as if it were the host's; does not return."""
     with device():
-        return ctypes.c_float.from_address(int(memory())).value
+        buffer = memory()
+        return ctypes.c_float.from_address(int(buffer)).value
 
 
 def new_memory():
