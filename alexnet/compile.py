@@ -211,6 +211,15 @@ def engine_of(setting, device):
     return "cpu" if device == "cpu" else "jax"
 
 
+def describe_engine(setting, device):
+    """The engine that the setting means on a device, and what this machine has for it, as part of a sentence."""
+    engine = engine_of(setting, device)
+    if engine != "cpu":
+        return engine
+    compiler = build.compiler()
+    return f"cpu, C kernels compiled by {compiler[0]}" if compiler else "cpu, without a C compiler: NumPy, slow"
+
+
 def use_machine(threads, tiles):
     """Compile kernels for `tiles` and run them on `threads` threads (None: as many as this process may use)."""
     if tiles != "auto":

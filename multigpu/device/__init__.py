@@ -26,6 +26,8 @@ Source: Ding et al. 2014, sections 2.2 and 4.3.
 
 import re
 from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 
 MOST_SOURCES = 16                                # buffers that one mean() takes: the parameters of the CUDA kernel
 
@@ -57,6 +59,15 @@ def cuda_home(name):
     except ImportError as error:
         cure = "install NVIDIA's driver, or take devices=cpu"
         raise DeviceError(f"{name} needs a CUDA driver, which is not there ({error}); {cure}") from error
+
+
+def why_no_jax():
+    """None where JAX is installed with what it needs to compute on a GPU, else a sentence; it is not imported."""
+    if find_spec("jax") is None:
+        return 'JAX is not installed; `pip install -e ".[cuda]"` installs it with CUDA'
+    if not any("cuda" in plugin.name for plugin in entry_points(group="jax_plugins")):
+        return 'JAX is installed without CUDA; `pip install -e ".[cuda]"` adds it'
+    return None
 
 
 def number_of(name):

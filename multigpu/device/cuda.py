@@ -16,6 +16,7 @@ from functools import cache, cached_property
 from importlib import import_module
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pycuda.driver as cuda
@@ -26,6 +27,15 @@ from multigpu.device.handles import CudaHandle
 KERNEL = Path(__file__).with_name("mean.ptx")
 PARAMETERS = f"P{MOST_SOURCES}PQI"               # of the kernel, as mean.cu lists them
 THREADS, MOST_BLOCKS = 256, 4096                 # of one mean: a million threads keep the memory of any GPU busy
+
+
+class About(NamedTuple):
+    """What a GPU is: memory and what is free of it in bytes, and its compute capability as in "9.0"."""
+
+    model: str
+    memory: int
+    free: int
+    capability: str
 
 
 class CudaBuffer:
@@ -252,17 +262,27 @@ class CudaDevice:
             self._stream.synchronize()
         self._being_read.clear()
 
+    def about(self):
+        """This GPU as About."""
+        with self._current():
+            free, total = cuda.mem_get_info()
+        return About(self._gpu.name(), total, free, "{}.{}".format(*self._gpu.compute_capability()))
+
     def can_reach(self, name):
         """None, or a sentence why another process's buffers on the device of that name cannot be opened here."""
         if name == "cpu":
             return f"{self.name} cannot open buffers in host memory"
         try:
-            other = find(number_of(name))
+            reachable = name == self.name or self.has_peer_access(name)
         except DeviceError as error:
             return str(error)
-        if name != self.name and not self._gpu.can_access_peer(other):
+        if not reachable:
             return f"{self.name} has no peer access to {name} (`nvidia-smi topo -p2p r` shows which GPUs have it)"
         return self._no_ipc
+
+    def has_peer_access(self, name):
+        """Whether this GPU can read and write the memory of another; raises DeviceError when there is none such."""
+        return self._gpu.can_access_peer(find(number_of(name)))
 
     @cached_property
     def _no_ipc(self):
@@ -312,19 +332,23 @@ class CudaDevice:
         self.close()
 
 
-def find(number):
-    """PyCUDA's Device of that number; raises DeviceError, saying what is there, when there is none."""
+def count():
+    """How many GPUs CUDA has here; raises DeviceError where it cannot be used."""
     try:
         cuda.init()
-        count = cuda.Device.count()
+        return cuda.Device.count()
     except cuda.Error as error:
         raise DeviceError(
             f"CUDA cannot be used here ({error}); nvidia-smi must list a GPU, and devices=cpu needs none"
         ) from error
-    if number >= count:
-        there = ", ".join(f"cuda{each} ({cuda.Device(each).name()})" for each in range(count)) or "no GPU"
-        raise DeviceError(f"there is no cuda{number} on this machine, which has {there}")
-    return cuda.Device(number)
+
+
+def find(number):
+    """PyCUDA's Device of that number; raises DeviceError, saying what is there, when there is none."""
+    if number < count():
+        return cuda.Device(number)
+    there = ", ".join(f"cuda{each} ({cuda.Device(each).name()})" for each in range(count())) or "no GPU"
+    raise DeviceError(f"there is no cuda{number} on this machine, which has {there}")
 
 
 def split(flat, shapes):

@@ -148,13 +148,12 @@ class HostDevice:
         room = np.empty(min(n, PIECE), np.float32)
         for start in range(0, n, PIECE):
             piece = slice(start, start + PIECE)
-            total = room[: n - start]
-            np.copyto(total, terms[0][piece])
+            total = terms[0][piece]
             for term in terms[1:]:
-                np.add(total, term[piece], out=total)
-            np.divide(total, np.float32(len(sources)), out=total)
-            for result in results:
-                result[piece] = total
+                total = np.add(total, term[piece], out=room[: n - start])
+            mean = np.divide(total, np.float32(len(sources)), out=results[0][piece])
+            for result in results[1:]:
+                result[piece] = mean
 
     def synchronise(self):
         """Wait for every copy: on the host each has ended before its call returned."""

@@ -1,0 +1,22 @@
+"""Commands about this machine.
+
+    python -m multigpu devices      what it has to compute on: memory, IPC, peer access, the engine of devices=auto
+"""
+
+import argparse
+import sys
+
+from multigpu.devices import report
+
+
+def main(arguments):
+    parser = argparse.ArgumentParser(prog="python -m multigpu", description="About this machine's devices.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("devices", help="what there is to compute on, and which engine devices=auto would use")
+    parser.parse_args(arguments)
+    print(report())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

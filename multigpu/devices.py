@@ -1,0 +1,134 @@
+"""What this machine has to compute on, as text: `python -m multigpu devices`.
+
+    device  name         memory     free       compute  IPC
+    cpu     AMD EPYC     23.4 GiB   22.0 GiB            yes
+    cuda0   NVIDIA H200  139.8 GiB  139.1 GiB  9.0      yes
+
+IPC is tried: another process opens memory of the device, as a loader and another worker will.
+"""
+
+import os
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from alexnet.compile import describe_engine
+from multigpu.device import DeviceError, cuda_home, open_device, why_no_jax
+from multigpu.launch import cores
+from multigpu.process import CONTEXT, end
+
+PATIENCE = 60.0                                  # seconds that the other process gets to open memory of a device
+
+
+def report():
+    """The text: a table of devices, one of peer access where there are two GPUs, and what devices=auto means."""
+    rows, notes = [("device", "name", "memory", "free", "compute", "IPC"), cpu_row()], []
+    with ExitStack() as stack:
+        gpus = open_gpus(stack, notes)
+        for gpu in gpus:
+            obstacle = why_no_ipc(gpu)
+            about = gpu.about()
+            shared = "no" if obstacle else "yes"
+            rows.append((gpu.name, about.model, size(about.memory), size(about.free), about.capability, shared))
+            notes += [obstacle] * bool(obstacle)
+        tables = [table(rows)]
+        if len(gpus) > 1:
+            tables.append(table(peer_rows(gpus)))
+    return "\n\n".join([*tables, "\n".join([*notes, automatic(gpus)])])
+
+
+def open_gpus(stack, notes):
+    """The CudaDevices that can be opened, closed with the stack; why others cannot is added to the notes."""
+    gpus = []
+    try:
+        count = cuda_home("cuda0").count()
+    except DeviceError as error:
+        notes.append(f"There is no GPU to use: {error}.")
+        return gpus
+    for number in range(count):
+        try:
+            gpus.append(stack.enter_context(open_device(f"cuda{number}")))
+        except DeviceError as error:
+            notes.append(f"{error}.")
+    return gpus
+
+
+def automatic(gpus):
+    """The sentence that says what devices=auto would use."""
+    obstacle = why_no_jax()
+    if gpus and gpus[0].name == "cuda0" and not obstacle:
+        return f"devices=auto computes on cuda0, engine {describe_engine('auto', 'cuda0')}."
+    reason = f"; {obstacle}" if gpus and obstacle else ""
+    return f"devices=auto computes on the cpu, engine {describe_engine('auto', 'cpu')}{reason}."
+
+
+def cpu_row():
+    name = field_of("/proc/cpuinfo", "model name") or "this machine's processor"
+    memory, free = (field_of("/proc/meminfo", key) for key in ("MemTotal", "MemAvailable"))
+    shared = "yes" if hasattr(os, "memfd_create") else "no"
+    return "cpu", f"{name}, {cores()} cores", kibibytes(memory), kibibytes(free), "", shared
+
+
+def field_of(path, key):
+    """What a line `key : value` of a file says; None where there is no such file or line."""
+    with suppress(OSError):
+        for line in Path(path).read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return value.strip()
+    return None
+
+
+def peer_rows(gpus):
+    """For each GPU whether it can read and write the memory of each other."""
+    names = [gpu.name for gpu in gpus]
+    return [("peer access", *names)] + [(gpu.name, *(reaches(gpu, name) for name in names)) for gpu in gpus]
+
+
+def reaches(gpu, name):
+    return "itself" if name == gpu.name else "yes" if gpu.has_peer_access(name) else "no"
+
+
+def why_no_ipc(device):
+    """None when another process can open memory of the device, else a sentence."""
+    obstacle = device.can_reach(device.name)
+    if obstacle:
+        return f"{obstacle}."
+    buffer = device.allocate(4)
+    pipe, theirs = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=try_to_open, args=(theirs, device.name, buffer.handle), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        late = f"no other process opened memory of {device.name} within {PATIENCE:g} s"
+        obstacle = pipe.recv() if pipe.poll(PATIENCE) else late
+    except EOFError:
+        obstacle = f"the process that was to open memory of {device.name} died"
+    end(process, PATIENCE)                       # it has closed the buffer before this one frees it
+    buffer.close()
+    return f"{obstacle}." if obstacle else None
+
+
+def try_to_open(pipe, name, handle):
+    """Entry point of a process that opens a handle, and says why it could not."""
+    try:
+        with open_device(name) as device:
+            device.open(handle)
+    except DeviceError as error:
+        pipe.send(str(error))
+    else:
+        pipe.send(None)
+
+
+def kibibytes(text):
+    """"1024 kB", as /proc writes it, as a size."""
+    return size(1024 * int(text.split()[0])) if text else ""
+
+
+def size(nbytes):
+    return f"{nbytes / 2**30:.1f} GiB"
+
+
+def table(rows):
+    """Rows of text as lines of columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
