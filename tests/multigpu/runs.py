@@ -1,0 +1,122 @@
+"""A launcher under test: started as a shell would, watched with all its descendants, killed at will."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.multigpu import process_doubles as doubles
+
+DOUBLES = Path(doubles.__file__)
+GONE = 5.0                                       # seconds in which every process of a run has to be gone
+
+
+class Child(NamedTuple):
+    """A process, told from a later one of the same number by when it started."""
+
+    pid: int
+    started: str
+
+
+class Run:
+    """A launcher of the doubles in a process group of its own, as a shell would start it, and all its children."""
+
+    def __init__(self, folder, arguments, script=DOUBLES, name="stderr"):
+        self.folder = folder
+        self.shared = set(os.listdir("/dev/shm"))
+        self.error = folder / name
+        environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+        self.environment = environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self.command = [sys.executable, str(script), *map(str, arguments)]
+
+    def start(self, **environment):
+        with open(self.error, "w") as error:
+            self.launcher = subprocess.Popen(
+                self.command, stderr=error, start_new_session=True, env=self.environment | environment
+            )
+        return self
+
+    def wait_for(self, name):
+        """The value of a mark, once a worker has made it."""
+        end = time.monotonic() + 20
+        while not (self.folder / name).exists():
+            assert time.monotonic() < end and self.launcher.poll() is None, self.error.read_text()
+            time.sleep(0.005)
+        return json.loads((self.folder / name).read_text())
+
+    def wait_for_reading(self, start, rank=0):
+        """Wait until the loader reads request `start`."""
+        end = time.monotonic() + 20
+        log = self.folder / f"reads{rank}"
+        while not log.exists() or f"{start} " not in log.read_text():
+            assert time.monotonic() < end and self.launcher.poll() is None, self.error.read_text()
+            time.sleep(0.005)
+
+    def pid(self, which, rank=0):
+        return self.launcher.pid if which == "launcher" else self.wait_for(f"pids{rank}")[which]
+
+    def kill(self, pid):
+        """SIGKILL to one process of the run; the rest of it has to be gone in time."""
+        members = family(self.launcher.pid)
+        assert pid in [child.pid for child in members]
+        began = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        ended = self.all_gone(members)
+        assert time.monotonic() - began < GONE
+        return ended
+
+    def all_gone(self, members, seconds=GONE):
+        """Wait for the end; returns the exit status and what was said, after the checks that hold for every end."""
+        status = self.launcher.wait(seconds)
+        end = time.monotonic() + GONE
+        while (left := [child for child in members if is_running(child)]) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert left == []
+        assert set(os.listdir("/dev/shm")) <= self.shared
+        return status, self.error.read_text()
+
+    def finish(self, seconds=20):
+        status = self.launcher.wait(seconds)
+        return status, self.error.read_text()
+
+
+def state_of(pid):
+    """State, parent, and start time of a process; None when there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return fields[0], int(fields[1]), fields[19]
+
+
+def family(root):
+    """root and all processes that descend from it, as Child."""
+    states = {int(name): state_of(name) for name in os.listdir("/proc") if name.isdigit()}
+    states = {pid: state for pid, state in states.items() if state}
+    members = [root]
+    for pid in members:
+        members += [child for child, state in states.items() if state[1] == pid]
+    return [Child(pid, states[pid][2]) for pid in members]
+
+
+def is_running(child):
+    state = state_of(child.pid)
+    return state is not None and state[0] != "Z" and state[2] == child.started
+
+
+def lines(text):
+    return text.strip().splitlines()
+
+
+def clean_up(runs):
+    """End what is left of runs, of which a test may have failed."""
+    for prepared in runs:
+        members = family(prepared.launcher.pid) if prepared.launcher.poll() is None else []
+        for child in members:
+            if is_running(child):
+                os.kill(child.pid, signal.SIGKILL)
+        prepared.launcher.wait()
