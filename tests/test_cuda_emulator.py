@@ -102,7 +102,11 @@ def test_copies_of_page_locked_memory_and_to_the_host_have_ended_when_they_retur
 
 
 def test_pageable_memory_is_taken_over_and_page_locked_memory_is_read_late(result_of):
-    assert result_of("taken_over") == {"taken": [2.0, 3.0], "to the host": [0, 3.0, 3.0]}
+    assert result_of("taken_over") == {
+        "taken": [2.0, 3.0, 3.0],
+        "registered": [0, 712, 0, 713],          # twice, and twice taken back
+        "to the host": [0, 3.0, 3.0],
+    }
 
 
 def test_a_wait_ends_what_it_waits_for_and_no_more(result_of):
@@ -194,6 +198,7 @@ def test_calls_without_the_right_context_fail(result_of):
         "in a fork": 3,
         "released": 709,
         "destroyed": [0, 709],
+        "left of ended contexts": 0,
     }
 
 
@@ -313,7 +318,21 @@ def test_what_is_not_emulated_says_its_name_where_asked(result_of, monkeypatch):
     assert result_of("not_emulated", says="emucuda: cuCtxGetLimit is not emulated") == "operation not supported"
 
 
-# ---- building it ----
+# ---- loading and building it ----
+
+
+def test_a_process_that_loads_it_has_devices_and_so_has_its_child(cuda_emulator):
+    count = "import pycuda.driver as cuda; cuda.init(); print(cuda.Device.count(), flush=True)"
+    program = f"""
+import subprocess, sys
+from tests.cuda_emulator import find, pending
+find().load(devices=3)
+{count}
+print(pending(), flush=True)
+subprocess.run([sys.executable, "-c", {count!r}], check=True)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    assert (done.stdout.split(), done.stderr) == (["3", "0", "3"], "")
 
 
 def test_where_it_cannot_be_built_one_sentence_says_why_to_builder_and_tests(tmp_path, monkeypatch, capsys):

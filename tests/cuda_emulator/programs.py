@@ -137,22 +137,26 @@ def prompt():
 
 
 def taken_over():
-    """Whose bytes arrive where host memory changes after the call: pageable is taken over, page-locked is not."""
+    """Which bytes arrive where host memory changes after the call: pageable, page-locked, registered."""
     with device():
         results = []
-        for host in (ones(), cuda.pagelocked_empty(N, np.float32)):
+        registered = ones()                      # by the driver: PyCUDA's function crashes with NumPy 2
+        address = ctypes.c_void_p(registered.ctypes.data)
+        said = [driver.cuMemHostRegister_v2(address, ctypes.c_size_t(4 * N), 0) for _ in range(2)]
+        for host in (ones(), cuda.pagelocked_empty(N, np.float32), registered):
             host[:] = 2.0
             buffer = memory()
             cuda.memcpy_htod_async(buffer, host)
             host[:] = 3.0
             cuda.Context.synchronize()
             results.append(glance(buffer))
+        said += [driver.cuMemHostUnregister(address) for _ in range(2)]
         late, host = cuda.pagelocked_empty(N, np.float32), ones()
         late[:] = 0.0
         cuda.memcpy_dtoh_async(late, buffer)
         cuda.memcpy_dtoh_async(host, buffer)     # in the same stream, and it waits: so the one before has ended
         before = pending(), late[-1].item(), host[-1].item()
-        return {"taken": results, "to the host": before}
+        return {"taken": results, "registered": said, "to the host": before}
 
 
 def streams():
@@ -359,8 +363,12 @@ def contexts():
         driver.cuDevicePrimaryCtxRetain(ctypes.byref(pointer), 0)
     made = cuda.Device(0).make_context()
     handle = ctypes.c_void_p(made.handle)
+    allocate(ctypes.byref(pointer), size)
     made.pop()
     said["destroyed"] = [driver.cuCtxDestroy_v2(handle), driver.cuCtxPushCurrent_v2(handle)]
+    with device():
+        free, total = cuda.mem_get_info()
+        said["left of ended contexts"] = total - free
     say(said)
     os._exit(0)                                  # PyCUDA holds objects of contexts that were ended behind its back
 
