@@ -1,0 +1,229 @@
+"""What only a GPU shows, in a few minutes: is it right, how fast is a step, what do loader and exchange cost.
+
+python -m benchmarks.gpu [--quick] [--json FILE] [--devices cuda0,cuda1] [--batch 256] [--runs 5]
+
+Right: outputs and gradients of the jax engine against PyTorch in float64, as in benchmarks/agreement.py.
+
+Step: 20 full training steps (forward, backward, update, dropout on) on images in the GPU's memory, then one wait for
+it, in each precision: ours, which crops them from bytes, the same network written by hand in JAX, and in PyTorch
+(channels_last, torch.compile, the best of its cuDNN algorithms), which are handed the finished crops.  Programs in
+turn; the peer is the faster of the other two.
+
+Table 1: seconds per 20 iterations of 256 images from real files by train.py itself, with the loader process and
+without, by one worker, and by two of 128 images each that exchange weights and momentum after each.  With one GPU both
+are on it, which shows that it works, not what a second GPU is worth.
+
+Exchange: benchmarks/exchange.py on the same devices, against the bandwidth of a copy between them in the same run.
+
+With --devices cpu everything runs on the processor, by JAX's CPU backend: a trial of this program, not of a GPU.
+
+Source: Ding et al. 2014, table 1 and section 4.3.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from benchmarks import machine, report, table1
+from benchmarks.program import Program, environment, last_line, serve, take_turns, warm_up
+from multigpu.device import DeviceError, cuda_home
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
+OURS, PEERS = "ours", ("jax", "torch")
+STEPS = 20                                       # between two waits for the GPU
+CLASSES = 1000
+
+
+# ---- the programs measured: each returns what makes STEPS steps and waits for the last
+
+
+def our_steps(precision, device, batch, steps):
+    import jax
+
+    from alexnet.augment import centre_crop
+    from alexnet.compile import Network
+    from alexnet.models import AlexNet
+    from alexnet.updates import momentum_sgd
+
+    rng = np.random.default_rng(0)
+    mean = np.full((3, 256, 256), 110, np.float32)
+    network = Network(AlexNet(rng), mean, momentum_sgd, engine="jax", precision=precision, device=device)
+    images = jax.device_put(rng.integers(0, 256, (3, 256, 256, batch), dtype=np.uint8), jax_device(device))
+    inputs = images, *centre_crop(batch, 227), rng.integers(0, CLASSES, batch).astype(np.int32), np.float32(1e-3)
+
+    def run():
+        for _ in range(steps):
+            cost, _ = network.train(*inputs)
+        float(cost)
+
+    return run
+
+
+def jax_steps(precision, device, batch, steps):
+    import jax
+
+    from benchmarks.jax_alexnet import initial_parameters, make_step
+
+    step, images = make_step(precision), np.random.default_rng(0).normal(0, 60, (batch, 227, 227, 3))
+    place = jax_device(device)
+    parameters = jax.device_put(initial_parameters(), place)
+    state = [parameters, jax.tree.map(jax.numpy.zeros_like, parameters)]
+    images = jax.device_put(images.astype(np.float32), place)
+    labels = jax.device_put(np.zeros(batch, np.int32), place)
+    keys = jax.device_put(jax.random.split(jax.random.key(0), steps), place)
+
+    def run():
+        for key in keys:
+            *state[:], cost = step(*state, images, labels, key)
+        float(cost)
+
+    return run
+
+
+def jax_device(device):
+    import jax
+
+    return jax.devices("cpu" if device == "cpu" else "cuda")[0 if device == "cpu" else int(device.removeprefix("cuda"))]
+
+
+def torch_steps(precision, device, batch, steps):
+    import torch
+
+    from benchmarks.torch_alexnet import momentum_sgd, torch_alexnet
+
+    kind, exact = device.rstrip("0123456789"), precision == "float32"
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not exact
+    network = torch_alexnet().to(device.replace("cuda", "cuda:"), memory_format=torch.channels_last)
+    optimizer = momentum_sgd(network)
+    place = next(network.parameters()).device
+    images = (torch.randn(batch, 3, 227, 227, device=place) * 60).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, CLASSES, (batch,), device=place)
+    forward = torch.compile(network)
+
+    def run():
+        for _ in range(steps):
+            optimizer.zero_grad()
+            with torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+                cost = torch.nn.functional.cross_entropy(forward(images), labels)
+            cost.backward()
+            optimizer.step()
+        float(cost)
+
+    return run
+
+
+MAKERS = {OURS: our_steps, "jax": jax_steps, "torch": torch_steps}
+
+
+# ---- the measuring
+
+
+def step_rows(device, batch, steps, runs):
+    """Three rows for each precision: ours and both peers, images/s."""
+    for precision in PRECISIONS:
+        names = [name for name in MAKERS if name != "torch" or importlib.util.find_spec("torch")]
+        with contextlib.ExitStack() as stack:
+            arguments = ["--devices", device, "--batch", batch, "--steps", steps, "--precision", precision, "--serve"]
+            programs = {name: stack.enter_context(Program("benchmarks.gpu", *arguments, name)) for name in names}
+            try:
+                warm_up(programs.values(), "train")
+                seconds, _ = take_turns(programs, "train", runs)
+            except RuntimeError as error:
+                yield report.not_measured(f"train step, {precision}", str(error))
+                continue
+        rates = {name: [steps * batch / value for value in values] for name, values in seconds.items()}
+        best = max((name for name in names if name != OURS), key=lambda name: statistics.median(rates[name]))
+        peer = statistics.median(rates[best])
+        for name in names:
+            row = report.row(f"train step, batch {batch}, {precision}, {name}", rates[name], "images/s")
+            yield row | {"peer": peer, "ratio": row["value"] / peer, "peer_is": best}
+
+
+def table1_rows(devices, batch, iterations):
+    """Seconds per 20 iterations of `batch` images by train.py, one worker and two, loader on and off."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        table1.make_data(folder, batch, files=8)
+        for workers in (devices[:1], (devices * 2)[:2]):
+            ours = table1.TrainPy(folder, batch, workers, "engine=jax")
+            for kind, loading in table1.KINDS.items():
+                times = [20 * value for value in ours.turn(kind, iterations)]
+                name = f"20 iterations of {batch}, {','.join(workers)}, parallel loading: {loading}"
+                yield report.row(name, times, "s")
+
+
+def rows_of(module, *arguments):
+    """The rows of another benchmark, a process of its own; its last words where it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "rows")
+        command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments), "--json", str(path)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+        found = report.read(path)
+    failed = [report.not_measured(module, f"status {done.returncode}: {last_line(done.stderr or done.stdout)}")]
+    return found + (failed if done.returncode else [])
+
+
+def all_rows(devices, options):
+    """Every row, as soon as it is known."""
+    device, quick = devices[0], ["--quick"] if options.quick else []
+    yield from rows_of("agreement", *quick, "--engine", "jax", "--device", device)
+    yield from step_rows(device, options.batch, options.steps, options.runs)
+    for pair in dict.fromkeys(((device, device), tuple((devices * 2)[:2]))):
+        on_gpus = [] if device == "cpu" else ["--devices", ",".join(pair)]
+        yield from rows_of("exchange", *quick, *on_gpus)
+    yield from table1_rows(devices, options.batch, 2 if options.quick else 20)
+
+
+def devices_of(text):
+    """The devices to measure: those named, or every GPU.  Raises DeviceError where there is none to use."""
+    return tuple(text.split(",")) if text else tuple(f"cuda{number}" for number in range(cuda_home("cuda0").count()))
+
+
+def options_of(arguments):
+    parser = report.parser(__doc__, quick="batch 4, 2 steps, once")
+    parser.add_argument("--devices", default="", metavar="cuda0,cuda1", help="default: all CUDA devices")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--precision", choices=PRECISIONS, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=MAKERS, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.batch, options.steps, options.runs = 4, 2, 1
+    return options
+
+
+def main(arguments=None):
+    options = options_of(arguments)
+    if options.serve:
+        run = MAKERS[options.serve](options.precision, options.devices, options.batch, options.steps)
+        serve({"train": run})
+        return 0
+    try:
+        devices, began, found = devices_of(options.devices), time.perf_counter(), []
+    except DeviceError as error:
+        print(f"{error}; --devices cpu tries this program without a GPU", file=sys.stderr)
+        return 2
+    print(json.dumps(machine.facts()))
+    for row in all_rows(devices, options):
+        found.append(row)
+        value = row.get("note") or f"{row['value']:10.4g} {row['unit']}"
+        ratio = f"   {row['ratio']:.2f} x {row.get('peer_is', '')}" if row.get("ratio") else ""
+        print(f"{row['name']:64} {value}{ratio}", flush=True)
+    print(f"{time.perf_counter() - began:.0f} s in all")
+    report.write(found, options.json)
+    return 0 if all(row["value"] is not None for row in found) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
