@@ -13,7 +13,7 @@ from alexnet.data import centre_crop
 from alexnet.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
 from alexnet.updates import momentum_sgd
 from benchmarks import __main__ as benchmarks
-from benchmarks import ceilings, kernels, nodes, report, results, step, table1
+from benchmarks import ceilings, exchange, kernels, nodes, report, results, step, table1
 from benchmarks.program import environment, last_line, take_turns, warm_up
 
 ROW = {"name": "train step, batch 128, ours", "value": 40.0, "unit": "images/s", "spread": 0.05, "runs": 7,
@@ -378,6 +378,19 @@ def test_only_a_whole_run_replaces_the_results(arguments):
 
 def test_all_limits_add_up_to_half_an_hour():
     assert sum(benchmark.minutes for benchmark in benchmarks.BENCHMARKS) <= 30
+
+
+# ---- the exchange
+
+
+def test_every_way_to_exchange_is_held_against_a_copy_of_its_bytes():
+    memcpy, *ways = exchange.rows(exchange.Amount(4096, 1, (2,)))
+    assert memcpy["name"] == "memcpy of 0.0 MB by one thread"
+    names = ("weights and momentum, Slices", "weights and momentum, Pair", "gradients, Slices")
+    assert [row["name"] for row in ways] == [f"2 workers, {name}" for name in names]
+    for row in ways:
+        assert row["ratio"] == row["value"] / row["peer"] > 0
+        assert row["peer_is"].startswith("memcpy")
 
 
 # ---- programs
