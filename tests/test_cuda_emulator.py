@@ -122,6 +122,12 @@ def test_a_wait_ends_what_it_waits_for_and_no_more(result_of):
     }
 
 
+@pytest.mark.parametrize("defer", ["sync", 0, 2])
+def test_streams_that_wait_for_each_others_events_are_executed_in_that_order(result_of, defer):
+    left, result, expected = result_of("chain", defer=defer)
+    assert (left, result) == (0, expected)
+
+
 def test_one_device_is_waited_for_without_the_other_unless_a_peer_copy_needs_both(result_of):
     assert result_of("contexts_apart") == {"result": 0, "left": [1, 3, 0], "copied": 3.0}
 

@@ -205,6 +205,22 @@ def streams():
     return left
 
 
+def chain():
+    """Means of means in three streams in turn, which wait for events of each other alone; what is left, and the result."""
+    with device():
+        kernel, value = mean_kernel(), np.float32(0)
+        result, terms = memory(0.0), [memory(float(i)) for i in range(20)]
+        streams = [cuda.Stream(NON_BLOCKING) for _ in range(3)]
+        event = cuda.Event()
+        for i, term in enumerate(terms):
+            streams[i % 3].wait_for_event(event)
+            mean(kernel, result, [result, term], stream=streams[i % 3])
+            event = cuda.Event().record(streams[i % 3])
+            value = (value + np.float32(i)) / np.float32(2)
+        event.synchronize()
+        return [pending(), glance(result), value.item()]
+
+
 def contexts_apart():
     """How many copies are left after one of two devices is waited for; a peer copy is of both."""
     with device(1) as second:
