@@ -148,9 +148,12 @@ class Toolbox:
     def has_imported(self, module):
         return module in sys.modules
 
+    def is_emulated(self):
+        return "EMUCUDA_DEVICES" in os.environ
+
     def pending(self):
-        """Copies and kernels of this process that are not yet executed."""
-        return cuda_emulator.pending() if "EMUCUDA_DEVICES" in os.environ else 0
+        """Copies and kernels of this process that are not yet executed, as far as one can know."""
+        return cuda_emulator.pending() if self.is_emulated() else 0
 
 
 def serve(pipe, emulated, toolbox):
