@@ -206,7 +206,7 @@ def streams():
 
 
 def chain():
-    """Means of means in three streams in turn, which wait for events of each other alone; what is left, and the result."""
+    """Means of means, in three streams in turn that wait for each other by events: pending, the result, the host's."""
     with device():
         kernel, value = mean_kernel(), np.float32(0)
         result, terms = memory(0.0), [memory(float(i)) for i in range(20)]
