@@ -1,7 +1,7 @@
 """Networks as PyTensor graphs: ops -> dispatch -> layers -> models -> compile -> training.
 
 ops       what PyTensor cannot say: meaning, gradient, NumPy reference
-dispatch  the same Ops on one engine (cpu: C kernels)
+dispatch  the same Ops on one engine (cpu: C kernels, jax: XLA)
 models    AlexNet and its kin, each as the paper's table
 compile   model and update rule -> train, validate and predict functions
 training  the one loop

@@ -10,7 +10,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
-from alexnet.dispatch import HOST_ENGINES, mode_of
+from alexnet.dispatch import HOST_ENGINES, mode_of, prepare
 from alexnet.dispatch.cpu import build
 from alexnet.layers import Background, Noise
 from alexnet.models import model_class
@@ -157,11 +157,17 @@ class Network:
                 raise ValueError(f"{name} must have shape {np.shape(present)}, got {arrays[name].shape}")
             variable.set_value(np.array(arrays[name], dtype=variable.type.dtype), borrow=True)
 
-    def compile_all(self, apart=False):
-        """Compile what training needs, compute and apply apart or train; the first call waits for no C compiler."""
+    def compile_all(self, apart=False, batch=None):
+        """Compile what training needs, compute and apply apart or train; afterwards no call waits for a compiler.
+
+        batch  images of a step, which engine jax has to know for that
+        """
         functions = [self.compute, self.apply] if apart else [self.train]
         functions.append(self.validate)
         build.compile_wanted()
+        if batch and not self.computes_on_host:
+            for function in functions:
+                prepare(function, batch)
         return functions
 
     def images(self):

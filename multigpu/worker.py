@@ -63,7 +63,7 @@ def work(config, rank, size, device, control, pipes):
         introduce(recorder, config, data, device, folder)
         network = build_network(config, data.classes, data.mean, rank, device.name)
         position = resume(config, network, recorder, size)
-        compile_functions(network, recorder, apart=size > 1 and config.exchange_what == "gradients")
+        compile_functions(network, recorder, config.batch_size, apart=size > 1 and config.exchange_what == "gradients")
         exchange = stack.enter_context(open_exchange(config, network, device, partners, recorder, position))
         save = partial(save_and_draw, folder, network, data, config, recorder) if rank == 0 else leave_it_to_worker_0
         run = Run(config, network, data, batches, exchange, recorder, save, control.stop_requested, rank)
@@ -149,15 +149,16 @@ def resume(config, network, recorder, size):
     return position
 
 
-def compile_functions(network, recorder, apart):
+def compile_functions(network, recorder, batch, apart):
     """Compile before training begins, and say so: the first time it takes a while.
 
+    batch  images of a step
     apart  whether the gradients are computed by one function and applied by another
     """
     recorder.log("compiling the network (up to a minute the first time on a machine, seconds from then on) ...")
     began = time.perf_counter()
     with collector_paused():
-        network.compile_all(apart)
+        network.compile_all(apart, batch)
     recorder.log(f"compiled in {time.perf_counter() - began:.1f} s")
 
 

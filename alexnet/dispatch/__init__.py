@@ -17,6 +17,11 @@ JAX_MODE = "alexnet.dispatch.jax:jax_mode"                             # by name
 NO_JAX = 'engine jax needs jax, which is not installed: pip install "jax[cuda13]" for a GPU, pip install jax for a CPU'
 
 
+def prepare(function, batch):
+    """Have a function of engine jax compiled by XLA now, for its open lengths to be those of a batch."""
+    function.vm.jit_fn.prepare(batch)
+
+
 def mode_of(engine, precision="float32", device="cpu"):
     """Return the PyTensor mode of an engine's name, and for jax, of a precision and a device ("cpu", "cuda0" …).
 

@@ -119,14 +119,26 @@ class DeviceFunction:
         with jax.enable_x64(True), jax.default_device(self.device):
             return self.jitted.lower(*self.arguments(values))
 
+    def prepare(self, batch):
+        """Have XLA compile now, for lengths of `batch` where the graph leaves them open; a later call finds that."""
+        self.lower(*(example(variable, batch) for variable in self.inputs)).compile()
+
     def arguments(self, values):
-        values = [taken(variable, value) for variable, value in zip(self.inputs, values, strict=True)]
+        values = [taken(variable, value, self.device) for variable, value in zip(self.inputs, values, strict=True)]
         return [values[place] for place in self.old], [values[place] for place in self.others]
 
 
-def taken(variable, value):
-    """The value of an input as the compiled function takes it: that of a shared variable is moved to the device.
+def example(variable, batch):
+    """A value of an input: what a shared variable holds, or zeros."""
+    if isinstance(variable, SharedVariable):
+        return variable.container.storage[0]
+    return np.zeros([batch if n is None else n for n in variable.type.shape], variable.type.dtype)
 
+
+def taken(variable, value, device):
+    """The value of an input as the compiled function takes it: shared variables' and images are moved to the device.
+
+    Small arrays that lie on the host stay there: XLA's call takes them along faster.
     Raises TypeError where the value is not of the variable's type.
     """
     if isinstance(variable, SharedVariable):
@@ -138,7 +150,7 @@ def taken(variable, value):
     if not fits(variable.type, value):
         wanted = f"{variable.type.dtype} of shape {shown(variable.type.shape)}"
         raise TypeError(f"{variable.name} must be {wanted}, got {value.dtype} of shape {shown(value.shape)}")
-    return value
+    return jax.device_put(value, device) if value.ndim == 4 else value
 
 
 def fits(tensor_type, array):

@@ -9,7 +9,7 @@ from alexnet.ops import LRN, LRNGradient
 @jax_funcify.register(LRN)
 def lrn(op, **kwargs):
     def run(x):
-        return x * scale(op, x) ** x.dtype.type(-op.beta)
+        return x * power(scale(op, x), op.beta)
 
     return run
 
@@ -18,7 +18,7 @@ def lrn(op, **kwargs):
 def lrn_gradient(op, **kwargs):
     def run(x, g):
         s, real = scale(op, x), x.dtype.type
-        direct = g * s ** real(-op.beta)
+        direct = g * power(s, op.beta)
         return direct - real(2 * op.alpha * op.beta) * x * window_sum(op.n, direct * x / s)
 
     return run
@@ -27,6 +27,14 @@ def lrn_gradient(op, **kwargs):
 def scale(op, x):
     """k + alpha times the sum of squares, of the Op's formula."""
     return x.dtype.type(op.k) + x.dtype.type(op.alpha) * window_sum(op.n, x * x)
+
+
+def power(s, beta):
+    """s ** -beta; for 3/4, which every network has, by two square roots, a tenth of a power's work on a GPU."""
+    if beta != 0.75:
+        return s ** s.dtype.type(-beta)
+    root = lax.rsqrt(s)
+    return root * lax.sqrt(root)
 
 
 def window_sum(n, values):

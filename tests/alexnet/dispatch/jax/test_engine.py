@@ -210,6 +210,23 @@ def test_another_batch_size_is_compiled_once():
     assert network.validate.vm.jit_fn.jitted._cache_size() == 2
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["train", "compute and apply"])
+def test_what_is_compiled_beforehand_is_not_compiled_again(apart, caplog):
+    network, (batch,) = network_of(), batches(1)
+    network.compile_all(apart=apart, batch=BATCH)
+    with jax.log_compiles():
+        if apart:
+            network.compute(jax.device_put(batch[0], mode_of("jax").linker.device), *batch[1:-1])
+            network.apply(batch[-1])
+        else:
+            network.train(*batch)
+        network.validate(*batch[:-1])
+    assert [text for text in caplog.messages if "XLA compilation" in text] == []
+    with jax.log_compiles():
+        network.validate(*next(batches(1, BATCH + 1))[:-1])
+    assert [text for text in caplog.messages if "XLA compilation" in text]
+
+
 def test_a_checkpoint_goes_on_as_if_it_had_not_stopped(network, tmp_path):
     *data, last = batches(3)
     for batch in data:
