@@ -26,8 +26,8 @@ Source: Ding et al. 2014, sections 2.2 and 4.3.
 
 import re
 from importlib import import_module
-from importlib.metadata import entry_points
 from importlib.util import find_spec
+from pkgutil import iter_modules
 
 MOST_SOURCES = 16                                # buffers that one mean() takes: the parameters of the CUDA kernel
 
@@ -46,7 +46,10 @@ def open_device(name, on_host=True):
     if name == "cpu":
         return import_module("multigpu.device.host").HostDevice(copies=not on_host)
     number = number_of(name)
-    return cuda_home(name).CudaDevice(number, on_host)
+    home = cuda_home(name)
+    if not on_host and (obstacle := why_no_jax()):
+        raise DeviceError(f"engine jax cannot compute on {name}: {obstacle}")
+    return home.CudaDevice(number, on_host)
 
 
 def cuda_home(name):
@@ -65,7 +68,8 @@ def why_no_jax():
     """None where JAX is installed with what it needs to compute on a GPU, else a sentence; it is not imported."""
     if find_spec("jax") is None:
         return 'JAX is not installed; `pip install -e ".[cuda]"` installs it with CUDA'
-    if not any("cuda" in plugin.name for plugin in entry_points(group="jax_plugins")):
+    plugins = find_spec("jax_plugins")           # a package that each of JAX's backends adds itself to
+    if not plugins or not any("cuda" in each.name for each in iter_modules(plugins.submodule_search_locations)):
         return 'JAX is installed without CUDA; `pip install -e ".[cuda]"` adds it'
     return None
 

@@ -96,6 +96,10 @@ class Toolbox:
     def open_device(self, name, on_host=True):
         return open_device(name, on_host)
 
+    def open_for_jax(self):
+        """A GPU as it would be for JAX, were there one for it."""
+        return importlib.import_module("multigpu.device.cuda").CudaDevice(0, on_host=False)
+
     def fill_through_staging(self, device, buffer, array):
         """Upload what was written into the staging memory, the same whenever it is asked for."""
         device.staging(buffer, array.shape, array.dtype)[...] = array

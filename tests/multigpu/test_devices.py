@@ -490,16 +490,21 @@ class TestJax:
         np.testing.assert_array_equal(buffer.array((4,), "float32"), range(4))
 
     def test_jax_takes_memory_to_which_no_copy_is_pending(self, toolbox_with_jax):
-        device = toolbox_with_jax.open_device("cuda0", on_host=False)
+        device = toolbox_with_jax.open_for_jax()
         buffer = device.allocate(16)
         device.upload(buffer, np.zeros(16, "uint8"))
         assert toolbox_with_jax.pending() > 0
         assert toolbox_with_jax.pending_when_jax_takes(device, buffer) == 0
 
     def test_jax_that_sees_no_gpu_is_told(self, toolbox_with_jax):
-        device = toolbox_with_jax.open_device("cuda0", on_host=False)
+        device = toolbox_with_jax.open_for_jax()
         with pytest.raises(DeviceError, match=r"JAX sees no GPU \(.*`pip install -e \"\.\[cuda\]\"`"):
             device.allocate(16).array((4,), "float32")
+
+    @pytest.mark.skipif(find_spec("jax_plugins") is not None, reason="JAX may be installed with CUDA here")
+    def test_gpu_that_jax_could_not_use_is_refused_at_once(self, toolbox_with_jax):
+        with pytest.raises(DeviceError, match="^engine jax cannot compute on cuda0: JAX is installed without CUDA"):
+            toolbox_with_jax.open_device("cuda0", on_host=False)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda", "cuda-1", "cuda0x", "cuda99999", "CPU", ""])

@@ -78,15 +78,19 @@ def test_automatic_device_is_the_first_gpu_where_jax_can_use_it(monkeypatch, obs
     assert ("JAX" in said) == bool(obstacle and gpus)
 
 
-@pytest.mark.parametrize("plugins, installed, why", [
-    (["xla_cuda13"], True, None),
-    (["metal"], True, "JAX is installed without CUDA"),
-    ([], False, "JAX is not installed"),
+@pytest.mark.parametrize("packages, why", [
+    (["jax", "jax_plugins/xla_cuda13"], None),
+    (["jax", "jax_plugins/metal"], "JAX is installed without CUDA"),
+    (["jax"], "JAX is installed without CUDA"),
+    ([], "JAX is not installed"),
 ])  # fmt: skip
-def test_jax_without_cuda_is_known_without_importing_it(monkeypatch, plugins, installed, why):
-    entries = [SimpleNamespace(name=name) for name in plugins]
-    monkeypatch.setattr("multigpu.device.entry_points", lambda group: entries if group == "jax_plugins" else [])
-    monkeypatch.setattr("multigpu.device.find_spec", lambda name: installed or None)
+def test_jax_without_cuda_is_known_without_importing_it(monkeypatch, tmp_path, packages, why):
+    for package in packages:
+        (tmp_path / package).mkdir(parents=True)
+        (tmp_path / package / "__init__.py").write_text("raise AssertionError")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setitem(sys.modules, "jax", None)
+    del sys.modules["jax"]
     said = devices.why_no_jax()
     assert said is None if why is None else said.startswith(why)
 
