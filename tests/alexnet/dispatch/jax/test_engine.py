@@ -1,8 +1,12 @@
 """The JAX engine on whole training steps: the CPU engine's results, state that stays on its device, one copy of it."""
 
 import gc
+import os
+import pkgutil
 import re
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytensor
@@ -14,6 +18,7 @@ from alexnet.augment import draw_crop
 from alexnet.compile import Network
 from alexnet.config import ConfigError
 from alexnet.dispatch import mode_of
+from alexnet.dispatch.cpu import build
 from alexnet.layers import Conv, Dense, Flatten, Sequential
 from alexnet.updates import momentum_sgd
 from tests.tiny import Tiny
@@ -293,6 +298,28 @@ def test_values_of_another_shape_are_refused_by_the_state(network):
 def test_a_gpu_that_jax_does_not_see_is_named_with_the_cure():
     with pytest.raises(ConfigError, match=r'engine jax sees no GPU for device cuda0: pip install "jax\[cuda13\]"'):
         mode_of("jax", device="cuda0")
+
+
+def test_a_processor_is_all_that_is_asked_for_on_the_cpu():
+    mode_of("jax")
+    assert jax.config.jax_platforms == "cpu"
+
+
+def test_a_gpu_is_found_by_its_number_and_leaves_memory_to_others(monkeypatch):
+    device_of = pkgutil.resolve_name("alexnet.dispatch.jax.engine:device_of").__wrapped__
+    devices = [SimpleNamespace(local_hardware_id=number) for number in (1, 0)]
+    monkeypatch.setattr(jax, "local_devices", lambda backend: devices)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "unset")
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE")
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        assert device_of("cuda1") is devices[0]
+        assert Path(jax.config.jax_compilation_cache_dir) == build.cache_folder() / "xla"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+    with pytest.raises(ConfigError, match="device must be one of cuda1, cuda0, which JAX sees, got cuda2"):
+        device_of("cuda2")
 
 
 def test_unknown_precision_is_refused():
