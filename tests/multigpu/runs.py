@@ -34,11 +34,14 @@ class Run:
         self.command = [sys.executable, str(script), *map(str, arguments)]
 
     def start(self, **environment):
-        with open(self.error, "w") as error:
+        with open(self.error, "w") as error, open(self.error.with_suffix(".printed"), "w") as printed:
             self.launcher = subprocess.Popen(
-                self.command, stderr=error, start_new_session=True, env=self.environment | environment
+                self.command, stdout=printed, stderr=error, start_new_session=True, env=self.environment | environment
             )
         return self
+
+    def printed(self):
+        return self.error.with_suffix(".printed").read_text()
 
     def wait_for(self, name):
         """The value of a mark, once a worker has made it."""

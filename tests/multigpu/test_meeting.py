@@ -16,7 +16,7 @@ from multigpu.meeting import NAME, Arrival, Stopped, meet
 
 @pytest.fixture
 def meeting(tmp_path):
-    """start(rank, size, device) begins to meet in a thread of its own, and returns its Future; all end with the test."""
+    """start(rank, size, device) begins to meet in a thread of its own, and returns its Future; all end after."""
     over = threading.Event()
 
     def start(rank, size=2, device="cpu", **settings):

@@ -1,0 +1,147 @@
+"""Workers to be killed: the real processes, loop, loader and exchange around a network of nothing, stopping where told.
+
+Run as a script it is train.py for them:  several_doubles.py key=value ...
+PAUSE=POINT,RANK in the environment has worker RANK, or its loader, mark that point in the folder `output` and wait.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from alexnet.data import Dataset, Split
+from alexnet.recorder import Silent
+from alexnet.training import Position, Run, train
+from multigpu.device import open_device
+from multigpu.exchange.partners import Partners
+from multigpu.exchange.peer import connect
+from multigpu.launch import launch
+from multigpu.loader import ParallelBatches
+from multigpu.process import Watch
+from tests.multigpu.process_doubles import mark
+from train import load_settings, with_run
+
+STEPS = 6                                        # of an epoch
+SECOND = 2                                       # a point is waited at the second time that it is reached
+
+
+class Points:
+    """Where this process waits: at one point, if it is this worker's, until asked to stop; computing, till killed."""
+
+    def __init__(self, folder, rank, stop_requested=lambda: False):
+        self.point, _, pausing = os.environ.get("PAUSE", "").partition(",")
+        self.folder, self.stop_requested = folder, stop_requested
+        self.mine, self.times = pausing == str(rank), 0
+
+    def reach(self, point, since=1):
+        """Mark this point and wait, if it is the one and reached for the `since`-th time."""
+        if not self.mine or point != self.point:
+            return
+        self.times += 1
+        if self.times == since:
+            mark(self.folder / "reached", {"pid": os.getpid()})
+            while self.point == "computing" or not self.stop_requested():
+                time.sleep(0.01)
+
+    def around(self, owner, name, before=None, after=None):
+        """Have these points before and after each call of a method of `owner`, an object."""
+        method = getattr(owner, name)
+
+        def call(*arguments, **named):
+            self.reach(before, SECOND)
+            result = method(*arguments, **named)
+            self.reach(after, SECOND)
+            return result
+
+        setattr(owner, name, call)
+
+
+class Reader:
+    """Batches of zeros, which the loader's points come before."""
+
+    def __init__(self, folder, rank):
+        self.points = Points(folder, rank)
+
+    def read(self, request, out):
+        self.points.reach("loading", SECOND)
+        out[...] = 0
+
+
+class Variable:
+    """A shared variable, as far as an exchange sees it."""
+
+    name = "weights"
+
+    def __init__(self):
+        self.container = SimpleNamespace(storage=[np.zeros(5000, np.float32)])
+
+    def get_value(self, borrow=True, return_internal_type=False):
+        return self.container.storage[0]
+
+
+class Network:
+    """A network that computes nothing, at points."""
+
+    computes_on_host, model = True, SimpleNamespace(image_size=4)
+
+    def __init__(self, points):
+        self.points, self.parameters_and_velocities = points, [Variable()]
+
+    def train(self, *inputs):
+        self.points.reach("computing", SECOND)
+        time.sleep(0.01)
+        self.parameters_and_velocities[0].get_value()[:] += 1
+        return 1.0, 0.5
+
+    def validate(self, *inputs):
+        self.points.reach("validating")
+        return 1.0, 0.5, 0.5
+
+
+def work(config, rank, size, device, control, pipes):
+    """multigpu.worker.work without files, PyTensor, and anything to see."""
+    folder = Path(config.output)
+    points = Points(folder, rank, control.stop_requested)
+    mark(folder / f"worker{rank}", os.getpid())
+    points.reach("starting")
+    split = Split((Path("none"),), np.array([STEPS * size * config.batch_size]), np.zeros(1), rank, size)
+    split = split._replace(labels=np.zeros(split.counts[0], np.int32))
+    partners = Partners(rank, pipes)
+    reader = folder, rank
+    with (
+        Watch(pipes, lambda other: control.report(f"worker {other} has died", follows=True)) as watch,
+        open_device("cpu") as device,
+        ParallelBatches(reader, (3, 4, 4, config.batch_size), "uint8", make_reader=Reader, device=device,
+                        on_death=control.report) as batches,
+    ):
+        mark(folder / f"loader{rank}", batches.loader_pid)
+        points.reach("connecting")
+        network = Network(points)
+        exchange = connect(config, network, device, partners, print)
+        points.around(exchange, "after_step", "before Ready", "after the exchange")
+        points.around(exchange._strategy, "average", "between Ready and Done", "after Done")
+        points.around(exchange, "total", "before the sums")
+        points.around(exchange, "close", before="closing")
+        data = Dataset(Path("none"), split, split, np.zeros((3, 4, 4), np.float32), None, 2)
+
+        def save(position):
+            points.reach("saving")
+            mark(folder / f"saved{rank}", position.iteration)
+
+        run = Run(config, network, data, batches, exchange, Silent(rank), save, control.stop_requested, rank)
+        train(run, Position())
+        watch.close()
+        points.times = 1                         # there is but one end
+        exchange.close()
+
+
+def main(arguments):
+    config = with_run(load_settings(["data=none", "batch_size=2", "rand_crop=false", *arguments]))
+    return launch(config, "tests.multigpu.several_doubles:work")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,255 @@
+"""Several workers through train.py: the same as one, started either way; and gone, all of them, when one is killed."""
+
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alexnet import checkpoint, snapshots
+from alexnet.compile import build_network
+from alexnet.recorder import read_records
+from tests import tiny, tiny_train
+from tests.multigpu import several_doubles
+from tests.multigpu.runs import Run, clean_up, family, lines
+
+TINY, DOUBLES = Path(tiny_train.__file__), Path(several_doubles.__file__)
+GONE = 10.0                                      # seconds in which all has to be gone
+PLAIN = {"dropout_rate": 0, "rand_crop": "false", "learning_rate": 0.02}
+GIVEN = {"model": "tiny", "n_epochs": 9, "n_iterations": 20, "print_freq": 1, "keep_snapshots": "null"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """28 images: 7 steps of 4."""
+    return tiny.make_data(tmp_path_factory.mktemp("data") / "set", train=28, validation=9)
+
+
+@pytest.fixture
+def runs():
+    started = []
+    yield started
+    clean_up(started)
+
+
+def arguments_of(**settings):
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def start(runs, folder, data, name="stderr", **settings):
+    """train.py for the tiny network, started; what it prints goes to a file beside its errors."""
+    given = GIVEN | {"data": data, "output": folder / "runs"} | settings
+    runs.append(Run(folder, arguments_of(**given), TINY, name))
+    return runs[-1].start()
+
+
+def trained(runs, folder, data, **settings):
+    """The run's folder, once a run has ended well."""
+    folder.mkdir(exist_ok=True)
+    assert start(runs, folder, data, run_name="run", **settings).finish(60) == (0, "")
+    return folder / "runs" / "run"
+
+
+def state_of(folder, at=None):
+    path = checkpoint.snapshot_path(folder, at) if at else checkpoint.latest(folder)
+    return checkpoint.load(path)
+
+
+def assert_close(folder, other, tolerance, at=None):
+    arrays, others = state_of(folder, at)[0], state_of(other, at)[0]
+    assert arrays.keys() == others.keys()
+    for name, array in arrays.items():
+        scale = max(1e-6, np.abs(others[name]).max())
+        np.testing.assert_allclose(array / scale, others[name] / scale, rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def one(data, tmp_path_factory):
+    """One worker of batch 4, saved after steps 1 and 20 among others."""
+    settings = GIVEN | {"snapshot_iterations": 1, "batch_size": 4} | PLAIN
+    return tiny.run(data, tmp_path_factory.mktemp("one"), **settings)
+
+
+@pytest.mark.parametrize("what", ["weights_and_momentum", "gradients"])
+def test_two_workers_equal_one_of_twice_the_batch(runs, data, one, tmp_path, what):
+    settings = {"devices": "cpu,cpu", "batch_size": 2, "snapshot_iterations": 1, "exchange_what": what} | PLAIN
+    two = trained(runs, tmp_path, data, **settings)
+    assert_close(two, one, 1e-6, at=1)
+    assert_close(two, one, 1e-5, at=20)
+    assert state_of(two)[1]["workers"] == 2
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
+    for theirs, ours in zip(read_records(two), read_records(one), strict=True):
+        assert [theirs[field] for field in ("kind", "iteration", "images")] == [
+            ours[field] for field in ("kind", "iteration", "images")
+        ]
+        assert theirs["cost"] == pytest.approx(ours["cost"], rel=1e-4)
+        assert theirs["top1_error"] == pytest.approx(ours["top1_error"])
+
+
+def test_two_workers_resume_to_the_bit_and_another_number_only_between_epochs(runs, data, tmp_path):
+    random = {"batch_size": 2, "devices": "cpu,cpu", "n_iterations": 12, "snapshot_iterations": 5}
+    straight = trained(runs, tmp_path / "straight", data, **random)
+    folder = tmp_path / "runs" / "run"
+    shutil.copytree(straight, folder)
+    for path in checkpoint.snapshots(folder):
+        if path not in (checkpoint.snapshot_path(folder, 5), checkpoint.snapshot_path(folder, 7)):
+            path.unlink()
+    kept = shutil.copytree(folder, tmp_path / "kept")
+
+    within = checkpoint.snapshot_path(folder, 5)
+    again = start(runs, tmp_path, data, resume_train=within, **random)
+    assert again.finish(60) == (0, "")
+    assert_close(folder, straight, 0)
+    timed = {"seconds", "calc", "sync", "comm", "wait", "at"}
+    records = [[{key: record[key] for key in record.keys() - timed} for record in read_records(run)]
+               for run in (folder, straight)]  # fmt: skip
+    assert records[0] == records[1]
+
+    network = build_network(tiny.settings(data, tmp_path), 3, np.full((3, 256, 256), 100, "float32"))
+    within, border = (checkpoint.snapshot_path(kept, at) for at in (5, 7))
+    sentence = r"within epoch 1, so workers \* batch_size must stay 2 \* 2, got 3 \* 2; a checkpoint between two epochs"
+    with pytest.raises(checkpoint.CheckpointError, match=sentence):
+        snapshots.restore(within, network, tiny.settings(data, tmp_path, batch_size=2), workers=3)
+    snapshots.restore(within, network, tiny.settings(data, tmp_path, batch_size=4), workers=1)
+    three = random | {"devices": "cpu,cpu,cpu", "average_every": 3}
+    assert start(runs, tmp_path, data, resume_train=border, **three).finish(60) == (0, "")
+    arrays, metadata = state_of(kept)
+    assert (metadata["position"]["iteration"], metadata["workers"]) == (12, 3)
+    assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+def test_workers_started_by_hand_train_as_one_run_and_ctrl_c_in_one_terminal_stops_both(runs, data, one, tmp_path):
+    both = {"batch_size": 2, "size": 2, "device": "cpu", "n_epochs": 10**6, "n_iterations": "null"} | PLAIN
+    other = start(runs, tmp_path, data, "stderr1", rank=1, **both)
+    first = start(runs, tmp_path, data, "stderr0", rank=0, run_name="run", **both)
+    folder = tmp_path / "runs" / "run"
+    end = time.monotonic() + 60
+    while not (folder / "log.txt").exists() or "iteration 3 of" not in (folder / "log.txt").read_text():
+        assert time.monotonic() < end and first.launcher.poll() is None, first.error.read_text()
+        time.sleep(0.01)
+    os.kill(other.launcher.pid, signal.SIGINT)
+    assert other.finish() == (130, "stopped by SIGINT\n")
+    assert first.finish() == (0, "")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
+    assert state_of(folder)[1]["position"]["iteration"] == read_records(folder)[-1]["iteration"]
+    assert "stopped and saved after" in (folder / "log.txt").read_text()
+    assert "rank: null" in (folder / "config.yaml").read_text()
+
+
+def test_settings_that_differ_between_terminals_are_refused_to_both(runs, data, tmp_path):
+    both = {"batch_size": 2, "size": 2, "device": "cpu"}
+    other = start(runs, tmp_path, data, "stderr1", rank=1, learning_rate=0.5, **both)
+    first = start(runs, tmp_path, data, "stderr0", rank=0, run_name="run", **both)
+    for run in (other, first):
+        status, said = run.finish(60)
+        assert status == 2
+        assert len(lines(said)) == 1 and "workers 0 and 1 differ in learning_rate: 0.01 and 0.5" in said
+
+
+def test_a_cost_that_is_no_number_ends_all_workers_with_one_sentence(runs, data, tmp_path):
+    settings = {"devices": "cpu,cpu", "batch_size": 2, "learning_rate": 1e20, "run_name": "run"}
+    status, said = start(runs, tmp_path, data, **settings).finish(60)
+    assert status == 1
+    sentence = r"worker [01] \(pid \d+\): the cost became (nan|inf) at iteration \d+, .*; no checkpoint was saved .*\n"
+    assert re.fullmatch(sentence, said), said
+
+
+# ---- killed
+
+POINTS = [                                       # where one stands, which worker does, and who is killed there
+    ("starting", 1, "worker 0"),
+    ("starting", 0, "launcher"),
+    ("connecting", 1, "worker 1"),
+    ("loading", 0, "loader 0"),
+    ("loading", 1, "worker 0"),
+    ("computing", 1, "loader 1"),
+    ("computing", 0, "launcher"),
+    ("before Ready", 0, "worker 1"),
+    ("between Ready and Done", 1, "worker 1"),
+    ("between Ready and Done", 0, "launcher"),
+    ("after Done", 0, "worker 0"),
+    ("after the exchange", 1, "loader 0"),
+    ("validating", 1, "worker 1"),
+    ("before the sums", 0, "worker 1"),
+    ("saving", 0, "worker 0"),
+    ("saving", 0, "loader 1"),
+    ("closing", 1, "worker 0"),
+]
+
+
+def paused(runs, folder, point, pausing, name="stderr", **settings):
+    """A run of the doubles, started, of which worker `pausing` will stand at the point."""
+    given = {"output": folder, "n_epochs": 1 if point in ("closing", "saving") else 3, "warmup_epochs": 0} | settings
+    runs.append(Run(folder, arguments_of(**given), DOUBLES, name))
+    return runs[-1].start(PAUSE=f"{point},{pausing}")
+
+
+def pid_of(run, who):
+    return run.launcher.pid if who == "launcher" else run.wait_for(who.replace(" ", ""))
+
+
+def sentence_of(who, pid, run):
+    """What has to be said of who was killed."""
+    kind, _, rank = who.partition(" ")
+    if kind == "launcher":
+        return rf"the launcher \(pid {pid}\) died; its workers end"
+    killed = rf"\(pid {pid}\) was killed by SIGKILL"
+    return rf"worker {rank} {killed}" if kind == "worker" else rf"worker {rank} \(pid \d+\): the loader {killed}"
+
+
+@pytest.mark.parametrize(("point", "rank", "victim"), POINTS)
+def test_one_killed_process_ends_all_and_is_named(runs, tmp_path, point, rank, victim):
+    run = paused(runs, tmp_path, point, rank, devices="cpu,cpu")
+    run.wait_for("reached")
+    time.sleep(0.1)                              # the others come to where they wait for it
+    pid = pid_of(run, victim)
+    sentence = sentence_of(victim, pid, run)
+    status, said = run.kill(pid)
+    assert status == (-signal.SIGKILL if victim == "launcher" else 1)
+    assert re.fullmatch(sentence, said.strip()), said
+
+
+@pytest.mark.parametrize(
+    ("point", "victim"), [("computing", "worker"), ("computing", "launcher"), ("before the sums", "worker")]
+)
+def test_a_kill_in_one_terminal_ends_the_other_by_name(runs, tmp_path, point, victim):
+    both = {"size": 2, "device": "cpu"}
+    other = paused(runs, tmp_path, point, 0, "stderr1", rank=1, **both)
+    first = paused(runs, tmp_path, point, 0, "stderr0", rank=0, run_name="run", **both)
+    first.wait_for("reached")
+    members = family(first.launcher.pid)
+    began = time.monotonic()
+    other.kill(pid_of(other, "launcher" if victim == "launcher" else "worker 1"))
+    status, said = first.all_gone(members, GONE)
+    assert time.monotonic() - began < GONE
+    assert status == 1
+    assert re.fullmatch(r"worker 0 \(pid \d+\): worker 1 .*has died.*", said.strip()), said
+
+
+def test_a_kill_at_the_meeting_ends_the_other(runs, tmp_path):
+    both = {"size": 3, "device": "cpu"}
+    first = paused(runs, tmp_path, "", 0, "stderr0", rank=0, run_name="run", **both)
+    other = paused(runs, tmp_path, "", 0, "stderr1", rank=1, **both)
+    end = time.monotonic() + 20
+    while "rank 2 of 3" not in first.printed():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    members = family(first.launcher.pid)
+    other.kill(other.launcher.pid)
+    status, said = first.all_gone(members, GONE)
+    assert status == 1
+    assert re.fullmatch(r"worker 0 \(pid \d+\): worker 1 \(pid \d+\) has died before the others were there\n", said)
+
+
+def test_two_workers_started_by_hand_under_one_rank_are_both_refused(runs, tmp_path):
+    both = {"size": 3, "device": "cpu", "rank": 1}
+    twins = [paused(runs, tmp_path, "", 0, f"stderr{twin}", **both) for twin in (1, 2)]
+    first = paused(runs, tmp_path, "", 0, "stderr0", run_name="run", **both | {"rank": 0})
+    for run in (first, *twins):
+        status, said = run.finish()
+        assert status == 2
+        assert len(lines(said)) == 1 and "rank 1 was started twice" in said
