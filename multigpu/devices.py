@@ -13,10 +13,8 @@ from pathlib import Path
 
 from alexnet.compile import describe_engine
 from multigpu.device import DeviceError, cuda_home, open_device, why_no_jax
+from multigpu.device.ipc import why_no_ipc
 from multigpu.launch import cores
-from multigpu.process import CONTEXT, end
-
-PATIENCE = 60.0                                  # seconds that the other process gets to open memory of a device
 
 
 def report():
@@ -29,7 +27,7 @@ def report():
             about = gpu.about()
             shared = "no" if obstacle else "yes"
             rows.append((gpu.name, about.model, size(about.memory), size(about.free), about.capability, shared))
-            notes += [obstacle] * bool(obstacle)
+            notes += [f"{obstacle}."] * bool(obstacle)
         tables = [table(rows)]
         if len(gpus) > 1:
             tables.append(table(peer_rows(gpus)))
@@ -86,37 +84,6 @@ def peer_rows(gpus):
 
 def reaches(gpu, name):
     return "itself" if name == gpu.name else "yes" if gpu.has_peer_access(name) else "no"
-
-
-def why_no_ipc(device):
-    """None when another process can open memory of the device, else a sentence."""
-    obstacle = device.can_reach(device.name)
-    if obstacle:
-        return f"{obstacle}."
-    buffer = device.allocate(4)
-    pipe, theirs = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=try_to_open, args=(theirs, device.name, buffer.handle), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        late = f"no other process opened memory of {device.name} within {PATIENCE:g} s"
-        obstacle = pipe.recv() if pipe.poll(PATIENCE) else late
-    except EOFError:
-        obstacle = f"the process that was to open memory of {device.name} died"
-    end(process, PATIENCE)                       # it has closed the buffer before this one frees it
-    buffer.close()
-    return f"{obstacle}." if obstacle else None
-
-
-def try_to_open(pipe, name, handle):
-    """Entry point of a process that opens a handle, and says why it could not."""
-    try:
-        with open_device(name) as device:
-            device.open(handle)
-    except DeviceError as error:
-        pipe.send(str(error))
-    else:
-        pipe.send(None)
 
 
 def kibibytes(text):

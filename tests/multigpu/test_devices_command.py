@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from multigpu import devices
+from multigpu.device import ipc
 from multigpu.device.host import HostDevice
 
 
@@ -107,13 +108,13 @@ class Unshared(HostDevice):
 
 def test_ipc_is_what_another_process_can_do():
     with HostDevice() as device:
-        assert devices.why_no_ipc(device) is None
+        assert ipc.why_no_ipc(device) is None
     with Unshared() as device:
-        assert "its owner must be alive" in devices.why_no_ipc(device)
+        assert "its owner must be alive" in ipc.why_no_ipc(device)
 
 
 def test_process_that_dies_while_it_opens_memory_is_no_ipc(monkeypatch, capfd):
-    monkeypatch.setattr(devices, "try_to_open", int)         # the pipe is no number
+    monkeypatch.setattr(ipc, "try_to_open", int)         # the pipe is no number
     with HostDevice() as device:
-        assert devices.why_no_ipc(device) == "the process that was to open memory of cpu died."
+        assert ipc.why_no_ipc(device) == "the process that was to open memory of cpu died"
     assert "TypeError" in capfd.readouterr().err
