@@ -365,6 +365,7 @@ class Memory:
 
 def jax_device(number):
     """The JAX device of GPU `number`; raises DeviceError when JAX does not see it."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")     # if this is JAX's first use: it would take all
     try:
         devices = import_module("jax").local_devices(backend="cuda")
     except (ImportError, RuntimeError) as error:
