@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from alexnet.recorder import FIELDS, Recorder, read_records
+from alexnet.recorder import FIELDS, Recorder, Silent, read_records
 
 
 class Clock:
@@ -88,6 +88,20 @@ def test_a_section_that_raises_is_counted_too(tmp_path, clock):
             raise KeyError
         iterate(recorder, clock, 1)
     assert read_records(tmp_path)[0]["calc"] == 2.5
+
+
+def test_a_silent_recorder_takes_all_and_tells_only_warnings(tmp_path, clock, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stream = io.StringIO()
+    with Silent(3, stream) as recorder:
+        iterate(recorder, clock, 1)
+        validate(recorder, 1, 1)
+        with recorder.paused():
+            recorder.truncate(0, epochs=0)
+        recorder.log("a word")
+        recorder.warn("no compiler")
+    assert stream.getvalue() == "worker 3: warning: no compiler\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_section_is_refused(tmp_path):

@@ -10,6 +10,8 @@ from alexnet import checkpoint
 from alexnet.checkpoint import CheckpointError
 from alexnet.recorder import read_records
 from alexnet.training import Diverged
+from multigpu import worker
+from multigpu.exchange.alone import Alone
 from tests import tiny
 
 
@@ -89,6 +91,57 @@ def test_a_stop_saves_and_loses_no_step(data, tmp_path, straight):
     path = checkpoint.latest(stopped)
     tiny.run(data, tmp_path, resume_train=path, n_epochs=9, n_iterations=40, lr_step="2")
     assert_same_run(stopped, straight)
+
+
+class Sparse(Alone):
+    """An exchange every 4 steps, and where it must be: in `asked`; each tells that this worker's cost is 7."""
+
+    asked = ()
+
+    def after_step(self, step, cost, error, rate, stop, last):
+        assert np.isfinite(cost)
+        if step % 4 and not last:
+            return super().after_step(step, cost, error, rate, False, last)
+        type(self).asked += (step,)
+        return super().after_step(step, 7.0, error, rate, stop, last)
+
+
+@pytest.fixture
+def sparse(monkeypatch):
+    monkeypatch.setattr(worker, "Alone", Sparse)
+    monkeypatch.setattr(Sparse, "asked", ())
+    return Sparse
+
+
+def test_all_are_alike_at_an_epochs_end_a_checkpoint_and_the_last_step(data, tmp_path, sparse):
+    folder = tiny.run(data, tmp_path, n_epochs=9, n_iterations=19, snapshot_iterations=6)
+    assert sparse.asked == (4, 6, 8, 12, 13, 16, 18, 19)
+    costs = [record["cost"] for record in read_records(folder) if record["kind"] == "train"]
+    assert [iteration for iteration, cost in enumerate(costs, 1) if cost == 7] == list(sparse.asked)
+
+
+@pytest.mark.parametrize(("asked", "stopped"), [(0, 0), (2, 4), (5, 8), (12, 12)])
+def test_a_stop_waits_for_the_step_at_which_all_hear_of_it(data, tmp_path, sparse, asked, stopped):
+    """The line is asked once before the first step, then once in each."""
+    folder = tiny.run(data, tmp_path, line=tiny.Line(stop_after=asked), n_epochs=9)
+    assert final_state(folder)[1]["iteration"] == stopped
+
+
+def test_validation_adds_up_what_all_workers_have_seen(data, tmp_path, monkeypatch):
+    class Twin(Alone):
+        """Another worker that has seen as many images, all of them wrong, at a cost of 3 each."""
+
+        def total(self, values, stop):
+            own = np.array(values)
+            return (own + own[-1] * np.array([3, 1, 1, 1]), stop) if own.size == 4 else (own, stop)
+
+    alone = tiny.run(data, tmp_path, run_name="alone", n_epochs=1)
+    monkeypatch.setattr(worker, "Alone", Twin)
+    twins = tiny.run(data, tmp_path, run_name="twins", n_epochs=1)
+    alone, twins = (read_records(folder)[-1] for folder in (alone, twins))
+    assert twins["images"] == 2 * alone["images"] == 20
+    assert twins["cost"] == pytest.approx((alone["cost"] + 3) / 2)
+    assert twins["top1_error"] == pytest.approx((alone["top1_error"] + 1) / 2)
 
 
 def test_training_lowers_the_cost_and_validation_covers_every_image(data, tmp_path):
