@@ -11,7 +11,7 @@ host.  One exchange has two barriers; between them the buffers belong to the str
 
 Every mean is the same float32 sum in the order of ranks, divided once, so all workers hold the same bits.
 
-What was considered for overlap.  On a GPU, copying 488 MB takes 20 ms over PCIe 4 and averaging them 0.5 ms, so
+What was considered for overlap.  On a GPU, copying 488 MB takes some 20 ms over PCIe 4 and averaging them 0.5 ms, so
 averaging one piece while the next is copied gains less than 3 %; copies and means are queued one after the other and
 the host waits once, at the end.  Both directions of the link are busy in either strategy.  The weights of a layer
 could only travel while later layers are updated, which one compiled step does not show.  What pays is done by others:

@@ -56,8 +56,8 @@ class Team:
         for one in range(self.size):
             for two in range(one):
                 ends[one][two], ends[two][one] = CONTEXT.Pipe()
-        path = [*self.variables.get("PYTHONPATH", "").split(os.pathsep), *sys.path]      # a spawned process takes it over
-        with environment(**self.variables), mock.patch.object(sys, "path", list(filter(None, path))):
+        path = [*filter(None, self.variables.get("PYTHONPATH", "").split(os.pathsep)), *sys.path]
+        with environment(**self.variables), mock.patch.object(sys, "path", path):    # a spawned process takes it
             for rank in range(self.size):
                 pipe, theirs = CONTEXT.Pipe()
                 self.pipes.append(pipe)
@@ -68,7 +68,7 @@ class Team:
             for pipe in pipes.values():
                 pipe.close()
 
-    def run(self, task, *arguments, size=None, seconds=30):
+    def run(self, task, *arguments, size=None, seconds=60):
         """What the task returned in each worker, the exception that it raised, or None of one that died."""
         if not self.pipes:
             self.start()
@@ -183,7 +183,8 @@ def train(seat, devices, steps, changes, parts=1, stop_at=None, engine="cpu"):
     stop_at  {rank: the step from which on it is asked to stop}
     """
     network, trained = make_network(engine), Trained([], [], [], [], Counter())
-    with open_device(devices[seat.rank], engine != "jax") as device, join(seat, device, network, trained, changes) as exchange:
+    on_host = network.computes_on_host
+    with open_device(devices[seat.rank], on_host) as device, join(seat, device, network, trained, changes) as exchange:
         for step in range(1, steps + 1):
             inputs = made_batch(step, seat.rank, seat.size, parts)
             cost, error = exchange.step(*inputs, rate=RATE)
