@@ -16,6 +16,7 @@ import numpy as np
 
 from alexnet.config import ConfigError
 from alexnet.data import DataError, Request, Segment
+from multigpu.exchange.partners import PartnerDied
 from multigpu.launch import launch
 from multigpu.loader import ParallelBatches
 
@@ -93,6 +94,27 @@ def fail(config, rank, size, device, control, pipes):
         return never_stop(config, rank, size, device, control, pipes)
     errors = {"config": ConfigError, "data": DataError, "bug": ZeroDivisionError}
     raise errors[config.error](f"the {config.error} is wrong")
+
+
+def miss_partner(config, rank, size, device, control, pipes):
+    """Worker 0 misses worker 1, which fails as config.error says a moment later, or computes on if it says nothing."""
+    if rank == 0:
+        raise PartnerDied("worker 1 has died")
+    compute(0.3)
+    fail(config, rank, size, device, control, pipes) if config.error else compute(60)
+
+
+def leave_partner(config, rank, size, device, control, pipes):
+    """All workers but the first end at once and well; it waits until it knows, and marks who has left it a word."""
+    if rank == 0:
+        for other, pipe in pipes.items():
+            mark(Path(config.folder) / f"heard{other}", pipe.recv())
+            try:
+                pipe.recv()
+            except EOFError:
+                mark(Path(config.folder) / f"left{other}", True)
+    else:
+        pipes[0].send(f"from {rank} of {size}")
 
 
 def mark(path, value):

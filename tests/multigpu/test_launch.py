@@ -109,6 +109,23 @@ def test_error_of_the_user_is_one_sentence_and_status_2(run, error, devices):
     assert re.fullmatch(rf"worker {len(devices) - 1} \(pid \d+\): the {error} is wrong\n", said), said
 
 
+@pytest.mark.parametrize("error, sentence, expected", [
+    ("data", r"worker 1 \(pid \d+\): the data is wrong\n", 2),
+    (None, r"worker 0 \(pid \d+\): worker 1 has died\n", 1),
+])
+def test_who_failed_is_named_not_who_misses_it(run, error, sentence, expected):
+    status, said = run("miss_partner", error=error, devices=["cpu", "cpu"]).start().finish()
+    assert status == expected
+    assert re.fullmatch(sentence, said), said
+
+
+def test_every_two_workers_share_a_pipe_of_which_nobody_else_holds_an_end(run):
+    left = run("leave_partner", devices=["cpu"] * 3).start()
+    assert left.finish() == (0, "")
+    assert [left.wait_for(f"heard{other}") for other in (1, 2)] == ["from 1 of 3", "from 2 of 3"]
+    assert left.wait_for("left1") and left.wait_for("left2")
+
+
 def test_bug_in_a_worker_shows_its_traceback_once_and_the_sentence_last(run):
     status, said = run("fail", error="bug").start().finish()
     assert status == 1
