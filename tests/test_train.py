@@ -90,9 +90,9 @@ def test_what_cannot_be_is_refused_in_one_sentence_with_status_2(arguments, sent
 @pytest.mark.parametrize(
     ("module", "unneeded"),
     [
-        ("train", "pytensor scipy matplotlib PIL"),          # the launcher; its children import train.py as well
-        ("multigpu.loader", "pytensor scipy matplotlib PIL pydantic yaml"),
-        ("multigpu.worker", "matplotlib PIL scipy.io"),
+        ("train", "pytensor jax pycuda scipy matplotlib PIL"),          # the launcher; its children import train.py as well
+        ("multigpu.loader", "pytensor jax pycuda scipy matplotlib PIL pydantic yaml"),
+        ("multigpu.worker", "jax pycuda matplotlib PIL scipy.io"),
     ],
 )
 def test_no_process_imports_what_it_does_not_need_before_the_first_step(module, unneeded):

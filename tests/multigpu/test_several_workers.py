@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -40,11 +41,11 @@ def arguments_of(**settings):
     return [f"{key}={value}" for key, value in settings.items()]
 
 
-def start(runs, folder, data, name="stderr", **settings):
+def start(runs, folder, data, name="stderr", variables=None, **settings):
     """train.py for the tiny network, started; what it prints goes to a file beside its errors."""
     given = GIVEN | {"data": data, "output": folder / "runs"} | settings
     runs.append(Run(folder, arguments_of(**given), TINY, name))
-    return runs[-1].start()
+    return runs[-1].start(**variables or {})
 
 
 def trained(runs, folder, data, **settings):
@@ -120,6 +121,21 @@ def test_two_workers_resume_to_the_bit_and_another_number_only_between_epochs(ru
     arrays, metadata = state_of(kept)
     assert (metadata["position"]["iteration"], metadata["workers"]) == (12, 3)
     assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+def test_two_gpus_hold_the_bits_of_two_cpus_and_one_that_is_not_there_is_refused(runs, data, tmp_path, cuda_emulator):
+    variables = cuda_emulator.environment(devices=2)
+    variables["PYTHONPATH"] = os.pathsep.join([variables["PYTHONPATH"], *filter(None, sys.path)])
+    settings = {"engine": "cpu", "batch_size": 2, "n_iterations": 4, "run_name": "run"}
+    for name, devices in (("gpus", "cuda0,cuda1"), ("cpus", "cpu,cpu")):
+        (tmp_path / name).mkdir()
+        run = start(runs, tmp_path / name, data, variables=variables, devices=devices, **settings)
+        assert run.finish(60) == (0, "")
+    assert_close(tmp_path / "gpus/runs/run", tmp_path / "cpus/runs/run", 0)
+    status, said = start(runs, tmp_path, data, variables=variables, devices="cuda0,cuda2", **settings).finish(60)
+    assert (status, len(lines(said))) == (2, 1)
+    assert "there is no cuda2 on this machine" in said
+    assert not (tmp_path / "runs").exists()
 
 
 def test_workers_started_by_hand_train_as_one_run_and_ctrl_c_in_one_terminal_stops_both(runs, data, one, tmp_path):
