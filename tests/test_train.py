@@ -90,7 +90,7 @@ def test_what_cannot_be_is_refused_in_one_sentence_with_status_2(arguments, sent
 @pytest.mark.parametrize(
     ("module", "unneeded"),
     [
-        ("train", "pytensor jax pycuda scipy matplotlib PIL"),          # the launcher; its children import train.py as well
+        ("train", "pytensor jax pycuda scipy matplotlib PIL"),  # the launcher; its children import train.py as well
         ("multigpu.loader", "pytensor jax pycuda scipy matplotlib PIL pydantic yaml"),
         ("multigpu.worker", "jax pycuda matplotlib PIL scipy.io"),
     ],
