@@ -145,7 +145,7 @@ def watch(workers, signals):
 
     A failure that follows from another worker's end waits SOON seconds for that to be seen, for it says who was first.
     """
-    running, stop, follows = list(workers), None, None
+    running, stop, follows, excused = list(workers), None, None, []
     while running:
         lines = [worker.pipe for worker in running if not worker.pipe.closed]
         wanted = [signals, *lines, *(worker.process.sentinel for worker in running)]
@@ -157,20 +157,20 @@ def watch(workers, signals):
                 return Ending(128 + taken, f"killed by a second {taken.name}, without saving", grace=0)
             stop = taken
             ask_to_stop(running)
-        failure = first_failure(running, ready)
+        failure = first_failure(running, ready, excused)
         if failure and not failure.follows:
             return failure.ending
         if failure:
             follows = follows or failure.ending
-            running.remove(failure.worker)
+            excused.append(failure.worker)       # it will end with a status, but may have more to say before
         running = [worker for worker in running if worker.process.sentinel not in ready]
     if follows:
         return follows
     return Ending(0) if stop is None else Ending(128 + stop, f"stopped by {stop.name}")
 
 
-def first_failure(running, ready):
-    """The Failure of the first worker that failed, or None.
+def first_failure(running, ready, excused=()):
+    """The Failure of the first worker that failed, or None; how the excused ones end says nothing new.
 
     Of those seen at once one killed by a signal comes first: what the others report follows from it.
     """
@@ -185,7 +185,7 @@ def first_failure(running, ready):
         Failure(worker, Ending(failed.status, f"{worker.name}: {failed.sentence}"), failed.follows)
         for worker, failed in heard
     ]
-    told = [worker for worker, _ in heard]
+    told = [*excused, *(worker for worker, _ in heard)]
     failures += [
         Failure(worker, Ending(1, f"{worker.name} {how_it_ended(worker.process.exitcode)}"))
         for worker in dead if worker.process.exitcode > 0 and worker not in told
@@ -194,12 +194,14 @@ def first_failure(running, ready):
 
 
 def heard_from(worker):
-    """What the worker has Failed with, or None; its line is closed when its end of it is."""
+    """What the worker has Failed with, its own reason before another's end, or None; closes the line at its end."""
+    said = []
     try:
-        return worker.pipe.recv() if not worker.pipe.closed and worker.pipe.poll() else None
+        while not worker.pipe.closed and worker.pipe.poll():
+            said.append(worker.pipe.recv())
     except (EOFError, ConnectionError):
         worker.pipe.close()
-        return None
+    return min(said, key=lambda failed: failed.follows, default=None)
 
 
 def ask_to_stop(workers):

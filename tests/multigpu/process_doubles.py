@@ -97,9 +97,18 @@ def fail(config, rank, size, device, control, pipes):
 
 
 def miss_partner(config, rank, size, device, control, pipes):
-    """Worker 0 misses worker 1, which fails as config.error says a moment later, or computes on if it says nothing."""
+    """Worker 0 misses worker 1, which fails as config.error says a moment later, or computes on if it says nothing.
+
+    config.error "own": worker 0 itself has a reason, which it tells after it has missed worker 1.
+    """
     if rank == 0:
+        control.report("worker 1 has died", follows=True)
+        compute(0.3)
+        if config.error == "own":
+            raise ConfigError("the own is wrong")
         raise PartnerDied("worker 1 has died")
+    if config.error == "own":
+        compute(60)
     compute(0.3)
     fail(config, rank, size, device, control, pipes) if config.error else compute(60)
 

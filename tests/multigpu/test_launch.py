@@ -111,6 +111,7 @@ def test_error_of_the_user_is_one_sentence_and_status_2(run, error, devices):
 
 @pytest.mark.parametrize("error, sentence, expected", [
     ("data", r"worker 1 \(pid \d+\): the data is wrong\n", 2),
+    ("own", r"worker 0 \(pid \d+\): the own is wrong\n", 2),
     (None, r"worker 0 \(pid \d+\): worker 1 has died\n", 1),
 ])
 def test_who_failed_is_named_not_who_misses_it(run, error, sentence, expected):
