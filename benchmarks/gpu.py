@@ -2,7 +2,8 @@
 
 python -m benchmarks.gpu [--quick] [--json FILE] [--devices cuda0,cuda1] [--batch 256] [--runs 5]
 
-Right: outputs and gradients of the jax engine against PyTorch in float64, as in benchmarks/agreement.py.
+Right: outputs and gradients of the jax engine, in each precision, against PyTorch in float64, as in
+benchmarks/agreement.py.
 
 Step: 20 full training steps (forward, backward, update, dropout on) on images in the GPU's memory, then one wait for
 it, in each precision: ours, which crops them from bytes, the same network written by hand in JAX, and in PyTorch
@@ -176,7 +177,9 @@ def rows_of(module, *arguments):
 def all_rows(devices, options):
     """Every row, as soon as it is known."""
     device, quick = devices[0], ["--quick"] if options.quick else []
-    yield from rows_of("agreement", *quick, "--engine", "jax", "--device", device)
+    for precision in PRECISIONS:
+        found = rows_of("agreement", *quick, "--engine", "jax", "--device", device, "--precision", precision)
+        yield from (row | {"name": f"{precision}, {row['name']}"} for row in found)
     yield from step_rows(device, options.batch, options.steps, options.runs)
     for pair in dict.fromkeys(((device, device), tuple((devices * 2)[:2]))):
         on_gpus = [] if device == "cpu" else ["--devices", ",".join(pair)]

@@ -1,5 +1,6 @@
 """The benchmarks' own arithmetic and their report; nothing is measured here, and PyTorch is not needed."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -13,8 +14,9 @@ from alexnet.data import centre_crop
 from alexnet.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
 from alexnet.updates import momentum_sgd
 from benchmarks import __main__ as benchmarks
-from benchmarks import ceilings, exchange, kernels, nodes, report, results, step, table1
+from benchmarks import ceilings, exchange, gpu, kernels, nodes, report, results, step, table1
 from benchmarks.program import environment, last_line, take_turns, warm_up
+from multigpu.device import DeviceError
 
 ROW = {"name": "train step, batch 128, ours", "value": 40.0, "unit": "images/s", "spread": 0.05, "runs": 7,
        "peer": 20.0, "ratio": 2.0, "peer_is": "PyTorch eager"}  # fmt: skip
@@ -144,6 +146,29 @@ def test_table1_takes_pytorch_between_two_turns_of_ours():
     assert (no["value"], no["peer"]) == (30, 80)
     assert (yes2["value"], yes2["runs"], no2["value"], no2["ratio"]) == (25, 3, 40, 2)
     assert (gain["value"], gain["peer"], second["value"]) == (1.5, 2, 0.8)
+
+
+def test_a_gpus_step_is_held_against_the_faster_of_jax_and_pytorch(monkeypatch):
+    seconds = {"ours": 1.0, "jax": 4.0, "torch": 2.0}
+
+    def program(module, *arguments):
+        return contextlib.nullcontext(Fake([], arguments[-1], train=seconds[arguments[-1]]))
+
+    monkeypatch.setattr(gpu, "Program", program)
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: name)
+    found = {row["name"]: row for row in gpu.step_rows("cuda0", batch=8, steps=20, runs=3)}
+    assert len(found) == 3 * len(gpu.PRECISIONS)
+    ours = found["train step, batch 8, tf32, ours"]
+    assert (ours["value"], ours["peer"], ours["ratio"], ours["peer_is"]) == (160, 80, 2, "torch")
+
+
+def test_without_a_gpu_its_benchmark_says_why(monkeypatch, capsys):
+    def absent(name):
+        raise DeviceError(f"{name} needs PyCUDA")
+
+    monkeypatch.setattr(gpu, "cuda_home", absent)
+    assert gpu.main([]) == 2
+    assert capsys.readouterr().err == "cuda0 needs PyCUDA; --devices cpu tries this program without a GPU\n"
 
 
 def test_of_pytorchs_modes_only_the_best_go_on_to_take_turns_with_ours(monkeypatch):
