@@ -17,6 +17,7 @@ Source: Ding et al. 2014, section 2.2 and figure 2.
 """
 
 import importlib
+import sys
 import time
 from contextlib import suppress
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ import numpy as np
 import pytensor
 
 from benchmarks import report
-from multigpu.device import open_device
+from multigpu.device import DeviceError, open_device
 from multigpu.exchange.partners import Partners
 from multigpu.exchange.peer import Pair, Peer, Slices, open_mesh
 from multigpu.process import CONTEXT, end, start
@@ -188,6 +189,12 @@ def main():
     options = parser.parse_args()
     amount = Amount(PARAMETERS // 16, 3, (2, 3)) if options.quick else Amount(PARAMETERS, 9, (2, 3, 4))
     devices = tuple(options.devices.split(",")) if options.devices else None
+    try:
+        for name in sorted(set(devices or ())):
+            open_device(name, on_host=False).close()
+    except DeviceError as error:
+        print(error, file=sys.stderr)
+        return 2
     print(f"{'':64} {'ms':>8} {'spread':>8} {'a copy':>8} {'ratio':>7}")
     found = []
     for row in rows(amount, devices):
