@@ -30,7 +30,7 @@ from benchmarks import report
 from multigpu.device import DeviceError, open_device
 from multigpu.exchange.partners import Partners
 from multigpu.exchange.peer import Pair, Peer, Slices, open_mesh
-from multigpu.process import CONTEXT, end, start
+from multigpu.process import CONTEXT, end, pipes_between, start
 
 PARAMETERS = 60_965_224                          # of AlexNet with 1000 classes
 GRACE = 5.0                                      # seconds in which a worker ends
@@ -104,10 +104,7 @@ class Workers:
 
     def __init__(self, way, floats):
         self.steps, self.orders, self.processes = 0, [], []
-        pipes = [{} for _ in range(way.size)]
-        for one in range(way.size):
-            for two in range(one):
-                pipes[one][two], pipes[two][one] = CONTEXT.Pipe()
+        pipes = pipes_between(range(way.size))
         for rank in range(way.size):
             ours, theirs = CONTEXT.Pipe()
             process = CONTEXT.Process(target=work, args=(rank, way, floats, pipes[rank], theirs), daemon=True)
@@ -115,7 +112,7 @@ class Workers:
             self.orders.append(ours)
             self.processes.append(process)
             theirs.close()
-        for each in pipes:
+        for each in pipes.values():
             for pipe in each.values():
                 pipe.close()
 

@@ -11,7 +11,6 @@ Between every two workers lies a pipe, of which nobody but they holds an end.  A
 only one of its launcher, and meets the others by itself.
 """
 
-import itertools
 import math
 import os
 import pkgutil
@@ -32,7 +31,7 @@ from multigpu.device import DeviceError
 from multigpu.exchange.partners import OutOfStep, PartnerDied
 from multigpu.loader import LoaderDied
 from multigpu.meeting import Stopped, meet
-from multigpu.process import CONTEXT, SIGNALS, end, how_it_ended, start
+from multigpu.process import CONTEXT, SIGNALS, end, how_it_ended, pipes_between, start
 
 GRACE = 2.0                                      # seconds that workers get to stop after another has died
 SOON = 1.0                                       # seconds within which the worker that others miss is seen dead
@@ -98,9 +97,7 @@ def places(config):
     if config.rank is not None:
         return [(Place(config.rank, config.size, config.device), None)]
     size = len(config.devices)
-    pipes = [{} for _ in config.devices]
-    for one, other in itertools.combinations(range(size), 2):
-        pipes[one][other], pipes[other][one] = CONTEXT.Pipe()
+    pipes = pipes_between(range(size))
     return [(Place(rank, size, device), pipes[rank]) for rank, device in enumerate(config.devices)]
 
 

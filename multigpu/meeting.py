@@ -13,7 +13,6 @@ Rank 0 listens at a Unix socket in the folder `output`; each of the others comes
 The connection to rank 0 stays, as the pipe to it.  Only processes of the same user are listened to.
 """
 
-import itertools
 import os
 import socket
 import stat
@@ -25,7 +24,7 @@ from typing import NamedTuple
 
 from alexnet.config import ConfigError
 from multigpu.exchange.partners import PartnerDied
-from multigpu.process import CONTEXT
+from multigpu.process import pipes_between
 
 NAME = ".meeting"                                # of the socket, in the folder `output`
 LONGEST = 107                                    # bytes of a socket's path, linux/un.h
@@ -201,9 +200,7 @@ def refuse(pipes, sentence):
 
 def introduce(pipes, run_name):
     """Welcome the others, and give every two of them a pipe."""
-    ends = {rank: {} for rank in pipes}
-    for one, other in itertools.combinations(pipes, 2):
-        ends[one][other], ends[other][one] = CONTEXT.Pipe()
+    ends = pipes_between(pipes)
     for rank, pipe in pipes.items():
         try:
             pipe.send(Welcome(run_name))

@@ -4,6 +4,7 @@ Processes are spawned, never forked: a fork inherits the pipe ends of others, an
 """
 
 import ctypes
+import itertools
 import multiprocessing
 import os
 import select
@@ -16,6 +17,14 @@ from multiprocessing import resource_tracker
 CONTEXT = multiprocessing.get_context("spawn")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PR_SET_PDEATHSIG = 1                             # linux/prctl.h
+
+
+def pipes_between(ranks):
+    """A pipe between every two of the ranks: {rank: {other: that one's Connection to the other}}."""
+    pipes = {rank: {} for rank in ranks}
+    for one, other in itertools.combinations(pipes, 2):
+        pipes[one][other], pipes[other][one] = CONTEXT.Pipe()
+    return pipes
 
 
 def start(process, threads):

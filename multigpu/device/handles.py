@@ -5,6 +5,12 @@ from typing import NamedTuple
 from multigpu.device import checks
 
 
+def part_of(handle, offset, nbytes):
+    """The handle of `nbytes` bytes of this buffer from `offset` on."""
+    checks.part(offset, nbytes, handle.nbytes)
+    return handle._replace(offset=handle.offset + offset, nbytes=nbytes)
+
+
 class HostHandle(NamedTuple):
     """Names a buffer to another process: file `fd` of process `pid`, and the bytes of it that are meant."""
 
@@ -14,10 +20,7 @@ class HostHandle(NamedTuple):
     nbytes: int
     offset: int = 0
 
-    def part(self, offset, nbytes):
-        """The handle of `nbytes` bytes of this buffer from `offset` on."""
-        checks.part(offset, nbytes, self.nbytes)
-        return self._replace(offset=self.offset + offset, nbytes=nbytes)
+    part = part_of
 
 
 class CudaHandle(NamedTuple):
@@ -29,7 +32,4 @@ class CudaHandle(NamedTuple):
     nbytes: int
     offset: int = 0
 
-    def part(self, offset, nbytes):
-        """The handle of `nbytes` bytes of this buffer from `offset` on."""
-        checks.part(offset, nbytes, self.nbytes)
-        return self._replace(offset=self.offset + offset, nbytes=nbytes)
+    part = part_of

@@ -25,7 +25,7 @@ from multigpu.device import DeviceError, open_device
 from multigpu.exchange import peer
 from multigpu.exchange.alone import Alone
 from multigpu.exchange.partners import Partners
-from multigpu.process import CONTEXT, end, environment, start
+from multigpu.process import CONTEXT, end, environment, pipes_between, start
 from tests.tiny import settings
 
 BATCH, CLASSES, RATE = 4, 3, np.float32(0.05)
@@ -52,10 +52,7 @@ class Team:
 
     def start(self):
         self.pipes, self.processes = [], []
-        ends = [{} for _ in range(self.size)]
-        for one in range(self.size):
-            for two in range(one):
-                ends[one][two], ends[two][one] = CONTEXT.Pipe()
+        ends = pipes_between(range(self.size))
         path = [*filter(None, self.variables.get("PYTHONPATH", "").split(os.pathsep)), *sys.path]
         with environment(**self.variables), mock.patch.object(sys, "path", path):    # a spawned process takes it
             for rank in range(self.size):
@@ -64,7 +61,7 @@ class Team:
                 self.processes.append(CONTEXT.Process(target=sit, args=(rank, ends[rank], theirs)))
                 start(self.processes[-1], threads=1)
                 theirs.close()
-        for pipes in ends:                       # else a death would never be an EOF
+        for pipes in ends.values():              # else a death would never be an EOF
             for pipe in pipes.values():
                 pipe.close()
 
