@@ -30,7 +30,7 @@ setup(
     license="BSD-3-Clause",
     python_requires=">=3.11",
     packages=find_packages(include=["alexnet", "alexnet.*", "multigpu", "multigpu.*", "preprocess", "preprocess.*"]),
-    package_data={"": ["*.c", "*.h", "*.cu", "*.ptx"]},
+    package_data={"": ["*.c", "*.h", "*.cu", "*.ptx", "*.txt"]},
     cmdclass={"build_py": BuildWithDefaults},
     install_requires=[
         "pytensor>=3,<4",
@@ -44,13 +44,15 @@ setup(
         "safetensors>=0.4",
         "tqdm",
         "matplotlib>=3.7",
+        "protobuf>=4",
     ],
     extras_require={
         "cuda": ["pycuda", "jax[cuda13]>=0.8"],
         "mpi": ["mpi4py"],
         "nccl": ["nccl4py"],
         "tensorboard": ["tensorboardX"],
+        "onnx": ["onnx>=1.16"],
         "bench": ["torch"],
-        "test": ["jax>=0.8", "pytest>=8", "pytest-timeout", "ruff"],
+        "test": ["jax>=0.8", "onnx>=1.16", "onnxruntime", "pytest>=8", "pytest-timeout", "ruff"],
     },
 )

@@ -1,59 +1,39 @@
-"""Commands about a network and a run.
+"""Commands about networks, weights and runs.
 
-    python -m alexnet summary [--model alexnet] [--classes 1000]     layers, shapes, parameters, multiply-adds
-    python -m alexnet plot RUN                                       draw a run's curves and filters again
+    python -m alexnet summary | plot | evaluate | predict | export     each with --help
 """
 
 import argparse
+import pkgutil
 import sys
 
-import numpy as np
-
-from alexnet.models import MODELS
-from alexnet.plots import draw
+from alexnet.commands import COMMANDS
 
 
 def main(arguments):
-    parser = argparse.ArgumentParser(prog="python -m alexnet", description="About a network, and about a run.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    summary = commands.add_parser("summary", help="each layer's output shape, parameters and multiply-adds")
-    summary.add_argument("--model", choices=sorted(MODELS), default="alexnet")
-    summary.add_argument("--classes", type=int, default=1000)
-    plot = commands.add_parser("plot", help="draw a run's learning curves and first filters again")
-    plot.add_argument("run", metavar="RUN", help="folder of the run")
-    options = parser.parse_args(arguments)
-    try:
-        if options.command == "summary":
-            print(table(MODELS[options.model](np.random.default_rng(), options.classes)))
-        else:
-            print("\n".join(f"drew {picture}" for picture in draw(options.run)))
-    except (OSError, ValueError) as error:
-        print(f"{parser.prog} {options.command}: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def table(model):
-    """The layers of `model` as text: name, output shape, parameters, forward multiply-adds per image, and totals."""
-    shape = (model.channels, model.image_size, model.image_size)
-    layers = list(model.describe(shape))
-    rows = [("layer", "output", "parameters", "MACs per image"), ("input", size(shape), "", "")]
-    rows += [(layer.name, size(layer.shape), count(layer.parameters), count(layer.macs)) for layer in layers]
-    totals = (sum(layer.parameters for layer in layers), sum(layer.macs for layer in layers))
-    rows.append(("total", "", *map(count, totals)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        f"{name:<{widths[0]}}  {output:<{widths[1]}}  {parameters:>{widths[2]}}  {macs:>{widths[3]}}".rstrip()
-        for name, output, parameters, macs in rows
+    """Run a command; returns its exit status: 0, 1 (it ended with faults), 2 (refused) or 130 (Ctrl-C)."""
+    listing = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+    top = argparse.ArgumentParser(
+        prog="python -m alexnet",
+        description="About networks, trained weights and runs.",
+        epilog=f"commands:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-
-
-def size(shape):
-    return " × ".join(map(str, shape))
-
-
-def count(number):
-    return f"{number:,}" if number else ""
+    top.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below; COMMAND --help says more")
+    chosen = top.parse_args(arguments[:1]).command
+    command = pkgutil.resolve_name(f"alexnet.commands.{chosen}")
+    parser = argparse.ArgumentParser(
+        prog=f"{top.prog} {chosen}", description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.configure(parser)
+    try:
+        return command.run(parser.parse_args(arguments[1:]))
+    except (OSError, ValueError) as error:       # the errors of files, settings, weights and devices among them
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

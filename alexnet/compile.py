@@ -133,6 +133,12 @@ class Network:
         return self.compile([*images.inputs, labels], [cross_entropy(logits, labels), *errors])
 
     @cached_property
+    def logits(self):
+        """(*images) -> float32 (class, batch): what the softmax makes probabilities of."""
+        images = self.images()
+        return self.compile(images.inputs, self.model(images.pixels))
+
+    @cached_property
     def predict(self):
         """(*images) -> the probability of each class, float32 (class, batch)."""
         images = self.images()
@@ -156,6 +162,17 @@ class Network:
             if np.shape(present) != arrays[name].shape:
                 raise ValueError(f"{name} must have shape {np.shape(present)}, got {arrays[name].shape}")
             variable.set_value(np.array(arrays[name], dtype=variable.type.dtype), borrow=True)
+
+    def set_parameters(self, arrays):
+        """Take on the parameters of `arrays`, by name, and no others; raises ValueError for what does not fit."""
+        self.wait()
+        variables = {variable.name: variable for variable in self.parameters}
+        if unknown := arrays.keys() - variables.keys():
+            raise ValueError(f"this network has the parameters {', '.join(variables)}, and no {min(unknown)}")
+        for name, array in arrays.items():
+            if array.shape != variables[name].type.shape:
+                raise ValueError(f"{name} must have shape {variables[name].type.shape}, got {array.shape}")
+            variables[name].set_value(np.array(array, dtype=variables[name].type.dtype), borrow=True)
 
     def compile_all(self, apart=False, batch=None):
         """Compile what training needs, compute and apply apart or train; afterwards no call waits for a compiler.

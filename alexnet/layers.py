@@ -89,12 +89,12 @@ def draw_normal(rng, out, std):
 def weights_and_biases(rng, shape, outputs, std, bias):
     """The two parameters of a layer: W ~ N(0, std**2) of `shape`, b = bias for each output.
 
-    rng  numpy Generator, or a Background of one
+    rng  numpy Generator, a Background of one, or None: W = 0, for values that come from elsewhere
     """
-    weights = np.empty(shape, np.float32)
+    weights = np.zeros(shape, np.float32)
     if isinstance(rng, Background):
         rng.submit(weights, std)
-    else:
+    elif rng is not None:
         draw_normal(rng, weights, std)
     return Parameter(weights, "W"), Parameter(np.full(outputs, bias), "b", lr_mult=2.0, decay_mult=0.0)
 

@@ -25,8 +25,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from alexnet.sources import ENDINGS
 from benchmarks import report
-from preprocess.sources import ENDINGS
 from preprocess.workers import default_workers
 
 WIDTH, HEIGHT, QUALITY = 500, 400, 85                        # a made photograph: pixels, and of the JPEG

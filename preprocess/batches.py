@@ -16,7 +16,7 @@ from alexnet import hkl
 from alexnet.augment import IMAGE_SIZE
 from alexnet.folders import read_manifest
 from alexnet.hkl import DataError, name_of
-from preprocess.images import BadImage, read_image
+from alexnet.images import BadImage, read_image
 from preprocess.journal import JOURNAL, opened_journal, refuse_difference
 from preprocess.manifest import HALVES, counted, file_sha256, folder_name, write_manifest
 from preprocess.progress import Progress, duration

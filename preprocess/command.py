@@ -6,11 +6,11 @@ from pathlib import Path
 
 from alexnet.data import open_dataset
 from alexnet.hkl import DataError, name_of
+from alexnet.images import RESIZES
+from alexnet.sources import find_images
 from preprocess.batches import Settings, make_batches
-from preprocess.images import RESIZES
 from preprocess.manifest import checks, fault
 from preprocess.progress import Progress
-from preprocess.sources import find_images
 from preprocess.synthetic import BATCH, TRAIN, VALIDATION, make_synthetic
 from preprocess.workers import answers, default_workers
 

@@ -32,15 +32,18 @@ ORDER = (
     ("models",),
     ("objectives", "updates", "schedules", "augment"),
     ("hkl",),
-    ("folders",),
-    ("data",),
+    ("folders", "images", "devkit"),
+    ("data", "sources"),
     ("compile",),
     ("checkpoint", "recorder"),
+    ("pretrained",),
     ("plots", "training"),
-    ("snapshots",),
+    ("snapshots", "evaluate"),
+    ("predict",),
+    ("commands",),
     ("__main__",),
 )
-FILE_FORMAT = {"augment", "hkl", "folders", "data"}             # what preprocess may know of alexnet
+FILE_FORMAT = {"augment", "hkl", "folders", "images", "sources", "data"}        # what preprocess may know of alexnet
 
 HOMES = {
     "numpy": OWN,
@@ -52,8 +55,10 @@ HOMES = {
     "safetensors": ("alexnet/checkpoint.py",),
     "matplotlib": ("alexnet/plots.py",),
     "tqdm": ("alexnet/recorder.py", "preprocess/progress.py"),
-    "PIL": ("preprocess",),
-    "scipy": ("preprocess/meta.py",),
+    "PIL": ("alexnet/images.py", "preprocess"),
+    "scipy": ("alexnet/devkit.py",),
+    "google": ("alexnet/pretrained/caffe.py",),
+    "onnx": ("alexnet/pretrained/onnx.py",),
     "jax": ("alexnet/dispatch/jax", "multigpu/device/cuda.py"),
     "pycuda": ("multigpu/device/cuda.py",),
     # of the standard library: the C compiler, processes, and what must never be

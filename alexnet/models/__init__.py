@@ -4,8 +4,9 @@ import difflib
 
 from alexnet.config import ConfigError
 from alexnet.models.alexnet import AlexNet
+from alexnet.models.caffenet import BVLCAlexNet, CaffeNet
 
-MODELS = {"alexnet": AlexNet}
+MODELS = {"alexnet": AlexNet, "caffenet": CaffeNet, "bvlc_alexnet": BVLCAlexNet}
 
 
 def model_class(name):

@@ -6,7 +6,7 @@ from alexnet.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
 class AlexNet(Sequential):
     """Krizhevsky et al. 2012, figure 2, in the order of theano_alexnet: pooling precedes normalisation.
 
-    rng           numpy Generator of the initial weights
+    rng           numpy Generator of the initial weights, or None: see alexnet.layers.weights_and_biases
     classes       outputs of the last layer
     dropout_rate  of the two Dropout layers
 

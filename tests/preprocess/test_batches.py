@@ -15,12 +15,12 @@ import pytest
 from alexnet import hkl
 from alexnet.data import open_dataset
 from alexnet.hkl import DataError
+from alexnet.images import read_image
+from alexnet.sources import find_images
 from preprocess import batches
 from preprocess.batches import Settings, make_batches
 from preprocess.command import main
-from preprocess.images import read_image
 from preprocess.manifest import checks, fault
-from preprocess.sources import find_images
 
 ROOT = Path(batches.__file__).parents[1]
 

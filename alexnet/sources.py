@@ -20,7 +20,7 @@ GROUND_TRUTHS = ("ILSVRC2012_validation_ground_truth.txt", "ILSVRC2014_clsloc_va
 TABLES = ("meta.mat", "meta_clsloc.mat", "synsets.txt", "map_clsloc.txt")
 PLACES = (".", "..", "data", "../data", "devkit/data", "../devkit/data",
           "ILSVRC2012_devkit_t12/data", "../ILSVRC2012_devkit_t12/data")
-META_READER = "preprocess.meta:read_meta"        # by name: few need scipy, which takes 0.1 s to import
+META_READER = "alexnet.devkit:read_meta"        # by name: few need scipy, which takes 0.1 s to import
 NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})\.")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from preprocess.images import TURNS, BadImage, read_image
+from alexnet.images import TURNS, BadImage, read_image
 
 
 def photograph(width=300, height=200, seed=0):

@@ -7,7 +7,7 @@ import pytest
 import scipy.io
 
 from alexnet.hkl import DataError
-from preprocess.sources import find_images
+from alexnet.sources import find_images
 
 CLASSES = ("n02119789", "n01440764", "n03000000")            # ILSVRC ids 1, 2, 3: not sorted
 WORDS = ("kit fox, Vulpes macrotis", "tench, Tinca tinca", "thing")

@@ -1,0 +1,38 @@
+"""Options that several commands share: which weights, and on what they are computed."""
+
+from pathlib import Path
+
+from alexnet import folders, pretrained
+from alexnet.compile import use_machine
+from alexnet.pretrained import WeightsError
+
+
+def add_weights(parser):
+    """--weights and what may be missing in them."""
+    parser.add_argument("--weights", required=True, metavar="W", help="a run's folder or checkpoint, exported "
+                        "safetensors, theano_alexnet's folder or zip, a .caffemodel, or ONNX")
+    parser.add_argument("--mean", metavar="FILE", help="mean image, .npy (3, 256, 256), where the weights have none")
+
+
+def weights_of(options):
+    """The Weights that were asked for; raises WeightsError, DataError."""
+    weights = pretrained.load(options.weights)
+    if options.mean is not None:
+        weights = weights._replace(mean=folders.load_mean(Path(options.mean)))
+    return weights
+
+
+def add_machine(parser):
+    """Engine, device, precision and threads, as the settings of the same names."""
+    parser.add_argument("--engine", choices=("auto", "cpu", "jax", "reference"), default="auto")
+    parser.add_argument("--device", default="cpu", metavar="cpu|cudaN", help="(%(default)s)")
+    parser.add_argument("--precision", choices=("float32", "tf32", "bfloat16"), default="float32", help="of engine jax")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the C kernels; as many as there are cores")
+
+
+def network_of(weights, options):
+    """The Network of Weights on the machine that was asked for; raises WeightsError, ConfigError."""
+    if options.threads is not None and options.threads < 1:
+        raise WeightsError(f"--threads must be at least 1, got {options.threads}")
+    use_machine(options.threads, "auto")
+    return pretrained.build(weights, options.engine, options.precision, options.device)
