@@ -16,10 +16,10 @@ def main(arguments):
     top = argparse.ArgumentParser(
         prog="python -m alexnet",
         description="About networks, trained weights and runs.",
-        epilog=f"commands:\n{listing}",
+        epilog=f"commands, each with --help:\n{listing}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below; COMMAND --help says more")
+    top.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     chosen = top.parse_args(arguments[:1]).command
     command = pkgutil.resolve_name(f"alexnet.commands.{chosen}")
     parser = argparse.ArgumentParser(

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from alexnet import folders, pretrained
 from alexnet.compile import use_machine
-from alexnet.pretrained import WeightsError
 
 
 def add_weights(parser):
@@ -31,8 +30,6 @@ def add_machine(parser):
 
 
 def network_of(weights, options):
-    """The Network of Weights on the machine that was asked for; raises WeightsError, ConfigError."""
-    if options.threads is not None and options.threads < 1:
-        raise WeightsError(f"--threads must be at least 1, got {options.threads}")
+    """The Network of Weights on the machine that was asked for; raises WeightsError, ConfigError, ValueError."""
     use_machine(options.threads, "auto")
     return pretrained.build(weights, options.engine, options.precision, options.device)
