@@ -86,3 +86,13 @@ def resized(image, resize):
     left, top = (width - side) / 2, (height - side) / 2
     box = None if resize == "squash" else (left, top, left + side, top + side)
     return image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR, box=box)
+
+
+def turn(images, out):
+    """Copy images (image, row, column, channel) to out (channel, row, column, image).
+
+    Row by row through a copy of that row of every image: where they lie the images are a multiple of 64 KiB apart,
+    the same few lines of the cache for all of them, and turning them takes five times as long.
+    """
+    for row in range(images.shape[1]):
+        out[:, row] = np.ascontiguousarray(images[:, row]).transpose(2, 1, 0)

@@ -16,10 +16,10 @@ from alexnet import hkl
 from alexnet.augment import IMAGE_SIZE
 from alexnet.folders import read_manifest
 from alexnet.hkl import DataError, name_of
-from alexnet.images import BadImage, read_image
+from alexnet.images import BadImage, read_image, turn
+from alexnet.progress import Progress, duration
 from preprocess.journal import JOURNAL, opened_journal, refuse_difference
 from preprocess.manifest import HALVES, counted, file_sha256, folder_name, write_manifest
-from preprocess.progress import Progress, duration
 from preprocess.workers import answers
 
 IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE
@@ -103,16 +103,6 @@ def read_piece(job, names):
         except BadImage as error:
             bad.append((name, str(error)))
     return images[:good], bad
-
-
-def turn(images, out):
-    """Copy images (image, row, column, channel) to out (channel, row, column, image).
-
-    Row by row through a copy of that row of every image: where they lie the images are a multiple of 64 KiB apart,
-    the same few lines of the cache for all of them, and turning them takes five times as long.
-    """
-    for row in range(images.shape[1]):
-        out[:, row] = np.ascontiguousarray(images[:, row]).transpose(2, 1, 0)
 
 
 def make_batches(sources, out, settings, workers):

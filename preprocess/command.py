@@ -7,10 +7,10 @@ from pathlib import Path
 from alexnet.data import open_dataset
 from alexnet.hkl import DataError, name_of
 from alexnet.images import RESIZES
+from alexnet.progress import Progress
 from alexnet.sources import find_images
 from preprocess.batches import Settings, make_batches
 from preprocess.manifest import checks, fault
-from preprocess.progress import Progress
 from preprocess.synthetic import BATCH, TRAIN, VALIDATION, make_synthetic
 from preprocess.workers import answers, default_workers
 

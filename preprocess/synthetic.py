@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from alexnet.hkl import DataError, name_of
+from alexnet.progress import Progress
 from alexnet.sources import GROUND_TRUTHS, find_images
 from preprocess.batches import Settings, make_batches
 from preprocess.figures import FIGURES, draw
 from preprocess.manifest import write_whole
-from preprocess.progress import Progress
 from preprocess.workers import answers, default_workers
 
 TRAIN, VALIDATION = 2000, 400                    # images

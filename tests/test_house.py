@@ -25,7 +25,7 @@ TOP_LEVEL = {
 
 # a room of alexnet imports from earlier lines alone
 ORDER = (
-    ("config",),
+    ("config", "ahead", "progress"),
     ("ops",),
     ("dispatch",),
     ("layers",),
@@ -34,7 +34,7 @@ ORDER = (
     ("hkl",),
     ("folders", "images", "devkit"),
     ("data", "sources"),
-    ("compile",),
+    ("compile", "labelled"),
     ("checkpoint", "recorder"),
     ("pretrained",),
     ("plots", "training"),
@@ -43,7 +43,8 @@ ORDER = (
     ("commands",),
     ("__main__",),
 )
-FILE_FORMAT = {"augment", "hkl", "folders", "images", "sources", "data"}        # what preprocess may know of alexnet
+# what preprocess may know of alexnet
+FILE_FORMAT = {"progress", "augment", "hkl", "folders", "images", "sources", "data"}
 
 HOMES = {
     "numpy": OWN,
@@ -54,7 +55,7 @@ HOMES = {
     "hickle": ("alexnet/hkl.py",),
     "safetensors": ("alexnet/checkpoint.py",),
     "matplotlib": ("alexnet/plots.py",),
-    "tqdm": ("alexnet/recorder.py", "preprocess/progress.py"),
+    "tqdm": ("alexnet/recorder.py", "alexnet/progress.py"),
     "PIL": ("alexnet/images.py", "preprocess"),
     "scipy": ("alexnet/devkit.py",),
     "google": ("alexnet/pretrained/caffe.py",),

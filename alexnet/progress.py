@@ -9,10 +9,13 @@ SECONDS = 10                                     # between two plain lines
 
 
 class Progress:
-    """Counts images: how many are done, how many a second, and the time that is left."""
+    """Counts images: how many are done, how many a second, and the time that is left.
 
-    def __init__(self, label, total):
-        self.label, self.total, self.done = label, total, 0
+    stream  where the plain lines go; standard output at the time of writing if None
+    """
+
+    def __init__(self, label, total, stream=None):
+        self.label, self.total, self.done, self.stream = label, total, 0, stream
         self.start = self.shown = time.monotonic()
         self.bar = None
         if sys.stderr.isatty():
@@ -27,7 +30,8 @@ class Progress:
             self.shown = time.monotonic()
             rate = self.done / max(self.shown - self.start, 1e-6)
             left = duration((self.total - self.done) / rate)
-            print(f"{self.label} {self.done:,} of {self.total:,} images, {rate:.0f} images/s, {left} left", flush=True)
+            line = f"{self.label} {self.done:,} of {self.total:,} images, {rate:.0f} images/s, {left} left"
+            print(line, file=self.stream, flush=True)
 
     def close(self):
         """Leave the bar as it is and go to a new line."""
