@@ -59,19 +59,34 @@ def find_images(train_dir, val_dir, seed=1, limit=None, ground_truth=None, synse
     limit keeps that many images of each half, chosen by seed.  Raises DataError.
     """
     train, classes = class_folders(train_dir)
-    table = find_beside(synsets, TABLES, val_dir, ground_truth)
-    synset_of = read_synsets(table) if table else {}
-    if image_names(val_dir):
-        validation = flat_folder(val_dir, classes, ground_truth, synset_of)
-    else:
-        validation, names = class_folders(val_dir)
-        validation = validation._replace(labels=translated(validation.labels, names, classes, val_dir))
+    synset_of = synset_table(val_dir, ground_truth, synsets)
+    label_of = {name_of(name): label for label, name in enumerate(classes)}
+    validation = labelled_images(val_dir, label_of, "the training folder", ground_truth, synset_of)
     words = dict(synset_of.values())
     train = train.take(np.random.RandomState(seed).permutation(len(train.names))[:limit])
     if limit:
         chosen = np.random.RandomState(seed).permutation(len(validation.names))[:limit]
         validation = validation.take(np.sort(chosen))
     return Sources(train, validation, tuple(f"{name_of(c)} {words.get(c, '')}".strip() for c in classes))
+
+
+def labelled_images(folder, label_of, known, ground_truth, synset_of):
+    """The Images of class folders, or of ILSVRC's flat folder, in sorted order.
+
+    label_of   name of a class folder, or wnid -> label; every class of the folder must be there
+    known      what label_of describes, for the messages: "the training folder"
+    synset_of  {ILSVRC id: (wnid, words)}, for a flat folder
+    """
+    if image_names(folder):
+        return flat_folder(folder, label_of, known, ground_truth, synset_of)
+    images, names = class_folders(folder)
+    return images._replace(labels=translated(images.labels, names, label_of, folder, known))
+
+
+def synset_table(folder, ground_truth=None, synsets=None):
+    """{ILSVRC id: (wnid, words)} from the file given, or from the devkit's near a folder or file; else empty."""
+    table = find_beside(synsets, TABLES, folder, ground_truth)
+    return read_synsets(table) if table else {}
 
 
 def entries(folder):
@@ -104,15 +119,15 @@ def class_folders(root):
     return Images(str(root), tuple(names), np.array(labels, np.int32)), classes
 
 
-def translated(labels, names, classes, root):
-    """Labels counted in `names`, counted in `classes` instead."""
-    unknown = sorted(set(names) - set(classes))
+def translated(labels, names, label_of, root, known):
+    """Labels counted in `names`, counted as label_of (name -> label) has them instead."""
+    unknown = sorted(name_of(name) for name in names if name_of(name) not in label_of)
     if unknown:
-        raise DataError(f"{name_of(root)} has class folder {name_of(unknown[0])}, which the training folder lacks")
-    return np.array([classes.index(name) for name in names], np.int32)[labels]
+        raise DataError(f"{name_of(root)} has class folder {unknown[0]}, which {known} lacks")
+    return np.array([label_of[name_of(name)] for name in names], np.int32)[labels]
 
 
-def flat_folder(root, classes, ground_truth, synset_of):
+def flat_folder(root, label_of, known, ground_truth, synset_of):
     """ILSVRC's validation images with labels from the ground-truth file and {id: (wnid, words)}."""
     names = image_names(root)
     truth = find_beside(ground_truth, GROUND_TRUTHS, root)
@@ -128,7 +143,6 @@ def flat_folder(root, classes, ground_truth, synset_of):
     ids = read_ground_truth(truth)
     if len(ids) != len(names):
         raise DataError(f"{name_of(truth)} holds {len(ids)} labels for {len(names)} images in {name_of(root)}")
-    label_of = {wnid: label for label, wnid in enumerate(classes)}
     labels = []
     for line, name in enumerate(names, start=1):
         numbered = NUMBERED.match(name)
@@ -138,7 +152,7 @@ def flat_folder(root, classes, ground_truth, synset_of):
         if wnid not in label_of:
             raise DataError(
                 f"line {line} of {name_of(truth)} is {ids[line - 1]}, synset {wnid}, "
-                "which is no class of the training folder"
+                f"which is no class of {known}"
             )
         labels.append(label_of[wnid])
     return Images(str(root), tuple(names), np.array(labels, np.int32))
