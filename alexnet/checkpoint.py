@@ -19,11 +19,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 VERSION = 1
+RECORD = {"version": int, "metadata": dict, "arrays": dict}
 NAME = re.compile(r"checkpoint_([0-9]{8,})\.safetensors")
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written, read or used: the message is one sentence."""
+
+
+class ForeignFile(CheckpointError):
+    """A safetensors file that is no checkpoint; `names` are those of its arrays."""
+
+    def __init__(self, sentence, names):
+        super().__init__(sentence)
+        self.names = names
 
 
 def snapshot_path(folder, iteration):
@@ -65,14 +74,18 @@ def save(path, arrays, metadata):
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load(path):
-    """(arrays, metadata) of the checkpoint `path`, every bit checked; raises CheckpointError."""
+def load(path, wanted=None):
+    """(arrays, metadata) of the checkpoint `path`, every bit that is read is checked; raises CheckpointError.
+
+    wanted  metadata -> the names of the arrays to read, those that are there; None: all
+    """
     path = Path(path)
     try:
         with safe_open(path, framework="numpy") as file:
-            record = checked_record(file.metadata() or {}, path)
             names = file.keys()
-            arrays = {name: file.get_tensor(name) for name in names}
+            record = checked_record(file.metadata() or {}, path, names)
+            chosen = set(names if wanted is None else wanted(record["metadata"]))
+            arrays = {name: file.get_tensor(name) for name in names if name in chosen}
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint {path}") from error
     except (OSError, SafetensorError) as error:
@@ -80,24 +93,36 @@ def load(path):
     for name, array in arrays.items():
         if record["arrays"].get(name) != description(array):
             raise CheckpointError(f"{path} is damaged: {name} is not as it was saved (CRC-32, shape or type)")
-    if lost := record["arrays"].keys() - arrays.keys():
+    if lost := record["arrays"].keys() - set(names):
         raise CheckpointError(f"{path} is damaged: it lost {min(lost)}")
     return arrays, record["metadata"]
 
 
-def checked_record(header, path):
-    """The record in a safetensors `header`, if it is whole and of a version that this code reads."""
+def checked_record(header, path, names):
+    """The record in the `header` of a safetensors file with arrays of these names, if it is whole and of a version
+    that this code reads."""
     text = header.get("record")
     if text is None:
-        raise CheckpointError(f"{path} is a safetensors file, but no checkpoint of a run: it has no record")
+        raise ForeignFile(f"{path} is a safetensors file, but no checkpoint of a run: it has no record", names)
     if header.get("record_crc32") != checksum(text.encode()):
         raise CheckpointError(f"{path} is damaged: its record is not as it was saved (CRC-32)")
-    record = json.loads(text)
+    record = parsed(text)
+    if not all(isinstance(record.get(part), kind) for part, kind in RECORD.items()):
+        raise CheckpointError(f"{path} is no checkpoint of a run: its record is not one")
     if record["version"] > VERSION:
         raise CheckpointError(
             f"{path} has format version {record['version']}, this program reads up to {VERSION}: use a newer one"
         )
     return record
+
+
+def parsed(text):
+    """What the JSON `text` says, where it is a mapping; else an empty one."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def check_arrays(arrays, expected, source):
@@ -130,15 +155,17 @@ def latest(folder):
     return found and found[0]
 
 
-def load_latest(folder):
+def load_latest(folder, wanted=None):
     """(path, arrays, metadata) of the newest checkpoint of a run folder that loads, or None when it has none.
 
     One that does not load is passed over with a warning; raises CheckpointError when none loads.
+
+    wanted  as load's
     """
     found = snapshots(folder)
     for path in found:
         try:
-            return path, *load(path)
+            return path, *load(path, wanted)
         except CheckpointError as error:
             warnings.warn(f"passed over: {error}", stacklevel=2)
     if found:

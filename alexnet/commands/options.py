@@ -10,15 +10,20 @@ def add_weights(parser):
     """--weights and what may be missing in them."""
     parser.add_argument("--weights", required=True, metavar="W", help="a run's folder or checkpoint, exported "
                         "safetensors, theano_alexnet's folder or zip, a .caffemodel, or ONNX")
-    parser.add_argument("--mean", metavar="FILE", help="mean image, .npy (3, 256, 256), where the weights have none")
+    parser.add_argument("--mean", metavar="FILE", help="mean image, .npy (3, 256, 256), where the weights have none or "
+                        "not that one")
+    parser.add_argument("--epoch", type=int, metavar="N", help="of theano_alexnet's folder or zip; else the newest")
+    parser.add_argument("--unflipped", action="store_true", help="theano_alexnet's filters were trained with lib_conv "
+                        "cudaconvnet: they are a correlation's already")
 
 
 def weights_of(options):
     """The Weights that were asked for; raises WeightsError, DataError."""
-    weights = pretrained.load(options.weights)
-    if options.mean is not None:
-        weights = weights._replace(mean=folders.load_mean(Path(options.mean)))
-    return weights
+    weights = pretrained.load(options.weights, options.unflipped, options.epoch)
+    if options.mean is None:
+        return weights
+    mean = folders.load_mean(Path(options.mean))
+    return weights._replace(mean=mean, origin=f"{weights.origin}; mean image {options.mean} instead")
 
 
 def add_machine(parser):

@@ -8,11 +8,13 @@
 Nothing is unpickled; whatever is not one of these, or does not fit its network in every name and shape, is refused.
 """
 
+import os
 import pkgutil
 from pathlib import Path
 
 from alexnet.compile import Network, engine_of
 from alexnet.models import MODELS
+from alexnet.pretrained import kinds
 from alexnet.pretrained.weights import Weights, WeightsError, imagenet_names
 
 __all__ = ["FORMATS", "Weights", "WeightsError", "build", "imagenet_names", "kind_of", "load", "save"]
@@ -24,54 +26,50 @@ FORMATS = {
     "caffe": "alexnet.pretrained.caffe",
     "onnx": "alexnet.pretrained.onnx",
 }
-PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+ENDINGS = {".safetensors": "own", ".onnx": "onnx", ".zip": "upstream", "": "upstream"}
 
 
-def load(path):
-    """The Weights in a file or folder, of any of the FORMATS; raises WeightsError for all else."""
-    path = Path(path).expanduser()
-    return pkgutil.resolve_name(FORMATS[kind_of(path)]).load(path)
+def load(path, unflipped=False, epoch=None):
+    """The Weights in a file or folder, of any of the FORMATS; raises WeightsError for all else.
+
+    Two choices about theano_alexnet's sets:
+
+    unflipped  the filters are a correlation's already, as lib_conv "cudaconvnet" trains them
+    epoch      which of several; None: the newest
+    """
+    kind, place = kinds.found(expanded(path))
+    reader = pkgutil.resolve_name(FORMATS[kind])
+    if kind == "upstream":
+        return reader.load(place, unflipped, epoch)
+    if unflipped or epoch is not None:
+        raise WeightsError(f"unflipped filters and epochs are choices about theano_alexnet's sets, and {path} is none")
+    return reader.load(place)
 
 
 def save(weights, path):
     """Write Weights so that others can read them: PATH.safetensors, PATH.onnx, or theano_alexnet's files in a folder
-    or PATH.zip; raises WeightsError."""
-    path = Path(path).expanduser()
-    kinds = {".safetensors": "own", ".onnx": "onnx", ".zip": "upstream", "": "upstream"}
-    if path.suffix not in kinds:
+    or PATH.zip; raises WeightsError, also where something is there already."""
+    path = expanded(path)
+    if path.suffix not in ENDINGS:
         raise WeightsError(f"{path} must end in .safetensors, .onnx or .zip, or be a folder's name without an ending")
-    pkgutil.resolve_name(FORMATS[kinds[path.suffix]]).save(weights, path)
+    writer = pkgutil.resolve_name(FORMATS[ENDINGS[path.suffix]])
+    try:
+        if path.exists() and not (path.is_dir() and not path.suffix and not any(path.iterdir())):
+            raise WeightsError(f"{path} is there already: name a new file or folder, or remove it first")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be written: {error.strerror}") from error
+    writer.save(weights, path)
 
 
 def kind_of(path):
     """Which of FORMATS a file or folder is, by its content; raises WeightsError."""
-    if path.is_dir():
-        if any(path.glob("*.npy")):
-            return "upstream"
-        if any(path.glob("checkpoint_*.safetensors")):
-            return "own"
-        raise WeightsError(f"{path} is a folder without checkpoints of a run and without theano_alexnet's .npy files")
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-    except FileNotFoundError as error:
-        raise WeightsError(f"there are no weights {path}") from error
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-    if head[8:9] == b"{":
-        return "own"
-    if head.startswith(b"PK"):
-        return "upstream"
-    if head.startswith(PICKLES):
-        raise WeightsError(f"{path} is a pickle, which is never read, for it may run code; save its arrays instead")
-    if head[:1] == b"\x08":                      # ModelProto begins with ir_version, a number
-        return "onnx"
-    if head[:1] == b"\x0a":                      # NetParameter begins with name, a text
-        return "caffe"
-    raise WeightsError(
-        f"{path} is none of the weights that are read: safetensors of a run, theano_alexnet's folder or zip of .npy "
-        "files, a .caffemodel, or ONNX"
-    )
+    return kinds.found(expanded(path))[0]
+
+
+def expanded(path):
+    """The path with ~ as the user's home; one that is nobody's stays as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def build(weights, engine="auto", precision="float32", device="cpu", crop=True):

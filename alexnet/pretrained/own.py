@@ -1,40 +1,55 @@
 """Our own files: a run's folder, its checkpoints, and weights alone in the same format (`python -m alexnet export`)."""
 
 from alexnet import checkpoint
-from alexnet.checkpoint import CheckpointError
-from alexnet.pretrained.weights import Weights, WeightsError, checked, shapes
+from alexnet.checkpoint import CheckpointError, ForeignFile
+from alexnet.models import MODELS
+from alexnet.pretrained.weights import TORCHVISION, Weights, WeightsError, checked, classes_of, shapes
 
 MEAN = "mean"                           # the mean image's name among the arrays, as in a run's checkpoint
+OF_TORCHVISION = "features.0.weight"
 
 
 def load(path):
-    """The Weights of a safetensors file of ours, or of the newest checkpoint in a run's folder; raises WeightsError."""
+    """The Weights of a safetensors file of ours, or of the newest checkpoint in a run's folder; raises WeightsError.
+
+    Of a run's checkpoint, the velocities are not read.
+    """
     try:
         path, arrays, metadata = loaded(path)
-        model, classes = metadata["model"], metadata["classes"]
-        names = metadata.get("class_names")
+    except ForeignFile as error:
+        why = f"; {TORCHVISION}" if OF_TORCHVISION in error.names else ""
+        raise WeightsError(f"{error}{why}") from error
     except CheckpointError as error:
         raise WeightsError(str(error)) from error
-    except (KeyError, TypeError) as error:
-        raise WeightsError(f"{path} does not say which network it holds") from error
-    wanted = shapes(model, classes)
-    return checked(Weights(
-        model=model,
-        arrays={name: array for name, array in arrays.items() if name in wanted},
+    if not {"model", "classes"} <= metadata.keys():
+        raise WeightsError(f"{path} does not say which network it holds")
+    weights = Weights(
+        model=metadata["model"],
+        arrays={name: array for name, array in arrays.items() if name != MEAN},
         mean=arrays.get(MEAN),
-        class_names=tuple(names) if names else None,
+        class_names=metadata.get("class_names"),
         resize=metadata.get("resize", "squash"),
-        origin=f"{model} of {path}",
-    ), path)  # fmt: skip
+        origin=f"{metadata['model']} of {path}",
+    )
+    if metadata["classes"] != classes_of(weights, path):
+        raise WeightsError(f"{path} says {metadata['classes']!r} classes, its network has {classes_of(weights, path)}")
+    return checked(weights, path)
 
 
 def loaded(path):
+    """(path, arrays, metadata) of a file, or of the newest checkpoint in a folder, without the velocities."""
     if not path.is_dir():
-        return path, *checkpoint.load(path)
-    found = checkpoint.load_latest(path)
+        return path, *checkpoint.load(path, names_of_weights)
+    found = checkpoint.load_latest(path, names_of_weights)
     if found is None:
         raise CheckpointError(f"{path} holds no checkpoint")
     return found
+
+
+def names_of_weights(metadata):
+    """The arrays that a network of this metadata has; none where it says of none that is known."""
+    model = metadata.get("model")
+    return [MEAN, *shapes(model, 1)] if isinstance(model, str) and model in MODELS else []
 
 
 def save(weights, path):

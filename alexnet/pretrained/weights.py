@@ -5,9 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from alexnet.augment import IMAGE_SIZE
+from alexnet.images import RESIZES
 from alexnet.models import MODELS
 
 IMAGENET_CLASSES = 1000
+MAX_CLASSES = 100_000                   # all of ImageNet has 21,841; more is damage, or meant to fill the memory
+TORCHVISION = "torchvision's AlexNet is another network (64 filters in its first layer, no groups, no normalisation)"
 NAMES_FILE = Path(__file__).with_name("ilsvrc2012.txt")
 
 
@@ -41,40 +45,79 @@ class Weights(NamedTuple):
 
 
 def checked(weights, source):
-    """The Weights with their arrays in the model's order, every shape and value checked; raises WeightsError.
+    """The Weights with their arrays in the model's order, everything of them checked; raises WeightsError.
+
+    The mean image becomes float32; 1000 classes without names get ILSVRC2012's, and the origin says so.
 
     source  what the message calls them: their path
     """
-    if weights.model not in MODELS:
-        raise WeightsError(f"{source} holds a network {weights.model!r}; there are {', '.join(MODELS)}")
-    if not weights.arrays:
-        raise WeightsError(f"{source} holds no arrays")
-    last = last_layer(weights.model)
-    classes = weights.arrays[f"{last}.b"].shape[-1] if np.ndim(weights.arrays.get(f"{last}.b")) == 1 else 0
-    if not classes:
-        raise WeightsError(f"{source} has no {last}.b with one value for each class")
-    arrays = {}
-    for name, shape in shapes(weights.model, classes).items():
-        array = weights.arrays.get(name)
-        if array is None:
-            raise WeightsError(f"{source} has no {name}, which {weights.model} needs")
-        if array.shape != shape:
-            raise WeightsError(f"{source}: {name} must have shape {shape}, got {array.shape}")
-        if array.dtype != np.float32:
-            raise WeightsError(f"{source}: {name} must be float32, got {array.dtype}")
-        if not np.isfinite(array).all():
-            raise WeightsError(f"{source}: {name} holds values that are not finite")
-        arrays[name] = np.ascontiguousarray(array)
+    classes = classes_of(weights, source)
+    arrays = {name: fitting(weights, name, shape, source) for name, shape in shapes(weights.model, classes).items()}
     if extra := weights.arrays.keys() - arrays.keys():
         raise WeightsError(f"{source} has an array {min(extra)}, which {weights.model} does not know")
-    if weights.class_names is not None and len(weights.class_names) != classes:
-        raise WeightsError(f"{source} names {len(weights.class_names)} classes, its network has {classes}")
-    return weights._replace(arrays=arrays)
+    if weights.resize not in RESIZES:
+        raise WeightsError(f"{source} says resize {weights.resize!r}; there are {', '.join(RESIZES)}")
+    weights = weights._replace(arrays=arrays, mean=checked_mean(weights.mean, source))
+    if weights.class_names is None and classes == IMAGENET_CLASSES:
+        note = f"{weights.origin}; its 1000 classes are taken for ILSVRC2012's"
+        return weights._replace(class_names=imagenet_names(), origin=note)
+    return weights._replace(class_names=checked_names(weights.class_names, classes, source))
+
+
+def classes_of(weights, source):
+    """Outputs of the network as its last biases have them; raises WeightsError where nothing can be said."""
+    if not isinstance(weights.model, str) or weights.model not in MODELS:
+        raise WeightsError(f"{source} holds a network {weights.model!r}; there are {', '.join(MODELS)}")
+    name = f"{last_layer(weights.model)}.b"
+    biases = weights.arrays.get(name)
+    if biases is None or biases.ndim != 1 or not 1 <= biases.size <= MAX_CLASSES:
+        found = f"shape {biases.shape}" if biases is not None else "nothing"
+        raise WeightsError(f"{source}: {name} must hold one value for each of 1 to {MAX_CLASSES} classes, got {found}")
+    return biases.size
+
+
+def fitting(weights, name, shape, source):
+    """The array `name` of Weights, contiguous, if it is float32 of this shape and finite."""
+    array = weights.arrays.get(name)
+    if array is None:
+        raise WeightsError(f"{source} has no {name}, which {weights.model} needs")
+    if array.shape != shape:
+        raise WeightsError(f"{source}: {name} must have shape {shape}, got {array.shape}")
+    if array.dtype != np.float32:
+        raise WeightsError(f"{source}: {name} must be float32, got {array.dtype}")
+    if not np.isfinite(array).all():
+        raise WeightsError(f"{source}: {name} holds values that are not finite")
+    return np.ascontiguousarray(array)
+
+
+def checked_mean(mean, source):
+    """The mean image as float32, or None where there is none."""
+    if mean is None:
+        return None
+    shape = (3, IMAGE_SIZE, IMAGE_SIZE)
+    if mean.shape != shape or mean.dtype.kind not in "fiu":
+        raise WeightsError(f"{source}: a mean image is float {shape}, got {mean.dtype} {mean.shape}")
+    if not ((mean >= 0) & (mean <= 255)).all():
+        raise WeightsError(f"{source}: the mean image holds values outside 0 to 255")
+    return np.ascontiguousarray(mean, dtype=np.float32)
+
+
+def checked_names(names, classes, source):
+    """The class names as a tuple, or None where there are none."""
+    if names is None:
+        return None
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise WeightsError(f"{source}: the class names must be a list of texts")
+    if len(names) != classes:
+        raise WeightsError(f"{source} names {len(names)} classes, its network has {classes}")
+    return tuple(names)
 
 
 def shapes(model, classes):
-    """Name -> shape of every parameter of a network with `classes` outputs, in the model's order."""
-    return {parameter.name: parameter.shape for parameter in MODELS[model](None, classes=classes).parameters}
+    """Name -> shape of every parameter of a network with `classes` outputs, in the model's order; allocates nothing."""
+    *others, W, b = MODELS[model](None, classes=1).parameters
+    last = {W.name: (*W.shape[:-1], classes), b.name: (classes,)}
+    return {parameter.name: parameter.shape for parameter in others} | last
 
 
 def last_layer(model):

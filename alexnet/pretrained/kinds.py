@@ -1,0 +1,91 @@
+"""What a file or folder of weights is, told by its content, and what is said of those that are not read.
+
+Source: the formats' first bytes: safetensors (length of a JSON header), APPNOTE.TXT of zip, ModelProto of onnx.proto
+(field 1 is a number), NetParameter of caffe.proto (field 1 is a text), Python's pickletools, HDF5, NEP 1 (.npy).
+"""
+
+import re
+
+from alexnet.pretrained.weights import TORCHVISION, WeightsError
+
+READ = "a run's folder or safetensors, theano_alexnet's folder or zip of .npy files, a .caffemodel, or ONNX"
+FOLDERS = (                                      # kind, names of its files, what they are
+    ("own", re.compile(r"checkpoint_[0-9]{8,}\.safetensors"), "checkpoints of a run"),
+    ("upstream", re.compile(r"[Wb][01]?_[0-9]+_[0-9]+\.npy"), "theano_alexnet's arrays W_0_65.npy …"),
+)
+ASIDE = ("misc", "__MACOSX")                     # folders beside the arrays that hold none
+LONGEST_HEADER = 100_000_000                     # bytes, of safetensors
+PICKLE = f"a pickle, which is never read, for it may run code; {TORCHVISION} anyway"
+PACKED = "compressed: unpack it first"
+REFUSED = (                                      # offset, bytes there, what the file is
+    (0, b"\x80\x02", PICKLE), (0, b"\x80\x03", PICKLE), (0, b"\x80\x04", PICKLE), (0, b"\x80\x05", PICKLE),
+    (257, b"ustar", f"a tar archive: unpack it first, if it is no PyTorch file of old, which is {PICKLE}"),
+    (0, b"\x89HDF\r\n\x1a\n", f"HDF5, as hickle's and Keras' files are; what is read is {READ}"),
+    (0, b"\x93NUMPY", "one array; theano_alexnet's weights are a folder of such files, so give that"),
+    (0, b"\x1f\x8b", PACKED), (0, b"BZh", PACKED), (0, b"\xfd7zXZ", PACKED),
+    (0, b'name: "', "a text, such as a .prototxt, which has no weights; give the .caffemodel"),
+)  # fmt: skip
+
+
+def found(path):
+    """(kind, where): a name of alexnet.pretrained.FORMATS, and the file, the folder, or the one folder in it that has
+    the arrays; raises WeightsError for all else."""
+    if path.is_dir():
+        return in_folder(path)
+    if not path.exists():
+        raise WeightsError(f"there are no weights {path}")
+    if not path.is_file():                       # a pipe or a device might never end
+        raise WeightsError(f"{path} is neither a file nor a folder")
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    return kind_of_bytes(head, path), path
+
+
+def kind_of_bytes(head, path):
+    """The kind of the file that begins with `head`, 512 bytes or all; raises WeightsError."""
+    if not head:
+        raise WeightsError(f"{path} is empty")
+    # first, for a header's length may look like anything
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
+        return "own"
+    for offset, magic, what in REFUSED:
+        if head[offset:].startswith(magic):
+            raise WeightsError(f"{path} is {what}")
+    if head.startswith(b"PK"):
+        return "upstream"
+    if head[:1] == b"\x08":                      # ModelProto's ir_version
+        return "onnx"
+    if head[:1] == b"\x0a" or head[:2] == b"\xa2\x06":        # NetParameter's name; its first layer, without a name
+        return "caffe"
+    raise WeightsError(f"{path} is none of the weights that are read: {READ}")
+
+
+def in_folder(path):
+    """(kind, folder) of the weights in a folder, or in the one folder that it holds; raises WeightsError."""
+    try:
+        folders = [path, *inner(path)]
+        kinds = {folder: kinds_in(folder) for folder in folders}
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    for folder in folders:
+        if len(kinds[folder]) > 1:
+            what = " and ".join(what for _, _, what in FOLDERS)
+            raise WeightsError(f"{folder} holds {what}; name a checkpoint's file, or move the others elsewhere")
+        if kinds[folder]:
+            return kinds[folder][0], folder
+    lacks = " and without ".join(what for _, _, what in FOLDERS)
+    raise WeightsError(f"{path} is a folder without {lacks}; weights of other kinds are named by their file")
+
+
+def inner(path):
+    """The one folder in a folder, where there is one: unpacking a zip often makes it."""
+    folders = [each for each in path.iterdir() if each.is_dir() and each.name[0] != "." and each.name not in ASIDE]
+    return folders if len(folders) == 1 else []
+
+
+def kinds_in(folder):
+    names = [file.name for file in folder.iterdir()]
+    return [kind for kind, pattern, _ in FOLDERS if any(map(pattern.fullmatch, names))]

@@ -1,0 +1,177 @@
+"""theano_alexnet's weights: a folder or a zip of W_0_65.npy, b_0_65.npy, W0_1_65.npy, W1_1_65.npy, b0_1_65.npy …
+
+A name is W or b, which half of a grouped layer, the layer (0 to 4 are conv1 to conv5, 5 to 7 fc6 to fc8), the epoch.
+
+    conv    (in, row, column, out) of a true convolution: rows and columns run the other way than a correlation's
+    halves  of conv2, conv4 and conv5, along out
+    fc      (in, out); in testing the outputs of fc6 and fc7 are multiplied by 0.5, the share that dropout keeps
+
+Our dropout divides by that share in training instead, so fc7 and fc8 take the 0.5: a power of two, which changes no
+bit of a significand.  What we write is read back to the bit.  Of others' values, those below 2**-125 may be rounded
+by 2**-150; ours from 2**127 on are refused.
+
+Source: Ding et al. 2014, theano_alexnet: lib/layers.py (ConvPoolLayer, DropoutLayer), lib/tools.py (save_weights).
+"""
+
+import json
+import re
+
+import numpy as np
+
+from alexnet.augment import IMAGE_SIZE
+from alexnet.pretrained.arrays import Folder, npy, opened, writing
+from alexnet.pretrained.weights import MAX_CLASSES, Weights, WeightsError, checked, shapes
+
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+HALVED = ("conv2", "conv4", "conv5")
+AFTER_DROPOUT = ("fc7.W", "fc8.W")
+KEPT = np.float32(0.5)                           # the share that dropout keeps
+NAME = re.compile(r"[Wb][01]?_(?P<layer>[0-9]{1,4})_(?P<epoch>[0-9]{1,9})\.npy")
+MEANS = ("img_mean.npy", "misc/img_mean.npy")    # in the folder, or beside it
+LARGEST_MEAN = 3 * IMAGE_SIZE**2                 # values
+LISTING = "weights.json"                         # what our export says of the files
+LONGEST_LISTING = 1 << 24                        # bytes
+PUBLISHED_SHA1 = "58950804f50f8d1a76705e1b28d3546e12ea8a81"      # parameters_releasing.zip, hdl.handle.net/10864/10911
+PUBLISHED_EPOCH = 65                             # programs that read the published set look for these names
+
+
+def load(path, unflipped=False, epoch=None):
+    """The Weights in theano_alexnet's folder or zip; velocities, rates and records there are left alone.
+
+    unflipped  the filters are a correlation's already, as lib_conv "cudaconvnet" (FilterActs) trains them
+    epoch      which of several; None: the newest
+    Raises WeightsError.
+    """
+    with opened(path, NAME) as files:
+        listing = listing_of(files)
+        epochs = epochs_in(files)
+        chosen = max(epochs) if epoch is None else epoch
+        if chosen not in epochs:
+            raise WeightsError(f"{path} has no epoch {epoch}, but {listed(epochs)}")
+        classes = files.small(f"b_7_{chosen}.npy", MAX_CLASSES).size
+        plan = files_of(classes, chosen)
+        refuse_others(files, plan, chosen)
+        parameters = {
+            name: ours(name, [files.array(*part) for part in parts], unflipped) for name, parts in plan.items()
+        }
+        mean_name, mean = mean_of(files)
+        origin = f"theano_alexnet's epoch {chosen} in {files.title(PUBLISHED_SHA1)}"
+    notes = [
+        f"the newest of {listed(epochs)}" if len(epochs) > 1 and epoch is None else "",
+        "filters as they are, unflipped" if unflipped else "",
+        f"mean image {mean_name}" if mean_name else "without a mean image",
+    ]
+    return checked(Weights(
+        model="alexnet",
+        arrays=parameters,
+        mean=mean,
+        class_names=listing.get("class_names"),
+        resize=listing.get("resize", "squash"),
+        origin="; ".join([origin, *filter(None, notes)]),
+    ), path)  # fmt: skip
+
+
+def files_of(classes, epoch):
+    """Name of our parameter -> [(file, shape)]: one file, or two halves in order."""
+    plan = {}
+    for name, shape in shapes("alexnet", classes).items():
+        layer, letter = name.split(".")
+        halves = ("0", "1") if layer in HALVED else ("",)
+        part = (*shape[:-1], shape[-1] // len(halves))
+        plan[name] = [(f"{letter}{half}_{LAYERS.index(layer)}_{epoch}.npy", part) for half in halves]
+    return plan
+
+
+def ours(name, parts, unflipped=False):
+    """Our parameter from the arrays of its files."""
+    array = np.concatenate(parts, axis=-1)
+    if array.ndim == 4 and not unflipped:
+        array = array[:, ::-1, ::-1, :]
+    return np.ascontiguousarray(array * KEPT if name in AFTER_DROPOUT else array)
+
+
+def theirs(name, array):
+    """The arrays of a parameter's files: the inverse of ours."""
+    if array.ndim == 4:
+        array = array[:, ::-1, ::-1, :]
+    if name in AFTER_DROPOUT:
+        with np.errstate(over="ignore"):
+            array = array / KEPT
+        if not np.isfinite(array).all():
+            raise WeightsError(f"{name} holds values of 2**127 or more, which theano_alexnet's files cannot hold twice")
+    return np.split(array, 2 if name.split(".")[0] in HALVED else 1, axis=-1)
+
+
+def epochs_in(files):
+    """The epochs of which there are arrays, sorted."""
+    return sorted({int(match["epoch"]) for match in map(NAME.fullmatch, files.names) if match})
+
+
+def listed(epochs):
+    return f"epoch{'s' * (len(epochs) > 1)} {', '.join(map(str, epochs))}"
+
+
+def refuse_others(files, plan, epoch):
+    """Raise WeightsError when a file of the plan is missing, or one of the epoch is there that the network lacks."""
+    needed = {file: name for name, parts in plan.items() for file, _ in parts}
+    for file in needed:
+        if file not in files.names:
+            bias = file[0] == "b" and file[1] != "_"
+            hint = "; early versions of theano_alexnet did not save the halves' biases" if bias else ""
+            raise WeightsError(f"{files.path} has no {file}, and so no whole epoch {epoch}{hint}")
+    there = {name for name in files.names if (match := NAME.fullmatch(name)) and int(match["epoch"]) == epoch}
+    if others := there - needed.keys():
+        raise WeightsError(f"{files.path} has a {min(others)}, which theano_alexnet's network does not know")
+
+
+def mean_of(files):
+    """(name, array) of the mean image in the files' folder or beside it; two times None where there is none."""
+    beside = [(files, f"../{name}") for name in MEANS]
+    if files.packed:
+        beside += [(Folder(files.path.parent), name) for name in MEANS]
+    for place, name in [*((files, name) for name in MEANS), *beside]:
+        if place.has(name):
+            return name, place.small(name, LARGEST_MEAN)
+    return None, None
+
+
+# ---- what our export says of its files
+
+
+def listing_of(files):
+    """weights.json as a dictionary, every file that it lists checked; empty where there is none."""
+    if not files.has(LISTING):
+        return {}
+    try:
+        listing = json.loads(files.read(LISTING, LONGEST_LISTING))
+        sums, model = listing["sha256"], listing["model"]
+        files.sums = {str(name): str(value) for name, value in sums.items()}
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{files.path} has a {LISTING} that is not as export writes it") from error
+    if model != "alexnet":
+        raise WeightsError(f"{files.path} has a {LISTING} of a network {model!r}; theano_alexnet's is alexnet")
+    if lost := [name for name in files.sums if not files.has(name)]:
+        raise WeightsError(f"{files.path} has no {lost[0]}, which its {LISTING} lists")
+    return listing
+
+
+def save(weights, path, epoch=PUBLISHED_EPOCH):
+    """Write Weights as theano_alexnet's folder, or zip where the path ends so, whole or not at all.
+
+    epoch  in the files' names
+    Raises WeightsError, also for networks other than alexnet.
+    """
+    if weights.model != "alexnet":
+        raise WeightsError(
+            f"theano_alexnet's network is alexnet, these weights are {weights.model}'s, which normalises otherwise; "
+            "write them as .safetensors or .onnx"
+        )
+    with writing(path) as target:
+        for name, files in files_of(weights.classes, epoch).items():
+            for (file, _), array in zip(files, theirs(name, weights.arrays[name]), strict=True):
+                target.add(file, npy(array))
+        if weights.mean is not None:
+            target.add(MEANS[0], npy(weights.mean))
+        names = list(weights.class_names) if weights.class_names else None
+        listing = {"model": weights.model, "classes": weights.classes, "class_names": names, "resize": weights.resize}
+        target.add(LISTING, json.dumps(listing | {"sha256": target.sums}, indent=1).encode())
