@@ -88,7 +88,7 @@ def load(path, wanted=None):
             arrays = {name: file.get_tensor(name) for name in names if name in chosen}
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint {path}") from error
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError) as error:       # TypeError: a dtype that NumPy lacks
         raise CheckpointError(f"{path} is no checkpoint, or damaged: {error}") from error
     for name, array in arrays.items():
         if record["arrays"].get(name) != description(array):

@@ -1,0 +1,175 @@
+"""Weights of any kind: told apart by their content, and what is no weights ends in its sentence."""
+
+import gzip
+import io
+import os
+import pickle
+import tarfile
+
+import h5py
+import numpy as np
+import pytest
+
+from alexnet import pretrained
+from alexnet.pretrained import WeightsError, upstream
+from tests.narrow import narrow, same_bits, weights_of_narrow
+
+__all__ = ["narrow"]
+
+
+def refused(path, sentence):
+    with pytest.raises(WeightsError, match=sentence) as caught:
+        pretrained.load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("begins, kind", [
+    (b"\x40\0\0\0\0\0\0\0{}", "own"), (b"\x80\x02\0\0\0\0\0\0{", "own"), (b"PK\x03\x04", "upstream"),
+    (b"PK\x05\x06", "upstream"), (b"\x08\x03\x12\x07pytorch", "onnx"), (b"\x0a\x07AlexNet", "caffe"),
+    (b"\xa2\x06\x10", "caffe"),
+])  # fmt: skip
+def test_a_file_is_told_by_its_first_bytes_whatever_its_name(tmp_path, begins, kind):
+    (tmp_path / "weights.txt").write_bytes(begins)
+    assert pretrained.kind_of(tmp_path / "weights.txt") == kind
+
+
+@pytest.mark.parametrize("names, kind", [
+    (["checkpoint_00000007.safetensors", "log.txt"], "own"), (["W_0_65.npy"], "upstream"),
+    (["weights/W0_1_5.npy", "misc/img_mean.npy"], "upstream"), (["run/checkpoint_00000007.safetensors"], "own"),
+    (["W_0_65.npy", "older/W_0_60.npy"], "upstream"),
+])  # fmt: skip
+def test_a_folder_is_told_by_its_files_or_those_of_the_one_folder_in_it(tmp_path, names, kind):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert pretrained.kind_of(tmp_path) == kind
+
+
+@pytest.mark.parametrize("names, sentence", [
+    ([], "is a folder without checkpoints of a run and without theano_alexnet's arrays"),
+    (["train_labels.npy", "alexnet.onnx"], "weights of other kinds are named by their file"),
+    (["a/W_0_65.npy", "b/W_0_65.npy"], "is a folder without"),
+    (["W_0_65.npy", "checkpoint_00000007.safetensors"], "holds checkpoints of a run and theano_alexnet's arrays"),
+])  # fmt: skip
+def test_a_folder_of_other_things_is_refused(tmp_path, names, sentence):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    refused(tmp_path, sentence)
+
+
+def tarred():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("storages"))
+    return buffer.getvalue()
+
+
+def hdf5():
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file["data"] = np.zeros(3)
+    return buffer.getvalue()
+
+
+def npy():
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    return buffer.getvalue()
+
+
+OTHERS = {
+    "empty": (b"", "is empty"),
+    "pickle of protocol 2": (pickle.dumps([1], 2), "is a pickle, which is never read, for it may run code; torchvision"),
+    "pickle of protocol 5": (pickle.dumps([1], 5), "is a pickle, which is never read"),
+    "old PyTorch": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.", "is a pickle, which is never read"),
+    "older PyTorch": (tarred(), "is a tar archive: unpack it first, if it is no PyTorch file of old"),
+    "HDF5": (hdf5(), "is HDF5, as hickle's and Keras' files are"),
+    "one array": (npy(), "is one array; theano_alexnet's weights are a folder of such files, so give that"),
+    "gzip": (gzip.compress(b"W"), "is compressed: unpack it first"),
+    "prototxt": (b'name: "AlexNet"\ninput: "data"', "is a text, such as a .prototxt"),
+    "text": (b"W_0_65.npy\n", "is none of the weights that are read: a run's folder or safetensors, theano_alexnet's"),
+    "JSON": (b'{"a": 3, {', "is none of the weights"),
+    "empty zip": (b"PK\x05\x06" + bytes(18), "is a zip without theano_alexnet's arrays"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_files_of_other_things_are_refused(tmp_path, what):
+    content, sentence = OTHERS[what]
+    (tmp_path / "weights").write_bytes(content)
+    refused(tmp_path / "weights", sentence)
+
+
+def test_what_is_not_there_or_no_file_is_refused(tmp_path):
+    refused(tmp_path / "weights", "there are no weights")
+    refused("~nobody-of-this-name/weights", "there are no weights ~nobody")
+    os.mkfifo(tmp_path / "pipe")                 # reading it would wait for ever
+    refused(tmp_path / "pipe", "is neither a file nor a folder")
+    refused("/dev/zero", "is neither a file nor a folder")
+
+
+def test_bytes_of_chance_are_refused(tmp_path):
+    rng, path = np.random.default_rng(0), tmp_path / "weights"
+    heads = (b"", b"PK\x03\x04", b"\x08\x03", b"\x0a\x04", b"\x40\0\0\0\0\0\0\0{")
+    for turn in range(100):
+        path.write_bytes(heads[turn % len(heads)] + rng.bytes(int(rng.integers(1, 300))))
+        refused(path, "weights")
+
+
+def test_choices_about_theano_alexnets_sets_are_refused_for_others(narrow, tmp_path):
+    pretrained.save(weights_of_narrow(), tmp_path / "w.safetensors")
+    for choice in ({"unflipped": True}, {"epoch": 0}):
+        with pytest.raises(WeightsError, match="are choices about theano_alexnet's sets, and .* is none"):
+            pretrained.load(tmp_path / "w.safetensors", **choice)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.zip", "w"])
+def test_a_thousand_classes_without_names_are_imagenets(narrow, tmp_path, name):
+    pretrained.save(weights_of_narrow(1000), tmp_path / name)
+    weights = pretrained.load(tmp_path / name)
+    assert weights.class_names == pretrained.imagenet_names()
+    assert weights.origin.endswith("; its 1000 classes are taken for ILSVRC2012's")
+
+
+def test_imagenet_has_1000_names_in_the_order_of_their_wnids():
+    names = pretrained.imagenet_names()
+    assert (len(names), names[0], names[-1]) == (
+        1000, "n01440764 tench, Tinca tinca", "n15075141 toilet tissue, toilet paper, bathroom tissue",
+    )  # fmt: skip
+    assert list(names) == sorted(names)
+
+
+def test_saving_replaces_nothing_but_an_empty_folder(narrow, tmp_path):
+    weights = weights_of_narrow()
+    for name in ("w.safetensors", "w.zip", "w"):
+        pretrained.save(weights, tmp_path / name)
+        before = pretrained.load(tmp_path / name)
+        with pytest.raises(WeightsError, match="is there already: name a new file or folder"):
+            pretrained.save(weights._replace(mean=None), tmp_path / name)
+        assert same_bits(pretrained.load(tmp_path / name).arrays, before.arrays)
+    (tmp_path / "empty").mkdir()
+    pretrained.save(weights, tmp_path / "empty")
+
+
+def test_other_endings_are_refused(narrow, tmp_path):
+    with pytest.raises(WeightsError, match=r"must end in \.safetensors, \.onnx or \.zip, or be a folder's name"):
+        pretrained.save(weights_of_narrow(), tmp_path / "w.caffemodel")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WeightsError, match="cannot be written"):
+        pretrained.save(weights_of_narrow(), tmp_path / "file" / "w.zip")
+
+
+def test_weights_without_a_mean_image_are_not_built(narrow):
+    weights = weights_of_narrow(mean=False, origin="W")
+    with pytest.raises(WeightsError, match="W comes without a mean image; say which with --mean FILE"):
+        pretrained.build(weights)
+
+
+def test_a_built_network_predicts_with_the_weights(narrow, tmp_path):
+    upstream.save(weights_of_narrow(3), tmp_path / "set")
+    weights = pretrained.load(tmp_path / "set")
+    network = pretrained.build(weights, engine="reference")
+    for variable in network.parameters:
+        np.testing.assert_array_equal(variable.get_value(), weights.arrays[variable.name])
+    np.testing.assert_array_equal(network.mean, weights.mean)

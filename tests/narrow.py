@@ -1,0 +1,49 @@
+"""AlexNet with a few channels: its layers and groups, a thousandth of its weights, for the tests of files."""
+
+import numpy as np
+import pytest
+
+from alexnet.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
+from alexnet.models import MODELS
+from alexnet.pretrained import Weights
+from alexnet.pretrained.weights import shapes
+
+
+class Narrow(Sequential):
+    """theano_alexnet's network, narrow."""
+
+    channels, image_size = 3, 227
+
+    def __init__(self, rng, classes=10, dropout_rate=0.5):
+        super().__init__(
+            Conv(rng, 3, 4, size=11, stride=4, pool=(3, 2)),                LRN(),
+            Conv(rng, 4, 6, size=5, pad=2, groups=2, pool=(3, 2)),          LRN(),
+            Conv(rng, 6, 8, size=3, pad=1),
+            Conv(rng, 8, 6, size=3, pad=1, groups=2),
+            Conv(rng, 6, 4, size=3, pad=1, groups=2, pool=(3, 2)),          Flatten(),
+            Dense(rng, 144, 12),                                            Dropout(dropout_rate, 6),
+            Dense(rng, 12, 12),                                             Dropout(dropout_rate, 7),
+            Dense(rng, 12, classes, relu=False),
+        )  # fmt: skip
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """The narrow network stands for alexnet."""
+    monkeypatch.setitem(MODELS, "alexnet", Narrow)
+
+
+def weights_of_narrow(classes=10, mean=True, **others):
+    """Weights of random values; call it where `narrow` is in place."""
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(shape, dtype="float32") for name, shape in shapes("alexnet", classes).items()}
+    image = np.linspace(0, 255, 3 * 256 * 256, dtype="float32").reshape(3, 256, 256) if mean else None
+    return Weights("alexnet", arrays, image, **others)
+
+
+def same_bits(arrays, others):
+    """Whether two mappings hold the same names, shapes and bytes."""
+    return arrays.keys() == others.keys() and all(
+        arrays[name].shape == others[name].shape and arrays[name].tobytes() == others[name].tobytes()
+        for name in arrays
+    )
