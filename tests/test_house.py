@@ -39,7 +39,7 @@ ORDER = (
     ("pretrained",),
     ("plots", "training"),
     ("snapshots", "evaluate"),
-    ("predict",),
+    ("predict", "start"),
     ("commands",),
     ("__main__",),
 )
@@ -58,8 +58,8 @@ HOMES = {
     "tqdm": ("alexnet/recorder.py", "alexnet/progress.py"),
     "PIL": ("alexnet/images.py", "preprocess"),
     "scipy": ("alexnet/devkit.py",),
-    "google": ("alexnet/pretrained/caffe.py",),
-    "onnx": ("alexnet/pretrained/onnx.py",),
+    "google": ("alexnet/pretrained/protobuf.py",),
+    "onnx": tuple(f"alexnet/pretrained/onnx{part}.py" for part in ("", "_export", "_tensors", "_zoo")),
     "jax": ("alexnet/dispatch/jax", "multigpu/device/cuda.py"),
     "pycuda": ("multigpu/device/cuda.py",),
     # of the standard library: the C compiler, processes, and what must never be

@@ -1,0 +1,232 @@
+"""Caffe's weights: bvlc_reference_caffenet.caffemodel, bvlc_alexnet.caffemodel, and what was fine-tuned from them.
+
+A .caffemodel is a NetParameter with each layer's settings and blobs, in `layers` (as the published files have it) or in
+`layer`.  The layers and their constants decide which of our models it is.  Filters are (out, in / groups, row, column)
+for BGR images, dense weights (out, in); the outputs are Caffe's for the RGB images of this project.
+
+Source: BVLC Caffe, src/caffe/proto/caffe.proto and models/*/readme.md.
+"""
+
+import hashlib
+
+import numpy as np
+
+from alexnet.models import MODELS
+from alexnet.pretrained.caffe_blobs import MESSAGES, array_of, brief, shape_of
+from alexnet.pretrained.caffe_layout import parameters
+from alexnet.pretrained.caffe_mean import constant_mean, mean_beside
+from alexnet.pretrained.chain import (
+    Convolution,
+    Dense,
+    Flatten,
+    MaxPool,
+    Normalisation,
+    Relu,
+    has_weights,
+    model_of,
+    weights_alone,
+)
+from alexnet.pretrained.protobuf import contents, parsed
+from alexnet.pretrained.weights import Weights, WeightsError, checked
+
+PUBLISHED = {                           # sha1 -> file, from the readme.md of each
+    "4c8d77deb20ea792f84eb5e6d0a11ca0a8660a46": "bvlc_reference_caffenet.caffemodel",
+    "9116a64c0fbe4459d18f4bb6b56d647b63920377": "bvlc_alexnet.caffemodel",
+}
+NET_NAMES = {"CaffeNet": "caffenet", "AlexNet": "bvlc_alexnet"}
+V1_TYPES = {                            # V1LayerParameter.LayerType -> LayerParameter.type
+    1: "Accuracy", 3: "Concat", 4: "Convolution", 5: "Data", 6: "Dropout", 8: "Flatten", 9: "HDF5Data", 12: "ImageData",
+    14: "InnerProduct", 15: "LRN", 17: "Pooling", 18: "ReLU", 19: "Sigmoid", 20: "Softmax", 21: "SoftmaxWithLoss",
+    22: "Split", 23: "TanH", 24: "WindowData", 25: "Eltwise", 29: "MemoryData", 30: "ArgMax", 32: "DummyData",
+    36: "Silence", 39: "Deconvolution",
+}  # fmt: skip
+HANDING_ON = ("Dropout", "Flatten", "Split")         # the values, unchanged
+ENDS = (                                             # what lies before and after a network
+    "Data", "DummyData", "HDF5Data", "ImageData", "Input", "MemoryData", "WindowData",
+    "Accuracy", "ArgMax", "Silence", "Softmax", "SoftmaxWithLoss",
+)  # fmt: skip
+
+
+def load(path):
+    """The Weights of a .caffemodel, converted exactly; raises WeightsError."""
+    data = contents(path)
+    if is_text(data):
+        raise WeightsError(f"{path} is a text, as a prototxt, which has no weights; they are in a .caffemodel")
+    sha1 = hashlib.sha1(data, usedforsecurity=False).hexdigest()
+    net = parsed(MESSAGES["NetParameter"](), data, path, ".caffemodel")
+    del data                                           # the message has a copy
+    layers = chain_of(net, path)
+    found = with_flatten([step for _, step in layers])
+    model = model_of(found, path, candidates(net, found, path))
+    arrays = parameters(pairs_of([(layer, step) for layer, step in layers if has_weights(step)], path), model)
+    mean, mean_origin = mean_of(net, path, MODELS[model].image_size)
+    return checked(Weights(
+        model=model,
+        arrays=arrays,
+        mean=mean,
+        origin=f"{model} of Caffe's {path}, {publication(sha1)}, with {mean_origin}",
+    ), path)  # fmt: skip
+
+
+def is_text(data):
+    return all(byte >= 0x20 or byte in b"\t\n\r" for byte in data[:512])
+
+
+def publication(sha1):
+    """Whether a file is one that Caffe published, in words."""
+    if sha1 in PUBLISHED:
+        return f"the published {PUBLISHED[sha1]}"
+    return f"none of the files that Caffe published (sha1 {sha1})"
+
+
+# ---- which network it is
+
+
+def chain_of(net, path):
+    """(layer, step) of each layer that computes, in order; raises WeightsError where they are no chain of known layers.
+
+    Each must take what the one before it gave; what a file does not say of that is not checked.
+    """
+    chain, given = [], set()
+    for layer in [*net.layers, *net.layer]:
+        kind = type_of(layer, path)
+        if kind in ENDS:
+            given |= set(layer.top)
+            continue
+        if layer.bottom and given and layer.bottom[0] not in given:
+            raise WeightsError(f"{path} is no chain of layers: {words(layer.name)} takes {words(layer.bottom[0])}")
+        given = set(layer.top) | (given if kind == "Split" else set())
+        if kind in STEPS:
+            chain.append((layer, STEPS[kind](layer, f"{path}: {words(layer.name)}")))
+    return chain
+
+
+def type_of(layer, path):
+    """The type of a layer of either kind; raises WeightsError for those that networks of ours do not have."""
+    if isinstance(layer, MESSAGES["V1LayerParameter"]):
+        if layer.HasField("layer"):
+            raise WeightsError(f"{path} is of Caffe before 2014 (V0); convert it with its upgrade_net_proto_binary")
+        kind = V1_TYPES.get(layer.type, f"number {layer.type}")
+    else:
+        kind = words(layer.type)
+    if not layer.HasField("type") and layer.blobs:     # weights that lost their settings
+        kind = "Convolution" if words(layer.name).startswith("conv") else "InnerProduct"
+    if kind not in STEPS and kind not in HANDING_ON and kind not in ENDS:
+        raise WeightsError(f"{path} is another network than ours: its layer {words(layer.name)} is of type {kind!r}")
+    return kind
+
+
+def words(name):
+    return name.decode(errors="replace")
+
+
+def convolution(layer, source):
+    shape, _ = shape_and_bias(layer, source)
+    if len(shape) != 4:
+        raise WeightsError(f"{source} must have filters with four axes, got shape {brief(shape)}")
+    filters, _, rows, columns = shape
+    size = rows if rows == columns else (rows, columns)
+    if not layer.HasField("convolution_param"):
+        return Convolution(size, None, None, None, filters)
+    said = layer.convolution_param
+    if any(dilation != 1 for dilation in said.dilation):
+        raise WeightsError(f"{source} is dilated by {list(said.dilation)}, which our convolutions are not")
+    declared = both(said, "kernel_size", "kernel", size)
+    if declared != size:
+        raise WeightsError(f"{source} has kernel_size {declared}, and filters of size {size}")
+    return Convolution(size, both(said, "stride", "stride", 1), both(said, "pad", "pad", 0), said.group, filters)
+
+
+def pooling(layer, source):
+    said = layer.pooling_param
+    if said.pool or said.global_pooling:
+        raise WeightsError(f"{source} must be max pooling of windows, got pool {said.pool} or global_pooling")
+    return MaxPool(
+        both(said, "kernel_size", "kernel", 0), both(said, "stride", "stride", 1), both(said, "pad", "pad", 0)
+    )
+
+
+def both(said, name, short, default):
+    """A setting for rows and columns: the one number where they are alike, else both.  Caffe has two ways to say it."""
+    values = list(getattr(said, name)) or [default]
+    if said.HasField(f"{short}_h") or said.HasField(f"{short}_w"):
+        values = [getattr(said, f"{short}_h"), getattr(said, f"{short}_w")]
+    return values[0] if len(set(values)) == 1 else tuple(values)
+
+
+def normalisation(layer, source):
+    said = layer.lrn_param
+    if said.norm_region:
+        raise WeightsError(f"{source} must normalise across channels, got norm_region {said.norm_region}")
+    return Normalisation(said.local_size, said.k, said.alpha / max(said.local_size, 1), said.beta)    # Caffe's is / n
+
+
+def rectifier(layer, source):
+    return Relu(layer.relu_param.negative_slope)
+
+
+def inner_product(layer, source):
+    said, (shape, bias) = layer.inner_product_param, shape_and_bias(layer, source)
+    if said.transpose or said.axis != 1:
+        raise WeightsError(f"{source} must be of axis 1 and not transposed, got {said.axis} and {said.transpose}")
+    if len(shape) < 2 or set(shape[:-2]) - {1} or shape[-2] != bias.size:
+        raise WeightsError(f"{source} must have weights ({bias.size}, inputs) for its bias, got {brief(shape)}")
+    return Dense(bias.size)
+
+
+STEPS = {                               # type -> (layer, what a sentence calls it) -> step
+    "Convolution": convolution, "InnerProduct": inner_product, "LRN": normalisation, "Pooling": pooling,
+    "ReLU": rectifier,
+}  # fmt: skip
+
+
+def with_flatten(steps):
+    """The steps with Flatten before the first dense one, which flattens for itself in Caffe."""
+    first = next((at for at, step in enumerate(steps) if isinstance(step, Dense)), len(steps))
+    return steps if weights_alone(steps) else [*steps[:first], Flatten(), *steps[first:]]
+
+
+def candidates(net, found, path):
+    """Names of the models that a file may be: where it has nothing but weights, the one of the net's name."""
+    if not found or not weights_alone(found):
+        return tuple(MODELS)
+    if words(net.name) not in NET_NAMES:
+        raise WeightsError(
+            f"{path} has layers with weights alone, which do not tell whether it pools or normalises first, nor does "
+            f"its name {words(net.name)!r}, which would have to be {' or '.join(NET_NAMES)}"
+        )
+    return (NET_NAMES[words(net.name)],)
+
+
+# ---- its arrays
+
+
+def shape_and_bias(layer, source):
+    """(shape that the weights say they have, bias) of a layer."""
+    if len(layer.blobs) != 2:
+        raise WeightsError(f"{source} must have two blobs, weights and bias, got {len(layer.blobs)}")
+    return shape_of(layer.blobs[0]), array_of(layer.blobs[1], f"{source}: its bias").reshape(-1)
+
+
+def pairs_of(layers, path):
+    """(weights, bias) of each layer in order, float32, dense weights (out, in)."""
+    for layer, step in layers:
+        source = f"{path}: {words(layer.name)}"
+        weights, (_, bias) = array_of(layer.blobs[0], f"{source}: its weights"), shape_and_bias(layer, source)
+        yield weights.reshape(weights.shape[-2:]) if isinstance(step, Dense) else weights, bias
+
+
+# ---- its images
+
+
+def mean_of(net, path, image_size):
+    """(mean image, where it is from): the file's own values for each channel, else what lies beside it."""
+    for layer in [*net.layers, *net.layer]:
+        said = layer.transform_param
+        if said.scale != 1:
+            raise WeightsError(f"{path} takes images multiplied by {said.scale:g}; ours have grey levels from 0 to 255")
+        if said.crop_size not in (0, image_size):
+            raise WeightsError(f"{path} takes crops of {said.crop_size} pixels, our network {image_size}")
+        if len(said.mean_value) == 3 and np.isfinite(said.mean_value).all():
+            return constant_mean(said.mean_value), f"its own mean of each channel, BGR {list(said.mean_value)}"
+    return mean_beside(path)

@@ -1,0 +1,64 @@
+"""Protocol buffers: message classes made from a text of fields, and whole files parsed or refused.
+
+Source: protobuf.dev/programming-guides/encoding.
+"""
+
+import re
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from alexnet.pretrained.weights import WeightsError
+
+LARGEST = 2**31 - 1                     # bytes of a message, by its definition
+MESSAGE = re.compile(r"message (\w+) \{(.*?)\}", re.DOTALL)
+FIELD = re.compile(r"(optional|repeated) (\w+) (\w+) = (\d+)(?: \[default = (\S+)\])?;")
+
+
+def messages(text):
+    """Name -> class of each message in a text that is written as a .proto file is.
+
+    Fields that the text leaves out are passed over when a message is read; enums are int32, the same on the wire.
+    """
+    file = descriptor_pb2.FileDescriptorProto(name="messages.proto", syntax="proto2")
+    for name, body in MESSAGE.findall(text):
+        message = file.message_type.add(name=name)
+        for label, kind, field, number, default in FIELD.findall(body):
+            added = message.field.add(name=field, number=int(number), label=value_of("LABEL", label))
+            if default:
+                added.default_value = default
+            if hasattr(descriptor_pb2.FieldDescriptorProto, f"TYPE_{kind.upper()}"):
+                added.type = value_of("TYPE", kind)
+            else:
+                added.type, added.type_name = value_of("TYPE", "message"), kind
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    found = (pool.FindMessageTypeByName(message.name) for message in file.message_type)
+    return {descriptor.name: message_factory.GetMessageClass(descriptor) for descriptor in found}
+
+
+def value_of(enum, name):
+    return getattr(descriptor_pb2.FieldDescriptorProto, f"{enum}_{name.upper()}")
+
+
+def parsed(message, data, path, kind):
+    """The message, filled from the bytes of a file; raises WeightsError.
+
+    kind  what the file should be, for the sentence
+    """
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise WeightsError(f"{path} is damaged, or no {kind}: its messages do not end where they should") from error
+    return message
+
+
+def contents(path):
+    """The bytes of a file of one message; raises WeightsError."""
+    try:
+        size = path.stat().st_size
+        if not 0 < size <= LARGEST:
+            raise WeightsError(f"{path} has {size} bytes; such files have from 1 to {LARGEST}")
+        return path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error

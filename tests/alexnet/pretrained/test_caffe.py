@@ -1,0 +1,334 @@
+"""Files of Caffe, written byte by byte by tests/caffe_truth.py, load with Caffe's outputs; all others are refused."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from alexnet import pretrained
+from alexnet.augment import centre_crop
+from alexnet.pretrained import WeightsError, build, caffe
+from tests import caffe_truth, tiny
+from tests.caffe_truth import blob, field, fields, layer
+
+IMAGENET_MEAN = (104.0069879317889, 116.66876761696767, 122.6789143406786)                  # BGR
+TOLERANCE = 1e-5                                 # of the largest output, float32 against float64
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    return caffe_truth.random_blobs(np.random.default_rng(0))
+
+
+@pytest.fixture
+def image(rng):
+    return rng.integers(0, 256, (3, 256, 256, 1), dtype=np.uint8)
+
+
+def ours(weights, image):
+    """What our network makes of an image, RGB (3, 256, 256, 1) uint8, with its mean and the centre crop."""
+    return build(weights).logits(image, *centre_crop(1, 227))[:, 0]
+
+
+def theirs(blobs, image, mean, model):
+    """The same by the float64 reference; mean is BGR."""
+    return caffe_truth.outputs(blobs, (image[::-1, ..., 0] - mean)[:, 14:241, 14:241], model)
+
+
+def test_caffenets_file_gives_caffes_outputs(tmp_path, blobs, image, rng):
+    path, mean = tmp_path / "some.caffemodel", rng.uniform(90, 130, (3, 256, 256)).astype("float32")
+    path.write_bytes(b"".join(caffe_truth.caffemodel("caffenet", blobs)))
+    (tmp_path / "imagenet_mean.binaryproto").write_bytes(blob(mean[None]))
+    weights = pretrained.load(path)
+    assert weights.model == "caffenet" and weights.resize == "squash"
+    assert weights.class_names == pretrained.imagenet_names()
+    assert "none of the files that Caffe published" in weights.origin and "imagenet_mean" in weights.origin
+    truth = theirs(blobs, image, mean, "caffenet")
+    np.testing.assert_allclose(ours(weights, image), truth, rtol=0, atol=TOLERANCE * abs(truth).max())
+
+
+def test_a_fine_tuned_alexnet_in_later_layers_gives_caffes_outputs(tmp_path, blobs, image):
+    path, mean = tmp_path / "some.caffemodel", (104.0, 117.0, 123.5)
+    tuned = {name: pair for name, pair in blobs.items() if name != "fc8"}
+    tuned["fc8_flickr"] = tuple(array[:20] for array in blobs["fc8"])
+    data = {"mean_value": list(mean)}
+    path.write_bytes(b"".join(caffe_truth.caffemodel("bvlc_alexnet", tuned, v1=False, data=data)))
+    weights = pretrained.load(path)
+    assert (weights.model, weights.classes, weights.class_names) == ("bvlc_alexnet", 20, None)
+    truth = theirs(blobs | {"fc8": tuned["fc8_flickr"]}, image, np.reshape(mean, (3, 1, 1)), "bvlc_alexnet")
+    np.testing.assert_allclose(ours(weights, image), truth, rtol=0, atol=TOLERANCE * abs(truth).max())
+
+
+# ---- a small network of the same kinds of layers, tests/tiny.py
+
+
+def tiny_arrays(seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = {"conv1": (4, 3, 11, 11), "conv2": (6, 2, 3, 3), "fc3": (8, 294), "fc4": (10, 8)}
+    return {name: (rng.random(s, "f4"), rng.random(s[0], "f4")) for name, s in shapes.items()}
+
+
+def tiny_pieces(arrays=None, as_blob=blob):
+    """The pieces of a .caffemodel of tests/tiny.py's network."""
+    made = {name: [as_blob(each) for each in pair] for name, pair in (arrays or tiny_arrays()).items()}
+    return [
+        field(1, b"Tiny"),
+        layer("Data", b"data", [], [b"data", b"label"]),
+        layer("Split", b"s", [b"label"], [b"label_0", b"label_1"]),
+        layer("Convolution", b"conv1", [b"data"], [b"c1"], made["conv1"], kernel_size=11, stride_h=8, stride_w=8),
+        layer("ReLU", b"r1", [b"c1"], [b"c1"]),
+        layer("Pooling", b"p1", [b"c1"], [b"p1"], kernel_size=3, stride=2),
+        layer("LRN", b"n1", [b"p1"], [b"n1"], local_size=5, alpha=5e-4, k=2.0),
+        layer("Convolution", b"conv2", [b"n1"], [b"c2"], made["conv2"], kernel_size=3, stride=2, pad=1, group=2),
+        layer("ReLU", b"r2", [b"c2"], [b"c2"]),
+        layer("InnerProduct", b"fc3", [b"c2"], [b"f3"], made["fc3"]),
+        layer("ReLU", b"r3", [b"f3"], [b"f3"]),
+        layer("Dropout", b"d3", [b"f3"], [b"d3"]),
+        layer("InnerProduct", b"fc4", [b"d3"], [b"f4"], made["fc4"]),
+        layer("Split", b"s4", [b"f4"], [b"f4_0", b"f4_1"]),
+        layer("SoftmaxWithLoss", b"loss", [b"f4_0", b"label_0"], [b"loss"]),
+        layer("Accuracy", b"accuracy", [b"f4_1", b"label_1"], [b"accuracy"]),
+    ]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a .caffemodel of pieces or bytes; returns its path."""
+
+    def written(content):
+        path = tmp_path / "some.caffemodel"
+        path.write_bytes(content if isinstance(content, bytes) else b"".join(content))
+        return path
+
+    return written
+
+
+def refusal(path):
+    """The sentence with which a file is refused."""
+    with pytest.raises(WeightsError) as raised:
+        caffe.load(path)
+    sentence = str(raised.value)
+    assert sentence.startswith(str(path.parent)) and "\n" not in sentence and len(sentence) < 500
+    return sentence
+
+
+def as_doubles(array):
+    return blob(array, data=b"").replace(field(5, b""), field(8, array.astype("<f8").tobytes()))
+
+
+def in_two_pieces(array):
+    """Packed values may be said in several pieces."""
+    data = array.tobytes()
+    return blob(array, data=data[:8]) + field(5, data[8:])
+
+
+def with_gradients(array):
+    return blob(array) + field(6, array.tobytes())
+
+
+@pytest.mark.parametrize("as_blob", [blob, as_doubles, in_two_pieces, with_gradients])
+def test_arrays_are_converted_exactly(write, as_blob):
+    arrays = tiny_arrays()
+    weights = caffe.load(write(tiny_pieces(arrays, as_blob)))
+    assert weights.model == "tiny"
+    assert list(weights.arrays) == [parameter.name for parameter in tiny.Tiny(None).parameters]
+    for name, (W, b) in arrays.items():
+        got = weights.arrays[f"{name}.W"]
+        assert (weights.arrays[f"{name}.b"] == b).all()
+        for place in np.ndindex(W.shape):
+            o, *inner = place
+            if name == "conv1":
+                inner[0] = 2 - inner[0]          # B, G, R
+            assert got[(*inner, o)] == W[place]
+
+
+@pytest.mark.parametrize("files, expected", [
+    ((), "without a .binaryproto beside it"),
+    (("a_mean.binaryproto", "mean_b.binaryproto"), "2 *mean*.binaryproto lie beside it"),
+])  # fmt: skip
+def test_without_one_mean_file_caffes_published_means_are_taken(write, files, expected):
+    path = write(tiny_pieces())
+    for name in files:
+        (path.parent / name).write_bytes(b"")
+    weights = caffe.load(path)
+    assert expected in weights.origin
+    for channel, value in zip(weights.mean, reversed(IMAGENET_MEAN), strict=True):
+        assert (channel == np.float32(value)).all()
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"\x0f\x0f", blob(np.ones((1, 3, 4, 4))), blob(np.full((3, 256, 256), np.nan)), blob(np.ones((3, 256, 255))),
+])  # fmt: skip
+def test_a_mean_file_that_is_none_is_refused(write, content):
+    path = write(tiny_pieces())
+    (path.parent / "mean.binaryproto").write_bytes(content)
+    assert "mean" in refusal(path)
+
+
+def test_the_published_file_is_known_by_its_sha1(write, monkeypatch):
+    content = b"".join(tiny_pieces())
+    assert "none of the files that Caffe published" in caffe.load(write(content)).origin
+    monkeypatch.setitem(caffe.PUBLISHED, hashlib.sha1(content).hexdigest(), "bvlc_tiny.caffemodel")
+    assert "the published bvlc_tiny.caffemodel" in caffe.load(write(content)).origin
+
+
+def test_truncation_is_refused_wherever_it_is(write):
+    pieces = tiny_pieces()
+    needed, content = len(b"".join(pieces[:13])), b"".join(pieces)
+    ends = np.cumsum([len(piece) for piece in pieces])
+    for cut in {*range(0, needed, 211), *range(200), *ends[:12], needed - 1}:
+        refusal(write(content[:cut]))
+    caffe.load(write(content[:needed]))          # what follows is about training
+
+
+def test_no_flipped_byte_does_more_than_be_refused_or_change_a_number(write):
+    content, rng = bytearray(b"".join(tiny_pieces())), np.random.default_rng(1)
+    for place in [*range(120), *rng.integers(0, len(content), 120)]:
+        before, content[place] = content[place], rng.integers(0, 256)
+        try:
+            caffe.load(write(bytes(content)))
+        except WeightsError as error:
+            assert "\n" not in str(error)
+        content[place] = before
+
+
+def test_values_that_are_no_numbers_are_refused(write):
+    for value in (np.nan, np.inf):
+        arrays = tiny_arrays()
+        arrays["fc3"][0][2, 5] = value
+        assert "fc3.W holds values that are not finite" in refusal(write(tiny_pieces(arrays)))
+
+
+@pytest.mark.parametrize("dims, data", [
+    ((4, 3, 11, 11), b"\0" * (4 * 4 * 3 * 121 - 4)),
+    ((4, 3, 11, 11), b"\0" * (4 * 4 * 3 * 121 - 1)),
+    ((4, 3, 11, 11), b""),
+    ((2**40, 3, 11, 11), b"\0\0\0\0"),
+    ((2**32, 2**32, 11, 11), b""),
+    ((-4, -3, 11, 11), b"\0" * (4 * 4 * 3 * 121)),
+    ((0, 0, 11, 11), b""),
+])  # fmt: skip
+@pytest.mark.parametrize("shaped", [False, True])
+def test_a_blob_whose_lengths_are_not_its_values_is_refused(write, dims, data, shaped):
+    pieces = tiny_pieces()
+    made = [blob(None, shaped, dims, data), blob(np.ones(4))]
+    pieces[3] = layer("Convolution", b"conv1", [b"data"], [b"c1"], made, kernel_size=11, stride=8)
+    assert "conv1" in refusal(write(pieces)) or "another network" in refusal(write(pieces))
+
+
+def test_a_blob_of_a_million_lengths_is_refused(write):
+    pieces = tiny_pieces()
+    made = [blob(None, True, (1,) * 1_000_000, b"\0\0\0\0"), blob(np.ones(4))]
+    pieces[3] = layer("Convolution", b"conv1", [b"data"], [b"c1"], made, kernel_size=11, stride=8)
+    assert "of 1000000 lengths" in refusal(write(pieces))
+
+
+def test_unpacked_values_are_refused_as_missing(write):
+    pieces = tiny_pieces(as_blob=lambda a: blob(a, data=b"") + b"".join(field(5, float(v)) for v in a.flat[:5]))
+    assert "0 values" in refusal(write(pieces))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_layer_without_bias_is_refused(write, count):
+    pieces = tiny_pieces()
+    made = [blob(np.ones((6, 2, 3, 3))), blob(np.ones(6)), blob(np.ones(6))][:count]
+    pieces[7] = layer("Convolution", b"conv2", [b"n1"], [b"c2"], made, kernel_size=3)
+    assert f"conv2 must have two blobs, weights and bias, got {count}" in refusal(write(pieces))
+
+
+@pytest.mark.parametrize("content, expected", [
+    (b"", "0 bytes"),
+    (b'name: "CaffeNet"\nlayer {\n  name: "data"\n}\n' * 30, "prototxt"),
+    (np.random.default_rng(0).bytes(5000), "damaged, or no .caffemodel"),
+    (field(1, 450000) + field(2, b"snapshot.caffemodel") + field(3, blob(np.ones((2, 2)))), "damaged, or no"),
+    (field(1, b"Nothing"), "does not end in a dense layer"),
+    (b"\x0b" * 100_000, "damaged, or no .caffemodel"),
+    (field(2, b"\x0b" * 100_000), "damaged, or no .caffemodel"),
+    (field(2, field(1, field(1, b"conv1"))), "upgrade_net_proto_binary"),
+    (b"\x89HDF\r\n\x1a\n" + bytes(500), "damaged, or no .caffemodel"),
+])  # fmt: skip
+def test_what_is_no_caffemodel_is_refused(write, content, expected):
+    assert expected in refusal(write(content))
+
+
+def test_a_file_beyond_two_gigabytes_is_refused_unread(tmp_path):
+    path = tmp_path / "some.caffemodel"
+    with path.open("wb") as file:
+        file.truncate(2**31)                     # sparse: takes no disk
+    assert "2147483648 bytes" in refusal(path)
+
+
+# ---- which network it is: AlexNet's files, with nothing in the blobs of the weights
+
+
+@pytest.fixture(scope="module")
+def thin(blobs):
+    """Layer -> the bytes of a blob that has a shape alone, and of a bias."""
+    return {name: (blob(None, dims=W.shape, data=b""), blob(b)) for name, (W, b) in blobs.items()}
+
+
+MISMATCHES = {
+    ("conv1", "stride", 2): "conv1 has stride 2, caffenet's 4",
+    ("conv1", "kernel_size", 7): "kernel_size 7, and filters of size 11",
+    ("conv1", "dilation", 2): "dilated by [2]",
+    ("conv2", "pad", 1): "conv2 has pad 1, caffenet's 2",
+    ("conv2", "pad_h", 1): "conv2 has pad (1, 0), caffenet's 2",
+    ("conv2", "group", 1): "conv2 has groups 1, caffenet's 2",
+    ("pool1", "pool", 1): "pool1 must be max pooling",
+    ("pool1", "kernel_size", 2): "has size 2, caffenet's 3",
+    ("pool1", "stride", 3): "has stride 3, caffenet's 2",
+    ("norm1", "local_size", 3): "lrn1 has n 3, caffenet's 5",
+    ("norm1", "alpha", 2e-4): "lrn1 has alpha 4e-05, caffenet's 2e-05",
+    ("norm2", "beta", 0.5): "lrn2 has beta 0.5, caffenet's 0.75",
+    ("norm2", "k", 2.0): "lrn2 has k 2, caffenet's 1",
+    ("norm2", "norm_region", 1): "norm2 must normalise across channels",
+    ("relu3", "negative_slope", 0.1): "conv3 has slope 0.1, caffenet's 0",
+    ("fc7", "transpose", 1): "fc7 must be of axis 1 and not transposed",
+}
+
+
+@pytest.mark.parametrize("v1", [True, False])
+@pytest.mark.parametrize("change", MISMATCHES, ids=lambda change: f"{change[0]}.{change[1]}")
+def test_each_constant_of_another_value_is_refused_with_it(write, thin, change, v1):
+    name, setting, value = change
+    pieces = caffe_truth.caffemodel("caffenet", thin, v1, changed={name: {setting: value}})
+    assert MISMATCHES[change] in refusal(write(pieces))
+
+
+@pytest.mark.parametrize("data, expected", [
+    ({"scale": 1 / 256}, "images multiplied by 0.00390625"), ({"crop_size": 224}, "crops of 224 pixels"),
+])  # fmt: skip
+def test_other_preprocessing_is_refused(write, data, expected):
+    pieces = tiny_pieces()
+    pieces[1] = layer("Data", b"data", [], [b"data", b"label"], **data)
+    assert expected in refusal(write(pieces))
+
+
+def test_a_network_of_other_layers_is_refused(write, thin):
+    pieces = caffe_truth.caffemodel("caffenet", thin)
+    concat = layer("Concat", b"inception", [b"conv1", b"conv2"], [b"inception"])
+    assert "inception is of type 'Concat'" in refusal(write([*pieces[:9], concat, *pieces[9:]]))
+    assert "no chain of layers: conv1 takes data" in refusal(write([*pieces[:3], pieces[2], *pieces[3:]]))
+    for missing, expected in ((3, "has Relu (conv1), it has MaxPool"), (4, "norm1 takes pool1"),
+                              (18, "has Relu (fc6), it has Dense")):  # fmt: skip
+        assert expected in refusal(write(pieces[:missing] + pieces[missing + 1 :]))
+
+
+def test_the_order_of_pooling_and_normalisation_decides(write, thin):
+    for model in ("caffenet", "bvlc_alexnet"):           # weights are missing: it was recognised, and then refused
+        pieces = caffe_truth.caffemodel(model, thin)
+        assert "conv1: its weights must have a shape" in refusal(write(pieces))
+        net = caffe.parsed(caffe.MESSAGES["NetParameter"](), b"".join(pieces), "", "")
+        found = caffe.with_flatten([step for _, step in caffe.chain_of(net, "")])
+        assert caffe.model_of(found, "") == model
+
+
+def test_weights_alone_are_known_by_their_nets_name_or_refused(write, thin):
+    def pieces(name):
+        return [field(1, name), *(field(100, fields({"name": 1, "blobs": 7}, name=layer.encode(), blobs=list(pair)))
+                                  for layer, pair in thin.items())]  # fmt: skip
+
+    for name in (b"CaffeNet", b"AlexNet"):
+        assert "conv1: its weights must have a shape" in refusal(write(pieces(name)))
+    assert "whether it pools or normalises first" in refusal(write(pieces(b"mine")))
+    assert "another network than caffenet" in refusal(write(pieces(b"CaffeNet")[:-2]))
