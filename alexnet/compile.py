@@ -10,6 +10,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
+from alexnet.config import ConfigError
 from alexnet.dispatch import HOST_ENGINES, mode_of, prepare
 from alexnet.dispatch.cpu import build
 from alexnet.layers import Background, Noise
@@ -70,18 +71,21 @@ class Network:
 
     @cached_property
     def training_graph(self):
-        """Inputs, cost and error, and the gradient of each parameter, symbolic."""
+        """Inputs, cost and error, and the gradient of each parameter that learns, symbolic.
+
+        Where the lowest layers do not learn, no gradient goes down to them.
+        """
         images, labels = self.images(), pt.ivector("labels")
         logits = self.model(images.pixels, Noise(np.int64(self.seed), self.step))
         cost = cross_entropy(logits, labels)
-        gradients = pytensor.grad(cost, self.parameters)
+        gradients = pytensor.grad(cost, [parameter.variable for parameter in self.learning])
         return [*images.inputs, labels], [cost, top_k_error(logits, labels, 1)], gradients
 
     @cached_property
     def update_graph(self):
         """Learning rate, the gradients as symbols without a value, update pairs and velocities, symbolic."""
-        rate, gradients = pt.scalar("learning_rate", dtype="float32"), [v.type() for v in self.parameters]
-        return rate, gradients, *self.update(self.model.parameters, gradients, rate)
+        rate, gradients = pt.scalar("learning_rate", dtype="float32"), [p.variable.type() for p in self.learning]
+        return rate, gradients, *self.update(self.learning, gradients, rate)
 
     @cached_property
     def train(self):
@@ -108,9 +112,9 @@ class Network:
 
     @cached_property
     def gradients(self):
-        """Shared variables, float32 and shaped as the parameters: what compute writes and apply reads."""
-        zeros = (np.zeros(v.type.shape, "float32") for v in self.parameters)
-        named = zip((f"{v.name}.gradient" for v in self.parameters), zeros, strict=True)
+        """Shared variables, float32 and shaped as the parameters that learn: what compute writes and apply reads."""
+        zeros = (np.zeros(p.shape, "float32") for p in self.learning)
+        named = zip((f"{p.name}.gradient" for p in self.learning), zeros, strict=True)
         return [pytensor.shared(array, name=name, shape=array.shape, borrow=True) for name, array in named]
 
     @property
@@ -118,11 +122,21 @@ class Network:
         """The parameters' shared variables."""
         return [parameter.variable for parameter in self.model.parameters]
 
+    @property
+    def learning(self):
+        """Those of the model's Parameters that training changes."""
+        return [parameter for parameter in self.model.parameters if parameter.learns]
+
+    @property
+    def frozen(self):
+        """The shared variables of the others."""
+        return [parameter.variable for parameter in self.model.parameters if not parameter.learns]
+
     @cached_property
     def parameters_and_velocities(self):
-        """Shared variables of float32, in the order in which workers exchange them."""
+        """What training changes: shared variables of float32, in the order in which workers exchange them."""
         self.wait()
-        return [*self.parameters, *self.update_graph[3]]
+        return [*(parameter.variable for parameter in self.learning), *self.update_graph[3]]
 
     @cached_property
     def validate(self):
@@ -134,9 +148,11 @@ class Network:
 
     @cached_property
     def logits(self):
-        """(*images) -> float32 (class, batch): what the softmax makes probabilities of."""
+        """(*images) -> float32 (class, batch): what the softmax makes probabilities of; no call waits for a compiler."""
         images = self.images()
-        return self.compile(images.inputs, self.model(images.pixels))
+        function = self.compile(images.inputs, self.model(images.pixels))
+        build.compile_wanted()
+        return function
 
     @cached_property
     def predict(self):
@@ -146,8 +162,9 @@ class Network:
 
     @cached_property
     def state(self):
-        """Name -> shared variable of everything that training changes."""
-        return {variable.name: variable for variable in [*self.parameters_and_velocities, self.step]}
+        """Name -> shared variable of every parameter, and of all else that training changes."""
+        variables = dict.fromkeys([*self.parameters, *self.parameters_and_velocities, self.step])
+        return {variable.name: variable for variable in variables}
 
     def get_state(self):
         """Name -> array, views of the state: copy what must outlive the next step."""
@@ -210,10 +227,11 @@ def update_rule(config):
 def build_network(config, classes, mean, rank=0, device="cpu"):
     """The Network of the settings on a device; the initial weights come from random_seed alone, alike on every worker.
 
-    Raises ConfigError where the engine cannot be had on this machine.
+    Raises ConfigError where the engine cannot be had on this machine, or a layer of the settings is not there.
     """
     rng = Background(np.random.default_rng(config.random_seed))
     model = model_class(config.model)(rng, classes=classes, dropout_rate=config.dropout_rate)
+    set_pace(model, config)
     return Network(
         model,
         mean,
@@ -225,6 +243,28 @@ def build_network(config, classes, mean, rank=0, device="cpu"):
         precision=config.precision,
         device=device,
     )
+
+
+def set_pace(model, config):
+    """Have each layer of the model learn as fast as layer_rates and frozen_layers say.
+
+    Raises ConfigError for a layer that is not there, and where none is left to learn.
+    """
+    for name, rate in config.layer_rates.items():
+        for parameter in layer_of(model, name, "layer_rates"):
+            parameter.lr_mult *= rate
+    for name in config.frozen_layers:
+        for parameter in layer_of(model, name, "frozen_layers"):
+            parameter.learns = False
+    if not any(parameter.learns for parameter in model.parameters):
+        raise ConfigError(f"frozen_layers must leave a layer to learn, got all: {', '.join(config.frozen_layers)}")
+
+
+def layer_of(model, name, setting):
+    """The parameters of the model's layer `name`; raises ConfigError where there is none, on behalf of the setting."""
+    if name not in model.weight_layers:
+        raise ConfigError(f"{setting}: there is no layer {name!r}; there are {', '.join(model.weight_layers)}")
+    return model.weight_layers[name]
 
 
 def engine_of(setting, device):

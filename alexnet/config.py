@@ -24,7 +24,9 @@ HOME = Path(__file__).resolve().parent
 INSTALLED, SOURCE = HOME / "config.yaml", HOME.parent / "config.yaml"
 DEFAULTS = INSTALLED if INSTALLED.exists() else SOURCE
 
-PLAIN_TEXT = ("data", "output", "run_name", "resume_train")
+PLAIN_TEXT = ("data", "output", "run_name", "resume_train", "weights")
+
+FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"          # YAML 1.2, core schema
 
 # pydantic's words -> a reader's
 WORDS = {"a valid boolean": "true or false", "a valid integer": "an integer", "valid tuple": "list", "valid ": ""}
@@ -69,7 +71,7 @@ for tag, pattern, first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?[0-9]+", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", FLOAT, list("-+.0123456789")),
     ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
 ):
     Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^(?:{pattern})$"), first)
@@ -100,6 +102,24 @@ def as_tuple(value):
         parts = [part.strip() for part in value.split(",")]
         return tuple(int(part) if re.fullmatch(r"[-+]?[0-9]+", part) else part for part in parts)
     return value if value is None else (value,)
+
+
+def as_layers(value):
+    """As as_tuple, where none says that there are none."""
+    return () if value == "none" else as_tuple(value)
+
+
+def as_rates(value):
+    """A mapping; so is what a command line can say without quotes: `fc8:10,conv1:0.1`."""
+    if not isinstance(value, str):
+        return value
+    pairs = [[word.strip() for word in part.split(":")] for part in value.split(",")]
+    if not all(len(pair) == 2 and re.fullmatch(FLOAT, pair[1]) for pair in pairs):
+        raise ValueError("be layers and factors, as fc8:10,conv1:0.1")
+    rates = {name: float(rate) for name, rate in pairs}
+    if len(rates) < len(pairs):
+        raise ValueError("name each layer once")
+    return rates
 
 
 def as_resume(value):
@@ -140,6 +160,11 @@ class Config(BaseModel):
     model: Text
     classes: Annotated[int, Field(ge=2)] | None
     resume_train: Annotated[Text | None, BeforeValidator(as_resume)]
+
+    weights: Text | None
+    new_layers: Annotated[tuple[Text, ...], BeforeValidator(as_layers)]
+    layer_rates: Annotated[dict[Text, Amount], BeforeValidator(as_rates)]
+    frozen_layers: Annotated[tuple[Text, ...], BeforeValidator(as_layers)]
 
     devices: Annotated[listing(DeviceName), Field(min_length=1)]
     rank: Annotated[int, Field(ge=0)] | None
@@ -195,6 +220,15 @@ class Config(BaseModel):
             raise ValueError(
                 f"warmup_epochs must be less than n_epochs = {self.n_epochs}, got {self.warmup_epochs}"
             )
+        if "auto" in self.new_layers and len(self.new_layers) > 1:
+            raise ValueError(f"new_layers must be auto alone, or name the layers, got {list(self.new_layers)}")
+        if both := {*self.layer_rates, *self.new_layers} & {*self.frozen_layers}:
+            raise ValueError(
+                f"{min(both)} is one of frozen_layers, so it has no learning rate and begins with no new weights: "
+                "take it from layer_rates, new_layers or frozen_layers"
+            )
+        if not (self.weights or self.resume_train) and (self.frozen_layers or self.new_layers != ("auto",)):
+            raise ValueError("frozen_layers and new_layers are about trained weights, so they need weights=, got null")
         if "auto" in self.devices and len(self.devices) > 1:
             raise ValueError(f"devices must be auto alone, or name each worker's device, got {list(self.devices)}")
         given = {name: value for name in ("rank", "size", "device") if (value := getattr(self, name)) is not None}

@@ -111,6 +111,7 @@ class Dataset(NamedTuple):
     mean: np.ndarray                             # float32 (3, 256, 256), mean training image
     class_names: tuple[str, ...] | None
     classes: int
+    resize: str = "squash"                       # how images became 256 x 256: alexnet.images.RESIZES
 
 
 def open_dataset(path, classes=None):
@@ -131,7 +132,16 @@ def open_dataset(path, classes=None):
     classes = classes or len(names) or largest + 1
     if largest >= classes:
         raise DataError(f"{name_of(path)} has label {largest}; {classes} classes count to {classes - 1}")
-    return Dataset(path, train, validation, mean, names or None, classes)
+    return Dataset(path, train, validation, mean, names or None, classes, resize_of(path, manifest))
+
+
+def resize_of(path, manifest):
+    """How the manifest says that images were resized; without one as upstream does it, squashed."""
+    settings = (manifest or {}).get("settings")
+    resize = settings.get("resize") if isinstance(settings, dict) else "squash"
+    if resize not in ("squash", "crop"):
+        raise DataError(f"the manifest of {name_of(path)} says resize {resize!r}; squash and crop are known")
+    return resize
 
 
 def open_split(path, manifest, half):

@@ -39,7 +39,10 @@ class Parameter:
     value       float array; it becomes the initial value itself where it is contiguous and of PyTensor's floatX
     lr_mult     the factor of the learning rate (2 for biases; Krizhevsky et al. 2012, cuda-convnet)
     decay_mult  the factor of the weight decay (0 for biases)
+    learns      False: training leaves it as it is
     """
+
+    learns = True
 
     def __init__(self, value, name, lr_mult=1.0, decay_mult=1.0):
         value = np.ascontiguousarray(value, dtype=pytensor.config.floatX)
@@ -263,6 +266,12 @@ class Sequential:
     @property
     def parameters(self):
         return tuple(parameter for layer in self.layers for parameter in layer.parameters)
+
+    @property
+    def weight_layers(self):
+        """Name -> parameters of each layer that has some: conv1, conv2 … fc8."""
+        named = zip(self.names, self.layers, strict=True)
+        return {name: layer.parameters for name, layer in named if layer.parameters}
 
     def __call__(self, x, noise=None):
         for layer in self.layers:

@@ -1,22 +1,25 @@
 """What a run's checkpoint holds, and how a run goes on from one.
 
     arrays      every parameter and velocity, the step of the random layers, the mean image
-    metadata    position in the training, settings, number of workers, network, class names, versions
+    metadata    position in the training, settings, number of workers, network, class names, resize, versions
 
 The random streams are counter based, so the position is all that they need; restoring is bit-exact on the CPU.
 """
 
 import platform
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytensor
 
 from alexnet import checkpoint
+from alexnet.augment import IMAGE_SIZE
 from alexnet.checkpoint import CheckpointError
 from alexnet.training import Diverged, Position
 
 MEAN = "mean"                           # the mean image's name among the arrays
+MEAN_IMAGE = (3, IMAGE_SIZE, IMAGE_SIZE), np.dtype(np.float32)
 MID_EPOCH = ("random_seed", "shuffle")  # must stay to go on within an epoch: with the size of a step they order it
 
 
@@ -36,6 +39,7 @@ def save(folder, position, network, data, config):
         "workers": data.train.size,
         "classes": data.classes,
         "class_names": data.class_names,
+        "resize": data.resize,
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "pytensor": pytensor.__version__},
     }
     checkpoint.save(checkpoint.snapshot_path(folder, position.iteration), arrays, metadata)
@@ -47,25 +51,58 @@ def newest(folder):
     return next(iter(checkpoint.snapshots(folder)), None)
 
 
-def restore(place, network, config, workers=1):
-    """Bring the network to the state in a checkpoint; returns its path and the Position to go on from.
+class Snapshot(NamedTuple):
+    """A checkpoint that has been read: its file, arrays and metadata."""
 
-    place    a checkpoint, or a run's folder: then the newest in it that loads
+    path: Path
+    arrays: dict[str, np.ndarray]
+    metadata: dict[str, Any]
+
+    @property
+    def mean(self):
+        """The mean image; raises CheckpointError where there is none."""
+        present = {name: array for name, array in self.arrays.items() if name == MEAN}
+        checkpoint.check_arrays(present, {MEAN: MEAN_IMAGE}, self.path)
+        return present[MEAN]
+
+
+def load(place):
+    """The Snapshot in a checkpoint file, or the newest that loads in a run's folder; raises CheckpointError."""
+    if not Path(place).is_dir():
+        return Snapshot(Path(place), *checkpoint.load(place))
+    found = checkpoint.load_latest(place)
+    if found is None:
+        raise CheckpointError(f"{place} holds no checkpoint")
+    return Snapshot(*found)
+
+
+def restore(snapshot, network, config, workers=1):
+    """Bring the network to the state in a Snapshot; returns the Position to go on from.
+
     workers  of this run; those of the run that saved may have been more or fewer
-    Raises CheckpointError when the arrays are not this network's, or when settings that order the batches
-    have changed and the checkpoint lies within an epoch.
+    Raises CheckpointError when the arrays are not this network's, when other layers were frozen, or when settings
+    that order the batches have changed and the checkpoint lies within an epoch.
     """
-    path, arrays, metadata = loaded(place)
+    path, arrays, metadata = snapshot
     checkpoint.check_metadata(metadata, {"model": config.model}, path)
-    expected = {name: (array.shape, array.dtype) for name, array in network.get_state().items()}
-    expected[MEAN] = (network.mean.shape, network.mean.dtype)
-    checkpoint.check_arrays(arrays, expected, path)
     position = position_of(metadata, path)
+    check_frozen(metadata, config, path)
+    expected = {name: (array.shape, array.dtype) for name, array in network.get_state().items()}
+    checkpoint.check_arrays(arrays, expected | {MEAN: MEAN_IMAGE}, path)
     if position.batch:
         check_order(metadata, position, config, workers, path)
-    arrays.pop(MEAN)
-    network.set_state(arrays)
-    return path, position
+    network.set_state({name: arrays[name] for name in expected})
+    return position
+
+
+def check_frozen(metadata, config, path):
+    """Raise CheckpointError where other layers were frozen: what did not learn has no velocity to go on with."""
+    before = metadata["config"].get("frozen_layers", [])
+    if set(before) != set(config.frozen_layers):
+        was, now = (", ".join(layers) or "none" for layers in (before, config.frozen_layers))
+        raise CheckpointError(
+            f"{path} was saved with frozen_layers {was}, this run has {now}; weights={path} would start anew from it"
+        )
 
 
 def check_order(metadata, position, config, workers, path):
@@ -80,16 +117,6 @@ def check_order(metadata, position, config, workers, path):
             f"{within}, so workers * batch_size must stay {saved} * {before['batch_size']}, "
             f"got {workers} * {config.batch_size}; a checkpoint between two epochs goes on with any"
         )
-
-
-def loaded(place):
-    """Path, arrays and metadata of a checkpoint, or of the newest that loads in a run's folder."""
-    if not Path(place).is_dir():
-        return place, *checkpoint.load(place)
-    found = checkpoint.load_latest(place)
-    if found is None:
-        raise CheckpointError(f"{place} holds no checkpoint")
-    return found
 
 
 def position_of(metadata, path):

@@ -17,7 +17,8 @@ from alexnet.config import dump
 from alexnet.data import open_dataset
 from alexnet.models import model_class
 from alexnet.recorder import Recorder, Silent
-from alexnet.training import Diverged, Position, Run, train
+from alexnet.start import find_start
+from alexnet.training import Diverged, Run, train
 from multigpu.device import DeviceError, open_device
 from multigpu.exchange import EXCHANGES
 from multigpu.exchange.alone import Alone
@@ -48,6 +49,8 @@ def work(config, rank, size, device, control, pipes):
     data = open_dataset(config.data, config.classes)
     data = data._replace(train=data.train.shard(rank, size), validation=data.validation.shard(rank, size))
     steps = len(data.train.plan(config.batch_size))             # refuses a batch larger than the set
+    start = find_start(config, data)
+    data = data._replace(mean=start.mean)
     folder = Path(config.output, config.run_name)
     total = min(config.n_epochs * steps, config.n_iterations or config.n_epochs * steps)
     use_machine(config.threads, config.tiles)
@@ -62,7 +65,8 @@ def work(config, rank, size, device, control, pipes):
             (folder / "config.yaml").write_text(dump(for_anybody(config)), encoding="utf-8")
         introduce(recorder, config, data, device, folder)
         network = build_network(config, data.classes, data.mean, rank, device.name)
-        position = resume(config, network, recorder, size)
+        position = begin(start, network, config, recorder, size)
+        del start                                # its arrays are the network's now
         compile_functions(network, recorder, config.batch_size, apart=size > 1 and config.exchange_what == "gradients")
         exchange = stack.enter_context(open_exchange(config, network, device, partners, recorder, position))
         save = partial(save_and_draw, folder, network, data, config, recorder) if rank == 0 else leave_it_to_worker_0
@@ -139,13 +143,15 @@ def introduce(recorder, config, data, device, folder):
     )
 
 
-def resume(config, network, recorder, size):
-    """Where training starts: at the beginning, or where the checkpoint of resume_train stands."""
-    if not config.resume_train:
-        return Position()
-    path, position = snapshots.restore(config.resume_train, network, config, size)
-    recorder.truncate(position.iteration, position.epoch)
-    recorder.log(f"going on from {path}, after {position.iteration} iterations")
+def begin(start, network, config, recorder, size):
+    """Bring the network to where training starts, and say where that is; returns the Position."""
+    position = start.begin(network, config, size)
+    if config.resume_train:
+        recorder.truncate(position.iteration, position.epoch)
+    for sentence in start.warnings:
+        recorder.warn(sentence)
+    if told := start.sentence(position):
+        recorder.log(told)
     return position
 
 

@@ -66,7 +66,8 @@ def greet(config, network, device, partners, step):
     Raises ConfigError where settings or weights differ, OutOfStep where the number of steps done does.
     """
     settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in OWN}
-    weights = {v.name: checksum(v.get_value(borrow=True)) for v in network.parameters_and_velocities}
+    alike = [*network.frozen, *network.parameters_and_velocities]
+    weights = {v.name: checksum(v.get_value(borrow=True)) for v in alike}
     hellos = partners.meet(Hello(step, device.name, os.getpid(), settings, weights))
     first = hellos[0]
     for rank, hello in enumerate(hellos):

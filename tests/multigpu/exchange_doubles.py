@@ -237,7 +237,7 @@ def made_batch(step, rank, size, parts):
 class Numbers:
     """A network's double: its variables hold numbers made from the step and the rank."""
 
-    computes_on_host = True
+    computes_on_host, frozen = True, ()
 
     def __init__(self):
         self.parameters_and_velocities = [

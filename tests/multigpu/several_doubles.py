@@ -85,7 +85,7 @@ class Variable:
 class Network:
     """A network that computes nothing, at points."""
 
-    computes_on_host, model = True, SimpleNamespace(image_size=4)
+    computes_on_host, frozen, model = True, (), SimpleNamespace(image_size=4)
 
     def __init__(self, points):
         self.points, self.parameters_and_velocities = points, [Variable()]

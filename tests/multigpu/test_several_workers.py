@@ -114,8 +114,8 @@ def test_two_workers_resume_to_the_bit_and_another_number_only_between_epochs(ru
     within, border = (checkpoint.snapshot_path(kept, at) for at in (5, 7))
     sentence = r"within epoch 1, so workers \* batch_size must stay 2 \* 2, got 3 \* 2; a checkpoint between two epochs"
     with pytest.raises(checkpoint.CheckpointError, match=sentence):
-        snapshots.restore(within, network, tiny.settings(data, tmp_path, batch_size=2), workers=3)
-    snapshots.restore(within, network, tiny.settings(data, tmp_path, batch_size=4), workers=1)
+        snapshots.restore(snapshots.load(within), network, tiny.settings(data, tmp_path, batch_size=2), workers=3)
+    snapshots.restore(snapshots.load(within), network, tiny.settings(data, tmp_path, batch_size=4), workers=1)
     three = random | {"devices": "cpu,cpu,cpu", "average_every": 3}
     assert start(runs, tmp_path, data, resume_train=border, **three).finish(60) == (0, "")
     arrays, metadata = state_of(kept)
