@@ -5,6 +5,7 @@ HDF5 dataset "data", plain and contiguous; everything that is not exactly that i
 """
 
 import os
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import h5py
 import hickle
 
 NAMES = ("data", "data_0")                       # hickle 1 and 4 on; hickle 2 and 3
+PARTIAL = ".partial"                             # ends the name of a file that is being written
 
 
 class DataError(ValueError):
@@ -59,14 +61,36 @@ class BatchFile:
 
 
 def write(path, images):
-    """Write images, uint8 (3, size, size, n), so that path is whole or not there at all."""
+    """Write images, uint8 (3, size, size, n), so that path is whole or not there at all.
+
+    Until then the bytes lie in a file of this process's own, for a killed run's process may still be at the same one;
+    remove_partial() takes away what was left.  Raises DataError, of a full disk for one.
+    """
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    with h5py.File(partial, "w") as file:
-        hickle.dump(images, file)
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        with h5py.File(partial, "w") as file:
+            hickle.dump(images, file)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:         # h5py raises either when a file cannot grow
+        partial.unlink(missing_ok=True)
+        raise DataError(f"{name_of(path)} cannot be written: {reason(error)}") from error
+
+
+def remove_partial(folder):
+    """Delete the half-written files of runs that were killed."""
+    for file in Path(folder).glob("*" + PARTIAL):
+        file.unlink(missing_ok=True)
+
+
+def reason(error):
+    """The system's own words for what went wrong, out of HDF5's long ones, where there are any."""
+    number = error.errno if isinstance(error, OSError) and error.errno else None
+    found = re.search(r"errno = (\d+)", str(error))
+    number = int(found[1]) if found and not number else number
+    return os.strerror(number) if number else one_line(error)
 
 
 @contextmanager

@@ -45,12 +45,11 @@ class Sources(NamedTuple):
 
     def digest(self):
         """sha256 of all names and labels in order: tells one list of images from another."""
-        lines = (
-            os.fsencode(f"{half} {label} {name}\n")
-            for half, images in (("train", self.train), ("validation", self.validation))
-            for name, label in zip(images.names, images.labels.tolist(), strict=True)
-        )
-        return hashlib.sha256(b"".join(lines)).hexdigest()
+        found = hashlib.sha256()
+        for half, images in (("train", self.train), ("validation", self.validation)):
+            for name, label in zip(images.names, images.labels.tolist(), strict=True):
+                found.update(os.fsencode(f"{half} {label} {name}\n"))
+        return found.hexdigest()
 
 
 def find_images(train_dir, val_dir, seed=1, limit=None, ground_truth=None, synsets=None):

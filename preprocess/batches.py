@@ -4,8 +4,10 @@ A job is one batch file.  Its bytes depend on its images alone, so neither the n
 in between changes anything; what an earlier run finished is checked by its checksum, and kept.
 """
 
+import contextlib
 import os
 import shutil
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +27,9 @@ from preprocess.workers import answers
 IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE
 PIECE = 64                                       # images read before they are turned: a cache line of the batch file
 HEADER_BYTES = 16 * 1024                         # of a batch file, at most
-RATE = 400                                       # images/s of one core, 500 x 400 pixels: for the estimate only
+SAMPLE = 32                                      # images read for the estimate
+WRITING = 1e-3                                   # seconds of one core to turn, write and sum an image
+REREADING = 4e-4                                 # and to check one of an earlier run
 
 
 class Settings(NamedTuple):
@@ -105,16 +109,18 @@ def read_piece(job, names):
     return images[:good], bad
 
 
-def make_batches(sources, out, settings, workers):
+def make_batches(sources, out, settings, workers, ignore_space=False):
     """Turn Sources into a data set in folder out, and return its manifest.
 
-    Goes on where a killed run stopped, and does nothing where a run was complete.  Raises DataError.
+    Goes on where a killed run stopped, and does nothing where a run was complete.  Raises DataError; where the set
+    does not fit on the disk before anything is written, unless ignore_space.
     """
     out = Path(out)
     signature = settings._asdict() | {"sources": sources.digest()}
     manifest = read_manifest(out)
     if manifest is not None:
         refuse_difference(out, manifest.get("settings", {}), signature)
+        (out / JOURNAL).unlink(missing_ok=True)              # of a run that was killed as it ended
         print(f"{name_of(out)} is complete: {counted(manifest)}; nothing to do")
         return manifest
     if not (out / JOURNAL).exists() and any(out.glob("*_hkl*/*.hkl")):
@@ -122,7 +128,7 @@ def make_batches(sources, out, settings, workers):
     signature["versions"] = versions()                       # those that made what is complete do not matter
     with opened_journal(out / JOURNAL, signature) as journal:
         jobs = list_jobs(sources, out, settings, journal.finished)
-        estimate(sources, out, jobs, workers)
+        estimate(sources, out, jobs, workers, ignore_space)
         records, mean = run(jobs, journal, workers)
         manifest = write_manifest(sources, out, records, mean, signature)
         journal.remove()
@@ -141,6 +147,7 @@ def list_jobs(sources, out, settings, finished):
     for half, images in (("train", sources.train), ("validation", sources.validation)):
         folder = out / folder_name(half, settings.batch_size)
         folder.mkdir(parents=True, exist_ok=True)
+        hkl.remove_partial(folder)
         for number, start in enumerate(range(0, len(images.names), settings.batch_size)):
             names = images.names[start:start + settings.batch_size]
             jobs.append(Job(
@@ -150,21 +157,36 @@ def list_jobs(sources, out, settings, finished):
     return jobs
 
 
-def estimate(sources, out, jobs, workers):
-    """Print what is going to be made; raise DataError where it does not fit on the disk."""
+def estimate(sources, out, jobs, workers, ignore_space):
+    """Print what is going to be made, and in what time; raise DataError where it does not fit on the disk."""
     waiting = [job for job in jobs if job.record is None]
     images = sum(len(job.names) for job in waiting)
+    kept = sum(len(job.names) for job in jobs) - images
     need = images * IMAGE_BYTES + len(waiting) * HEADER_BYTES
     free = shutil.disk_usage(out).free
+    seconds = (images * (reading_time(waiting) + WRITING) + kept * REREADING) / workers
     print(
         f"{len(sources.train.names):,} training and {len(sources.validation.names):,} validation images of "
         f"{len(sources.class_names)} classes -> {name_of(out)}: {len(jobs):,} files, "
         f"{len(jobs) - len(waiting):,} of them finished; {need / 1e9:.2f} GB to write, {free / 1e9:.1f} GB free; "
-        f"about {duration(images / RATE / workers)} with {workers} processes",
+        f"about {duration(seconds)} with {workers} processes",
         flush=True,
     )
-    if need > free:
-        raise DataError(f"{name_of(out)} has {free / 1e9:.1f} GB free, but {need / 1e9:.2f} GB are to be written")
+    if need > free and not ignore_space:
+        raise DataError(
+            f"{name_of(out)} has {free / 1e9:.1f} GB free, but {need / 1e9:.2f} GB are to be written; "
+            "--ignore-space writes them all the same, where the file system compresses"
+        )
+
+
+def reading_time(jobs):
+    """Seconds to read and resize one image of these jobs: the mean of a few of them, here and now."""
+    names = [os.path.join(job.root, job.names[0]) for job in jobs[::len(jobs) // SAMPLE + 1]]
+    began = time.perf_counter()
+    for name in names:
+        with contextlib.suppress(BadImage):                  # its batch will say so
+            read_image(name)
+    return (time.perf_counter() - began) / max(len(names), 1)
 
 
 def run(jobs, journal, workers):

@@ -10,8 +10,8 @@ from alexnet.images import RESIZES
 from alexnet.progress import Progress
 from alexnet.sources import find_images
 from preprocess.batches import Settings, make_batches
-from preprocess.manifest import checks, fault
 from preprocess.synthetic import BATCH, TRAIN, VALIDATION, make_synthetic
+from preprocess.verify import checks, examine, faults
 from preprocess.workers import answers, default_workers
 
 
@@ -23,7 +23,7 @@ def imagenet(arguments):
             raise DataError(f"{name_of(folder)} is not a folder of images")
     sources = find_images(a.train_dir, a.val_dir, a.seed, a.limit, a.ground_truth, a.synsets)
     settings = Settings(a.batch_size, a.resize, a.seed, a.limit, a.on_bad_image)
-    make_batches(sources, a.out, settings, a.workers)
+    make_batches(sources, a.out, settings, a.workers, a.ignore_space)
     return 0
 
 
@@ -36,18 +36,18 @@ def synthetic(arguments):
 
 def verify(arguments):
     """Compare every file of OUT with its manifest; exit status 1 when one differs."""
-    listed = checks(arguments.out)
+    out, listed = arguments.out, checks(arguments.out)
     progress = Progress("verify", sum(check.images for check in listed))
-    faults = []
-    for check, wrong in answers(fault, listed, arguments.workers):
+    findings = {}
+    for check, finding in answers(examine, listed, arguments.workers):
         progress.add(check.images)
-        faults += [wrong] if wrong else []
+        findings[check] = finding
     progress.close()
-    if faults:
-        print("\n".join(sorted(faults)), file=sys.stderr)
+    if told := faults(out, findings):
+        print("\n".join(told), file=sys.stderr)
         return 1
-    open_dataset(arguments.out)
-    print(f"{name_of(arguments.out)}: all {len(listed)} files are as the manifest says")
+    open_dataset(out)
+    print(f"{name_of(out)}: all {len(listed)} files are as the manifest says")
     return 0
 
 
@@ -88,6 +88,8 @@ def parser():
     made.add_argument("--on-bad-image", choices=("fail", "skip"), default="fail", help="(%(default)s)")
     made.add_argument("--ground-truth", metavar="FILE", help="ILSVRC2012_validation_ground_truth.txt")
     made.add_argument("--synsets", metavar="FILE", help="the devkit's meta.mat, or lines of id, wnid and words")
+    made.add_argument("--ignore-space", action="store_true",
+                      help="write even what seems not to fit: for file systems that compress, such as ZFS and btrfs")
     drawn = command(synthetic)
     drawn.add_argument("out", metavar="OUT")
     drawn.add_argument("--train", type=positive, default=TRAIN, metavar="N", help="training images (%(default)s)")

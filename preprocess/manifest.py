@@ -1,17 +1,14 @@
-"""The last files of a data set: labels, mean, lists of names, and the manifest that describes it; its check."""
+"""The last files of a data set: labels, mean, lists of names, and the manifest that describes it."""
 
 import hashlib
+import io
 import json
 import os
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from alexnet import hkl
 from alexnet.augment import IMAGE_SIZE
-from alexnet.folders import MANIFEST, MANIFEST_FORMAT, read_manifest
-from alexnet.hkl import DataError, name_of
+from alexnet.folders import MANIFEST, MANIFEST_FORMAT
 
 HALVES = {"train": "train", "validation": "val"}             # and their short names, in files
 ARRAYS = (
@@ -38,15 +35,30 @@ def write_manifest(sources, out, records, mean, signature):
     for folder in ("labels", "misc"):
         (out / folder).mkdir(exist_ok=True)
     for half, images in kept.items():
-        np.save(out / "labels" / f"{HALVES[half]}_labels.npy", images.labels)
+        write_whole(out / "labels" / f"{HALVES[half]}_labels.npy", npy(images.labels))
         lines = sorted(os.fsencode(f"{name} {label}\n")
                        for name, label in zip(images.names, images.labels.tolist(), strict=True))
-        (out / "misc" / f"{HALVES[half]}.txt").write_bytes(b"".join(lines))
-    np.save(out / "misc" / "shuffled_train_filenames.npy", np.array([os.fsencode(n) for n in kept["train"].names]))
-    np.save(out / "misc" / "img_mean.npy", mean.astype(np.float32))
+        write_whole(out / "misc" / f"{HALVES[half]}.txt", b"".join(lines))
+    names = np.array([os.fsencode(name) for name in kept["train"].names])
+    write_whole(out / "misc" / "shuffled_train_filenames.npy", npy(names))
+    write_whole(out / "misc" / "img_mean.npy", npy(mean.astype(np.float32)))
     manifest = describe(sources, out, records, kept, signature)
+    manifest["sha256"] = own_sha256(manifest)
     write_whole(out / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
     return manifest
+
+
+def npy(array):
+    """The bytes of a .npy file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getbuffer()
+
+
+def own_sha256(manifest):
+    """sha256 of a manifest without its own, in hexadecimal."""
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def keep(images, records, half):
@@ -86,6 +98,11 @@ def write_whole(path, data):
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)                                     # so that the name outlives a loss of power, too
+    finally:
+        os.close(folder)
 
 
 def counted(manifest):
@@ -97,40 +114,3 @@ def counted(manifest):
         f"{validation['images']:,} validation images in {len(validation['files']):,} files, "
         f"{len(manifest['class_names']):,} classes" + (f", {skipped:,} bad images left out" if skipped else "")
     )
-
-
-class Check(NamedTuple):
-    """One file to compare with the manifest."""
-
-    path: Path
-    sha256: str
-    images: int                                  # in a batch file; 0 for the small files
-
-
-def checks(out):
-    """The Checks of a data set, from its manifest.  Raises DataError where there is none."""
-    manifest = read_manifest(out)
-    if manifest is None:
-        raise DataError(f"{name_of(out)} has no {MANIFEST}, so there is nothing to compare its files with")
-    try:
-        batches = [
-            Check(Path(out) / manifest[half]["folder"] / file["name"], file["sha256"], file["images"])
-            for half in HALVES for file in manifest[half]["files"]
-        ]
-        return batches + [Check(Path(out) / name, sha256, 0) for name, sha256 in manifest["checksums"].items()]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{name_of(out)}/{MANIFEST} lacks an entry: {error!r}") from error
-
-
-def fault(check):
-    """What is wrong with a file, in one sentence; None when it is the one the manifest describes."""
-    try:
-        if file_sha256(check.path) != check.sha256:
-            return f"{name_of(check.path)} is damaged: its checksum differs from the manifest's"
-        if check.images and hkl.check(check.path)[3] != check.images:
-            return f"{name_of(check.path)} does not hold {check.images} images"
-    except FileNotFoundError:
-        return f"{name_of(check.path)} is missing"
-    except (OSError, DataError) as error:
-        return f"{name_of(check.path)} cannot be read: {error}"
-    return None

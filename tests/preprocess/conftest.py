@@ -15,11 +15,22 @@ def draw(path, seed):
     Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
 
 
+def plant(folder):
+    """20 training and 7 validation images of three classes, as class folders train/ and val/ in a folder."""
+    for i in range(20):
+        draw(folder / "train" / CLASSES[i % 3] / f"{i}.{('JPEG', 'png', 'jpg')[i % 3]}", i)
+    for i in range(7):
+        draw(folder / "val" / CLASSES[i % 3] / f"{i}.JPEG", 100 + i)
+    return folder
+
+
 @pytest.fixture
 def tree(tmp_path):
-    """20 training and 7 validation images of three classes, as class folders train/ and val/."""
-    for i in range(20):
-        draw(tmp_path / "train" / CLASSES[i % 3] / f"{i}.{('JPEG', 'png', 'jpg')[i % 3]}", i)
-    for i in range(7):
-        draw(tmp_path / "val" / CLASSES[i % 3] / f"{i}.JPEG", 100 + i)
-    return tmp_path
+    """plant()'s tree, free to be spoilt."""
+    return plant(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def evergreen(tmp_path_factory):
+    """The same tree, to be left as it is."""
+    return plant(tmp_path_factory.mktemp("evergreen"))

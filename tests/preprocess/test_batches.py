@@ -20,7 +20,6 @@ from alexnet.sources import find_images
 from preprocess import batches
 from preprocess.batches import Settings, make_batches
 from preprocess.command import main
-from preprocess.manifest import checks, fault
 
 ROOT = Path(batches.__file__).parents[1]
 
@@ -304,54 +303,35 @@ def test_two_runs_into_one_folder_are_refused(tree):
 def test_too_little_room_is_told_before_anything_is_written(tree, monkeypatch):
     usage = batches.shutil.disk_usage(tree)
     monkeypatch.setattr(batches.shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
-    with pytest.raises(DataError, match=r"has 0.0 GB free, but 0.01 GB are to be written"):
+    with pytest.raises(DataError, match=r"has 0.0 GB free, but 0.01 GB are to be written; --ignore-space writes"):
         made(tree)
     assert not list((tree / "out").rglob("*.hkl"))
+    folders = [str(tree / name) for name in ("train", "val", "out")]
+    assert main(["imagenet", *folders, "--batch-size", "6", "--workers", "1", "--ignore-space"]) == 0
 
 
-def test_the_estimate_comes_first(tree, capsys):
+def test_a_file_that_cannot_be_written_is_told_by_the_systems_own_words(tree):
+    room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))"
+    program = f"{room}; from preprocess.command import main; raise SystemExit(main())"
+    command = [sys.executable, "-c", program, "imagenet", *(str(tree / name) for name in ("train", "val", "out")),
+               "--workers", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    written = tree / "out" / "train_hkl_b256_b_256" / "0000.hkl"
+    assert (done.returncode, done.stderr) == (2, f"preprocess: {written} cannot be written: File too large\n")
+    assert not list(written.parent.iterdir())
+
+
+def test_the_estimate_comes_first_and_measures_these_images(tree, capsys, monkeypatch):
+    def slow(path, resize="squash", reader=read_image):
+        time.sleep(0.05)
+        return reader(path, resize)
+
+    monkeypatch.setattr(batches, "read_image", slow)          # in this process, not in the workers
     made(tree)
     first, second, *_ = capsys.readouterr().out.splitlines()
-    assert first.startswith("20 training and 7 validation images of 3 classes -> ") and "GB free; about" in first
+    assert first.startswith("20 training and 7 validation images of 3 classes -> ")
+    assert "6 files, 0 of them finished; 0.01 GB to write, " in first and "GB free; about 1 s with 1 processes" in first
     assert second.startswith("preprocess 27 of 27 images, ")
-
-
-# ---- verify
-
-
-def test_verify_finds_nothing_in_a_good_folder(finished, capsys):
-    assert main(["verify", str(finished), "--workers", "1"]) == 0
-    assert "all 12 files are as the manifest says" in capsys.readouterr().out
-
-
-def test_verify_names_every_damaged_file(finished, capsys):
-    flipped = finished / "train_hkl_b6_b_6" / "0001.hkl"
-    data = bytearray(flipped.read_bytes())
-    data[len(data) // 2] ^= 1
-    flipped.write_bytes(data)
-    (finished / "val_hkl_b6_b_6" / "0000.hkl").unlink()
-    (finished / "misc" / "val.txt").write_text("")
-    with pytest.raises(DataError, match="0000.hkl is missing"):
-        open_dataset(finished)
-    assert main(["verify", str(finished), "--workers", "1"]) == 1
-    told = capsys.readouterr().err
-    assert "0001.hkl is damaged: its checksum differs from the manifest's" in told
-    assert "val_hkl_b6_b_6/0000.hkl is missing" in told and "val.txt is damaged" in told
-
-
-def test_a_flipped_bit_is_told_by_the_manifest_alone(finished):
-    flipped = finished / "train_hkl_b6_b_6" / "0000.hkl"
-    data = bytearray(flipped.read_bytes())
-    data[-1000] ^= 4
-    flipped.write_bytes(data)
-    open_dataset(finished)
-    assert [f for f in map(fault, checks(finished)) if f] == [
-        f"{flipped} is damaged: its checksum differs from the manifest's"]
-
-
-def test_verify_needs_a_manifest(tree, capsys):
-    assert main(["verify", str(tree)]) == 2
-    assert "has no manifest.json, so there is nothing to compare" in capsys.readouterr().err
 
 
 # ---- the command

@@ -1,0 +1,354 @@
+"""The whole of ImageNet through preprocess, with made images: memory, time, ten kills, and what verify finds.
+
+python -m benchmarks.imagenet [--quick] [--json FILE] [--images N] [--kills 10] [--workers N] [--folder DIR]
+
+1,281,167 + 50,000 images under ImageNet's names (made_imagenet.py), `python -m preprocess imagenet` on them twice: in
+one go, and killed with SIGKILL at drawn moments — while it lists, while it writes the last files, and in between; the
+command itself, one of its workers, or all at once — and started again each time.  Both must be the same to the byte,
+every image must lie under its own label, and `verify` must name a flipped bit, a missing file and labels of another
+order, and nothing else.
+
+The true set has 262 GB.  Here its files are nearly all zeros, which are given back to the file system as soon as a file
+is finished (`fallocate --dig-holes` of util-linux): sizes and checksums stay, 2 GB are in use.  So preprocess runs with
+--ignore-space.  DIR must be on a file system with holes: ext4, XFS, btrfs, tmpfs; it is kept.
+
+Memory is the sum of every process's peak (VmHWM), which counts what they share more than once.
+"""
+
+import contextlib
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from alexnet import hkl
+from alexnet.sources import find_images
+from benchmarks import report
+from benchmarks.made_imagenet import (
+    CMYK_VALIDATION,
+    INSIDE,
+    TRAIN,
+    VALIDATION,
+    label_of,
+    make_tree,
+    traps,
+    wnids,
+)
+from preprocess.journal import JOURNAL
+from preprocess.workers import default_workers
+
+ROOT = pathlib.Path(__file__).parents[1]
+LISTING, MEMORY = 60, 1536                                   # promised: seconds, MiB
+FAR = 128                                                    # a row and column outside the square
+AFTER = 0.5                                                  # seconds, at most, from the file of a kill to the kill
+
+
+class Options(NamedTuple):
+    """What the runs have in common."""
+
+    folder: pathlib.Path
+    images: int
+    validation: int
+    batch_size: int
+    workers: int
+    kills: int
+    seed: int
+
+    @property
+    def files(self):
+        """Batch files of the whole set."""
+        return sum(-(-images // self.batch_size) for images in (self.images, self.validation))
+
+
+class Run:
+    """A process `python -m preprocess imagenet TREE OUT` with all its workers, a session of its own.
+
+    peaks  {process id: (is it the command itself, MiB)}, as of the last look()
+    """
+
+    def __init__(self, tree, out, options):
+        self.out, self.peaks, self.dug = out, {}, set()
+        command = [sys.executable, "-m", "preprocess", "imagenet", tree.train, tree.validation, os.fspath(out),
+                   "--batch-size", str(options.batch_size), "--workers", str(options.workers), "--ignore-space"]
+        with open(options.folder / "log.txt", "a", encoding="utf-8") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+
+    def look(self):
+        """Note the memory of all processes and dig holes into new files."""
+        for process in self.session():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                for line in pathlib.Path(f"/proc/{process}/status").read_text().splitlines():
+                    if line.startswith("VmHWM"):
+                        self.peaks[process] = process == self.process.pid, int(line.split()[1]) / 1024
+        for file in self.out.glob("*_hkl*/*.hkl"):
+            if file not in self.dug:
+                self.dug.add(file)
+                subprocess.run(["fallocate", "--dig-holes", file], check=True)
+
+    def session(self):
+        """Ids of the command's process and its workers that are alive."""
+        alive = []
+        for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+                if int(session) == self.process.pid and state != "Z":
+                    alive.append(int(stat.parent.name))
+        return alive
+
+    def finished(self):
+        """Batch files in the journal; none before there is one."""
+        journal = self.out / JOURNAL
+        return max(journal.read_bytes().count(b"\n") - 1, 0) if journal.exists() else 0
+
+    def wait(self, until=lambda: False, pause=0.1):
+        """Look until the command ends or until() holds; returns whether it goes on."""
+        while self.process.poll() is None:
+            if until():
+                return True
+            self.look()
+            time.sleep(pause)
+        self.look()
+        return False
+
+    def kill(self, victim, draw):
+        """SIGKILL the command, one of its workers or all; wait until none is left."""
+        workers = [process for process in self.session() if is_worker(process)]
+        victims = {"command": [self.process.pid], "worker": draw.sample(workers, min(1, len(workers))),
+                   "all": self.session()}  # fmt: skip
+        for process in victims[victim] or victims["command"]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self.process.wait()
+        while self.session():
+            time.sleep(0.01)
+
+
+def is_worker(process):
+    """Whether a process is a worker of the command, and not the tracker that multiprocessing starts beside them."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return b"spawn_main" in pathlib.Path(f"/proc/{process}/cmdline").read_bytes()
+    return False
+
+
+def unbroken(tree, out, options):
+    """Rows of the set made in one go."""
+    began = time.perf_counter()
+    run = Run(tree, out, options)
+    run.wait()
+    seconds = time.perf_counter() - began
+    expect(run.process.returncode == 0, f"preprocess ended with status {run.process.returncode}: see log.txt")
+    images = options.images + options.validation
+    command = max(peak for itself, peak in run.peaks.values() if itself)
+    others = [peak for itself, peak in run.peaks.values() if not itself]
+    files = [file.stat() for file in out.rglob("*") if file.is_file()]
+    yield fact("preprocess, start to end", seconds, "s")
+    yield fact(f"preprocess, {options.workers} processes", images / seconds, "images/s")
+    yield fact("peak memory of the command", command, "MiB")
+    yield fact("peak memory of its largest worker", max(others), "MiB")
+    yield fact("peak memory of all together", command + sum(others), "MiB", peer=MEMORY)
+    yield fact("size of the set", sum(file.st_size for file in files) / 1e9, "GB")
+    yield fact("of it on the disk", sum(file.st_blocks for file in files) * 512 / 1e9, "GB")
+
+
+def killed(tree, out, options):
+    """Rows of the set made by runs that were killed."""
+    draw = random.Random(options.seed)
+    between = sorted(draw.randint(1, options.files - 1) for _ in range(options.kills - 2))
+    began, kills = time.perf_counter(), 0
+    for number, place in enumerate([0, *between, options.files]):
+        run = Run(tree, out, options)
+        victim = ("command", "worker", "all")[number % 3]
+        if run.wait(lambda run=run, place=place: run.finished() >= place, pause=0.02):
+            run.wait(until_after(draw.uniform(0, min(AFTER, options.files / 2000))), pause=0.005)
+        if run.process.poll() is None:
+            print(f"    kill {victim} with {run.finished():,} of {options.files:,} files finished", flush=True)
+            run.kill(victim, draw)
+            kills += 1
+    last = Run(tree, out, options)
+    last.wait()
+    expect(last.process.returncode == 0, f"the last run ended with status {last.process.returncode}: see log.txt")
+    yield fact("kills", kills, "times", peer=options.kills)
+    yield fact("killed and started again, start to end", time.perf_counter() - began, "s")
+
+
+def until_after(seconds):
+    """A function that holds once so many seconds have passed."""
+    end = time.perf_counter() + seconds
+    return lambda: time.perf_counter() >= end
+
+
+def alike(one, other):
+    """The row that says how many files of two folders are the same, byte for byte where they are no batch files.
+
+    Of batch files the checksums in the manifests; verify compares those with the files.
+    """
+    names = [sorted(os.fspath(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+             for folder in (one, other)]  # fmt: skip
+    expect(names[0] == names[1], f"files of one set alone: {sorted(set(names[0]) ^ set(names[1]))[:5]}")
+    small = [name for name in names[0] if not name.endswith(".hkl")]
+    different = [name for name in small if (one / name).read_bytes() != (other / name).read_bytes()]
+    expect(not different, f"files that differ: {different}")
+    return fact("files alike, unbroken and killed", len(names[0]), "files", peer=len(names[1]))
+
+
+def verify(out, options):
+    """Seconds, exit status and the sentences of python -m preprocess verify."""
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "preprocess", "verify", os.fspath(out), "--workers", str(options.workers)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return time.perf_counter() - began, done.returncode, done.stderr.splitlines()
+
+
+def whole(out, options):
+    """The row of verify on a set that is as it should be."""
+    seconds, status, sentences = verify(out, options)
+    expect(status == 0 and not sentences, f"verify ended with status {status}: {sentences[:3]}")
+    return fact("verify", seconds, "s")
+
+
+def damaged(out, options):
+    """The row of verify on a set with a flipped bit, a missing file and labels in another order; all is put back."""
+    draw = random.Random(options.seed)
+    flipped, missing = draw.sample(sorted(out.glob("train_hkl*/*.hkl")), 2)
+    labels = out / "labels" / "val_labels.npy"
+    before = labels.read_bytes()
+    place, bit = draw.randrange(flipped.stat().st_size), 1 << draw.randrange(8)
+    flip(flipped, place, bit)
+    missing.rename(missing.with_suffix(".away"))
+    np.save(labels, np.roll(np.load(labels), 1))
+    _, status, sentences = verify(out, options)
+    flip(flipped, place, bit)
+    missing.with_suffix(".away").rename(missing)
+    labels.write_bytes(before)
+    found = [file for file in (flipped, missing, labels) if any(os.fspath(file) in each for each in sentences)]
+    expect(status == 1 and len(found) == len(sentences) == 3, f"verify ended with status {status}: {sentences[:5]}")
+    return fact("found of a flipped bit, a missing file, other labels", len(found), "of 3", peer=3)
+
+
+def flip(file, place, bit):
+    with open(file, "r+b") as opened:
+        opened.seek(place)
+        byte = opened.read(1)[0]
+        opened.seek(place)
+        opened.write(bytes([byte ^ bit]))
+
+
+def right(tree, out):
+    """Rows that say how many images lie under their own label and in the right colours."""
+    names = [name.decode() for name in np.load(out / "misc" / "shuffled_train_filenames.npy").tolist()]
+    label = {wnid: number for number, wnid in enumerate(wnids())}
+    truths = {"train": np.array([label[name.split("/")[0]] for name in names]), "val": tree.validation_labels}
+    told = {}
+    for half, truth in truths.items():
+        squares, far = corners(sorted(out.glob(f"{half}_hkl*/*.hkl")))
+        told[half] = label_of(squares)
+        good = (told[half] == truth) | (told[half] == -1)            # a grey one tells no label
+        stored = np.load(out / "labels" / f"{half}_labels.npy")
+        expect(good.all() and not far.any() and (stored == truth).all(), f"{half}: {(~good).sum()} images are wrong")
+        yield fact(f"{half}: images under their label", int(good.sum()), "images", peer=len(truth))
+    places = {name.split("/")[1].removesuffix(".JPEG"): place for place, name in enumerate(names)}
+    shown = [name for name in traps() if told["train"][places[name]] == truths["train"][places[name]]]
+    expect(len(shown) == len(traps()), f"traps in wrong colours: {sorted(set(traps()) - set(shown))}")
+    expect(len(told["val"]) < CMYK_VALIDATION or told["val"][CMYK_VALIDATION - 1] >= 0, "validation's CMYK image")
+    yield fact("CMYK images and the PNG in their colours", len(shown), "images", peer=len(traps()))
+
+
+def corners(files):
+    """Of all images: the colours in the square, (3, images), and beside it."""
+    inside, far = [], []
+    for file in files:
+        with hkl.opened(file, 256) as opened:
+            inside.append(opened.dataset[:, INSIDE, INSIDE])
+            far.append(opened.dataset[:, FAR, FAR])
+    return np.concatenate(inside, axis=1), np.concatenate(far, axis=1)
+
+
+def expect(holds, sentence):
+    """Raise RuntimeError where a promise is not kept."""
+    if not holds:
+        raise RuntimeError(sentence)
+
+
+def fact(name, value, unit, peer=None):
+    """A row of one measurement, held against what it should be where that is known."""
+    return report.row(name, [value], unit) | ({} if peer is None else {"peer": peer, "ratio": value / peer})
+
+
+def listing(tree, options):
+    """The row of listing and shuffling all names."""
+    began = time.perf_counter()
+    sources = find_images(tree.train, tree.validation)
+    seconds = time.perf_counter() - began
+    counts = len(sources.train.names), len(sources.validation.names)
+    expect(counts == (options.images, options.validation), f"{counts} images were listed")
+    expect((np.bincount(sources.train.labels) == tree.counts).all(), "classes of other sizes than those made")
+    return fact("listing and shuffling", seconds, "s", peer=LISTING)
+
+
+def rows(options):
+    """All rows, as they are measured; raises RuntimeError where something does not hold."""
+    began = time.perf_counter()
+    tree = make_tree(os.fspath(options.folder / "tree"), options.images, options.validation)
+    yield fact("making the tree", time.perf_counter() - began, "s")
+    yield listing(tree, options)
+    one, other = options.folder / "unbroken", options.folder / "killed"
+    yield from unbroken(tree, one, options)
+    yield from right(tree, one)
+    yield from killed(tree, other, options)
+    yield alike(one, other)
+    yield whole(other, options)
+    yield damaged(one, options)
+
+
+def options_of(arguments=None):
+    parser = report.parser(__doc__, quick="2,000 images, 4 kills")
+    parser.add_argument("--images", type=int, default=TRAIN, help="of training; validation has its share (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=256, help="(%(default)s)")
+    parser.add_argument("--workers", type=int, default=default_workers(), help="(%(default)s)")
+    parser.add_argument("--kills", type=int, default=10, help="at least 2 (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the moments of the kills (%(default)s)")
+    parser.add_argument("--folder", type=pathlib.Path, metavar="DIR", help="a new folder, to keep (a temporary one)")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.images, options.batch_size, options.kills = 2000, 64, 4
+    if options.kills < 2 or options.images < 1000:
+        parser.error(f"needs at least 2 kills and 1000 images, got {options.kills} and {options.images}")
+    return options
+
+
+def main(arguments=None):
+    options = options_of(arguments)
+    with tempfile.TemporaryDirectory() if options.folder is None else made(options.folder) as folder:
+        validation = max(options.images * VALIDATION // TRAIN, 1)
+        found, failure = [], None
+        measured = rows(Options(pathlib.Path(folder), options.images, validation, options.batch_size,
+                                options.workers, options.kills, options.seed))  # fmt: skip
+        try:
+            for row in measured:
+                found.append(row)
+                against = f"of {row['peer']:,}" if "peer" in row else ""
+                print(f"{row['name']:54} {row['value']:12,.1f} {row['unit']:8} {against}", flush=True)
+        except RuntimeError as error:
+            failure = error
+    report.write(found, options.json)
+    if failure:
+        print(failure, file=sys.stderr)
+    return int(failure is not None)
+
+
+@contextlib.contextmanager
+def made(folder):
+    """A folder that must not be there yet."""
+    folder.mkdir(parents=True)
+    yield folder
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,80 @@
+"""A data set compared with its manifest: what is damaged, missing, exchanged or foreign, in one sentence each."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from alexnet import hkl
+from alexnet.folders import MANIFEST, read_manifest
+from alexnet.hkl import DataError, name_of
+from preprocess.manifest import HALVES, file_sha256, own_sha256
+
+
+class Check(NamedTuple):
+    """One file to compare with the manifest."""
+
+    path: Path
+    sha256: str
+    images: int                                  # in a batch file; 0 for the small files
+
+
+class Finding(NamedTuple):
+    """What one file is: its checksum where it could be read, and what is wrong about it, None if nothing is."""
+
+    sha256: str | None
+    fault: str | None
+
+
+def checks(out):
+    """The Checks that the manifest of a data set asks for.  Raises DataError where there is no readable one."""
+    manifest = read_manifest(out)
+    if manifest is None:
+        raise DataError(f"{name_of(out)} has no {MANIFEST}, so there is nothing to compare its files with")
+    try:
+        batches = [
+            Check(Path(out) / manifest[half]["folder"] / file["name"], file["sha256"], file["images"])
+            for half in HALVES for file in manifest[half]["files"]
+        ]
+        small = [Check(Path(out) / name, sha256, 0) for name, sha256 in manifest["checksums"].items()]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{name_of(out)}/{MANIFEST} lacks an entry: {error!r}") from error
+    return batches + small
+
+
+def examine(check):
+    """The Finding of one file."""
+    name = name_of(check.path)
+    try:
+        found = file_sha256(check.path)
+        if found != check.sha256:
+            return Finding(found, f"{name} is damaged or of another set: its checksum differs from the manifest's")
+        if check.images and hkl.check(check.path)[3] != check.images:
+            return Finding(found, f"{name} does not hold {check.images} images")
+    except FileNotFoundError:
+        return Finding(None, f"{name} is missing")
+    except (OSError, DataError) as error:
+        return Finding(None, f"{name} cannot be read: {error}")
+    return Finding(found, None)
+
+
+def faults(out, findings):
+    """Sentences on all that is wrong with the data set in folder out, sorted; findings is {Check: Finding}."""
+    batches = [check for check in findings if check.images]
+    if len(batches) > 1 and not any(findings[check].sha256 == check.sha256 for check in batches):
+        return [f"{name_of(out)}/{MANIFEST} describes another set: not one of its {len(batches):,} batch files is here"]
+    place = {check.sha256: check for check in findings}
+    told = [f"{name_of(path)} is not in the manifest" for path in strangers(out, findings)]
+    manifest = read_manifest(out)
+    if manifest.get("sha256", own_sha256(manifest)) != own_sha256(manifest):
+        told.append(f"{name_of(out)}/{MANIFEST} is damaged: it differs from its own checksum")
+    for check, (sha256, fault) in findings.items():
+        other = place.get(sha256)
+        if other is not None and other.sha256 != check.sha256:
+            fault = f"{name_of(check.path)} is not the file the manifest describes, but {name_of(other.path)}"
+        told += [fault] if fault else []
+    return sorted(told)
+
+
+def strangers(out, findings):
+    """Batch files and arrays of labels that lie in the set's folders, though its manifest does not know them."""
+    known = {check.path for check in findings}
+    return [path for glob in ("*_hkl*/*.hkl", "labels/*.npy") for path in Path(out).glob(glob) if path not in known]

@@ -1,0 +1,167 @@
+"""What verify finds: every kind of damage in every file, in one sentence that names it, and nothing else."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from alexnet.data import open_dataset
+from alexnet.hkl import DataError
+from alexnet.sources import find_images
+from preprocess.batches import Settings, make_batches
+from preprocess.command import main
+from preprocess.verify import checks, examine, faults
+
+DAMAGED = "is damaged or of another set: its checksum differs from the manifest's"
+BATCHES = [f"train_hkl_b6_b_6/000{number}.hkl" for number in range(4)] + ["val_hkl_b6_b_6/0000.hkl"]
+SMALL = ["labels/train_labels.npy", "labels/val_labels.npy", "misc/img_mean.npy", "misc/train.txt", "misc/val.txt",
+         "misc/shuffled_train_filenames.npy"]
+
+
+def made(tree, out, **settings):
+    """The tree preprocessed into a folder, batches of 6 images."""
+    settings = Settings(batch_size=6, **settings)
+    make_batches(find_images(tree / "train", tree / "val", settings.seed), out, settings, 1)
+    return out
+
+
+@pytest.fixture(scope="module")
+def good(evergreen, tmp_path_factory):
+    return made(evergreen, tmp_path_factory.mktemp("good") / "out")
+
+
+@pytest.fixture
+def finished(good, tmp_path):
+    """A finished set, free to be spoilt."""
+    return shutil.copytree(good, tmp_path / "out")
+
+
+def told(out):
+    """What verify says, without its processes."""
+    return faults(out, {check: examine(check) for check in checks(out)})
+
+
+def flip(file, place, bit=4):
+    data = bytearray(file.read_bytes())
+    data[place] ^= bit
+    file.write_bytes(data)
+
+
+def exchange(one, other):
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+def test_nothing_is_found_in_a_good_folder(finished, capsys):
+    assert main(["verify", str(finished), "--workers", "1"]) == 0
+    assert "all 12 files are as the manifest says" in capsys.readouterr().out
+    assert told(finished) == []
+
+
+def test_every_damaged_file_is_named_with_status_1(finished, capsys):
+    flip(finished / BATCHES[1], 100_000)
+    (finished / BATCHES[4]).unlink()
+    (finished / "misc" / "val.txt").write_text("")
+    with pytest.raises(DataError, match="0000.hkl is missing"):
+        open_dataset(finished)
+    assert main(["verify", str(finished), "--workers", "1"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"{finished / 'misc' / 'val.txt'} {DAMAGED}", f"{finished / BATCHES[1]} {DAMAGED}",
+        f"{finished / BATCHES[4]} is missing"]
+
+
+@pytest.mark.parametrize("name", [*BATCHES, *SMALL])
+def test_a_flipped_bit_is_found_wherever_it_is(finished, name, rng):
+    size = (finished / name).stat().st_size
+    for place in (0, int(rng.integers(1, size - 1)), size - 1):
+        flip(finished / name, place, bit := 1 << int(rng.integers(8)))
+        assert told(finished) == [f"{finished / name} {DAMAGED}"]
+        flip(finished / name, place, bit)
+    assert told(finished) == []
+
+
+def test_a_flipped_bit_among_the_images_is_found_by_verify_alone(finished):
+    flip(finished / BATCHES[0], -1000)
+    open_dataset(finished)
+    assert told(finished) == [f"{finished / BATCHES[0]} {DAMAGED}"]
+
+
+@pytest.mark.parametrize("text", [b"n02119789", b'"squash"', b"sum of all"])
+def test_a_flipped_bit_in_the_manifest_is_found(finished, text, capsys):
+    manifest = finished / "manifest.json"
+    flip(manifest, manifest.read_bytes().index(text) + 3, 1)
+    assert main(["verify", str(finished), "--workers", "1"]) == 1
+    assert capsys.readouterr().err == f"{manifest} is damaged: it differs from its own checksum\n"
+
+
+def test_a_manifest_that_is_no_json_is_refused_with_status_2(finished, capsys):
+    manifest = finished / "manifest.json"
+    manifest.write_bytes(b"{" + manifest.read_bytes())
+    assert main(["verify", str(finished)]) == 2
+    assert "manifest.json is not readable JSON" in capsys.readouterr().err
+
+
+def test_a_manifest_of_an_earlier_version_has_no_checksum_of_its_own(finished):
+    manifest = json.loads((finished / "manifest.json").read_bytes())
+    del manifest["sha256"]
+    (finished / "manifest.json").write_text(json.dumps(manifest))
+    assert told(finished) == []
+
+
+@pytest.mark.parametrize("name", [*BATCHES, *SMALL])
+def test_a_missing_file_is_named(finished, name):
+    (finished / name).unlink()
+    assert told(finished) == [f"{finished / name} is missing"]
+
+
+def test_labels_of_another_set_are_told(evergreen, finished, tmp_path):
+    other = made(evergreen, tmp_path / "other", seed=2)
+    shutil.copy(other / SMALL[0], finished / SMALL[0])
+    assert told(finished) == [f"{finished / SMALL[0]} {DAMAGED}"]
+    with pytest.raises(DataError, match="train_labels.npy is not the file the manifest describes"):
+        open_dataset(finished)
+
+
+@pytest.mark.parametrize(("one", "other"), [(SMALL[0], SMALL[1]), (BATCHES[0], BATCHES[2]), (SMALL[3], SMALL[4])])
+def test_exchanged_files_are_told_from_damaged_ones(finished, one, other):
+    exchange(finished / one, finished / other)
+    assert told(finished) == sorted(
+        f"{finished / name} is not the file the manifest describes, but {finished / instead}"
+        for name, instead in ((one, other), (other, one)))
+
+
+def test_the_manifest_of_another_set_is_told_in_one_sentence(evergreen, finished, tmp_path):
+    other = made(evergreen, tmp_path / "other", resize="crop")
+    shutil.copy(other / "manifest.json", finished / "manifest.json")
+    assert told(finished) == [
+        f"{finished}/manifest.json describes another set: not one of its 6 batch files is here"]
+
+
+def test_files_that_the_manifest_does_not_know_are_named(finished):
+    for name in ("train_hkl_b6_b_6/0004.hkl", "labels/train_labels_0.npy", "val_hkl_b256_b_256/0000.hkl"):
+        (finished / name).parent.mkdir(exist_ok=True)
+        shutil.copy(finished / BATCHES[0], finished / name)
+    assert [sentence.removeprefix(f"{finished}/") for sentence in told(finished)] == [
+        "labels/train_labels_0.npy is not in the manifest", "train_hkl_b6_b_6/0004.hkl is not in the manifest",
+        "val_hkl_b256_b_256/0000.hkl is not in the manifest"]
+
+
+def test_counts_that_contradict_the_files_are_told(finished):
+    manifest = json.loads((finished / "manifest.json").read_bytes())
+    manifest["train"]["files"][1]["images"] = 5
+    (finished / "manifest.json").write_text(json.dumps(manifest))
+    assert told(finished) == [f"{finished}/manifest.json is damaged: it differs from its own checksum",
+                              f"{finished / BATCHES[1]} does not hold 5 images"]
+
+
+def test_labels_are_those_of_the_images(finished):
+    label_of = dict(line.rsplit(maxsplit=1) for line in (finished / "misc" / "train.txt").read_text().splitlines())
+    names = np.load(finished / "misc" / "shuffled_train_filenames.npy").astype(str)
+    assert [int(label_of[name]) for name in names] == np.load(finished / SMALL[0]).tolist()
+
+
+def test_without_a_manifest_there_is_nothing_to_compare(tmp_path, capsys):
+    assert main(["verify", str(tmp_path)]) == 2
+    assert "has no manifest.json, so there is nothing to compare" in capsys.readouterr().err
