@@ -50,6 +50,20 @@ def centre_crop(batch, image_size):
     return Crop(corner, corner.copy(), np.zeros(batch, np.uint8))
 
 
+def ten_crops(batch, image_size):
+    """Ten Crops of every image: its four corners and its middle window, then the mirror images of these five.
+
+    Source: Krizhevsky et al. 2012, section 4.1.
+    """
+    last = IMAGE_SIZE - image_size
+    corners = ((0, 0), (0, last), (last, 0), (last, last), (last // 2, last // 2))
+    return [
+        Crop(np.full(batch, row, np.int32), np.full(batch, column, np.int32), np.full(batch, mirror, np.uint8))
+        for mirror in (0, 1)
+        for row, column in corners
+    ]
+
+
 def file_order(seed, epoch, n_files, shuffle=True):
     """The order in which an epoch reads its batch files: a permutation of range(n_files)."""
     if not shuffle:

@@ -5,6 +5,8 @@ section 2, scales the shorter side to 256 and takes the centre.
 """
 
 import os
+import re
+import stat
 import struct
 import warnings
 import zlib
@@ -17,7 +19,8 @@ from alexnet.hkl import one_line
 
 RESIZES = ("squash", "crop")
 DRAFT_SIZE = (4 * IMAGE_SIZE, 4 * IMAGE_SIZE)    # a JPEG may be decoded at this size: 0.15 grey levels off
-BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)    # more than 89 million pixels
+MOST_PIXELS = 89_478_485                         # Pillow warns above this, and refuses twice as many
+HARMLESS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)            # as it stands in warnings.filters
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, zlib.error)    # Pillow's
 ORIENTATION = 0x0112                             # EXIF tag
 TURNS = {                                        # EXIF 2.32, section 4.6.4: value -> what puts the image upright
@@ -36,19 +39,42 @@ def read_image(path, resize="squash"):
 
     resize: "squash" (to 256 x 256) or "crop" (the central square, to 256 x 256).  JPEG and PNG are told by
     their content, whatever the name.  What is transparent lies on white; 16-bit grey keeps its upper 8 bits;
-    CMYK becomes RGB as Pillow does it.  Raises BadImage for damaged, empty, foreign or absurdly large files.
+    CMYK becomes RGB as Pillow does it.  Raises BadImage for damaged, empty, foreign or absurdly large files, and for
+    what is no file: a pipe might never end.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")          # "Corrupt EXIF data" and its like: harmless
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with Image.open(os.fsencode(path), formats=("JPEG", "PNG")) as image:
-                image.draft(None, DRAFT_SIZE)
-                return np.asarray(resized(rgb(upright(image)), resize))
-        except BOMB as error:
-            raise BadImage(f"is absurdly large: {one_line(error)}") from error
-        except DAMAGE as error:
-            raise BadImage(reason(error, path)) from error
+    refuse_pipe(path)
+    hush()
+    try:
+        with Image.open(os.fsencode(path), formats=("JPEG", "PNG")) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise BadImage(f"is absurdly large: {image.width} x {image.height} pixels")
+            image.draft(None, DRAFT_SIZE)
+            return np.asarray(resized(rgb(upright(image)), resize))
+    except BadImage:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"is absurdly large: {one_line(error)}") from error
+    except DAMAGE as error:
+        raise BadImage(reason(error, path)) from error
+
+
+def hush():
+    """Have the harmless warnings of Pillow ignored, "Corrupt EXIF data" and its like, from now on.
+
+    A filter that stays, for one that is taken away again is not safe where several threads read images.
+    """
+    if HARMLESS not in warnings.filters:
+        warnings.filterwarnings("ignore", module=HARMLESS[3].pattern)
+
+
+def refuse_pipe(path):
+    """Raise BadImage for a named pipe, a socket or a device, before it is opened; what is not there fails later."""
+    try:
+        kind = os.stat(os.fsencode(path)).st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+        raise BadImage("is no file but a pipe or a device")
 
 
 def reason(error, path):
@@ -86,6 +112,22 @@ def resized(image, resize):
     left, top = (width - side) / 2, (height - side) / 2
     box = None if resize == "squash" else (left, top, left + side, top + side)
     return image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR, box=box)
+
+
+def pixels_of(array, resize="squash"):
+    """An image in memory, uint8 (row, column, 3), RGB, as read_image gives it from a file; raises BadImage."""
+    if getattr(array, "dtype", None) != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise BadImage(f"must be uint8 of shape (rows, columns, 3), got {found}")
+    return np.asarray(resized(Image.fromarray(np.ascontiguousarray(array)), resize))
+
+
+def batch_of(images):
+    """A list of images, uint8 (row, column, channel) each, as a network takes them: (channel, row, column, image)."""
+    out = np.empty((3, IMAGE_SIZE, IMAGE_SIZE, len(images)), np.uint8)
+    if len(images):
+        turn(np.stack(images), out)
+    return out
 
 
 def turn(images, out):

@@ -1,22 +1,15 @@
 """One image file: every kind comes out as an independent reading says, every damaged one is refused with a reason."""
 
-import gzip
-import io
 import os
-import struct
-import zlib
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from alexnet.images import TURNS, BadImage, read_image
-
-
-def photograph(width=300, height=200, seed=0):
-    """A smooth coloured picture: JPEG changes it little."""
-    coarse = np.random.default_rng(seed).integers(30, 226, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+from alexnet.images import TURNS, BadImage, batch_of, pixels_of, read_image
+from tests.images_in_front import BAD, GOOD, bomb, encoded, photograph
 
 
 def squashed(image):
@@ -155,31 +148,17 @@ def test_a_name_that_is_not_utf8_is_read(tmp_path):
     assert read_image(os.fsdecode(name)).shape == (256, 256, 3)
 
 
-def bomb():
-    """A PNG of 30,000 x 30,000 pixels in 4 kB."""
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-            + chunk(b"IDAT", zlib.compress(bytes(30_001 * 100), 9)) + chunk(b"IEND", b""))
-
-
-def encoded(form):
-    buffer = io.BytesIO()
-    photograph().save(buffer, form)
-    return buffer.getvalue()
+@pytest.mark.parametrize("kind", GOOD)
+def test_every_kind_that_can_be_used_is_read(path, kind):
+    path.write_bytes(GOOD[kind]())
+    assert read_image(path).shape == (256, 256, 3)
 
 
 @pytest.mark.parametrize(("content", "reason"), [
-    (b"", "is empty"),
-    (b"GIF89a not an image", "is neither JPEG nor PNG"),
-    (gzip.compress(encoded("JPEG")), "is neither JPEG nor PNG"),
-    (encoded("GIF"), "is neither JPEG nor PNG"),
-    (encoded("JPEG")[:2000], "is damaged: .*truncated"),
-    (encoded("PNG")[:2000], "is damaged"),
-    (encoded("PNG")[:20], "is "),
-    (bomb(), "is absurdly large"),
+    *((make(), reason) for make, reason in BAD.values()),
+    (encoded(photograph(), "GIF"), "is neither JPEG nor PNG"),
+    (encoded(photograph(), "PNG")[:2000], "is damaged"),
+    (encoded(photograph(), "PNG")[:20], "is "),
 ])
 def test_what_is_no_image_is_refused_with_its_reason(path, content, reason):
     path.write_bytes(content)
@@ -194,3 +173,45 @@ def test_an_unreadable_file_is_refused(path):
         read_image(path)
     with pytest.raises(BadImage, match="cannot be opened: No such file"):
         read_image(path / "gone")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(path):
+    os.mkfifo(path)
+    with pytest.raises(BadImage, match="is no file but a pipe or a device"):
+        read_image(path)
+
+
+def test_many_threads_leave_the_filters_of_warnings_as_they_are(path):
+    """A bomb stays a bomb, and what Pillow warns of stays unsaid, while other threads read images."""
+    saved(photograph(), path, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\0" * 9)
+    bombs = path.with_name("bomb.png")
+    bombs.write_bytes(bomb(12_000))
+    read_image(path)
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(read_image, each) for each in [path, bombs] * 40]
+    assert all(answer.result().shape == (256, 256, 3) for answer in answers[::2])
+    assert all("is absurdly large" in str(answer.exception()) for answer in answers[1::2])
+    assert warnings.filters == before
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+def test_pixels_in_memory_are_resized_as_those_of_a_file(path, resize):
+    saved(photograph(), path, "PNG")
+    np.testing.assert_array_equal(pixels_of(np.asarray(photograph()), resize), read_image(path, resize))
+
+
+@pytest.mark.parametrize("wrong", [
+    np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), [1],
+])
+def test_pixels_of_another_kind_are_refused(wrong):
+    with pytest.raises(BadImage, match=r"must be uint8 of shape \(rows, columns, 3\), got "):
+        pixels_of(wrong)
+
+
+def test_a_batch_has_the_images_innermost(rng):
+    images = [rng.integers(0, 256, (256, 256, 3), dtype=np.uint8) for _ in range(3)]
+    batch = batch_of(images)
+    assert batch.shape == (3, 256, 256, 3) and batch.flags.c_contiguous
+    for place, image in enumerate(images):
+        np.testing.assert_array_equal(batch[..., place], np.moveaxis(image, 2, 0))

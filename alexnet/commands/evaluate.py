@@ -1,0 +1,168 @@
+"""Cost, top-1 and top-5 of trained weights over all images of a data set's half, or of a folder of images.
+
+OUT is a data set of preprocess or of theano_alexnet, a folder with a folder of JPEG or PNG files for each class, named
+as the weights name it (by its wnid, or its whole name), or ILSVRC's flat validation folder with its devkit.
+"""
+
+import csv
+import io
+import json
+import os
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+from alexnet.commands.options import add_machine, add_weights, network_of, weights_of
+from alexnet.commands.predict import positive
+from alexnet.compile import engine_of
+from alexnet.evaluate import BATCH_SIZE, CROPS, Counts, evaluate
+from alexnet.hkl import name_of
+from alexnet.labelled import DatasetHalf, ImageFolder, is_dataset
+from alexnet.progress import Progress, duration
+
+SHOWN = 10                                       # bad images named on the screen; the JSON has all
+
+
+def configure(parser):
+    add_weights(parser)
+    parser.add_argument("--data", required=True, metavar="OUT", help="data set, or folder of images")
+    parser.add_argument("--half", choices=("validation", "train"), help="of a data set (validation)")
+    parser.add_argument("--crops", type=int, choices=CROPS, default=1, help="1: the middle of each image; 10: the "
+                        "paper's corners, middle, and their mirror images, probabilities averaged (%(default)s)")
+    parser.add_argument("--limit", type=positive, metavar="N", help="so many images: of a data set the first, of a "
+                        "folder a sample that is always the same")
+    parser.add_argument("--batch-size", type=positive, default=BATCH_SIZE, metavar="N", help="(%(default)s)")
+    parser.add_argument("--ground-truth", metavar="FILE", help="of a flat folder of images")
+    parser.add_argument("--synsets", metavar="FILE", help="the devkit's meta.mat, or lines of id, wnid and words")
+    parser.add_argument("--on-bad-image", choices=("fail", "skip"), help="of a folder (fail)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results to FILE")
+    parser.add_argument("--per-class", action="store_true", help="a table of the classes, on the screen and in FILE")
+    parser.add_argument("--confusion", type=Path, metavar="FILE.csv", help="write how often the row's class was "
+                        "taken for the column's")
+    add_machine(parser)
+
+
+def run(options):
+    for file in filter(None, (options.json, options.confusion)):
+        refuse_unwritable(file)
+    weights = weights_of(options)
+    labelled, folder = labelled_of(options, weights), Path(options.data).expanduser()
+    if weights.mean is None and labelled.mean is not None:
+        weights = weights._replace(mean=labelled.mean)
+        note(f"the weights come without a mean image; that of {name_of(folder)} is subtracted")
+    if labelled.resize != weights.resize:
+        note(f"the images of {name_of(folder)} were resized by {labelled.resize}, the weights expect {weights.resize}")
+    for text in labelled.notes:
+        note(text)
+    network = network_of(weights, options)
+    counts, began = Counts(weights.classes, options.confusion is not None), time.monotonic()
+    with closing(Progress("evaluate", labelled.n, sys.stderr)) as progress:
+        evaluate(network, labelled, counts, options.batch_size, options.crops, progress.add)
+    seconds = time.monotonic() - began
+    if options.confusion:
+        write_whole(options.confusion, confusion_text(counts.confusion, names_of(weights)))
+    if options.json:
+        write_whole(options.json, json.dumps(results(options, weights, labelled, counts, seconds), indent=1) + "\n")
+    if options.per_class:
+        print("\n".join(class_lines(counts, names_of(weights))), end="\n\n")
+    print("\n".join(lines(options, weights, labelled, counts, seconds)))
+    return 0
+
+
+def labelled_of(options, weights):
+    """The images to evaluate on; raises DataError, or ValueError for an option that means nothing for them."""
+    data = name_of(options.data)
+    if is_dataset(options.data):
+        for name in ("ground_truth", "synsets", "on_bad_image"):
+            if getattr(options, name):
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} is for a folder of images, and {data} is a data set of batch files")
+        half = options.half or "validation"
+        return DatasetHalf(options.data, weights.classes, weights.class_names, half, options.limit)
+    if options.half:
+        raise ValueError(f"--half {options.half} is for a data set of batch files, and {data} is a folder of images")
+    return ImageFolder(
+        options.data, weights.classes, weights.class_names, weights.resize, options.ground_truth, options.synsets,
+        options.on_bad_image or "fail", options.limit,
+    )  # fmt: skip
+
+
+def note(text):
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+def names_of(weights):
+    """A name for each class."""
+    return weights.class_names or tuple(f"class {label}" for label in range(weights.classes))
+
+
+# ---- what is told
+
+
+def lines(options, weights, labelled, counts, seconds):
+    """The last block on the screen."""
+    found, n = counts.summary(), counts.n
+    crops = "the centre crop" if options.crops == 1 else f"{options.crops} crops"
+    yield f"{weights.origin or weights.model}"
+    yield f"on {n:,} {labelled.name}, {crops}"
+    if counts.bad:
+        first = "; ".join(f"{name} {why}" for name, why in counts.bad[:SHOWN])
+        more = f"; and {len(counts.bad) - SHOWN:,} more" if len(counts.bad) > SHOWN else ""
+        yield f"{len(counts.bad):,} bad images are left out: {first}{more}"
+    for k in (1, 5):
+        top = found[f"top{k}"]
+        right = f"{top['right']:,} of {n:,} right"
+        yield f"top-{k}  {100 * top['accuracy']:6.2f} %  {right}; error {100 * top['error']:.2f} %"
+    yield f"cost   {found['cost']:6.4f} nats"
+    yield f"time   {duration(seconds)}, {n / seconds:.0f} images/s"
+
+
+def class_lines(counts, names):
+    """A table of the classes."""
+    width = len(f"{counts.n:,}")
+    yield f"{'images':>{max(width, 6)}}  {'top-1':>7}  {'top-5':>7}  {'cost':>8}  class"
+    for name, found in zip(names, counts.per_class(), strict=True):
+        top1, top5, cost = found["top1"]["accuracy"], found["top5"]["accuracy"], found["cost"]
+        figures = f"{'-':>7}  {'-':>7}  {'-':>8}" if cost is None else f"{top1:7.1%}  {top5:7.1%}  {cost:8.4f}"
+        yield f"{found['images']:>{max(width, 6)},}  {figures}  {name}"
+
+
+def results(options, weights, labelled, counts, seconds):
+    """All of it, as JSON has it."""
+    found = {
+        "weights": name_of(options.weights), "origin": weights.origin, "model": weights.model,
+        "classes": weights.classes, "data": name_of(options.data), "half": labelled.half,
+        "crops": options.crops, "limit": options.limit, "resize": labelled.resize, **counts.summary(),
+        "skipped": [{"image": name, "reason": why} for name, why in counts.bad],
+        "engine": engine_of(options.engine, options.device), "device": options.device, "precision": options.precision,
+        "seconds": seconds, "images_per_second": counts.n / seconds,
+    }  # fmt: skip
+    if options.per_class:
+        named = zip(names_of(weights), counts.per_class(), strict=True)
+        found["per_class"] = [{"label": label, "name": name, **each} for label, (name, each) in enumerate(named)]
+    return found
+
+
+def confusion_text(confusion, names):
+    """The matrix as CSV: a row for each class of the labels, a column for each class of the answers."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["label", *names])
+    table.writerows([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
+    return text.getvalue()
+
+
+def refuse_unwritable(file):
+    """Raise ValueError, before the work, where a file cannot be written."""
+    if file.is_dir():
+        raise ValueError(f"{name_of(file)} is a folder; the results need the name of a file")
+    if not file.absolute().parent.is_dir():
+        raise ValueError(f"{name_of(file)} cannot be written: there is no folder {name_of(file.absolute().parent)}")
+
+
+def write_whole(file, text):
+    """Write a text so that the file is whole or not there at all."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)

@@ -1,0 +1,101 @@
+"""The most probable classes of images, with their WordNet numbers, words and probabilities.
+
+Answers come in the order of the images, as batches of them are finished.  An image that cannot be used is told on
+standard error, the others go on, and the exit status is 1.
+"""
+
+import argparse
+import json
+import os
+import sys
+from itertools import chain
+
+from alexnet.commands.options import add_machine, add_weights, network_of, weights_of
+from alexnet.evaluate import CROPS
+from alexnet.hkl import name_of
+from alexnet.images import BadImage
+from alexnet.predict import BATCH_SIZE, Predictor
+
+STDIN = "-"
+
+
+def configure(parser):
+    add_weights(parser)
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="JPEG or PNG file; -: names from standard input")
+    parser.add_argument("--stdin", action="store_true", help="names from standard input, too, one on each line")
+    parser.add_argument("-0", "--null", action="store_true", help="those names end with NUL, as of find -print0")
+    parser.add_argument("--top", type=positive, default=5, metavar="K", help="classes for each image (%(default)s)")
+    parser.add_argument("--crops", type=int, choices=CROPS, default=1, help="10: the mean over the paper's ten crops")
+    parser.add_argument("--batch-size", type=positive, default=BATCH_SIZE, metavar="N", help="(%(default)s)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on a line for each image")
+    add_machine(parser)
+
+
+def positive(text):
+    """A whole number of at least 1, of a command line."""
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def run(options):
+    if not (options.images or options.stdin):
+        raise ValueError("which images? name some, or - to read their names from standard input")
+    weights = weights_of(options)
+    predictor = Predictor(weights, options.crops, network_of(weights, options))
+    try:
+        return tell(predictor.each(names(options), options.top, options.batch_size), options.json)
+    except BrokenPipeError:                      # whoever reads the answers has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def tell(answers, as_json):
+    """Print each answer as it comes; returns 1 if an image was bad, else 0."""
+    status = 0
+    for path, answer in answers:
+        name, bad = shown(path), isinstance(answer, BadImage)
+        if as_json:
+            print(json_of(name, answer), flush=True)
+        elif not bad:
+            print(text_of(name, answer), flush=True)
+        if bad:
+            print(f"{name} {answer}", file=sys.stderr, flush=True)
+            status = 1
+    return status
+
+
+def names(options):
+    """The images' names, those of standard input in the place of -, or last."""
+    given = [*options.images, STDIN] if options.stdin and STDIN not in options.images else options.images
+    separator = b"\0" if options.null else b"\n"
+    return chain.from_iterable(listed(sys.stdin.buffer, separator) if name == STDIN else [name] for name in given)
+
+
+def listed(stream, separator):
+    """Yield the names in a binary stream, each ended by the separator, as they come; empty ones do not count."""
+    rest = b""
+    while data := stream.read1():
+        *whole, rest = (rest + data).split(separator)
+        yield from (os.fsdecode(name) for name in whole if name)
+    if rest:
+        yield os.fsdecode(rest)
+
+
+def shown(name):
+    """A file's name for the screen: what is not UTF-8, or steers a terminal, as an escape sequence."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name_of(name))
+
+
+def text_of(name, guesses):
+    """The answer for an image: its name, and a line for each guess."""
+    lines = (f"  {guess.probability:6.1%}".replace("%", " %") + "".join(f"  {word}" for word in guess[2:] if word)
+             for guess in guesses)  # fmt: skip
+    return "\n".join((name, *lines))
+
+
+def json_of(name, answer):
+    """The answer for an image as one line of JSON."""
+    if isinstance(answer, BadImage):
+        return json.dumps({"image": name, "error": str(answer)})
+    return json.dumps({"image": name, "top": [guess._asdict() for guess in answer]})
