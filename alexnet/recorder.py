@@ -274,15 +274,33 @@ class Silent:
 
 
 def read_records(folder):
-    """The records of a run folder, in order; a last line that a kill cut short is left out.
+    """The records of a run folder, in order: see each_record."""
+    return list(each_record(folder))
 
-    Raises FileNotFoundError when the folder is no run's.
+
+def each_record(folder):
+    """Yield the records of a run folder, in order; a last line that a kill cut short is left out.
+
+    Raises FileNotFoundError when the folder is no run's, ValueError when a line is no record.
     """
     path = Path(folder) / "records.jsonl"
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"{folder} is no run's folder: it has no {path.name}")
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith("\n"):
+                yield parsed(line, f"line {number} of {path}")
+
+
+def parsed(line, place):
+    """The record that a line of JSON holds."""
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{place} is no record of a run: {error}") from error
+    if not isinstance(record, dict) or "kind" not in record:
+        raise ValueError(f"{place} is no record of a run: it says no kind")
+    return record
 
 
 @contextmanager

@@ -54,7 +54,7 @@ HOMES = {
     "h5py": ("alexnet/hkl.py",),
     "hickle": ("alexnet/hkl.py",),
     "safetensors": ("alexnet/checkpoint.py",),
-    "matplotlib": ("alexnet/plots.py",),
+    "matplotlib": ("alexnet/plots",),
     "tqdm": ("alexnet/recorder.py", "alexnet/progress.py"),
     "PIL": ("alexnet/images.py", "preprocess"),
     "scipy": ("alexnet/devkit.py",),

@@ -1,12 +1,31 @@
-"""Draw the learning curves and the first filters of a run."""
+"""Draw the learning curves of one run or several, where their time went, and the filters of their first layer.
 
-from alexnet.plots import draw
+    python -m alexnet plot runs/a                                 into the run's folder
+    python -m alexnet plot runs/a runs/b --over hours             on one figure, into the folder that holds them
+    python -m alexnet plot runs/* --to pictures --format svg
+"""
+
+from alexnet import plots
+from alexnet.plots.records import TICKS
+from alexnet.plots.style import FORMATS
 
 
 def configure(parser):
-    parser.add_argument("run", metavar="RUN", help="folder of the run")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
+    parser.add_argument("--over", choices=TICKS, default="epochs", help="what the curves run over (%(default)s)")
+    parser.add_argument("--to", metavar="FOLDER", help="where the pictures go; else to the run, or beside the runs")
+    parser.add_argument("--format", type=formats, default=FORMATS, metavar="png,svg", help="one of them or both (both)")
 
 
 def run(options):
-    print("\n".join(f"drew {picture}" for picture in draw(options.run)))
+    pictures = plots.draw(options.runs, options.to, options.format, options.over)
+    print("\n".join(f"drew {picture}" for picture in pictures))
     return 0
+
+
+def formats(text):
+    """The formats in a list such as png,svg; raises ValueError."""
+    chosen = tuple(dict.fromkeys(text.split(",")))
+    if not set(chosen) <= set(FORMATS):
+        raise ValueError(text)
+    return chosen

@@ -1,6 +1,9 @@
 """python -m alexnet: the paper's table, and pictures of a run."""
 
 import io
+import time
+
+import pytest
 
 from alexnet.__main__ import main
 from alexnet.recorder import Recorder
@@ -21,10 +24,21 @@ def test_summary_of_another_number_of_classes(capsys):
 
 def test_plot_draws_a_run(tmp_path, capsys):
     with Recorder(tmp_path, stream=io.StringIO()) as recorder:
+        with recorder.time("calc"):
+            time.sleep(0.001)
         recorder.train_iteration(iteration=1, epoch=0.5, cost=2.0, error=0.9, learning_rate=0.01, images=8)
     assert main(["plot", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == f"drew {tmp_path / 'learning_curves.png'}\n"
-    assert (tmp_path / "learning_curves.png").exists()
+    pictures = [f"{tmp_path / name}.{ending}" for name in ("learning_curves", "times") for ending in ("png", "svg")]
+    assert capsys.readouterr().out == "".join(f"drew {picture}\n" for picture in pictures)
+    assert main(["plot", str(tmp_path), "--format", "svg", "--to", str(tmp_path / "to"), "--over", "hours"]) == 0
+    assert {path.name for path in (tmp_path / "to").iterdir()} == {"learning_curves_over_hours.svg", "times.svg"}
+
+
+def test_formats_that_are_none_are_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["plot", "run", "--format", "png,gif"])
+    assert ended.value.code == 2
+    assert "png,gif" in capsys.readouterr().err
 
 
 def test_plot_of_what_is_no_run_is_refused(tmp_path, capsys):

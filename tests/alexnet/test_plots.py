@@ -1,25 +1,47 @@
-"""Pictures: drawn from what a run leaves, legible without a run, and the pixels are the filters."""
+"""Pictures: drawn from what runs leave, legible without them, and the pixels are the filters."""
 
 import io
+import json
+from itertools import accumulate
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from alexnet import checkpoint, plots
+from alexnet.plots import records, style
+from alexnet.plots.tiles import mosaic
 from alexnet.recorder import Recorder
 
 
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
 def record(folder, iterations=40, per_epoch=8, cost=lambda iteration: 2.3 * 0.95**iteration, validated=True):
-    """A made-up run: the rate drops after half of the iterations."""
-    with Recorder(folder, stream=io.StringIO()) as recorder:
+    """A made-up run: the rate drops after half of the iterations; each takes 0.5 s calc, 0.2 wait and 0.1 other."""
+    clock = Clock()
+    with Recorder(folder, stream=io.StringIO(), clock=clock) as recorder:
         for iteration in range(1, iterations + 1):
             rate = 0.01 if iteration <= iterations / 2 else 0.001
+            for section, seconds in (("wait", 0.2), ("calc", 0.5)):
+                with recorder.time(section):
+                    clock.now += seconds
+            clock.now += 0.1
             recorder.train_iteration(
                 iteration=iteration, epoch=iteration / per_epoch, cost=cost(iteration), error=0.9 * 0.97**iteration,
                 learning_rate=rate, images=8,
             )  # fmt: skip
             if validated and iteration % per_epoch == 0:
+                clock.now += 3
                 recorder.epoch(
                     epoch=iteration // per_epoch, iteration=iteration, cost=cost(iteration), top1_error=0.5,
                     top5_error=0.125, learning_rate=rate, images=50,
@@ -36,15 +58,15 @@ def size_of(path):
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that were saved."""
-    figures, saved = [], plots.saved
-    monkeypatch.setattr(plots, "saved", lambda figure, path: (figures.append(figure), saved(figure, path))[1])
+    figures, savefig = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (figures.append(figure), savefig(figure, *a, **k)))
     return figures
 
 
 def test_learning_curves_show_what_was_recorded(tmp_path, drawn):
     folder = tmp_path / "some run"
     record(folder)
-    path = plots.learning_curves(folder)
+    (path,) = plots.learning_curves(folder)
     assert path == folder / "learning_curves.png"
     assert min(size_of(path)) > 500
     (figure,) = drawn
@@ -80,12 +102,12 @@ def test_a_long_training_curve_is_averaged(tmp_path, drawn):
 
 def test_curves_without_validation_and_with_nan_are_drawn(tmp_path):
     record(tmp_path, validated=False, cost=lambda iteration: float("nan") if iteration > 3 else 2.0)
-    size_of(plots.learning_curves(tmp_path))
+    size_of(*plots.learning_curves(tmp_path))
 
 
 def test_a_run_stopped_before_its_first_step_is_drawn_empty(tmp_path):
     record(tmp_path, iterations=0)
-    size_of(plots.learning_curves(tmp_path))
+    size_of(*plots.learning_curves(tmp_path))
 
 
 def test_a_folder_without_records_is_refused(tmp_path):
@@ -96,14 +118,14 @@ def test_a_folder_without_records_is_refused(tmp_path):
 def test_filters_are_tiles_in_order_each_over_its_own_range(tmp_path):
     weights = np.random.default_rng(0).normal(size=(3, 11, 11, 96)).astype("float32") * np.logspace(-3, 3, 96)
     weights[..., 95] = 0
-    grid = plots.mosaic(weights, 8, 12)
+    grid = mosaic(weights)
     assert grid.shape == (8 * 12 - 1, 12 * 12 - 1, 3)
     tile = grid[12 : 12 + 11, 24 : 24 + 11]                 # second row, third column: filter 14
     expected = 0.5 + 0.5 * np.moveaxis(weights[..., 14], 0, -1) / np.abs(weights[..., 14]).max()
     np.testing.assert_allclose(tile, expected)
     assert (grid[11] == 1).all()
     assert (grid[-11:, -11:] == 0.5).all()
-    width, height = size_of(plots.filters(weights, tmp_path / "filters.png"))
+    width, height = size_of(*plots.filters(weights, tmp_path / "filters.png"))
     assert width > 500
     assert height > 500
 
@@ -113,8 +135,146 @@ def test_filters_of_another_number_of_channels_are_refused(tmp_path):
         plots.filters(np.zeros((4, 2, 2, 5)), tmp_path / "filters.png")
 
 
-def test_a_run_is_drawn_from_its_records_and_newest_checkpoint(tmp_path):
+def test_a_run_is_drawn_into_its_folder_from_its_records_and_newest_checkpoint(tmp_path):
     record(tmp_path)
-    assert plots.draw(tmp_path) == [tmp_path / "learning_curves.png"]
+    assert plots.draw([tmp_path]) == [tmp_path / "learning_curves.png", tmp_path / "times.png"]
     checkpoint.save(checkpoint.snapshot_path(tmp_path, 3), {"conv1.W": np.ones((3, 5, 5, 6), dtype="float32")}, {})
-    assert plots.draw(tmp_path) == [tmp_path / "learning_curves.png", tmp_path / "filters.png"]
+    assert plots.draw([tmp_path])[-1] == tmp_path / "filters.png"
+    assert not list(tmp_path.glob(".*"))         # nothing half-written stays
+
+
+# ---- time
+
+
+def test_hours_add_up_over_validations_and_resumes(tmp_path):
+    for first in (0, 8):
+        clock = Clock()
+        with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+            recorder.truncate(first)
+            for iteration in range(first + 1, first + 9):
+                recorder.restart()
+                with recorder.time("calc"):
+                    clock.now += 450
+                recorder.train_iteration(
+                    iteration=iteration, epoch=iteration / 8, cost=1, error=0, learning_rate=0.1, images=8
+                )  # fmt: skip
+            clock.now += 1800
+            recorder.epoch(
+                epoch=first // 8 + 1, iteration=first + 8, cost=1.0, top1_error=0.5, top5_error=0.1,
+                learning_rate=0.1, images=8,
+            )  # fmt: skip
+    run = records.read_run(tmp_path)
+    seconds = [json.loads(line)["seconds"] for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    hours = [total / 3600 for total in accumulate(seconds)]
+    np.testing.assert_allclose(run.train["hours"], hours[:8] + hours[9:17])
+    np.testing.assert_allclose(run.validation["hours"], [1.5, 3.0])
+
+
+def test_curves_over_hours_have_a_picture_of_their_own(tmp_path, drawn):
+    record(tmp_path)
+    (path,) = plots.learning_curves(tmp_path, over="hours")
+    assert path == tmp_path / "learning_curves_over_hours.png"
+    _, error = drawn[0].axes
+    assert error.get_xlabel() == "hours of training and validation"
+    np.testing.assert_allclose(error.lines[0].get_xdata()[-1], (40 * 0.8 + 4 * 3) / 3600)
+    np.testing.assert_allclose(error.lines[1].get_xdata()[-1], (40 * 0.8 + 5 * 3) / 3600)
+
+
+def heights(axes):
+    """Label of each stack of bars -> (left edges, heights)."""
+    return {
+        group.get_label().split()[0]: np.array([(bar.get_x(), bar.get_height()) for bar in group]).T
+        for group in axes.containers
+    }
+
+
+@pytest.mark.parametrize("iterations, stretches", [(1, 1), (40, 40), (250, 84)])
+def test_the_time_of_a_run_is_stacked_in_seconds_per_20_iterations(tmp_path, drawn, iterations, stretches):
+    record(tmp_path, iterations)
+    plots.times_over_run(records.read_run(tmp_path), tmp_path)
+    (axes,) = drawn[0].axes
+    stacks = heights(axes)
+    assert list(stacks) == ["calc", "sync", "comm", "wait", "other"]
+    for section, seconds in (("calc", 10), ("sync", 0), ("comm", 0), ("wait", 4), ("other", 2)):
+        np.testing.assert_allclose(stacks[section][1], [seconds] * stretches, atol=1e-9)
+    assert stacks["calc"][0][0] == 0
+    last = axes.containers[0][-1]
+    assert last.get_x() + last.get_width() == iterations / 8
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == [
+        "calc 62.5%", "sync 0.0%", "comm 0.0%", "wait 25.0%", "other 12.5%",
+    ]  # fmt: skip
+
+
+# ---- several runs
+
+
+@pytest.fixture
+def three_runs(tmp_path):
+    """Two runs of one name, one that has not been validated."""
+    record(tmp_path / "a" / "run")
+    record(tmp_path / "b" / "run", cost=lambda iteration: 3.0)
+    record(tmp_path / "c_$x$", validated=False)
+    return [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "c_$x$"]
+
+
+def test_several_runs_are_drawn_on_one_figure_beside_them(three_runs, tmp_path, drawn):
+    checkpoint.save(checkpoint.snapshot_path(three_runs[1], 3), {"conv1.W": np.ones((3, 5, 5, 6), dtype="float32")}, {})
+    pictures = plots.draw([*three_runs, three_runs[0]])                  # one of them twice
+    assert pictures == [tmp_path / f"{name}.png" for name in ("learning_curves", "times", "filters")]
+    curves, times, filters = drawn
+    assert [axes.get_title() for axes in curves.axes] == [
+        "cost (nats per image)", "top-1 error (% of images)", "top-5 error (% of images)",
+    ]  # fmt: skip
+    named = {text.get_text(): line for text, line in zip(
+        curves.legends[0].get_texts(), curves.legends[0].get_lines(), strict=True
+    )}  # fmt: skip
+    assert list(named) == [
+        "a/run: top-1 50.0%, top-5 12.5% after 5 epochs",
+        "b/run: top-1 50.0%, top-5 12.5% after 5 epochs",
+        r"c_\$x\$: not validated yet",
+    ]
+    assert len({line.get_color() for line in named.values()}) == 3
+    training_of_b, validation_of_b = curves.axes[0].lines[2:4]
+    np.testing.assert_array_equal(training_of_b.get_ydata(), [3.0] * 40)
+    np.testing.assert_array_equal(validation_of_b.get_xydata(), [[epoch, 3.0] for epoch in (1, 2, 3, 4, 5)])
+    np.testing.assert_array_equal(curves.axes[2].lines[1].get_ydata(), [12.5] * 5)
+    calc, wait = (times.axes[0].containers[index] for index in (0, 3))
+    np.testing.assert_allclose([bar.get_width() for bar in calc], [10] * 3)
+    np.testing.assert_allclose([bar.get_x() for bar in wait], [10] * 3)
+    assert [text.get_text().strip() for text in times.axes[0].texts] == ["16 s, 10 images/s"] * 3
+    assert [axes.get_title() for axes in filters.axes] == ["b/run"]
+
+
+def test_many_runs_differ_in_colour_or_line():
+    looks = [look for look, _ in zip(style.styles(), range(28), strict=False)]
+    assert len(set(looks)) == 28
+
+
+def test_runs_of_one_name_are_told_apart_by_where_they_lie(tmp_path):
+    places = [tmp_path / name for name in ("a/x/run", "b/x/run", "b/other", "y/run")]
+    assert records.distinct_names(places) == ["a/x/run", "b/x/run", "other", "y/run"]
+
+
+def test_pictures_go_where_they_are_told_and_svg_is_svg(three_runs, tmp_path):
+    pictures = plots.draw(three_runs[:2], tmp_path / "new" / "folder", ("png", "svg"), "hours")
+    names = ["learning_curves_over_hours.png", "learning_curves_over_hours.svg", "times.png", "times.svg"]
+    assert pictures == [tmp_path / "new" / "folder" / name for name in names]
+    assert sorted(pictures) == sorted((tmp_path / "new" / "folder").iterdir())
+    size_of(pictures[0])
+    assert ElementTree.parse(pictures[1]).getroot().tag.endswith("svg")
+
+
+def test_runs_without_a_step_have_curves_but_no_times(tmp_path):
+    for name in ("a", "b"):
+        record(tmp_path / name, iterations=0)
+    assert plots.draw([tmp_path / "a"]) == [tmp_path / "a" / "learning_curves.png"]
+    assert plots.draw([tmp_path / "a", tmp_path / "b"]) == [tmp_path / "learning_curves.png"]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "3", "{}"])
+def test_damaged_records_are_refused_by_their_line(tmp_path, line):
+    record(tmp_path, iterations=2)
+    with (tmp_path / "records.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=r"line 3 of .*records\.jsonl is no record of a run"):
+        plots.learning_curves(tmp_path)

@@ -80,7 +80,7 @@ def npy():
 
 OTHERS = {
     "empty": (b"", "is empty"),
-    "pickle of protocol 2": (pickle.dumps([1], 2), "is a pickle, which is never read, for it may run code; torchvision"),
+    "pickle of protocol 2": (pickle.dumps([1], 2), "is a pickle, which is never read, for it may run code; torch"),
     "pickle of protocol 5": (pickle.dumps([1], 5), "is a pickle, which is never read"),
     "old PyTorch": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.", "is a pickle, which is never read"),
     "older PyTorch": (tarred(), "is a tar archive: unpack it first, if it is no PyTorch file of old"),

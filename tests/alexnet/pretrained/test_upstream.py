@@ -17,7 +17,10 @@ from tests.narrow import narrow, same_bits, weights_of_narrow
 
 __all__ = ["narrow"]
 
-NAMES = ["W_0", "b_0", "W0_1", "b0_1", "W1_1", "b1_1", "W_2", "b_2", "W0_3", "b0_3", "W1_3", "b1_3", "W0_4", "b0_4", "W1_4", "b1_4", "W_5", "b_5", "W_6", "b_6", "W_7", "b_7"]
+NAMES = [
+    "W_0", "b_0", "W0_1", "b0_1", "W1_1", "b1_1", "W_2", "b_2", "W0_3", "b0_3", "W1_3", "b1_3",
+    "W0_4", "b0_4", "W1_4", "b1_4", "W_5", "b_5", "W_6", "b_6", "W_7", "b_7",
+]  # fmt: skip
 
 
 # ---- the format, against programs that are not ours

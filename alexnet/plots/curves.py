@@ -1,0 +1,94 @@
+"""Learning curves: cost and errors of one run, or of several side by side."""
+
+import numpy as np
+
+from alexnet.plots.records import TICKS, Run, averaged, read_run
+from alexnet.plots.style import PNG, finish, literal, new_figure, saved, shortened, styles
+
+POINTS = 300                            # of a training curve at most: more would be a band of noise
+TRAINING, TOP1, TOP5 = "#8a9bb0", "#c8452f", "#2f6fa8"
+ERRORS = {"top1_error": "top-1", "top5_error": "top-5"}
+MARKED = 30                             # validations: more markers would hide each other's lines
+NAMES = {"epochs": "learning_curves", "hours": "learning_curves_over_hours"}
+
+
+def learning_curves(run, to=None, formats=PNG, over="epochs"):
+    """Draw cost and errors of a run, learning-rate drops marked; returns the paths.
+
+    run  a Run or its folder
+    to   folder of the picture; None: the run's
+    Raises FileNotFoundError when the folder has no records.
+    """
+    run = run if isinstance(run, Run) else read_run(run)
+    x, figure = TICKS[over], new_figure(8, 7.5)
+    cost, error = figure.subplots(2, 1, sharex=True)
+    figure.suptitle(literal(heading(run)))
+    cost.plot(*smoothed(run.train, x, "cost"), color=TRAINING, label="training")
+    cost.plot(run.validation[x], run.validation["cost"], "o-", color=TOP1, markersize=4, label="validation")
+    error.plot(*smoothed(run.train, x, "top1_error", 100), color=TRAINING, label="training, top-1")
+    for field, colour in (("top1_error", TOP1), ("top5_error", TOP5)):
+        values, label = 100 * run.validation[field], f"validation, {ERRORS[field]}"
+        error.plot(run.validation[x], values, "o-", color=colour, markersize=4, label=label)
+    cost.set_ylabel("cost (nats per image)")
+    error.set_ylabel("error (% of images)")
+    mark_drops(run.train, x, (cost, error))
+    for axes in (cost, error):
+        finish(axes, over)
+        axes.legend(frameon=False)
+    cost.set_xlabel("")
+    error.set_ylim(0, 100)
+    return saved(figure, (to or run.folder) / NAMES[over], formats)
+
+
+def comparison(runs, to, formats=PNG, over="epochs"):
+    """Draw cost, top-1 and top-5 error of several runs, a colour for each; returns the paths."""
+    x, figure = TICKS[over], new_figure(13, 5)
+    cost, *errors = figure.subplots(1, 3)
+    for run, (colour, line) in zip(runs, styles(), strict=False):
+        marker = "o" if run.validation["epoch"].size <= MARKED else ""
+        thick = {"color": colour, "linestyle": line, "linewidth": 1.8, "marker": marker, "markersize": 3.5}
+        thin = {"color": colour, "linestyle": line, "linewidth": 0.8, "alpha": 0.45}
+        cost.plot(*smoothed(run.train, x, "cost"), **thin)
+        errors[0].plot(*smoothed(run.train, x, "top1_error", 100), **thin)
+        (drawn,) = cost.plot(run.validation[x], run.validation["cost"], **thick)
+        drawn.set_label(literal(in_legend(run)))
+        for axes, field in zip(errors, ERRORS, strict=True):
+            axes.plot(run.validation[x], 100 * run.validation[field], **thick)
+    cost.set_title("cost (nats per image)")
+    for axes, name in zip(errors, ERRORS.values(), strict=True):
+        axes.set_title(f"{name} error (% of images)")
+    for axes in (cost, *errors):
+        finish(axes, over)
+    columns = min(len(runs), 2 if len(runs) < 9 else 3)
+    title = "Thick: validation. Thin: training."
+    figure.legend(loc="outside lower center", frameon=False, ncols=columns, title=title)
+    return saved(figure, to / NAMES[over], formats)
+
+
+def smoothed(train, x, field, scale=1):
+    """(x, scale * field): means of equal stretches of iterations, at most POINTS of them."""
+    means = averaged(train, (x, field), POINTS)
+    return means[x], scale * means[field]
+
+
+def mark_drops(train, x, panels):
+    """A dashed line in each panel wherever the learning rate fell to half or less, with the new rate on the first."""
+    rate, place = train["learning_rate"], train[x]
+    for after in 1 + np.flatnonzero(rate[1:] <= rate[:-1] / 2):
+        for axes in panels:
+            axes.axvline(place[after - 1], color="0.6", linestyle="--", linewidth=1)
+        where, label = panels[0].get_xaxis_transform(), f" rate {rate[after]:g}"
+        panels[0].text(place[after - 1], 0.98, label, transform=where, va="top", fontsize=8, color="0.4")
+
+
+def heading(run):
+    errors = run.validation["top1_error"]
+    return f"{run.name}: top-1 validation error {errors[-1]:.1%}" if errors.size else run.name
+
+
+def in_legend(run):
+    """A run's name and its errors after the last epoch."""
+    if not run.validation["epoch"].size:
+        return f"{shortened(run.name)}: not validated yet"
+    top1, top5 = (run.validation[field][-1] for field in ERRORS)
+    return f"{shortened(run.name)}: top-1 {top1:.1%}, top-5 {top5:.1%} after {run.validation['epoch'][-1]:.0f} epochs"

@@ -1,0 +1,74 @@
+"""What runs recorded, as arrays: the epochs, the hours, costs, errors and times of each."""
+
+from array import array
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from alexnet.recorder import FIELDS, each_record
+
+NUMBERS = {kind: [field for field in fields if field != "at"] for kind, fields in FIELDS.items()}
+TICKS = {"epochs": "epoch", "hours": "hours"}    # what curves may run over -> the array that says it
+
+
+class Run(NamedTuple):
+    """The records of a run: field -> float64 array for each kind; NaN where the record has null.
+
+    Besides the recorder's fields there are `hours`: since the run began, in training and validation, across all times
+    that it was resumed; the time between them, or for saving, does not count.
+    """
+
+    folder: Path
+    name: str
+    train: dict[str, np.ndarray]
+    validation: dict[str, np.ndarray]
+
+
+def read_runs(folders):
+    """The Runs in folders, without repetition, with names that tell them apart.
+
+    Raises FileNotFoundError for a folder without records, ValueError for damaged ones.
+    """
+    places = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    return [read_run(place, name) for place, name in zip(places, distinct_names(places), strict=True)]
+
+
+def read_run(folder, name=None):
+    """The Run in a folder; it is called as its folder, if not otherwise."""
+    folder = Path(folder).resolve()
+    values = {kind: {field: array("d") for field in fields} for kind, fields in NUMBERS.items()}
+    hours, seconds = {kind: array("d") for kind in NUMBERS}, 0.0
+    for record in each_record(folder):
+        kind = record["kind"]
+        seconds += number(record, "seconds", 0.0)
+        hours[kind].append(seconds / 3600)
+        for field, column in values[kind].items():
+            column.append(number(record, field, np.nan))
+    columns = {kind: {field: np.array(values[kind][field]) for field in values[kind]} for kind in values}
+    for kind, column in hours.items():
+        columns[kind]["hours"] = np.array(column)
+    return Run(folder, name or folder.name, columns["train"], columns["validation"])
+
+
+def number(record, field, otherwise):
+    value = record.get(field)
+    return value if isinstance(value, int | float) else otherwise
+
+
+def distinct_names(folders):
+    """The last parts of different paths: so many, for those that end alike, as tell them apart."""
+    names, length = [folder.name for folder in folders], 1
+    while len(set(names)) < len(names):
+        length += 1
+        names = ["/".join(f.parts[-length:]) if names.count(n) > 1 else n for f, n in zip(folders, names, strict=True)]
+    return names
+
+
+def averaged(columns, fields, points):
+    """Field -> means of equal stretches of records, at most `points` of them."""
+    n = len(columns["epoch"])
+    stretch = max(1, -(-n // points))
+    starts = np.arange(0, n, stretch)
+    lengths = np.diff([*starts, n])
+    return {field: np.add.reduceat(columns[field], starts) / lengths for field in fields}

@@ -1,0 +1,65 @@
+"""How pictures look, and how they are written."""
+
+import os
+from itertools import product
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+PNG = ("png",)
+FORMATS = ("png", "svg")
+# told apart by those who do not see red from green; Okabe and Ito 2008
+RUNS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#404040")
+SECTIONS = {"calc": "#2f6fa8", "sync": "#8fb8d8", "comm": "#e0a030", "wait": "#c8452f", "other": "#c9c9c9"}
+LONGEST_NAME = 40                                # characters, in a legend
+
+
+def styles():
+    """(colour, line style) of one run after the other."""
+    while True:
+        yield from ((colour, line) for line, colour in product(("-", "--", ":", "-."), RUNS))
+
+
+def new_figure(width, height):
+    """A Figure of this size in inches."""
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def finish(axes, over="epochs", bottom=0):
+    """What all curves share: ticks, a light grid, no box."""
+    if over == "epochs":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
+    axes.set_xlabel("epoch" if over == "epochs" else "hours of training and validation")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=bottom)
+    plain(axes)
+
+
+def plain(axes):
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def shortened(name):
+    """A name that fits into a legend: its end, which tells dates and attempts apart."""
+    return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME:]}"
+
+
+def literal(text):
+    """The text as it is, where matplotlib would take what lies between two dollars for a formula."""
+    return text.replace("$", r"\$")
+
+
+def saved(figure, path, formats=PNG):
+    """Write a figure to `path`, with the ending of each of the formats; returns the paths.
+
+    Each file is written beside its name first: whoever looks at it sees a whole picture.
+    """
+    pictures = [Path(path).with_suffix(f".{ending}") for ending in formats]
+    for picture, ending in zip(pictures, formats, strict=True):
+        partial = picture.with_name(f".{picture.name}.partial")
+        figure.savefig(partial, format=ending, metadata={"Date": None} if ending == "svg" else None)
+        os.replace(partial, picture)
+    return pictures

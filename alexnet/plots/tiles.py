@@ -1,0 +1,58 @@
+"""The filters of the first layer as tiles of colour."""
+
+import math
+
+import numpy as np
+
+from alexnet.plots.style import PNG, literal, new_figure, saved, shortened
+
+MOST_COLUMNS = 3                        # pictures beside each other
+
+
+def filters(weights, path, formats=PNG):
+    """Draw the filters (3, row, column, n) as a grid of tiles, each over its own range; returns the paths."""
+    grid = mosaic(weights)
+    figure = new_figure(8, 8 * grid.shape[0] / grid.shape[1] + 0.6)
+    show(figure.subplots(), grid)
+    _, rows, columns, n = weights.shape
+    figure.suptitle(f"The {n} filters of the first layer, {rows}×{columns} pixels (grey: 0; each over its own range)")
+    return saved(figure, path, formats)
+
+
+def filters_of_runs(weights, path, formats=PNG):
+    """Draw the filters of several runs beside each other; returns the paths.
+
+    weights  a run's name -> its filters (3, row, column, n)
+    """
+    across = min(math.ceil(math.sqrt(len(weights))), MOST_COLUMNS)
+    down = math.ceil(len(weights) / across)
+    figure = new_figure(4.5 * across, 3.4 * down + 0.5)
+    panels = list(figure.subplots(down, across, squeeze=False).flat)
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, (name, each) in zip(panels, weights.items(), strict=False):
+        show(axes, mosaic(each))
+        axes.set_title(literal(shortened(name)), fontsize=10)
+    figure.suptitle("The filters of the first layer (grey: 0; each over its own range)")
+    return saved(figure, path, formats)
+
+
+def show(axes, grid):
+    axes.imshow(grid, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def mosaic(weights):
+    """RGB picture (row, column, 3) in [0, 1] of the filters (3, row, column, n), row by row, with white seams."""
+    channels, rows, columns, n = weights.shape
+    if channels != 3:
+        raise ValueError(f"filters to draw must see 3 channels, got weights of shape {weights.shape}")
+    width = math.ceil(math.sqrt(1.5 * n))
+    height = math.ceil(n / width)
+    largest = np.abs(weights).max(axis=(0, 1, 2))
+    tiles = 0.5 + 0.5 * weights / np.where(largest > 0, largest, 1)
+    grid = np.ones((height * (rows + 1) - 1, width * (columns + 1) - 1, 3))
+    for index in range(n):
+        top, left = index // width * (rows + 1), index % width * (columns + 1)
+        grid[top : top + rows, left : left + columns] = tiles[..., index].transpose(1, 2, 0)
+    return grid
