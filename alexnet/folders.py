@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import tokenize
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from alexnet.hkl import DataError, name_of, one_line
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
+UNREADABLE = (OSError, ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError)     # a .npy header's
 BATCH_NAME = re.compile(r"(\d+)(?:_([01]+))?\.hkl")
 
 
@@ -101,17 +103,20 @@ def refuse_gaps(folder, batches):
 
 
 def load_array(file, sha256=None):
-    """The array of a .npy file, never a pickled one; sha256 is compared where given."""
+    """The array of a .npy file, never a pickled one; sha256 is compared where given.
+
+    It is mapped before it is copied, so a file that declares more than it holds is refused and takes no memory.
+    """
+    if not file.is_file():
+        raise DataError(f"{name_of(file)} is {'not a file' if file.exists() else 'missing'}")
     try:
         if sha256 is not None and hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
             raise DataError(f"{name_of(file)} is not the file the manifest describes: its checksum differs")
-        return np.load(file, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise DataError(f"{name_of(file)} is missing") from error
+        return np.array(np.lib.format.open_memmap(file, mode="r"))
     except DataError:
         raise
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{name_of(file)} is not a readable .npy array: {one_line(error)}") from error
+    except UNREADABLE as error:
+        raise DataError(f"{name_of(file)} is not a readable .npy array of plain values: {one_line(error)}") from error
 
 
 def load_mean(file, sha256=None):
@@ -176,6 +181,8 @@ def refuse_mixed_classes(misc, half, file, labels):
     if half != "train" or not names_file.exists():
         return
     names = load_array(names_file)[:len(labels)]
+    if names.ndim != 1 or names.dtype.kind not in "SU":
+        raise DataError(f"{name_of(names_file)} holds {names.dtype} {names.shape}, not one name per image")
     label_of = {}
     for name, label in zip(names.tolist(), labels.tolist(), strict=False):
         folder = Path(os.fsdecode(name)).parent.name

@@ -96,6 +96,8 @@ def reason(error):
 @contextmanager
 def opened(path, size):
     """The BatchFile of a path, open within a with block; raises DataError."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise DataError(f"{name_of(path)} is not a file")        # a pipe would be waited for, for ever
     try:
         file = h5py.File(os.fsencode(path), "r", locking=False)
     except FileNotFoundError as error:

@@ -11,6 +11,7 @@ training, one CMYK in validation, and one in a hundred is grey.
 """
 
 import os
+import random
 from typing import NamedTuple
 
 import numpy as np
@@ -118,9 +119,8 @@ class Pictures:
 
 def numbers_of(label, images, special):
     """Which numbers the names of a class have: those of special ones first, then drawn."""
-    drawn = np.random.default_rng([1, label]).permutation(NUMBERS).tolist()
-    taken = set(special)
-    return special + [number for number in drawn if number not in taken][:images - len(special)]
+    drawn = random.Random(label).sample(range(NUMBERS), images)
+    return special + [number for number in drawn if number not in special][:images - len(special)]
 
 
 def make_tree(folder, images=TRAIN, validation=VALIDATION):

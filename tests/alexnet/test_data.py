@@ -1,6 +1,8 @@
 """Data sets on disk: planned, read and cropped as a slow reading of all images says; refused where they do not fit."""
 
 import json
+import os
+import pickle
 
 import numpy as np
 import pytest
@@ -316,8 +318,53 @@ def write(name, array):
     return spoil
 
 
+class Payload:
+    """Unpickling it makes the file `path`."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
 def objects(folder):
-    np.save(folder / "labels" / "train_labels.npy", np.array([{}] * 11), allow_pickle=True)
+    payloads = np.array([Payload(folder / "ran")] * 11, object)
+    np.save(folder / "labels" / "train_labels.npy", payloads, allow_pickle=True)
+
+
+def pickled(folder):
+    (folder / "labels" / "train_labels.npy").write_bytes(pickle.dumps(Payload(folder / "ran")))
+
+
+def archive(folder):
+    np.savez(folder / "labels" / "several.npz", np.arange(11))
+    (folder / "labels" / "several.npz").rename(folder / "labels" / "train_labels.npy")
+
+
+def header(fields):
+    """A .npy file that has this for its header, and 40 bytes after it."""
+    def spoil(folder):
+        text = f"{fields:<117}\n".encode()
+        magic = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little")
+        (folder / "labels" / "train_labels.npy").write_bytes(magic + text + bytes(40))
+    return spoil
+
+
+def bomb(images):
+    return header(f"{{'descr': '<i8', 'fortran_order': False, 'shape': ({images},), }}")
+
+
+def cut(folder):
+    file = folder / "labels" / "train_labels.npy"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def exchanged(folder):
+    one, other = (folder / "labels" / f"{half}_labels.npy" for half in ("train", "val"))
+    one.rename(folder / "labels" / "third.npy")
+    other.rename(one)
+    (folder / "labels" / "third.npy").rename(other)
 
 
 def empty_folder(folder):
@@ -353,16 +400,50 @@ def second_folder(folder):
     (write("labels/val_labels.npy", np.arange(5) - 1), "holds labels -1 to 3; they count from 0"),
     (write("labels/val_labels.npy", np.arange(5.0)), r"holds float64 \(5,\), not one integer per image"),
     (write("labels/val_labels.npy", np.arange(5) * 1000), "has label 4000; 1000 classes count to 999"),
-    (objects, "train_labels.npy is not a readable .npy array"),
+    (write("labels/val_labels.npy", np.arange(5) > 2), r"holds bool \(5,\), not one integer per image"),
+    (write("labels/val_labels.npy", np.arange(5) + 2**33), "holds labels 8589934592 to 8589934596"),
+    (write("labels/val_labels.npy", np.eye(5, dtype=int)), r"holds int64 \(5, 5\), not one integer per image"),
+    (exchanged, "train_labels.npy holds 5 labels for 11 images"),
+    (objects, "train_labels.npy is not a readable .npy array of plain values"),
+    (pickled, "train_labels.npy is not a readable .npy array"),
+    (archive, "train_labels.npy is not a readable .npy array"),
+    (cut, "train_labels.npy is not a readable .npy array"),
+    (bomb(10**15), "train_labels.npy is not a readable .npy array"),
+    (bomb(2**70), "train_labels.npy is not a readable .npy array"),
+    (header("(" * 100), "train_labels.npy is not a readable .npy array"),
+    (header("__import__('os').mkdir('ran')"), "train_labels.npy is not a readable .npy array"),
     (write("misc/img_mean.npy", np.zeros((256, 256, 3))), "a mean image is float"),
     (write("misc/img_mean.npy", np.full((3, 256, 256), np.nan)), "outside 0 to 255"),
 ])
-def test_what_does_not_fit_is_refused_in_one_sentence(folder, spoil, sentence):
+def test_what_does_not_fit_is_refused_in_one_sentence(folder, spoil, sentence, monkeypatch):
     data.open_dataset(folder, classes=1000)
+    monkeypatch.chdir(folder)
     spoil(folder)
     with pytest.raises(DataError, match=sentence) as caught:
         data.open_dataset(folder, classes=1000)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and not (folder / "ran").exists()
+
+
+def test_the_payloads_of_these_tests_are_live_ones(folder):
+    objects(folder)
+    with np.load(folder / "labels" / "train_labels.npy", allow_pickle=True)[0]:
+        assert (folder / "ran").exists()
+
+
+def test_a_list_of_names_that_is_none_is_refused(folder):
+    split_in_halves(folder)
+    for name in ("train_hkl_b4_b_4/0002.hkl", "val_hkl_b4_b_4/0001.hkl", "labels/train_labels.npy"):
+        (folder / name).unlink()
+    save(folder / "misc" / "shuffled_train_filenames.npy", np.arange(8))
+    with pytest.raises(DataError, match=r"shuffled_train_filenames.npy holds int64 \(8,\), not one name per image"):
+        data.open_dataset(folder)
+
+
+def test_a_pipe_in_place_of_an_array_is_refused_at_once(folder):
+    (folder / "labels" / "train_labels.npy").unlink()
+    os.mkfifo(folder / "labels" / "train_labels.npy")
+    with pytest.raises(DataError, match="train_labels.npy is not a file"):
+        data.open_dataset(folder)
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -1,5 +1,6 @@
 """Batch files: what is written is read back; what is not plain uint8 images is refused, and nothing of it runs."""
 
+import os
 import pickle
 
 import h5py
@@ -66,6 +67,44 @@ def test_a_truncated_file_is_refused(batch, share):
     batch.write_bytes(whole[:int(len(whole) * share)])
     with pytest.raises(hkl.DataError, match="0000.hkl is not a readable HDF5 file"):
         hkl.check(batch)
+
+
+def test_a_flipped_bit_in_the_header_is_refused_or_changes_nothing_that_is_read(batch, rng):
+    header = batch.read_bytes()[:1600]                           # all that there is but the address of the images
+    out, refused = np.empty((3, 256, 256, 5), np.uint8), 0
+    with open(batch, "r+b", buffering=0) as file:
+        for place in rng.choice(len(header), 100, replace=False).tolist():
+            flipped = bytearray(header)
+            flipped[place] ^= 1 << int(rng.integers(8))
+            os.pwrite(file.fileno(), flipped, 0)
+            try:
+                hkl.read_into(batch, out)
+            except hkl.DataError as error:
+                refused += 1
+                assert "0000.hkl" in str(error) and "\n" not in str(error)
+            else:
+                np.testing.assert_array_equal(out, images(5))
+    assert 5 < refused < 95
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    (tmp_path / "0000.hkl").mkdir()
+    os.mkfifo(tmp_path / "0001.hkl")
+    for name in ("0000.hkl", "0001.hkl"):
+        with pytest.raises(hkl.DataError, match=f"{name} is not a file"):
+            hkl.check(tmp_path / name)
+
+
+def test_half_written_files_are_no_batches_and_are_taken_away(tmp_path):
+    hkl.write(tmp_path / "0000.hkl", images(1))
+    (tmp_path / "0001.hkl.4711.partial").write_bytes(b"killed")
+    hkl.remove_partial(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["0000.hkl"]
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(hkl.DataError, match="nowhere/0000.hkl cannot be written: No such file or directory"):
+        hkl.write(tmp_path / "nowhere" / "0000.hkl", images(1))
 
 
 def test_bytes_that_are_not_hdf5_are_refused(tmp_path):
