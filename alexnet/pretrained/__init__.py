@@ -8,6 +8,7 @@
 Nothing is unpickled; whatever is not one of these, or does not fit its network in every name and shape, is refused.
 """
 
+import importlib.util
 import os
 import pkgutil
 from pathlib import Path
@@ -38,7 +39,7 @@ def load(path, unflipped=False, epoch=None):
     epoch      which of several; None: the newest
     """
     kind, place = kinds.found(expanded(path))
-    reader = pkgutil.resolve_name(FORMATS[kind])
+    reader = module_of(kind)
     if kind == "upstream":
         return reader.load(place, unflipped, epoch)
     if unflipped or epoch is not None:
@@ -52,7 +53,7 @@ def save(weights, path):
     path = expanded(path)
     if path.suffix not in ENDINGS:
         raise WeightsError(f"{path} must end in .safetensors, .onnx or .zip, or be a folder's name without an ending")
-    writer = pkgutil.resolve_name(FORMATS[ENDINGS[path.suffix]])
+    writer = module_of(ENDINGS[path.suffix])
     try:
         if path.exists() and not (path.is_dir() and not path.suffix and not any(path.iterdir())):
             raise WeightsError(f"{path} is there already: name a new file or folder, or remove it first")
@@ -60,6 +61,13 @@ def save(weights, path):
     except OSError as error:
         raise WeightsError(f"{path} cannot be written: {error.strerror}") from error
     writer.save(weights, path)
+
+
+def module_of(kind):
+    """The module of one of FORMATS; raises WeightsError where its library is not installed."""
+    if kind == "onnx" and importlib.util.find_spec("onnx") is None:
+        raise WeightsError('ONNX needs the package onnx, which is not installed: pip install -e ".[onnx]"')
+    return pkgutil.resolve_name(FORMATS[kind])
 
 
 def kind_of(path):

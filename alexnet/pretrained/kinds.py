@@ -58,7 +58,7 @@ def kind_of_bytes(head, path):
         return "upstream"
     if head[:1] == b"\x08":                      # ModelProto's ir_version
         return "onnx"
-    if head[:1] == b"\x0a" or head[:2] == b"\xa2\x06":        # NetParameter's name; its first layer, without a name
+    if head[:1] in (b"\x0a", b"\x12") or head[:2] == b"\xa2\x06":     # NetParameter's name; its layers, without one
         return "caffe"
     raise WeightsError(f"{path} is none of the weights that are read: {READ}")
 

@@ -1,0 +1,185 @@
+"""Our networks as ONNX, for every runtime that reads it: from grey levels to probabilities, the mean image inside.
+
+    images         float32 (batch, 3, 227, 227), RGB, grey levels from 0 to 255
+    probabilities  float32 (batch, class); logits beside it
+
+The nodes are made from the model's layers.  The mean image travels whole, 3 x 256 x 256, and the graph subtracts its
+centre; so it comes back when the file is loaded.  metadata_props hold what else belongs to Weights, with the CRC-32 of
+every tensor and of the metadata.  Opset 13 of IR 7: ONNX 1.8 (2020) and later.
+
+Source: onnx.ai/onnx/operators.
+"""
+
+import json
+import os
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from alexnet.augment import IMAGE_SIZE
+from alexnet.checkpoint import checksum, sync
+from alexnet.models import MODELS
+from alexnet.pretrained.chain import (
+    Convolution,
+    Dense,
+    Flatten,
+    MaxPool,
+    Normalisation,
+    Relu,
+    has_weights,
+    steps_of,
+)
+from alexnet.pretrained.onnx_tensors import array_of, tensors_of, text
+from alexnet.pretrained.weights import Weights, WeightsError, checked
+
+PRODUCER = "alexnet-pytensor"
+VERSION = 1
+OPSET, IR_VERSION = 13, 7
+METADATA = {"format_version", "model", "resize", "origin", "class_names", "crc32"}
+MEAN, FIRST, LAST, AXES = "mean", "centre.first", "centre.last", "centre.axes"
+TO_ONNX, FROM_ONNX = (3, 0, 1, 2), (1, 2, 3, 0)       # filters (in, row, column, out) <-> (out, in, row, column)
+
+
+# ---- the graph
+
+
+def nodes_of(model):
+    """The nodes of a model of alexnet.models, one after the other; raises WeightsError for a layer without a form."""
+    yield helper.make_node("Slice", [MEAN, FIRST, LAST, AXES], ["centre"], "centre")
+    yield helper.make_node("Sub", ["images", "centre"], ["centred"], "centred")
+    chain, below = steps_of(model), "centred"
+    for at, (name, step) in enumerate(chain):
+        kind, attributes = form(step)
+        above = "logits" if at == len(chain) - 1 else f"{name}.{kind.lower()}"
+        parameters = [f"{name}.W", f"{name}.b"] if has_weights(step) else []
+        yield helper.make_node(kind, [below, *parameters], [above], above, **attributes)
+        below = above
+    yield helper.make_node("Softmax", [below], ["probabilities"], "probabilities", axis=1)
+
+
+def form(step):
+    """(operator, attributes) of a step."""
+    match step:
+        case Convolution():
+            window = {"kernel_shape": [step.size] * 2, "strides": [step.stride] * 2, "pads": [step.pad] * 4}
+            return "Conv", window | {"group": step.groups}
+        case Relu():
+            return "Relu", {}
+        case MaxPool():
+            return "MaxPool", {"kernel_shape": [step.size] * 2, "strides": [step.stride] * 2}
+        case Normalisation():                          # ONNX divides alpha by n
+            return "LRN", {"size": step.n, "alpha": step.alpha * step.n, "beta": step.beta, "bias": step.k}
+        case Flatten():
+            return "Flatten", {"axis": 1}
+        case Dense():
+            return "Gemm", {}
+
+
+def model_proto(weights):
+    """The ModelProto of Weights."""
+    model = MODELS[weights.model](None, classes=weights.classes)
+    images = ["batch", model.channels, model.image_size, model.image_size]
+    outputs = ["probabilities", "logits"]
+    graph = helper.make_graph(
+        list(nodes_of(model)),
+        weights.model,
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, images)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", weights.classes]) for name in outputs],
+    )
+    opset = helper.make_opsetid("", OPSET)
+    proto = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name=PRODUCER)
+    for name, array in tensors_for(weights, model.image_size):
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        proto.graph.initializer.add(name=name, dims=array.shape, data_type=kind, raw_data=array.tobytes())
+    helper.set_model_props(proto, metadata_of(weights, proto.graph))
+    return proto
+
+
+def tensors_for(weights, image_size):
+    """(name, array) of each initializer."""
+    for name, array in weights.arrays.items():
+        yield name, array.transpose(TO_ONNX) if array.ndim == 4 else array
+    yield MEAN, weights.mean
+    first = (IMAGE_SIZE - image_size) // 2             # where alexnet.augment.centre_crop begins
+    for name, values in ((FIRST, [first] * 2), (LAST, [first + image_size] * 2), (AXES, [1, 2])):
+        yield name, np.array(values, np.int64)
+
+
+# ---- the file
+
+
+def save(weights, path):
+    """Write Weights to an ONNX file, or not at all; raises WeightsError."""
+    if weights.mean is None:
+        raise WeightsError(f"{weights.origin} comes without a mean image, which ONNX needs; say which with --mean FILE")
+    content = model_proto(weights).SerializeToString()
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        sync(partial)
+        os.replace(partial, path)
+        sync(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise WeightsError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def metadata_of(weights, graph):
+    """Name -> text of what Weights say of themselves, and the checksums."""
+    metadata = {
+        "format_version": str(VERSION),
+        "model": weights.model,
+        "resize": weights.resize,
+        "origin": weights.origin,
+        "class_names": json.dumps(weights.class_names),
+        "crc32": json.dumps({tensor.name: checksum(tensor.raw_data) for tensor in graph.initializer}),
+    }
+    return metadata | {"metadata_crc32": checksum_of(metadata)}
+
+
+def checksum_of(metadata):
+    return checksum(json.dumps(metadata, sort_keys=True).encode())
+
+
+def weights_of(proto, path):
+    """The Weights of a ModelProto of ours, every bit of them checked; raises WeightsError."""
+    metadata = checked_metadata(proto, path)
+    if list(proto.graph.node) != list(nodes_of(MODELS[metadata["model"]](None))):
+        raise WeightsError(f"{path} is an export of ours whose graph was changed since; load what it was made from")
+    tensors = tensors_of(proto.graph, path)
+    if {name: checksum(tensor.raw_data) for name, tensor in tensors.items()} != metadata["crc32"]:
+        raise WeightsError(f"{path} is damaged: its tensors are not as they were saved (CRC-32)")
+    arrays = {
+        name: our_layout(array_of(tensor, f"{path}: {name}"))
+        for name, tensor in tensors.items()
+        if name not in (FIRST, LAST, AXES)
+    }
+    mean = arrays.pop(MEAN, None)
+    return checked(Weights(
+        model=metadata["model"],
+        arrays=arrays,
+        mean=mean,
+        class_names=metadata["class_names"],
+        resize=metadata["resize"],
+        origin=f"{metadata['model']} of {path}, exported from: {metadata['origin']}",
+    ), path)  # fmt: skip
+
+
+def checked_metadata(proto, path):
+    """Name -> value of what metadata_of wrote; raises WeightsError where it is damaged or of another version."""
+    metadata = {text(prop.key): text(prop.value) for prop in proto.metadata_props}
+    if metadata.pop("metadata_crc32", None) != checksum_of(metadata):
+        raise WeightsError(f"{path} is damaged: its metadata are not as they were saved (CRC-32)")
+    if metadata.keys() != METADATA or metadata["format_version"] != str(VERSION):
+        version = metadata.get("format_version")
+        raise WeightsError(f"{path} has format version {version}, this program reads {VERSION}: use a newer one")
+    if metadata["model"] not in MODELS:
+        raise WeightsError(f"{path} holds a network {metadata['model']!r}; there are {', '.join(MODELS)}")
+    try:
+        return metadata | {name: json.loads(metadata[name]) for name in ("class_names", "crc32")}
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} has metadata that are no JSON") from error
+
+
+def our_layout(array):
+    return np.ascontiguousarray(array.transpose(FROM_ONNX)) if array.ndim == 4 else array

@@ -1,0 +1,484 @@
+"""Our exports compute in onnxruntime what our networks do and load back to the bit; the model zoo's files load, too."""
+
+import importlib.util
+import json
+import re
+from functools import cache, partial
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
+
+from alexnet import pretrained
+from alexnet.augment import centre_crop
+from alexnet.layers import LRN, Conv, Dense, Dropout, Flatten, MaxPool, Sequential
+from alexnet.models import MODELS
+from alexnet.pretrained import Weights, WeightsError, build
+from tests import caffe_truth, tiny
+
+CLASSES = 12
+TOLERANCE = 1e-5                                 # of the largest output
+
+
+@cache
+def arrays_of(shapes):
+    """Name -> array for (name, shape) of each parameter, large enough that every layer tells in the outputs."""
+    rng, arrays = np.random.default_rng(0), {}
+    for name, shape in shapes:
+        arrays[name] = rng.standard_normal(shape, dtype=np.float32)
+        if name.endswith("W"):
+            arrays[name] *= np.float32(1.5 / np.sqrt(np.prod(shape[:-1])))
+    return arrays
+
+
+def weights_of(model):
+    """Weights of a model, made up."""
+    arrays = arrays_of(tuple((each.name, each.shape) for each in MODELS[model](None, classes=CLASSES).parameters))
+    mean = np.random.default_rng(1).uniform(90, 130, (3, 256, 256)).astype("float32")
+    names = tuple(f"n{n:08d} thing, {n}" for n in range(CLASSES))
+    return Weights(model, arrays, mean, names, "crop", "made up")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The tiny network's weights and the file that they were exported to."""
+    path, weights = tmp_path_factory.mktemp("onnx") / "tiny.onnx", weights_of("tiny")
+    pretrained.save(weights, path)
+    return weights, path
+
+
+def same(weights, others):
+    arrays = all((weights.arrays[name] == others.arrays[name]).all() for name in weights.arrays)
+    return arrays and (weights.mean == others.mean).all() and weights._replace(
+        arrays=None, mean=None, origin="") == others._replace(arrays=None, mean=None, origin="")  # fmt: skip
+
+
+def refusal(path):
+    """The sentence with which a file is refused."""
+    with pytest.raises(WeightsError) as raised:
+        pretrained.load(path)
+    sentence = str(raised.value)
+    assert sentence.startswith(str(path.parent)) and "\n" not in sentence and len(sentence) < 500
+    return sentence
+
+
+@pytest.mark.parametrize("model", ["alexnet", "caffenet", "bvlc_alexnet"])
+def test_onnxruntime_computes_what_our_network_does_and_the_file_loads_back_to_the_bit(tmp_path, rng, model):
+    path, weights = tmp_path / "net.onnx", weights_of(model)
+    pretrained.save(weights, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+    assert same(pretrained.load(path), weights)
+
+    images = rng.integers(0, 256, (3, 256, 256, 2), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    crops = images[:, 14:241, 14:241].transpose(3, 0, 1, 2).astype("float32")
+    probabilities, logits = session.run(["probabilities", "logits"], {"images": crops})
+    ours = build(weights).logits(images, *centre_crop(2, 227)).T
+    np.testing.assert_allclose(logits, ours, rtol=0, atol=TOLERANCE * abs(ours).max())
+    powers = np.exp(ours - ours.max(axis=1, keepdims=True), dtype="float64")
+    np.testing.assert_allclose(probabilities, powers / powers.sum(axis=1, keepdims=True), atol=TOLERANCE)
+
+
+def test_an_export_is_whole_and_says_what_it_is(exported):
+    weights, path = exported
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    shape = [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    assert (len(model.graph.input), shape) == (1, ["batch", 3, 227, 227])
+    assert (model.opset_import[0].version, model.ir_version) == (13, 7)
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+    names = {tensor.name for tensor in model.graph.initializer}
+    assert names > {"mean", *(parameter.name for parameter in tiny.Tiny(None).parameters)}
+    said = {each.key: each.value for each in model.metadata_props}
+    assert (said["model"], said["resize"]) == ("tiny", "crop")
+    assert json.loads(said["class_names"]) == list(weights.class_names)
+
+
+def test_weights_without_class_names_load_back_without(tmp_path):
+    weights = weights_of("tiny")._replace(class_names=None)
+    pretrained.save(weights, tmp_path / "net.onnx")
+    assert pretrained.load(tmp_path / "net.onnx").class_names is None
+
+
+def test_no_cut_and_no_flipped_bit_gives_other_weights(exported, tmp_path):
+    weights, source = exported
+    content, path, rng = bytearray(source.read_bytes()), tmp_path / "net.onnx", np.random.default_rng(0)
+    for cut in [1, 10, *rng.integers(0, len(content), 20), len(content) - 1]:
+        path.write_bytes(content[:cut])
+        refusal(path)
+    for place in [*range(8, 100), *rng.integers(0, len(content), 30), *range(len(content) - 300, len(content), 7)]:
+        content[place] ^= 1 << rng.integers(8)
+        path.write_bytes(content)
+        try:
+            assert same(pretrained.load(path), weights)          # a name of a node's, say: nothing that is computed
+        except WeightsError as error:
+            assert "\n" not in str(error)
+        content[place] = source.read_bytes()[place]
+
+
+def changed(path, change):
+    """An export with `change` made to its ModelProto."""
+    model = onnx.load(path)
+    change(model)
+    changed_path = path.with_name("changed.onnx")
+    onnx.save(model, changed_path)
+    return changed_path
+
+
+def graph_changed(model):
+    model.graph.node[3].op_type = "Sigmoid"
+
+
+def array_changed(model):
+    next(t for t in model.graph.initializer if t.name == "conv2.b").raw_data = bytes(24)
+
+
+def array_lost(model):
+    del model.graph.initializer[2]
+
+
+def classes_renamed(model):
+    next(each for each in model.metadata_props if each.key == "class_names").value = "[]"
+
+
+@pytest.mark.parametrize("change, expected", [
+    (graph_changed, "graph was changed"), (array_changed, "its tensors are not"), (array_lost, "its tensors are not"),
+    (classes_renamed, "its metadata are not"),
+])  # fmt: skip
+def test_an_export_that_was_changed_is_refused(exported, change, expected):
+    assert expected in refusal(changed(exported[1], change))
+
+
+def test_weights_without_a_mean_image_are_not_exported(tmp_path):
+    with pytest.raises(WeightsError, match="made up comes without a mean image"):
+        pretrained.save(weights_of("tiny")._replace(mean=None), tmp_path / "net.onnx")
+    assert not any(tmp_path.iterdir())
+
+
+
+
+def test_a_layer_without_a_form_in_onnx_is_named(tmp_path, monkeypatch):
+    class Twice:
+        kind, parameters = "twice", ()
+
+    class Strange(Sequential):
+        channels, image_size = 3, 227
+
+        def __init__(self, rng, classes=CLASSES):
+            super().__init__(Flatten(), Dense(rng, 4, 4), Twice(), Dense(rng, 4, classes, relu=False))
+
+    monkeypatch.setitem(MODELS, "strange", Strange)
+    with pytest.raises(WeightsError, match="a layer Twice has no form in ONNX or Caffe"):
+        pretrained.save(weights_of("strange"), tmp_path / "net.onnx")
+    assert not any(tmp_path.iterdir())
+
+
+def test_without_the_package_a_sentence_says_how_to_install_it(exported, tmp_path, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else find_spec(name))
+    for act in (lambda: pretrained.load(exported[1]), lambda: pretrained.save(exported[0], tmp_path / "net.onnx")):
+        with pytest.raises(WeightsError, match=re.escape('pip install -e ".[onnx]"')):
+            act()
+
+
+# ---- the model zoo's files
+
+
+def zoo_nodes(order=("pool", "norm"), **changes):
+    """The nodes of bvlcalexnet-9.onnx and caffenet-9.onnx; changes are name of a node = attributes."""
+    at, nodes = "data_0", []
+
+    def add(kind, name, *inputs, outputs=(), **attributes):
+        nonlocal at
+        attributes |= changes.get(name, {})
+        nodes.append(helper.make_node(kind, [at, *inputs], [name, *outputs], name, **attributes))
+        at = name
+
+    for n, (size, stride, pad, group) in enumerate(((11, 4, 0, 1), (5, 1, 2, 2), (3, 1, 1, 1), (3, 1, 1, 2),
+                                                    (3, 1, 1, 2)), 1):  # fmt: skip
+        add("Conv", f"conv{n}_1", f"conv{n}_w_0", f"conv{n}_b_0", group=group, kernel_shape=[size] * 2,
+            pads=[pad] * 4, strides=[stride] * 2)  # fmt: skip
+        add("Relu", f"conv{n}_2")
+        for step in order if n < 3 else ("pool",) if n == 5 else ():
+            if step == "pool":
+                pads = [0, 0, 1, 1] if n == 1 else [0, 0, 0, 0]
+                add("MaxPool", f"pool{n}_1", kernel_shape=[3, 3], strides=[2, 2], pads=pads)
+            else:
+                add("LRN", f"norm{n}_1", size=5, alpha=1e-4, beta=0.75, bias=1.0)
+    add("Reshape", "OC2_DUMMY_0", "OC2_DUMMY_1")
+    for n in (6, 7, 8):
+        add("Gemm", f"fc{n}_1", f"fc{n}_w_0", f"fc{n}_b_0", transB=1)
+        if n < 8:
+            add("Relu", f"fc{n}_2")
+            add("Dropout", f"fc{n}_3", outputs=[f"_fc{n}_mask_1"])
+    add("Softmax", "prob_1")
+    return nodes
+
+
+ZOO_SHAPES = {                                   # AlexNet's, narrow: what is matched is steps and constants
+    "conv1": (4, 3, 11, 11), "conv2": (6, 2, 5, 5), "conv3": (8, 6, 3, 3), "conv4": (6, 4, 3, 3),
+    "conv5": (4, 3, 3, 3), "fc6": (12, 144), "fc7": (12, 12), "fc8": (1000, 12),
+}  # fmt: skip
+ORDERS = {"caffenet": ("pool", "norm"), "bvlc_alexnet": ("norm", "pool")}
+CAFFES_MEAN = np.float32((122.6789143406786, 116.66876761696767, 104.0069879317889))               # RGB
+
+
+class Narrow(Sequential):
+    """Caffe's networks, narrow."""
+
+    channels, image_size = 3, 227
+
+    def __init__(self, rng, classes=10, dropout_rate=0.5, order=()):
+        def lrn():
+            return LRN(n=5, k=1.0, alpha=1e-4 / 5, beta=0.75)
+
+        between = [[MaxPool(3, 2), lrn()][:: 1 if order[0] == "pool" else -1] for _ in range(2)]
+        super().__init__(
+            Conv(rng, 3, 4, size=11, stride=4), *between[0],
+            Conv(rng, 4, 6, size=5, pad=2, groups=2), *between[1],
+            Conv(rng, 6, 8, size=3, pad=1),
+            Conv(rng, 8, 6, size=3, pad=1, groups=2),
+            Conv(rng, 6, 4, size=3, pad=1, groups=2, pool=(3, 2)), Flatten(),
+            Dense(rng, 144, 12), Dropout(dropout_rate, 6),
+            Dense(rng, 12, 12), Dropout(dropout_rate, 7),
+            Dense(rng, 12, classes, relu=False),
+        )  # fmt: skip
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Narrow networks stand for Caffe's."""
+    for model, order in ORDERS.items():
+        monkeypatch.setitem(MODELS, model, partial(Narrow, order=order))
+
+
+@pytest.fixture
+def pairs(rng):
+    """Name -> weights and bias, (out, in, row, column) and (out, in), for BGR images."""
+    made = {}
+    for name, shape in ZOO_SHAPES.items():
+        W = rng.standard_normal(shape) * (0.02 if name == "fc8" else 1.5) / np.sqrt(np.prod(shape[1:]))
+        made[name] = W.astype("float32"), rng.standard_normal(shape[0]).astype("float32")
+    return made
+
+
+def zoo_model(nodes, pairs, as_tensor=numpy_helper.from_array, opset=9):
+    """A ModelProto as Caffe2 wrote it: IR 3, every initializer among the inputs."""
+    tensors = [as_tensor(np.ascontiguousarray(each), f"{name}_{letter}_0")
+               for name, pair in pairs.items() for letter, each in zip("wb", pair, strict=True)]  # fmt: skip
+    tensors.append(numpy_helper.from_array(np.array([1, -1], np.int64), "OC2_DUMMY_1"))
+    images = helper.make_tensor_value_info("data_0", TensorProto.FLOAT, [1, 3, 227, 227])
+    inputs = [helper.make_tensor_value_info(each.name, each.data_type, each.dims) for each in tensors]
+    output = helper.make_tensor_value_info("prob_1", TensorProto.FLOAT, [1, 1000])
+    graph = helper.make_graph(nodes, "AlexNet", [images, *inputs], [output], tensors)
+    opsets = [helper.make_opsetid("", opset)]
+    return helper.make_model(graph, producer_name="onnx-caffe2", ir_version=3, opset_imports=opsets)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a model's file; returns its path."""
+
+    def written(model):
+        path = tmp_path / "some.onnx"
+        path.write_bytes(model.SerializeToString())
+        return path
+
+    return written
+
+
+def as_floats(array, name):
+    """A tensor whose values are a repeated float, not bytes: older files have them so."""
+    return helper.make_tensor(name, TensorProto.FLOAT, array.shape, array.ravel())
+
+
+@pytest.mark.parametrize("model", ORDERS)
+def test_the_model_zoos_networks_give_what_onnxruntime_makes_of_them(write, rng, narrow, pairs, model):
+    path = write(zoo_model(zoo_nodes(ORDERS[model]), pairs))
+    weights = pretrained.load(path)
+    assert (weights.model, weights.class_names) == (model, pretrained.imagenet_names())
+    assert "taken for Caffe's" in weights.origin and (weights.mean == CAFFES_MEAN[:, None, None]).all()
+
+    image = rng.integers(0, 256, (3, 256, 256, 1), dtype=np.uint8)
+    bgr = (image[..., 0] - weights.mean)[::-1, 14:241, 14:241]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (theirs,) = session.run(None, {"data_0": np.ascontiguousarray(bgr[None])})
+    ours = build(weights).predict(image, *centre_crop(1, 227))[:, 0]
+    np.testing.assert_allclose(ours, theirs[0], rtol=0, atol=TOLERANCE * theirs.max())
+
+
+def test_older_and_other_ways_to_write_the_same_network_load_alike(write, narrow, pairs):
+    expected = pretrained.load(write(zoo_model(zoo_nodes(), pairs))).arrays
+    older = zoo_model(zoo_nodes(OC2_DUMMY_0={"shape": [1, -1]}, fc6_1={"broadcast": 1}), pairs, as_floats, opset=3)
+    turned = pairs | {"fc7": (pairs["fc7"][0].T, pairs["fc7"][1])}
+    transposed = zoo_model(zoo_nodes(fc7_1={"transB": 0}), turned)
+    rounded = zoo_model(zoo_nodes(pool1_1={"pads": [0, 0, 0, 0], "ceil_mode": 1}), pairs)
+    for model in (older, transposed, rounded):
+        arrays = pretrained.load(write(model)).arrays
+        assert all((arrays[name] == expected[name]).all() for name in expected)
+
+
+def test_a_mean_file_beside_it_is_taken(write, narrow, pairs):
+    path = write(zoo_model(zoo_nodes(), pairs))
+    mean = np.random.default_rng(0).uniform(0, 255, (3, 256, 256)).astype("float32")
+    (path.parent / "imagenet_mean.binaryproto").write_bytes(caffe_truth.blob(mean))
+    assert (pretrained.load(path).mean == mean[::-1]).all()
+
+
+MISMATCHES = {
+    ("conv1_1", "strides", (2, 2)): "conv1 has stride 2",
+    ("conv1_1", "pads", (2, 2, 2, 2)): "conv1 has pad 2",
+    ("conv1_1", "strides", (4, 2)): "conv1 has stride (4, 2)",
+    ("conv1_1", "kernel_shape", (7, 7)): "kernel_shape [7, 7], and filters of size 11",
+    ("conv1_1", "auto_pad", "SAME_UPPER"): "no auto_pad",
+    ("conv2_1", "dilations", (2, 2)): "must have dilations 1",
+    ("conv2_1", "group", 1): "conv2 has groups 1",
+    ("pool1_1", "pads", (1, 1, 1, 1)): "has pad 1",
+    ("pool2_1", "kernel_shape", (2, 2)): "has size 2",
+    ("norm1_1", "alpha", 1.0): "lrn1 has alpha 0.2",
+    ("norm1_1", "size", 0): "must have a size of channels, got 0",
+    ("norm2_1", "bias", 2.0): "lrn2 has k 2",
+    ("fc6_1", "alpha", 2.0): "alpha 1, beta 1, transA 0, got [2.0",
+}
+
+
+@pytest.mark.parametrize("change", MISMATCHES, ids=lambda change: f"{change[0]}.{change[1]}={change[2]}")
+def test_each_constant_of_another_value_is_refused_with_it(write, narrow, pairs, change):
+    name, attribute, value = change
+    path = write(zoo_model(zoo_nodes(**{name: {attribute: value}}), pairs))
+    assert MISMATCHES[change] in refusal(path)
+
+
+def graph_with(change):
+    """A zoo's graph, made into another by change(graph)."""
+
+    def made(pairs):
+        model = zoo_model(zoo_nodes(), pairs)
+        change(model.graph)
+        return model
+
+    return made
+
+
+def torchvisions(pairs):
+    """The beginning of torchvision's AlexNet as PyTorch exports it."""
+    rng = np.random.default_rng(0)
+    conv = helper.make_node("Conv", ["data_0", "conv1_w_0", "conv1_b_0"], ["c"], "/features/0/Conv", dilations=[1, 1],
+                            group=1, kernel_shape=[11, 11], pads=[2] * 4, strides=[4, 4])  # fmt: skip
+    nodes = [conv, helper.make_node("Relu", ["c"], ["r"]), helper.make_node("Flatten", ["r"], ["f"], axis=1),
+             helper.make_node("Gemm", ["f", "fc6_w_0", "fc6_b_0"], ["prob_1"], transB=1)]  # fmt: skip
+    own = rng.random((64, 3, 11, 11)).astype("f4"), np.zeros(64, "f4")
+    return zoo_model(nodes, {"conv1": own, "fc6": pairs["fc6"]})
+
+
+def external(graph):
+    tensor = graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../../etc/passwd")
+
+
+def huge(graph):
+    graph.initializer[0].dims[:] = [2**40, 3, 11, 11]
+
+
+def negative(graph):
+    graph.initializer[0].dims[:] = [-4, -3, 11, 11]
+
+
+def halves(graph):
+    graph.initializer[0].data_type = TensorProto.FLOAT16
+
+
+def branch(graph):
+    graph.node[5].input[0] = graph.node[1].output[0]
+
+
+def cycle(graph):
+    graph.node[0].input[0] = graph.node[-1].output[0]
+
+
+def quantised(graph):
+    graph.node[0].op_type = "QLinearConv"
+
+
+def unknown(graph):
+    graph.node[3].op_type = "GRU"
+
+
+def foreign(graph):
+    graph.node[0].domain = "com.microsoft"
+
+
+def graph_inside(graph):
+    strides = next(each for each in graph.node[0].attribute if each.name == "strides")
+    strides.CopyFrom(AttributeProto(name="strides", type=AttributeProto.GRAPH, g=helper.make_graph([], "g", [], [])))
+
+
+def lost(graph):
+    graph.initializer[3].name = graph.input[4].name = "elsewhere"
+
+
+def twice(graph):
+    graph.initializer.add().CopyFrom(graph.initializer[0])
+
+
+def another_input(graph):
+    graph.input.add().name = "more"
+
+
+def after_the_end(graph):
+    graph.node.add(op_type="Gemm", input=["prob_1", "fc8_w_0", "fc8_b_0"], output=["more"])
+
+
+def empty(graph):
+    del graph.node[:]
+
+
+REFUSALS = {
+    external: "lies in another file, which is not followed", huge: "must have a shape of its values",
+    negative: "must have a shape of its values", halves: "must be float32, got FLOAT16",
+    branch: "is no chain of nodes", cycle: "is no chain of nodes", quantised: "is a quantised network",
+    unknown: "has a node GRU", foreign: "has a node Conv", graph_inside: "conv1 has stride",
+    lost: "must have weights and a bias in the file", twice: "several initializers of one name",
+    another_input: "must have one input", after_the_end: "is no chain of nodes", empty: "has no graph",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", REFUSALS, ids=lambda change: change.__name__)
+def test_other_graphs_are_refused(write, narrow, pairs, change):
+    assert REFUSALS[change] in refusal(write(graph_with(change)(pairs)))
+
+
+def test_torchvisions_network_is_refused_as_another_one(write, narrow, pairs):
+    assert "torchvision's AlexNet is another network" in refusal(write(torchvisions(pairs)))
+
+
+@pytest.mark.parametrize("content, expected", [
+    (b"\x08", "damaged, or no ONNX file"), (b"\x08\x03", "has no graph"),
+    (b"\x08" + np.random.default_rng(0).bytes(5000), "damaged, or no ONNX file"),
+    (b"\x08\x03" + b"\x0b" * 100_000, "damaged, or no ONNX file"),
+    (caffe_truth.field(1, 450000) + caffe_truth.field(2, b"snapshot.caffemodel"), "a .solverstate of Caffe"),
+    (caffe_truth.blob(np.ones((1, 3, 4, 4))), "ONNX file"),
+])  # fmt: skip
+def test_what_is_no_onnx_file_is_refused(tmp_path, content, expected):
+    (tmp_path / "some.onnx").write_bytes(content)
+    assert expected in refusal(tmp_path / "some.onnx")
+
+
+def test_no_cut_and_no_flipped_byte_of_a_zoos_file_does_more_than_be_refused_or_change_a_number(write, narrow, pairs):
+    path, rng = write(zoo_model(zoo_nodes(), pairs)), np.random.default_rng(2)
+    content = bytearray(path.read_bytes())
+    for cut in rng.integers(1, len(content) - 2000, 25):
+        path.write_bytes(content[:cut])
+        refusal(path)
+    for place in [*rng.integers(1, 3000, 150), *rng.integers(1, len(content), 30)]:
+        before, content[place] = content[place], rng.integers(0, 256)
+        path.write_bytes(content)
+        try:
+            pretrained.load(path)
+        except WeightsError as error:
+            assert "\n" not in str(error)
+        content[place] = before
