@@ -1,0 +1,73 @@
+"""python -m alexnet export: any weights that are read, written so that others can read them."""
+
+import numpy as np
+import pytest
+
+from alexnet import pretrained
+from alexnet.__main__ import main
+from tests.narrow import narrow, same_bits, weights_of_narrow
+
+__all__ = ["narrow"]
+
+
+@pytest.fixture
+def weights(narrow, tmp_path):
+    """Weights in a file of ours, and that file."""
+    weights = weights_of_narrow(class_names=tuple(f"class {i}" for i in range(10)))
+    pretrained.save(weights, tmp_path / "given.safetensors")
+    return weights, str(tmp_path / "given.safetensors")
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.onnx", "w.zip", "folder/w"])
+def test_what_is_exported_is_what_was_given(weights, tmp_path, capsys, name):
+    if name.endswith(".onnx"):
+        pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    weights, given = weights
+    assert main(["export", "--weights", given, "--to", str(tmp_path / name)]) == 0
+    loaded = pretrained.load(tmp_path / name)
+    assert same_bits(loaded.arrays, weights.arrays)
+    assert (loaded.class_names, loaded.mean.tobytes()) == (weights.class_names, weights.mean.tobytes())
+    parameters = sum(array.size for array in weights.arrays.values())
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"wrote {tmp_path / name}, 0.8 MB: alexnet, {parameters:,} parameters, 10 classes, with")
+    assert line.endswith(f"from alexnet of {given}")
+
+
+def test_another_mean_image_is_put_in(weights, tmp_path, capsys):
+    _, given = weights
+    np.save(tmp_path / "other.npy", np.full((3, 256, 256), 7.0))
+    choices = ["--mean", str(tmp_path / "other.npy"), "--to", str(tmp_path / "w.zip")]
+    assert main(["export", "--weights", given, *choices]) == 0
+    assert (pretrained.load(tmp_path / "w.zip").mean == 7).all()
+    assert capsys.readouterr().out.endswith(f"; mean image {tmp_path / 'other.npy'} instead\n")
+
+
+def test_filters_that_correlate_already_and_the_epoch_are_taken_as_told(weights, tmp_path):
+    weights, given = weights
+    for epoch, arrays in ((60, weights.arrays), (65, {name: -array for name, array in weights.arrays.items()})):
+        pretrained.upstream.save(weights._replace(arrays=arrays), tmp_path / f"set{epoch}", epoch)
+    for file in (tmp_path / "set65").glob("*_65.npy"):
+        file.rename(tmp_path / "set60" / file.name)
+    (tmp_path / "set60" / "weights.json").unlink()
+    to = tmp_path / "w.safetensors"
+    choices = ["--unflipped", "--epoch", "60", "--to", str(to)]
+    assert main(["export", "--weights", str(tmp_path / "set60"), *choices]) == 0
+    conv1 = pretrained.load(to).arrays["conv1.W"]
+    np.testing.assert_array_equal(conv1, weights.arrays["conv1.W"][:, ::-1, ::-1])
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (["--to", "{}/given.safetensors"], "is there already: name a new file or folder, or remove it first"),
+    (["--to", "{}/w.pth"], "must end in .safetensors, .onnx or .zip, or be a folder's name without an ending"),
+    (["--to", "{}/w.zip", "--epoch", "3"], "are choices about theano_alexnet's sets, and"),
+    (["--to", "{}/w.zip", "--mean", "{}/none.npy"], "none.npy is missing"),
+])  # fmt: skip
+def test_what_cannot_be_exported_ends_in_a_sentence(weights, tmp_path, capsys, arguments, sentence):
+    _, given = weights
+    before = sorted(tmp_path.iterdir())
+    assert main(["export", "--weights", given, *(text.format(tmp_path) for text in arguments)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("python -m alexnet export: ")
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
