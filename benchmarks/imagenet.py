@@ -19,6 +19,7 @@ import contextlib
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,9 +42,11 @@ from benchmarks.made_imagenet import (
     traps,
     wnids,
 )
+from preprocess.batches import IMAGE_BYTES
 from preprocess.journal import JOURNAL
 from preprocess.workers import default_workers
 
+DIGGER = ("fallocate", "--dig-holes")                        # of util-linux
 ROOT = pathlib.Path(__file__).parents[1]
 LISTING, MEMORY = 60, 1536                                   # promised: seconds, MiB
 FAR = 128                                                    # a row and column outside the square
@@ -60,6 +63,7 @@ class Options(NamedTuple):
     workers: int
     kills: int
     seed: int
+    dig: bool                                                # whether the file system can have holes
 
     @property
     def files(self):
@@ -74,7 +78,7 @@ class Run:
     """
 
     def __init__(self, tree, out, options):
-        self.out, self.peaks, self.dug = out, {}, set()
+        self.out, self.dig, self.peaks, self.dug = out, options.dig, {}, set()
         command = [sys.executable, "-m", "preprocess", "imagenet", tree.train, tree.validation, os.fspath(out),
                    "--batch-size", str(options.batch_size), "--workers", str(options.workers), "--ignore-space"]
         with open(options.folder / "log.txt", "a", encoding="utf-8") as log:
@@ -88,9 +92,9 @@ class Run:
                     if line.startswith("VmHWM"):
                         self.peaks[process] = process == self.process.pid, int(line.split()[1]) / 1024
         for file in self.out.glob("*_hkl*/*.hkl"):
-            if file not in self.dug:
+            if self.dig and file not in self.dug:
                 self.dug.add(file)
-                subprocess.run(["fallocate", "--dig-holes", file], check=True)
+                subprocess.run([*DIGGER, file], check=True)
 
     def session(self):
         """Ids of the command's process and its workers that are alive."""
@@ -292,8 +296,21 @@ def listing(tree, options):
     return fact("listing and shuffling", seconds, "s", peer=LISTING)
 
 
+def can_dig(folder):
+    """Whether zeros can be given back to the file system of a folder."""
+    if shutil.which(DIGGER[0]) is None:
+        return False
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.write(bytes(8192))
+        file.flush()
+        return subprocess.run([*DIGGER, file.name], capture_output=True).returncode == 0
+
+
 def rows(options):
     """All rows, as they are measured; raises RuntimeError where something does not hold."""
+    need = 2 * (options.images + options.validation) * IMAGE_BYTES
+    free = shutil.disk_usage(options.folder).free
+    expect(options.dig or need < free, f"{options.folder} has no holes, nor {need / 1e9:.1f} GB free")
     began = time.perf_counter()
     tree = make_tree(os.fspath(options.folder / "tree"), options.images, options.validation)
     yield fact("making the tree", time.perf_counter() - began, "s")
@@ -325,13 +342,13 @@ def options_of(arguments=None):
 
 def main(arguments=None):
     options = options_of(arguments)
-    with tempfile.TemporaryDirectory() if options.folder is None else made(options.folder) as folder:
+    with tempfile.TemporaryDirectory() if options.folder is None else new_folder(options.folder) as folder:
         validation = max(options.images * VALIDATION // TRAIN, 1)
         found, failure = [], None
-        measured = rows(Options(pathlib.Path(folder), options.images, validation, options.batch_size,
-                                options.workers, options.kills, options.seed))  # fmt: skip
+        made = Options(pathlib.Path(folder), options.images, validation, options.batch_size, options.workers,
+                       options.kills, options.seed, can_dig(folder))  # fmt: skip
         try:
-            for row in measured:
+            for row in rows(made):
                 found.append(row)
                 against = f"of {row['peer']:,}" if "peer" in row else ""
                 print(f"{row['name']:54} {row['value']:12,.1f} {row['unit']:8} {against}", flush=True)
@@ -344,8 +361,8 @@ def main(arguments=None):
 
 
 @contextlib.contextmanager
-def made(folder):
-    """A folder that must not be there yet."""
+def new_folder(folder):
+    """A folder that must not be there yet, and stays."""
     folder.mkdir(parents=True)
     yield folder
 

@@ -31,11 +31,11 @@ def checks(out):
         raise DataError(f"{name_of(out)} has no {MANIFEST}, so there is nothing to compare its files with")
     try:
         batches = [
-            Check(Path(out) / manifest[half]["folder"] / file["name"], file["sha256"], file["images"])
+            Check(Path(out, manifest[half]["folder"], file["name"]), str(file["sha256"]), int(file["images"]))
             for half in HALVES for file in manifest[half]["files"]
         ]
-        small = [Check(Path(out) / name, sha256, 0) for name, sha256 in manifest["checksums"].items()]
-    except (KeyError, TypeError, AttributeError) as error:
+        small = [Check(Path(out, name), str(sha256), 0) for name, sha256 in manifest["checksums"].items()]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{name_of(out)}/{MANIFEST} lacks an entry: {error!r}") from error
     return batches + small
 
@@ -43,6 +43,8 @@ def checks(out):
 def examine(check):
     """The Finding of one file."""
     name = name_of(check.path)
+    if check.path.exists() and not check.path.is_file():
+        return Finding(None, f"{name} is not a file")            # a pipe would be waited for, for ever
     try:
         found = file_sha256(check.path)
         if found != check.sha256:

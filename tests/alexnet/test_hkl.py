@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 
 from alexnet import hkl
-
-
-def images(n, size=256, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (3, size, size, n), dtype=np.uint8)
+from tests import hostile_batches
+from tests.hostile_batches import Payload, images
 
 
 @pytest.fixture
@@ -113,108 +111,22 @@ def test_bytes_that_are_not_hdf5_are_refused(tmp_path):
         hkl.check(tmp_path / "0000.hkl")
 
 
-def nothing(file, folder):
-    file["other"] = 1
-
-
-def wrong_shape(file, folder):
-    file["data"] = images(2).transpose(3, 0, 1, 2)
-
-
-def wrong_size(file, folder):
-    file["data"] = images(2, size=227)
-
-
-def wrong_type(file, folder):
-    file["data"] = images(2).astype(np.float32)
-
-
-def no_images(file, folder):
-    file["data"] = images(0)
-
-
-def group(file, folder):
-    file.create_group("data")["0"] = images(2)
-
-
-def external_storage(file, folder):
-    (folder / "raw").write_bytes(images(2).tobytes())
-    shape = (3, 256, 256, 2)
-    file.create_dataset("data", shape, np.uint8, external=[(str(folder / "raw"), 0, images(2).nbytes)])
-
-
-def external_link(file, folder):
-    hkl.write(folder / "elsewhere.hkl", images(2))
-    file["data"] = h5py.ExternalLink(str(folder / "elsewhere.hkl"), "/data")
-
-
-def soft_link(file, folder):
-    file["other"] = images(2)
-    file["data"] = h5py.SoftLink("/other")
-
-
-def virtual(file, folder):
-    hkl.write(folder / "elsewhere.hkl", images(2))
-    layout = h5py.VirtualLayout((3, 256, 256, 2), np.uint8)
-    layout[:] = h5py.VirtualSource(str(folder / "elsewhere.hkl"), "data", (3, 256, 256, 2))
-    file.create_virtual_dataset("data", layout)
-
-
-def shape_bomb(file, folder):
-    file.create_dataset("data", (3, 256, 256, 10**9), np.uint8, chunks=(3, 256, 256, 1))
-
-
-def plain_bomb(file, folder):
-    file.create_dataset("data", (3, 256, 256, 10**9), np.uint8)
-
-
-def compressed(file, folder):
-    file.create_dataset("data", data=images(2), compression="gzip")
-
-
-@pytest.mark.parametrize(("make", "sentence"), [
-    (nothing, "holds no array named 'data'"),
-    (wrong_shape, r"holds uint8 of shape \(2, 3, 256, 256\)"),
-    (wrong_size, r"holds uint8 of shape \(3, 227, 227, 2\)"),
-    (wrong_type, "holds float32"),
-    (no_images, "declares shape"),
-    (group, "holds a group"),
-    (external_storage, "keeps its images in other files"),
-    (external_link, "holds a link"),
-    (soft_link, "holds a link"),
-    (virtual, "keeps its images in other files"),
-    (shape_bomb, "is compressed or chunked"),
-    (plain_bomb, "stores 0 bytes"),
-    (compressed, "gzip"),
-])
-def test_all_but_plain_images_are_refused_in_one_sentence(tmp_path, make, sentence):
-    with h5py.File(tmp_path / "0003.hkl", "w") as file:
-        make(file, tmp_path)
+@pytest.mark.parametrize(("kind", "sentence"), hostile_batches.KINDS)
+def test_all_but_plain_images_are_refused_in_one_sentence_and_none_runs(tmp_path, kind, sentence):
+    hostile_batches.make(kind, tmp_path / "0003.hkl", tmp_path)
     with pytest.raises(hkl.DataError, match=sentence) as caught:
         hkl.check(tmp_path / "0003.hkl")
     assert "0003.hkl" in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(hkl.DataError, match=sentence):
         hkl.read_into(tmp_path / "0003.hkl", np.empty((3, 256, 256, 2), np.uint8))
-
-
-class Payload:
-    """Unpickling it makes the file `path`."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::hickle.lookup.SerializedWarning")
-def test_a_pickled_payload_is_refused_and_does_not_run(tmp_path):
-    hickle.dump(Payload(tmp_path / "ran"), tmp_path / "0000.hkl", mode="w")
-    with pytest.raises(hkl.DataError, match="holds"):
-        hkl.check(tmp_path / "0000.hkl")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_the_payload_of_these_tests_is_a_live_one(tmp_path):
+    hostile_batches.make(hostile_batches.payload, tmp_path / "0000.hkl", tmp_path)
     hickle.load(tmp_path / "0000.hkl").close()
-    assert (tmp_path / "ran").exists(), "the payload is a live one: hickle.load runs it"
+    assert (tmp_path / "ran").exists()
 
 
 def test_a_payload_beside_good_images_does_not_run(batch, tmp_path):

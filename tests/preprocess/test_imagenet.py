@@ -1,0 +1,74 @@
+"""A made ImageNet: its names and traps, and the benchmark that kills preprocess over it and compares every byte."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet.images import read_image
+from alexnet.sources import find_images
+from benchmarks import imagenet, report
+from benchmarks import made_imagenet as made
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return made.make_tree(str(tmp_path_factory.mktemp("made") / "tree"), 1100, 40)
+
+
+def test_the_counts_are_imagenets():
+    counts = made.class_counts(made.TRAIN)
+    assert (len(counts), counts.sum(), counts.min(), counts.max(), (counts == 1300).sum()) == (
+        1000, 1_281_167, 732, 1300, 895)
+    few = made.class_counts(1100)
+    assert (few.sum(), few.min()) == (1100, 1)
+    with pytest.raises(ValueError, match="at least 1000 images, one for each class, got 999"):
+        made.class_counts(999)
+
+
+def test_every_colour_tells_its_label():
+    pixels = np.array([made.colour(label) for label in range(1000)], np.uint8).T
+    for off in (-9, 0, 9):
+        np.testing.assert_array_equal(made.label_of((pixels.astype(int) + off).astype(np.uint8)), np.arange(1000))
+    strange = np.array([[240, 0, 255], [240, 0, 20], [238, 0, 20]], np.uint8)
+    assert made.label_of(strange).tolist() == [-1, -2, -2]
+
+
+def test_listing_finds_every_image_with_its_label_through_the_devkits_other_order(tree):
+    sources = find_images(tree.train, tree.validation)
+    assert len(sources.train.names) == 1100 and sources.class_names[0] == "n01440764 tench, Tinca tinca"
+    np.testing.assert_array_equal(np.bincount(sources.train.labels), tree.counts)
+    np.testing.assert_array_equal(sources.validation.labels, tree.validation_labels)
+    assert made.devkit_id(0) != 1 and len({made.devkit_id(label) for label in range(1000)}) == 1000
+
+
+def test_the_traps_are_there_by_name_and_are_read_in_their_colours(tree):
+    assert len(made.traps()) == 23
+    for name, kind in made.traps().items():
+        wnid = name.split("_")[0]
+        path = f"{tree.train}/{wnid}/{name}.JPEG"
+        with Image.open(path) as image:
+            assert (image.mode, image.format) == (("CMYK", "JPEG") if kind == "CMYK" else ("RGB", "PNG"))
+        pixels = read_image(path)
+        expected = made.colour(made.wnids().index(wnid))
+        assert np.abs(pixels[made.INSIDE, made.INSIDE].astype(int) - expected).max() <= 3
+        assert not pixels[imagenet.FAR, imagenet.FAR].any()              # white, were the fourth channel cut off
+
+
+def test_killed_and_started_again_the_set_is_the_same_to_the_byte(tmp_path):
+    arguments = ["--images", "1000", "--batch-size", "100", "--kills", "3", "--workers", "2"]
+    arguments += ["--folder", str(tmp_path / "folder"), "--json", str(tmp_path / "rows")]
+    assert imagenet.main(arguments) == 0
+    rows = {row["name"]: row for row in report.read(tmp_path / "rows")}
+    for name in ("train: images under their label", "val: images under their label",
+                 "CMYK images and the PNG in their colours", "files alike, unbroken and killed",
+                 "found of a flipped bit, a missing file, other labels"):
+        assert rows[name]["ratio"] == 1
+    assert rows["kills"]["value"] >= 2
+    assert rows["peak memory of its largest worker"]["value"] < 200
+
+
+def test_what_does_not_hold_is_one_line_and_status_1(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(imagenet, "can_dig", lambda folder: False)
+    monkeypatch.setattr(imagenet, "IMAGE_BYTES", 10**15)
+    assert imagenet.main(["--images", "1000", "--folder", str(tmp_path / "folder")]) == 1
+    assert "has no holes" in capsys.readouterr().err
