@@ -29,7 +29,10 @@ PLAIN_TEXT = ("data", "output", "run_name", "resume_train", "weights")
 FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"          # YAML 1.2, core schema
 
 # pydantic's words -> a reader's
-WORDS = {"a valid boolean": "true or false", "a valid integer": "an integer", "valid tuple": "list", "valid ": ""}
+WORDS = {
+    "a valid boolean": "true or false", "a valid integer": "an integer", "valid tuple": "list",
+    "a valid dictionary": "layers and factors, as {fc8: 10}", "valid ": "",
+}  # fmt: skip
 
 USAGE = """\
 Usage: python train.py [--config FILE] [key=value ...]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alexnet.augment import centre_crop
-from alexnet.compile import Network, build_network, engine_of, update_rule
+from alexnet.compile import Network, build_network, engine_of, set_pace, update_rule
 from alexnet.config import ConfigError, load_config
 from alexnet.dispatch import mode_of
 from alexnet.dispatch.cpu import build, elemwise
@@ -99,6 +99,54 @@ def test_parameters_come_before_velocities_in_the_models_order():
     parameters = ["conv1.W", "conv1.b", "conv2.W", "conv2.b", "fc3.W", "fc3.b", "fc4.W", "fc4.b"]
     assert names == [*parameters, *(f"{name}.velocity" for name in parameters)]
     assert list(network.state) == [*names, "step"]
+
+
+def paced(engine, **settings):
+    """The network with layers that learn at their own rates, or not at all."""
+    network = network_of(engine)
+    pairs = [f"{key}={value}" for key, value in settings.items()]
+    set_pace(network.model, load_config(["data=x", "weights=x", *pairs]))
+    return network
+
+
+def gradients_in(function):
+    """How many gradients of convolutions and dense layers a compiled function has: of filters, of inputs."""
+    names = [str(node.op) for node in function.maker.fgraph.toposort()]
+    return [sum(f"Convolution{kind}Gradient" in name for name in names) for kind in ("Filter", "Input")]
+
+
+def test_layers_learn_at_their_own_rates_or_not_at_all(engine):
+    """As NumPy's formula says, in float64, on the gradients of a network of which all learns; whole and in halves."""
+    rates = {"conv1": 0, "conv2": 0.25, "fc3": 1, "fc4": 10}
+    network, whole = paced(engine, layer_rates="conv2:0.25,fc4:10", frozen_layers="conv1"), network_of(engine)
+    expected = {name: np.array(array, "float64") for name, array in network.get_state().items() if name != "step"}
+    assert not {name for name in expected if name.startswith("conv1") and "velocity" in name}
+    for batch, apart in zip(batches(2), (False, True), strict=True):
+        whole.compute(*batch)
+        for v, gradient in zip(whole.parameters, whole.gradients, strict=True):
+            factor = rates[v.name.split(".")[0]]
+            if factor:
+                w, decay = expected[v.name], 0.0005 if v.name.endswith("W") else 0
+                rate = 0.01 * factor * (1 if decay else 2)
+                velocity = 0.9 * expected[f"{v.name}.velocity"] - rate * (np.asarray(gradient.get_value()) + decay * w)
+                expected[v.name], expected[f"{v.name}.velocity"] = w + velocity, velocity
+        if apart:
+            network.compute(*batch)
+            network.apply(np.float32(0.01))
+        else:
+            network.train(*batch, np.float32(0.01))
+        state = network.get_state()
+        for name, array in expected.items():
+            np.testing.assert_allclose(state[name], array, rtol=1e-4, atol=1e-7, err_msg=name)
+        for v in network.frozen:
+            np.testing.assert_array_equal(state[v.name], expected[v.name], err_msg=v.name)
+        whole.set_parameters({v.name: np.array(state[v.name]) for v in whole.parameters})
+
+
+def test_going_back_ends_above_the_lowest_layer_that_learns(engine):
+    assert gradients_in(network_of(engine).train) == [4, 3]
+    assert gradients_in(paced(engine, frozen_layers="conv1,conv2").train) == [2, 1]
+    assert gradients_in(paced(engine, frozen_layers="conv2,fc4").train) == [2, 3]          # it goes on through these
 
 
 def test_compile_all_compiles_what_the_exchange_needs():

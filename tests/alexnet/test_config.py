@@ -63,7 +63,8 @@ def test_first_run_holds_only_while_no_data_is_given(settings_file):
 
 
 def test_a_dumped_config_loads_as_itself(settings_file):
-    config = load_config(["data=/a: b #c", "lr_step=3,5", "run_name=true story", "weight_decay=1e-7"])
+    tuned = "weights=w", "new_layers=none", "layer_rates=fc8:10", "frozen_layers=conv1,conv2"
+    config = load_config([*tuned, "data=/a: b #c", "lr_step=3,5", "run_name=true story", "weight_decay=1e-7"])
     assert load_config([], settings_file(dump(config))) == config
 
 
@@ -106,6 +107,11 @@ def test_scalars_are_those_of_yaml_1_2(text, value):
         ("resume_train=false", "resume_train", None),
         ("resume_train=runs/a", "resume_train", "runs/a"),
         ("data=a=b", "data", "a=b"),
+        ("weights=42", "weights", "42"),
+        ("layer_rates=fc8:10, conv1:.1", "layer_rates", {"fc8": 10.0, "conv1": 0.1}),
+        ("layer_rates={fc8: 1e1}", "layer_rates", {"fc8": 10.0}),
+        ("layer_rates={}", "layer_rates", {}),
+        ("new_layers=auto", "new_layers", ("auto",)),
     ],
 )
 def test_arguments_mean_what_they_say(argument, field, value):
@@ -150,6 +156,14 @@ def test_arguments_mean_what_they_say(argument, field, value):
         ("3", "an argument must be key=value, got '3'"),
         ("--config", "--config needs a file, got none"),
         ("--config=/nowhere", "the settings file /nowhere cannot be read: No such file or directory"),
+        ("layer_rates=fc8", "layer_rates must be layers and factors, as fc8:10,conv1:0.1, got the text 'fc8'"),
+        ("layer_rates=fc8:x", "layer_rates must be layers and factors, as fc8:10,conv1:0.1, got the text 'fc8:x'"),
+        ("layer_rates=fc8:1,fc8:2", "layer_rates must name each layer once, got the text 'fc8:1,fc8:2'"),
+        ("layer_rates=fc8:0", "layer_rates must be greater than 0, got the text 'fc8:0'"),
+        ("layer_rates={fc8: .inf}", "layer_rates must be a finite number, got {fc8: .inf}"),
+        ("layer_rates=3", "layer_rates must be layers and factors, as {fc8: 10}, got 3"),
+        ("frozen_layers=null", "frozen_layers must be a list, got null"),
+        ("frozen_layers=a", "frozen_layers and new_layers are about trained weights, so they need weights=, got null"),
         ("first_run=3", "there is no setting 'first_run'; `python train.py --help` lists all settings"),
     ],
 )  # fmt: skip
@@ -160,6 +174,12 @@ def test_what_cannot_be_meant_is_refused(argument, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["weights=w", "layer_rates=conv1:2", "frozen_layers=conv1,conv2"],
+            "conv1 is one of frozen_layers, so it has no learning rate and begins with no new weights: "
+            "take it from layer_rates, new_layers or frozen_layers",
+        ),
+        (["weights=w", "new_layers=auto,a"], "new_layers must be auto alone, or name the layers, got ['auto', 'a']"),
         (["rank=2", "size=2", "device=cpu"], "rank must be 0 to 1 for size=2, got 2"),
         (
             ["rank=0", "size=2"],

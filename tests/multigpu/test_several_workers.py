@@ -91,6 +91,21 @@ def test_two_workers_equal_one_of_twice_the_batch(runs, data, one, tmp_path, wha
         assert theirs["top1_error"] == pytest.approx(ours["top1_error"])
 
 
+@pytest.mark.parametrize("what", ["weights_and_momentum", "gradients"])
+def test_two_workers_fine_tune_as_one_of_twice_the_batch_does(runs, data, one, tmp_path, what):
+    """conv1 and conv2 stay as `one` has left them, and only the others are exchanged."""
+    begun = checkpoint.snapshot_path(one, 10)
+    tuned = {"weights": begun, "frozen_layers": "conv1,conv2", "layer_rates": "fc4:3", "n_iterations": 6} | PLAIN
+    alone = tiny.run(data, tmp_path, batch_size=4, **GIVEN | tuned | {"para_load": "false"})
+    pair = {"devices": "cpu,cpu", "batch_size": 2, "exchange_what": what}
+    two = trained(runs, tmp_path / "two", data, **tuned | pair)
+    assert_close(two, alone, 1e-5)
+    before, after = state_of(one, 10)[0], state_of(two)[0]
+    for name in ("conv1.W", "conv1.b", "conv2.W", "conv2.b"):
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    assert not np.array_equal(after["fc4.W"], before["fc4.W"])
+
+
 def test_two_workers_resume_to_the_bit_and_another_number_only_between_epochs(runs, data, tmp_path):
     random = {"batch_size": 2, "devices": "cpu,cpu", "n_iterations": 12, "snapshot_iterations": 5}
     straight = trained(runs, tmp_path / "straight", data, **random)

@@ -1,0 +1,267 @@
+"""Fine-tuning to other classes against training from scratch on them: iterations to a given validation error.
+
+python -m benchmarks.finetune [--quick] [--json FILE] [--error 0.1] [--seeds 2]
+
+AlexNet at full size on the pictures of `python -m preprocess synthetic`: the first six of its ten classes for the
+training whose weights are taken, 300 iterations of 16 by train.py, and the last four, of which those have seen nothing,
+to be learned from 800 pictures.  Each way of learning the four is tried with several settings, rates a factor of two
+apart.  A trial goes on until the top-1 error over 400 validation pictures, looked at every 10 iterations, is at most
+--error in two looks running, or until its limit: 400 iterations, or as many as the best trial of its way has needed.
+The best setting of each way is then run with other seeds, too.  `ratio` is the iterations of training from scratch to
+those of the row.
+
+Then a training step of 16 images with the convolutions frozen, where nothing is computed for them going back, and one
+of which all learns, in turns; ratio is that one's time to the row's.
+"""
+
+import contextlib
+import itertools
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from alexnet.compile import build_network
+from alexnet.config import load_config
+from alexnet.data import centre_crop, open_dataset
+from alexnet.recorder import Silent
+from alexnet.sources import find_images
+from alexnet.start import find_start
+from alexnet.training import Position, Run, read, train_step, training_batches, validate
+from benchmarks import report
+from benchmarks.program import environment, last_line
+from multigpu.exchange.alone import Alone
+from multigpu.loader import SerialBatches
+from preprocess.batches import Settings, make_batches
+from preprocess.figures import FIGURES
+from preprocess.synthetic import draw_images, in_turns, wnid
+from preprocess.workers import default_workers
+
+TRAIN_PY = pathlib.Path(__file__).parents[1] / "train.py"
+BEFORE, AFTER = range(6), range(6, 10)                   # labels of the figures learned first, and then
+BATCH = 16
+CONVOLUTIONS = "conv1,conv2,conv3,conv4,conv5"
+SCRATCH, FINETUNED = "from scratch", "fine-tuned"
+SETTINGS = {                                             # of the trials of each way
+    SCRATCH: ({"learning_rate": 0.001}, {"learning_rate": 0.002}, {"learning_rate": 0.004}),
+    FINETUNED: (
+        {"learning_rate": 0.001, "layer_rates": "fc8:10"},
+        {"learning_rate": 0.002, "layer_rates": "fc8:5"},
+        {"learning_rate": 0.002, "layer_rates": "fc8:5", "frozen_layers": CONVOLUTIONS},
+    ),
+}
+
+
+class Plan(NamedTuple):
+    """How much is done: pictures of each class, iterations for the weights, limit and interval of a trial's looks."""
+
+    train: int = 200
+    validation: int = 100
+    weights: int = 300
+    limit: int = 400
+    every: int = 10
+
+
+QUICK = Plan(train=16, validation=4, weights=4, limit=4, every=2)
+
+
+# ---- the data
+
+
+def made_sets(folder, plan):
+    """Folders of two data sets, of the classes BEFORE and of those AFTER."""
+    images, n = folder / "images", len(FIGURES)
+    draw_images(images, n * plan.train, n * plan.validation, 1, default_workers())
+    return [subset(folder, images, name, labels) for name, labels in (("before", BEFORE), ("after", AFTER))]
+
+
+def subset(folder, images, name, labels):
+    """The data set of some labels: their pictures of the whole set, in class folders of links, preprocessed."""
+    tree, whole = folder / f"{name} images", find_images(images / "train", images / "val")
+    for half, listed in (("train", whole.train), ("val", whole.validation)):
+        for label in labels:
+            (tree / half / wnid(label)).mkdir(parents=True)
+        for picture, label in zip(listed.names, listed.labels.tolist(), strict=True):
+            if label in labels:
+                source = pathlib.Path(listed.root, picture)
+                os.link(source, tree / half / wnid(label) / source.name)
+    sources = find_images(tree / "train", tree / "val")
+    sources = sources._replace(train=in_turns(sources.train, 1))
+    make_batches(sources, folder / name, Settings(batch_size=BATCH), default_workers())
+    return folder / name
+
+
+# ---- trainings
+
+
+def pretrain(data, plan):
+    """The run's folder of train.py on a data set: the weights that fine-tuning begins with."""
+    given = settings_of(data) | {
+        "run_name": "weights", "n_iterations": plan.weights, "n_epochs": 100, "lr_policy": "step",
+        "lr_step": max(1, 3 * plan.weights * BATCH // (4 * plan.train * len(BEFORE))), "lr_factor": 0.2,
+        "learning_rate": 0.002, "validation": False, "snapshot_freq": 1000,
+    }  # fmt: skip
+    command = [sys.executable, TRAIN_PY, *(f"{key}={value}" for key, value in given.items())]
+    done = subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"train.py ended with status {done.returncode}: {last_line(done.stderr)}")
+    return data.parent / "runs" / "weights"
+
+
+def settings_of(data, **settings):
+    return {"data": data, "output": data.parent / "runs", "batch_size": BATCH, "lr_policy": "constant"} | settings
+
+
+class Looks(Silent):
+    """A recorder that keeps the last validation error."""
+
+    error = 1.0
+
+    def epoch(self, **record):
+        self.error = record["top1_error"]
+
+
+def iterations_to(error, data, plan, **settings):
+    """(iterations after which the validation error is at most `error`, the errors by iteration); None: not in limit."""
+    config = load_config([f"{key}={value}" for key, value in settings_of(data, **settings).items()])
+    data = open_dataset(config.data)
+    start = find_start(config, data)
+    data = data._replace(mean=start.mean)
+    network = build_network(config, data.classes, data.mean)
+    network.compile_all()
+    start.begin(network, config, 1)
+    del start
+    batches = SerialBatches((data.mean, network.model.image_size), (*data.mean.shape, BATCH), np.uint8)
+    looks, errors, below = Looks(1), {}, None
+    run = Run(config, network, data, batches, Alone(network), looks, None, lambda: False)
+    for position in steps(run, plan.limit):
+        if position.iteration % plan.every:
+            continue
+        validate(run, position)
+        errors[position.iteration] = looks.error
+        if looks.error > error:
+            below = None
+        elif below is None:
+            below = position.iteration
+        else:
+            return below, errors
+    return below, errors
+
+
+def steps(run, limit):
+    """Train; the Position after each step, up to `limit` of them."""
+    position = Position()
+    while position.iteration < limit:
+        batches, n = training_batches(run, position)
+        for batch, images in one_by_one(run, batches):
+            position, _ = train_step(run, position, n, batch, images)
+            yield position
+            if position.iteration == limit:
+                return
+        position = position._replace(epoch=position.epoch + 1, batch=0)
+
+
+def one_by_one(run, batches):
+    """Batches and their images, each a reading of its own, so that a validation may read in between."""
+    for batch in batches:
+        with contextlib.closing(read(run, [batch])) as pairs:
+            pair = next(pairs)
+        yield pair
+
+
+# ---- the whole
+
+
+def rows(error, seeds, plan, folder):
+    """The rows of both ways, as they are measured."""
+    before, after = made_sets(folder, plan)
+    weights = pretrain(before, plan)
+    best = {}
+    for way in SETTINGS:
+        more = {"weights": weights} if way == FINETUNED else {}
+        trials = []
+        for settings in SETTINGS[way]:
+            limit = min([plan.limit, *(taken for taken, _ in trials)])       # who needs more than the best is not it
+            taken, found = timed_trial(way, error, after, plan._replace(limit=limit), settings, more)
+            if taken is not None:
+                trials.append((taken, settings))
+        best[way] = best_of(way, trials, error, after, plan, seeds, more)
+    scratch = best[SCRATCH]
+    for way, (counts, settings) in best.items():
+        name = f"iterations to {error:.0%} top-1 error, {way}"
+        if not counts:
+            yield report.not_measured(name, f"not in {plan.limit} iterations")
+            continue
+        held = {"peer": float(np.median(scratch[0])), "ratio": float(np.median(scratch[0]) / np.median(counts))}
+        yield report.row(name, counts, "iterations", settings=shown(settings), **(held if scratch[0] else {}))
+
+
+def step_rows(runs=7):
+    """The row of a step with frozen convolutions, held against a whole one."""
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(0, 256, (3, 256, 256, BATCH), dtype=np.uint8), *centre_crop(BATCH, 227)
+    labels, rate = rng.integers(0, len(AFTER), BATCH).astype("int32"), np.float32(1e-4)
+    seconds = {}
+    for frozen in (CONVOLUTIONS, "[]"):
+        config = load_config(["data=none", "weights=none", f"frozen_layers={frozen}"])
+        seconds[frozen] = build_network(config, len(AFTER), np.full((3, 256, 256), 110)), []
+    for _ in range(runs + 1):                            # the first compiles
+        for network, times in seconds.values():
+            began = time.perf_counter()
+            network.train(*inputs, labels, rate)
+            times.append(time.perf_counter() - began)
+    (_, frozen), (_, whole) = seconds.values()
+    peer = float(np.median(whole[1:]))
+    yield report.row(f"train step, batch {BATCH}, convolutions frozen", frozen[1:], "s", peer=peer,
+                     ratio=peer / float(np.median(frozen[1:])))
+
+
+def timed_trial(way, error, data, plan, settings, more):
+    """iterations_to, told on the screen."""
+    began = time.perf_counter()
+    taken, errors = iterations_to(error, data, plan, **settings, **more)
+    curve = " ".join(f"{100 * value:.0f}" for value in errors.values())
+    print(f"{way}, {shown(settings)}: {taken or 'not'} in {max(errors, default=0)} iterations, "
+          f"{time.perf_counter() - began:.0f} s; error in %: {curve}", flush=True)  # fmt: skip
+    return taken, errors
+
+
+def best_of(way, trials, error, data, plan, seeds, more):
+    """(iterations of each seed, settings) of the trial that needed fewest."""
+    if not trials:
+        return [], {}
+    taken, settings = min(trials, key=lambda trial: trial[0])
+    counts = [taken]
+    for seed in range(1, seeds):
+        again, _ = timed_trial(way, error, data, plan, settings | {"random_seed": seed}, more)
+        counts.append(again or plan.limit)
+    return counts, settings
+
+
+def shown(settings):
+    return " ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def main():
+    parser = report.parser(__doc__, quick="a few iterations on a few pictures, no error reached")
+    parser.add_argument("--error", type=float, default=0.1, help="the top-1 error to be reached, a share (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of the best setting of each way (%(default)s)")
+    options = parser.parse_args()
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        plan = QUICK if options.quick else Plan()
+        measured = rows(options.error, options.seeds, plan, pathlib.Path(folder))
+        for row in itertools.chain(measured, step_rows()):
+            results.append(row)
+            print(row["name"], *(row[key] for key in ("value", "ratio", "note") if key in row), flush=True)
+            report.write(results, options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
