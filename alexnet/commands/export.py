@@ -12,6 +12,7 @@ from pathlib import Path
 
 from alexnet import pretrained
 from alexnet.commands.options import add_weights, weights_of
+from alexnet.hkl import name_of
 
 
 def configure(parser):
@@ -24,10 +25,10 @@ def run(options):
     pretrained.save(weights, options.to)
     parameters = sum(array.size for array in weights.arrays.values())
     mean = "with" if weights.mean is not None else "without"
-    print(
+    print(name_of(
         f"wrote {options.to}, {size_of(Path(options.to).expanduser()) / 1e6:.1f} MB: {weights.model}, "
         f"{parameters:,} parameters, {weights.classes} classes, {mean} mean image; from {weights.origin}"
-    )
+    ))  # fmt: skip
     return 0
 
 

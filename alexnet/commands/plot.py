@@ -6,6 +6,7 @@
 """
 
 from alexnet import plots
+from alexnet.hkl import name_of
 from alexnet.plots.records import TICKS
 from alexnet.plots.style import FORMATS
 
@@ -19,7 +20,7 @@ def configure(parser):
 
 def run(options):
     pictures = plots.draw(options.runs, options.to, options.format, options.over)
-    print("\n".join(f"drew {picture}" for picture in pictures))
+    print("\n".join(f"drew {name_of(picture)}" for picture in pictures))
     return 0
 
 

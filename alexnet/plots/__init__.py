@@ -33,7 +33,7 @@ def draw(folders, to=None, formats=PNG, over="epochs"):
     place = Path(to or (runs[0].folder if alone else os.path.commonpath([run.folder.parent for run in runs])))
     place.mkdir(parents=True, exist_ok=True)
     pictures = learning_curves(runs[0], place, formats, over) if alone else comparison(runs, place, formats, over)
-    pictures += times_over_run(runs[0], place, formats, over) if alone else times_of_runs(runs, place, formats)
+    pictures += times_over_run(runs[0], place, formats) if alone else times_of_runs(runs, place, formats)
     tiles = {run.name: weights for run in runs if (weights := first_layer(run.folder)) is not None}
     if alone and tiles:
         pictures += filters(tiles[runs[0].name], place / "filters.png", formats)

@@ -1,5 +1,7 @@
 """Learning curves: cost and errors of one run, or of several side by side."""
 
+import math
+
 import numpy as np
 
 from alexnet.plots.records import TICKS, Run, averaged, read_run
@@ -42,7 +44,7 @@ def learning_curves(run, to=None, formats=PNG, over="epochs"):
 
 def comparison(runs, to, formats=PNG, over="epochs"):
     """Draw cost, top-1 and top-5 error of several runs, a colour for each; returns the paths."""
-    x, figure = TICKS[over], new_figure(13, 5)
+    x, figure = TICKS[over], new_figure(13, 4.6 + 0.24 * math.ceil(len(runs) / 2))
     cost, *errors = figure.subplots(1, 3)
     for run, (colour, line) in zip(runs, styles(), strict=False):
         marker = "o" if run.validation["epoch"].size <= MARKED else ""
@@ -59,9 +61,8 @@ def comparison(runs, to, formats=PNG, over="epochs"):
         axes.set_title(f"{name} error (% of images)")
     for axes in (cost, *errors):
         finish(axes, over)
-    columns = min(len(runs), 2 if len(runs) < 9 else 3)
     title = "Thick: validation. Thin: training."
-    figure.legend(loc="outside lower center", frameon=False, ncols=columns, title=title)
+    figure.legend(loc="outside lower center", frameon=False, ncols=min(len(runs), 2), title=title, fontsize=9)
     return saved(figure, to / NAMES[over], formats)
 
 
@@ -83,7 +84,8 @@ def mark_drops(train, x, panels):
 
 def heading(run):
     errors = run.validation["top1_error"]
-    return f"{run.name}: top-1 validation error {errors[-1]:.1%}" if errors.size else run.name
+    name = shortened(run.name)
+    return f"{name}: top-1 validation error {errors[-1]:.1%}" if errors.size else name
 
 
 def in_legend(run):
@@ -91,4 +93,4 @@ def in_legend(run):
     if not run.validation["epoch"].size:
         return f"{shortened(run.name)}: not validated yet"
     top1, top5 = (run.validation[field][-1] for field in ERRORS)
-    return f"{shortened(run.name)}: top-1 {top1:.1%}, top-5 {top5:.1%} after {run.validation['epoch'][-1]:.0f} epochs"
+    return f"{shortened(run.name)}: top-1 {top1:.1%}, top-5 {top5:.1%}, epoch {run.validation['epoch'][-1]:.0f}"

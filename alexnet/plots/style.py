@@ -12,7 +12,7 @@ FORMATS = ("png", "svg")
 # told apart by those who do not see red from green; Okabe and Ito 2008
 RUNS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#404040")
 SECTIONS = {"calc": "#2f6fa8", "sync": "#8fb8d8", "comm": "#e0a030", "wait": "#c8452f", "other": "#c9c9c9"}
-LONGEST_NAME = 40                                # characters, in a legend
+LONGEST_NAME = 34                                # characters, in a legend
 
 
 def styles():

@@ -5,7 +5,7 @@ Source: Ding et al. 2014, table 1 (seconds per 20 iterations).
 
 import numpy as np
 
-from alexnet.plots.records import TICKS, averaged
+from alexnet.plots.records import averaged
 from alexnet.plots.style import PNG, SECTIONS, finish, literal, new_figure, plain, saved, shortened
 
 POINTS = 100                            # of a run's history: bars that can be seen
@@ -13,13 +13,12 @@ ITERATIONS = 20
 MEASURED = [section for section in SECTIONS if section != "other"]
 
 
-def times_over_run(run, to, formats=PNG, over="epochs"):
+def times_over_run(run, to, formats=PNG):
     """Draw how the time per 20 iterations was split as the run went on; returns the paths, none if no time passed."""
     if not timed(run):
         return []
-    means = averaged(with_other(run.train), (TICKS[over], *SECTIONS), POINTS)
-    right = means[TICKS[over]] + np.diff(means[TICKS[over]], append=means[TICKS[over]][-1]) / 2
-    right[-1] = run.train[TICKS[over]][-1]
+    means = averaged(with_other(run.train), ("epoch", *SECTIONS), POINTS)
+    right = np.append((means["epoch"][1:] + means["epoch"][:-1]) / 2, run.train["epoch"][-1])
     left = np.concatenate([[0], right[:-1]])
     figure = new_figure(8, 4.5)
     axes = figure.subplots()
@@ -30,7 +29,7 @@ def times_over_run(run, to, formats=PNG, over="epochs"):
         bottom += height
     axes.set_title(literal(f"{shortened(run.name)}: {speed(run)}"))
     axes.set_ylabel(f"seconds per {ITERATIONS} iterations")
-    finish(axes, over)
+    finish(axes)
     figure.legend(loc="outside lower center", frameon=False, ncols=len(SECTIONS))
     return saved(figure, to / "times", formats)
 
@@ -76,4 +75,4 @@ def labelled(run, section):
 def speed(run):
     """Seconds per 20 iterations, and images per second, of a run."""
     seconds, images = np.nanmean(run.train["seconds"]), np.nanmean(run.train["images"])
-    return f"{ITERATIONS * seconds:.3g} s, {images / seconds:.3g} images/s"
+    return f"{ITERATIONS * seconds:.1f} s, {images / seconds:,.{0 if images > 100 * seconds else 1}f} images/s"

@@ -28,8 +28,10 @@ REFUSED = (                                      # offset, bytes there, what the
 
 
 def found(path):
-    """(kind, where): a name of alexnet.pretrained.FORMATS, and the file, the folder, or the one folder in it that has
-    the arrays; raises WeightsError for all else."""
+    """(kind, where) of the weights at `path`; raises WeightsError for all else.
+
+    kind is a name of alexnet.pretrained.FORMATS; where is the file, the folder, or the one folder in it that has them.
+    """
     if path.is_dir():
         return in_folder(path)
     if not path.exists():
@@ -65,27 +67,26 @@ def kind_of_bytes(head, path):
 
 def in_folder(path):
     """(kind, folder) of the weights in a folder, or in the one folder that it holds; raises WeightsError."""
-    try:
-        folders = [path, *inner(path)]
-        kinds = {folder: kinds_in(folder) for folder in folders}
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-    for folder in folders:
-        if len(kinds[folder]) > 1:
+    for folder in (path, *inner(path)):
+        names = [file.name for file in files_in(folder)]
+        kinds = [kind for kind, pattern, _ in FOLDERS if any(map(pattern.fullmatch, names))]
+        if len(kinds) > 1:
             what = " and ".join(what for _, _, what in FOLDERS)
             raise WeightsError(f"{folder} holds {what}; name a checkpoint's file, or move the others elsewhere")
-        if kinds[folder]:
-            return kinds[folder][0], folder
+        if kinds:
+            return kinds[0], folder
     lacks = " and without ".join(what for _, _, what in FOLDERS)
     raise WeightsError(f"{path} is a folder without {lacks}; weights of other kinds are named by their file")
 
 
 def inner(path):
     """The one folder in a folder, where there is one: unpacking a zip often makes it."""
-    folders = [each for each in path.iterdir() if each.is_dir() and each.name[0] != "." and each.name not in ASIDE]
+    folders = [each for each in files_in(path) if each.is_dir() and each.name[0] != "." and each.name not in ASIDE]
     return folders if len(folders) == 1 else []
 
 
-def kinds_in(folder):
-    names = [file.name for file in folder.iterdir()]
-    return [kind for kind, pattern, _ in FOLDERS if any(map(pattern.fullmatch, names))]
+def files_in(folder):
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise WeightsError(f"{folder} cannot be read: {error.strerror}") from error

@@ -229,8 +229,8 @@ def test_several_runs_are_drawn_on_one_figure_beside_them(three_runs, tmp_path, 
         curves.legends[0].get_texts(), curves.legends[0].get_lines(), strict=True
     )}  # fmt: skip
     assert list(named) == [
-        "a/run: top-1 50.0%, top-5 12.5% after 5 epochs",
-        "b/run: top-1 50.0%, top-5 12.5% after 5 epochs",
+        "a/run: top-1 50.0%, top-5 12.5%, epoch 5",
+        "b/run: top-1 50.0%, top-5 12.5%, epoch 5",
         r"c_\$x\$: not validated yet",
     ]
     assert len({line.get_color() for line in named.values()}) == 3
@@ -241,7 +241,7 @@ def test_several_runs_are_drawn_on_one_figure_beside_them(three_runs, tmp_path, 
     calc, wait = (times.axes[0].containers[index] for index in (0, 3))
     np.testing.assert_allclose([bar.get_width() for bar in calc], [10] * 3)
     np.testing.assert_allclose([bar.get_x() for bar in wait], [10] * 3)
-    assert [text.get_text().strip() for text in times.axes[0].texts] == ["16 s, 10 images/s"] * 3
+    assert [text.get_text().strip() for text in times.axes[0].texts] == ["16.0 s, 10.0 images/s"] * 3
     assert [axes.get_title() for axes in filters.axes] == ["b/run"]
 
 
