@@ -11,12 +11,15 @@ SECONDS = 10                                     # between two plain lines
 class Progress:
     """Counts images: how many are done, how many a second, and the time that is left.
 
+    The rate is that since the line before, for what an earlier run finished goes by faster than the rest; the last
+    line's is that of the whole.
     stream  where the plain lines go; standard output at the time of writing if None
     """
 
     def __init__(self, label, total, stream=None):
         self.label, self.total, self.done, self.stream = label, total, 0, stream
         self.start = self.shown = time.monotonic()
+        self.shown_done = 0
         self.bar = None
         if sys.stderr.isatty():
             self.bar = tqdm(total=total, desc=label, unit=" images", unit_scale=True)
@@ -26,9 +29,11 @@ class Progress:
         self.done += images
         if self.bar is not None:
             self.bar.update(images)
-        elif self.done == self.total or time.monotonic() - self.shown >= SECONDS:
-            self.shown = time.monotonic()
-            rate = self.done / max(self.shown - self.start, 1e-6)
+        elif images and (self.done == self.total or time.monotonic() - self.shown >= SECONDS):
+            now, ended = time.monotonic(), self.done == self.total
+            since, before = (self.start, 0) if ended else (self.shown, self.shown_done)
+            self.shown, self.shown_done = now, self.done
+            rate = (self.done - before) / max(now - since, 1e-6)
             left = duration((self.total - self.done) / rate)
             line = f"{self.label} {self.done:,} of {self.total:,} images, {rate:.0f} images/s, {left} left"
             print(line, file=self.stream, flush=True)

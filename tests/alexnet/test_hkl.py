@@ -100,6 +100,20 @@ def test_half_written_files_are_no_batches_and_are_taken_away(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["0000.hkl"]
 
 
+def test_a_process_that_outlived_its_run_does_not_spoil_the_file_of_the_next(tmp_path, monkeypatch):
+    def meanwhile(array, file):
+        monkeypatch.undo()
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: 1)
+            hkl.write(tmp_path / "0000.hkl", images(5))
+        assert hkl.check(tmp_path / "0000.hkl") == (3, 256, 256, 5)
+        hickle.dump(array, file)
+
+    monkeypatch.setattr(hickle, "dump", meanwhile)
+    hkl.write(tmp_path / "0000.hkl", images(2))
+    assert hkl.check(tmp_path / "0000.hkl") == (3, 256, 256, 2)
+
+
 def test_a_folder_that_is_not_there_is_told(tmp_path):
     with pytest.raises(hkl.DataError, match="nowhere/0000.hkl cannot be written: No such file or directory"):
         hkl.write(tmp_path / "nowhere" / "0000.hkl", images(1))

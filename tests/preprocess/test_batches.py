@@ -231,6 +231,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tree, lines):
     assert journal.exists() and not (tree / "out" / "manifest.json").exists()
     with open(journal, "ab") as file:
         file.write(b'{"half": "train", "num')                      # torn by the kill
+    (tree / "out" / "train_hkl_b2_b_2" / "0000.hkl.1.partial").write_bytes(b"half a file")
     batch_two = Settings(batch_size=2)
     sources = find_images(tree / "train", tree / "val")
     make_batches(sources, tree / "out", batch_two, 1)
@@ -249,6 +250,12 @@ def test_what_a_killed_run_finished_is_kept_and_what_was_damaged_since_is_made_a
     before = kept.stat().st_ino
     assert contents(made(tree)) == contents(made(tree, "whole"))
     assert kept.stat().st_ino == before
+
+
+def test_what_a_run_killed_at_its_very_end_left_is_taken_away(tree, finished):
+    before = contents(finished)
+    (finished / batches.JOURNAL).write_bytes(b"{}\n")
+    assert contents(made(tree)) == before
 
 
 def test_an_interrupted_run_is_not_gone_on_with_other_settings(tree, monkeypatch):
