@@ -14,7 +14,7 @@ from alexnet.data import centre_crop
 from alexnet.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
 from alexnet.updates import momentum_sgd
 from benchmarks import __main__ as benchmarks
-from benchmarks import ceilings, exchange, gpu, kernels, nodes, report, results, step, table1
+from benchmarks import ceilings, evaluate, exchange, gpu, kernels, nodes, report, results, step, table1
 from benchmarks.program import environment, last_line, take_turns, warm_up
 from multigpu.device import DeviceError
 
@@ -439,3 +439,22 @@ def test_a_program_that_dies_says_what_was_wrong(tmp_path, monkeypatch):
 def test_the_last_line_of_an_error_is_the_one_with_words():
     assert last_line("Traceback\nValueError: too small\n\n") == "ValueError: too small"
     assert last_line("") == ""
+
+
+# ---- evaluation
+
+
+def test_an_evaluation_is_held_against_pytorchs_best():
+    row = evaluate.row_of("a", 100, [2.0, 1.0, 4.0], 300.0, "PyTorch eager", [5.0, 4.0])
+    assert (row["value"], row["peer"], row["ratio"], row["peak_mib"]) == (50.0, 22.5, 50 / 22.5, 300.0)
+    assert "ratio" not in evaluate.row_of("a", 100, [2.0], 300.0)
+
+
+def test_programs_that_count_differently_are_refused(tmp_path):
+    (tmp_path / "ours.json").write_text("[100, 200, 6.5]")
+    (tmp_path / "eager.json").write_text("[101, 200, 6.5001]")           # one image whose logits nearly tie
+    evaluate.refuse_difference(tmp_path, "eager")
+    for other in ("[140, 200, 6.5]", "[100, 200, 6.6]"):
+        (tmp_path / "eager.json").write_text(other)
+        with pytest.raises(RuntimeError, match=r"are \[100, 200, 6.5\] by ours and .* by PyTorch eager"):
+            evaluate.refuse_difference(tmp_path, "eager")

@@ -19,10 +19,11 @@ from alexnet.data import DataError
 from alexnet.evaluate import Counts, evaluate, place_of_label, scores_of
 from alexnet.labelled import DatasetHalf, ImageFolder
 from alexnet.pretrained import Weights
+from alexnet.recorder import read_records
 from alexnet.sources import find_images
 from preprocess.command import main as preprocess
 from tests.images_in_front import encoded, photograph, place_all
-from tests.tiny import Tiny, make_data
+from tests.tiny import Tiny, make_data, run
 
 CLASSES = 10
 NAMES = tuple(f"n9000000{label} thing {label}, object {label}" for label in range(CLASSES))
@@ -131,6 +132,18 @@ def test_counts_equal_a_recount_by_another_program_on_1000_images(tmp_path, save
         np.testing.assert_array_equal(np.array(row[1:], int), np.bincount(order[labels == label, 0], minlength=CLASSES))
     screen = capsys.readouterr().out
     assert f"{right[1]} of 1,000 right" in screen and f"{right[5]} of 1,000 right" in screen
+
+
+def test_a_runs_own_validation_is_what_evaluate_finds(tmp_path):
+    """The last checkpoint of a run, on the data it was trained with; 10 images in batches of 4 there and of 3 here."""
+    data = make_data(tmp_path / "data")
+    folder, found = run(data, tmp_path / "out", n_epochs=1), tmp_path / "found.json"
+    (own,) = [record for record in read_records(folder) if record["kind"] == "validation"]
+    assert evaluated("--weights", folder, "--data", data, "--batch-size", 3, "--json", found) == 0
+    told = json.loads(found.read_text())
+    assert told["cost"] == pytest.approx(own["cost"], rel=1e-5)
+    assert told["top1"]["error"] == pytest.approx(own["top1_error"])
+    assert told["top5"]["error"] == pytest.approx(own["top5_error"])
 
 
 def test_of_equal_scores_the_lower_class_is_ahead(rng):

@@ -1,0 +1,269 @@
+"""Trained weights on labelled images: our evaluation and PyTorch's of the same network in turn; and one prediction.
+
+python -m benchmarks.evaluate [--quick] [--json FILE] [--images 384] [--batch 128] [--runs 5] [--trial 2] [--modes ...]
+
+A data set of made images in batch files, and AlexNet with random weights, the same for both.  Ours is what `python -m
+alexnet evaluate` calls: the files are read, cropped, and counted in float64.  PyTorch has the same images in memory, in
+its own layout, crops them, subtracts the mean, and counts in float32, under torch.inference_mode.  Its modes (eager on
+NCHW, eager on channels_last, torch.compile on channels_last) are tried in turn; the fastest then takes turns with ours,
+each a process of its own with all cores; ratio is its seconds to ours.  What both have counted must agree.
+
+Then ours on a folder of JPEGs of 500 x 400 pixels, which are decoded meanwhile, and on ten crops; and the seconds of
+`python -m alexnet predict` for one image, from the start of its process to its end, with compiled kernels in the cache.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import report
+from benchmarks.program import CORES, Program, environment, last_line, serve, take_turns, warm_up
+from benchmarks.step import OURS, PEERS, fastest
+
+CLASSES, TOP = 1000, pathlib.Path(__file__).parent.parent
+WEIGHTS, PHOTOGRAPH = "weights.safetensors", "photograph.jpg"
+
+
+class Plan(NamedTuple):
+    """What is measured: `trial` runs of each of PyTorch's modes, then `runs` of the best and of ours."""
+
+    images: int
+    batch: int
+    runs: int
+    trial: int
+    modes: tuple
+
+
+# ---- what is evaluated, and on what
+
+
+def make_all(folder, images):
+    """The weights, the data set, a folder of JPEGs and one more photograph, in a folder."""
+    from alexnet import hkl, pretrained
+    from alexnet.models import AlexNet
+
+    rng = np.random.default_rng(0)
+    arrays = {p.name: p.variable.get_value(borrow=True) for p in AlexNet(rng).parameters}
+    for layer in ("fc6", "fc7", "fc8"):
+        arrays[f"{layer}.W"] *= 4                        # so that answers differ from image to image
+    mean, names = np.full((3, 256, 256), 110, np.float32), pretrained.imagenet_names()
+    pretrained.save(pretrained.Weights("alexnet", arrays, mean, names), folder / WEIGHTS)
+    data = folder / "data"
+    for part in ("labels", "misc", "train_hkl", "val_hkl"):
+        (data / part).mkdir(parents=True)
+    np.save(data / "misc" / "img_mean.npy", mean)
+    for part, n in (("train", 1), ("val", images)):
+        np.save(data / "labels" / f"{part}_labels.npy", rng.integers(0, CLASSES, n))
+        for number, first in enumerate(range(0, n, 256)):
+            pixels = rng.integers(0, 256, (3, 16, 16, min(256, n - first)), dtype=np.uint8)
+            hkl.write(data / f"{part}_hkl" / f"{number:04d}.hkl", pixels.repeat(16, axis=1).repeat(16, axis=2))
+    wnids = [name.split()[0] for name in names]
+    for number in range(images):
+        path = folder / "photographs" / wnids[number % 10] / f"{number}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photograph(rng).save(path, quality=90)
+    photograph(rng).save(folder / PHOTOGRAPH, quality=90)
+
+
+def photograph(rng):
+    coarse = Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    return coarse.resize((500, 400), Image.Resampling.BICUBIC)
+
+
+# ---- the programs measured
+
+
+def our_evaluations(folder, batch):
+    """Kind -> function that evaluates ours and returns top-1, top-5 and cost."""
+    from alexnet import pretrained
+    from alexnet.evaluate import Counts, evaluate
+    from alexnet.labelled import DatasetHalf, ImageFolder
+
+    weights = pretrained.load(folder / WEIGHTS)
+    network = pretrained.build(weights)
+    data = DatasetHalf(folder / "data", CLASSES, weights.class_names)
+    photographs = ImageFolder(folder / "photographs", CLASSES, weights.class_names)
+    few = DatasetHalf(folder / "data", CLASSES, weights.class_names, limit=max(1, data.n // 8))
+
+    def counted(labelled, crops=1):
+        found = evaluate(network, labelled, Counts(CLASSES), batch, crops).summary()
+        return found["top1"]["right"], found["top5"]["right"], found["cost"]
+
+    return {"data": lambda: counted(data), "photographs": lambda: counted(photographs), "ten": lambda: counted(few, 10)}
+
+
+def torch_evaluation(folder, batch, mode):
+    """Function that evaluates the same in PyTorch and returns top-1, top-5 and cost."""
+    import h5py
+    import torch
+
+    from alexnet import pretrained
+    from benchmarks.torch_alexnet import load_weights, torch_alexnet
+
+    weights = pretrained.load(folder / WEIGHTS)
+    layout = torch.contiguous_format if mode == "eager" else torch.channels_last
+    network = torch_alexnet().eval()
+    load_weights(network, weights.arrays)
+    network = network.to(memory_format=layout)
+    forward = torch.compile(network) if mode == "compile" else network
+    images = []
+    for path in sorted((folder / "data" / "val_hkl").iterdir()):
+        with h5py.File(path) as file:
+            images.append(torch.from_numpy(np.ascontiguousarray(np.moveaxis(file["data"][:], 3, 0))))
+    images = torch.cat(images)
+    labels = torch.from_numpy(np.load(folder / "data" / "labels" / "val_labels.npy"))
+    mean = torch.from_numpy(weights.mean[:, 14:241, 14:241])
+
+    @torch.inference_mode()
+    def evaluate():
+        right, cost = {1: 0, 5: 0}, 0.0
+        for first in range(0, len(labels), batch):
+            own = labels[first : first + batch]
+            pixels = images[first : first + batch, :, 14:241, 14:241].float() - mean
+            logits = forward(pixels.contiguous(memory_format=layout))
+            cost += float(torch.nn.functional.cross_entropy(logits, own, reduction="sum"))
+            hits = logits.topk(5).indices == own[:, None]
+            for k in right:
+                right[k] += int(hits[:, :k].sum())
+        return right[1], right[5], cost / len(labels)
+
+    return evaluate
+
+
+def run_evaluation(mode, folder, batch, threads):
+    """Be one of the programs; what it counts is left in the folder."""
+    if mode == OURS:
+        from alexnet.compile import use_machine
+
+        use_machine(threads, "auto")
+        steps = our_evaluations(folder, batch)
+    else:
+        import torch
+
+        torch.set_num_threads(threads)
+        steps = {"data": torch_evaluation(folder, batch, mode)}
+    evaluate = steps["data"]
+    serve(steps | {"data": lambda: (folder / f"{mode}.json").write_text(json.dumps(evaluate()))})
+
+
+# ---- the measuring
+
+
+def program(mode, folder, plan):
+    return Program("benchmarks.evaluate", "--serve", mode, "--folder", folder, "--batch", plan.batch)
+
+
+def evaluation_rows(folder, plan):
+    """Ours and PyTorch's best mode in turn, the other modes as tried, and ours on what PyTorch is not given."""
+    with contextlib.ExitStack() as stack:
+        programs = {mode: stack.enter_context(program(mode, folder, plan)) for mode in plan.modes}
+        seconds, memory = {}, {}
+        if programs:
+            warm_up(programs.values(), "data")
+            seconds, memory = take_turns(programs, "data", plan.trial)
+        best = fastest(seconds)
+        for mode in programs.keys() - {best}:
+            programs[mode].close()
+        ours = stack.enter_context(program(OURS, folder, plan))
+        warm_up([ours], "data")
+        times, peaks = take_turns({OURS: ours} | ({best: programs[best]} if best else {}), "data", plan.runs)
+        if best:
+            refuse_difference(folder, best)
+        seconds, memory = {OURS: [], **seconds, **times}, {**memory, **peaks}
+        yield from (row_of(f"evaluate, batch {plan.batch}, {mode}", plan.images, seconds[mode], memory[mode],
+                           f"PyTorch {best}" if best else None, seconds.get(best)) for mode in seconds)  # fmt: skip
+        for kind, name, images in (("photographs", "a folder of JPEGs", plan.images),
+                                   ("ten", "10 crops", max(1, plan.images // 8))):  # fmt: skip
+            warm_up([ours], kind)
+            times, peaks = take_turns({OURS: ours}, kind, plan.trial)
+            yield row_of(f"evaluate, batch {plan.batch}, ours, {name}", images, times[OURS], peaks[OURS])
+
+
+def row_of(name, images, seconds, memory, peer_is=None, peer=None):
+    made = report.row(name, [images / each for each in seconds], "images/s", peak_mib=memory)
+    if peer:
+        speed = float(np.median([images / each for each in peer]))
+        made |= {"peer": speed, "ratio": made["value"] / speed, "peer_is": peer_is}
+    return made
+
+
+def refuse_difference(folder, peer):
+    """Raise RuntimeError unless both have counted the same, but for two images of which two logits nearly tie."""
+    ours, theirs = (json.loads((folder / f"{mode}.json").read_text()) for mode in (OURS, peer))
+    if (np.abs(np.subtract(ours, theirs)) > [2, 2, 1e-3 * ours[2]]).any():
+        raise RuntimeError(f"top-1, top-5 and cost are {ours} by ours and {theirs} by PyTorch {peer}")
+
+
+def predict_rows(folder, runs):
+    """Seconds of the whole command for one image: with kernels in the cache, and once with an empty cache."""
+    command = [sys.executable, "-m", "alexnet", "predict", "--weights", folder / WEIGHTS, folder / PHOTOGRAPH]
+    with tempfile.TemporaryDirectory() as cache:
+        times = []
+        for _ in range(runs + 1):
+            began = time.perf_counter()
+            done = subprocess.run(list(map(str, command)), env=environment() | {"ALEXNET_CACHE": cache}, cwd=TOP,
+                                  capture_output=True, text=True)  # fmt: skip
+            times.append(time.perf_counter() - began)
+            if done.returncode:
+                raise RuntimeError(f"predict ended with status {done.returncode}: {last_line(done.stderr)}")
+    yield report.row("predict one image, a cold process", times[1:], "s", smallest=min(times[1:]))
+    yield report.row("predict one image, a cold process and no kernel compiled", times[:1], "s")
+
+
+def show(row):
+    peak = f"{row['peak_mib']:7.0f}" if "peak_mib" in row else " " * 7
+    ratio = f"{row['ratio']:6.2f} {row['peer_is']}" if "ratio" in row else ""
+    print(f"{row['name']:58} {row['value']:8.2f} {row['unit']:9} {row['spread']:7.1%} {row['runs']:4} {peak} {ratio}",
+          flush=True)  # fmt: skip
+
+
+def options_of(arguments=None):
+    parser = report.parser(__doc__, quick="20 images, batch 8, 2 runs, without torch.compile")
+    parser.add_argument("--images", type=int, default=384)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--trial", type=int, default=2, help="runs of each of PyTorch's modes, to find the best")
+    parser.add_argument("--modes", nargs="*", choices=PEERS, default=PEERS)
+    parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=(OURS, *PEERS), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.images, options.batch, options.runs, options.trial = 20, 8, 2, 1
+        options.modes = ("eager", "channels_last")
+    if importlib.util.find_spec("torch") is None:
+        print("PyTorch is not installed (pip install torch): ours alone")
+        options.modes = ()
+    return options
+
+
+def main():
+    options = options_of()
+    if options.serve:
+        run_evaluation(options.serve, options.folder, options.batch, int(os.environ.get("OMP_NUM_THREADS", CORES)))
+        return 0
+    plan = Plan(options.images, options.batch, options.runs, options.trial, tuple(options.modes))
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        make_all(folder, plan.images)
+        for rows in (evaluation_rows(folder, plan), predict_rows(folder, plan.runs)):
+            for row in rows:
+                results.append(row)
+                show(row)
+                report.write(results, options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
