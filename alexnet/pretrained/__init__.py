@@ -16,7 +16,7 @@ from pathlib import Path
 from alexnet.compile import Network, engine_of
 from alexnet.models import MODELS
 from alexnet.pretrained import kinds
-from alexnet.pretrained.weights import Weights, WeightsError, imagenet_names
+from alexnet.pretrained.weights import Weights, WeightsError, checked, imagenet_names
 
 __all__ = ["FORMATS", "Weights", "WeightsError", "build", "imagenet_names", "kind_of", "load", "save"]
 
@@ -48,8 +48,10 @@ def load(path, unflipped=False, epoch=None):
 
 
 def save(weights, path):
-    """Write Weights so that others can read them: PATH.safetensors, PATH.onnx, or theano_alexnet's files in a folder
-    or PATH.zip; raises WeightsError, also where something is there already."""
+    """Write Weights so that others can read them; raises WeightsError, also where something is there already.
+
+    The ending says how: .safetensors, .onnx, .zip, or none for a folder (theano_alexnet's files).
+    """
     path = expanded(path)
     if path.suffix not in ENDINGS:
         raise WeightsError(f"{path} must end in .safetensors, .onnx or .zip, or be a folder's name without an ending")
@@ -60,7 +62,7 @@ def save(weights, path):
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WeightsError(f"{path} cannot be written: {error.strerror}") from error
-    writer.save(weights, path)
+    writer.save(checked(weights, "what is to be saved"), path)
 
 
 def module_of(kind):

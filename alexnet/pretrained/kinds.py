@@ -4,14 +4,14 @@ Source: the formats' first bytes: safetensors (length of a JSON header), APPNOTE
 (field 1 is a number), NetParameter of caffe.proto (field 1 is a text), Python's pickletools, HDF5, NEP 1 (.npy).
 """
 
-import re
-
+from alexnet import checkpoint
+from alexnet.pretrained import upstream
 from alexnet.pretrained.weights import TORCHVISION, WeightsError
 
 READ = "a run's folder or safetensors, theano_alexnet's folder or zip of .npy files, a .caffemodel, or ONNX"
 FOLDERS = (                                      # kind, names of its files, what they are
-    ("own", re.compile(r"checkpoint_[0-9]{8,}\.safetensors"), "checkpoints of a run"),
-    ("upstream", re.compile(r"[Wb][01]?_[0-9]+_[0-9]+\.npy"), "theano_alexnet's arrays W_0_65.npy …"),
+    ("own", checkpoint.NAME, "checkpoints of a run"),
+    ("upstream", upstream.NAME, "theano_alexnet's arrays W_0_65.npy …"),
 )
 ASIDE = ("misc", "__MACOSX")                     # folders beside the arrays that hold none
 LONGEST_HEADER = 100_000_000                     # bytes, of safetensors

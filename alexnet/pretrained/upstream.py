@@ -45,7 +45,7 @@ def load(path, unflipped=False, epoch=None):
     with opened(path, NAME) as files:
         listing = listing_of(files)
         epochs = epochs_in(files)
-        chosen = max(epochs) if epoch is None else epoch
+        chosen = epochs[-1] if epoch is None else epoch
         if chosen not in epochs:
             raise WeightsError(f"{path} has no epoch {epoch}, but {listed(epochs)}")
         classes = files.small(f"b_7_{chosen}.npy", MAX_CLASSES).size
@@ -98,13 +98,16 @@ def theirs(name, array):
         with np.errstate(over="ignore"):
             array = array / KEPT
         if not np.isfinite(array).all():
-            raise WeightsError(f"{name} holds values of 2**127 or more, which theano_alexnet's files cannot hold twice")
+            raise WeightsError(f"{name} holds values of 2**127 or more, and theano_alexnet's files hold twice as much")
     return np.split(array, 2 if name.split(".")[0] in HALVED else 1, axis=-1)
 
 
 def epochs_in(files):
-    """The epochs of which there are arrays, sorted."""
-    return sorted({int(match["epoch"]) for match in map(NAME.fullmatch, files.names) if match})
+    """The epochs of which there are arrays, sorted; raises WeightsError where there is none."""
+    epochs = {int(match["epoch"]) for match in map(NAME.fullmatch, files.names) if match}
+    if not epochs:
+        raise WeightsError(f"{files.path} has no file of theano_alexnet's arrays W_0_65.npy …")
+    return sorted(epochs)
 
 
 def listed(epochs):
@@ -150,7 +153,7 @@ def listing_of(files):
         raise WeightsError(f"{files.path} has a {LISTING} that is not as export writes it") from error
     if model != "alexnet":
         raise WeightsError(f"{files.path} has a {LISTING} of a network {model!r}; theano_alexnet's is alexnet")
-    if lost := [name for name in files.sums if not files.has(name)]:
+    if lost := [name for name in files.sums if name not in files.names]:
         raise WeightsError(f"{files.path} has no {lost[0]}, which its {LISTING} lists")
     return listing
 

@@ -114,7 +114,10 @@ def checked_names(names, classes, source):
 
 
 def shapes(model, classes):
-    """Name -> shape of every parameter of a network with `classes` outputs, in the model's order; allocates nothing."""
+    """Name -> shape of every parameter of a network with `classes` outputs, in the model's order.
+
+    Nothing as large as `classes` is allocated, for the number comes out of files.
+    """
     *others, W, b = MODELS[model](None, classes=1).parameters
     last = {W.name: (*W.shape[:-1], classes), b.name: (classes,)}
     return {parameter.name: parameter.shape for parameter in others} | last

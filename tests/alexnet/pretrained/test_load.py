@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from alexnet import pretrained
-from alexnet.pretrained import WeightsError, upstream
+from alexnet.pretrained import WeightsError, own, upstream
 from tests.narrow import narrow, same_bits, weights_of_narrow
 
 __all__ = ["narrow"]
@@ -56,6 +56,11 @@ def test_a_folder_of_other_things_is_refused(tmp_path, names, sentence):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     refused(tmp_path, sentence)
+
+
+def test_folders_named_as_arrays_are_refused(tmp_path):
+    (tmp_path / "W_0_65.npy").mkdir()
+    refused(tmp_path, "has no file of theano_alexnet's arrays")
 
 
 def tarred():
@@ -124,9 +129,9 @@ def test_choices_about_theano_alexnets_sets_are_refused_for_others(narrow, tmp_p
             pretrained.load(tmp_path / "w.safetensors", **choice)
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.zip", "w"])
-def test_a_thousand_classes_without_names_are_imagenets(narrow, tmp_path, name):
-    pretrained.save(weights_of_narrow(1000), tmp_path / name)
+@pytest.mark.parametrize("kind, name", [(own, "w.safetensors"), (upstream, "w.zip"), (upstream, "w")])
+def test_a_thousand_classes_without_names_are_imagenets(narrow, tmp_path, kind, name):
+    kind.save(weights_of_narrow(1000), tmp_path / name)
     weights = pretrained.load(tmp_path / name)
     assert weights.class_names == pretrained.imagenet_names()
     assert weights.origin.endswith("; its 1000 classes are taken for ILSVRC2012's")
@@ -150,6 +155,15 @@ def test_saving_replaces_nothing_but_an_empty_folder(narrow, tmp_path):
         assert same_bits(pretrained.load(tmp_path / name).arrays, before.arrays)
     (tmp_path / "empty").mkdir()
     pretrained.save(weights, tmp_path / "empty")
+
+
+def test_what_is_no_network_of_ours_is_not_saved(narrow, tmp_path):
+    weights = weights_of_narrow()
+    doubles = weights._replace(arrays=weights.arrays | {"fc6.b": np.zeros(12)})
+    for name in ("w.safetensors", "w.zip"):
+        with pytest.raises(WeightsError, match=r"what is to be saved: fc6\.b must be float32, got float64"):
+            pretrained.save(doubles, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_endings_are_refused(narrow, tmp_path):
