@@ -3,6 +3,7 @@
 The worker owns a ring of input buffers on its device and exports their handles once.  Then only small messages pass:
 
     worker                                    loader
+    Reading(make_reader)         ---------->  makes its reader, once
     CalcFinished(slot, request)  ---------->  reads the images of the request, copies them into the slot, synchronises
     computes on another slot     <----------  CopyFinished(slot), or Refused(slot, sentence)
 
@@ -31,6 +32,15 @@ from multigpu.device import DeviceError, open_device
 from multigpu.process import CONTEXT, end, end_with_parent, how_it_ended, start, take_signals
 
 GRACE = 1.0                                      # seconds that a loader gets to finish its reading when closed
+
+
+class Reading(NamedTuple):
+    """Worker to loader, before all else: make_reader() -> reader with .read(request, out), which raises DataError.
+
+    It holds the mean image, more than a pipe takes in: told at the start, a loader that dies there would not be missed.
+    """
+
+    make_reader: Any
 
 
 class CalcFinished(NamedTuple):
@@ -65,20 +75,19 @@ class LoaderDied(RuntimeError):
     """The loader process is gone; the message says how."""
 
 
-def load_batches(pipe, device_name, ring, make_reader):
+def load_batches(pipe, device_name, ring):
     """Entry point of the loader process; returns when the worker closes its end of the pipe.
 
     pipe         Connection to the worker; the messages are above
     device_name  of the device that the ring's buffers lie on
     ring         the worker's input buffers
-    make_reader  () -> reader with .read(request, out), which raises DataError
     """
     take_signals(signal.SIG_IGN)                 # a SIGTERM to the whole group is for the worker to act on
     end_with_parent()
-    reader = make_reader()
     try:
         with open_device(device_name) as device:
-            fill_slots(pipe, device, [device.open(handle) for handle in ring.handles], ring, reader)
+            slots = [device.open(handle) for handle in ring.handles]
+            fill_slots(pipe, device, slots, ring, pipe.recv().make_reader())
     except DeviceError as error:
         sys.exit(f"the loader cannot go on: {error}")
     except (EOFError, ConnectionError):
@@ -189,7 +198,8 @@ class ParallelBatches(Batches):
         self._in_flight = deque()                # (slot, shape) of the requests sent and not yet answered
         self._pipe, theirs = CONTEXT.Pipe()
         ring = Ring(tuple(buffer.handle for buffer in self._slots), self.shape, self.dtype)
-        arguments = theirs, device.name, ring, functools.partial(make_reader, *reader_arguments)
+        self._untold = Reading(functools.partial(make_reader, *reader_arguments))
+        arguments = theirs, device.name, ring
         self._process = CONTEXT.Process(target=load_batches, args=arguments, name="loader", daemon=True)
         start(self._process, threads=1)
         theirs.close()                           # else its death would never be an EOF here
@@ -217,6 +227,9 @@ class ParallelBatches(Batches):
     def _ask(self, slot, requests):
         """Give the free slot to the loader with the next request, if there is one."""
         request = next(requests, None)
+        if self._untold:
+            self._talk(self._pipe.send, self._untold)
+            self._untold = None
         if request is not None:
             shape = batch_shape(self.shape, request)
             self._talk(self._pipe.send, CalcFinished(slot, request))

@@ -8,7 +8,7 @@ import pytest
 from alexnet import checkpoint
 from alexnet.checkpoint import CheckpointError
 from alexnet.config import ConfigError
-from alexnet.data import open_dataset
+from alexnet.data import DataError, open_dataset, resize_of
 from alexnet.pretrained import Weights, save
 from alexnet.start import find_start
 from tests import tiny
@@ -160,3 +160,10 @@ def test_what_cannot_be_is_refused_before_anything_is_written(changes, sentence,
         tiny.run(data, tmp_path, **{"weights": weights} | changes)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_set_knows_how_its_images_were_resized(data):
+    assert open_dataset(data).resize == "squash"                 # upstream's folders have no manifest
+    assert resize_of(data, {"settings": {"resize": "crop"}}) == "crop"
+    with pytest.raises(DataError, match="says resize 'stretch'; squash and crop are known"):
+        resize_of(data, {"settings": {"resize": "stretch"}})

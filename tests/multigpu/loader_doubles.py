@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 
 from multigpu.device import open_device
-from multigpu.loader import CalcFinished, DataError, ParallelBatches, Ring, load_batches
+from multigpu.loader import CalcFinished, DataError, ParallelBatches, Reading, Ring, load_batches
 from multigpu.process import CONTEXT, end, start
 from tests import cuda_emulator
 from tests.multigpu.process_doubles import SHAPE, Reader, request
@@ -60,9 +60,10 @@ class LoaderToolbox:
             slots = [device.allocate(NBYTES) for _ in range(2)]
             ring = Ring(tuple(slot.handle for slot in slots), SHAPE, np.dtype("uint8"))
             pipe, theirs = CONTEXT.Pipe()
-            loader = CONTEXT.Process(target=load_watched, args=(theirs, name, ring, Reader))
+            loader = CONTEXT.Process(target=load_watched, args=(theirs, name, ring))
             start(loader, 1)
             theirs.close()
+            pipe.send(Reading(Reader))
             seen = []
             for number, first in enumerate(starts):
                 pipe.send(CalcFinished(number % 2, request(first)))
@@ -78,7 +79,7 @@ class LoaderToolbox:
             ring = Ring((slot.handle,), SHAPE, np.dtype("uint8"))
             slot.close()
             _, theirs = CONTEXT.Pipe()
-            loader = CONTEXT.Process(target=load_batches, args=(theirs, name, ring, Reader))
+            loader = CONTEXT.Process(target=load_batches, args=(theirs, name, ring))
             loader.start()
             end(loader, 20)
             return loader.exitcode

@@ -221,6 +221,19 @@ def test_loader_killed_during_a_computation_is_told_at_once():
     assert len(told) == 1
 
 
+def test_loader_that_dies_as_it_starts_is_not_waited_for():
+    """Its main module is this program, which a child cannot find: more arguments than a pipe takes in stay unread."""
+    program = """
+import numpy as np
+from multigpu.loader import ParallelBatches
+with ParallelBatches((np.zeros(10**6),), (3, 4, 4, 2), "uint8", make_reader=np.copy) as batches:
+    next(batches.read(["no request"]))
+"""
+    done = subprocess.run([sys.executable, "-"], input=program, capture_output=True, text=True, timeout=20,
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert done.stderr.splitlines()[-1].startswith("multigpu.loader.LoaderDied: the loader (pid ")
+
+
 def test_loader_that_was_closed_is_not_told_as_dead():
     told = []
     with ParallelBatches((), SHAPE, "uint8", make_reader=Reader, on_death=told.append) as batches:
