@@ -9,8 +9,6 @@ Source: BVLC Caffe, src/caffe/proto/caffe.proto and models/*/readme.md.
 
 import hashlib
 
-import numpy as np
-
 from alexnet.models import MODELS
 from alexnet.pretrained.caffe_blobs import MESSAGES, array_of, brief, shape_of
 from alexnet.pretrained.caffe_layout import parameters
@@ -24,9 +22,9 @@ from alexnet.pretrained.chain import (
     Relu,
     has_weights,
     model_of,
-    weights_alone,
 )
 from alexnet.pretrained.protobuf import contents, parsed
+from alexnet.pretrained.protobuf import printable as words
 from alexnet.pretrained.weights import Weights, WeightsError, checked
 
 PUBLISHED = {                           # sha1 -> file, from the readme.md of each
@@ -57,7 +55,7 @@ def load(path):
     del data                                           # the message has a copy
     layers = chain_of(net, path)
     found = with_flatten([step for _, step in layers])
-    model = model_of(found, path, candidates(net, found, path))
+    model = identified(net, found, path)
     arrays = parameters(pairs_of([(layer, step) for layer, step in layers if has_weights(step)], path), model)
     mean, mean_origin = mean_of(net, path, MODELS[model].image_size)
     return checked(Weights(
@@ -114,10 +112,6 @@ def type_of(layer, path):
     if kind not in STEPS and kind not in HANDING_ON and kind not in ENDS:
         raise WeightsError(f"{path} is another network than ours: its layer {words(layer.name)} is of type {kind!r}")
     return kind
-
-
-def words(name):
-    return name.decode(errors="replace")
 
 
 def convolution(layer, source):
@@ -183,19 +177,19 @@ STEPS = {                               # type -> (layer, what a sentence calls 
 def with_flatten(steps):
     """The steps with Flatten before the first dense one, which flattens for itself in Caffe."""
     first = next((at for at, step in enumerate(steps) if isinstance(step, Dense)), len(steps))
-    return steps if weights_alone(steps) else [*steps[:first], Flatten(), *steps[first:]]
+    return steps if all(map(has_weights, steps)) else [*steps[:first], Flatten(), *steps[first:]]
 
 
-def candidates(net, found, path):
-    """Names of the models that a file may be: where it has nothing but weights, the one of the net's name."""
-    if not found or not weights_alone(found):
-        return tuple(MODELS)
-    if words(net.name) not in NET_NAMES:
+def identified(net, found, path):
+    """The model's name: by the steps, or by the net's name where the file lost all steps but those with weights."""
+    if not found or not all(map(has_weights, found)):
+        return model_of(found, path)
+    if (name := words(net.name)) not in NET_NAMES:
         raise WeightsError(
             f"{path} has layers with weights alone, which do not tell whether it pools or normalises first, nor does "
-            f"its name {words(net.name)!r}, which would have to be {' or '.join(NET_NAMES)}"
+            f"its name {name!r}, which would have to be {' or '.join(NET_NAMES)}"
         )
-    return (NET_NAMES[words(net.name)],)
+    return model_of(found, path, only=NET_NAMES[name])
 
 
 # ---- its arrays
@@ -227,6 +221,9 @@ def mean_of(net, path, image_size):
             raise WeightsError(f"{path} takes images multiplied by {said.scale:g}; ours have grey levels from 0 to 255")
         if said.crop_size not in (0, image_size):
             raise WeightsError(f"{path} takes crops of {said.crop_size} pixels, our network {image_size}")
-        if len(said.mean_value) == 3 and np.isfinite(said.mean_value).all():
-            return constant_mean(said.mean_value), f"its own mean of each channel, BGR {list(said.mean_value)}"
+        if said.mean_value:                            # one for all channels, or one for each
+            values = [*said.mean_value] * (3 if len(said.mean_value) == 1 else 1)
+            if len(values) != 3:
+                raise WeightsError(f"{path} must have a mean_value for each of 3 channels, got {len(values)}")
+            return constant_mean(values), f"its own mean of each channel, BGR {', '.join(f'{v:g}' for v in values)}"
     return mean_beside(path)

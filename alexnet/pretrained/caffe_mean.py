@@ -21,8 +21,8 @@ def mean_beside(path):
     files = sorted(path.parent.glob("*mean*.binaryproto"))
     if len(files) == 1:
         return read_mean(files[0]), f"the mean image of {files[0].name}"
-    found = f"for {len(files)} *mean*.binaryproto lie beside it" if files else "without a .binaryproto beside it"
-    return constant_mean(PUBLISHED), f"the mean of each channel of ImageNet as Caffe published it, {found}"
+    found = f"{len(files)} *mean*.binaryproto lie" if files else "no *mean*.binaryproto lies"
+    return constant_mean(PUBLISHED), f"ImageNet's mean of each channel, as Caffe published it ({found} beside it)"
 
 
 def read_mean(path):

@@ -92,17 +92,18 @@ def layer_steps(layer):
             raise WeightsError(f"a layer {type(layer).__name__} has no form in ONNX or Caffe")
 
 
-def model_of(found, source, names=None):
-    """The name of the model, one of `names` (or of all), that the steps `found` are; raises WeightsError for others.
+def model_of(found, source, only=None):
+    """The name of the model that the steps `found` are; raises WeightsError for another network.
 
     source  what the message calls them: their path
+    only    the one model that it may be, by those steps alone that have weights
     """
-    names = tuple(names or MODELS)
+    names = (only,) if only else tuple(MODELS)
     if not found or not isinstance(found[-1], Dense):
         raise WeightsError(f"{source} is another network than {either(names)}: it does not end in a dense layer")
     found = [*found[:-1], Dense(1)]                     # any number of classes
     chains = {name: steps_of(MODELS[name](None, classes=1)) for name in names}
-    if weights_alone(found):
+    if only:
         chains = {name: [(at, step) for at, step in chain if has_weights(step)] for name, chain in chains.items()}
     alike = {name: list(map(is_same, found, chain)) for name, chain in chains.items()}
     nearest = max(alike, key=lambda name: sum(alike[name]))
@@ -110,11 +111,6 @@ def model_of(found, source, names=None):
         return nearest
     difference = first_difference(found, chains[nearest], alike[nearest], nearest)
     raise WeightsError(f"{source} is another network than {either(names)}: {difference}{torchvisions(found)}")
-
-
-def weights_alone(found):
-    """Whether the steps are those with weights and no others: a file that lost what lies between them."""
-    return all(has_weights(step) for step in found)
 
 
 def has_weights(step):

@@ -29,7 +29,7 @@ from alexnet.pretrained.chain import (
     has_weights,
     steps_of,
 )
-from alexnet.pretrained.onnx_tensors import array_of, tensors_of, text
+from alexnet.pretrained.onnx_tensors import array_of, tensors_of
 from alexnet.pretrained.weights import Weights, WeightsError, checked
 
 PRODUCER = "alexnet-pytensor"
@@ -167,7 +167,8 @@ def weights_of(proto, path):
 
 def checked_metadata(proto, path):
     """Name -> value of what metadata_of wrote; raises WeightsError where it is damaged or of another version."""
-    metadata = {text(prop.key): text(prop.value) for prop in proto.metadata_props}
+    said = ((prop.key, prop.value) for prop in proto.metadata_props)
+    metadata = {key: value for key, value in said if isinstance(key, str) and isinstance(value, str)}   # else no UTF-8
     if metadata.pop("metadata_crc32", None) != checksum_of(metadata):
         raise WeightsError(f"{path} is damaged: its metadata are not as they were saved (CRC-32)")
     if metadata.keys() != METADATA or metadata["format_version"] != str(VERSION):

@@ -1,4 +1,4 @@
-"""The float32 arrays of an ONNX file, and its texts."""
+"""The float32 arrays of an ONNX file."""
 
 import math
 
@@ -6,11 +6,6 @@ import numpy as np
 from onnx import TensorProto
 
 from alexnet.pretrained.weights import WeightsError
-
-
-def text(value):
-    """A string field of a message, which is bytes where a file holds no UTF-8."""
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def tensors_of(graph, path):

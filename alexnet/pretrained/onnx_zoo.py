@@ -22,10 +22,12 @@ from alexnet.pretrained.chain import (
     has_weights,
     model_of,
 )
-from alexnet.pretrained.onnx_tensors import array_of, tensors_of, text
+from alexnet.pretrained.onnx_tensors import array_of, tensors_of
+from alexnet.pretrained.protobuf import printable as words
 from alexnet.pretrained.weights import Weights, WeightsError, checked
 
 HANDING_ON = ("Dropout", "Identity")                  # the values, unchanged
+KINDS = AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.INTS, AttributeProto.STRING
 QUANTISED = ("QLinear", "Quantize", "Integer")
 END_PADS = ([0, 0, 0, 0], [0, 0, 1, 1])               # of pooling; on 227 pixels no window reaches the pad
 
@@ -52,10 +54,10 @@ def chain_of(graph, path):
         raise WeightsError(f"{path} must have one input, the images, got {len(inputs)}")
     chain, given = [], inputs[0]
     for node in graph.node:
-        kind = text(node.op_type)
+        kind = words(node.op_type)
         if kind == "Constant":
             continue                                   # the shape that a Reshape takes
-        name = text(node.name) or kind
+        name = words(node.name) or kind
         if not node.input or node.input[0] != given or not node.output:
             raise WeightsError(f"{path} is no chain of nodes: {name} does not take what the node before it gave")
         given = "" if kind == "Softmax" else node.output[0]     # nothing may follow the probabilities
@@ -75,9 +77,10 @@ def reason(kind):
 
 
 def value_of(attribute):
-    """An attribute's value; what no node of ours has, such as a graph, is its type's number."""
-    known = AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.INTS, AttributeProto.STRING
-    return helper.get_attribute_value(attribute) if attribute.type in known else (attribute.type,)
+    """An attribute's value; of what no node of ours has, such as a graph, the words for it."""
+    if attribute.type not in KINDS or attribute.ref_attr_name:
+        return f"of kind {attribute.type}"
+    return helper.get_attribute_value(attribute)
 
 
 # ---- the step of a node
@@ -140,9 +143,9 @@ def pair_of(node, tensors, source):
     """(weights, bias) of a node, which must be in the file."""
     names = node.input[1:]
     if len(names) != 2 or any(name not in tensors for name in names):
-        given = ", ".join(map(text, names)) or "none"
+        given = ", ".join(map(words, names)) or "none"
         raise WeightsError(f"{source} must have weights and a bias in the file, got {given}")
-    weights, bias = (array_of(tensors[name], f"{source}: {text(name)}") for name in names)
+    weights, bias = (array_of(tensors[name], f"{source}: {words(name)}") for name in names)
     return weights, bias.reshape(-1)
 
 

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from alexnet.pretrained.weights import WeightsError
 
 LARGEST = 2**31 - 1                     # bytes of a message, by its definition
+LONGEST_NAME = 60
 MESSAGE = re.compile(r"message (\w+) \{(.*?)\}", re.DOTALL)
 FIELD = re.compile(r"(optional|repeated) (\w+) (\w+) = (\d+)(?: \[default = (\S+)\])?;")
 
@@ -51,6 +52,12 @@ def parsed(message, data, path, kind):
     except DecodeError as error:
         raise WeightsError(f"{path} is damaged, or no {kind}: its messages do not end where they should") from error
     return message
+
+
+def printable(value):
+    """A name in a file for a sentence: in one line and of a readable length, whatever a hostile file says."""
+    name = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:LONGEST_NAME])
 
 
 def contents(path):

@@ -143,7 +143,7 @@ def test_arrays_are_converted_exactly(write, as_blob):
 
 
 @pytest.mark.parametrize("files, expected", [
-    ((), "without a .binaryproto beside it"),
+    ((), "no *mean*.binaryproto lies beside it"),
     (("a_mean.binaryproto", "mean_b.binaryproto"), "2 *mean*.binaryproto lie beside it"),
 ])  # fmt: skip
 def test_without_one_mean_file_caffes_published_means_are_taken(write, files, expected):
@@ -163,6 +163,17 @@ def test_a_mean_file_that_is_none_is_refused(write, content):
     path = write(tiny_pieces())
     (path.parent / "mean.binaryproto").write_bytes(content)
     assert "mean" in refusal(path)
+
+
+def test_a_file_of_layers_without_a_name_loads(write):
+    assert pretrained.load(write(tiny_pieces()[1:])).model == "tiny"
+
+
+@pytest.mark.parametrize("values, expected", [([100.0], (100, 100, 100)), ([90.0, 100.0, 110.0], (110, 100, 90))])
+def test_the_mean_values_of_the_file_itself_are_taken(write, values, expected):
+    pieces = tiny_pieces()
+    pieces[1] = layer("Data", b"data", [], [b"data", b"label"], mean_value=values)
+    assert tuple(caffe.load(write(pieces)).mean[:, 7, 9]) == expected
 
 
 def test_the_published_file_is_known_by_its_sha1(write, monkeypatch):
@@ -297,6 +308,7 @@ def test_each_constant_of_another_value_is_refused_with_it(write, thin, change, 
 
 @pytest.mark.parametrize("data, expected", [
     ({"scale": 1 / 256}, "images multiplied by 0.00390625"), ({"crop_size": 224}, "crops of 224 pixels"),
+    ({"mean_value": [1.0, 2.0]}, "for each of 3 channels, got 2"), ({"mean_value": [-1.0]}, "outside 0 to 255"),
 ])  # fmt: skip
 def test_other_preprocessing_is_refused(write, data, expected):
     pieces = tiny_pieces()
@@ -308,6 +320,8 @@ def test_a_network_of_other_layers_is_refused(write, thin):
     pieces = caffe_truth.caffemodel("caffenet", thin)
     concat = layer("Concat", b"inception", [b"conv1", b"conv2"], [b"inception"])
     assert "inception is of type 'Concat'" in refusal(write([*pieces[:9], concat, *pieces[9:]]))
+    evil = layer("Concat", b"in\nception" * 100, [b"conv1"], [b"x"])
+    assert "in?ceptionin?ception" in refusal(write([*pieces[:9], evil, *pieces[9:]]))
     assert "no chain of layers: conv1 takes data" in refusal(write([*pieces[:3], pieces[2], *pieces[3:]]))
     for missing, expected in ((3, "has Relu (conv1), it has MaxPool"), (4, "norm1 takes pool1"),
                               (18, "has Relu (fc6), it has Dense")):  # fmt: skip

@@ -1,7 +1,9 @@
 """Our exports compute in onnxruntime what our networks do and load back to the bit; the model zoo's files load, too."""
 
+import errno
 import importlib.util
 import json
+import os
 import re
 from functools import cache, partial
 
@@ -157,6 +159,16 @@ def test_weights_without_a_mean_image_are_not_exported(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+
+
+def test_a_disk_that_refuses_leaves_nothing(tmp_path, monkeypatch):
+    def refuse(*paths):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(WeightsError, match="net.onnx cannot be written: No space left on device"):
+        pretrained.save(weights_of("tiny"), tmp_path / "net.onnx")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_layer_without_a_form_in_onnx_is_named(tmp_path, monkeypatch):
@@ -433,6 +445,27 @@ def after_the_end(graph):
     graph.node.add(op_type="Gemm", input=["prob_1", "fc8_w_0", "fc8_b_0"], output=["more"])
 
 
+def weights_alone(graph):
+    kept = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+    for node, below in zip(kept[1:], kept, strict=False):
+        node.input[0] = below.output[0]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def evil_name(graph):
+    graph.node[3].op_type = "in\nception" * 100
+
+
+def reference(graph):
+    graph.node[0].attribute[0].ref_attr_name = "outer"
+
+
+def tensor_inside(graph):
+    strides = next(each for each in graph.node[0].attribute if each.name == "strides")
+    strides.CopyFrom(AttributeProto(name="strides", type=AttributeProto.TENSOR))          # whose number is 4
+
+
 def empty(graph):
     del graph.node[:]
 
@@ -443,6 +476,8 @@ REFUSALS = {
     branch: "is no chain of nodes", cycle: "is no chain of nodes", quantised: "is a quantised network",
     unknown: "has a node GRU", foreign: "has a node Conv", graph_inside: "conv1 has stride",
     lost: "must have weights and a bias in the file", twice: "several initializers of one name",
+    weights_alone: "has Relu (conv1), it has Convolution", evil_name: "has a node in?ceptionin?ception",
+    reference: "conv1 has groups of kind", tensor_inside: "conv1 has stride of kind 4",
     another_input: "must have one input", after_the_end: "is no chain of nodes", empty: "has no graph",
 }  # fmt: skip
 
