@@ -51,6 +51,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LISTING, MEMORY = 60, 1536                                   # promised: seconds, MiB
 FAR = 128                                                    # a row and column outside the square
 AFTER = 0.5                                                  # seconds, at most, from the file of a kill to the kill
+PAUSE = 0.2                                                  # seconds between two looks, less for small sets
 
 
 class Options(NamedTuple):
@@ -75,14 +76,22 @@ class Run:
     """A process `python -m preprocess imagenet TREE OUT` with all its workers, a session of its own.
 
     peaks  {process id: (is it the command itself, MiB)}, as of the last look()
+    dug    files that have their holes, of earlier runs as well
     """
 
-    def __init__(self, tree, out, options):
-        self.out, self.dig, self.peaks, self.dug = out, options.dig, {}, set()
+    def __init__(self, tree, out, options, dug=()):
+        self.out, self.dig, self.peaks, self.dug = out, options.dig, {}, set(dug)
+        self.pause = min(PAUSE, options.files / 2000)
         command = [sys.executable, "-m", "preprocess", "imagenet", tree.train, tree.validation, os.fspath(out),
                    "--batch-size", str(options.batch_size), "--workers", str(options.workers), "--ignore-space"]
         with open(options.folder / "log.txt", "a", encoding="utf-8") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        self.kill(self.session())
 
     def look(self):
         """Note the memory of all processes and dig holes into new files."""
@@ -91,10 +100,11 @@ class Run:
                 for line in pathlib.Path(f"/proc/{process}/status").read_text().splitlines():
                     if line.startswith("VmHWM"):
                         self.peaks[process] = process == self.process.pid, int(line.split()[1]) / 1024
-        for file in self.out.glob("*_hkl*/*.hkl"):
-            if self.dig and file not in self.dug:
-                self.dug.add(file)
+        for folder in self.out.glob("*_hkl*") if self.dig else ():
+            found = {os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".hkl")}
+            for file in found - self.dug:
                 subprocess.run([*DIGGER, file], check=True)
+            self.dug |= found
 
     def session(self):
         """Ids of the command's process and its workers that are alive."""
@@ -111,22 +121,26 @@ class Run:
         journal = self.out / JOURNAL
         return max(journal.read_bytes().count(b"\n") - 1, 0) if journal.exists() else 0
 
-    def wait(self, until=lambda: False, pause=0.1):
+    def wait(self, until=lambda: False):
         """Look until the command ends or until() holds; returns whether it goes on."""
         while self.process.poll() is None:
             if until():
                 return True
             self.look()
-            time.sleep(pause)
+            time.sleep(self.pause)
         self.look()
         return False
 
-    def kill(self, victim, draw):
-        """SIGKILL the command, one of its workers or all; wait until none is left."""
+    def victims(self, kind, draw):
+        """Process ids of the "command", of a "worker" drawn, where there is one, or of "all"."""
         workers = [process for process in self.session() if is_worker(process)]
-        victims = {"command": [self.process.pid], "worker": draw.sample(workers, min(1, len(workers))),
-                   "all": self.session()}  # fmt: skip
-        for process in victims[victim] or victims["command"]:
+        if kind == "worker" and workers:
+            return [draw.choice(workers)]
+        return self.session() if kind == "all" else [self.process.pid]
+
+    def kill(self, processes):
+        """SIGKILL some processes of the session, and wait until none is left: the others end by themselves."""
+        for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         self.process.wait()
@@ -144,8 +158,8 @@ def is_worker(process):
 def unbroken(tree, out, options):
     """Rows of the set made in one go."""
     began = time.perf_counter()
-    run = Run(tree, out, options)
-    run.wait()
+    with Run(tree, out, options) as run:
+        run.wait()
     seconds = time.perf_counter() - began
     expect(run.process.returncode == 0, f"preprocess ended with status {run.process.returncode}: see log.txt")
     images = options.images + options.validation
@@ -165,27 +179,22 @@ def killed(tree, out, options):
     """Rows of the set made by runs that were killed."""
     draw = random.Random(options.seed)
     between = sorted(draw.randint(1, options.files - 1) for _ in range(options.kills - 2))
-    began, kills = time.perf_counter(), 0
+    began, kills, dug = time.perf_counter(), 0, ()
     for number, place in enumerate([0, *between, options.files]):
-        run = Run(tree, out, options)
-        victim = ("command", "worker", "all")[number % 3]
-        if run.wait(lambda run=run, place=place: run.finished() >= place, pause=0.02):
-            run.wait(until_after(draw.uniform(0, min(AFTER, options.files / 2000))), pause=0.005)
-        if run.process.poll() is None:
-            print(f"    kill {victim} with {run.finished():,} of {options.files:,} files finished", flush=True)
-            run.kill(victim, draw)
-            kills += 1
-    last = Run(tree, out, options)
-    last.wait()
-    expect(last.process.returncode == 0, f"the last run ended with status {last.process.returncode}: see log.txt")
+        kind = ("command", "worker", "all")[number % 3]
+        with Run(tree, out, options, dug) as run:
+            if run.wait(lambda run=run, place=place: run.finished() >= place):
+                time.sleep(draw.uniform(0, min(AFTER, options.files / 2000)))
+            if run.process.poll() is None:
+                print(f"    kill {kind} with {run.finished():,} of {options.files:,} files finished", flush=True)
+                run.kill(run.victims(kind, draw))
+                kills += 1
+        dug = run.dug
+    with Run(tree, out, options, dug) as run:
+        run.wait()
+    expect(run.process.returncode == 0, f"the last run ended with status {run.process.returncode}: see log.txt")
     yield fact("kills", kills, "times", peer=options.kills)
     yield fact("killed and started again, start to end", time.perf_counter() - began, "s")
-
-
-def until_after(seconds):
-    """A function that holds once so many seconds have passed."""
-    end = time.perf_counter() + seconds
-    return lambda: time.perf_counter() >= end
 
 
 def alike(one, other):
@@ -368,4 +377,5 @@ def new_folder(folder):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))          # so that what it has started ends with it
     raise SystemExit(main())
