@@ -145,8 +145,9 @@ def fault_of(file, name, size):
 
 
 def name_of(path):
-    """path as text that any terminal can show, also where it is not UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """path as text that any terminal can show: what is not UTF-8, or steers a terminal, as an escape sequence."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(error):

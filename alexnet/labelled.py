@@ -38,19 +38,17 @@ class DatasetHalf:
 
     classes, class_names  of the weights; data whose labels mean something else are refused with DataError
     limit                 keeps that many images, the first ones
+    resize                that the weights want; a note says where the data's is another
     """
 
-    def __init__(self, path, classes, class_names=None, half="validation", limit=None):
+    def __init__(self, path, classes, class_names=None, half="validation", limit=None, resize=None):
         data = open_dataset(path, classes)
         refuse_other_classes(path, data.class_names, classes, class_names)
-        self.half, self.split = half, getattr(data, half)
-        self.split = self.split._replace(labels=self.split.labels[:limit])
+        whole = getattr(data, half)
+        self.half, self.split = half, whole._replace(labels=whole.labels[:limit])
         self.n, self.mean, self.resize = self.split.n, data.mean, data.resize
         self.name = f"{'training' if half == 'train' else half} images of {name_of(path)}"
-        self.notes = ()
-        if data.class_names is None and (last := largest(data)) < classes - 1:
-            self.notes = (f"{name_of(path)} does not name its classes; its labels end at {last}, the weights' at "
-                          f"{classes - 1}",)  # fmt: skip
+        self.notes = tuple(notes_on(path, data, classes, resize or data.resize))
 
     def batches(self, batch_size):
         """The Batches, the last one smaller; each is read while the one before is computed.  Raises DataError."""
@@ -120,11 +118,11 @@ class ImageFolder:
 
 
 def is_dataset(path):
-    """Whether a folder is a data set of batch files, whole or not, rather than one of images; raises DataError."""
+    """Whether a folder is a data set of batch files rather than one of images; raises DataError."""
     path = Path(path).expanduser()
     if not path.is_dir():
         raise DataError(f"{name_of(path)} is not a folder; expected a data set, or a folder of images")
-    return (path / MANIFEST).exists() or (path / "labels").is_dir() or any(path.glob("*_hkl*"))
+    return (path / MANIFEST).exists() or any(path.glob("*_hkl*"))
 
 
 def folder_images(path, classes, class_names, ground_truth, synsets):
@@ -169,6 +167,10 @@ def identity(name):
     return found[1] if found else name
 
 
-def largest(data):
-    """The largest label of a Dataset."""
-    return int(max(data.train.labels.max(), data.validation.labels.max()))
+def notes_on(path, data, classes, resize):
+    """What of a Dataset does not quite fit weights of so many classes, for images resized so, in sentences."""
+    if data.resize != resize:
+        yield f"the images of {name_of(path)} were resized by {data.resize}, the weights expect {resize}"
+    last = int(max(data.train.labels.max(), data.validation.labels.max()))
+    if data.class_names is None and last < classes - 1:
+        yield f"{name_of(path)} does not name its classes; its labels end at {last}, the weights' at {classes - 1}"

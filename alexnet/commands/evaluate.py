@@ -4,6 +4,7 @@ OUT is a data set of preprocess or of theano_alexnet, a folder with a folder of 
 as the weights name it (by its wnid, or its whole name), or ILSVRC's flat validation folder with its devkit.
 """
 
+import argparse
 import csv
 import io
 import json
@@ -12,6 +13,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 from alexnet.commands.options import add_machine, add_weights, network_of, weights_of
 from alexnet.commands.predict import positive
@@ -19,6 +21,7 @@ from alexnet.compile import engine_of
 from alexnet.evaluate import BATCH_SIZE, CROPS, Counts, evaluate
 from alexnet.hkl import name_of
 from alexnet.labelled import DatasetHalf, ImageFolder, is_dataset
+from alexnet.pretrained import Weights
 from alexnet.progress import Progress, duration
 
 SHOWN = 10                                       # bad images named on the screen; the JSON has all
@@ -47,26 +50,17 @@ def run(options):
     for file in filter(None, (options.json, options.confusion)):
         refuse_unwritable(file)
     weights = weights_of(options)
-    labelled, folder = labelled_of(options, weights), Path(options.data).expanduser()
+    labelled = labelled_of(options, weights)
     if weights.mean is None and labelled.mean is not None:
         weights = weights._replace(mean=labelled.mean)
-        note(f"the weights come without a mean image; that of {name_of(folder)} is subtracted")
-    if labelled.resize != weights.resize:
-        note(f"the images of {name_of(folder)} were resized by {labelled.resize}, the weights expect {weights.resize}")
+        note(f"the weights come without a mean image; that of {name_of(options.data)} is subtracted")
     for text in labelled.notes:
         note(text)
     network = network_of(weights, options)
     counts, began = Counts(weights.classes, options.confusion is not None), time.monotonic()
     with closing(Progress("evaluate", labelled.n, sys.stderr)) as progress:
         evaluate(network, labelled, counts, options.batch_size, options.crops, progress.add)
-    seconds = time.monotonic() - began
-    if options.confusion:
-        write_whole(options.confusion, confusion_text(counts.confusion, names_of(weights)))
-    if options.json:
-        write_whole(options.json, json.dumps(results(options, weights, labelled, counts, seconds), indent=1) + "\n")
-    if options.per_class:
-        print("\n".join(class_lines(counts, names_of(weights))), end="\n\n")
-    print("\n".join(lines(options, weights, labelled, counts, seconds)))
+    tell(Outcome(options, weights, labelled, counts, time.monotonic() - began))
     return 0
 
 
@@ -79,7 +73,7 @@ def labelled_of(options, weights):
                 option = name.replace("_", "-")
                 raise ValueError(f"--{option} is for a folder of images, and {data} is a data set of batch files")
         half = options.half or "validation"
-        return DatasetHalf(options.data, weights.classes, weights.class_names, half, options.limit)
+        return DatasetHalf(options.data, weights.classes, weights.class_names, half, options.limit, weights.resize)
     if options.half:
         raise ValueError(f"--half {options.half} is for a data set of batch files, and {data} is a folder of images")
     return ImageFolder(
@@ -92,16 +86,39 @@ def note(text):
     print(f"note: {text}", file=sys.stderr, flush=True)
 
 
-def names_of(weights):
-    """A name for each class."""
-    return weights.class_names or tuple(f"class {label}" for label in range(weights.classes))
-
-
 # ---- what is told
 
 
-def lines(options, weights, labelled, counts, seconds):
+class Outcome(NamedTuple):
+    """What was asked for, of which weights and images, what was counted, and the seconds that it took."""
+
+    options: argparse.Namespace
+    weights: Weights
+    labelled: DatasetHalf | ImageFolder
+    counts: Counts
+    seconds: float
+
+    @property
+    def names(self):
+        """A name for each class."""
+        return self.weights.class_names or tuple(f"class {label}" for label in range(self.weights.classes))
+
+
+def tell(outcome):
+    """Write the files that were asked for, then print the tables, the most important last."""
+    options, counts = outcome.options, outcome.counts
+    if options.confusion:
+        write_whole(options.confusion, confusion_text(counts.confusion, outcome.names))
+    if options.json:
+        write_whole(options.json, json.dumps(results(outcome), indent=1) + "\n")
+    if options.per_class:
+        print("\n".join(class_lines(counts, outcome.names)), end="\n\n")
+    print("\n".join(lines(outcome)))
+
+
+def lines(outcome):
     """The last block on the screen."""
+    options, weights, labelled, counts, seconds = outcome
     found, n = counts.summary(), counts.n
     crops = "the centre crop" if options.crops == 1 else f"{options.crops} crops"
     yield f"{weights.origin or weights.model}"
@@ -128,8 +145,9 @@ def class_lines(counts, names):
         yield f"{found['images']:>{max(width, 6)},}  {figures}  {name}"
 
 
-def results(options, weights, labelled, counts, seconds):
+def results(outcome):
     """All of it, as JSON has it."""
+    options, weights, labelled, counts, seconds = outcome
     found = {
         "weights": name_of(options.weights), "origin": weights.origin, "model": weights.model,
         "classes": weights.classes, "data": name_of(options.data), "half": labelled.half,
@@ -139,7 +157,7 @@ def results(options, weights, labelled, counts, seconds):
         "seconds": seconds, "images_per_second": counts.n / seconds,
     }  # fmt: skip
     if options.per_class:
-        named = zip(names_of(weights), counts.per_class(), strict=True)
+        named = zip(outcome.names, counts.per_class(), strict=True)
         found["per_class"] = [{"label": label, "name": name, **each} for label, (name, each) in enumerate(named)]
     return found
 

@@ -54,7 +54,7 @@ def tell(answers, as_json):
     """Print each answer as it comes; returns 1 if an image was bad, else 0."""
     status = 0
     for path, answer in answers:
-        name, bad = shown(path), isinstance(answer, BadImage)
+        name, bad = name_of(path), isinstance(answer, BadImage)
         if as_json:
             print(json_of(name, answer), flush=True)
         elif not bad:
@@ -80,11 +80,6 @@ def listed(stream, separator):
         yield from (os.fsdecode(name) for name in whole if name)
     if rest:
         yield os.fsdecode(rest)
-
-
-def shown(name):
-    """A file's name for the screen: what is not UTF-8, or steers a terminal, as an escape sequence."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name_of(name))
 
 
 def text_of(name, guesses):
