@@ -3,6 +3,8 @@
     python train.py                                  # a first run: makes a small data set, trains, draws the curves
     python train.py data=/scratch/ilsvrc12           # on a folder made by `python -m preprocess`, or upstream's
     python train.py resume_train=latest              # go on where the newest run stopped
+    python train.py data=flowers weights=caffenet.caffemodel model=caffenet learning_rate=0.001 layer_rates=fc8:10
+                                                     # fine-tuning: from trained weights, to other classes
     python train.py devices=cuda0,cuda1              # a worker on each of two GPUs; devices=cpu,cpu needs none
     python train.py rank=0 size=2 device=cuda0       # the same by hand: this, and rank=1 size=2 device=cuda1, with the
                                                      # same other settings in another terminal

@@ -97,7 +97,7 @@ def restore(snapshot, network, config, workers=1):
 
 def check_frozen(metadata, config, path):
     """Raise CheckpointError where other layers were frozen: what did not learn has no velocity to go on with."""
-    before = metadata["config"].get("frozen_layers", [])
+    before = metadata.get("config", {}).get("frozen_layers", [])
     if set(before) != set(config.frozen_layers):
         was, now = (", ".join(layers) or "none" for layers in (before, config.frozen_layers))
         raise CheckpointError(

@@ -5,7 +5,7 @@ python -m benchmarks.finetune [--quick] [--json FILE] [--error 0.1] [--seeds 2]
 AlexNet at full size on the pictures of `python -m preprocess synthetic`: the first six of its ten classes for the
 training whose weights are taken, 300 iterations of 16 by train.py, and the last four, of which those have seen nothing,
 to be learned from 800 pictures.  Each way of learning the four is tried with several settings, rates a factor of two
-apart.  A trial goes on until the top-1 error over 400 validation pictures, looked at every 10 iterations, is at most
+apart.  A trial goes on until the top-1 error over 200 validation pictures, looked at every 10 iterations, is at most
 --error in two looks running, or until its limit: 400 iterations, or as many as the best trial of its way has needed.
 The best setting of each way is then run with other seeds, too.  `ratio` is the iterations of training from scratch to
 those of the row.
@@ -61,7 +61,7 @@ class Plan(NamedTuple):
     """How much is done: pictures of each class, iterations for the weights, limit and interval of a trial's looks."""
 
     train: int = 200
-    validation: int = 100
+    validation: int = 50
     weights: int = 300
     limit: int = 400
     every: int = 10
@@ -127,7 +127,7 @@ class Looks(Silent):
 
 
 def iterations_to(error, data, plan, **settings):
-    """(iterations after which the validation error is at most `error`, the errors by iteration); None: not in limit."""
+    """(iterations until the validation error is at most `error`, or None; {iteration: error} of every look)."""
     config = load_config([f"{key}={value}" for key, value in settings_of(data, **settings).items()])
     data = open_dataset(config.data)
     start = find_start(config, data)
@@ -137,20 +137,23 @@ def iterations_to(error, data, plan, **settings):
     start.begin(network, config, 1)
     del start
     batches = SerialBatches((data.mean, network.model.image_size), (*data.mean.shape, BATCH), np.uint8)
-    looks, errors, below = Looks(1), {}, None
+    looks, errors = Looks(1), {}
     run = Run(config, network, data, batches, Alone(network), looks, None, lambda: False)
     for position in steps(run, plan.limit):
-        if position.iteration % plan.every:
-            continue
-        validate(run, position)
-        errors[position.iteration] = looks.error
-        if looks.error > error:
-            below = None
-        elif below is None:
-            below = position.iteration
-        else:
-            return below, errors
-    return below, errors
+        if position.iteration % plan.every == 0:
+            validate(run, position)
+            errors[position.iteration] = looks.error
+            if reached(errors, error):
+                break
+    return reached(errors, error), errors
+
+
+def reached(errors, error):
+    """The iteration of the first of two looks running that found at most `error`; None where there are none."""
+    for (iteration, one), other in zip(errors.items(), list(errors.values())[1:], strict=False):
+        if max(one, other) <= error:
+            return iteration
+    return None
 
 
 def steps(run, limit):

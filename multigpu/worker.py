@@ -149,7 +149,7 @@ def begin(start, network, config, recorder, size):
     if config.resume_train:
         recorder.truncate(position.iteration, position.epoch)
     for sentence in start.warnings:
-        recorder.warn(sentence)
+        recorder.log(f"warning: {sentence}")     # once, not by every worker
     if told := start.sentence(position):
         recorder.log(told)
     return position

@@ -10,11 +10,23 @@ import numpy as np
 import pytest
 
 from alexnet.compile import Network
-from alexnet.data import centre_crop
+from alexnet.data import centre_crop, open_dataset
 from alexnet.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
 from alexnet.updates import momentum_sgd
 from benchmarks import __main__ as benchmarks
-from benchmarks import ceilings, evaluate, exchange, gpu, kernels, nodes, report, results, step, table1
+from benchmarks import (
+    ceilings,
+    evaluate,
+    exchange,
+    finetune,
+    gpu,
+    kernels,
+    nodes,
+    report,
+    results,
+    step,
+    table1,
+)
 from benchmarks.program import environment, last_line, take_turns, warm_up
 from multigpu.device import DeviceError
 
@@ -458,3 +470,23 @@ def test_programs_that_count_differently_are_refused(tmp_path):
         (tmp_path / "eager.json").write_text(other)
         with pytest.raises(RuntimeError, match=r"are \[100, 200, 6.5\] by ours and .* by PyTorch eager"):
             evaluate.refuse_difference(tmp_path, "eager")
+
+
+# ---- fine-tuning
+
+
+def test_an_error_is_reached_by_the_first_of_two_looks_running():
+    assert finetune.reached({10: 0.5, 20: 0.1, 30: 0.2, 40: 0.05, 50: 0.1}, 0.1) == 40
+    assert finetune.reached({10: 0.5, 20: 0.1}, 0.1) is None
+    assert finetune.reached({}, 0.1) is None
+
+
+def test_classes_of_fine_tuning_are_other_pictures(tmp_path):
+    """Of each class all pictures, and no class in both sets."""
+    plan = finetune.Plan(train=4, validation=2)
+    before, after = (open_dataset(folder) for folder in finetune.made_sets(tmp_path, plan))
+    assert (before.classes, before.train.n, before.validation.n) == (6, 24, 12)
+    assert (after.classes, after.train.n, after.validation.n) == (4, 16, 8)
+    assert set(before.class_names).isdisjoint(after.class_names)
+    assert after.validation.labels.tolist() == sorted(after.validation.labels)
+    assert [sorted(after.train.labels[i:i + 4]) for i in (0, 4)] == [[0, 1, 2, 3]] * 2      # classes take turns
