@@ -92,7 +92,8 @@ def chain_of(net, path):
             given |= set(layer.top)
             continue
         if layer.bottom and given and layer.bottom[0] not in given:
-            raise WeightsError(f"{path} is no chain of layers: {words(layer.name)} takes {words(layer.bottom[0])}")
+            what = f"{words(layer.name)} takes {words(layer.bottom[0])}"
+            raise WeightsError(f"{path} is another network than ours, no chain of layers: {what}")
         given = set(layer.top) | (given if kind == "Split" else set())
         if kind in STEPS:
             chain.append((layer, STEPS[kind](layer, f"{path}: {words(layer.name)}")))

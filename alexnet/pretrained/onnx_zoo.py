@@ -59,7 +59,8 @@ def chain_of(graph, path):
             continue                                   # the shape that a Reshape takes
         name = words(node.name) or kind
         if not node.input or node.input[0] != given or not node.output:
-            raise WeightsError(f"{path} is no chain of nodes: {name} does not take what the node before it gave")
+            what = f"{name} does not take what the node before it gave"
+            raise WeightsError(f"{path} is another network than ours, no chain of nodes: {what}")
         given = "" if kind == "Softmax" else node.output[0]     # nothing may follow the probabilities
         if kind in STEPS and node.domain in ("", "ai.onnx"):
             attributes = {each.name: value_of(each) for each in node.attribute}

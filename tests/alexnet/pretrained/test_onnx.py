@@ -473,12 +473,12 @@ def empty(graph):
 REFUSALS = {
     external: "lies in another file, which is not followed", huge: "must have a shape of its values",
     negative: "must have a shape of its values", halves: "must be float32, got FLOAT16",
-    branch: "is no chain of nodes", cycle: "is no chain of nodes", quantised: "is a quantised network",
+    branch: "no chain of nodes", cycle: "no chain of nodes", quantised: "is a quantised network",
     unknown: "has a node GRU", foreign: "has a node Conv", graph_inside: "conv1 has stride",
     lost: "must have weights and a bias in the file", twice: "several initializers of one name",
     weights_alone: "has Relu (conv1), it has Convolution", evil_name: "has a node in?ceptionin?ception",
     reference: "conv1 has groups of kind", tensor_inside: "conv1 has stride of kind 4",
-    another_input: "must have one input", after_the_end: "is no chain of nodes", empty: "has no graph",
+    another_input: "must have one input", after_the_end: "no chain of nodes", empty: "has no graph",
 }  # fmt: skip
 
 
