@@ -1,4 +1,4 @@
-"""The record of a run in progress: its settings, then one JSON line per finished batch file.
+"""The record of a run in progress: its settings, the last ones counting, and a JSON line per finished batch file.
 
 It lets a run that was killed go on where it stopped, keeps two runs out of one folder, and is gone once the
 manifest is written.
@@ -17,7 +17,8 @@ JOURNAL = "misc/journal.jsonl"
 def opened_journal(path, settings):
     """The Journal at path, locked within a with block.
 
-    Raises DataError when another run holds it, or when the earlier run had other settings.
+    Raises DataError when another run holds it, or when the earlier run had other settings; but one that failed at a
+    bad image may go on with on_bad_image "skip", for what it finished holds none.
     """
     folder = path.parents[1]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,10 +30,12 @@ def opened_journal(path, settings):
         file.seek(0)
         records, whole = whole_lines(file.read())
         file.truncate(whole)                                 # a kill can leave half a line
-        journal = Journal(path, file, records[1:])
-        if records:
-            refuse_difference(folder, records[0], settings)
-        else:
+        journal = Journal(path, file, [record for record in records if "half" in record])
+        before = next((record for record in reversed(records) if "half" not in record), None)
+        if before is not None:
+            forgiven = {"on_bad_image": settings.get("on_bad_image")} if before.get("on_bad_image") == "fail" else {}
+            refuse_difference(folder, before | forgiven, settings)
+        if before != settings:
             journal.append(settings)
         yield journal
 

@@ -164,6 +164,26 @@ def test_bad_images_are_skipped_and_listed(tree, capsys):
         (out / "misc/train.txt").read_text().splitlines())
 
 
+def test_a_run_that_failed_at_a_bad_image_goes_on_without_it_where_it_stopped(tree):
+    names = find_images(tree / "train", tree / "val").train.names
+    (tree / "train" / names[-1]).write_bytes(b"")
+    with pytest.raises(DataError, match="--on-bad-image skip leaves such images out"):
+        made(tree)
+    first = tree / "out" / "train_hkl_b6_b_6" / "0000.hkl"
+    before = first.stat().st_ino
+    assert contents(made(tree, on_bad_image="skip")) == contents(made(tree, "whole", on_bad_image="skip"))
+    assert first.stat().st_ino == before
+
+
+def test_a_run_that_left_images_out_is_not_gone_on_as_if_it_had_not(tree, monkeypatch):
+    monkeypatch.setattr(batches, "write_manifest", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+    for way in ("fail", "skip"):
+        with pytest.raises(KeyboardInterrupt):
+            made(tree, on_bad_image=way)
+    with pytest.raises(DataError, match="another setting of on-bad-image: skip before, fail now"):
+        made(tree)
+
+
 def test_a_batch_of_bad_images_alone_is_no_file(tree):
     for file in (tree / "val").rglob("*.JPEG"):
         if file.name != "6.JPEG":
@@ -329,15 +349,17 @@ def test_a_file_that_cannot_be_written_is_told_by_the_systems_own_words(tree):
 
 
 def test_the_estimate_comes_first_and_measures_these_images(tree, capsys, monkeypatch):
-    def slow(path, resize="squash", reader=read_image):
-        time.sleep(0.05)
-        return reader(path, resize)
+    clock = [0.0]
 
-    monkeypatch.setattr(batches, "read_image", slow)          # in this process, not in the workers
+    def slow(path):
+        clock[0] += 2                                         # seconds, in this process, not in the workers
+
+    monkeypatch.setattr(batches, "read_image", slow)
+    monkeypatch.setattr(batches.time, "perf_counter", lambda: clock[0])
     made(tree)
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert first.startswith("20 training and 7 validation images of 3 classes -> ")
-    assert "6 files, 0 of them finished; 0.01 GB to write, " in first and "GB free; about 1 s with 1 processes" in first
+    assert "6 files, 0 of them finished; 0.01 GB to write, " in first and "GB free; about 54 s with 1 processes" in first
     assert second.startswith("preprocess 27 of 27 images, ")
 
 
