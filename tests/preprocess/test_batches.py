@@ -359,7 +359,7 @@ def test_the_estimate_comes_first_and_measures_these_images(tree, capsys, monkey
     made(tree)
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert first.startswith("20 training and 7 validation images of 3 classes -> ")
-    assert "6 files, 0 of them finished; 0.01 GB to write, " in first and "GB free; about 54 s with 1 processes" in first
+    assert "6 files, 0 of them finished; 0.01 GB to write, " in first and "GB free; about 54 s with 1 proc" in first
     assert second.startswith("preprocess 27 of 27 images, ")
 
 
