@@ -71,7 +71,7 @@ def faults(out, findings):
     for check, (sha256, fault) in findings.items():
         other = place.get(sha256)
         if other is not None and other.sha256 != check.sha256:
-            fault = f"{name_of(check.path)} is not the file the manifest describes, but {name_of(other.path)}"
+            fault = f"{name_of(check.path)} holds what belongs into {name_of(other.path)}"
         told += [fault] if fault else []
     return sorted(told)
 
