@@ -128,7 +128,8 @@ def test_labels_of_another_set_are_told(evergreen, finished, tmp_path):
 def test_exchanged_files_are_told_from_damaged_ones(finished, one, other):
     one, other = finished / one, finished / other
     exchange(one, other)
-    assert told(finished) == sorted([f"{one} holds what belongs into {other}", f"{other} holds what belongs into {one}"])
+    told_of = [f"{one} holds what belongs into {other}", f"{other} holds what belongs into {one}"]
+    assert told(finished) == sorted(told_of)
 
 
 def test_the_manifest_of_another_set_is_told_in_one_sentence(evergreen, finished, tmp_path):
