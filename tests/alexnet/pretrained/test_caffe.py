@@ -40,6 +40,7 @@ def test_caffenets_file_gives_caffes_outputs(tmp_path, blobs, image, rng):
     path.write_bytes(b"".join(caffe_truth.caffemodel("caffenet", blobs)))
     (tmp_path / "imagenet_mean.binaryproto").write_bytes(blob(mean[None]))
     weights = pretrained.load(path)
+    path.unlink()                                # 244 MB that pytest would keep for three runs
     assert weights.model == "caffenet" and weights.resize == "squash"
     assert weights.class_names == pretrained.imagenet_names()
     assert "none of the files that Caffe published" in weights.origin and "imagenet_mean" in weights.origin
@@ -54,6 +55,7 @@ def test_a_fine_tuned_alexnet_in_later_layers_gives_caffes_outputs(tmp_path, blo
     data = {"mean_value": list(mean)}
     path.write_bytes(b"".join(caffe_truth.caffemodel("bvlc_alexnet", tuned, v1=False, data=data)))
     weights = pretrained.load(path)
+    path.unlink()
     assert (weights.model, weights.classes, weights.class_names) == ("bvlc_alexnet", 20, None)
     truth = theirs(blobs | {"fc8": tuned["fc8_flickr"]}, image, np.reshape(mean, (3, 1, 1)), "bvlc_alexnet")
     np.testing.assert_allclose(ours(weights, image), truth, rtol=0, atol=TOLERANCE * abs(truth).max())
