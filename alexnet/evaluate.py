@@ -96,9 +96,11 @@ def evaluate(network, labelled, counts, batch_size=BATCH_SIZE, crops=1, seen=lam
 def scores_of(network, images, crops=1):
     """What a network says of images, uint8 (3, 256, 256, batch): float64 (class, batch), up to a constant log p(class).
 
-    For one crop the logits, for ten the log of the mean of the ten softmaxes.  Raises ValueError where an output is
-    not finite.
+    For one crop the logits, for ten the log of the mean of the ten softmaxes.  Raises ValueError for another number of
+    crops, and where an output is not finite.
     """
+    if crops not in CROPS:
+        raise ValueError(f"crops must be 1 or 10, got {crops}")
     batch, size = images.shape[3], network.model.image_size
     views = ten_crops(batch, size) if crops == 10 else [centre_crop(batch, size)]
     step, logits = max(1, TOGETHER // batch), []

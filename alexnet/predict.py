@@ -52,7 +52,7 @@ class Predictor:
         """The `top` most probable Guesses for an image; raises BadImage, which says why, for what is none."""
         ((_, answer),) = self.each([image], top)
         if isinstance(answer, BadImage):
-            raise BadImage(f"{label_of(image)} {answer}")
+            raise BadImage(f"{shown(image)} {answer}")
         return answer
 
     def each(self, images, top=5, batch_size=BATCH_SIZE):
@@ -96,6 +96,6 @@ def wnid_and_words(class_names, label):
     return (found[1], found[2]) if found else (None, class_names[label])
 
 
-def label_of(image):
+def shown(image):
     """What a message calls an image."""
     return name_of(image) if isinstance(image, str | bytes | os.PathLike) else "an image"

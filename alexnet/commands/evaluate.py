@@ -35,7 +35,8 @@ def configure(parser):
                         "paper's corners, middle, and their mirror images, probabilities averaged (%(default)s)")
     parser.add_argument("--limit", type=positive, metavar="N", help="so many images: of a data set the first, of a "
                         "folder a sample that is always the same")
-    parser.add_argument("--batch-size", type=positive, default=BATCH_SIZE, metavar="N", help="(%(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=BATCH_SIZE, metavar="N", help="images that the network "
+                        "takes together (%(default)s)")
     parser.add_argument("--ground-truth", metavar="FILE", help="of a flat folder of images")
     parser.add_argument("--synsets", metavar="FILE", help="the devkit's meta.mat, or lines of id, wnid and words")
     parser.add_argument("--on-bad-image", choices=("fail", "skip"), help="of a folder (fail)")

@@ -26,7 +26,8 @@ def configure(parser):
     parser.add_argument("-0", "--null", action="store_true", help="those names end with NUL, as of find -print0")
     parser.add_argument("--top", type=positive, default=5, metavar="K", help="classes for each image (%(default)s)")
     parser.add_argument("--crops", type=int, choices=CROPS, default=1, help="10: the mean over the paper's ten crops")
-    parser.add_argument("--batch-size", type=positive, default=BATCH_SIZE, metavar="N", help="(%(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=BATCH_SIZE, metavar="N", help="images that the network "
+                        "takes together (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object on a line for each image")
     add_machine(parser)
 

@@ -87,9 +87,10 @@ def recount(weights, folder):
     found = []
     for file in sorted(folder.glob("val_hkl*/*.hkl")):
         with h5py.File(file) as opened:
-            for image in np.moveaxis(opened["data"][:, 14:241, 14:241], 3, 0):
-                pixels = image.astype(np.float64) - weights.mean[:, 14:241, 14:241]
-                found.append(logits(torch.from_numpy(pixels[np.newaxis])))
+            images = np.moveaxis(opened["data"][:, 14:241, 14:241], 3, 0)
+        for first in range(0, len(images), 50):
+            pixels = images[first : first + 50].astype(np.float64) - weights.mean[:, 14:241, 14:241]
+            found.append(logits(torch.from_numpy(np.ascontiguousarray(pixels))))
     found, labels = torch.cat(found), np.load(folder / "labels" / "val_labels.npy")
     costs = torch.nn.functional.cross_entropy(found, torch.from_numpy(labels), reduction="none")
     return labels, torch.argsort(found, dim=1, descending=True).numpy(), costs.numpy()
@@ -188,6 +189,11 @@ def test_ten_crops_are_the_mean_of_ten_separate_predictions(weights, network, rn
 def test_one_crop_is_the_centre(network, rng):
     images = rng.integers(0, 256, (3, 256, 256, 2), dtype=np.uint8)
     np.testing.assert_array_equal(scores_of(network, images), network.logits(images, *centre_crop(2, 227)))
+
+
+def test_another_number_of_crops_is_refused(network):
+    with pytest.raises(ValueError, match="crops must be 1 or 10, got 5"):
+        scores_of(network, np.zeros((3, 256, 256, 1), np.uint8), crops=5)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
