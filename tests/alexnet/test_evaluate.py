@@ -269,6 +269,11 @@ def test_folders_may_bear_whole_names_and_names_that_are_no_wnids(tmp_path):
         "cat/1.jpg": 1, "n90000000/1.jpg": 0, "n90000002 other/1.jpg": 2}  # fmt: skip
 
 
+def test_names_that_do_not_tell_two_classes_apart_are_refused(tree):
+    with pytest.raises(DataError, match="the weights name class 0 and class 2 alike: crane"):
+        ImageFolder(tree / "train", 3, ("crane", "cat", "crane"))
+
+
 def test_without_class_names_the_folders_are_counted(tree):
     assert ImageFolder(tree / "train", CLASSES).images.labels.tolist() == list(range(10))
     with pytest.raises(DataError, match="has 4 class folders, and the weights, which do not name .* have 10"):
