@@ -10,6 +10,7 @@ from alexnet.plots.style import PNG, finish, literal, new_figure, saved, shorten
 POINTS = 300                            # of a training curve at most: more would be a band of noise
 TRAINING, TOP1, TOP5 = "#8a9bb0", "#c8452f", "#2f6fa8"
 ERRORS = {"top1_error": "top-1", "top5_error": "top-5"}
+LOWEST_TOP = 5                          # %, of an axis of errors: where all are 0 there is no range to take
 MARKED = 30                             # validations: more markers would hide each other's lines
 NAMES = {"epochs": "learning_curves", "hours": "learning_curves_over_hours"}
 
@@ -61,6 +62,8 @@ def comparison(runs, to, formats=PNG, over="epochs"):
         axes.set_title(f"{name} error (% of images)")
     for axes in (cost, *errors):
         finish(axes, over)
+    for axes in errors:
+        axes.set_ylim(top=max(axes.get_ylim()[1], LOWEST_TOP))
     title = "Thick: validation. Thin: training."
     figure.legend(loc="outside lower center", frameon=False, ncols=min(len(runs), 2), title=title, fontsize=9)
     return saved(figure, to / NAMES[over], formats)
