@@ -148,7 +148,7 @@ class Network:
 
     @cached_property
     def logits(self):
-        """(*images) -> float32 (class, batch): what the softmax makes probabilities of; no call waits for a compiler."""
+        """(*images) -> float32 (class, batch): what the softmax makes probabilities of; no call compiles kernels."""
         images = self.images()
         function = self.compile(images.inputs, self.model(images.pixels))
         build.compile_wanted()
