@@ -15,8 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from alexnet.commands.options import add_machine, add_weights, network_of, weights_of
-from alexnet.commands.predict import positive
+from alexnet.commands.options import add_machine, add_weights, network_of, positive, weights_of
 from alexnet.compile import engine_of
 from alexnet.evaluate import BATCH_SIZE, CROPS, Counts, evaluate
 from alexnet.hkl import name_of

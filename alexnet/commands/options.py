@@ -1,5 +1,6 @@
 """Options that several commands share: which weights, and on what they are computed."""
 
+import argparse
 from pathlib import Path
 
 from alexnet import folders, pretrained
@@ -31,10 +32,17 @@ def add_machine(parser):
     parser.add_argument("--engine", choices=("auto", "cpu", "jax", "reference"), default="auto")
     parser.add_argument("--device", default="cpu", metavar="cpu|cudaN", help="(%(default)s)")
     parser.add_argument("--precision", choices=("float32", "tf32", "bfloat16"), default="float32", help="of engine jax")
-    parser.add_argument("--threads", type=int, metavar="N", help="of the C kernels; as many as there are cores")
+    parser.add_argument("--threads", type=positive, metavar="N", help="of the C kernels; as many as there are cores")
 
 
 def network_of(weights, options):
-    """The Network of Weights on the machine that was asked for; raises WeightsError, ConfigError, ValueError."""
+    """The Network of Weights on the machine that was asked for; raises WeightsError, ConfigError."""
     use_machine(options.threads, "auto")
     return pretrained.build(weights, options.engine, options.precision, options.device)
+
+
+def positive(text):
+    """A whole number of at least 1, of a command line."""
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)

@@ -4,13 +4,12 @@ Answers come in the order of the images, as batches of them are finished.  An im
 standard error, the others go on, and the exit status is 1.
 """
 
-import argparse
 import json
 import os
 import sys
 from itertools import chain
 
-from alexnet.commands.options import add_machine, add_weights, network_of, weights_of
+from alexnet.commands.options import add_machine, add_weights, network_of, positive, weights_of
 from alexnet.evaluate import CROPS
 from alexnet.hkl import name_of
 from alexnet.images import BadImage
@@ -30,13 +29,6 @@ def configure(parser):
                         "takes together (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object on a line for each image")
     add_machine(parser)
-
-
-def positive(text):
-    """A whole number of at least 1, of a command line."""
-    if not (text.isascii() and text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def run(options):

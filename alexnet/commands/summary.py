@@ -1,11 +1,12 @@
 """Each layer's output shape, parameters and forward multiply-adds per image, and their totals."""
 
+from alexnet.commands.options import positive
 from alexnet.models import MODELS
 
 
 def configure(parser):
     parser.add_argument("--model", choices=sorted(MODELS), default="alexnet")
-    parser.add_argument("--classes", type=int, default=1000, metavar="N", help="outputs of the network (%(default)s)")
+    parser.add_argument("--classes", type=positive, default=1000, metavar="N", help="outputs (%(default)s)")
 
 
 def run(options):
