@@ -44,7 +44,7 @@ setup(
         "safetensors>=0.4",
         "tqdm",
         "matplotlib>=3.7",
-        "protobuf>=4",
+        "protobuf>=4.22",
     ],
     extras_require={
         "cuda": ["pycuda", "jax[cuda13]>=0.8"],
