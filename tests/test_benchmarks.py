@@ -485,8 +485,8 @@ def test_classes_of_fine_tuning_are_other_pictures(tmp_path):
     """Of each class all pictures, and no class in both sets."""
     plan = finetune.Plan(train=4, validation=2)
     before, after = (open_dataset(folder) for folder in finetune.made_sets(tmp_path, plan))
-    assert (before.classes, before.train.n, before.validation.n) == (6, 24, 12)
-    assert (after.classes, after.train.n, after.validation.n) == (4, 16, 8)
+    assert (before.classes, before.train.n, before.validation.n) == (4, 16, 8)
+    assert (after.classes, after.train.n, after.validation.n) == (6, 24, 12)
     assert set(before.class_names).isdisjoint(after.class_names)
     assert after.validation.labels.tolist() == sorted(after.validation.labels)
-    assert [sorted(after.train.labels[i:i + 4]) for i in (0, 4)] == [[0, 1, 2, 3]] * 2      # classes take turns
+    assert [sorted(after.train.labels[i:i + 6]) for i in (0, 6)] == [[0, 1, 2, 3, 4, 5]] * 2      # classes take turns
