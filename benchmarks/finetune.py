@@ -190,18 +190,21 @@ def rows(error, seeds, plan, folder):
         trials = []
         for settings in SETTINGS[way]:
             limit = min([plan.limit, *(taken for taken, _ in trials)])       # who needs more than the best is not it
-            taken, found = timed_trial(way, error, after, plan._replace(limit=limit), settings, more)
+            taken, _ = timed_trial(way, error, after, plan._replace(limit=limit), settings, more)
             if taken is not None:
                 trials.append((taken, settings))
         best[way] = best_of(way, trials, error, after, plan, seeds, more)
-    scratch = best[SCRATCH]
     for way, (counts, settings) in best.items():
-        name = f"iterations to {error:.0%} top-1 error, {way}"
-        if not counts:
-            yield report.not_measured(name, f"not in {plan.limit} iterations")
-            continue
-        held = {"peer": float(np.median(scratch[0])), "ratio": float(np.median(scratch[0]) / np.median(counts))}
-        yield report.row(name, counts, "iterations", settings=shown(settings), **(held if scratch[0] else {}))
+        yield row_of(f"iterations to {error:.0%} top-1 error, {way}", counts, best[SCRATCH][0], settings, plan)
+
+
+def row_of(name, counts, scratch, settings, plan):
+    """The row of one way's iterations, held against those from scratch."""
+    if not counts:
+        return report.not_measured(name, f"not in {plan.limit} iterations")
+    peer = float(np.median(scratch)) if scratch else None
+    held = {"peer": peer, "ratio": peer / float(np.median(counts))} if scratch else {}
+    return report.row(name, counts, "iterations", settings=shown(settings), **held)
 
 
 def step_rows(runs=7):
@@ -242,7 +245,7 @@ def best_of(way, trials, error, data, plan, seeds, more):
     counts = [taken]
     for seed in range(1, seeds):
         again, _ = timed_trial(way, error, data, plan, settings | {"random_seed": seed}, more)
-        counts.append(again or plan.limit)
+        counts.append(again or plan.limit)               # at least so many
     return counts, settings
 
 
