@@ -34,7 +34,7 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = (
-    Benchmark("step", "The step", 13),
+    Benchmark("step", "The step", 10.5),
     Benchmark("kernels", "The step, layer by layer", 3),
     Benchmark("table1", "Table 1 of the paper", 5.5),
     Benchmark("agreement", "Agreement with PyTorch in float64", 1),
@@ -42,6 +42,7 @@ BENCHMARKS = (
     Benchmark("loader", "The loader", 2),
     Benchmark("preprocess", "Preprocessing", 2),
     Benchmark("exchange", "The exchange", 1.5),
+    Benchmark("evaluate", "Evaluation and prediction", 2.5),
 )
 HEADLINES = (
     Headline("step", r"^train step, batch \d+, ours(, held to AVX2)?$"),
@@ -53,6 +54,7 @@ HEADLINES = (
     Headline("loader", r"."),
     Headline("preprocess", r"."),
     Headline("exchange", r"weights and momentum, Slices$"),
+    Headline("evaluate", r"^(evaluate, batch \d+, ours|predict one image)"),
 )
 
 
