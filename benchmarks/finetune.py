@@ -3,7 +3,7 @@
 python -m benchmarks.finetune [--quick] [--json FILE] [--error 0.1] [--seeds 2]
 
 AlexNet at full size on the pictures of `python -m preprocess synthetic`: the last four of its ten classes for the
-training whose weights are taken, 200 iterations of 16 by train.py, and the first six, of which those have seen nothing,
+training whose weights are taken, 300 iterations of 16 by train.py, and the first six, of which those have seen nothing,
 to be learned from 1,200 pictures.  Each way of learning the six is tried with several settings, all rates constant.  A
 trial goes on until the top-1 error over 300 validation pictures, looked at every 20 iterations, is at most --error in
 two looks running, or until its limit: 400 iterations, or as many as the best trial of its way has needed.  The best
@@ -62,7 +62,7 @@ class Plan(NamedTuple):
 
     train: int = 200
     validation: int = 50
-    weights: int = 200
+    weights: int = 300
     limit: int = 400
     every: int = 20
 
