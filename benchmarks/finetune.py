@@ -2,13 +2,12 @@
 
 python -m benchmarks.finetune [--quick] [--json FILE] [--error 0.1] [--seeds 2]
 
-AlexNet at full size on the pictures of `python -m preprocess synthetic`: the last four of its ten classes for the
-training whose weights are taken, 300 iterations of 16 by train.py, and the first six, of which those have seen nothing,
-to be learned from 1,200 pictures.  Each way of learning the six is tried with several settings, all rates constant.  A
-trial goes on until the top-1 error over 300 validation pictures, looked at every 20 iterations, is at most --error in
-two looks running, or until its limit: 400 iterations, or as many as the best trial of its way has needed.  The best
-setting of each way is then run with other seeds, too.  `ratio` is the iterations of training from scratch to those of
-the row.
+AlexNet at full size.  The weights are those of the first run: train.py on the made set of ten classes, three epochs.
+The other classes are six figures that are none of the ten (other_figures.py), 200 pictures of each to learn from and 50
+to validate on.  Each way of learning the six is tried with several settings, all rates constant.  A trial goes on until
+the top-1 error, looked at every 20 iterations of 16 images, is at most --error in two looks running, or until its
+limit: 400 iterations, or as many as the best trial of its way has needed.  The best setting of each way is then run
+with other seeds, too.  `ratio` is the iterations of training from scratch to those of the row.
 
 Then a training step of 16 images with the convolutions frozen, where nothing is computed for them going back, and one
 of which all learns, in turns; ratio is that one's time to the row's.
@@ -16,7 +15,6 @@ of which all learns, in turns; ratio is that one's time to the row's.
 
 import contextlib
 import itertools
-import os
 import pathlib
 import subprocess
 import sys
@@ -34,78 +32,66 @@ from alexnet.sources import find_images
 from alexnet.start import find_start
 from alexnet.training import Position, Run, read, train_step, training_batches, validate
 from benchmarks import report
+from benchmarks.other_figures import OTHERS, draw_folders
 from benchmarks.program import environment, last_line
 from multigpu.exchange.alone import Alone
 from multigpu.loader import SerialBatches
 from preprocess.batches import Settings, make_batches
-from preprocess.figures import FIGURES
-from preprocess.synthetic import draw_images, in_turns, wnid
+from preprocess.synthetic import in_turns, make_synthetic
 from preprocess.workers import default_workers
 
 TRAIN_PY = pathlib.Path(__file__).parents[1] / "train.py"
-BEFORE, AFTER = range(6, 10), range(6)                   # labels of the figures learned first, and then
 BATCH = 16
 CONVOLUTIONS = "conv1,conv2,conv3,conv4,conv5"
+FIRST_RUN = {"n_epochs", "learning_rate", "lr_step", "lr_factor"}       # settings that config.yaml has for it
 SCRATCH, FINETUNED = "from scratch", "fine-tuned"
 SETTINGS = {                                             # of the trials of each way; 0.002: config.yaml, first_run
     SCRATCH: ({"learning_rate": 0.002}, {"learning_rate": 0.001}),
     FINETUNED: (
-        {"learning_rate": 0.001, "layer_rates": "fc8:2"},
-        {"learning_rate": 0.002},
-        {"learning_rate": 0.001, "layer_rates": "fc8:2", "frozen_layers": "conv1,conv2"},
+        {"learning_rate": 0.001},
+        {"learning_rate": 0.001, "layer_rates": "fc8:5"},
+        {"learning_rate": 0.0005, "layer_rates": "fc8:10"},
     ),
 }
 
 
 class Plan(NamedTuple):
-    """How much is done: pictures of each class, iterations for the weights, limit and interval of a trial's looks."""
+    """How much is done: pictures, iterations for the weights (None: three epochs), limit and interval of the looks."""
 
-    train: int = 200
+    first: tuple[int, int] = (2000, 400)                 # pictures of the first run, training and validation
+    train: int = 200                                     # of each other class
     validation: int = 50
-    weights: int = 300
+    weights: int | None = None
     limit: int = 400
     every: int = 20
 
 
-QUICK = Plan(train=16, validation=4, weights=4, limit=4, every=2)
+QUICK = Plan(first=(80, 20), train=16, validation=4, weights=4, limit=4, every=2)
 
 
 # ---- the data
 
 
 def made_sets(folder, plan):
-    """Folders of two data sets, of the classes BEFORE and of those AFTER."""
-    images, n = folder / "images", len(FIGURES)
-    draw_images(images, n * plan.train, n * plan.validation, 1, default_workers())
-    return [subset(folder, images, name, labels) for name, labels in (("before", BEFORE), ("after", AFTER))]
-
-
-def subset(folder, images, name, labels):
-    """The data set of some labels: their pictures of the whole set, in class folders of links, preprocessed."""
-    tree, whole = folder / f"{name} images", find_images(images / "train", images / "val")
-    for half, listed in (("train", whole.train), ("val", whole.validation)):
-        for label in labels:
-            (tree / half / wnid(label)).mkdir(parents=True)
-        for picture, label in zip(listed.names, listed.labels.tolist(), strict=True):
-            if label in labels:
-                source = pathlib.Path(listed.root, picture)
-                os.link(source, tree / half / wnid(label) / source.name)
-    sources = find_images(tree / "train", tree / "val")
+    """Folders of the first run's data set and of that of the other classes."""
+    make_synthetic(folder / "before", *plan.first)
+    draw_folders(folder / "train", plan.train, 0)
+    draw_folders(folder / "val", plan.validation, 1)
+    sources = find_images(folder / "train", folder / "val")
     sources = sources._replace(train=in_turns(sources.train, 1))
-    make_batches(sources, folder / name, Settings(batch_size=BATCH), default_workers())
-    return folder / name
+    make_batches(sources, folder / "after", Settings(batch_size=BATCH), default_workers())
+    return folder / "before", folder / "after"
 
 
 # ---- trainings
 
 
 def pretrain(data, plan):
-    """The run's folder of train.py on a data set: the weights that fine-tuning begins with."""
-    given = settings_of(data) | {
-        "run_name": "weights", "n_iterations": plan.weights, "n_epochs": 100, "lr_policy": "step",
-        "lr_step": max(1, 3 * plan.weights * BATCH // (4 * plan.train * len(BEFORE))), "lr_factor": 0.2,
-        "learning_rate": 0.002, "validation": False, "snapshot_freq": 1000,
+    """The folder of a first run of train.py on a data set, its validation left out."""
+    given = settings_of(data) | load_config([]).model_dump(include=FIRST_RUN) | {
+        "run_name": "weights", "n_iterations": plan.weights or "null", "validation": False,
     }  # fmt: skip
+    given["lr_policy"], given["lr_step"] = "step", ",".join(map(str, given["lr_step"]))
     command = [sys.executable, TRAIN_PY, *(f"{key}={value}" for key, value in given.items())]
     done = subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True)
     if done.returncode:
@@ -211,11 +197,11 @@ def step_rows(runs=7):
     """The row of a step with frozen convolutions, held against a whole one."""
     rng = np.random.default_rng(0)
     inputs = rng.integers(0, 256, (3, 256, 256, BATCH), dtype=np.uint8), *centre_crop(BATCH, 227)
-    labels, rate = rng.integers(0, len(AFTER), BATCH).astype("int32"), np.float32(1e-4)
+    labels, rate = rng.integers(0, len(OTHERS), BATCH).astype("int32"), np.float32(1e-4)
     seconds = {}
     for frozen in (CONVOLUTIONS, "[]"):
         config = load_config(["data=none", "weights=none", f"frozen_layers={frozen}"])
-        seconds[frozen] = build_network(config, len(AFTER), np.full((3, 256, 256), 110)), []
+        seconds[frozen] = build_network(config, len(OTHERS), np.full((3, 256, 256), 110)), []
     for _ in range(runs + 1):                            # the first compiles
         for network, times in seconds.values():
             began = time.perf_counter()

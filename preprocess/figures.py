@@ -111,15 +111,15 @@ FIGURES = (
 )
 
 
-def draw(label, width, height, random):
-    """A picture of class `label`, uint8 (height, width, 3); random is a numpy Generator."""
+def draw(figure, width, height, random):
+    """A picture of a figure, such as those of FIGURES, uint8 (height, width, 3); random is a numpy Generator."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     x, y = x - width / 2, y - height / 2
-    figure = np.clip(FIGURES[label](x, y, random) + 0.5, 0, 1)[..., np.newaxis]
+    inside = np.clip(figure(x, y, random) + 0.5, 0, 1)[..., np.newaxis]
     middle = random.uniform(*MIDDLE, 3).astype(np.float32)
     contrast = (random.choice([-2, 2]) * random.uniform(*CONTRAST, 3)).astype(np.float32)
     picture = random.standard_normal((height, width, 3), np.float32) * NOISE
-    picture += middle + contrast * (figure - figure.mean())
+    picture += middle + contrast * (inside - inside.mean())
     angle, light = random.uniform(0, 2 * math.pi), random.uniform(-2, 2) * LIGHT / max(width, height)
     picture += (light * math.cos(angle) * x + light * math.sin(angle) * y)[..., np.newaxis]
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)

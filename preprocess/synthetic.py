@@ -49,7 +49,7 @@ def draw_chunk(chunk):
         random = np.random.default_rng(seed)
         width, height = random.integers(*SIDES, 2, endpoint=True)
         partial = path.with_suffix(".partial")
-        Image.fromarray(draw(label, width, height, random)).save(partial, "JPEG", quality=90)
+        Image.fromarray(draw(FIGURES[label], width, height, random)).save(partial, "JPEG", quality=90)
         os.replace(partial, path)
     return len(chunk.pictures)
 

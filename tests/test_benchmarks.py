@@ -483,9 +483,9 @@ def test_an_error_is_reached_by_the_first_of_two_looks_running():
 
 def test_classes_of_fine_tuning_are_other_pictures(tmp_path):
     """Of each class all pictures, and no class in both sets."""
-    plan = finetune.Plan(train=4, validation=2)
+    plan = finetune.Plan(first=(20, 10), train=4, validation=2)
     before, after = (open_dataset(folder) for folder in finetune.made_sets(tmp_path, plan))
-    assert (before.classes, before.train.n, before.validation.n) == (4, 16, 8)
+    assert (before.classes, before.train.n, before.validation.n) == (10, 20, 10)
     assert (after.classes, after.train.n, after.validation.n) == (6, 24, 12)
     assert set(before.class_names).isdisjoint(after.class_names)
     assert after.validation.labels.tolist() == sorted(after.validation.labels)

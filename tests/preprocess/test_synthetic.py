@@ -56,7 +56,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(made, tmp_path)
     make_synthetic(tmp_path / "again", train=30, validation=10, batch_size=16, workers=1)
     assert contents(tmp_path / "again") == contents(made)
     random = [np.random.default_rng(seed) for seed in (1, 1, 2)]
-    first, same, other = (draw(3, 240, 250, r) for r in random)
+    first, same, other = (draw(FIGURES[3], 240, 250, r) for r in random)
     assert (first == same).all() and (first != other).any() and first.shape == (250, 240, 3)
 
 
@@ -69,8 +69,8 @@ def test_a_second_run_does_nothing_and_other_settings_are_refused(made, capsys):
 
 
 def test_mean_colour_does_not_tell_the_class():
-    colours = np.array([[draw(label, 240, 240, np.random.default_rng([label, i])).mean(axis=(0, 1)) for i in range(24)]
-                        for label in range(10)])
+    colours = np.array([[draw(figure, 240, 240, np.random.default_rng([label, i])).mean(axis=(0, 1))
+                         for i in range(24)] for label, figure in enumerate(FIGURES)])
     known, asked = colours[:, :16], colours[:, 16:]
     centres, spread = known.mean(axis=1), known.std(axis=(0, 1))
     distance = (((asked[:, :, None] - centres) / spread) ** 2).sum(axis=3)
