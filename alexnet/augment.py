@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 IMAGE_SIZE = 256                                 # pixels, rows and columns of a stored image
+RESIZES = ("squash", "crop")                     # to that size: the whole image, or its central square
 CROPS, FILES = 1, 2                              # which stream: the second word of its key
 
 

@@ -18,7 +18,16 @@ from typing import NamedTuple
 import numpy as np
 
 from alexnet import folders, hkl
-from alexnet.augment import IMAGE_SIZE, Crop, centre_crop, crop_batch, crop_stream, draw_crop, file_order
+from alexnet.augment import (
+    IMAGE_SIZE,
+    RESIZES,
+    Crop,
+    centre_crop,
+    crop_batch,
+    crop_stream,
+    draw_crop,
+    file_order,
+)
 from alexnet.hkl import DataError, name_of
 
 __all__ = [
@@ -111,7 +120,7 @@ class Dataset(NamedTuple):
     mean: np.ndarray                             # float32 (3, 256, 256), mean training image
     class_names: tuple[str, ...] | None
     classes: int
-    resize: str = "squash"                       # how images became 256 x 256: alexnet.images.RESIZES
+    resize: str = "squash"                       # how images became 256 x 256: alexnet.augment.RESIZES
 
 
 def open_dataset(path, classes=None):
@@ -139,8 +148,8 @@ def resize_of(path, manifest):
     """How the manifest says that images were resized; without one as upstream does it, squashed."""
     settings = (manifest or {}).get("settings")
     resize = settings.get("resize") if isinstance(settings, dict) else "squash"
-    if resize not in ("squash", "crop"):
-        raise DataError(f"the manifest of {name_of(path)} says resize {resize!r}; squash and crop are known")
+    if resize not in RESIZES:
+        raise DataError(f"the manifest of {name_of(path)} says resize {resize!r}; {' and '.join(RESIZES)} are known")
     return resize
 
 

@@ -17,7 +17,6 @@ from PIL import Image
 from alexnet.augment import IMAGE_SIZE
 from alexnet.hkl import one_line
 
-RESIZES = ("squash", "crop")
 DRAFT_SIZE = (4 * IMAGE_SIZE, 4 * IMAGE_SIZE)    # a JPEG may be decoded at this size: 0.15 grey levels off
 MOST_PIXELS = 89_478_485                         # Pillow warns above this, and refuses twice as many
 HARMLESS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)            # as it stands in warnings.filters

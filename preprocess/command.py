@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from alexnet.augment import RESIZES
 from alexnet.data import open_dataset
 from alexnet.hkl import DataError, name_of
-from alexnet.images import RESIZES
 from alexnet.progress import Progress
 from alexnet.sources import find_images
 from preprocess.batches import Settings, make_batches

@@ -32,11 +32,11 @@ def add_machine(parser):
     parser.add_argument("--engine", choices=("auto", "cpu", "jax", "reference"), default="auto")
     parser.add_argument("--device", default="cpu", metavar="cpu|cudaN", help="(%(default)s)")
     parser.add_argument("--precision", choices=("float32", "tf32", "bfloat16"), default="float32", help="of engine jax")
-    parser.add_argument("--threads", type=positive, metavar="N", help="of the C kernels; as many as there are cores")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the C kernels; as many as there are cores")
 
 
 def network_of(weights, options):
-    """The Network of Weights on the machine that was asked for; raises WeightsError, ConfigError."""
+    """The Network of Weights on the machine that was asked for; raises WeightsError, ConfigError, ValueError."""
     use_machine(options.threads, "auto")
     return pretrained.build(weights, options.engine, options.precision, options.device)
 

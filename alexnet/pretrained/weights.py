@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.augment import IMAGE_SIZE
-from alexnet.images import RESIZES
+from alexnet.augment import IMAGE_SIZE, RESIZES
 from alexnet.models import MODELS
 
 IMAGENET_CLASSES = 1000

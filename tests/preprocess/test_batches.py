@@ -297,6 +297,9 @@ def test_a_journal_torn_twice_keeps_every_whole_line(tmp_path):
 
 
 def test_ctrl_c_ends_all_with_one_sentence(tree):
+    picture = next((tree / "train").glob("*/*.JPEG"))
+    for i in range(400):                                     # so that it is not done before it hears of the signal
+        os.link(picture, picture.with_name(f"again {i}.JPEG"))
     with started(tree, "--workers", "1") as process:
         wait_until(lambda: (tree / "out" / "misc" / "journal.jsonl").exists())
         os.killpg(process.pid, signal.SIGINT)
