@@ -296,6 +296,15 @@ def test_a_journal_torn_twice_keeps_every_whole_line(tmp_path):
             file.write(b'{"half": "tr')
 
 
+@pytest.fixture
+def heard():
+    """SIGINT means to a child what it means at a terminal, also where this program was started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_ends_all_with_one_sentence(tree):
     picture = next((tree / "train").glob("*/*.JPEG"))
     for i in range(400):                                     # so that it is not done before it hears of the signal
