@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 VERSION = 1
+MEAN = "mean"                           # the mean image's name among the arrays, in a run's checkpoint and in exports
 RECORD = {"version": int, "metadata": dict, "arrays": dict}
 NAME = re.compile(r"checkpoint_([0-9]{8,})\.safetensors")
 
@@ -96,6 +97,20 @@ def load(path, wanted=None):
     if lost := record["arrays"].keys() - set(names):
         raise CheckpointError(f"{path} is damaged: it lost {min(lost)}")
     return arrays, record["metadata"]
+
+
+def load_from(place, wanted=None):
+    """(path, arrays, metadata) of a checkpoint, or of the newest that loads in a run's folder; raises CheckpointError.
+
+    wanted  as load's
+    """
+    place = Path(place)
+    if not place.is_dir():
+        return place, *load(place, wanted)
+    found = load_latest(place, wanted)
+    if found is None:
+        raise CheckpointError(f"{place} holds no checkpoint")
+    return found
 
 
 def checked_record(header, path, names):

@@ -174,11 +174,7 @@ class Network:
         """Take on the arrays of get_state, by name; raises ValueError when a name or a shape differs."""
         if missing := self.state.keys() ^ arrays.keys():
             raise ValueError(f"the state must hold exactly {sorted(self.state)}, differs in {sorted(missing)}")
-        for name, variable in self.state.items():
-            present = variable.get_value(borrow=True)
-            if np.shape(present) != arrays[name].shape:
-                raise ValueError(f"{name} must have shape {np.shape(present)}, got {arrays[name].shape}")
-            variable.set_value(np.array(arrays[name], dtype=variable.type.dtype), borrow=True)
+        take_on(self.state, arrays)
 
     def set_parameters(self, arrays):
         """Take on the parameters of `arrays`, by name, and no others; raises ValueError for what does not fit."""
@@ -186,10 +182,7 @@ class Network:
         variables = {variable.name: variable for variable in self.parameters}
         if unknown := arrays.keys() - variables.keys():
             raise ValueError(f"this network has the parameters {', '.join(variables)}, and no {min(unknown)}")
-        for name, array in arrays.items():
-            if array.shape != variables[name].type.shape:
-                raise ValueError(f"{name} must have shape {variables[name].type.shape}, got {array.shape}")
-            variables[name].set_value(np.array(array, dtype=variables[name].type.dtype), borrow=True)
+        take_on(variables, arrays)
 
     def compile_all(self, apart=False, batch=None):
         """Compile what training needs, compute and apply apart or train; afterwards no call waits for a compiler.
@@ -213,6 +206,15 @@ class Network:
         function.trust_input = not self.computes_on_host        # the linker of engine jax looks at them itself
         self.wait()
         return function
+
+
+def take_on(variables, arrays):
+    """Give copies of the arrays to the shared variables of their names; raises ValueError when a shape differs."""
+    for name, array in arrays.items():
+        shape = np.shape(variables[name].get_value(borrow=True))
+        if array.shape != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+        variables[name].set_value(np.array(array, dtype=variables[name].type.dtype), borrow=True)
 
 
 def update_rule(config):

@@ -151,5 +151,5 @@ def name_of(path):
 
 
 def one_line(error):
-    """The message of an error without its line breaks."""
-    return " ".join(str(error).split())
+    """The message of an error without its line breaks; its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

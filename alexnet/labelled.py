@@ -5,7 +5,6 @@ and notes; mean and resize say how its images were made, where that is known.
 """
 
 import os
-import re
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +17,8 @@ from alexnet.data import BatchReader, Request, open_dataset
 from alexnet.folders import MANIFEST
 from alexnet.hkl import DataError, name_of
 from alexnet.images import BadImage, batch_of, read_image
-from alexnet.sources import class_folders, image_names, labelled_images, synset_table
+from alexnet.sources import class_folders, identity, image_names, labelled_images, synset_table
 
-WNID = re.compile(r"(n[0-9]{8})\b *(.*)", re.DOTALL)        # WordNet's number of a synset, and its words
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 LIMIT_SEED = 1                                   # which images of a folder a limit keeps
 
@@ -159,12 +157,6 @@ def refuse_other_classes(path, theirs, classes, ours):
         if identity(its) != identity(our):
             raise DataError(f"class {label} is {its} in {name_of(path)} and {our} in the weights; the classes must be "
                             "the same in the same order")  # fmt: skip
-
-
-def identity(name):
-    """What of a class name tells it from others: the wnid it begins with, else all of it."""
-    found = WNID.match(name)
-    return found[1] if found else name
 
 
 def notes_on(path, data, classes, resize):

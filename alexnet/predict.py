@@ -19,7 +19,8 @@ from alexnet.ahead import in_order
 from alexnet.evaluate import log_sum_exp, scores_of
 from alexnet.hkl import name_of
 from alexnet.images import BadImage, batch_of, pixels_of, read_image
-from alexnet.labelled import CORES, WNID
+from alexnet.labelled import CORES
+from alexnet.sources import WNID
 
 BATCH_SIZE = 64                                  # images whose answers come together
 

@@ -15,10 +15,9 @@ import pytensor
 
 from alexnet import checkpoint
 from alexnet.augment import IMAGE_SIZE
-from alexnet.checkpoint import CheckpointError
+from alexnet.checkpoint import MEAN, CheckpointError
 from alexnet.training import Diverged, Position
 
-MEAN = "mean"                           # the mean image's name among the arrays
 MEAN_IMAGE = (3, IMAGE_SIZE, IMAGE_SIZE), np.dtype(np.float32)
 MID_EPOCH = ("random_seed", "shuffle")  # must stay to go on within an epoch: with the size of a step they order it
 
@@ -68,12 +67,7 @@ class Snapshot(NamedTuple):
 
 def load(place):
     """The Snapshot in a checkpoint file, or the newest that loads in a run's folder; raises CheckpointError."""
-    if not Path(place).is_dir():
-        return Snapshot(Path(place), *checkpoint.load(place))
-    found = checkpoint.load_latest(place)
-    if found is None:
-        raise CheckpointError(f"{place} holds no checkpoint")
-    return Snapshot(*found)
+    return Snapshot(*checkpoint.load_from(place))
 
 
 def restore(snapshot, network, config, workers=1):

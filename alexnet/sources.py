@@ -22,6 +22,7 @@ PLACES = (".", "..", "data", "../data", "devkit/data", "../devkit/data",
           "ILSVRC2012_devkit_t12/data", "../ILSVRC2012_devkit_t12/data")
 META_READER = "alexnet.devkit:read_meta"        # by name: few need scipy, which takes 0.1 s to import
 NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})\.")
+WNID = re.compile(r"(n[0-9]{8})\b *(.*)", re.DOTALL)        # WordNet's number of a synset, and its words
 
 
 class Images(NamedTuple):
@@ -190,3 +191,9 @@ def read_synsets(path):
         raise DataError(
             f"{name_of(path)} is neither the devkit's meta.mat nor lines of id, wnid and words: {one_line(error)}"
         ) from error
+
+
+def identity(class_name):
+    """What of a class name tells it from others: the wnid it begins with, else all of it."""
+    found = WNID.match(class_name)
+    return found[1] if found else class_name

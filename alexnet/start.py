@@ -9,7 +9,6 @@ A start has the mean image that is subtracted from every image of the run, the l
 Source: BVLC Caffe, models/finetune_flickr_style, whose mean is ImageNet's.
 """
 
-import re
 import warnings
 from typing import NamedTuple
 
@@ -20,9 +19,8 @@ from alexnet.compile import layer_of, set_pace
 from alexnet.config import ConfigError
 from alexnet.models import model_class
 from alexnet.snapshots import Snapshot
+from alexnet.sources import identity
 from alexnet.training import Position
-
-WNID = re.compile(r"n[0-9]{8}\b")
 
 
 class Anew(NamedTuple):
@@ -161,13 +159,7 @@ def described_new(new, last, weights, data):
 
 def same_classes(one, other):
     """Whether two lists of as many class names mean the same; what nobody has named may be."""
-    return not one or not other or all(map(same_class, one, other))
-
-
-def same_class(one, other):
-    """Whether two class names are equal, or begin with the same synset's id."""
-    wnid = WNID.match(one)
-    return one == other or (wnid is not None and other.startswith(wnid[0]))
+    return not one or not other or list(map(identity, one)) == list(map(identity, other))
 
 
 def described_pace(config):

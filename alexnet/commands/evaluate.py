@@ -6,9 +6,7 @@ as the weights name it (by its wnid, or its whole name), or ILSVRC's flat valida
 
 import argparse
 import csv
-import io
 import json
-import os
 import sys
 import time
 from contextlib import closing
@@ -22,6 +20,7 @@ from alexnet.hkl import name_of
 from alexnet.labelled import DatasetHalf, ImageFolder, is_dataset
 from alexnet.pretrained import Weights
 from alexnet.progress import Progress, duration
+from alexnet.recorder import replacing
 
 SHOWN = 10                                       # bad images named on the screen; the JSON has all
 
@@ -108,9 +107,11 @@ def tell(outcome):
     """Write the files that were asked for, then print the tables, the most important last."""
     options, counts = outcome.options, outcome.counts
     if options.confusion:
-        write_whole(options.confusion, confusion_text(counts.confusion, outcome.names))
+        with replacing(options.confusion) as file:
+            write_confusion(file, counts.confusion, outcome.names)
     if options.json:
-        write_whole(options.json, json.dumps(results(outcome), indent=1) + "\n")
+        with replacing(options.json) as file:
+            file.write(json.dumps(results(outcome), indent=1) + "\n")
     if options.per_class:
         print("\n".join(class_lines(counts, outcome.names)), end="\n\n")
     print("\n".join(lines(outcome)))
@@ -162,13 +163,11 @@ def results(outcome):
     return found
 
 
-def confusion_text(confusion, names):
-    """The matrix as CSV: a row for each class of the labels, a column for each class of the answers."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
+def write_confusion(file, confusion, names):
+    """Write the matrix as CSV: a row for each class of the labels, a column for each class of the answers."""
+    table = csv.writer(file, lineterminator="\n")
     table.writerow(["label", *names])
     table.writerows([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
-    return text.getvalue()
 
 
 def refuse_unwritable(file):
@@ -177,10 +176,3 @@ def refuse_unwritable(file):
         raise ValueError(f"{name_of(file)} is a folder; the results need the name of a file")
     if not file.absolute().parent.is_dir():
         raise ValueError(f"{name_of(file)} cannot be written: there is no folder {name_of(file.absolute().parent)}")
-
-
-def write_whole(file, text):
-    """Write a text so that the file is whole or not there at all."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)

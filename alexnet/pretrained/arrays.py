@@ -8,9 +8,7 @@ Source: NEP 1 (.npy); APPNOTE.TXT (zip).
 import hashlib
 import io
 import math
-import os
 import posixpath
-import shutil
 import struct
 import tokenize
 import warnings
@@ -21,7 +19,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from alexnet.checkpoint import sync
-from alexnet.pretrained.weights import TORCHVISION, WeightsError
+from alexnet.hkl import one_line
+from alexnet.pretrained.weights import TORCHVISION, WeightsError, whole
 
 HEADER = 1 << 16                                 # bytes that a .npy's header may take
 WIDEST = 8                                       # bytes of a value: that a file holds doubles is found in its header
@@ -179,10 +178,6 @@ class Archive(Files):
         return f"{self.path} ({'the' if digest == published else 'not the'} published file: SHA-1 {digest})"
 
 
-def one_line(error):
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 # ---- writing
 
 
@@ -199,26 +194,9 @@ def writing(path):
 
     Raises WeightsError where the disk refuses, or where something is there already.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        remove(partial)
-        with (NewArchive if path.suffix == ".zip" else NewFolder)(partial) as target:
-            yield target
-        sync(partial)
-        os.replace(partial, path)
-        sync(path.parent)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        remove(partial)
-
-
-def remove(path):
-    """Remove a file or a folder that may be there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    kind = NewArchive if path.suffix == ".zip" else NewFolder
+    with whole(path) as partial, kind(partial) as target:
+        yield target
 
 
 class NewFolder:

@@ -11,13 +11,12 @@ Source: onnx.ai/onnx/operators.
 """
 
 import json
-import os
 
 import numpy as np
 from onnx import TensorProto, helper
 
 from alexnet.augment import IMAGE_SIZE
-from alexnet.checkpoint import checksum, sync
+from alexnet.checkpoint import checksum
 from alexnet.models import MODELS
 from alexnet.pretrained.chain import (
     Convolution,
@@ -30,7 +29,7 @@ from alexnet.pretrained.chain import (
     steps_of,
 )
 from alexnet.pretrained.onnx_tensors import array_of, tensors_of
-from alexnet.pretrained.weights import Weights, WeightsError, checked
+from alexnet.pretrained.weights import Weights, WeightsError, checked, whole
 
 PRODUCER = "alexnet-pytensor"
 VERSION = 1
@@ -113,15 +112,8 @@ def save(weights, path):
     if weights.mean is None:
         raise WeightsError(f"{weights.origin} comes without a mean image, which ONNX needs; say which with --mean FILE")
     content = model_proto(weights).SerializeToString()
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with whole(path) as partial:
         partial.write_bytes(content)
-        sync(partial)
-        os.replace(partial, path)
-        sync(path.parent)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise WeightsError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def metadata_of(weights, graph):

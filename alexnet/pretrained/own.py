@@ -1,11 +1,10 @@
 """Our own files: a run's folder, its checkpoints, and weights alone in the same format (`python -m alexnet export`)."""
 
 from alexnet import checkpoint
-from alexnet.checkpoint import CheckpointError, ForeignFile
+from alexnet.checkpoint import MEAN, CheckpointError, ForeignFile
 from alexnet.models import MODELS
 from alexnet.pretrained.weights import TORCHVISION, Weights, WeightsError, checked, classes_of, shapes
 
-MEAN = "mean"                           # the mean image's name among the arrays, as in a run's checkpoint
 OF_TORCHVISION = "features.0.weight"
 
 
@@ -15,7 +14,7 @@ def load(path):
     Of a run's checkpoint, the velocities are not read.
     """
     try:
-        path, arrays, metadata = loaded(path)
+        path, arrays, metadata = checkpoint.load_from(path, names_of_weights)
     except ForeignFile as error:
         why = f"; {TORCHVISION}" if OF_TORCHVISION in error.names else ""
         raise WeightsError(f"{error}{why}") from error
@@ -34,16 +33,6 @@ def load(path):
     if metadata["classes"] != classes_of(weights, path):
         raise WeightsError(f"{path} says {metadata['classes']!r} classes, its network has {classes_of(weights, path)}")
     return checked(weights, path)
-
-
-def loaded(path):
-    """(path, arrays, metadata) of a file, or of the newest checkpoint in a folder, without the velocities."""
-    if not path.is_dir():
-        return path, *checkpoint.load(path, names_of_weights)
-    found = checkpoint.load_latest(path, names_of_weights)
-    if found is None:
-        raise CheckpointError(f"{path} holds no checkpoint")
-    return found
 
 
 def names_of_weights(metadata):

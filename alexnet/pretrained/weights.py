@@ -1,11 +1,15 @@
 """A trained network without the run that made it, and what each file format makes of it."""
 
+import os
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from alexnet.augment import IMAGE_SIZE, RESIZES
+from alexnet.checkpoint import sync
 from alexnet.models import MODELS
 
 IMAGENET_CLASSES = 1000
@@ -131,3 +135,30 @@ def imagenet_names():
     """ "wnid words" of ILSVRC2012's 1000 classes, in the order of the labels."""
     lines = NAMES_FILE.read_text(encoding="utf-8").splitlines()
     return tuple(line for line in lines if not line.startswith("#"))
+
+
+@contextmanager
+def whole(path):
+    """A path to write a file or a folder to, which becomes `path` when the block ends well: all of it, or nothing.
+
+    Raises WeightsError where the disk refuses, or where something is there that cannot be replaced.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        remove(partial)
+        yield partial
+        sync(partial)
+        os.replace(partial, path)
+        sync(path.parent)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        remove(partial)
+
+
+def remove(path):
+    """Remove a file or a folder that may be there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

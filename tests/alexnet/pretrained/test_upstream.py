@@ -444,7 +444,7 @@ def test_a_full_disk_leaves_nothing_behind(narrow, tmp_path, monkeypatch, name):
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("alexnet.pretrained.arrays.sync", full)
+    monkeypatch.setattr("alexnet.pretrained.weights.sync", full)
     with pytest.raises(WeightsError, match="cannot be written: No space left on device"):
         upstream.save(weights_of_narrow(), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
