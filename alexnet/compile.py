@@ -184,13 +184,12 @@ class Network:
             raise ValueError(f"this network has the parameters {', '.join(variables)}, and no {min(unknown)}")
         take_on(variables, arrays)
 
-    def compile_all(self, apart=False, batch=None):
-        """Compile what training needs, compute and apply apart or train; afterwards no call waits for a compiler.
+    def compile_all(self, names=("train", "validate"), batch=None):
+        """Compile the functions of these names; afterwards no call of them waits for a compiler.
 
         batch  images of a step, which engine jax has to know for that
         """
-        functions = [self.compute, self.apply] if apart else [self.train]
-        functions.append(self.validate)
+        functions = [getattr(self, name) for name in names]
         build.compile_wanted()
         if batch and not self.computes_on_host:
             for function in functions:

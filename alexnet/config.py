@@ -183,10 +183,12 @@ class Config(BaseModel):
     n_iterations: Count | None
 
     learning_rate: Amount
-    lr_policy: Literal["step", "auto", "constant"]
+    lr_policy: Literal["step", "auto", "poly", "constant"]
     lr_step: listing(Count)
     lr_factor: Annotated[float, Field(gt=0, le=1)]
     lr_adapt_threshold: Share
+    lr_power: Amount
+    lr_scaling: Literal["none", "linear"]
     warmup_epochs: Annotated[int, Field(ge=0)]
     use_momentum: bool
     momentum: Share
@@ -202,9 +204,16 @@ class Config(BaseModel):
     para_load: bool
     slots: Annotated[int, Field(ge=2)]
 
-    exchange: Literal["peer"]
-    exchange_what: Literal["weights_and_momentum", "gradients"]
+    rule: Text
+    sync: Literal["avg", "cdd"]
+    exchange: Text
+    exchange_what: Literal["auto", "weights_and_momentum", "weights", "gradients"]
+    error_feedback: bool
     average_every: Count
+    tau: Count
+    alpha: Annotated[float, Field(ge=0, le=1)]
+    p: Annotated[float, Field(ge=0, le=1)]
+    time_out: Amount
 
     random_seed: Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -242,11 +251,20 @@ class Config(BaseModel):
             raise ValueError(f"rank must be 0 to {self.size - 1} for size={self.size}, got {self.rank}")
         if self.device == "auto":
             raise ValueError("device must be cpu, or cuda and a number, for a worker started by hand, got auto")
-        if self.exchange_what == "gradients" and self.average_every > 1:
+        if self.sync == "cdd" and self.exchange_what not in ("auto", "gradients"):
+            raise ValueError(
+                f"exchange_what must be auto or gradients with sync=cdd, which adds updates, got {self.exchange_what}"
+            )
+        if (self.exchange_what == "gradients" or self.sync == "cdd") and self.average_every > 1:
             raise ValueError(
                 f"average_every must be 1 when gradients are exchanged, because each is used in its step alone, "
                 f"got {self.average_every}"
             )
+        if self.lr_scaling == "linear" and (self.rule != "bsp" or self.sync == "cdd"):
+            way = "sync=cdd" if self.rule == "bsp" else f"rule={self.rule}"
+            raise ValueError(f"lr_scaling must be none with {way}, which does not average a step's updates, got linear")
+        if self.lr_policy == "auto" and self.rule != "bsp":
+            raise ValueError(f"lr_policy must not be auto with rule={self.rule}, whose workers wait for no validation")
         if self.use_nesterov_momentum and not self.use_momentum:
             raise ValueError("use_nesterov_momentum is true but use_momentum is false: set both or neither")
         if self.lr_policy == "auto" and not self.validation:

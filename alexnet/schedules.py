@@ -25,16 +25,28 @@ def auto(errors, threshold=0.01, factor=0.1, patience=2, first=5):
     return factor**drops
 
 
+def poly(epoch, epochs, power=0.5):
+    """The factor after `epoch` of `epochs`: (1 - epoch / epochs) ** power.  Source: BVLC Caffe, bvlc_googlenet."""
+    return max(0.0, 1 - epoch / epochs) ** power
+
+
 def warm_up(epoch, epochs, start=0.1):
     """The factor during the first `epochs`: linear from `start` to 1.  Source: Goyal et al. 2017, section 2.2."""
     return 1.0 if epoch >= epochs else start + (1 - start) * epoch / epochs
 
 
-def learning_rate(config, epoch, errors):
-    """The learning rate of `config` at `epoch` (fractional) after the validation errors of the epochs done."""
-    rate = config.learning_rate * warm_up(epoch, config.warmup_epochs)
+def learning_rate(config, epoch, errors, workers=1):
+    """The learning rate of `config` at `epoch` (fractional) after the validation errors of the epochs done.
+
+    With lr_scaling linear that of one worker is multiplied by their number, and warms up from one worker's.
+    Source: Goyal et al. 2017, sections 2.1 and 2.2.
+    """
+    scale = workers if config.lr_scaling == "linear" else 1
+    rate = scale * config.learning_rate * warm_up(epoch, config.warmup_epochs, 1 / scale if scale > 1 else 0.1)
     if config.lr_policy == "step":
         return rate * step(epoch, config.lr_step, config.lr_factor)
     if config.lr_policy == "auto":
         return rate * auto(errors, config.lr_adapt_threshold, config.lr_factor)
+    if config.lr_policy == "poly":
+        return rate * poly(epoch, config.n_epochs, config.lr_power)
     return rate

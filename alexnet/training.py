@@ -36,7 +36,8 @@ class Run(NamedTuple):
     exchange        what goes on with the other workers, if there are any:
                     .step(*images, labels, rate=) -> cost, error: computes a step of this worker
                     .after_step(step, cost, error, rate, stop, last) -> Agreed, with .cost, .error and .stop: ends step
-                    number `step` of every worker; `last`: all must have the same state after it
+                    number `step`, and counts its own time; `last`: validation or a checkpoint follows
+                    .consensus() -> a context in which the network holds what stands for all workers
                     .total(values, stop) -> the float64 values summed over the workers, and whether any wants to stop
     recorder        alexnet.recorder.Recorder
     save            (Position) -> None: writes a checkpoint
@@ -75,11 +76,17 @@ def train(run, position=Position()):
         if position.batch:                                  # stopped within the epoch
             break
         if position.epoch % run.config.snapshot_freq == 0:
-            run.save(position)
+            save(run, position)
             saved = position
     if saved != position:
-        run.save(position)
+        save(run, position)
     return position
+
+
+def save(run, position):
+    """Save what stands for all workers."""
+    with run.exchange.consensus():
+        run.save(position)
 
 
 def at_limit(run, position):
@@ -101,7 +108,7 @@ def train_epoch(run, position):
         if position.batch < steps and (stop or at_limit(run, position)):
             return position, stop
         if at_snapshot(run, position):
-            run.save(position)
+            save(run, position)
     if not run.config.validation:
         return position._replace(epoch=position.epoch + 1, batch=0), stop
     error = None if stop else validate(run, position)
@@ -115,7 +122,7 @@ def train_step(run, position, steps, batch, images):
 
     What is recorded is of all workers where they have exchanged.  Raises Diverged when the cost is not finite.
     """
-    rate = learning_rate(run.config, position.epoch + position.batch / steps, position.errors)
+    rate = learning_rate(run.config, position.epoch + position.batch / steps, position.errors, run.data.train.size)
     after = position._replace(batch=position.batch + 1, iteration=position.iteration + 1)
     with run.recorder.time("calc"):
         cost, error = run.exchange.step(*batch.inputs(images), rate=np.float32(rate))
@@ -123,8 +130,7 @@ def train_step(run, position, steps, batch, images):
         cost, error = float(cost), float(error)             # a GPU may still be computing them
     check_cost(cost, rate, after, batch)
     last = after.batch == steps or at_limit(run, after) or at_snapshot(run, after)
-    with run.recorder.time("comm"):
-        agreed = run.exchange.after_step(after.iteration, cost, error, rate, run.stop_requested(), last)
+    agreed = run.exchange.after_step(after.iteration, cost, error, rate, run.stop_requested(), last)
     run.recorder.train_iteration(
         iteration=after.iteration,
         epoch=position.epoch + after.batch / steps,
@@ -152,10 +158,11 @@ def validate(run, position):
     Each worker validates its share; the sums are the same on all.  Raises Diverged when the cost is not finite.
     """
     totals = np.zeros(4)                                    # of cost, top-1 error, top-5 error, and images
-    for batch, images in read(run, validation_batches(run)):
-        if run.stop_requested():
-            break
-        totals += len(batch.labels) * np.array([*run.network.validate(*batch.inputs(images)), 1], dtype=float)
+    with run.exchange.consensus():
+        for batch, images in read(run, validation_batches(run)):
+            if run.stop_requested():
+                break
+            totals += len(batch.labels) * np.array([*run.network.validate(*batch.inputs(images)), 1], dtype=float)
     with run.recorder.time("comm"):
         totals, stop = run.exchange.total(totals, run.stop_requested())
     if stop:
@@ -164,7 +171,7 @@ def validate(run, position):
     cost, top1_error, top5_error = (totals[:3] / n).tolist()
     if not math.isfinite(cost):
         raise Diverged(f"the validation cost became {cost} after epoch {position.epoch + 1}; lower the learning_rate")
-    rate = learning_rate(run.config, position.epoch, position.errors)
+    rate = learning_rate(run.config, position.epoch, position.errors, run.data.train.size)
     run.recorder.epoch(
         epoch=position.epoch + 1,
         iteration=position.iteration,

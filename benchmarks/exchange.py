@@ -26,11 +26,13 @@ from typing import NamedTuple
 import numpy as np
 import pytensor
 
+from alexnet.recorder import Silent
 from benchmarks import report
 from multigpu.device import DeviceError, open_device
-from multigpu.exchange.partners import Partners
 from multigpu.exchange.peer import Pair, Peer, Slices, open_mesh
+from multigpu.partners import Partners
 from multigpu.process import CONTEXT, end, pipes_between, start
+from multigpu.rules.bsp import Bsp, Lot
 
 PARAMETERS = 60_965_224                          # of AlexNet with 1000 classes
 GRACE = 5.0                                      # seconds in which a worker ends
@@ -72,10 +74,11 @@ def work(rank, way, floats, pipes, orders):
     with open_device(way.devices[rank], way.on_host) as device:
         fresh = np.full(floats, rank, "float32") if way.on_host else filled_by_jax(way.devices[rank], floats)
         partners = Partners(rank, pipes)
-        mesh, obstacle = open_mesh(device, partners, [(floats,)] * len(names), 0, way.devices)
+        mesh, obstacle = open_mesh(device, partners, [(floats,)] * len(names), 0)
         if obstacle:
             raise SystemExit(obstacle)
-        exchange = Peer(SimpleNamespace(apply=lambda rate: None), variables, way.gradients, 1, mesh, way.kind)
+        lot, network = Lot(variables, Peer(mesh, way.kind)), SimpleNamespace(apply=lambda rate: None)
+        exchange = Bsp(network, [lot], "gradients" if way.gradients else "weights_and_momentum", partners, Silent(rank))
         room, other = device.allocate(mesh.flat.buffer.nbytes), mesh.others[(rank + 1) % way.size]
         for variable in variables:
             variable.container.storage[0] = fresh.copy()

@@ -34,8 +34,8 @@ from alexnet.training import Position, Run, read, train_step, training_batches, 
 from benchmarks import report
 from benchmarks.other_figures import OTHERS, draw_folders
 from benchmarks.program import environment, last_line
-from multigpu.exchange.alone import Alone
 from multigpu.loader import SerialBatches
+from multigpu.rules.alone import Alone
 from preprocess.batches import Settings, make_batches
 from preprocess.synthetic import in_turns, make_synthetic
 from preprocess.workers import default_workers

@@ -17,8 +17,8 @@ import pytensor.tensor as pt
 sys.path.insert(0, str(Path(__file__).parents[1]))               # where multigpu is, if it is not installed
 from multigpu.device import DeviceError, open_device
 from multigpu.exchange.flat import Flat
-from multigpu.exchange.partners import Closed, Export, PartnerDied, Partners, Ready, Totals
 from multigpu.exchange.peer import Pair
+from multigpu.partners import Closed, Export, PartnerDied, Partners, Ready, Totals
 from multigpu.process import CONTEXT
 
 STEPS, BATCH, RATE, MOMENTUM = 200, 64, np.float32(0.1), np.float32(0.9)

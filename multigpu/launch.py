@@ -28,9 +28,9 @@ from alexnet.data import DataError
 from alexnet.training import Diverged
 from multigpu.control import Control, Order
 from multigpu.device import DeviceError
-from multigpu.exchange.partners import OutOfStep, PartnerDied
 from multigpu.loader import LoaderDied
 from multigpu.meeting import Stopped, meet
+from multigpu.partners import OutOfStep, PartnerDied, Partners
 from multigpu.process import CONTEXT, SIGNALS, end, how_it_ended, pipes_between, start
 
 GRACE = 2.0                                      # seconds that workers get to stop after another has died
@@ -73,8 +73,8 @@ class Failure(NamedTuple):
 def launch(config, entry="multigpu.worker:work"):
     """Run one worker for each of config.devices until they end; returns the exit status.
 
-    entry  "module:function", called in each worker as function(config, rank, size, device, control, pipes); by name,
-           so that only the workers import what it needs
+    entry  "module:function", called in each worker as function(config, device, control, partners); by name, so that
+           only the workers import what it needs
     Settings rank, size and device ask for this one worker alone; others come from launchers in other terminals.
     Call it in the main thread: it takes SIGINT and SIGTERM while it runs.
     """
@@ -123,7 +123,7 @@ def run_worker(entry, config, place, pipe, pipes):
     try:
         if pipes is None:
             config, pipes = meet(config, place, control.stop_requested)
-        pkgutil.resolve_name(entry)(config, *place, control, pipes)
+        pkgutil.resolve_name(entry)(config, place.device, control, Partners(place.rank, pipes))
     except (CheckpointError, ConfigError, DataError, DeviceError) as error:
         control.report(str(error), status=2)
         sys.exit(2)

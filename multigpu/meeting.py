@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alexnet.config import ConfigError
-from multigpu.exchange.partners import PartnerDied
+from multigpu.partners import PartnerDied
 from multigpu.process import pipes_between
 
 NAME = ".meeting"                                # of the socket, in the folder `output`

@@ -1,4 +1,4 @@
-"""One training process: opens device and data, starts its loader, compiles the network, runs the training loop."""
+"""One rank of a training: opens device and data, starts its loader, compiles the network, runs the training loop."""
 
 import gc
 import pkgutil
@@ -18,13 +18,10 @@ from alexnet.data import open_dataset
 from alexnet.models import model_class
 from alexnet.recorder import Recorder, Silent
 from alexnet.start import find_start
-from alexnet.training import Diverged, Run, train
+from alexnet.training import Diverged, Run
 from multigpu.device import DeviceError, open_device
-from multigpu.exchange import EXCHANGES
-from multigpu.exchange.alone import Alone
-from multigpu.exchange.partners import Partners
 from multigpu.loader import ParallelBatches, SerialBatches
-from multigpu.process import Watch
+from multigpu.rules import part_of, rule_of
 
 PLOTS = "alexnet.plots"                          # by name: the first step does not wait for matplotlib, 0.4 s
 
@@ -35,27 +32,29 @@ class Present(NamedTuple):
     step: int = 0
 
 
-def work(config, rank, size, device, control, pipes):
-    """Entry point of a worker process: train as the settings say, until the end or a stop; all is saved on return.
+def work(config, device, control, partners):
+    """What a rank does: its part of the training that the settings ask for, until the end or a stop; all is saved on
+    return.  Rank 0 prints and saves.
 
-    rank, size  which worker this is, of how many; worker 0 prints and saves
-    device      where it computes: auto, cpu, cuda0 ...
-    control     multigpu.control.Control, the line to the launcher
-    pipes       {rank: Connection} to every other worker
+    device    where it computes: auto, cpu, cuda0 ...
+    control   multigpu.control.Control, the line to the launcher, or what stands for it in an MPI job
+    partners  the other ranks: multigpu.partners.Partners, or multigpu.mpi's
     Raises ConfigError, DataError, DeviceError or CheckpointError for what cannot be, before anything is compiled if it
     can be known by then; Diverged when the cost is no number; LoaderDied, PartnerDied.
     """
-    model, partners = model_class(config.model), Partners(rank, pipes)
+    model, part, rank = model_class(config.model), part_of(config, partners), partners.rank
+    connect = pkgutil.resolve_name(rule_of(config, partners.size).connect)
     data = open_dataset(config.data, config.classes)
-    data = data._replace(train=data.train.shard(rank, size), validation=data.validation.shard(rank, size))
-    steps = len(data.train.plan(config.batch_size))             # refuses a batch larger than the set
+    train = data.train.shard(part.worker or 0, part.workers)
+    data = data._replace(train=train, validation=data.validation.shard(*part.validates))
+    steps = len(train.plan(config.batch_size))                  # refuses a batch larger than the set
     start = find_start(config, data)
     data = data._replace(mean=start.mean)
     folder = Path(config.output, config.run_name)
     total = min(config.n_epochs * steps, config.n_iterations or config.n_epochs * steps)
     use_machine(config.threads, config.tiles)
     with ExitStack() as stack:
-        watch = stack.enter_context(Watch(pipes, partial(miss, control)))
+        watch = stack.enter_context(partners.watch(partial(miss, control)))
         device = stack.enter_context(open_named(device, config))
         partners.meet(Present())
         recorder = stack.enter_context(Silent(rank) if rank else Recorder(folder, config.print_freq, total))
@@ -64,16 +63,16 @@ def work(config, rank, size, device, control, pipes):
         if rank == 0:
             (folder / "config.yaml").write_text(dump(for_anybody(config)), encoding="utf-8")
         introduce(recorder, config, data, device, folder)
-        network = build_network(config, data.classes, data.mean, rank, device.name)
-        position = begin(start, network, config, recorder, size)
+        network = build_network(config, data.classes, data.mean, part.worker or 0, device.name)
+        position = begin(start, network, config, recorder, part.workers)
         del start                                # its arrays are the network's now
-        compile_functions(network, recorder, config.batch_size, apart=size > 1 and config.exchange_what == "gradients")
-        exchange = stack.enter_context(open_exchange(config, network, device, partners, recorder, position))
-        save = partial(save_and_draw, folder, network, data, config, recorder) if rank == 0 else leave_it_to_worker_0
-        run = Run(config, network, data, batches, exchange, recorder, save, control.stop_requested, rank)
+        compile_functions(network, recorder, config.batch_size, part.functions)
+        exchange = stack.enter_context(connect(config, network, device, partners, recorder, position.iteration))
+        save = partial(save_and_draw, folder, network, data, config, recorder) if rank == 0 else leave_it_to_rank_0
+        run = Run(config, network, data, batches, exchange, recorder, save, control.stop_requested, part.worker or 0)
         with naming_the_last_checkpoint(folder):
-            position = train(run, position)
-        watch.close()                            # from here on a worker that ends has done all it had to
+            position = exchange.run(run, position)
+        watch.close()                            # from here on a rank that ends has done all it had to
         finished = "all epochs are done" if position.epoch == config.n_epochs else "stopped and saved"
         recorder.log(f"{finished} after {position.iteration} iterations; see {folder}")
 
@@ -88,14 +87,6 @@ def open_named(name, config):
     return open_named("cpu", config)
 
 
-def open_exchange(config, network, device, partners, recorder, position):
-    """What goes on between this worker and the others, if there are any."""
-    if partners.size == 1:
-        return Alone(network)
-    connect = pkgutil.resolve_name(EXCHANGES[config.exchange])
-    return connect(config, network, device, partners, recorder.warn, position.iteration)
-
-
 def for_anybody(config):
     """The settings without those of a worker started by hand: resuming, one says anew how many there are."""
     return config.model_copy(update={"rank": None, "size": None, "device": None})
@@ -106,8 +97,8 @@ def miss(control, rank):
     control.report(f"worker {rank} has died, and there is no going on without it", follows=True)
 
 
-def leave_it_to_worker_0(position):
-    """How the other workers save."""
+def leave_it_to_rank_0(position):
+    """How the other ranks save."""
 
 
 @contextmanager
@@ -155,16 +146,15 @@ def begin(start, network, config, recorder, size):
     return position
 
 
-def compile_functions(network, recorder, batch, apart):
-    """Compile before training begins, and say so: the first time it takes a while.
+def compile_functions(network, recorder, batch, names):
+    """Compile the functions of these names before training begins, and say so: the first time it takes a while.
 
     batch  images of a step
-    apart  whether the gradients are computed by one function and applied by another
     """
     recorder.log("compiling the network (up to a minute the first time on a machine, seconds from then on) ...")
     began = time.perf_counter()
     with collector_paused():
-        network.compile_all(apart, batch)
+        network.compile_all(names, batch)
     recorder.log(f"compiled in {time.perf_counter() - began:.1f} s")
 
 

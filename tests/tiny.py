@@ -8,6 +8,7 @@ from alexnet import config, hkl
 from alexnet.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
 from alexnet.models import MODELS
 from multigpu import worker
+from multigpu.partners import Partners
 
 
 class Tiny(Sequential):
@@ -73,5 +74,5 @@ class Line:
 
 def run(data, output, line=None, **changes):
     """Train in this process; returns the run's folder."""
-    worker.work(settings(data, output, **changes), 0, 1, "cpu", line or Line(), {})
+    worker.work(settings(data, output, **changes), "cpu", line or Line(), Partners(0, {}))
     return Path(output) / changes.get("run_name", "run")

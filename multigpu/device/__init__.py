@@ -44,7 +44,7 @@ def open_device(name, on_host=True):
     By name, so that only a run on a GPU imports PyCUDA.  Raises DeviceError, with the cure, for what is not there.
     """
     if name == "cpu":
-        return import_module("multigpu.device.host").HostDevice(copies=not on_host)
+        return import_module("multigpu.device.host").HostDevice(on_host)
     number = number_of(name)
     home = cuda_home(name)
     if not on_host and (obstacle := why_no_jax()):

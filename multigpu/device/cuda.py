@@ -104,7 +104,7 @@ class CudaDevice:
 
     def __init__(self, number, on_host=True):
         self.name = f"cuda{number}"
-        self._number, self._on_host = number, on_host
+        self._number, self.on_host = number, on_host
         self._gpu = find(number)
         try:
             self._context = self._gpu.retain_primary_context()
@@ -170,7 +170,7 @@ class CudaDevice:
 
     def array(self, buffer, shape, dtype):
         """CudaBuffer.array."""
-        if not self._on_host:
+        if not self.on_host:
             self.synchronise()
             return jax_array(self._jax_device, buffer, shape, dtype)
         array = np.empty(shape, dtype)
@@ -211,7 +211,7 @@ class CudaDevice:
         """The float32 arrays of `shapes` that lie end to end in the buffer, as copies that are made on return."""
         n = sum(map(prod, shapes))
         flat = self.array(buffer, (n,), np.float32)
-        return split(flat, shapes) if self._on_host else jax_split(flat, shapes)
+        return split(flat, shapes) if self.on_host else jax_split(flat, shapes)
 
     def copy(self, destination, source):
         """Copy all bytes of buffer `source` to buffer `destination`, of the same size, on this GPU or another."""

@@ -61,13 +61,13 @@ class HostBuffer:
 class HostDevice:
     """Shared memory of this machine, with the verbs of multigpu.device.
 
-    copies  True: unpack() copies, for an engine that takes an array to be its own; False: it hands out views
+    on_host  whether the engine computes with NumPy arrays: unpack() then hands out views, else copies
     """
 
     name = "cpu"
 
-    def __init__(self, copies=False):
-        self._copies = copies
+    def __init__(self, on_host=True):
+        self.on_host = on_host
         self._buffers = []
 
     def allocate(self, nbytes):
@@ -129,7 +129,7 @@ class HostDevice:
         flat = buffer.array((sum(map(prod, shapes)),), np.float32)
         pieces = np.split(flat, np.cumsum([prod(shape) for shape in shapes])[:-1])
         arrays = [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
-        return [array.copy() for array in arrays] if self._copies else arrays
+        return arrays if self.on_host else [array.copy() for array in arrays]
 
     def copy(self, destination, source):
         """Copy all bytes of buffer `source` to buffer `destination`, of the same size; done on return."""

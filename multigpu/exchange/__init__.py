@@ -1,78 +1,76 @@
-"""Exchange: after a step all workers hold the same weights and velocities, to the bit.
+"""Strategies: how the workers' arrays become their mean; when, and with whom, is a rule's: multigpu.rules.
 
-What the training loop sees of it:
+    peer             each worker reads and writes the others' memory itself; one machine       peer.py
+    ar, allreduce    MPI's own Allreduce                                                      allreduce.py
+    asa32, asa16     all to all, sum on the owner of a piece, all gather                      asa.py
+    copper, copper16 a binary tree                                                            copper.py
+    nccl32, nccl16   NCCL's allreduce on the GPUs                                             nccl.py
 
-    with exchange:                               on an error nobody is waited for; else as close()
-        cost, error = exchange.step(*images, labels, rate=rate)
-                                                 the computation: with the update, or up to the gradients
-        cost, error, stop = exchange.after_step(step, cost, error, rate, stop, last)
-                                                 called by every worker after each step
-        sums, stop = exchange.total(values, stop)
-                                                 called by every worker, as after its part of the validation
-        exchange.close()                         tells the others, then lets go of their memory, then of its own
+All but peer move arrays between ranks of an MPI job; names that end in 16 have float16 on the wire.
+A strategy is a file, or a class of one, and a line in EXCHANGES.  connect(...) of its line makes the Strategy that a
+rule is handed:
 
-Alone (alone.py) is a single worker's; connect of a module in EXCHANGES makes that of several:
+    connect(config, device, partners, shapes, warn, step=0) -> Strategy
 
-    connect(config, network, device, partners, warn, step=0) -> Exchange
-
-config    what all workers must have alike is checked here; exchange_what and average_every say what is exchanged, when
-network   alexnet.compile.Network, its state settled: initial weights, or those of the checkpoint
-device    of multigpu.device, open; it outlives the exchange
-partners  multigpu.exchange.partners.Partners
+device    of multigpu.device, open     partners  multigpu.partners.Partners, or multigpu.mpi's
+shapes    of the float32 arrays that are exchanged, alike in all workers
 warn      (sentence) -> None, called at rank 0 alone
-step      steps done before
-Raises ConfigError where the workers do not belong together; PartnerDied, OutOfStep; DeviceError.
+Raises ConfigError for what cannot be, DeviceError.
 """
 
+import difflib
+import pkgutil
 from abc import ABC, abstractmethod
-from typing import NamedTuple
 
-# pkgutil.resolve_name() loads one; a single worker needs none
-EXCHANGES = {"peer": "multigpu.exchange.peer:connect"}
+from alexnet.config import ConfigError
+
+EXCHANGES = {
+    "peer": "multigpu.exchange.peer:connect",
+    "ar": "multigpu.exchange.allreduce:connect",
+    "allreduce": "multigpu.exchange.allreduce:connect",
+    "asa32": "multigpu.exchange.asa:connect32",
+    "asa16": "multigpu.exchange.asa:connect16",
+    "copper": "multigpu.exchange.copper:connect32",
+    "copper16": "multigpu.exchange.copper:connect16",
+    "nccl32": "multigpu.exchange.nccl:connect32",
+    "nccl16": "multigpu.exchange.nccl:connect16",
+}
+BETWEEN_HOSTS = "asa32"                          # what auto means where not all workers share a machine
 
 
-class Agreed(NamedTuple):
-    """What the workers know together after a step: means of cost and error, and whether any of them has to stop."""
+class Strategy(ABC):
+    """A flat buffer in each worker, and the way in which all of them become their mean.
 
-    cost: float
-    error: float
-    stop: bool
-
-
-class Exchange(ABC):
-    """What the training loop is handed."""
+    device  that the buffer lies on
+    flat    multigpu.exchange.flat.Flat
+    """
 
     @abstractmethod
-    def step(self, *inputs, rate):
-        """Compute a step on this worker's batch; returns its cost and error.
+    def average(self, step):
+        """Replace the buffers of all workers by their mean, alike to the bit; every worker calls it.
 
-        inputs  (*images, labels)
-        rate    float32, the learning rate
+        Nobody's buffer may be under way when the last of them calls it.  Raises PartnerDied, OutOfStep.
         """
-
-    @abstractmethod
-    def after_step(self, step, cost, error, rate, stop, last):
-        """Make all workers alike again; returns Agreed.
-
-        step   counts from 1 and goes on in a run that is resumed
-        rate   the learning rate of the update
-        stop   whether this worker has been asked to stop
-        last   whether all must be alike after this step whatever average_every says: an epoch's end, a checkpoint
-        With average_every a step in between is not waited for; then cost and error are this worker's, stop is False.
-        Raises PartnerDied, OutOfStep.
-        """
-
-    @abstractmethod
-    def total(self, values, stop):
-        """(float64 array of the values, each summed over all workers, whether any of them has to stop)."""
 
     @abstractmethod
     def close(self):
-        """Let go of everything, in the order that CUDA needs: of the others' memory before they free it."""
+        """Let go of the others' memory, then free one's own; every worker calls it."""
 
-    def __enter__(self):
-        return self
 
-    def __exit__(self, kind, error, traceback):
-        if kind is None:
-            self.close()
+def strategy_of(config, partners):
+    """The connect() of the settings' strategy; raises ConfigError for one that is not there, or cannot be here."""
+    name = config.exchange
+    if name == "auto":
+        name = "peer" if partners.on_one_host else BETWEEN_HOSTS
+    if name not in EXCHANGES:
+        close = difflib.get_close_matches(name, EXCHANGES, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are auto, {', '.join(EXCHANGES)}"
+        raise ConfigError(f"exchange: there is no strategy {name!r}; {hint}")
+    if name == "peer" and not partners.on_one_host:
+        raise ConfigError(f"exchange=peer needs all workers on one machine; exchange={BETWEEN_HOSTS} does not")
+    if name != "peer" and not partners.over_mpi:
+        raise ConfigError(
+            f"exchange={name} moves arrays over MPI, so the workers have to be started by it: "
+            f"mpiexec -n {partners.size} python -m mpi4py train.py ... exchange={name}"
+        )
+    return pkgutil.resolve_name(EXCHANGES[name])

@@ -21,77 +21,36 @@ averaged and handed out piece by piece within the cache (HostDevice.mean), which
 Source: Ding et al. 2014, sections 2.2 and 4.3, figure 2.
 """
 
-import os
-
-import numpy as np
-
 from alexnet.config import ConfigError
 from multigpu.device import MOST_SOURCES, DeviceError
 from multigpu.device.host import HostDevice
-from multigpu.exchange import Agreed, Exchange
+from multigpu.exchange import Strategy
 from multigpu.exchange.flat import Flat
-from multigpu.exchange.partners import Closed, Done, Export, Hello, Reach, Ready, Totals
+from multigpu.partners import Closed, Done, Export, On, Reach
 
-# settings that are a worker's own
-OWN = {"rank", "device", "devices", "threads", "tiles", "run_name", "resume_train", "print_freq"}
 UNIT = 256                                       # bytes: slices begin at multiples of it
 
 
-def connect(config, network, device, partners, warn, step=0):
-    """The exchange of this worker with its partners, as multigpu.exchange says; all of them call it.
+def connect(config, device, partners, shapes, warn, step=0):
+    """The Peer of this worker with its partners, as multigpu.exchange says; all of them call it.
 
     Where any worker cannot reach another's memory, all exchange through the host's, and rank 0 warns once.
     """
     if partners.size > MOST_SOURCES:
         raise ConfigError(f"exchange=peer takes up to {MOST_SOURCES} workers, got {partners.size}")
-    devices = greet(config, network, device, partners, step)
-    gradients = config.exchange_what == "gradients"
-    variables = network.gradients if gradients else network.parameters_and_velocities
-    shapes = [np.shape(variable.get_value(borrow=True)) for variable in variables]
-    mesh, obstacle = open_mesh(device, partners, shapes, step, devices)
+    mesh, obstacle = open_mesh(device, partners, shapes, step)
     if obstacle:
         if partners.rank == 0:
             warn(f"{obstacle}; the workers exchange through the host's memory instead, which is slower")
-        host = HostDevice(copies=not network.computes_on_host)
-        mesh, obstacle = open_mesh(host, partners, shapes, step, [host.name] * partners.size)
+        mesh, obstacle = open_mesh(HostDevice(device.on_host), partners, shapes, step)
     if obstacle:
         raise DeviceError(obstacle)
-    kind = Pair if partners.size == 2 and mesh.device.name != "cpu" else Slices
-    return Peer(network, variables, gradients, config.average_every, mesh, kind)
+    return Peer(mesh, Pair if partners.size == 2 and mesh.device.name != "cpu" else Slices)
 
 
-def greet(config, network, device, partners, step):
-    """Say Hello; returns the names of all workers' devices, in the order of ranks.
-
-    Raises ConfigError where settings or weights differ, OutOfStep where the number of steps done does.
-    """
-    settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in OWN}
-    alike = [*network.frozen, *network.parameters_and_velocities]
-    weights = {v.name: checksum(v.get_value(borrow=True)) for v in alike}
-    hellos = partners.meet(Hello(step, device.name, os.getpid(), settings, weights))
-    first = hellos[0]
-    for rank, hello in enumerate(hellos):
-        partners.name(rank, hello.pid)
-        for name, value in hello.settings.items():
-            if value != first.settings[name]:
-                raise ConfigError(
-                    f"workers 0 and {rank} differ in {name}: {first.settings[name]} and {value}; give both the same"
-                )
-        for name, value in hello.weights.items():
-            if value != first.weights.get(name):
-                raise ConfigError(
-                    f"workers 0 and {rank} begin with different {name}; start both anew, or from one checkpoint"
-                )
-    return [hello.device for hello in hellos]
-
-
-def checksum(array):
-    """The sum of a float32 array's bits as words of 32, modulo 2**32."""
-    return int(np.asarray(array).view(np.uint32).sum(dtype=np.uint32))
-
-
-def open_mesh(device, partners, shapes, step, devices):
+def open_mesh(device, partners, shapes, step):
     """(a Mesh on the device, None), or (None, the sentence why there can be none); alike in all workers."""
+    devices = [on.device for on in partners.meet(On(step, device.name))]
     obstacle = agree(partners, step, next(filter(None, map(device.can_reach, devices)), None))
     if obstacle:
         return None, obstacle
@@ -157,42 +116,18 @@ def share(nbytes, rank, size):
     return first, end - first
 
 
-class Peer(Exchange):
-    """What the training loop is handed; made by connect().
+class Peer(Strategy):
+    """What a rule is handed; made by connect().
 
-    variables  shared variables of the network that are exchanged, in the order of the flat buffer
-    gradients  whether these are gradients, which are applied afterwards
-    every      steps from one exchange to the next
-    mesh       the Mesh that their values go through        kind   Pair or Slices
+    mesh  the Mesh that the values go through        kind   Pair or Slices
     """
 
-    def __init__(self, network, variables, gradients, every, mesh, kind):
-        self._network, self._variables = network, variables
-        self._gradients, self._every = gradients, every
-        self._mesh, self._partners, self._totals = mesh, mesh.partners, 0
-        self._strategy = kind(mesh.device, mesh.partners, mesh.flat.buffer, mesh.others)
+    def __init__(self, mesh, kind):
+        self.device, self.flat, self._mesh = mesh.device, mesh.flat, mesh
+        self._kind = kind(mesh.device, mesh.partners, mesh.flat.buffer, mesh.others)
 
-    def step(self, *inputs, rate):
-        return self._network.compute(*inputs) if self._gradients else self._network.train(*inputs, rate)
-
-    def after_step(self, step, cost, error, rate, stop, last):
-        cost, error = float(cost), float(error)
-        if step % self._every and not last:
-            return Agreed(cost, error, False)
-        self._mesh.flat.pack(self._variables)
-        self._mesh.device.synchronise()
-        all_ready = self._partners.meet(Ready(step, cost, error, bool(stop)))
-        self._strategy.average(step)
-        self._mesh.flat.unpack(self._variables)
-        if self._gradients:
-            self._network.apply(np.float32(rate))
-        costs, errors, stops = zip(*((ready.cost, ready.error, ready.stop) for ready in all_ready), strict=True)
-        return Agreed(sum(costs) / len(costs), sum(errors) / len(errors), any(stops))
-
-    def total(self, values, stop):
-        self._totals += 1
-        heard = self._partners.meet(Totals(self._totals, tuple(map(float, values)), bool(stop)))
-        return np.sum([totals.values for totals in heard], axis=0), any(totals.stop for totals in heard)
+    def average(self, step):
+        self._kind.average(step)
 
     def close(self):
         self._mesh.close()

@@ -11,7 +11,7 @@ from alexnet.checkpoint import CheckpointError
 from alexnet.recorder import read_records
 from alexnet.training import Diverged
 from multigpu import worker
-from multigpu.exchange.alone import Alone
+from multigpu.rules.alone import Alone
 from tests import tiny
 
 

@@ -20,12 +20,14 @@ import pytensor
 
 from alexnet.compile import Network
 from alexnet.layers import Conv, Dense, Flatten, Sequential
+from alexnet.recorder import Silent
 from alexnet.updates import momentum_sgd
 from multigpu.device import DeviceError, open_device
 from multigpu.exchange import peer
-from multigpu.exchange.alone import Alone
-from multigpu.exchange.partners import Partners
+from multigpu.partners import Partners
 from multigpu.process import CONTEXT, end, environment, pipes_between, start
+from multigpu.rules import bsp
+from multigpu.rules.alone import Alone
 from tests.tiny import settings
 
 BATCH, CLASSES, RATE = 4, 3, np.float32(0.05)
@@ -109,6 +111,13 @@ def sit(rank, pipes, control):
             control.send(result)
     except (EOFError, ConnectionError):
         return
+
+
+class Listening(Silent):
+    """A recorder that hands warnings on."""
+
+    def __init__(self, warn=print):
+        self.warn = warn
 
 
 class Watched:
@@ -199,7 +208,7 @@ def arrays_in_place(seat, steps):
     """For each step, the names of arrays that lie in the flat buffer when the network has updated them."""
     network, trained, found = make_network(), Trained([], [], [], [], Counter()), []
     with open_device("cpu") as device, join(seat, device, network, trained, {}) as exchange:
-        flat = exchange._mesh.flat.array()
+        flat = exchange._lots[0].strategy._mesh.flat.array()
         for step in range(1, steps + 1):
             cost, error = exchange.step(*made_batch(step, seat.rank, seat.size, 1), rate=RATE)
             arrays = {each.name: each.get_value(borrow=True) for each in network.parameters_and_velocities}
@@ -213,7 +222,7 @@ def join(seat, device, network, trained, changes):
     if seat.size == 1:
         return Alone(network)
     config = settings("none", "none", **changes)
-    return peer.connect(config, network, device, watched(seat, trained.sent), trained.warnings.append)
+    return bsp.connect(config, network, device, watched(seat, trained.sent), Listening(trained.warnings.append))
 
 
 def make_network(engine="cpu"):
@@ -237,7 +246,7 @@ def made_batch(step, rank, size, parts):
 class Numbers:
     """A network's double: its variables hold numbers made from the step and the rank."""
 
-    computes_on_host, frozen = True, ()
+    computes_on_host, frozen, learning = True, (), ()
 
     def __init__(self):
         self.parameters_and_velocities = [
@@ -281,7 +290,7 @@ def exchange_numbers(seat, devices, steps, kind=None, slow=None, lame=None, skip
         if lame and seat.rank == lame[0]:
             refuse(device, lame[1])
         config = settings("none", "none", **(changes or {}))
-        with peer.connect(config, network, device, watched(seat, sent), warnings.append) as exchange:
+        with bsp.connect(config, network, device, watched(seat, sent), Listening(warnings.append)) as exchange:
             for step in range(1, steps + 1):
                 if step == (skip or {}).get(seat.rank):
                     continue
@@ -314,7 +323,7 @@ def sum_up(seat, values, stops):
     """exchange.total() twice."""
     with open_device("cpu") as device:
         config = settings("none", "none")
-        with peer.connect(config, Numbers(), device, watched(seat, Counter()), print) as exchange:
+        with bsp.connect(config, Numbers(), device, watched(seat, Counter()), Listening()) as exchange:
             first = exchange.total(values[seat.rank], False)
             return *first, *exchange.total(np.ones(2), stops[seat.rank])
 
@@ -325,16 +334,17 @@ def greet(seat, changes, steps, weight):
     network.set(0, weight[seat.rank])
     with open_device("cpu") as device:
         config = settings("none", "none", **changes[seat.rank])
-        peer.connect(config, network, device, watched(seat, Counter()), print, steps[seat.rank]).close()
+        bsp.connect(config, network, device, watched(seat, Counter()), Listening(), steps[seat.rank]).close()
         return "done"
 
 
 def close_in_order(seat, folder):
     """Close an exchange; the names of those who had not yet let go of this worker's buffer when it was freed."""
     with open_device("cpu") as device:
-        exchange = peer.connect(settings("none", "none"), Numbers(), device, watched(seat, Counter()), print)
-        late, own = [], exchange._mesh.flat.buffer
-        for other, buffer in exchange._mesh.others.items():
+        exchange = bsp.connect(settings("none", "none"), Numbers(), device, watched(seat, Counter()), Listening())
+        late, mesh = [], exchange._lots[0].strategy._mesh
+        own = mesh.flat.buffer
+        for other, buffer in mesh.others.items():
             mark, let_go = folder / f"{seat.rank} let go of {other}", buffer.close
             buffer.close = lambda mark=mark, let_go=let_go: (time.sleep(0.1), mark.touch(), let_go())
         free, marks = own.close, [folder / f"{other} let go of {seat.rank}" for other in seat.pipes]
@@ -349,7 +359,7 @@ def die(seat, message):
     pipes = {other: Mortal(pipe, left) for other, pipe in seat.pipes.items()} if seat.rank == 1 else seat.pipes
     network = Numbers()
     with open_device("cpu") as device:
-        exchange = peer.connect(settings("none", "none"), network, device, Partners(seat.rank, pipes), print)
+        exchange = bsp.connect(settings("none", "none"), network, device, Partners(seat.rank, pipes), Listening())
         for step in (1, 2):
             network.set(step, seat.rank)
             exchange.after_step(step, 0.0, 0.0, RATE, False, False)

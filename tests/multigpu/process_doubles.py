@@ -16,9 +16,9 @@ import numpy as np
 
 from alexnet.config import ConfigError
 from alexnet.data import DataError, Request, Segment
-from multigpu.exchange.partners import PartnerDied
 from multigpu.launch import launch
 from multigpu.loader import ParallelBatches
+from multigpu.partners import PartnerDied
 
 SHAPE = (3, 4, 4, 8)
 BAD = 1000                                       # a request that starts here cannot be read
@@ -57,9 +57,9 @@ class ZeroReader:
         out[...] = 0
 
 
-def train(config, rank, size, device, control, pipes):
+def train(config, device, control, partners):
     """A worker that reads and computes for ever, or for `steps`: marks each step, and its end, in the folder."""
-    folder = Path(config.folder)
+    folder, rank, size = Path(config.folder), partners.rank, partners.size
     log = folder / f"reads{rank}"
     with ParallelBatches((config.reading, log), SHAPE, "uint8", make_reader=Reader, on_death=control.report) as batches:
         mark(folder / f"pids{rank}", {"worker": os.getpid(), "loader": batches.loader_pid, "device": device,
@@ -82,26 +82,26 @@ def compute(seconds):
         ctypes.CDLL(None).usleep(int(left * 1e6))
 
 
-def never_stop(config, rank, size, device, control, pipes):
+def never_stop(config, device, control, partners):
     """A worker that hears no order."""
-    mark(Path(config.folder) / f"computing{rank}", 0)
+    mark(Path(config.folder) / f"computing{partners.rank}", 0)
     compute(60)
 
 
-def fail(config, rank, size, device, control, pipes):
+def fail(config, device, control, partners):
     """Worker 1 of two, or the only one, fails as config.error says; the other goes on computing."""
-    if rank < size - 1:
-        return never_stop(config, rank, size, device, control, pipes)
+    if partners.rank < partners.size - 1:
+        return never_stop(config, device, control, partners)
     errors = {"config": ConfigError, "data": DataError, "bug": ZeroDivisionError}
     raise errors[config.error](f"the {config.error} is wrong")
 
 
-def miss_partner(config, rank, size, device, control, pipes):
+def miss_partner(config, device, control, partners):
     """Worker 0 misses worker 1, which fails as config.error says a moment later, or computes on if it says nothing.
 
     config.error "own": worker 0 itself has a reason, which it tells after it has missed worker 1.
     """
-    if rank == 0:
+    if partners.rank == 0:
         control.report("worker 1 has died", follows=True)
         compute(0.3)
         if config.error == "own":
@@ -110,11 +110,12 @@ def miss_partner(config, rank, size, device, control, pipes):
     if config.error == "own":
         compute(60)
     compute(0.3)
-    fail(config, rank, size, device, control, pipes) if config.error else compute(60)
+    fail(config, device, control, partners) if config.error else compute(60)
 
 
-def leave_partner(config, rank, size, device, control, pipes):
+def leave_partner(config, device, control, partners):
     """All workers but the first end at once and well; it waits until it knows, and marks who has left it a word."""
+    rank, size, pipes = partners.rank, partners.size, partners._pipes
     if rank == 0:
         for other, pipe in pipes.items():
             mark(Path(config.folder) / f"heard{other}", pipe.recv())

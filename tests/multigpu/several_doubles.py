@@ -16,11 +16,9 @@ from alexnet.data import Dataset, Split
 from alexnet.recorder import Silent
 from alexnet.training import Position, Run, train
 from multigpu.device import open_device
-from multigpu.exchange.partners import Partners
-from multigpu.exchange.peer import connect
 from multigpu.launch import launch
 from multigpu.loader import ParallelBatches
-from multigpu.process import Watch
+from multigpu.rules.bsp import connect
 from tests.multigpu.process_doubles import mark
 from train import load_settings, with_run
 
@@ -85,7 +83,7 @@ class Variable:
 class Network:
     """A network that computes nothing, at points."""
 
-    computes_on_host, frozen, model = True, (), SimpleNamespace(image_size=4)
+    computes_on_host, frozen, learning, model = True, (), (), SimpleNamespace(image_size=4)
 
     def __init__(self, points):
         self.points, self.parameters_and_velocities = points, [Variable()]
@@ -101,18 +99,17 @@ class Network:
         return 1.0, 0.5, 0.5
 
 
-def work(config, rank, size, device, control, pipes):
+def work(config, device, control, partners):
     """multigpu.worker.work without files, PyTensor, and anything to see."""
-    folder = Path(config.output)
+    folder, rank, size = Path(config.output), partners.rank, partners.size
     points = Points(folder, rank, control.stop_requested)
     mark(folder / f"worker{rank}", os.getpid())
     points.reach("starting")
     split = Split((Path("none"),), np.array([STEPS * size * config.batch_size]), np.zeros(1), rank, size)
     split = split._replace(labels=np.zeros(split.counts[0], np.int32))
-    partners = Partners(rank, pipes)
     reader = folder, rank
     with (
-        Watch(pipes, lambda other: control.report(f"worker {other} has died", follows=True)) as watch,
+        partners.watch(lambda other: control.report(f"worker {other} has died", follows=True)) as watch,
         open_device("cpu") as device,
         ParallelBatches(reader, (3, 4, 4, config.batch_size), "uint8", make_reader=Reader, device=device,
                         on_death=control.report) as batches,
@@ -120,9 +117,9 @@ def work(config, rank, size, device, control, pipes):
         mark(folder / f"loader{rank}", batches.loader_pid)
         points.reach("connecting")
         network = Network(points)
-        exchange = connect(config, network, device, partners, print)
+        exchange = connect(config, network, device, partners, Silent(rank))
         points.around(exchange, "after_step", "before Ready", "after the exchange")
-        points.around(exchange._strategy, "average", "between Ready and Done", "after Done")
+        points.around(exchange._lots[0].strategy, "average", "between Ready and Done", "after Done")
         points.around(exchange, "total", "before the sums")
         points.around(exchange, "close", before="closing")
         data = Dataset(Path("none"), split, split, np.zeros((3, 4, 4), np.float32), None, 2)

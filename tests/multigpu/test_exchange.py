@@ -7,10 +7,10 @@ import pytest
 
 from alexnet.config import ConfigError
 from alexnet.dispatch.cpu import build
-from multigpu.exchange import Exchange
-from multigpu.exchange.partners import Done, OutOfStep, PartnerDied, Partners, Ready
 from multigpu.exchange.peer import connect
+from multigpu.partners import Done, OutOfStep, PartnerDied, Partners, Ready
 from multigpu.process import CONTEXT
+from multigpu.rules import Exchange
 from tests.multigpu import exchange_doubles as doubles
 from tests.multigpu.exchange_doubles import Seat, Team
 
@@ -267,7 +267,7 @@ def test_settings_of_a_worker_alone_may_differ(team):
 def test_more_workers_than_a_mean_takes_are_refused():
     partners = Partners(0, dict.fromkeys(range(1, 17)))
     with pytest.raises(ConfigError, match="exchange=peer takes up to 16 workers, got 17"):
-        connect(None, None, None, partners, print)
+        connect(None, None, partners, [(5,)], print)
 
 
 # ---- the end

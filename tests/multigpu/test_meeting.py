@@ -9,9 +9,9 @@ from multiprocessing import connection
 import pytest
 
 from alexnet.config import ConfigError, load_config
-from multigpu.exchange.partners import PartnerDied
 from multigpu.launch import Place
 from multigpu.meeting import NAME, Arrival, Stopped, meet
+from multigpu.partners import PartnerDied
 
 
 @pytest.fixture

@@ -218,7 +218,7 @@ def test_another_batch_size_is_compiled_once():
 @pytest.mark.parametrize("apart", [False, True], ids=["train", "compute and apply"])
 def test_what_is_compiled_beforehand_is_not_compiled_again(apart, caplog):
     network, (batch,) = network_of(), batches(1)
-    network.compile_all(apart=apart, batch=BATCH)
+    network.compile_all((*(("compute", "apply") if apart else ("train",)), "validate"), BATCH)
     with jax.log_compiles():
         if apart:
             network.compute(jax.device_put(batch[0], mode_of("jax").linker.device), *batch[1:-1])

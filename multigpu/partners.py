@@ -1,9 +1,11 @@
 """The other workers of a run: what is said to them, and what is heard.
 
     Hello(step, device, pid, settings, weights) who one is; all must have the same settings, weights and steps done
+    On(step, device)                            where one's flat buffer will lie
     Reach(step, sentence)                       whether all partners' memory can be had, or why not
     Export(step, handle)                        where one's flat buffer lies
     Ready(step, cost, error, stop)              my arrays of this step lie in my buffer: they may be read
+    Level(step)                                 so do the arrays that are exchanged because a stop follows
     Done(step)                                  I have read yours and written mine: you may change them
     Totals(step, values, stop)                  what I add to a sum over all workers
     Closed(step)                                I have let go of your buffer: you may free it
@@ -14,8 +16,17 @@ have lost each other say so, instead of averaging what does not belong together.
 Source: Ding et al. 2014, section 4.3 (context syncing and additional message communications).
 """
 
+import os
 from multiprocessing import connection
 from typing import Any, NamedTuple
+
+import numpy as np
+
+from alexnet.config import ConfigError
+from multigpu.process import Watch
+
+# settings that are a worker's own
+OWN = {"rank", "device", "devices", "threads", "tiles", "run_name", "resume_train", "print_freq"}
 
 
 class Hello(NamedTuple):
@@ -26,6 +37,13 @@ class Hello(NamedTuple):
     pid: int
     settings: dict
     weights: dict
+
+
+class On(NamedTuple):
+    """The name of the device that the buffers are to lie on."""
+
+    step: int
+    device: str
 
 
 class Reach(NamedTuple):
@@ -49,6 +67,12 @@ class Ready(NamedTuple):
     cost: float
     error: float
     stop: bool
+
+
+class Level(NamedTuple):
+    """The arrays that this step would have left apart lie in this worker's buffer, because all stop after it."""
+
+    step: int
 
 
 class Done(NamedTuple):
@@ -86,6 +110,8 @@ class Partners:
     pipes  {rank: Connection} to each of the others, which holds the only other end
     """
 
+    over_mpi, on_one_host = False, True
+
     def __init__(self, rank, pipes):
         self.rank, self.size = rank, len(pipes) + 1
         self._pipes = pipes
@@ -118,6 +144,10 @@ class Partners:
         heard = self.hear(type(message), message.step) | {self.rank: message}
         return [heard[rank] for rank in range(self.size)]
 
+    def watch(self, on_death):
+        """A context, with close(), in which on_death(rank) is called, from a thread, as soon as a partner is gone."""
+        return Watch(self._pipes, on_death)
+
     def name(self, other, pid):
         """Say a partner's process, too, where a sentence names it."""
         self._names[other] = f"worker {other} (pid {pid})"
@@ -136,3 +166,32 @@ class Partners:
 
     def _died(self, other):
         return PartnerDied(f"{self._names[other]} has died; worker {self.rank} cannot go on without it")
+
+
+def greet(config, network, device, partners, step):
+    """Say Hello, and hear it from all; every worker calls it.
+
+    Raises ConfigError where settings or weights differ, OutOfStep where the number of steps done does.
+    """
+    settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in OWN}
+    alike = [*network.frozen, *network.parameters_and_velocities]
+    weights = {v.name: checksum(v.get_value(borrow=True)) for v in alike}
+    hellos = partners.meet(Hello(step, device.name, os.getpid(), settings, weights))
+    first = hellos[0]
+    for rank, hello in enumerate(hellos):
+        partners.name(rank, hello.pid)
+        for name, value in hello.settings.items():
+            if value != first.settings[name]:
+                raise ConfigError(
+                    f"workers 0 and {rank} differ in {name}: {first.settings[name]} and {value}; give both the same"
+                )
+        for name, value in hello.weights.items():
+            if value != first.weights.get(name):
+                raise ConfigError(
+                    f"workers 0 and {rank} begin with different {name}; start both anew, or from one checkpoint"
+                )
+
+
+def checksum(array):
+    """The sum of a float32 array's bits as words of 32, modulo 2**32."""
+    return int(np.asarray(array).view(np.uint32).sum(dtype=np.uint32))

@@ -1,0 +1,55 @@
+"""The other ranks of an MPI job, and the line to them; the only user of mpi4py.
+
+Importing this file initialises MPI, so it is imported by name, and only in a process that MPI has started.
+
+The small things that ranks say to each other are the messages of multigpu.partners; arrays go by `comm`, an mpi4py
+communicator of the training's own.
+"""
+
+import socket
+
+from mpi4py import MPI
+
+from multigpu.partners import OutOfStep
+
+__all__ = ["MPI", "MpiPartners"]
+
+
+class MpiPartners:
+    """What multigpu.partners.Partners is, where the workers are the ranks of an MPI communicator.
+
+    comm   arrays may be sent over it, from the main thread
+    hosts  the name of each rank's machine
+    """
+
+    over_mpi = True
+
+    def __init__(self, comm=None):
+        comm = MPI.COMM_WORLD if comm is None else comm
+        self.comm, self._talk = comm.Dup(), comm.Dup()           # what is said and what is moved cannot meet
+        self.rank, self.size = comm.rank, comm.size
+        near = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self.on_one_host = near.size == comm.size
+        self.local_rank, self.local_size = near.rank, near.size  # among those of this machine
+        near.Free()
+        self.hosts = comm.allgather(socket.gethostname())
+        self._names = [f"rank {rank}" for rank in range(self.size)]
+
+    def meet(self, message):
+        """Tell a message to all and hear all of its kind and step, one's own among them: a list, by rank.
+
+        Raises OutOfStep for a message of another kind or step.
+        """
+        heard = self._talk.allgather(message)
+        for other, each in enumerate(heard):
+            if type(each) is not type(message) or each.step != message.step:
+                raise OutOfStep(
+                    f"{self._names[other]} says {type(each).__name__} of step {each.step}, rank {self.rank} waits for "
+                    f"{type(message).__name__} of step {message.step}: their runs have parted; start all anew from one "
+                    "checkpoint"
+                )
+        return heard
+
+    def name(self, other, pid):
+        """Say a partner's process, too, where a sentence names it."""
+        self._names[other] = f"rank {other} (pid {pid} on {self.hosts[other]})"

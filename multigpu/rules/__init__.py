@@ -1,0 +1,166 @@
+"""Rules: when workers exchange, and with whom; how the bytes move is a strategy's, multigpu.exchange.
+
+    bsp     after each step, everybody with everybody: all hold the same weights      multigpu/rules/bsp.py
+    easgd   every tau steps each worker with a server, which holds a centre            multigpu/rules/easgd.py
+    gosgd   now and then one worker with another, at random                            multigpu/rules/gosgd.py
+    alone   the rule of a single worker                                                multigpu/rules/alone.py
+
+A rule is a file, with its equations as pure functions, and a line in RULES.  connect(...) of its module makes the
+Exchange that the training loop is handed:
+
+    connect(config, network, device, partners, recorder, step=0) -> Exchange
+
+config    what all workers must have alike is checked here
+network   alexnet.compile.Network, its state settled: initial weights, or those of the checkpoint
+device    of multigpu.device, open; it outlives the exchange
+partners  multigpu.partners.Partners, or multigpu.mpi's in an MPI job
+recorder  alexnet.recorder.Recorder, or Silent: warn(sentence), told at rank 0 alone, and time(section)
+step      steps done before
+Raises ConfigError where the workers do not belong together; PartnerDied, OutOfStep; DeviceError.
+
+What the training loop sees of an Exchange:
+
+    with exchange:                               on an error nobody is waited for; else as close()
+        position = exchange.run(run, position)   the whole of this rank's part: training, or serving those who train
+        cost, error = exchange.step(*images, labels, rate=rate)
+                                                 the computation: with the update, or up to the gradients
+        cost, error, stop = exchange.after_step(step, cost, error, rate, stop, last)
+                                                 called by every worker after each step; counts its own time
+        with exchange.consensus():               around validation, and around saving
+        sums, stop = exchange.total(values, stop)
+                                                 called by every worker, as after its part of the validation
+        exchange.close()                         tells the others, then lets go of their memory, then of its own
+"""
+
+import difflib
+from abc import ABC, abstractmethod
+from contextlib import nullcontext
+from typing import NamedTuple
+
+from alexnet.config import ConfigError
+from alexnet.training import train
+
+
+class Rule(NamedTuple):
+    """Where a rule lies, by name so that only a run that follows it imports it.
+
+    served  whether rank 0 trains not, but serves those who do: then the workers are the ranks from 1 on
+    """
+
+    connect: str
+    served: bool = False
+
+
+RULES = {
+    "bsp": Rule("multigpu.rules.bsp:connect"),
+    "easgd": Rule("multigpu.rules.easgd:connect", served=True),
+    "gosgd": Rule("multigpu.rules.gosgd:connect"),
+}
+ALONE = Rule("multigpu.rules.alone:connect")
+
+
+class Part(NamedTuple):
+    """What of a job a rank does.
+
+    worker, workers  which of the workers it is, of how many: the shard of the training images, and the seed of its
+                     random streams; the server is None
+    validates        (rank, size): its share of the validation images
+    functions        of the Network, that it calls
+    """
+
+    worker: int | None
+    workers: int
+    validates: tuple[int, int]
+    functions: tuple[str, ...]
+
+
+class Agreed(NamedTuple):
+    """What the workers know together after a step: means of cost and error, and whether any of them has to stop."""
+
+    cost: float
+    error: float
+    stop: bool
+
+
+def rule_of(config, size):
+    """The Rule of the settings for so many ranks; raises ConfigError for one that is not there, or cannot be."""
+    if config.rule not in RULES:
+        close = difflib.get_close_matches(config.rule, RULES, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(RULES)}"
+        raise ConfigError(f"rule: there is no rule {config.rule!r}; {hint}")
+    rule = RULES[config.rule]
+    if rule.served and size < 2:
+        raise ConfigError(f"rule={config.rule} needs a server and at least one worker, so 2 ranks or more, got {size}")
+    return ALONE if size == 1 else rule
+
+
+def part_of(config, partners):
+    """The Part of a rank among its partners."""
+    rank, size = partners.rank, partners.size
+    rule = rule_of(config, size)
+    if not rule.served:
+        apart = rule is not ALONE and config.rule == "bsp" and exchanged(config, partners) == "gradients"
+        step = ("compute", "apply") if apart else ("train",)
+        return Part(rank, size, (rank, size), (*step, "validate"))
+    if rank == 0:
+        return Part(None, size - 1, (0, 1), ("validate",))
+    return Part(rank - 1, size - 1, (0, 1), ("train",))
+
+
+def exchanged(config, partners):
+    """What rule bsp exchanges, settled: weights_and_momentum, weights or gradients."""
+    if config.exchange_what != "auto":
+        return config.exchange_what
+    if config.sync == "cdd":
+        return "gradients"
+    return "weights" if partners.over_mpi else "weights_and_momentum"
+
+
+class Exchange(ABC):
+    """What the training loop is handed."""
+
+    def run(self, run, position):
+        """Do this rank's part of the whole training, an alexnet.training.Run; returns the Position where it ended."""
+        return train(run, position)
+
+    @abstractmethod
+    def step(self, *inputs, rate):
+        """Compute a step on this worker's batch; returns its cost and error.
+
+        inputs  (*images, labels)
+        rate    float32, the learning rate
+        """
+
+    @abstractmethod
+    def after_step(self, step, cost, error, rate, stop, last):
+        """Exchange with the others, if the rule says so; returns Agreed.
+
+        step   counts from 1 and goes on in a run that is resumed
+        rate   the learning rate of the update
+        stop   whether this worker has been asked to stop
+        last   whether something follows that concerns all: an epoch's end, a checkpoint
+        A step that nobody is waited for has this worker's cost and error, and stop False.
+        What waiting for others takes counts as sync, the rest as comm.  Raises PartnerDied, OutOfStep.
+        """
+
+    def consensus(self):
+        """A context in which the network holds what stands for all workers: what is validated, and saved.
+
+        All workers enter it after the same step.  Most rules have nothing to do: after the `last` step all are alike.
+        """
+        return nullcontext()
+
+    @abstractmethod
+    def total(self, values, stop):
+        """(float64 array of the values, each summed over all workers, whether any of them has to stop)."""
+
+    @abstractmethod
+    def close(self):
+        """Let go of everything, in the order that CUDA needs: of the others' memory before they free it."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if kind is None:
+            self.close()

@@ -1,0 +1,127 @@
+"""Bulk synchronous parallel: after each step every worker exchanges with every other, and all hold the same weights.
+
+With N workers, momentum mu, rates lr_p and weight decay eta, on the gradients g_i of worker i's batch:
+
+    avg   v_i <- mu v_i - lr_p (g_i + eta w),  w_i <- w + v_i,  then  w <- (1/N) sum of w_i
+    cdd   v_i <- mu v_i - lr_p (g_i + eta w),  V = sum of v_i,  then  w <- w + V
+
+What is exchanged for it (exchange_what):
+
+    weights_and_momentum   avg, where v <- (1/N) sum of v_i, too.  Source: Ding et al. 2014, section 2.2
+    weights                avg; the velocities stay apart.  Only their mean acts on w, and it obeys the same equation:
+                           before a checkpoint they are averaged, and it holds all of the state.  Source: Ma et al. 2016
+    gradients              either; mean of g_i, then one update.  The sum of the cdd velocities obeys
+                           V <- mu V - N lr_p (mean of g_i + eta w), so cdd is the update at N times the rate, and one
+                           flat buffer of gradients, half of weights and momentum, does for it
+
+Momentum is linear, so avg at N lr, cdd at lr, and a single worker with the N batches together at N lr are one
+trajectory, but for rounding.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from multigpu.exchange import Strategy, strategy_of
+from multigpu.partners import Level, Ready, Totals, greet
+from multigpu.rules import Agreed, Exchange, exchanged
+
+
+def connect(config, network, device, partners, recorder, step=0):
+    """The exchange of this worker with its partners, as multigpu.rules says; all of them call it."""
+    greet(config, network, device, partners, step)
+    what = exchanged(config, partners)
+    weights, velocities = weights_and_velocities(network)
+    variables = {"gradients": [network.gradients] if what == "gradients" else [],
+                 "weights": [weights, velocities], "weights_and_momentum": [weights + velocities]}[what]
+    open_strategy = strategy_of(config, partners)
+    lots = [
+        Lot(each, open_strategy(config, device, partners, shapes_of(each), recorder.warn, step))
+        for each in variables if each
+    ]
+    rates = partners.size if config.sync == "cdd" else 1
+    return Bsp(network, lots, what, partners, recorder, config.average_every, rates)
+
+
+def weights_and_velocities(network):
+    """The shared variables that training changes, in two lists."""
+    both = network.parameters_and_velocities
+    return both[: len(network.learning)], both[len(network.learning) :]
+
+
+def shapes_of(variables):
+    return [np.shape(variable.get_value(borrow=True)) for variable in variables]
+
+
+class Lot(NamedTuple):
+    """Shared variables that become their mean together, and the multigpu.exchange.Strategy with room for them."""
+
+    variables: list
+    strategy: Strategy
+
+    def pack(self):
+        self.strategy.flat.pack(self.variables)
+        self.strategy.device.synchronise()
+
+    def average(self, step):
+        self.strategy.average(step)
+        self.strategy.flat.unpack(self.variables)
+
+
+class Bsp(Exchange):
+    """What the training loop is handed; made by connect().
+
+    lots   what is exchanged: the first after each step, the others where all have to be alike
+    what   weights_and_momentum, weights or gradients
+    every  steps from one exchange to the next
+    rates  the factor of the rate: N for cdd
+    """
+
+    def __init__(self, network, lots, what, partners, recorder, every=1, rates=1):
+        self._network, self._lots, self._apart = network, lots, what == "gradients"
+        self._partners, self._recorder = partners, recorder
+        self._every, self._rates, self._totals = every, rates, 0
+
+    def step(self, *inputs, rate):
+        if self._apart:
+            return self._network.compute(*inputs)
+        return self._network.train(*inputs, rate)
+
+    def after_step(self, step, cost, error, rate, stop, last):
+        cost, error = float(cost), float(error)
+        if step % self._every and not last:
+            return Agreed(cost, error, False)
+        lots = self._lots if last else self._lots[:1]
+        with self._recorder.time("comm"):
+            for lot in lots:
+                lot.pack()
+        with self._recorder.time("sync"):
+            all_ready = self._partners.meet(Ready(step, cost, error, bool(stop)))
+        costs, errors, stops = zip(*((ready.cost, ready.error, ready.stop) for ready in all_ready), strict=True)
+        stop = any(stops)
+        with self._recorder.time("comm"):
+            for lot in lots:
+                lot.average(step)
+        if self._apart:
+            with self._recorder.time("calc"):
+                self._network.apply(np.float32(self._rates * rate))
+        if stop and not last:
+            self._level(step)
+        return Agreed(sum(costs) / len(costs), sum(errors) / len(errors), stop)
+
+    def _level(self, step):
+        """Make the rest alike, too, because a checkpoint follows that nobody knew of."""
+        with self._recorder.time("comm"):
+            for lot in self._lots[1:]:
+                lot.pack()
+                self._partners.meet(Level(step))
+                lot.average(step)
+
+    def total(self, values, stop):
+        self._totals += 1
+        heard = self._partners.meet(Totals(self._totals, tuple(map(float, values)), bool(stop)))
+        return np.sum([totals.values for totals in heard], axis=0), any(totals.stop for totals in heard)
+
+    def close(self):
+        for lot in self._lots:
+            lot.strategy.close()
