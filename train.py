@@ -8,6 +8,7 @@
     python train.py devices=cuda0,cuda1              # a worker on each of two GPUs; devices=cpu,cpu needs none
     python train.py rank=0 size=2 device=cuda0       # the same by hand: this, and rank=1 size=2 device=cuda1, with the
                                                      # same other settings in another terminal
+    mpiexec -n 4 python -m mpi4py train.py rule=bsp exchange=asa16                   # a rank of an MPI job is a worker
     python train.py --help                           # every setting, with its default, unit and source
 
 The run's folder, runs/DATE_TIME, gets the settings, the log, one JSON line and one CSV line per record, curves and
@@ -15,6 +16,7 @@ filters as PNG, and checkpoints.  Exit status: 0 done, 2 something asked for can
 1 a process died.
 """
 
+import os
 import pkgutil
 import sys
 import time
@@ -26,17 +28,31 @@ from alexnet.data import DataError
 from multigpu.launch import launch
 
 SYNTHETIC = Path("data", "synthetic")            # the set of a run without data
+JOB = "multigpu.job:run"                         # by name: mpi4py starts MPI when it is imported
+MPI_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")           # Open MPI's, and MPICH's and its kin's
 MAKE_SYNTHETIC = "preprocess.synthetic:make_synthetic"       # by name: no other run, and no worker, needs preprocess
 
 
 def main(arguments, entry="multigpu.worker:work"):
     """Run train.py with these arguments; returns the exit status.  entry is what each worker does: multigpu.launch."""
+    if started_by_mpi():
+        return pkgutil.resolve_name(JOB)(lambda: settled(arguments), entry)
     try:
-        config = with_run(with_data(load_settings(arguments)))
+        config = settled(arguments)
     except (ConfigError, DataError, CheckpointError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     return launch(config, entry)
+
+
+def started_by_mpi():
+    """Whether this process is a rank of an MPI job."""
+    return "mpi4py" in sys.modules or any(name in os.environ for name in MPI_VARIABLES)
+
+
+def settled(arguments):
+    """The Config of a run: settings, data and name."""
+    return with_run(with_data(load_settings(arguments)))
 
 
 def load_settings(arguments):

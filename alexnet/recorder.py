@@ -14,6 +14,7 @@ import time
 from collections import deque
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -26,6 +27,23 @@ FIELDS = {
     "validation": (*POSITION, "cost", "top1_error", "top5_error", "seconds", "at"),
 }
 BAR = "{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+
+
+class Lap(NamedTuple):
+    """Where a worker's time went over a lap: 5,120 images of all workers, as Theano-MPI counts.
+
+    iteration, epoch  at its end      images  of all workers in it
+    seconds           of the lap, and of each section of it
+    """
+
+    iteration: int
+    epoch: float
+    images: int
+    seconds: float
+    calc: float
+    sync: float
+    comm: float
+    wait: float
 
 
 class Recorder:
@@ -153,6 +171,13 @@ class Recorder:
         )
         self.restart()
 
+    def take_lap(self):
+        """The Lap that has just ended, once; None within one."""
+        return None
+
+    def laps(self, laps):
+        """Record a lap of the workers."""
+
     def write(self, kind, values):
         record = {"kind": kind, **finite(values), "at": now()}
         self.lines.write(json.dumps(record, allow_nan=False) + "\n")
@@ -267,6 +292,13 @@ class Silent:
         """Worker 0 records it, and so the next two."""
 
     def epoch(self, **record):
+        """See train_iteration."""
+
+    def take_lap(self):
+        """As Recorder's."""
+        return None
+
+    def laps(self, laps):
         """See train_iteration."""
 
     def truncate(self, iteration, epochs=None):

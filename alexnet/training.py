@@ -37,6 +37,7 @@ class Run(NamedTuple):
                     .step(*images, labels, rate=) -> cost, error: computes a step of this worker
                     .after_step(step, cost, error, rate, stop, last) -> Agreed, with .cost, .error and .stop: ends step
                     number `step`, and counts its own time; `last`: validation or a checkpoint follows
+                    .gather(lap) -> the Laps of the workers that are known at rank 0; [] elsewhere
                     .consensus() -> a context in which the network holds what stands for all workers
                     .total(values, stop) -> the float64 values summed over the workers, and whether any wants to stop
     recorder        alexnet.recorder.Recorder
@@ -139,6 +140,8 @@ def train_step(run, position, steps, batch, images):
         learning_rate=rate,
         images=len(batch.labels) * run.data.train.size,
     )
+    if lap := run.recorder.take_lap():
+        run.recorder.laps(run.exchange.gather(lap))
     return after, agreed.stop
 
 

@@ -50,6 +50,23 @@ class MpiPartners:
                 )
         return heard
 
+    def watch(self, on_death):
+        """A context, with close(), in which on_death(rank) is called, from a thread, as soon as a partner is gone."""
+        return Unwatched()
+
     def name(self, other, pid):
         """Say a partner's process, too, where a sentence names it."""
         self._names[other] = f"rank {other} (pid {pid} on {self.hosts[other]})"
+
+
+class Unwatched:
+    """Nobody is watched."""
+
+    def close(self):
+        """There is nothing to end."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        """See close()."""

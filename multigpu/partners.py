@@ -7,6 +7,7 @@
     Ready(step, cost, error, stop)              my arrays of this step lie in my buffer: they may be read
     Level(step)                                 so do the arrays that are exchanged because a stop follows
     Done(step)                                  I have read yours and written mine: you may change them
+    Lapped(step, lap)                           where my time went
     Totals(step, values, stop)                  what I add to a sum over all workers
     Closed(step)                                I have let go of your buffer: you may free it
 
@@ -79,6 +80,13 @@ class Done(NamedTuple):
     """What this worker reads and writes in its partners' buffers has ended."""
 
     step: int
+
+
+class Lapped(NamedTuple):
+    """An alexnet.recorder.Lap, which ended with this step."""
+
+    step: int
+    lap: Any
 
 
 class Totals(NamedTuple):

@@ -20,6 +20,7 @@ from alexnet.recorder import Recorder, Silent
 from alexnet.start import find_start
 from alexnet.training import Diverged, Run
 from multigpu.device import DeviceError, open_device
+from multigpu.exchange import strategy_of
 from multigpu.loader import ParallelBatches, SerialBatches
 from multigpu.rules import part_of, rule_of
 
@@ -43,7 +44,8 @@ def work(config, device, control, partners):
     can be known by then; Diverged when the cost is no number; LoaderDied, PartnerDied.
     """
     model, part, rank = model_class(config.model), part_of(config, partners), partners.rank
-    connect = pkgutil.resolve_name(rule_of(config, partners.size).connect)
+    connect = pkgutil.resolve_name(rule_of(config, partners).connect)
+    strategy_of(config, partners)                # refuses here what would be refused after compiling
     data = open_dataset(config.data, config.classes)
     train = data.train.shard(part.worker or 0, part.workers)
     data = data._replace(train=train, validation=data.validation.shard(*part.validates))

@@ -62,6 +62,8 @@ HOMES = {
     "onnx": tuple(f"alexnet/pretrained/onnx{part}.py" for part in ("", "_export", "_tensors", "_zoo")),
     "jax": ("alexnet/dispatch/jax", "multigpu/device/cuda.py"),
     "pycuda": ("multigpu/device/cuda.py",),
+    "mpi4py": ("multigpu/mpi.py",),
+    "nccl": ("multigpu/exchange/nccl.py",),
     # of the standard library: the C compiler, processes, and what must never be
     "subprocess": ("alexnet/dispatch/cpu",),
     "multiprocessing": ("multigpu", "preprocess/workers.py"),

@@ -26,6 +26,7 @@ What the training loop sees of an Exchange:
                                                  the computation: with the update, or up to the gradients
         cost, error, stop = exchange.after_step(step, cost, error, rate, stop, last)
                                                  called by every worker after each step; counts its own time
+        laps = exchange.gather(lap)              what rank 0 knows of where the workers' time went
         with exchange.consensus():               around validation, and around saving
         sums, stop = exchange.total(values, stop)
                                                  called by every worker, as after its part of the validation
@@ -44,19 +45,21 @@ from alexnet.training import train
 class Rule(NamedTuple):
     """Where a rule lies, by name so that only a run that follows it imports it.
 
-    served  whether rank 0 trains not, but serves those who do: then the workers are the ranks from 1 on
+    over_mpi  whether it works between the ranks of an MPI job alone
+    served    whether rank 0 does not train, but serves those who do: then the workers are the ranks from 1 on
     """
 
     connect: str
+    over_mpi: bool = True
     served: bool = False
 
 
 RULES = {
-    "bsp": Rule("multigpu.rules.bsp:connect"),
+    "bsp": Rule("multigpu.rules.bsp:connect", over_mpi=False),
     "easgd": Rule("multigpu.rules.easgd:connect", served=True),
     "gosgd": Rule("multigpu.rules.gosgd:connect"),
 }
-ALONE = Rule("multigpu.rules.alone:connect")
+ALONE = Rule("multigpu.rules.alone:connect", over_mpi=False)
 
 
 class Part(NamedTuple):
@@ -82,22 +85,27 @@ class Agreed(NamedTuple):
     stop: bool
 
 
-def rule_of(config, size):
-    """The Rule of the settings for so many ranks; raises ConfigError for one that is not there, or cannot be."""
+def rule_of(config, partners):
+    """The Rule of the settings among these partners; raises ConfigError for one that is not there, or cannot be."""
     if config.rule not in RULES:
         close = difflib.get_close_matches(config.rule, RULES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(RULES)}"
         raise ConfigError(f"rule: there is no rule {config.rule!r}; {hint}")
     rule = RULES[config.rule]
-    if rule.served and size < 2:
-        raise ConfigError(f"rule={config.rule} needs a server and at least one worker, so 2 ranks or more, got {size}")
-    return ALONE if size == 1 else rule
+    if rule.over_mpi and not partners.over_mpi:
+        raise ConfigError(
+            f"rule={config.rule} works over MPI, so the workers have to be started by it: "
+            f"mpiexec -n N python -m mpi4py train.py ... rule={config.rule}"
+        )
+    if rule.served and partners.size < 2:
+        raise ConfigError(f"rule={config.rule} needs a server and at least one worker, so 2 ranks or more, got 1")
+    return ALONE if partners.size == 1 else rule
 
 
 def part_of(config, partners):
     """The Part of a rank among its partners."""
     rank, size = partners.rank, partners.size
-    rule = rule_of(config, size)
+    rule = rule_of(config, partners)
     if not rule.served:
         apart = rule is not ALONE and config.rule == "bsp" and exchanged(config, partners) == "gradients"
         step = ("compute", "apply") if apart else ("train",)
@@ -149,6 +157,10 @@ class Exchange(ABC):
         All workers enter it after the same step.  Most rules have nothing to do: after the `last` step all are alike.
         """
         return nullcontext()
+
+    def gather(self, lap):
+        """The alexnet.recorder.Laps of the workers that are known at rank 0 by now, this one among them; [] elsewhere."""
+        return [lap]
 
     @abstractmethod
     def total(self, values, stop):

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from multigpu.exchange import Strategy, strategy_of
-from multigpu.partners import Level, Ready, Totals, greet
+from multigpu.partners import Lapped, Level, Ready, Totals, greet
 from multigpu.rules import Agreed, Exchange, exchanged
 
 
@@ -116,6 +116,10 @@ class Bsp(Exchange):
                 lot.pack()
                 self._partners.meet(Level(step))
                 lot.average(step)
+
+    def gather(self, lap):
+        laps = [each.lap for each in self._partners.meet(Lapped(lap.iteration, lap))]
+        return laps if self._partners.rank == 0 else []
 
     def total(self, values, stop):
         self._totals += 1

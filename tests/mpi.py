@@ -1,0 +1,134 @@
+"""Ranks for tests: an MPI job that does one task after the other, on its first few ranks, and jobs of train.py.
+
+    team = MpiTeam(4)
+    results = team.run("tests.multigpu.asa_tasks:sum_up", 100, size=3)      # sum_up(partners, 100) on ranks 0, 1 and 2
+
+A task is named, so that the test itself needs no MPI; it gets multigpu.mpi.MpiPartners of so many ranks.  A result is
+what it returned, or the exception that it raised.
+"""
+
+import importlib.util
+import os
+import pkgutil
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing import connection
+from pathlib import Path
+
+import pytest
+
+ERRORS = (AssertionError, ValueError, ArithmeticError, RuntimeError)
+# Open MPI: as root, on few cores
+VARIABLES = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_mpi_yield_when_idle": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "OMP_NUM_THREADS": "1",
+}  # fmt: skip
+
+
+def mpiexec():
+    """The path of mpiexec: beside this Python, as the wheels of MPICH and Open MPI put it, or on PATH; None: none."""
+    if importlib.util.find_spec("mpi4py") is None:
+        return None
+    beside = Path(sys.executable).parent / "mpiexec"
+    return str(beside) if beside.exists() else shutil.which("mpiexec")
+
+
+needs_mpi = pytest.mark.skipif(mpiexec() is None, reason="mpi4py and an MPI are needed: pip install mpi4py mpich")
+
+
+def command(size, *arguments):
+    """mpiexec of `size` ranks of this Python under mpi4py."""
+    return [mpiexec(), "-n", str(size), sys.executable, "-m", "mpi4py", *map(str, arguments)]
+
+
+def environment(**more):
+    return os.environ | VARIABLES | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | more
+
+
+class MpiTeam:
+    """`size` ranks, started once; run() gives the first few of them a task."""
+
+    def __init__(self, size):
+        self.size, self._folder = size, tempfile.TemporaryDirectory()
+        place = str(Path(self._folder.name, "line"))
+        listener = connection.Listener(place, "AF_UNIX")
+        self._output = Path(self._folder.name, "output").open("w+")
+        self._process = subprocess.Popen(
+            command(size, "-m", "tests.mpi", place), env=environment(), stdout=self._output, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        self._line = listener.accept()
+        listener.close()
+
+    def run(self, task, *arguments, size=None, seconds=60):
+        """What the task, "module:function", returned on each rank, or the exception that it raised there."""
+        self._line.send((task, size or self.size, arguments))
+        if not self._line.poll(seconds):
+            self.close(grace=0)
+            raise TimeoutError(f"{task} on {size or self.size} ranks takes longer than {seconds} s")
+        try:
+            return self._line.recv()
+        except EOFError:
+            self._process.wait(10)
+            self._output.seek(0)
+            raise RuntimeError(f"the ranks have died in {task}: {self._output.read()}") from None
+
+    def close(self, grace=10):
+        self._line.close()
+        try:
+            self._process.wait(grace)
+        except subprocess.TimeoutExpired:
+            self._process.kill()                 # its ranks end with it
+            self._process.wait()
+        self._output.close()
+        self._folder.cleanup()
+
+
+def results(found):
+    """What the ranks returned; raises the first error of one."""
+    for each in found:
+        if isinstance(each, Exception):
+            raise each
+    return found
+
+
+def serve(place):
+    """A rank of an MpiTeam: one task after the other, until the test hangs up."""
+    mpi = pkgutil.resolve_name("multigpu.mpi")
+    world = mpi.MPI.COMM_WORLD
+    line = connection.Client(place, "AF_UNIX") if world.rank == 0 else None
+    while (order := world.bcast(next_order(line) if line else None)) is not None:
+        task, size, arguments = order
+        comm = world.Split(world.rank < size, world.rank)
+        result = attempt(task, mpi.MpiPartners(comm), arguments) if world.rank < size else None
+        found = world.gather(result)
+        if line:
+            line.send(found[:size])
+        comm.Free()
+
+
+def who(partners):
+    return partners.rank, partners.size
+
+
+def next_order(line):
+    try:
+        while not line.poll(0.01):
+            time.sleep(0)
+        return line.recv()
+    except (EOFError, ConnectionError):
+        return None
+
+
+def attempt(task, partners, arguments):
+    try:
+        return pkgutil.resolve_name(task)(partners, *arguments)
+    except ERRORS as error:
+        return error
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
