@@ -55,11 +55,12 @@ class MpiTeam:
         self.size, self._folder = size, tempfile.TemporaryDirectory()
         place = str(Path(self._folder.name, "line"))
         listener = connection.Listener(place, "AF_UNIX")
-        self._output = Path(self._folder.name, "output").open("w+")
-        self._process = subprocess.Popen(
-            command(size, "-m", "tests.mpi", place), env=environment(), stdout=self._output, stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )  # fmt: skip
+        self._output = Path(self._folder.name, "output")
+        with self._output.open("w") as output:
+            self._process = subprocess.Popen(
+                command(size, "-m", "tests.mpi", place), env=environment(), stdout=output, stderr=output,
+                start_new_session=True,
+            )  # fmt: skip
         self._line = listener.accept()
         listener.close()
 
@@ -73,8 +74,7 @@ class MpiTeam:
             return self._line.recv()
         except EOFError:
             self._process.wait(10)
-            self._output.seek(0)
-            raise RuntimeError(f"the ranks have died in {task}: {self._output.read()}") from None
+            raise RuntimeError(f"the ranks have died in {task}: {self._output.read_text()}") from None
 
     def close(self, grace=10):
         self._line.close()
@@ -83,7 +83,6 @@ class MpiTeam:
         except subprocess.TimeoutExpired:
             self._process.kill()                 # its ranks end with it
             self._process.wait()
-        self._output.close()
         self._folder.cleanup()
 
 

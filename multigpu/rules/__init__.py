@@ -159,7 +159,7 @@ class Exchange(ABC):
         return nullcontext()
 
     def gather(self, lap):
-        """The alexnet.recorder.Laps of the workers that are known at rank 0 by now, this one among them; [] elsewhere."""
+        """The alexnet.recorder.Laps that rank 0 knows of by now, its own among them; [] at the other ranks."""
         return [lap]
 
     @abstractmethod
