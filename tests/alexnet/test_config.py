@@ -164,6 +164,11 @@ def test_arguments_mean_what_they_say(argument, field, value):
         ("layer_rates=3", "layer_rates must be layers and factors, as {fc8: 10}, got 3"),
         ("frozen_layers=null", "frozen_layers must be a list, got null"),
         ("frozen_layers=a", "frozen_layers and new_layers are about trained weights, so they need weights=, got null"),
+        ("alpha=1.5", "alpha must be less than or equal to 1, got 1.5"),
+        ("p=-0.1", "p must be greater than or equal to 0, got -0.1"),
+        ("tau=0", "tau must be greater than 0, got 0"),
+        ("time_out=0", "time_out must be greater than 0, got 0"),
+        ("sync=sum", "sync must be 'avg' or 'cdd', got the text 'sum'"),
         ("first_run=3", "there is no setting 'first_run'; `python train.py --help` lists all settings"),
     ],
 )  # fmt: skip
@@ -192,6 +197,26 @@ def test_what_cannot_be_meant_is_refused(argument, message):
         (
             ["exchange_what=gradients", "average_every=4"],
             "average_every must be 1 when gradients are exchanged, because each is used in its step alone, got 4",
+        ),
+        (
+            ["sync=cdd", "average_every=4"],
+            "average_every must be 1 when gradients are exchanged, because each is used in its step alone, got 4",
+        ),
+        (
+            ["sync=cdd", "exchange_what=weights"],
+            "exchange_what must be auto or gradients with sync=cdd, which adds updates, got weights",
+        ),
+        (
+            ["sync=cdd", "lr_scaling=linear"],
+            "lr_scaling must be none with sync=cdd, which does not average a step's updates, got linear",
+        ),
+        (
+            ["rule=easgd", "lr_scaling=linear"],
+            "lr_scaling must be none with rule=easgd, which does not average a step's updates, got linear",
+        ),
+        (
+            ["rule=gosgd", "lr_policy=auto"],
+            "lr_policy must not be auto with rule=gosgd, whose workers wait for no validation",
         ),
         (["batch_size=1", "batch_size=2"], "batch_size is given twice, the second time as '2': once would be right"),
         (["n_epochs=3", "warmup_epochs=3"], "warmup_epochs must be less than n_epochs = 3, got 3"),
