@@ -1,8 +1,8 @@
 """What a run tells: a progress bar or lines on the screen, log.txt, one JSON line per record, and CSV.
 
-Each iteration's time is split as upstream splits it: calc (the step), sync (waiting for the device), comm
-(exchanging with other workers, and waiting for them) and wait (for the loader).  records.jsonl is the one truth: the
-CSV files are the same records as tables, and the curves are drawn from it.  A cost that is not finite is null there.
+Each iteration's time is split as upstream splits it, alexnet.stopwatch: calc, sync, comm and wait.  records.jsonl is
+the one truth: the CSV files are the same records as tables, and the curves are drawn from it.  A cost that is not
+finite is null there.
 """
 
 import csv
@@ -12,41 +12,25 @@ import os
 import sys
 import time
 from collections import deque
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm import tqdm
 
-SECTIONS = ("calc", "sync", "comm", "wait")
+from alexnet.stopwatch import LAP, SECTIONS, TIMES, Stopwatch
 
-# kind of record, which is also the name of the CSV file -> fields: cost in nats, errors in [0, 1], times in seconds
-POSITION, SPEED = ("iteration", "epoch", "learning_rate", "images"), ("seconds", *SECTIONS)
+# kind of record, which is also the name of the CSV file -> fields: cost in nats, errors in [0, 1], times in seconds;
+# worker: whose step it was, where workers go on without each other, else null; speed: see Recorder.laps
+POSITION = ("iteration", "epoch", "learning_rate", "images")
 FIELDS = {
-    "train": (*POSITION, "cost", "top1_error", *SPEED, "at"),
+    "train": (*POSITION, "cost", "top1_error", *TIMES, "worker", "at"),
     "validation": (*POSITION, "cost", "top1_error", "top5_error", "seconds", "at"),
+    "speed": ("iteration", "epoch", "images", "workers", *TIMES, "slowest", "at"),
 }
 BAR = "{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 
 
-class Lap(NamedTuple):
-    """Where a worker's time went over a lap: 5,120 images of all workers, as Theano-MPI counts.
-
-    iteration, epoch  at its end      images  of all workers in it
-    seconds           of the lap, and of each section of it
-    """
-
-    iteration: int
-    epoch: float
-    images: int
-    seconds: float
-    calc: float
-    sync: float
-    comm: float
-    wait: float
-
-
-class Recorder:
+class Recorder(Stopwatch):
     """Records of one run, in its folder; a context manager that closes its files.
 
     folder            of the run, made if need be; existing records are added to
@@ -57,13 +41,13 @@ class Recorder:
     """
 
     def __init__(self, folder, print_freq=20, total_iterations=None, stream=None, clock=time.perf_counter):
+        super().__init__(clock)
         self.folder, self.print_freq, self.total = Path(folder), print_freq, total_iterations
-        self.stream, self.clock = stream or sys.stdout, clock
+        self.stream = stream or sys.stdout
         self.folder.mkdir(parents=True, exist_ok=True)
         self.window = deque(maxlen=print_freq)
         self.bar = None
         self.open()
-        self.restart()
 
     def __enter__(self):
         return self
@@ -87,52 +71,18 @@ class Recorder:
             self.bar.close()
             self.bar = None
 
-    # ---- time
-
-    @contextmanager
-    def time(self, section):
-        """Time spent in the block counts as `section` of this iteration: calc, sync, comm or wait."""
-        start = self.clock()
-        if self.began is None:
-            self.began = start
-        try:
-            yield
-        finally:
-            self.add(section, self.clock() - start)
-
-    def add(self, section, seconds):
-        """Count `seconds` measured elsewhere as `section` of this iteration."""
-        if section not in SECTIONS:
-            raise ValueError(f"a section of an iteration must be one of {', '.join(SECTIONS)}, got {section!r}")
-        self.spent[section] += seconds
-
-    @contextmanager
-    def paused(self):
-        """Time spent in the block, saving for example, counts as no iteration's."""
-        start, spent = self.clock(), dict(self.spent)
-        try:
-            yield
-        finally:
-            self.spent = spent
-            if self.began is not None:
-                self.began += self.clock() - start
-
-    def restart(self):
-        """The next iteration begins with the next timed section."""
-        self.began, self.spent = None, dict.fromkeys(SECTIONS, 0.0)
-
-    def elapsed(self):
-        """Seconds since the last iteration or the restart."""
-        return 0.0 if self.began is None else self.clock() - self.began
-
     # ---- records
 
-    def train_iteration(self, *, iteration, epoch, cost, error, learning_rate, images):
+    def train_iteration(
+        self, *, iteration, epoch, cost, error, learning_rate, images, times=None, worker=None
+    ):
         """Record a finished step: `epoch` may be a fraction (1.5: half of the second), cost and error are the batch's.
 
         cost in nats, error (top-1) in [0, 1]; every time since the last iteration belongs to this one.
+        images         of all workers
+        times, worker  of a step that another worker has taken alone: its TIMES, and its number
         """
-        seconds = self.elapsed()
+        times = times or self.end_iteration(iteration, epoch, images)
         record = {
             "iteration": iteration,
             "epoch": epoch,
@@ -140,13 +90,11 @@ class Recorder:
             "top1_error": float(error),
             "learning_rate": learning_rate,
             "images": images,
-            "seconds": seconds,
-            **self.spent,
+            **times,
+            "worker": worker,
         }
         self.write("train", record)
         self.window.append(record)
-        self.restart()
-        self.began = self.clock()
         if iteration % self.print_freq == 0:
             self.log(self.progress(), screen=not self.stream.isatty())
         if self.stream.isatty():
@@ -171,12 +119,28 @@ class Recorder:
         )
         self.restart()
 
-    def take_lap(self):
-        """The Lap that has just ended, once; None within one."""
-        return None
-
     def laps(self, laps):
-        """Record a lap of the workers."""
+        """Record Laps that ended together, one of each worker that is known of; none: nothing.
+
+        Times are means over these workers, in seconds per 5,120 images; `slowest`: the slowest worker's.
+        """
+        if not laps:
+            return
+        last, n = laps[0], len(laps)
+        scaled = [LAP / lap.images for lap in laps]
+        record = {
+            "iteration": last.iteration,
+            "epoch": last.epoch,
+            "images": last.images,
+            "workers": n,
+            **{name: sum(scale * getattr(lap, name) for scale, lap in zip(scaled, laps, strict=True)) / n
+               for name in TIMES},
+            "slowest": max(scale * lap.seconds for scale, lap in zip(scaled, laps, strict=True)),
+        }  # fmt: skip
+        self.write("speed", record)
+        split = ", ".join(f"{section} {record[section]:.2f}" for section in SECTIONS)
+        who = f"{n} workers" if n > 1 else "1 worker"
+        self.log(f"{LAP:,} images in {record['seconds']:.2f} s: {split} ({who})", screen=not self.stream.isatty())
 
     def write(self, kind, values):
         record = {"kind": kind, **finite(values), "at": now()}
@@ -197,7 +161,7 @@ class Recorder:
                 kept.append(record)
         self.close()
         for kind, fields in FIELDS.items():
-            rows = [[record[field] for field in fields] for record in kept if record["kind"] == kind]
+            rows = [[record.get(field) for field in fields] for record in kept if record["kind"] == kind]
             with replacing(self.folder / f"{kind}.csv") as file:
                 csv.writer(file).writerows([fields, *rows])
         with replacing(self.folder / "records.jsonl") as file:
@@ -256,17 +220,22 @@ class Recorder:
                 total=self.total, initial=begun, file=self.stream, bar_format=BAR, dynamic_ncols=True, leave=False
             )
         self.bar.set_postfix_str(self.figures(), refresh=False)
-        self.bar.update(iteration - self.bar.n)
+        self.bar.update(max(iteration - self.bar.n, 0))
 
 
-class Silent:
-    """The recorder of a worker that neither prints nor saves, because worker 0 does: only warnings are told.
+class Silent(Stopwatch):
+    """The recorder of a worker that neither prints nor saves, because worker 0 does: it measures, and tells warnings.
 
     rank    of the worker
     stream  where its warnings go
+    keep    None, or what is called with each train record, a dict: Recorder.train_iteration(**record) at rank 0 records
+            the step of a worker that goes on without the others
     """
 
-    def __init__(self, rank, stream=None):
+    keep = None
+
+    def __init__(self, rank, stream=None, clock=time.perf_counter):
+        super().__init__(clock)
         self.rank, self.stream = rank, stream or sys.stdout
 
     def __enter__(self):
@@ -275,12 +244,6 @@ class Silent:
     def __exit__(self, *_):
         """There is nothing to close."""
 
-    def time(self, section):
-        """No time is taken."""
-        return nullcontext()
-
-    paused = nullcontext
-
     def log(self, message, screen=True):
         """Worker 0 says it."""
 
@@ -288,21 +251,21 @@ class Silent:
         """A warning, with the worker's name."""
         print(f"worker {self.rank}: warning: {sentence}", file=self.stream, flush=True)
 
-    def train_iteration(self, **record):
-        """Worker 0 records it, and so the next two."""
+    def train_iteration(self, *, iteration, epoch, images, **figures):
+        """As Recorder's, but that worker 0 records it."""
+        times = self.end_iteration(iteration, epoch, images)
+        if self.keep:
+            self.keep({"iteration": iteration, "epoch": epoch, "images": images, **figures, "times": times})
 
     def epoch(self, **record):
-        """See train_iteration."""
-
-    def take_lap(self):
-        """As Recorder's."""
-        return None
+        """Worker 0 records it; what it took counts as no iteration's."""
+        self.restart()
 
     def laps(self, laps):
-        """See train_iteration."""
+        """Worker 0 records them."""
 
     def truncate(self, iteration, epochs=None):
-        """See train_iteration."""
+        """See laps."""
 
 
 def read_records(folder):

@@ -1,6 +1,7 @@
 """What runs recorded, as arrays: the epochs, the hours, costs, errors and times of each."""
 
 from array import array
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,13 +17,21 @@ class Run(NamedTuple):
     """The records of a run: field -> float64 array for each kind; NaN where the record has null.
 
     Besides the recorder's fields there are `hours`: since the run began, in training and validation, across all times
-    that it was resumed; the time between them, or for saving, does not count.
+    that it was resumed; the time between them, or for saving, does not count.  Where workers go on without each other
+    each has hours of its own, and validation those of the worker that has the most.
     """
 
     folder: Path
     name: str
     train: dict[str, np.ndarray]
     validation: dict[str, np.ndarray]
+    speed: dict[str, np.ndarray]
+
+    @property
+    def workers(self):
+        """How many trained, as far as the records say: the most in a lap, or that took steps of their own; else 0."""
+        apart = np.unique(self.train["worker"][~np.isnan(self.train["worker"])])
+        return max(int(self.speed["workers"].max(initial=0)), len(apart))
 
 
 def read_runs(folders):
@@ -38,17 +47,19 @@ def read_run(folder, name=None):
     """The Run in a folder; it is called as its folder, if not otherwise."""
     folder = Path(folder).resolve()
     values = {kind: {field: array("d") for field in fields} for kind, fields in NUMBERS.items()}
-    hours, seconds = {kind: array("d") for kind in NUMBERS}, 0.0
+    hours, seconds = {kind: array("d") for kind in NUMBERS}, Counter()           # seconds of each worker, or of all
     for record in each_record(folder):
-        kind = record["kind"]
-        seconds += number(record, "seconds", 0.0)
-        hours[kind].append(seconds / 3600)
+        kind, worker = record["kind"], record.get("worker")
+        if kind == "train" or (kind == "validation" and seconds.keys() <= {None}):
+            seconds[worker] += number(record, "seconds", 0.0)
+        passed = seconds[worker] if kind == "train" else max(seconds.values(), default=0.0)
+        hours[kind].append(passed / 3600)
         for field, column in values[kind].items():
             column.append(number(record, field, np.nan))
     columns = {kind: {field: np.array(values[kind][field]) for field in values[kind]} for kind in values}
     for kind, column in hours.items():
         columns[kind]["hours"] = np.array(column)
-    return Run(folder, name or folder.name, columns["train"], columns["validation"])
+    return Run(folder, name or folder.name, *(columns[kind] for kind in ("train", "validation", "speed")))
 
 
 def number(record, field, otherwise):

@@ -1,4 +1,4 @@
-"""The recorder: times add up, files say the same, and a resumed run's records are one line."""
+"""The recorder: times add up, also over laps, files say the same, and a resumed run's records are one line."""
 
 import csv
 import io
@@ -7,6 +7,7 @@ import json
 import pytest
 
 from alexnet.recorder import FIELDS, Recorder, Silent, read_records
+from alexnet.stopwatch import Lap, Stopwatch
 
 
 class Clock:
@@ -115,11 +116,13 @@ def test_json_lines_and_csv_say_the_same(tmp_path, clock):
         iterate(recorder, clock, 1, cost=0.1)
         iterate(recorder, clock, 2, cost=0.3)
         validate(recorder, 1, 2)
+        recorder.laps([Lap(2, 1.0, 5120, 3.5, 2.0, 0.25, 0.5, 0.1)])
     for kind, fields in FIELDS.items():
         records = of_kind(tmp_path, kind)
         assert records
         assert all(set(record) == {"kind", *fields} for record in records)
-        expected = [{field: str(record[field]) for field in fields} for record in records]
+        expected = [{field: "" if record[field] is None else str(record[field]) for field in fields}
+                    for record in records]  # fmt: skip
         assert table(tmp_path, kind) == expected
 
 
@@ -210,4 +213,121 @@ def test_truncating_a_new_folder_changes_nothing(tmp_path, clock):
         iterate(recorder, clock, 1)
     assert len(table(tmp_path, "train")) == 1
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["log.txt", "records.jsonl", "train.csv", "validation.csv"]
+    assert names == ["log.txt", "records.jsonl", "speed.csv", "train.csv", "validation.csv"]
+
+
+# ---- laps
+
+
+def step(watch, clock, iteration, images=1024, seconds=(4.0, 0.5, 1.0, 0.25)):
+    """A step of `images` images of all workers, in which every section takes its time, and 0.25 s none."""
+    for section, spent in zip(("calc", "sync", "comm", "wait"), seconds, strict=True):
+        with watch.time(section):
+            clock.seconds += spent
+    clock.seconds += 0.25
+    watch.train_iteration(
+        iteration=iteration, epoch=iteration / 8, cost=1.0, error=0.5, learning_rate=0.01, images=images
+    )
+
+
+@pytest.mark.parametrize("make", [
+    lambda folder, clock: Recorder(folder, stream=io.StringIO(), clock=clock), lambda _, clock: Silent(1, clock=clock),
+])  # fmt: skip
+def test_a_lap_ends_with_the_step_at_which_all_workers_have_taken_5120_images(tmp_path, clock, make):
+    with make(tmp_path, clock) as recorder:
+        taken = []
+        for iteration in range(1, 12):
+            step(recorder, clock, iteration, images=1100)
+            taken.append(recorder.take_lap())
+            assert recorder.take_lap() is None                            # once
+    assert [number for number, lap in enumerate(taken, 1) if lap] == [5, 10]
+    assert taken[4] == Lap(5, 5 / 8, 5500, seconds=30.0, calc=20.0, sync=2.5, comm=5.0, wait=1.25)
+    assert taken[9] == taken[4]._replace(iteration=10, epoch=10 / 8)      # the images too many begin no lap
+
+
+@pytest.mark.parametrize("make", [
+    lambda folder, clock: Recorder(folder, stream=io.StringIO(), clock=clock), lambda _, clock: Silent(1, clock=clock),
+])  # fmt: skip
+def test_validation_and_saving_are_no_laps_time(tmp_path, clock, make):
+    with make(tmp_path, clock) as recorder:
+        for iteration in (1, 2, 3):
+            step(recorder, clock, iteration, images=2000)
+            with recorder.paused(), recorder.time("wait"):
+                clock.seconds += 70
+            if iteration == 2:
+                with recorder.time("wait"):
+                    clock.seconds += 30
+                validate(recorder, 1, 2)
+                clock.seconds += 500
+        lap = recorder.take_lap()
+    assert (lap.seconds, lap.wait) == (18.0, 0.75)
+
+
+def test_laps_are_recorded_as_means_over_the_workers_per_5120_images(tmp_path, clock):
+    stream = io.StringIO()
+    with Recorder(tmp_path, stream=stream, clock=clock) as recorder:
+        recorder.laps([
+            Lap(8, 2.0, 10240, seconds=16.0, calc=12.0, sync=0.4, comm=3.0, wait=0.6),
+            Lap(8, 2.0, 10240, seconds=18.0, calc=15.0, sync=0.2, comm=2.0, wait=0.8),
+        ])  # fmt: skip
+        recorder.laps([Lap(9, 2.0, 5120, 5.0, 4.0, 0.5, 0.25, 0.125)])        # of the one that is known of
+        recorder.laps([])                                                       # of none
+    first, second = read_records(tmp_path)
+    assert {field: first[field] for field in ("iteration", "epoch", "images", "workers")} == {
+        "iteration": 8, "epoch": 2.0, "images": 10240, "workers": 2,
+    }  # fmt: skip
+    assert [first[field] for field in ("seconds", "calc", "sync", "comm", "wait", "slowest")] == pytest.approx(
+        [8.5, 6.75, 0.15, 1.25, 0.35, 9.0]
+    )
+    assert (second["workers"], second["seconds"], second["slowest"]) == (1, 5.0, 5.0)
+    assert stream.getvalue().splitlines() == [
+        "5,120 images in 8.50 s: calc 6.75, sync 0.15, comm 1.25, wait 0.35 (2 workers)",
+        "5,120 images in 5.00 s: calc 4.00, sync 0.50, comm 0.25, wait 0.12 (1 worker)",
+    ]
+    assert [row["slowest"] for row in table(tmp_path, "speed")] == ["9.0", "5.0"]
+
+
+def test_a_resumed_run_drops_the_laps_after_its_checkpoint_and_begins_a_lap_anew(tmp_path, clock):
+    for first in (1, 5):
+        with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+            recorder.truncate(first - 1, 0)
+            for iteration in range(first, first + 8):
+                step(recorder, clock, iteration, images=2000)
+                if lap := recorder.take_lap():
+                    recorder.laps([lap])
+    assert [record["iteration"] for record in of_kind(tmp_path, "speed")] == [3, 7, 10]
+    assert [row["iteration"] for row in table(tmp_path, "speed")] == ["3", "7", "10"]
+
+
+def test_a_step_that_another_worker_took_alone_keeps_its_times_and_costs_this_one_none(tmp_path, clock):
+    kept = []
+    watch = Silent(3, clock=clock)
+    watch.keep = kept.append
+    step(watch, clock, 7)
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        with recorder.time("comm"):
+            clock.seconds += 8
+        recorder.train_iteration(**kept[0], worker=2)
+        assert (recorder.elapsed(), recorder.take_lap()) == (8, None)
+        step(recorder, clock, 8)
+    other, own = read_records(tmp_path)
+    assert (other["worker"], other["iteration"], other["seconds"], other["calc"]) == (2, 7, 6.0, 4.0)
+    assert (own["worker"], own["seconds"], own["comm"]) == (None, 14.0, 9.0)
+
+
+def test_a_run_of_an_older_recorder_is_gone_on_with(tmp_path, clock):
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        iterate(recorder, clock, 1)
+    (tmp_path / "speed.csv").unlink()
+    lines = (tmp_path / "records.jsonl").read_text().replace('"worker": null, ', "")
+    (tmp_path / "records.jsonl").write_text(lines)
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        recorder.truncate(1)
+        iterate(recorder, clock, 2)
+    assert [row["worker"] for row in table(tmp_path, "train")] == ["", ""]
+
+
+def test_a_stopwatch_whose_steps_have_no_images_never_ends_a_lap(clock):
+    watch = Stopwatch(clock)
+    assert watch.end_iteration(1, 0.5, 0) == {"seconds": 0.0, "calc": 0.0, "sync": 0.0, "comm": 0.0, "wait": 0.0}
+    assert watch.take_lap() is None
