@@ -1,11 +1,12 @@
 """The Ops of the networks, in c01b layout (channel, row, column, batch); each file: meaning, gradient, NumPy reference.
 
 convolution  cross-correlation with stride, padding and groups, and its two adjoints
-pool         max pooling, with the place of each maximum
+pool         max pooling, with the place of each maximum            average_pool  average pooling
 lrn          local response normalisation across channels
 crop         uint8 images -> cropped, mirrored, mean-free floats            dropout  counter-based inverted dropout
 """
 
+from alexnet.ops.average_pool import AveragePool, AveragePoolGradient
 from alexnet.ops.convolution import Convolution, ConvolutionFilterGradient, ConvolutionInputGradient
 from alexnet.ops.crop import CropMirror
 from alexnet.ops.dropout import Dropout
@@ -14,6 +15,8 @@ from alexnet.ops.pool import MaxPool, MaxPoolGradient
 
 __all__ = [
     "LRN",
+    "AveragePool",
+    "AveragePoolGradient",
     "Convolution",
     "ConvolutionFilterGradient",
     "ConvolutionInputGradient",

@@ -1,5 +1,7 @@
 """Max pooling, which remembers where each maximum was, and its gradient, which sends g there.
 
+Windows begin `pad` pixels before the image and end at most as many behind it; what lies outside is never the maximum.
+
 Source: Krizhevsky et al. 2012, section 3.4 (overlapping windows, size 3, stride 2).
 """
 
@@ -20,16 +22,28 @@ from alexnet.ops.base import (
 class _PoolOp(ShapedOp):
     """What the two share: windows of size x size pixels, a stride apart; pixels beyond the last window are left out."""
 
-    __props__ = ("size", "stride")
+    __props__ = ("size", "stride", "pad")
 
-    def __init__(self, size=3, stride=2):
+    def __init__(self, size=3, stride=2, pad=0):
         self.size = whole_number("pooling size", size, least=1)
         self.stride = whole_number("pooling stride", stride, least=1)
+        self.pad = whole_number("pooling pad", pad, least=0)
         if self.size > 16:
             raise ValueError(f"pooling size must be at most 16 (its window index is a byte), got {self.size}")
+        if self.pad >= self.size:
+            raise ValueError(f"pooling pad must be less than the size, {self.size}, got {self.pad}")
+
+    def pooled(self, height, width):
+        """Rows and columns of windows on height x width pixels; None where that is not known."""
+        return [windows_along(n, self.size, self.stride, self.pad) for n in (height, width)]
+
+    def first(self, rows, columns):
+        """The index of the first pixel of each window that lies in the image, uint8 (rows, columns)."""
+        i, j = (np.maximum(self.pad - self.stride * np.arange(n), 0) for n in (rows, columns))
+        return (i[:, None] * self.size + j).astype(np.uint8)
 
     def offsets(self, x, rows, columns):
-        """For each pixel (i, j) of a window: its index i * size + j, and the view of x that it meets."""
+        """For each pixel (i, j) of a window: its index i * size + j, and the view of the padded x that it meets."""
         for i in range(self.size):
             for j in range(self.size):
                 row_slice = slice(i, i + self.stride * (rows - 1) + 1, self.stride)
@@ -52,20 +66,22 @@ class MaxPool(_PoolOp):
     def check(self, shape):
         """Raise ValueError if a known height or width is below the window's size."""
         for n in shape[1:3]:
-            if n is not None and n < self.size:
-                raise ValueError(f"{self}: windows of size {self.size} need at least as many pixels, got {n}")
+            if n is not None and n + 2 * self.pad < self.size:
+                pixels = f"{n + 2 * self.pad} padded" if self.pad else n
+                raise ValueError(f"{self}: windows of size {self.size} need at least as many pixels, got {pixels}")
 
     def shapes(self, inputs, input_shapes):
         channels, height, width, batch = input_shapes[0]
-        pooled = [windows_along(n, self.size, self.stride) for n in (height, width)]
-        return [(channels, *pooled, batch)] * 2
+        return [(channels, *self.pooled(height, width), batch)] * 2
 
     def perform(self, node, inputs, outputs):
         (x,) = inputs
         self.check(x.shape)
         shape = self.shapes(None, [x.shape])[0]
-        y, index = np.full(shape, -np.inf, x.dtype), np.zeros(shape, np.uint8)
-        for k, pixels in self.offsets(x, *shape[1:3]):
+        y, index = np.full(shape, -np.inf, x.dtype), np.empty(shape, np.uint8)
+        index[:] = self.first(*shape[1:3])[:, :, None]
+        padded = np.pad(x, [(0, 0), *[(self.pad, self.pad)] * 2, (0, 0)], constant_values=-np.inf)
+        for k, pixels in self.offsets(padded, *shape[1:3]):
             higher = (pixels > y) | (np.isnan(pixels) & ~np.isnan(y))
             np.copyto(y, pixels, where=higher)
             np.copyto(index, np.uint8(k), where=higher)
@@ -76,7 +92,8 @@ class MaxPool(_PoolOp):
 
     def pullback(self, inputs, outputs, cotangents):
         (x,) = inputs
-        return [MaxPoolGradient(self.size, self.stride)(cotangents[0], outputs[1], *row_and_column_lengths(x))]
+        gradient = MaxPoolGradient(self.size, self.stride, self.pad)
+        return [gradient(cotangents[0], outputs[1], *row_and_column_lengths(x))]
 
 
 class MaxPoolGradient(_PoolOp):
@@ -94,14 +111,15 @@ class MaxPoolGradient(_PoolOp):
     def perform(self, node, inputs, outputs):
         g, index, height, width = inputs
         self.check(g.shape, index.shape, int(height), int(width))
-        dx = np.zeros((g.shape[0], int(height), int(width), g.shape[3]), g.dtype)
+        pad, height, width = self.pad, int(height), int(width)
+        dx = np.zeros((g.shape[0], height + 2 * pad, width + 2 * pad, g.shape[3]), g.dtype)
         for k, pixels in self.offsets(dx, *g.shape[1:3]):
             pixels += np.where(index == k, g, g.dtype.type(0))
-        outputs[0][0] = dx
+        outputs[0][0] = np.ascontiguousarray(dx[:, pad : pad + height, pad : pad + width])
 
     def check(self, g_shape, index_shape, height, width):
         """Raise ValueError if g and index are not of the shape that pooling height x width pixels makes."""
-        pooled = tuple(windows_along(n, self.size, self.stride) for n in (height, width))
+        pooled = tuple(self.pooled(height, width))
         if g_shape != index_shape or g_shape[1:3] != pooled:
             raise ValueError(
                 f"{self}: g and index must both have {pooled} rows and columns, got shapes {g_shape} and {index_shape}"

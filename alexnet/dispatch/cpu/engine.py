@@ -18,12 +18,14 @@ from pytensor.link.vm import VMLinker
 from pytensor.scalar import Composite
 
 from alexnet.dispatch.cpu import (
+    average_pool,
     build,
     convolution,
     crop,
     dense,
     dropout,
     elemwise,
+    join,
     lrn,
     max_pool,
     reduce,
@@ -31,7 +33,9 @@ from alexnet.dispatch.cpu import (
 )
 from alexnet.dispatch.cpu.registry import kernel
 
-KERNELS = convolution, crop, dense, dropout, elemwise, lrn, max_pool, reduce, update            # imported: registered
+KERNELS = (                                      # imported: registered
+    average_pool, convolution, crop, dense, dropout, elemwise, join, lrn, max_pool, reduce, update,
+)  # fmt: skip
 AFTER_STABILISING = 1.9                          # where whole softmaxes are recognised; fusion comes later
 AFTER_ALL_OTHERS = 1000                          # PyTensor's own rewrites stand at positions below 200
 

@@ -1,6 +1,7 @@
 /* Max pooling in c01b layout and its gradient.
  *
- *     y[c,r,s,b] = largest of x[c, r*stride + i, s*stride + j, b] over the window,  index = i * size + j of the first such
+ *     y[c,r,s,b] = largest of x[c, r*stride + i - pad, s*stride + j - pad, b] over what the window has of the image,
+ *     index = i * size + j of the first such
  *
  * The batch is the innermost axis, so it is the vector axis: a vector of images keeps its running maximum and its index
  * in registers while the pixels of the window go by.  Rows of one channel are shared out over the threads.
@@ -15,28 +16,42 @@
 #include <stdint.h>
 #include "tiles.h"
 
-enum { IMAGES = 64, LARGEST_SIZE = 16 };
+enum { IMAGES = 64, LARGEST_SIZE = 16, LARGEST_WINDOW = LARGEST_SIZE * LARGEST_SIZE };
+
+typedef struct { long height, width, batch, columns, size, stride, pad; } Row;
+
+/* Where the pixels of a window lie in a channel, and their indices.  For one outside the image the nearest inside
+ * stands, which is in the window as well: that changes no maximum, nor which of its pixels comes first. */
+typedef struct { long at[LARGEST_WINDOW]; int32_t index[LARGEST_WINDOW]; } Window;
+
+static void place_window(Window *w, const Row *r, long top, long left)
+{
+    for (long k = 0; k < r->size * r->size; k++) {
+        const long row = least(most(top + k / r->size, 0), r->height - 1);
+        const long column = least(most(left + k % r->size, 0), r->width - 1);
+        w->at[k] = (row * r->width + column) * r->batch;
+        w->index[k] = (int32_t)((row - top) * r->size + column - left);
+    }
+}
 
 /* At most IMAGES images of one window, of any size, NaN and all. */
-static inline void careful_block(const float *x, float *y, uint8_t *index, long row_pitch, long batch, long n, long size)
+static inline void careful_block(const float *x, float *y, uint8_t *index, const Window *w, long n, long size)
 {
     float best[IMAGES];
     int32_t where[IMAGES];
     for (long b = 0; b < n; b++) {
         best[b] = -INFINITY;
-        where[b] = 0;
+        where[b] = w->index[0];
     }
-    for (long i = 0; i < size; i++)
-        for (long j = 0; j < size; j++) {
-            const float *pixel = x + i * row_pitch + j * batch;
-            const int32_t k = (int32_t)(i * size + j);
-            for (long b = 0; b < n; b++) {
-                const float v = pixel[b], old = best[b];
-                const int higher = (v > old) | ((v != v) & (old == old)); /* the first NaN stays */
-                best[b] = higher ? v : old;
-                where[b] = higher ? k : where[b];
-            }
+    for (long k = 0; k < size * size; k++) {
+        const float *pixel = x + w->at[k];
+        for (long b = 0; b < n; b++) {
+            const float v = pixel[b], old = best[b];
+            const int higher = (v > old) | ((v != v) & (old == old)); /* the first NaN stays */
+            best[b] = higher ? v : old;
+            where[b] = higher ? w->index[k] : where[b];
         }
+    }
     for (long b = 0; b < n; b++) {
         y[b] = best[b];
         index[b] = (uint8_t)where[b];
@@ -44,18 +59,18 @@ static inline void careful_block(const float *x, float *y, uint8_t *index, long 
 }
 
 /* At most IMAGES images of one window without a NaN; makes NaN of `seen` where there may have been one. */
-ALWAYS_INLINE void quick_block(const float *x, float *y, uint8_t *index, float *seen, long row_pitch, long batch, long n,
+ALWAYS_INLINE void quick_block(const float *x, float *y, uint8_t *index, float *seen, const Window *w, long n,
                                const int size)
 {
     int32_t where[IMAGES];
 #pragma omp simd
     for (long b = 0; b < n; b++) {
         float best = -INFINITY, sum = 0;
-        int32_t place = 0;
+        int32_t place = w->index[0];
         UNROLL
         for (int k = 0; k < size * size; k++) {
-            const float v = x[k / size * row_pitch + k % size * batch + b];
-            place = v > best ? k : place;
+            const float v = x[w->at[k] + b];
+            place = v > best ? w->index[k] : place;
             best = v > best ? v : best;
             sum += v;
         }
@@ -67,18 +82,20 @@ ALWAYS_INLINE void quick_block(const float *x, float *y, uint8_t *index, float *
         index[b] = (uint8_t)where[b];
 }
 
-typedef struct { long width, batch, columns, size, stride; } Row;
-
-/* One row of windows; returns whether there may have been a NaN. */
-ALWAYS_INLINE int quick_row(const float *x, float *y, uint8_t *index, const Row *r, const int size)
+/* One row of windows, of size `quick` or, where that is 0, carefully; returns whether there may have been a NaN. */
+ALWAYS_INLINE int pool_row(const float *x, float *y, uint8_t *index, const Row *r, long top, const int quick)
 {
     float seen[IMAGES] = {0};
+    Window window;
     for (long column = 0; column < r->columns; column++) {
-        const float *corner = x + column * r->stride * r->batch;
-        const long out = column * r->batch;
-        for (long b = 0; b < r->batch; b += IMAGES)
-            quick_block(corner + b, y + out + b, index + out + b, seen, r->width * r->batch, r->batch,
-                        least(IMAGES, r->batch - b), size);
+        place_window(&window, r, top, column * r->stride - r->pad);
+        for (long b = 0; b < r->batch; b += IMAGES) {
+            const long out = column * r->batch + b, n = least(IMAGES, r->batch - b);
+            if (quick)
+                quick_block(x + b, y + out, index + out, seen, &window, n, quick);
+            else
+                careful_block(x + b, y + out, index + out, &window, n, r->size);
+        }
     }
     int nan = 0;
     for (long b = 0; b < IMAGES; b++)
@@ -86,36 +103,26 @@ ALWAYS_INLINE int quick_row(const float *x, float *y, uint8_t *index, const Row 
     return nan;
 }
 
-static void careful_row(const float *x, float *y, uint8_t *index, const Row *r)
-{
-    for (long column = 0; column < r->columns; column++)
-        for (long b = 0; b < r->batch; b += IMAGES) {
-            const long out = column * r->batch + b;
-            careful_block(x + column * r->stride * r->batch + b, y + out, index + out, r->width * r->batch, r->batch,
-                          least(IMAGES, r->batch - b), r->size);
-        }
-}
-
 /* x (channels, height, width, batch) -> y, index (channels, rows, columns, batch) */
 void max_pool(const float *x, float *y, uint8_t *index, long channels, long height, long width, long batch,
-              long rows, long columns, long size, long stride)
+              long rows, long columns, long size, long stride, long pad)
 {
-    const Row r = { width, batch, columns, size, stride };
+    const Row r = { height, width, batch, columns, size, stride, pad };
 #pragma omp parallel for schedule(static)
     for (long row = 0; row < channels * rows; row++) {
-        const float *from = x + (row / rows * height + row % rows * stride) * width * batch;
-        const long out = row * columns * batch;
+        const float *channel = x + row / rows * height * width * batch;
+        const long top = row % rows * stride - pad, out = row * columns * batch;
         int careful = size != 2 && size != 3;
         if (size == 3)
-            careful = quick_row(from, y + out, index + out, &r, 3);
+            careful = pool_row(channel, y + out, index + out, &r, top, 3);
         else if (size == 2)
-            careful = quick_row(from, y + out, index + out, &r, 2);
+            careful = pool_row(channel, y + out, index + out, &r, top, 2);
         if (careful)
-            careful_row(from, y + out, index + out, &r);
+            pool_row(channel, y + out, index + out, &r, top, 0);
     }
 }
 
-/* The windows that cover a pixel, along one axis: from first to last. */
+/* The windows that cover a pixel, counted from the padding on, along one axis: from first to last. */
 typedef struct { int first, last; } Range;
 
 static inline Range windows_over(int pixel, int size, int stride, int windows)
@@ -149,26 +156,30 @@ static void gather_pixel(const float *g, const uint8_t *index, float *out, const
         add_shares(g, index, out, shares, 2, batch);
     else if (n == 4)
         add_shares(g, index, out, shares, 4, batch);
+    else if (n == 6)
+        add_shares(g, index, out, shares, 6, batch);
+    else if (n == 9)
+        add_shares(g, index, out, shares, 9, batch);
     else
         add_shares(g, index, out, shares, n, batch);
 }
 
 /* g, index (channels, rows, columns, batch) -> dx (channels, height, width, batch) */
 void max_pool_gradient(const float *g, const uint8_t *index, float *dx, long channels, long height, long width,
-                       long batch, long rows, long columns, long size, long stride)
+                       long batch, long rows, long columns, long size, long stride, long pad)
 {
 #pragma omp parallel for collapse(2) schedule(static)
     for (long c = 0; c < channels; c++)
         for (long i = 0; i < height; i++) {
-            const Range down = windows_over(i, size, stride, rows);
+            const Range down = windows_over(i + pad, size, stride, rows);
             for (long j = 0; j < width; j++) {
-                const Range across = windows_over(j, size, stride, columns);
-                Share shares[LARGEST_SIZE * LARGEST_SIZE];
+                const Range across = windows_over(j + pad, size, stride, columns);
+                Share shares[LARGEST_WINDOW];
                 int n = 0;
                 for (long r = down.first; r <= down.last; r++)
                     for (long s = across.first; s <= across.last; s++)
                         shares[n++] = (Share){ ((c * rows + r) * columns + s) * batch,
-                                               (i - r * stride) * size + j - s * stride };
+                                               (i + pad - r * stride) * size + j + pad - s * stride };
                 gather_pixel(g, index, dx + ((c * height + i) * width + j) * batch, shares, n, batch);
             }
         }

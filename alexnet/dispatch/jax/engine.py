@@ -22,10 +22,10 @@ from pytensor.tensor.type import TensorType
 
 from alexnet.config import ConfigError
 from alexnet.dispatch.cpu.build import cache_folder
-from alexnet.dispatch.jax import basic, convolution, crop, dropout, lrn, max_pool
+from alexnet.dispatch.jax import average_pool, basic, convolution, crop, dropout, lrn, max_pool
 from alexnet.dispatch.jax.convolution import PRECISIONS
 
-LOWERINGS = basic, convolution, crop, dropout, lrn, max_pool             # imported: registered
+LOWERINGS = average_pool, basic, convolution, crop, dropout, lrn, max_pool             # imported: registered
 NO_CUDA = 'engine jax sees no GPU for device {}: pip install "jax[cuda13]", or say engine=cpu (JAX: {})'
 
 

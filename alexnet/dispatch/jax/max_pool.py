@@ -1,7 +1,7 @@
 """Max pooling and its gradient, elementwise over the pixels of a window, so that XLA fuses them with their neighbours.
 
-Pixel (i, j) of all windows is one strided slice of the image; the gradient puts g back there by padding between its
-pixels, and adds what overlaps.  No scatter: sums have one order.
+Pixel (i, j) of all windows is one strided slice of the padded image; the gradient puts g back there by padding between
+its pixels, and adds what overlaps.  No scatter: sums have one order.
 """
 
 import jax.numpy as jnp
@@ -16,13 +16,13 @@ def max_pool(op, **kwargs):
     def run(x):
         op.check(x.shape)
         (_, rows, columns, _), _ = op.shapes(None, [x.shape])
-        y, index = None, None
+        shape = x.shape[0], rows, columns, x.shape[3]
+        lowest = jnp.array(-jnp.inf, x.dtype)
+        y, index = jnp.full(shape, lowest), jnp.broadcast_to(op.first(rows, columns)[:, :, None], shape)
+        x = lax.pad(x, lowest, [(0, 0, 0), *[(op.pad, op.pad, 0)] * 2, (0, 0, 0)])
         for k, (i, j) in pixels(op.size):
             ends = x.shape[0], i + op.stride * (rows - 1) + 1, j + op.stride * (columns - 1) + 1, x.shape[3]
             pixel = lax.slice(x, (0, i, j, 0), ends, (1, op.stride, op.stride, 1))
-            if y is None:
-                y, index = pixel, jnp.zeros(pixel.shape, jnp.uint8)
-                continue
             higher = ~(pixel <= y) & (y == y)                       # a NaN is higher than any number
             y, index = jnp.where(higher, pixel, y), jnp.where(higher, jnp.uint8(k), index)
         return y, index
@@ -38,8 +38,9 @@ def max_pool_gradient(op, **kwargs):
         dx = None
         for k, (i, j) in pixels(op.size):
             own = jnp.where(index == jnp.uint8(k), g, 0)
-            margins = between(height, i, op.stride, g.shape[1]), between(width, j, op.stride, g.shape[2])
-            spread = lax.pad(own, jnp.zeros((), g.dtype), [(0, 0, 0), *margins, (0, 0, 0)])
+            rows = between(height, i - op.pad, op.stride, g.shape[1])
+            columns = between(width, j - op.pad, op.stride, g.shape[2])
+            spread = lax.pad(own, jnp.zeros((), g.dtype), [(0, 0, 0), rows, columns, (0, 0, 0)])
             dx = spread if dx is None else dx + spread
         return dx
 
@@ -52,5 +53,8 @@ def pixels(size):
 
 
 def between(n, place, stride, windows):
-    """lax.pad's (low, high, interior) that puts one value for each window at its pixel `place`, among n pixels."""
+    """lax.pad's (low, high, interior) that puts one value for each window at its pixel `place`, among n pixels.
+
+    Negative ones leave out what lies outside.
+    """
     return place, n - (place + stride * (windows - 1) + 1), stride - 1

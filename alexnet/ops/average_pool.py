@@ -1,0 +1,107 @@
+"""Average pooling without padding, and its adjoint, which shares g out evenly.
+
+    y[c, r, s, b] = sum over i, j < size of x[c, r * stride + i, s * stride + j, b] / size**2
+
+Source: Szegedy et al. 2014, section 5 (7 x 7 before the classifier, 5 x 5 by 3 before the auxiliary ones).
+"""
+
+from itertools import product
+
+import numpy as np
+from pytensor.gradient import DisconnectedType
+
+from alexnet.ops.base import (
+    ShapedOp,
+    float_tensor,
+    integer_tensor,
+    length,
+    row_and_column_lengths,
+    whole_number,
+    windows_along,
+)
+
+
+class _AveragePoolOp(ShapedOp):
+    """What the two share: windows of size x size pixels, a stride apart; pixels beyond the last window are left out."""
+
+    __props__ = ("size", "stride")
+
+    def __init__(self, size, stride):
+        self.size = whole_number("pooling size", size, least=1)
+        self.stride = whole_number("pooling stride", stride, least=1)
+
+    def pooled(self, height, width):
+        """Rows and columns of windows on height x width pixels; None where that is not known."""
+        return [windows_along(n, self.size, self.stride) for n in (height, width)]
+
+    def views(self, x, rows, columns):
+        """For each pixel of a window: the view of x that it meets in all windows."""
+        for i, j in product(range(self.size), repeat=2):
+            row_slice = slice(i, i + self.stride * (rows - 1) + 1, self.stride)
+            yield x[:, row_slice, j : j + self.stride * (columns - 1) + 1 : self.stride]
+
+
+class AveragePool(_AveragePoolOp):
+    """y: the mean of each window of x, float (channel, row, column, batch).
+
+    Raises ValueError if the window is larger than the image.
+    """
+
+    def make_node(self, x):
+        x = float_tensor(self, "x", x)
+        self.check(x.type.shape)
+        return self.apply([x], [x.type.dtype])
+
+    def check(self, shape):
+        """Raise ValueError if a known height or width is below the window's size."""
+        for n in shape[1:3]:
+            if n is not None and n < self.size:
+                raise ValueError(f"{self}: windows of size {self.size} need at least as many pixels, got {n}")
+
+    def shapes(self, inputs, input_shapes):
+        channels, height, width, batch = input_shapes[0]
+        return [(channels, *self.pooled(height, width), batch)]
+
+    def perform(self, node, inputs, outputs):
+        (x,) = inputs
+        self.check(x.shape)
+        ((_, rows, columns, _),) = self.shapes(None, [x.shape])
+        outputs[0][0] = sum(self.views(x, rows, columns)) * x.dtype.type(1 / self.size**2)
+
+    def pullback(self, inputs, outputs, cotangents):
+        adjoint = AveragePoolGradient(self.size, self.stride)
+        return [adjoint(cotangents[0], *row_and_column_lengths(inputs[0]))]
+
+
+class AveragePoolGradient(_AveragePoolOp):
+    """dx of height x width pixels: to each the g of the windows that cover it, divided by the pixels of a window."""
+
+    def make_node(self, g, height, width):
+        g = float_tensor(self, "g", g)
+        lengths = [integer_tensor(self, name, n, "int64", 0) for name, n in (("height", height), ("width", width))]
+        return self.apply([g, *lengths], [g.type.dtype])
+
+    def shapes(self, inputs, input_shapes):
+        channels, _, _, batch = input_shapes[0]
+        return [(channels, length(inputs[1]), length(inputs[2]), batch)]
+
+    def check(self, g_shape, height, width):
+        """Raise ValueError if g is not of the shape that pooling height x width pixels makes."""
+        pooled = tuple(self.pooled(height, width))
+        if g_shape[1:3] != pooled:
+            raise ValueError(f"{self}: g must have {pooled} rows and columns, got shape {g_shape}")
+
+    def perform(self, node, inputs, outputs):
+        g, height, width = inputs
+        self.check(g.shape, int(height), int(width))
+        dx = np.zeros((g.shape[0], int(height), int(width), g.shape[3]), g.dtype)
+        share = g * g.dtype.type(1 / self.size**2)
+        for pixels in self.views(dx, *g.shape[1:3]):
+            pixels += share
+        outputs[0][0] = dx
+
+    def connection_pattern(self, node):
+        return [[True], [False], [False]]
+
+    def pullback(self, inputs, outputs, cotangents):
+        return [AveragePool(self.size, self.stride)(cotangents[0]), *(DisconnectedType()() for _ in inputs[1:])]
