@@ -1,5 +1,7 @@
 """Draw the learning curves of one run or several, where their time went, and the filters of their first layer.
 
+Of runs with different numbers of workers the speed-up, too, against the ideal.
+
     python -m alexnet plot runs/a                                 into the run's folder
     python -m alexnet plot runs/a runs/b --over hours             on one figure, into the folder that holds them
     python -m alexnet plot runs/* --to pictures --format svg

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from alexnet.plots.records import TICKS, Run, averaged, read_run
+from alexnet.plots.records import TICKS, Run, averaged, in_order, read_run, what_differs
 from alexnet.plots.style import PNG, finish, literal, new_figure, saved, shortened, styles
 
 POINTS = 300                            # of a training curve at most: more would be a band of noise
@@ -46,6 +46,7 @@ def learning_curves(run, to=None, formats=PNG, over="epochs"):
 def comparison(runs, to, formats=PNG, over="epochs"):
     """Draw cost, top-1 and top-5 error of several runs, a colour for each; returns the paths."""
     x, figure = TICKS[over], new_figure(13, 4.6 + 0.24 * math.ceil(len(runs) / 2))
+    differs = what_differs(runs)
     cost, *errors = figure.subplots(1, 3)
     for run, (colour, line) in zip(runs, styles(), strict=False):
         marker = "o" if run.validation["epoch"].size <= MARKED else ""
@@ -54,7 +55,7 @@ def comparison(runs, to, formats=PNG, over="epochs"):
         cost.plot(*smoothed(run.train, x, "cost"), **thin)
         errors[0].plot(*smoothed(run.train, x, "top1_error", 100), **thin)
         (drawn,) = cost.plot(run.validation[x], run.validation["cost"], **thick)
-        drawn.set_label(literal(in_legend(run)))
+        drawn.set_label(literal(in_legend(run, differs[run.name])))
         for axes, field in zip(errors, ERRORS, strict=True):
             axes.plot(run.validation[x], 100 * run.validation[field], **thick)
     cost.set_title("cost (nats per image)")
@@ -70,13 +71,18 @@ def comparison(runs, to, formats=PNG, over="epochs"):
 
 
 def smoothed(train, x, field, scale=1):
-    """(x, scale * field): means of equal stretches of iterations, at most POINTS of them."""
-    means = averaged(train, (x, field), POINTS)
+    """(x, scale * field): means of equal stretches of iterations, at most POINTS of them.
+
+    A stretch of workers that go on without each other has a step of each at least.
+    """
+    apart = len(np.unique(train["worker"][~np.isnan(train["worker"])]))
+    means = averaged(in_order(train, x), (x, field), min(POINTS, max(1, len(train[x]) // max(1, apart))))
     return means[x], scale * means[field]
 
 
 def mark_drops(train, x, panels):
     """A dashed line in each panel wherever the learning rate fell to half or less, with the new rate on the first."""
+    train = of_one_worker(train)
     rate, place = train["learning_rate"], train[x]
     for after in 1 + np.flatnonzero(rate[1:] <= rate[:-1] / 2):
         for axes in panels:
@@ -85,15 +91,23 @@ def mark_drops(train, x, panels):
         panels[0].text(place[after - 1], 0.98, label, transform=where, va="top", fontsize=8, color="0.4")
 
 
+def of_one_worker(train):
+    """The records of one of the workers, where they go on without each other and their rates cross; else all."""
+    worker = train["worker"]
+    first = ~np.isnan(worker) & (worker == np.nanmin(worker)) if not np.isnan(worker).all() else np.isnan(worker)
+    return {name: column[first] for name, column in train.items()}
+
+
 def heading(run):
     errors = run.validation["top1_error"]
     name = shortened(run.name)
     return f"{name}: top-1 validation error {errors[-1]:.1%}" if errors.size else name
 
 
-def in_legend(run):
-    """A run's name and its errors after the last epoch."""
+def in_legend(run, differs=""):
+    """A run's name, in what it differs from the others, and its errors after the last epoch."""
+    name = f"{shortened(run.name)} ({differs})" if differs else shortened(run.name)
     if not run.validation["epoch"].size:
-        return f"{shortened(run.name)}: not validated yet"
+        return f"{name}: not validated yet"
     top1, top5 = (run.validation[field][-1] for field in ERRORS)
-    return f"{shortened(run.name)}: top-1 {top1:.1%}, top-5 {top5:.1%}, epoch {run.validation['epoch'][-1]:.0f}"
+    return f"{name}: top-1 {top1:.1%}, top-5 {top5:.1%}, epoch {run.validation['epoch'][-1]:.0f}"

@@ -1,4 +1,4 @@
-"""What runs recorded, as arrays: the epochs, the hours, costs, errors and times of each."""
+"""What runs recorded, as arrays: the epochs, the hours, costs, errors and times of each; and their settings."""
 
 from array import array
 from collections import Counter
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from alexnet.config import ConfigError, read_settings
 from alexnet.recorder import FIELDS, each_record
 
 NUMBERS = {kind: [field for field in fields if field != "at"] for kind, fields in FIELDS.items()}
@@ -19,6 +20,7 @@ class Run(NamedTuple):
     Besides the recorder's fields there are `hours`: since the run began, in training and validation, across all times
     that it was resumed; the time between them, or for saving, does not count.  Where workers go on without each other
     each has hours of its own, and validation those of the worker that has the most.
+    settings: those in the folder's config.yaml, {} where there is none that can be read.
     """
 
     folder: Path
@@ -26,12 +28,13 @@ class Run(NamedTuple):
     train: dict[str, np.ndarray]
     validation: dict[str, np.ndarray]
     speed: dict[str, np.ndarray]
+    settings: dict
 
     @property
     def workers(self):
         """How many trained, as far as the records say: the most in a lap, or that took steps of their own; else 0."""
-        apart = np.unique(self.train["worker"][~np.isnan(self.train["worker"])])
-        return max(int(self.speed["workers"].max(initial=0)), len(apart))
+        apart = self.train["worker"][~np.isnan(self.train["worker"])]
+        return max(int(self.speed["workers"].max(initial=0)), len(np.unique(apart)))
 
 
 def read_runs(folders):
@@ -59,7 +62,40 @@ def read_run(folder, name=None):
     columns = {kind: {field: np.array(values[kind][field]) for field in values[kind]} for kind in values}
     for kind, column in hours.items():
         columns[kind]["hours"] = np.array(column)
-    return Run(folder, name or folder.name, *(columns[kind] for kind in ("train", "validation", "speed")))
+    return Run(folder, name or folder.name, **columns, settings=settings_of(folder))
+
+
+def settings_of(folder):
+    """The settings that a run was started with, {} where they cannot be read."""
+    try:
+        return read_settings(folder / "config.yaml")
+    except ConfigError:
+        return {}
+
+
+def what_differs(runs):
+    """Name -> the rule, strategy and number of workers of a run, where the runs differ in it and its name is silent."""
+    told = {run.name: {"rule": rule_of(run), "strategy": strategy_of(run), "workers": workers_of(run)} for run in runs}
+    texts = {}
+    for name, own in told.items():
+        differing = [value for key, value in own.items() if len({other[key] for other in told.values()}) > 1]
+        texts[name] = ", ".join(value for value in differing if value and value not in name)
+    return texts
+
+
+def rule_of(run):
+    """bsp avg, bsp cdd, easgd or gosgd; None where nobody says."""
+    rule = run.settings.get("rule")
+    return f"bsp {run.settings['sync']}" if rule == "bsp" and "sync" in run.settings else rule
+
+
+def strategy_of(run):
+    """The strategy of a run of rule bsp, else None."""
+    return run.settings.get("exchange") if run.settings.get("rule") == "bsp" else None
+
+
+def workers_of(run):
+    return f"{run.workers} worker{'s' if run.workers > 1 else ''}" if run.workers else None
 
 
 def number(record, field, otherwise):
@@ -74,6 +110,12 @@ def distinct_names(folders):
         length += 1
         names = ["/".join(f.parts[-length:]) if names.count(n) > 1 else n for f, n in zip(folders, names, strict=True)]
     return names
+
+
+def in_order(columns, field):
+    """The records in the order of a field: those of workers that go on without each other lie mixed."""
+    order = np.argsort(columns[field], kind="stable")
+    return {name: column[order] for name, column in columns.items()}
 
 
 def averaged(columns, fields, points):

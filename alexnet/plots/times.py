@@ -1,78 +1,141 @@
-"""Where the time of training goes, as upstream splits it: calc, sync, comm and wait, in seconds per 20 iterations.
+"""Where the time of training goes, as upstream splits it: calc, sync, comm and wait.
 
-Source: Ding et al. 2014, table 1 (seconds per 20 iterations).
+In seconds per 20 iterations of a worker, and, where a run was long enough to have ended a lap, per 5,120 images of all.
+
+Source: Ding et al. 2014, table 1 (seconds per 20 iterations); Ma et al. 2016 (per 5,120 images).
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.plots.records import averaged
+from alexnet.plots.records import averaged, in_order
 from alexnet.plots.style import PNG, SECTIONS, finish, literal, new_figure, plain, saved, shortened
+from alexnet.stopwatch import LAP
 
 POINTS = 100                            # of a run's history: bars that can be seen
 ITERATIONS = 20
 MEASURED = [section for section in SECTIONS if section != "other"]
 
 
+class Unit(NamedTuple):
+    """What seconds are given for.
+
+    kind    of the records that say it, a field of Run      label  of the axis
+    factor  from a record's seconds to the unit's           text   (Run) -> what is said of a run in it
+    """
+
+    kind: str
+    label: str
+    factor: float
+    text: object
+
+
+def of_iterations(run):
+    """Seconds per 20 iterations, and images per second, of a run."""
+    seconds, images = np.nanmean(run.train["seconds"]), np.nanmean(run.train["images"])
+    return f"{ITERATIONS * seconds:.1f} s, {rate_text(images / seconds)}"
+
+
+def of_images(run):
+    """Seconds per 5,120 images, images per second, and what exchanging takes of them."""
+    seconds = run.speed["seconds"].mean()
+    return f"{seconds:.1f} s, {rate_text(LAP / seconds)}, {exchanging(run):.0%} comm and sync"
+
+
+def rate_text(rate):
+    return f"{rate:,.{0 if rate > 100 else 1}f} images/s"
+
+
+UNITS = (
+    Unit("train", f"seconds per {ITERATIONS} iterations", ITERATIONS, of_iterations),
+    Unit("speed", f"seconds per {LAP:,} images", 1, of_images),
+)
+
+
 def times_over_run(run, to, formats=PNG):
-    """Draw how the time per 20 iterations was split as the run went on; returns the paths, none if no time passed."""
-    if not timed(run):
+    """Draw how the time was split as the run went on; returns the paths, none if no time passed."""
+    units = [unit for unit in UNITS if timed(run, unit)]
+    if not units:
         return []
-    means = averaged(with_other(run.train), ("epoch", *SECTIONS), POINTS)
-    right = np.append((means["epoch"][1:] + means["epoch"][:-1]) / 2, run.train["epoch"][-1])
-    left = np.concatenate([[0], right[:-1]])
-    figure = new_figure(8, 4.5)
-    axes = figure.subplots()
+    figure = new_figure(8, 4.5 if len(units) == 1 else 7.5)
+    panels = figure.subplots(len(units), 1, squeeze=False, sharex=True)[:, 0]
+    for unit, axes in zip(units, panels, strict=True):
+        stack(axes, run, unit)
+    panels[0].set_xlabel("" if len(units) > 1 else "epoch")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=len(SECTIONS))
+    return saved(figure, to / "times", formats)
+
+
+def stack(axes, run, unit):
+    """Draw a stack of bars for each stretch of a run."""
+    records = in_order(with_other(getattr(run, unit.kind)), "epoch")
+    means = averaged(records, ("epoch", *SECTIONS), POINTS)
+    ends = means["epoch"]
+    if unit.kind == "speed":                     # a lap ends where it is recorded
+        left, right = np.concatenate([[0], ends[:-1]]), ends
+    else:
+        right = np.append((ends[1:] + ends[:-1]) / 2, records["epoch"][-1])
+        left = np.concatenate([[0], right[:-1]])
     bottom = np.zeros(len(left))
     for section, colour in SECTIONS.items():
-        height = ITERATIONS * means[section]
-        axes.bar(left, height, right - left, bottom, align="edge", color=colour, label=labelled(run, section))
+        height, label = unit.factor * means[section], f"{section} {share(run, unit, section):.1%}"
+        axes.bar(left, height, right - left, bottom, align="edge", color=colour, label=label)
         bottom += height
-    axes.set_title(literal(f"{shortened(run.name)}: {speed(run)}"))
-    axes.set_ylabel(f"seconds per {ITERATIONS} iterations")
+    axes.set_title(literal(f"{shortened(run.name)}: {unit.text(run)}" if unit.kind == "train" else unit.text(run)))
+    axes.set_ylabel(unit.label)
     finish(axes)
-    figure.legend(loc="outside lower center", frameon=False, ncols=len(SECTIONS))
-    return saved(figure, to / "times", formats)
 
 
 def times_of_runs(runs, to, formats=PNG):
-    """Draw the mean time per 20 iterations of several runs as bars below each other; returns the paths."""
-    runs = list(filter(timed, runs))
-    if not runs:
+    """Draw the mean times of several runs as bars below each other; returns the paths, none if no time passed."""
+    shown = {unit: timed_runs for unit in UNITS if (timed_runs := [run for run in runs if timed(run, unit)])}
+    if not shown:
         return []
-    figure = new_figure(11, 1.6 + 0.45 * len(runs))
-    axes = figure.subplots()
-    rows, left = np.arange(len(runs)), np.zeros(len(runs))
-    for section, colour in SECTIONS.items():
-        width = ITERATIONS * np.array([np.nanmean(with_other(run.train)[section]) for run in runs])
-        axes.barh(rows, width, 0.7, left, color=colour, label=section)
-        left += width
-    for row, run in zip(rows, runs, strict=True):
-        axes.text(left[row], row, f"  {speed(run)}", va="center", fontsize=9)
-    axes.set_yticks(rows, [literal(shortened(run.name)) for run in runs])
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.35 * left.max())          # room for the text
-    axes.set_xlabel(f"seconds per {ITERATIONS} iterations")
-    plain(axes)
-    axes.grid(visible=False, axis="y")
-    figure.legend(loc="outside upper center", frameon=False, ncols=len(SECTIONS))
+    rows = [len(each) for each in shown.values()]
+    figure = new_figure(11, 0.8 + sum(0.8 + 0.45 * n for n in rows))
+    panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=[n + 1 for n in rows])[:, 0]
+    for (unit, each), axes in zip(shown.items(), panels, strict=True):
+        bars(axes, each, unit)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", frameon=False, ncols=len(SECTIONS))
     return saved(figure, to / "times", formats)
 
 
-def timed(run):
-    return np.nansum(run.train["seconds"]) > 0
+def bars(axes, runs, unit):
+    """Draw a bar for each run."""
+    rows, left = np.arange(len(runs)), np.zeros(len(runs))
+    for section, colour in SECTIONS.items():
+        width = unit.factor * np.array([np.nanmean(with_other(getattr(run, unit.kind))[section]) for run in runs])
+        axes.barh(rows, width, 0.7, left, color=colour, label=section)
+        left += width
+    for row, run in zip(rows, runs, strict=True):
+        axes.text(left[row], row, f"  {unit.text(run)}", va="center", fontsize=9)
+    axes.set_yticks(rows, [literal(shortened(run.name)) for run in runs])
+    axes.invert_yaxis()
+    axes.set_xlim(0, (1.35 if unit.kind == "train" else 1.6) * left.max())          # room for the text
+    axes.set_xlabel(unit.label)
+    plain(axes)
+    axes.grid(visible=False, axis="y")
 
 
-def with_other(train):
+def timed(run, unit=UNITS[0]):
+    return np.nansum(getattr(run, unit.kind)["seconds"]) > 0
+
+
+def with_other(records):
     """The records with what no section has measured, drawing a record for example, as `other`."""
-    measured = sum(train[section] for section in MEASURED)
-    return train | {"other": np.maximum(train["seconds"] - measured, 0)}
+    measured = sum(records[section] for section in MEASURED)
+    return records | {"other": np.maximum(records["seconds"] - measured, 0)}
 
 
-def labelled(run, section):
-    return f"{section} {np.nansum(with_other(run.train)[section]) / np.nansum(run.train['seconds']):.1%}"
+def share(run, unit, section):
+    """The part of a run's time that a section takes."""
+    records = getattr(run, unit.kind)
+    return np.nansum(with_other(records)[section]) / np.nansum(records["seconds"])
 
 
-def speed(run):
-    """Seconds per 20 iterations, and images per second, of a run."""
-    seconds, images = np.nanmean(run.train["seconds"]), np.nanmean(run.train["images"])
-    return f"{ITERATIONS * seconds:.1f} s, {images / seconds:,.{0 if images > 100 * seconds else 1}f} images/s"
+def exchanging(run):
+    """The part of a run's laps that goes into comm and sync."""
+    return (run.speed["comm"] + run.speed["sync"]).sum() / run.speed["seconds"].sum()

@@ -14,6 +14,7 @@ from alexnet import checkpoint, plots
 from alexnet.plots import records, style
 from alexnet.plots.tiles import mosaic
 from alexnet.recorder import Recorder
+from alexnet.stopwatch import Lap
 
 
 class Clock:
@@ -205,7 +206,147 @@ def test_the_time_of_a_run_is_stacked_in_seconds_per_20_iterations(tmp_path, dra
     ]  # fmt: skip
 
 
+def laps(folder, workers, rate, n=2, exchanging=0.25, **settings):
+    """A made-up run of `workers` whose laps come at `rate` images/s; a share of the time goes into comm and sync."""
+    seconds = 5120 / rate
+    with Recorder(folder, stream=io.StringIO()) as recorder:
+        for lap in range(1, n + 1):
+            recorder.laps([
+                Lap(lap, lap / 2, 5120, seconds, (1 - exchanging) * seconds, 0.2 * exchanging * seconds,
+                    0.8 * exchanging * seconds, 0.0)
+            ] * workers)  # fmt: skip
+    if settings:
+        (folder / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
+
+
+def test_a_run_with_laps_has_its_time_per_5120_images_too(tmp_path, drawn):
+    record(tmp_path)
+    laps(tmp_path, 4, rate=512)
+    plots.times_over_run(records.read_run(tmp_path), tmp_path)
+    iterations, images = drawn[0].axes
+    assert (iterations.get_ylabel(), images.get_ylabel()) == (
+        "seconds per 20 iterations", "seconds per 5,120 images",
+    )  # fmt: skip
+    stacks = heights(images)
+    for section, seconds in (("calc", 7.5), ("sync", 0.5), ("comm", 2.0), ("wait", 0), ("other", 0)):
+        np.testing.assert_allclose(stacks[section], [[0, 0.5], [seconds] * 2], atol=1e-9)
+    assert images.get_title() == "10.0 s, 512 images/s, 25% comm and sync"
+
+
+def test_laps_are_no_hours(tmp_path):
+    record(tmp_path, iterations=8, validated=False)
+    before = records.read_run(tmp_path)
+    laps(tmp_path, 2, rate=1)
+    with Recorder(tmp_path, stream=io.StringIO()) as recorder:
+        recorder.train_iteration(iteration=9, epoch=2, cost=1, error=0, learning_rate=0.1, images=8)
+    after = records.read_run(tmp_path)
+    np.testing.assert_array_equal(after.train["hours"][:8], before.train["hours"])
+    assert after.train["hours"][8] == before.train["hours"][7]
+    assert after.workers == 2
+
+
 # ---- several runs
+
+
+def apart(folder, steps, seconds):
+    """A made-up run of workers that go on without each other: one has taken its steps before the next tells of its."""
+    with Recorder(folder, stream=io.StringIO()) as recorder:
+        for worker, (n, each) in enumerate(zip(steps, seconds, strict=True)):
+            for step in range(1, n + 1):
+                recorder.train_iteration(
+                    iteration=step, epoch=step / 4, cost=10 * step + worker, error=0.5, worker=worker,
+                    learning_rate=0.1 if step <= n / 2 else 0.01, images=8,
+                    times={"seconds": each, "calc": each, "sync": 0.0, "comm": 0.0, "wait": 0.0},
+                )  # fmt: skip
+        with recorder.time("wait"):
+            recorder.epoch(
+                epoch=1, iteration=4, cost=1.0, top1_error=0.5, top5_error=0.1, learning_rate=0.1, images=8
+            )  # fmt: skip
+
+
+def test_curves_of_workers_that_go_on_alone_are_drawn_over_all_of_them(tmp_path, drawn):
+    apart(tmp_path, (8, 8), (900, 1800))
+    run = records.read_run(tmp_path)
+    np.testing.assert_allclose(run.train["hours"], [*np.arange(1, 9) / 4, *np.arange(1, 9) / 2])
+    np.testing.assert_allclose(run.validation["hours"], [4])              # it waits for nobody
+    assert run.workers == 2
+    plots.learning_curves(run)
+    plots.learning_curves(run, over="hours")
+    cost = drawn[0].axes[0]
+    np.testing.assert_allclose(cost.lines[0].get_xydata(), [[k / 4, 10 * k + 0.5] for k in range(1, 9)])
+    assert [text.get_text().strip() for text in cost.texts] == ["rate 0.01"]
+    assert (np.diff(drawn[1].axes[0].lines[0].get_xdata()) > 0).all()
+
+
+def test_runs_are_told_apart_by_what_differs_between_them(tmp_path, drawn):
+    rules = {
+        "a": {"rule": "bsp", "sync": "avg", "exchange": "ar"}, "b": {"rule": "bsp", "sync": "cdd", "exchange": "asa16"},
+        "easgd": {"rule": "easgd", "sync": "avg", "exchange": "auto"}, "d": {"rule": "gosgd"},
+    }  # fmt: skip
+    for name, settings in rules.items():
+        record(tmp_path / name, validated=False)
+        (tmp_path / name / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
+    plots.comparison(records.read_runs([tmp_path / name for name in rules]), tmp_path)
+    assert [text.get_text().split(":")[0] for text in drawn[0].legends[0].get_texts()] == [
+        "a (bsp avg, ar)", "b (bsp cdd, asa16)", "easgd", "d (gosgd)",
+    ]  # fmt: skip
+
+
+def test_speed_up_is_images_per_second_over_those_of_one_worker(tmp_path, drawn):
+    bsp = {"model": "alexnet", "rule": "bsp", "sync": "avg"}
+    laps(tmp_path / "1", 1, rate=100, exchanging=0, **bsp)
+    laps(tmp_path / "2", 2, rate=180, exchanging=0.1, exchange="asa32", **bsp)
+    laps(tmp_path / "4", 4, rate=300, exchanging=0.25, exchange="asa32", **bsp)
+    laps(tmp_path / "4 slow", 4, rate=250, exchanging=0.5, exchange="asa32", **bsp)
+    laps(tmp_path / "4 other", 4, rate=360, exchanging=0.05, exchange="asa16", **bsp)
+    folders = [tmp_path / name for name in ("4 other", "4", "1", "2", "4 slow")]
+    assert tmp_path / "speedup.png" in plots.draw(folders)
+    figure = drawn[-1]
+    gain, cost = figure.axes
+    lines = {line.get_label(): line.get_xydata() for line in gain.lines}
+    assert list(lines) == ["ideal", "alexnet, bsp avg, asa16", "alexnet, bsp avg, asa32"]
+    np.testing.assert_allclose(lines["ideal"], [[1, 1], [4, 4]])
+    np.testing.assert_allclose(lines["alexnet, bsp avg, asa32"], [[1, 1], [2, 1.8], [4, 3]])
+    np.testing.assert_allclose(lines["alexnet, bsp avg, asa16"], [[1, 1], [4, 3.6]])
+    np.testing.assert_allclose(cost.lines[1].get_xydata(), [[1, 0], [2, 10], [4, 25]], atol=1e-9)
+
+
+def test_without_a_run_of_one_worker_speed_up_is_relative_to_the_fewest_and_says_so(tmp_path, drawn):
+    for n, rate in ((2, 100), (32, 800)):
+        laps(tmp_path / str(n), n, rate)
+    plots.speedup(records.read_runs([tmp_path / "2", tmp_path / "32"]), tmp_path)
+    (figure,) = drawn
+    _, line = figure.axes[0].lines
+    assert line.get_label() == "runs (relative to 2 workers)"
+    np.testing.assert_allclose(line.get_xydata(), [[2, 2], [32, 16]])
+    assert figure.axes[0].get_yscale() == figure.axes[0].get_xscale() == "log"
+
+
+def test_models_are_not_compared_with_each_other(tmp_path, drawn):
+    for model, rate in (("alexnet", 100), ("googlenet", 30)):
+        for n in (1, 2):
+            laps(tmp_path / f"{model}{n}", n, n * rate, model=model, rule="bsp")
+    plots.speedup(records.read_runs(sorted(tmp_path.iterdir())), tmp_path)
+    for line in drawn[0].axes[0].lines:
+        np.testing.assert_allclose(line.get_xydata(), [[1, 1], [2, 2]])
+
+
+def test_runs_of_as_many_workers_or_without_laps_have_no_speed_up(tmp_path):
+    laps(tmp_path / "a", 2, 100)
+    laps(tmp_path / "b", 2, 200)
+    record(tmp_path / "c", iterations=3)
+    assert plots.speedup(records.read_runs([tmp_path / "a", tmp_path / "b", tmp_path / "c"]), tmp_path) == []
+
+
+def test_a_folder_from_before_there_were_laps_is_drawn(tmp_path):
+    record(tmp_path)
+    text = (tmp_path / "records.jsonl").read_text().replace('"worker": null, ', "")
+    (tmp_path / "records.jsonl").write_text(text)
+    (tmp_path / "speed.csv").unlink()
+    (tmp_path / "config.yaml").write_text("a_setting_that_is_no_more: 3\n")
+    run = records.read_run(tmp_path)
+    assert (run.workers, run.settings, len(run.train["worker"])) == (0, {}, 40)
+    assert plots.draw([tmp_path]) == [tmp_path / "learning_curves.png", tmp_path / "times.png"]
 
 
 @pytest.fixture

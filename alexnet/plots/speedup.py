@@ -1,0 +1,105 @@
+"""Speed-up: what runs with more workers gain, against the ideal, and what exchanging costs them.
+
+Images per second come from the laps, so a run must have taken 5,120 images.  The runs of a model with one rule and one
+strategy are a line; it is relative to the model's run of one worker, or, where there is none, to its own with the
+fewest, which is then put on the ideal.
+
+Source: Ma et al. 2016, table 1 (speed-up of N workers).
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from alexnet.plots.records import rule_of, strategy_of
+from alexnet.plots.style import PNG, RUNS, literal, new_figure, plain, saved
+from alexnet.plots.times import exchanging
+from alexnet.stopwatch import LAP
+
+LOGARITHMIC = 16                        # workers from which on the axes double instead of adding
+IDEAL = "0.6"
+
+
+class Point(NamedTuple):
+    """A run in the figure."""
+
+    workers: int
+    rate: float                         # images/s of all workers
+    exchanging: float                   # share of the time in comm and sync
+
+
+def speedup(runs, to, formats=PNG):
+    """Draw speed-up and cost over the number of workers; returns the paths, none if all runs have as many workers."""
+    lines = lines_of([run for run in runs if run.workers and run.speed["seconds"].sum() > 0])
+    counts = sorted({point.workers for points in lines.values() for point in points})
+    if len(counts) < 2:
+        return []
+    figure = new_figure(11, 4.8 + 0.24 * math.ceil(len(lines) / 2))
+    gain, cost = figure.subplots(1, 2)
+    gain.plot([1, counts[-1]], [1, counts[-1]], "--", color=IDEAL, linewidth=1, label="ideal")
+    for (name, points), colour in zip(sorted(lines.items()), np.resize(RUNS, len(lines)), strict=True):
+        base, *_ = points
+        workers, gains = [point.workers for point in points], relative(points)
+        label = name if base.workers == 1 else f"{name} (relative to {base.workers} workers)"
+        gain.plot(workers, gains, "o-", color=colour, markersize=5, label=literal(label))
+        cost.plot(workers, [100 * point.exchanging for point in points], "o-", color=colour, markersize=5)
+        gain.annotate(f"{gains[-1]:.2f}×", (workers[-1], gains[-1]), (6, 0), textcoords="offset points", fontsize=9,
+                      va="center", color=colour)  # fmt: skip
+    gain.set_title("speed-up, images/s")
+    cost.set_title("comm and sync (% of the time)")
+    cost.set_ylim(bottom=0)
+    for axes in (gain, cost):
+        scale(axes, counts)
+        plain(axes)
+    if counts[-1] >= LOGARITHMIC:
+        gain.set_yscale("log", base=2)
+        gain.yaxis.set_major_formatter("{x:g}")
+    else:
+        gain.set_ylim(bottom=0)
+    figure.legend(loc="outside lower center", frameon=False, ncols=2, fontsize=9)
+    return saved(figure, to / "speedup", formats)
+
+
+def lines_of(runs):
+    """Name -> Points, by the number of workers; of several runs with as many the fastest counts."""
+    alone, lines = {}, {}
+    for run in runs:
+        model, point = run.settings.get("model", ""), point_of(run)
+        if run.workers == 1:
+            alone.setdefault(model, []).append(point)
+        else:
+            lines.setdefault((model, rule_of(run), strategy_of(run)), []).append(point)
+    for model in alone:
+        if not any(key[0] == model for key in lines):
+            lines[model, None, None] = []
+    told = {key: fastest(alone.get(key[0], []) + points) for key, points in lines.items()}
+    return {", ".join(filter(None, key)) or "runs": points for key, points in told.items()}
+
+
+def point_of(run):
+    return Point(run.workers, LAP / run.speed["seconds"].mean(), exchanging(run))
+
+
+def fastest(points):
+    """One Point of each number of workers, the fewest first."""
+    return [max((point for point in points if point.workers == n), key=lambda point: point.rate)
+            for n in sorted({point.workers for point in points})]  # fmt: skip
+
+
+def relative(points):
+    """Images/s of each in units of a worker of the first, whose number of workers is its own speed-up."""
+    base = points[0]
+    return [base.workers * point.rate / base.rate for point in points]
+
+
+def scale(axes, counts):
+    """The axis of workers: a tick for each number that there is."""
+    axes.set_xlabel("workers")
+    if counts[-1] >= LOGARITHMIC:
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(counts[0] / 1.3, 1.5 * counts[-1])
+    else:
+        axes.set_xlim(0, 1.12 * counts[-1])
+    axes.set_xticks(counts, [str(n) for n in counts])
+    axes.minorticks_off()
