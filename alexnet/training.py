@@ -38,7 +38,8 @@ class Run(NamedTuple):
                     .after_step(step, cost, error, rate, stop, last) -> Agreed, with .cost, .error and .stop: ends step
                     number `step`, and counts its own time; `last`: validation or a checkpoint follows
                     .gather(lap) -> the Laps of the workers that are known at rank 0; [] elsewhere
-                    .consensus() -> a context in which the network holds what stands for all workers
+                    .consensus(stop) -> a context in which the network holds what stands for all workers; its value:
+                    whether all have agreed there to stop, and meet no more
                     .total(values, stop) -> the float64 values summed over the workers, and whether any wants to stop
     recorder        alexnet.recorder.Recorder
     save            (Position) -> None: writes a checkpoint
@@ -77,17 +78,20 @@ def train(run, position=Position()):
         if position.batch:                                  # stopped within the epoch
             break
         if position.epoch % run.config.snapshot_freq == 0:
-            save(run, position)
-            saved = position
+            stop, saved = save(run, position, stop) or stop, position
     if saved != position:
-        save(run, position)
+        save(run, position, stop)
     return position
 
 
-def save(run, position):
-    """Save what stands for all workers."""
-    with run.exchange.consensus():
+def save(run, position, stop=False):
+    """Save what stands for all workers; returns whether all have agreed to stop with it.
+
+    stop  whether this worker enters because it stops
+    """
+    with run.exchange.consensus(stop) as stop:
         run.save(position)
+    return stop
 
 
 def at_limit(run, position):
@@ -106,16 +110,23 @@ def train_epoch(run, position):
     stop = False
     for batch, images in read(run, batches):
         position, stop = train_step(run, position, steps, batch, images)
-        if position.batch < steps and (stop or at_limit(run, position)):
-            return position, stop
-        if at_snapshot(run, position):
-            save(run, position)
+        ends = position.batch < steps and (stop or at_limit(run, position))
+        if at_snapshot(run, position) and not ends:         # at an end a checkpoint follows anyway
+            stop = save(run, position, stop) or stop
+        if stop or ends:
+            break
+    return end_epoch(run, position, stop) if position.batch == steps else (position, stop)
+
+
+def end_epoch(run, position, stop=False):
+    """Validate after an epoch's last step; returns the position after it, or where it stopped, and if it did."""
+    after = position._replace(epoch=position.epoch + 1, batch=0)
     if not run.config.validation:
-        return position._replace(epoch=position.epoch + 1, batch=0), stop
+        return after, stop
     error = None if stop else validate(run, position)
     if error is None:
         return position, True
-    return Position(position.epoch + 1, 0, position.iteration, (*position.errors, error)), False
+    return after._replace(errors=(*position.errors, error)), False
 
 
 def train_step(run, position, steps, batch, images):
@@ -161,7 +172,9 @@ def validate(run, position):
     Each worker validates its share; the sums are the same on all.  Raises Diverged when the cost is not finite.
     """
     totals = np.zeros(4)                                    # of cost, top-1 error, top-5 error, and images
-    with run.exchange.consensus():
+    with run.exchange.consensus(run.stop_requested()) as stop:
+        if stop:
+            return None
         for batch, images in read(run, validation_batches(run)):
             if run.stop_requested():
                 break
@@ -195,6 +208,11 @@ def read(run, batches):
         with run.recorder.time("wait"):
             pixels = next(images)
         yield batch, pixels
+
+
+def steps_of_epoch(run):
+    """How many steps a worker takes in an epoch."""
+    return len(run.data.train.plan(run.config.batch_size))
 
 
 def training_batches(run, position):

@@ -20,7 +20,6 @@ from alexnet.recorder import Recorder, Silent
 from alexnet.start import find_start
 from alexnet.training import Diverged, Run
 from multigpu.device import DeviceError, open_device
-from multigpu.exchange import strategy_of
 from multigpu.loader import ParallelBatches, SerialBatches
 from multigpu.rules import part_of, rule_of
 
@@ -45,9 +44,8 @@ def work(config, device, control, partners):
     """
     model, part, rank = model_class(config.model), part_of(config, partners), partners.rank
     connect = pkgutil.resolve_name(rule_of(config, partners).connect)
-    strategy_of(config, partners)                # refuses here what would be refused after compiling
     data = open_dataset(config.data, config.classes)
-    train = data.train.shard(part.worker or 0, part.workers)
+    train = data.train.shard(part.worker, part.workers)
     data = data._replace(train=train, validation=data.validation.shard(*part.validates))
     steps = len(train.plan(config.batch_size))                  # refuses a batch larger than the set
     start = find_start(config, data)
@@ -65,13 +63,13 @@ def work(config, device, control, partners):
         if rank == 0:
             (folder / "config.yaml").write_text(dump(for_anybody(config)), encoding="utf-8")
         introduce(recorder, config, data, device, folder)
-        network = build_network(config, data.classes, data.mean, part.worker or 0, device.name)
+        network = build_network(config, data.classes, data.mean, part.worker, device.name)
         position = begin(start, network, config, recorder, part.workers)
         del start                                # its arrays are the network's now
         compile_functions(network, recorder, config.batch_size, part.functions)
         exchange = stack.enter_context(connect(config, network, device, partners, recorder, position.iteration))
         save = partial(save_and_draw, folder, network, data, config, recorder) if rank == 0 else leave_it_to_rank_0
-        run = Run(config, network, data, batches, exchange, recorder, save, control.stop_requested, part.worker or 0)
+        run = Run(config, network, data, batches, exchange, recorder, save, control.stop_requested, part.worker)
         with naming_the_last_checkpoint(folder):
             position = exchange.run(run, position)
         watch.close()                            # from here on a rank that ends has done all it had to

@@ -27,7 +27,7 @@ What the training loop sees of an Exchange:
         cost, error, stop = exchange.after_step(step, cost, error, rate, stop, last)
                                                  called by every worker after each step; counts its own time
         laps = exchange.gather(lap)              what rank 0 knows of where the workers' time went
-        with exchange.consensus():               around validation, and around saving
+        with exchange.consensus(stop) as stop:   around validation, and around saving; whether all stop there
         sums, stop = exchange.total(values, stop)
                                                  called by every worker, as after its part of the validation
         exchange.close()                         tells the others, then lets go of their memory, then of its own
@@ -38,8 +38,9 @@ from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from typing import NamedTuple
 
-from alexnet.config import ConfigError
+from alexnet.config import DEFAULTS, ConfigError, read_settings
 from alexnet.training import train
+from multigpu.exchange import strategy_of
 
 
 class Rule(NamedTuple):
@@ -60,18 +61,19 @@ RULES = {
     "gosgd": Rule("multigpu.rules.gosgd:connect"),
 }
 ALONE = Rule("multigpu.rules.alone:connect", over_mpi=False)
+OF_BSP = ("sync", "exchange", "exchange_what", "error_feedback", "average_every")  # settings of no other rule
 
 
 class Part(NamedTuple):
     """What of a job a rank does.
 
     worker, workers  which of the workers it is, of how many: the shard of the training images, and the seed of its
-                     random streams; the server is None
+                     random streams; a server has the first's, and uses neither
     validates        (rank, size): its share of the validation images
     functions        of the Network, that it calls
     """
 
-    worker: int | None
+    worker: int
     workers: int
     validates: tuple[int, int]
     functions: tuple[str, ...]
@@ -86,7 +88,10 @@ class Agreed(NamedTuple):
 
 
 def rule_of(config, partners):
-    """The Rule of the settings among these partners; raises ConfigError for one that is not there, or cannot be."""
+    """The Rule of the settings among these partners.
+
+    Raises ConfigError for one that is not there, or cannot be, and for settings that mean nothing with it.
+    """
     if config.rule not in RULES:
         close = difflib.get_close_matches(config.rule, RULES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(RULES)}"
@@ -99,7 +104,22 @@ def rule_of(config, partners):
         )
     if rule.served and partners.size < 2:
         raise ConfigError(f"rule={config.rule} needs a server and at least one worker, so 2 ranks or more, got 1")
+    if config.rule == "bsp":
+        strategy_of(config, partners)            # refuses here what would be refused after compiling
+    else:
+        refuse_settings_of_bsp(config)
     return ALONE if partners.size == 1 else rule
+
+
+def refuse_settings_of_bsp(config):
+    """Raise ConfigError for a setting that only rule bsp reads, where it is not left as it is by default."""
+    settings, defaults = config.model_dump(mode="json"), read_settings(DEFAULTS)
+    for name in OF_BSP:
+        if settings[name] != defaults[name]:
+            raise ConfigError(
+                f"{name} is a setting of rule=bsp, so with rule={config.rule} it must stay {defaults[name]}, "
+                f"got {settings[name]}"
+            )
 
 
 def part_of(config, partners):
@@ -111,7 +131,7 @@ def part_of(config, partners):
         step = ("compute", "apply") if apart else ("train",)
         return Part(rank, size, (rank, size), (*step, "validate"))
     if rank == 0:
-        return Part(None, size - 1, (0, 1), ("validate",))
+        return Part(0, size - 1, (0, 1), ("validate",))
     return Part(rank - 1, size - 1, (0, 1), ("train",))
 
 
@@ -151,12 +171,15 @@ class Exchange(ABC):
         What waiting for others takes counts as sync, the rest as comm.  Raises PartnerDied, OutOfStep.
         """
 
-    def consensus(self):
+    def consensus(self, stop=False):
         """A context in which the network holds what stands for all workers: what is validated, and saved.
 
-        All workers enter it after the same step.  Most rules have nothing to do: after the `last` step all are alike.
+        stop  whether this worker enters because it was asked to stop
+        All workers enter it.  Its value is whether one of them had to stop, and all end there: what the network holds
+        is saved, and they meet no more.  Most rules have nothing to do: after the `last` step all are alike, and they
+        stop after the same step.
         """
-        return nullcontext()
+        return nullcontext(False)
 
     def gather(self, lap):
         """The alexnet.recorder.Laps that rank 0 knows of by now, its own among them; [] at the other ranks."""

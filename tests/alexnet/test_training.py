@@ -10,7 +10,7 @@ from alexnet import checkpoint
 from alexnet.checkpoint import CheckpointError
 from alexnet.recorder import read_records
 from alexnet.training import Diverged
-from multigpu import worker
+from multigpu.rules import alone
 from multigpu.rules.alone import Alone
 from tests import tiny
 
@@ -108,7 +108,7 @@ class Sparse(Alone):
 
 @pytest.fixture
 def sparse(monkeypatch):
-    monkeypatch.setattr(worker, "Alone", Sparse)
+    monkeypatch.setattr(alone, "Alone", Sparse)
     monkeypatch.setattr(Sparse, "asked", ())
     return Sparse
 
@@ -135,13 +135,13 @@ def test_validation_adds_up_what_all_workers_have_seen(data, tmp_path, monkeypat
             own = np.array(values)
             return (own + own[-1] * np.array([3, 1, 1, 1]), stop) if own.size == 4 else (own, stop)
 
-    alone = tiny.run(data, tmp_path, run_name="alone", n_epochs=1)
-    monkeypatch.setattr(worker, "Alone", Twin)
+    single = tiny.run(data, tmp_path, run_name="single", n_epochs=1)
+    monkeypatch.setattr(alone, "Alone", Twin)
     twins = tiny.run(data, tmp_path, run_name="twins", n_epochs=1)
-    alone, twins = (read_records(folder)[-1] for folder in (alone, twins))
-    assert twins["images"] == 2 * alone["images"] == 20
-    assert twins["cost"] == pytest.approx((alone["cost"] + 3) / 2)
-    assert twins["top1_error"] == pytest.approx((alone["top1_error"] + 1) / 2)
+    single, twins = (read_records(folder)[-1] for folder in (single, twins))
+    assert twins["images"] == 2 * single["images"] == 20
+    assert twins["cost"] == pytest.approx((single["cost"] + 3) / 2)
+    assert twins["top1_error"] == pytest.approx((single["top1_error"] + 1) / 2)
 
 
 def test_training_lowers_the_cost_and_validation_covers_every_image(data, tmp_path):
