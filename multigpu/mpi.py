@@ -6,13 +6,16 @@ The small things that ranks say to each other are the messages of multigpu.partn
 communicator of the training's own.
 """
 
+import ctypes
+import re
 import socket
+from pathlib import Path
 
 from mpi4py import MPI
 
 from multigpu.partners import OutOfStep
 
-__all__ = ["MPI", "MpiPartners"]
+__all__ = ["MPI", "MpiPartners", "is_cuda_aware"]
 
 
 class MpiPartners:
@@ -34,13 +37,15 @@ class MpiPartners:
         near.Free()
         self.hosts = comm.allgather(socket.gethostname())
         self._names = [f"rank {rank}" for rank in range(self.size)]
+        self._pace = Pace()
 
     def meet(self, message):
         """Tell a message to all and hear all of its kind and step, one's own among them: a list, by rank.
 
         Raises OutOfStep for a message of another kind or step.
         """
-        heard = self._talk.allgather(message)
+        with self.waiting():
+            heard = self._talk.allgather(message)
         for other, each in enumerate(heard):
             if type(each) is not type(message) or each.step != message.step:
                 raise OutOfStep(
@@ -54,9 +59,35 @@ class MpiPartners:
         """A context, with close(), in which on_death(rank) is called, from a thread, as soon as a partner is gone."""
         return Unwatched()
 
+    def waiting(self):
+        """A context in which this rank waits for others: who is missed is one of them (multigpu.lifeline)."""
+        return self._pace
+
+    def progress(self):
+        """Say that this rank goes on: after each step, and each batch of the validation."""
+        self._pace.steps += 1
+
+    def pace(self):
+        """(a count that rises while this rank goes on, whether it waits for others)."""
+        return self._pace.steps, self._pace.depth > 0
+
     def name(self, other, pid):
         """Say a partner's process, too, where a sentence names it."""
         self._names[other] = f"rank {other} (pid {pid} on {self.hosts[other]})"
+
+
+class Pace:
+    """How a rank goes on: steps counts, and depth is how many `with` blocks it is in that wait for others."""
+
+    def __init__(self):
+        self.steps, self.depth = 0, 0
+
+    def __enter__(self):
+        self.depth += 1
+
+    def __exit__(self, *error):
+        self.depth -= 1
+        self.steps += 1
 
 
 class Unwatched:
@@ -70,3 +101,17 @@ class Unwatched:
 
     def __exit__(self, *error):
         """See close()."""
+
+
+def is_cuda_aware():
+    """Whether the MPI library says of itself that it reads and writes the memory of GPUs (MPIX_Query_cuda_support).
+
+    Open MPI has the question, and MPICH from 4.0 on.  A library that does not know it is not.
+    """
+    maps = Path("/proc/self/maps")
+    mapped = maps.read_text() if maps.exists() else ""
+    for path in sorted(set(re.findall(r"\S*/libmp[^/\s]*\.so\S*", mapped))):
+        question = getattr(ctypes.CDLL(path), "MPIX_Query_cuda_support", None)
+        if question is not None:
+            return bool(question())
+    return False

@@ -18,6 +18,7 @@ Source: Ding et al. 2014, section 4.3 (context syncing and additional message co
 """
 
 import os
+from contextlib import nullcontext
 from multiprocessing import connection
 from typing import Any, NamedTuple
 
@@ -155,6 +156,13 @@ class Partners:
     def watch(self, on_death):
         """A context, with close(), in which on_death(rank) is called, from a thread, as soon as a partner is gone."""
         return Watch(self._pipes, on_death)
+
+    def waiting(self):
+        """A context in which this worker waits for others, see multigpu.mpi; here a dead one is an EOF."""
+        return nullcontext()
+
+    def progress(self):
+        """See multigpu.mpi."""
 
     def name(self, other, pid):
         """Say a partner's process, too, where a sentence names it."""
