@@ -1,0 +1,141 @@
+/* float16 on the wire: IEEE 754's binary16, rounded to nearest, ties to even; subnormals, infinities and NaN kept.
+ *
+ * Each function goes once through its arrays, eight elements at a time: with the processor's own conversion (F16C)
+ * where it has one, else with integers, to the same bits but for what a NaN carries.  The arrays of a call are a piece
+ * of some hundred thousand elements, which the cache holds until the next call.
+ */
+#include <stdint.h>
+#include <string.h>
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
+enum { BLOCK = 8 };
+typedef uint16_t half;
+typedef float floats __attribute__((vector_size(4 * BLOCK)));
+
+static inline half narrowed(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+    if (size > 0x7f800000)                       /* NaN, made quiet */
+        return sign | 0x7e00 | (size >> 13 & 0x3ff);
+    if (size >= 0x477ff000)                      /* from 65520 on: infinity */
+        return sign | 0x7c00;
+    if (size < 0x38800000) {                     /* below 2^-14: in [0.5, 1) a float's last bit is 2^-24, too */
+        float shifted;
+        memcpy(&shifted, &size, 4);
+        shifted += 0.5f;
+        memcpy(&size, &shifted, 4);
+        return sign | (size - 0x3f000000);
+    }
+    return sign | ((size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13);
+}
+
+static inline float widened(half h)
+{
+    uint32_t sign = (uint32_t) (h & 0x8000) << 16, size = h & 0x7fff, bits;
+    if (size < 0x0400) {                         /* subnormal: a multiple of 2^-24 */
+        float x = (float) size * 0x1p-24f;
+        memcpy(&bits, &x, 4);
+    } else if (size < 0x7c00)
+        bits = (size << 13) + 0x38000000;
+    else
+        bits = 0x7f800000 | (size & 0x3ff) << 13 | (size > 0x7c00 ? 0x400000 : 0);
+    bits |= sign;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static inline void narrow_block(half *to, floats from)
+{
+#ifdef __F16C__
+    _mm_storeu_si128((__m128i *) to, _mm256_cvtps_ph((__m256) from, _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int i = 0; i < BLOCK; i++)
+        to[i] = narrowed(from[i]);
+#endif
+}
+
+static inline floats widen_block(const half *from)
+{
+#ifdef __F16C__
+    return (floats) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) from));
+#else
+    floats to;
+    for (int i = 0; i < BLOCK; i++)
+        to[i] = widened(from[i]);
+    return to;
+#endif
+}
+
+static inline floats load(const float *from)
+{
+    floats block;
+    memcpy(&block, from, sizeof block);
+    return block;
+}
+
+static inline void store(float *to, floats block)
+{
+    memcpy(to, &block, sizeof block);
+}
+
+/* Where the first infinity of `from` is, or -1. */
+long infinity(const half *from, long n)
+{
+    for (long start = 0; start < n; start += 1024) {
+        long end = start + 1024 < n ? start + 1024 : n, found = 0;
+        for (long i = start; i < end; i++)
+            found |= (from[i] & 0x7fff) == 0x7c00;
+        for (long i = start; found && i < end; i++)
+            if ((from[i] & 0x7fff) == 0x7c00)
+                return i;
+    }
+    return -1;
+}
+
+void narrow(half *to, const float *from, long n)
+{
+    long i = 0;
+    for (; i + BLOCK <= n; i += BLOCK)
+        narrow_block(to + i, load(from + i));
+    for (; i < n; i++)
+        to[i] = narrowed(from[i]);
+}
+
+/* What rounding took away so far comes on top, and what it takes away now is kept: lost = from + lost - to. */
+void narrow_and_keep(half *to, const float *from, float *lost, long n)
+{
+    long i = 0;
+    for (; i + BLOCK <= n; i += BLOCK) {
+        floats wanted = load(from + i) + load(lost + i);
+        narrow_block(to + i, wanted);
+        store(lost + i, wanted - widen_block(to + i));
+    }
+    for (; i < n; i++) {
+        float wanted = from[i] + lost[i];
+        to[i] = narrowed(wanted);
+        lost[i] = wanted - widened(to[i]);
+    }
+}
+
+void widen(float *to, const half *from, long n)
+{
+    long i = 0;
+    for (; i + BLOCK <= n; i += BLOCK)
+        store(to + i, widen_block(from + i));
+    for (; i < n; i++)
+        to[i] = widened(from[i]);
+}
+
+void add(float *to, const half *from, long n)
+{
+    long i = 0;
+    for (; i + BLOCK <= n; i += BLOCK)
+        store(to + i, load(to + i) + widen_block(from + i));
+    for (; i < n; i++)
+        to[i] += widened(from[i]);
+}
