@@ -255,6 +255,15 @@ class CudaDevice:
             self._stream.synchronize()
         self._being_read.clear()
 
+    @contextmanager
+    def lent(self):
+        """This GPU's context as the thread's current one; yields the handle of the stream of its copies.
+
+        For a library that queues work of its own there, which synchronise() waits for like any other.
+        """
+        with self._current():
+            yield self._stream.handle
+
     def about(self):
         """This GPU as About."""
         with self._current():

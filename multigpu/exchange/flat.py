@@ -9,13 +9,13 @@ PAGE = 1024                                      # floats: the whole is a multip
 
 
 class Flat:
-    """A buffer of `device` that holds float32 arrays of `shapes`.
+    """A buffer of `device` that holds float32 arrays of `shapes`; the last `spare` floats of it are in none of them.
 
     Where the engine computes on the host and the buffer lies there, unpack() makes the buffer the variables' own
     memory; an engine that updates in place then works in it, and neither pack() nor unpack() copies a thing.
     """
 
-    def __init__(self, device, shapes):
+    def __init__(self, device, shapes, spare=0):
         self.device = device
         self._arrays = []                        # (shape, whether it is an array, not a gap before the next)
         self._parts, end = [], 0                 # (first byte, bytes) of each array
@@ -23,11 +23,11 @@ class Flat:
             self._parts.append((4 * end, 4 * prod(shape)))
             self._arrays.append((shape, True))
             end = self._fill_up(end + prod(shape), START)
-        self.buffer = device.allocate(4 * self._fill_up(end, PAGE))
+        self.buffer = device.allocate(4 * self._fill_up(end, PAGE, spare))
 
-    def _fill_up(self, end, unit):
-        """The next multiple of `unit`; the gap up to it is an array, too, which nobody uses."""
-        if gap := -end % unit:
+    def _fill_up(self, end, unit, least=0):
+        """The next multiple of `unit`, after a gap of at least so much, which is an array, too, that nobody uses."""
+        if gap := least + -(end + least) % unit:
             self._arrays.append(((gap,), False))
         return end + gap
 
