@@ -73,4 +73,27 @@ def strategy_of(config, partners):
             f"exchange={name} moves arrays over MPI, so the workers have to be started by it: "
             f"mpiexec -n {partners.size} python -m mpi4py train.py ... exchange={name}"
         )
-    return pkgutil.resolve_name(EXCHANGES[name])
+    if config.error_feedback and name != "asa16":
+        raise ConfigError(
+            f"error_feedback sends later what exchange=asa16 rounds away, got exchange={name}: "
+            "take exchange=asa16, or error_feedback=false"
+        )
+    if name.startswith("nccl"):
+        check_gpus(name, config, partners)
+    try:
+        return pkgutil.resolve_name(EXCHANGES[name])
+    except ImportError as error:
+        cure = '`pip install -e ".[nccl]"` installs it where CUDA is'
+        raise ConfigError(f"exchange={name} needs nccl4py, which cannot be imported ({error}); {cure}") from error
+
+
+def check_gpus(name, config, partners):
+    """Raise ConfigError where the settings give a rank no GPU, or two ranks one."""
+    devices = config.devices
+    if "cpu" in devices:
+        raise ConfigError(f"exchange={name} needs a GPU for each rank, got devices={','.join(devices)}")
+    if "auto" not in devices and len(set(devices)) < partners.local_size:
+        raise ConfigError(
+            f"exchange={name} needs a GPU for each rank, because NCCL refuses to serve two ranks on one: "
+            f"got devices={','.join(devices)} for {partners.local_size} ranks on {partners.hosts[partners.rank]}"
+        )
