@@ -10,7 +10,7 @@ Source: Ma et al. 2016, "Theano-MPI", section 3.2 (exchange strategies).
 
 import numpy as np
 
-from multigpu.exchange.over_mpi import OnGpu, OverMpi, say_how
+from multigpu.exchange.over_mpi import OnGpu, OverMpi
 from multigpu.exchange.proof import DIGITS, check_digits, write_digits
 from multigpu.mpi import MPI, is_cuda_aware
 
@@ -20,9 +20,8 @@ def connect(config, device, partners, shapes, warn, step=0):
     if device.name != "cpu" and all(partners.comm.allgather(is_cuda_aware())):
         if partners.rank == 0:
             warn(f"{device.name}'s arrays are exchanged by MPI itself, which is CUDA-aware")
-        return OnGpu("ar", device, partners.size, shapes, lambda sums: partners.comm.Allreduce(MPI.IN_PLACE, sums))
-    say_how(device, partners, warn)
-    return OverMpi(device, shapes, lambda n: Allreduce(partners.comm), DIGITS)
+        return OnGpu("ar", device, partners, shapes, lambda sums: partners.comm.Allreduce(MPI.IN_PLACE, sums))
+    return OverMpi(device, partners, shapes, warn, lambda n: Allreduce(partners.comm), DIGITS)
 
 
 class Allreduce:

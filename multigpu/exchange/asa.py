@@ -30,7 +30,7 @@ from functools import partial
 
 import numpy as np
 
-from multigpu.exchange.over_mpi import OverMpi, say_how
+from multigpu.exchange.over_mpi import OverMpi
 from multigpu.exchange.proof import Proof, check
 from multigpu.exchange.wire import Float16, Float32, Place
 from multigpu.mpi import MPI
@@ -42,14 +42,13 @@ TO_OWNER, TO_ALL = 1, 2                          # tags
 
 def connect32(config, device, partners, shapes, warn, step=0):
     """asa32 of this rank with its partners, as multigpu.exchange says; all of them call it."""
-    say_how(device, partners, warn)
-    return OverMpi(device, shapes, lambda n: Asa("asa32", partners.comm, n, Float32))
+    return OverMpi(device, partners, shapes, warn, lambda n: Asa("asa32", partners.comm, n, Float32))
 
 
 def connect16(config, device, partners, shapes, warn, step=0):
     """asa16 of this rank with its partners, as multigpu.exchange says; all of them call it."""
-    say_how(device, partners, warn)
-    return OverMpi(device, shapes, lambda n: Asa("asa16", partners.comm, n, partial(Float16, config.error_feedback)))
+    wire = partial(Float16, config.error_feedback)
+    return OverMpi(device, partners, shapes, warn, lambda n: Asa("asa16", partners.comm, n, wire))
 
 
 class Asa:

@@ -21,7 +21,7 @@ from functools import partial
 
 import numpy as np
 
-from multigpu.exchange.over_mpi import OverMpi, say_how
+from multigpu.exchange.over_mpi import OverMpi
 from multigpu.exchange.proof import Proof, check
 from multigpu.exchange.wire import Float16, Float32, Place
 from multigpu.mpi import MPI
@@ -32,14 +32,13 @@ UP, DOWN = 3, 4                                  # tags
 
 def connect32(config, device, partners, shapes, warn, step=0):
     """copper of this rank with its partners, as multigpu.exchange says; all of them call it."""
-    say_how(device, partners, warn)
-    return OverMpi(device, shapes, lambda n: Copper("copper", partners.comm, n, Float32))
+    return OverMpi(device, partners, shapes, warn, lambda n: Copper("copper", partners.comm, n, Float32))
 
 
 def connect16(config, device, partners, shapes, warn, step=0):
     """copper16 of this rank with its partners, as multigpu.exchange says; all of them call it."""
-    say_how(device, partners, warn)
-    return OverMpi(device, shapes, lambda n: Copper("copper16", partners.comm, n, partial(Float16, False)))
+    wire = partial(Float16, False)
+    return OverMpi(device, partners, shapes, warn, lambda n: Copper("copper16", partners.comm, n, wire))
 
 
 def family(rank, size):

@@ -15,7 +15,7 @@ import numpy as np
 
 from alexnet.config import ConfigError
 from multigpu.exchange.over_mpi import Memory, OnGpu
-from multigpu.exchange.proof import Overflowed, Proof, check
+from multigpu.exchange.proof import DIGITS, Overflowed, Proof, check
 from multigpu.partners import On
 
 
@@ -36,9 +36,8 @@ class Nccl32(OnGpu):
 
     def __init__(self, name, device, partners, shapes, step):
         check_devices(name, device, partners, step)
-        self._comm = partners.comm
         identifier = partners.comm.bcast(nccl.get_unique_id().as_bytes if partners.rank == 0 else None)
-        super().__init__(name, device, partners.size, shapes, self._add_up_in_place)
+        super().__init__(name, device, partners, shapes, self._add_up_in_place)
         with device.lent():
             self._nccl = nccl.Communicator.init(partners.size, partners.rank, nccl.UniqueId.from_bytes(identifier))
 
@@ -65,7 +64,7 @@ class Nccl16(Nccl32):
 
     def reduce(self, step, mean=True):
         """Replace the buffers of all ranks by their mean, or by their sum; as average()."""
-        self._step, self._mean = step, mean
+        self._step = step
         super().reduce(step, mean)
 
     def _add_up_in_place(self, memory):
@@ -74,10 +73,11 @@ class Nccl16(Nccl32):
         rounded = values.astype(np.float16)
         self._tell(values, rounded, False)
         self._allreduce(rounded, Memory(self._halves, self._n, np.float16))
-        self._allreduce(Memory(self._digits, self.spare), Memory(self._digits, self.spare))
+        digits = Memory(self._digits, DIGITS)
+        self._allreduce(digits, digits)
         sums = self._halves.array((self._n,), np.float16)
         self._tell(sums, sums, True)
-        result = sums[: -self.spare].astype(np.float32)
+        result = sums[:-DIGITS].astype(np.float32)
         self.device.upload(self.flat.buffer, result)
         self.device.synchronise()
 
@@ -86,9 +86,9 @@ class Nccl16(Nccl32):
         infinite, proof = abs(rounded) == np.inf, Proof(self._step, self._step)
         if bool(infinite.any()):
             index = int(infinite.argmax())
-            proof = proof.noting(self._comm.rank, Overflowed(summed, False, index, float(values[index])))
-        proof, *others = self._comm.allgather(proof)
-        check([proof.and_(*others)], self._name, self._step, self._size)
+            proof = proof.noting(self._partners.rank, Overflowed(summed, False, index, float(values[index])))
+        proof, *others = self._partners.comm.allgather(proof)
+        check([proof.and_(*others)], self._name, self._step, self._partners.size)
 
     def close(self):
         self._halves.close()

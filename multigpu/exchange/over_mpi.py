@@ -19,19 +19,19 @@ from multigpu.exchange.proof import DIGITS, check_digits, write_digits
 
 
 class OverMpi(Strategy):
-    """What a rule is handed: a reduction of the flat buffer.
+    """What a rule is handed: a reduction of the flat buffer, on the host.
 
-    device     of multigpu.device     shapes  of the arrays in the buffer
-    reduction  (floats) -> one that reduces arrays of so many
-    spare      floats at the buffer's end that the reduction needs
+    device, partners, shapes, warn  of connect(), as multigpu.exchange says
+    reduction                       (floats) -> one that reduces arrays of so many, the `spare` at the end included
     """
 
-    def __init__(self, device, shapes, reduction, spare=0):
-        self.device, self.flat = device, Flat(device, shapes, spare)
+    def __init__(self, device, partners, shapes, warn, reduction, spare=0):
+        if device.name != "cpu" and partners.rank == 0:
+            warn(f"{device.name}'s arrays are exchanged over MPI by way of page-locked memory of the host")
+        self.device, self.flat, self._partners = device, new_flat(device, shapes, spare), partners
         n = self.flat.buffer.nbytes // 4
         self.reduction = reduction(n)
         self._array = device.staging(self.flat.buffer, (n,), np.float32)
-        clear(device, self.flat.buffer)
 
     def average(self, step):
         self.reduce(step)
@@ -39,7 +39,8 @@ class OverMpi(Strategy):
     def reduce(self, step, mean=True):
         """Replace the buffers of all ranks by their mean, or by their sum; as average()."""
         self.device.download(self._array, self.flat.buffer)
-        self.reduction.reduce(self._array, step, mean)
+        with self._partners.waiting():
+            self.reduction.reduce(self._array, step, mean)
         self.device.upload(self.flat.buffer, self._array)
         self.device.synchronise()
 
@@ -49,20 +50,17 @@ class OverMpi(Strategy):
 
 
 class OnGpu(Strategy):
-    """What a rule is handed: a sum that a library makes of the GPUs' own memory.
+    """What a rule is handed: a sum that a library makes in the GPUs' own memory.
 
-    name    of the strategy         size  ranks
+    name    of the strategy
     add_up  (Memory) -> None, which has the ranks' float32 there become their sum
     """
 
-    spare = DIGITS
-
-    def __init__(self, name, device, size, shapes, add_up):
-        self.device, self.flat = device, Flat(device, shapes, DIGITS)
-        self._name, self._size, self._add_up = name, size, add_up
+    def __init__(self, name, device, partners, shapes, add_up):
+        self.device, self.flat = device, new_flat(device, shapes, DIGITS)
+        self._name, self._partners, self._add_up = name, partners, add_up
         self._n = self.flat.buffer.nbytes // 4
         self._digits = self.flat.buffer.part(4 * (self._n - DIGITS), 4 * DIGITS)
-        clear(device, self.flat.buffer)
 
     def average(self, step):
         self.reduce(step)
@@ -73,15 +71,25 @@ class OnGpu(Strategy):
         write_digits(digits, step)
         self.device.upload(self._digits, digits)
         self.device.synchronise()
-        self._add_up(Memory(self.flat.buffer, self._n))
+        with self._partners.waiting():
+            self._add_up(Memory(self.flat.buffer, self._n))
         self.device.download(digits, self._digits)
-        check_digits(digits, self._name, step, self._size)
+        check_digits(digits, self._name, step, self._partners.size)
         if mean:
-            self.device.upload(self.flat.buffer, self.flat.array() / np.float32(self._size))
+            self.device.upload(self.flat.buffer, self.flat.array() / np.float32(self._partners.size))
             self.device.synchronise()
 
     def close(self):
         self.flat.close()
+
+
+def new_flat(device, shapes, spare):
+    """A Flat of zeros: the gaps between its arrays travel, too, and a GPU's new memory holds anything."""
+    flat = Flat(device, shapes, spare)
+    if device.name != "cpu":
+        device.upload(flat.buffer, np.zeros(flat.buffer.nbytes // 4, np.float32))
+        device.synchronise()
+    return flat
 
 
 class Memory:
@@ -92,16 +100,3 @@ class Memory:
             "version": 3, "data": (buffer.pointer, False), "shape": (n,), "typestr": np.dtype(dtype).str,
             "strides": None, "stream": None,     # the device is synchronised before
         }  # fmt: skip
-
-
-def clear(device, buffer):
-    """Have a new buffer be zero, as the host's is: the gaps between arrays travel, too."""
-    if device.name != "cpu":
-        device.upload(buffer, np.zeros(buffer.nbytes // 4, np.float32))
-        device.synchronise()
-
-
-def say_how(device, partners, warn):
-    """Have rank 0 say, where buffers lie on a GPU, that they go through the host."""
-    if device.name != "cpu" and partners.rank == 0:
-        warn(f"{device.name}'s arrays are exchanged over MPI by way of page-locked memory of the host")
