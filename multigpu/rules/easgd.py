@@ -10,6 +10,7 @@ the workers are the ranks from 1 on: multigpu.rules.server.
 Source: Zhang et al. 2015, equations 5 and 6 and algorithm 1 (asynchronous EASGD, with momentum as in Ma et al. 2016).
 """
 
+import pkgutil
 from functools import partial
 
 import numpy as np
@@ -20,6 +21,7 @@ from multigpu.partners import greet
 from multigpu.rules.bsp import shapes_of, weights_and_velocities
 from multigpu.rules.server import SERVER, Client, Server
 
+POST = "multigpu.rules.post:Post"                # by name: it starts MPI
 BLOCK = 1 << 15                                  # floats: worker, centre and their difference stay in the L2 cache
 
 
@@ -27,13 +29,13 @@ def connect(config, network, device, partners, recorder, step=0):
     """The Server at rank 0, a Client at the others, as multigpu.rules says; all of them call it."""
     greet(config, network, device, partners, step)
     weights, velocities = weights_and_velocities(network)
-    host, shapes = HostDevice(device.on_host), shapes_of(weights)
+    post, host, shapes = pkgutil.resolve_name(POST)(partners), HostDevice(device.on_host), shapes_of(weights)
     if partners.rank == SERVER:
         for velocity in velocities:              # those of a checkpoint are the workers' to go on with
             velocity.set_value(np.zeros_like(velocity.get_value(borrow=True)), borrow=True)
         update = partial(elastic_step, alpha=config.alpha)
-        return Server(network, weights, Flat(host, shapes), Flat(host, shapes), update, partners, recorder)
-    return Client(network, weights, Flat(host, shapes), config.tau, partners, recorder)
+        return Server(network, weights, Flat(host, shapes), Flat(host, shapes), update, post, recorder)
+    return Client(network, weights, Flat(host, shapes), config.tau, post, recorder)
 
 
 def elastic_step(worker, centre, alpha):

@@ -19,6 +19,7 @@ times, so nobody waits for one who has ended.  In a run that is resumed all begi
 Source: Blot et al. 2016, algorithms 3 and 4; Ma et al. 2016.
 """
 
+import pkgutil
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -27,12 +28,11 @@ import numpy as np
 from alexnet.augment import random_stream
 from multigpu.device.host import HostDevice
 from multigpu.exchange.flat import Flat
-from multigpu.mpi import MPI
 from multigpu.partners import Closed, OutOfStep, Totals, greet
 from multigpu.rules import Agreed, Exchange
 from multigpu.rules.bsp import shapes_of, weights_and_velocities
-from multigpu.rules.post import ARRAY, Post, parted
 
+POST = "multigpu.rules.post:Post"                # by name: it starts MPI
 GOSSIP = 3                                       # which random stream: alexnet.augment has 1 and 2
 BLOCK = 1 << 15                                  # floats: what is merged at a time stays in the L2 cache
 LOOKS = 2                                        # messages of each other worker that a step looks for at most
@@ -124,14 +124,14 @@ class Gosgd(Exchange):
 
     def __init__(self, network, lots, config, partners, recorder):
         self._network, self._lots, self._seed, self._p = network, lots, config.random_seed, config.p
-        self._partners, self._recorder, self._post = partners, recorder, Post(partners)
+        self._partners, self._recorder, self._post = partners, recorder, pkgutil.resolve_name(POST)(partners)
         self._comm, self._rank, self._size = partners.comm, partners.rank, partners.size
         for lot in lots:
             lot.pack()
             lot.unpack()
         self._weights, self._share = lots[0], 1 / self._size
         self._copy, self._room = (np.empty_like(lots[0].flat.array()) for _ in range(2))   # of pushes; of what arrives
-        self._leaving, self._arriving = MPI.REQUEST_NULL, None
+        self._leaving, self._arriving = None, None
         self._stop, self._over, self._entries, self._totals, self._laps = False, False, 0, 0, {}
 
     def step(self, *inputs, rate):
@@ -156,12 +156,16 @@ class Gosgd(Exchange):
     def _push(self, step, other):
         """Push the weights and half of the share, once the last push has left."""
         with self._recorder.time("sync"):
-            self._until(self._leaving.Test)
+            self._until(self._left)
         with self._recorder.time("comm"):
             np.copyto(self._copy, self._weights.pack())
             self._share, pushed = halved(self._share)
             self._post.send(Push(step, self._rank, pushed), other)
-            self._leaving = self._comm.Isend(self._copy, other, ARRAY)
+            self._leaving = self._comm.Isend(self._copy, other, self._post.ARRAY)
+
+    def _left(self):
+        """Whether the last push has left its copy."""
+        return self._leaving is None or self._leaving.Test()
 
     def _until(self, look):
         """Wait until look() is true, and receive meanwhile."""
@@ -173,13 +177,13 @@ class Gosgd(Exchange):
             return self._receive_array()
         message = self._post.take()
         if type(message) is Push:
-            self._arriving = message, self._comm.Irecv(self._room, message.sender, ARRAY)
+            self._arriving = message, self._comm.Irecv(self._room, message.sender, self._post.ARRAY)
         elif type(message) is Stop:
             self._stop = True
         elif type(message) is Lapped and self._rank == 0:
             self._laps[message.sender] = message.lap
         elif message is not None:
-            raise parted(message, self._rank, "Push or Stop")
+            self._post.refuse(message, "Push or Stop")
         return message is not None
 
     def _receive_array(self):
@@ -210,11 +214,11 @@ class Gosgd(Exchange):
         told = self._gather(np.array([self._entries, stop, *self._post.sent]))
         if set(told[:, 0]) != {self._entries}:
             raise OutOfStep(
-                f"the ranks enter consensus for the {', '.join(map(str, told[:, 0]))}th time, by rank: "
+                f"the ranks have entered consensus {', '.join(map(str, told[:, 0]))} times, by rank: "
                 "their runs have parted; start all anew from one checkpoint"
             )
         owed = told[:, 2 + self._rank].sum()
-        self._until(lambda: self._post.received >= owed and not self._arriving and self._leaving.Test())
+        self._until(lambda: self._post.received >= owed and not self._arriving and self._left())
         shares = self._gather(np.array([self._share]))
         if abs(shares.sum() - 1) > ROUNDING:
             raise OutOfStep(f"the shares of all ranks must add up to 1, got {shares.ravel().tolist()}: a push was lost")
@@ -232,7 +236,7 @@ class Gosgd(Exchange):
             array = lot.pack()
             np.copyto(kept, array)
             array *= np.float32(self._share)
-            self._comm.Allreduce(MPI.IN_PLACE, array)
+            self._post.add_up(array)
             lot.unpack()
 
     def _unmix(self):

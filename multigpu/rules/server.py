@@ -29,7 +29,6 @@ import numpy as np
 
 from alexnet.training import end_epoch, save, steps_of_epoch, train
 from multigpu.rules import Agreed, Exchange
-from multigpu.rules.post import ARRAY, Post, parted
 
 SERVER = 0                                       # its rank
 PIECE = 1 << 18                                  # floats, 1 MB
@@ -73,12 +72,12 @@ class Client(Exchange):
     """What the training loop of a worker is handed.
 
     variables  the shared variables that are exchanged      flat  multigpu.exchange.flat.Flat of theirs, on the host
-    every      steps from one exchange to the next
+    every      steps from one exchange to the next          post  multigpu.rules.post.Post
     """
 
-    def __init__(self, network, variables, flat, every, partners, recorder):
+    def __init__(self, network, variables, flat, every, post, recorder):
         self._network, self._variables, self._flat, self._every = network, variables, flat, every
-        self._post, self._recorder = Post(partners), recorder
+        self._post, self._recorder = post, recorder
         self._records, self._laps, self._stop, self._end = [], [], False, 0
         recorder.keep = self._records.append
         flat.pack(variables)
@@ -87,9 +86,13 @@ class Client(Exchange):
     def run(self, run, position):
         """Train without validation, which is the server's, and leave."""
         position = train(run._replace(config=run.config.model_copy(update={"validation": False})), position)
-        self._end = position.iteration
-        self._post.send(Leave(self._end, self._post.rank, *self._told(), self._stop), SERVER)
+        self.leave(position.iteration)
         return position
+
+    def leave(self, step):
+        """Say that this step was the last."""
+        self._end = step
+        self._post.send(Leave(step, self._post.rank, *self._told(), self._stop), SERVER)
 
     def step(self, *inputs, rate):
         return self._network.train(*inputs, rate)
@@ -107,8 +110,8 @@ class Client(Exchange):
         with self._recorder.time("sync"):
             self._post.send(Push(step, self._post.rank, *self._told()), SERVER)
             turn = self._post.hear(Turn, step, SERVER)
-        with self._recorder.time("comm"):
-            hand_over(self._post.comm, self._flat.array())
+        with self._recorder.time("comm"), self._post.waiting():
+            hand_over(self._post, self._flat.array())
             self._flat.unpack(self._variables)
         return turn.stop
 
@@ -138,13 +141,14 @@ class Server(Exchange):
     variables  of the network, which the centre stands for      centre, shown  Flats of theirs: shown is what is
                validated and saved
     update     (piece of a client's array, piece of the centre) -> None, changes both
+    post       multigpu.rules.post.Post
     """
 
-    def __init__(self, network, variables, centre, shown, update, partners, recorder):
+    def __init__(self, network, variables, centre, shown, update, post, recorder):
         self._network, self._variables, self._centre, self._shown = network, variables, centre, shown
-        self._update, self._recorder, self._post = update, recorder, Post(partners)
-        self._here = dict.fromkeys(range(1, partners.size), -1)  # clients: the step that each came with last
-        self._workers, self._ends = partners.size - 1, {}        # ends: the last steps of those who have left
+        self._update, self._recorder, self._post = update, recorder, post
+        self._here = dict.fromkeys(range(1, post.size), -1)      # clients: the step that each came with last
+        self._workers, self._ends = post.size - 1, {}            # ends: the last steps of those who have left
         self._taken, self._laps, self._stop = 0, {}, False
         self._step = int(network.step.get_value())
         centre.pack(variables)
@@ -198,12 +202,13 @@ class Server(Exchange):
     def _answer(self, message):
         client, before = message.sender, self._here.get(message.sender)
         if type(message) not in (Push, Leave) or before is None or message.step < before + (type(message) is Push):
-            raise parted(message, SERVER, f"Push or Leave of a client that is here, after step {before}")
+            self._post.refuse(message, f"Push or Leave of a client that is here, after step {before}")
         self._here[client] = message.step
         self._record(message)
         if type(message) is Push:
             self._post.send(Turn(message.step, SERVER, self._stopping()), client)
-            take_over(self._post.comm, client, self._centre.array(), self._update)
+            with self._post.waiting():
+                take_over(self._post, client, self._centre.array(), self._update)
         else:
             self._ends[client] = self._here.pop(client)
             self._stop = self._stop or message.stop
@@ -265,24 +270,24 @@ def parts(length):
     return [slice(begin, min(begin + PIECE, length)) for begin in range(0, length, PIECE)]
 
 
-def hand_over(comm, array):
+def hand_over(post, array):
     """A client's side of an exchange: each piece goes to the server, and comes back into its place."""
-    pieces = [array[part] for part in parts(array.size)]
-    comm.Send(pieces[0], SERVER, ARRAY)
+    pieces, comm, tag = [array[part] for part in parts(array.size)], post.comm, post.ARRAY
+    comm.Send(pieces[0], SERVER, tag)
     for before, piece in pairwise(pieces):
-        comm.Sendrecv(piece, SERVER, ARRAY, before, SERVER, ARRAY)
-    comm.Recv(pieces[-1], SERVER, ARRAY)
+        comm.Sendrecv(piece, SERVER, tag, before, SERVER, tag)
+    comm.Recv(pieces[-1], SERVER, tag)
 
 
-def take_over(comm, client, centre, update):
+def take_over(post, client, centre, update):
     """The server's side: each piece is received, updated with its piece of the centre, and sent back."""
-    pieces = [centre[part] for part in parts(centre.size)]
+    pieces, comm, tag = [centre[part] for part in parts(centre.size)], post.comm, post.ARRAY
     here, coming = np.empty((2, min(PIECE, centre.size)), centre.dtype)
-    comm.Recv(here[: pieces[0].size], client, ARRAY)
+    comm.Recv(here[: pieces[0].size], client, tag)
     for piece, following in pairwise(pieces):
         update(here[: piece.size], piece)
-        comm.Sendrecv(here[: piece.size], client, ARRAY, coming[: following.size], client, ARRAY)
+        comm.Sendrecv(here[: piece.size], client, tag, coming[: following.size], client, tag)
         here, coming = coming, here
     last = here[: pieces[-1].size]
     update(last, pieces[-1])
-    comm.Send(last, client, ARRAY)
+    comm.Send(last, client, tag)

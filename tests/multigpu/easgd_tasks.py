@@ -1,0 +1,126 @@
+"""What ranks do for tests/multigpu/test_easgd.py, as tests.mpi.MpiTeam has it: rank 0 serves, others are clients."""
+
+import pkgutil
+from contextlib import contextmanager
+
+import numpy as np
+
+from alexnet.stopwatch import Lap
+from alexnet.training import Position
+from multigpu.device import open_device
+from multigpu.rules import easgd
+from multigpu.rules.server import PIECE, Leave, Push
+from tests.multigpu.rules_doubles import RATE, Told, Toy, toy_settings, training
+
+LONG = 2 * PIECE + 77                            # floats: three pieces, the last of them short
+
+
+@contextmanager
+def joined(partners, network, recorder, **changes):
+    """(the settings, this rank's exchange)."""
+    config = toy_settings(rule="easgd", **changes)
+    with open_device("cpu") as device, easgd.connect(config, network, device, partners, recorder) as exchange:
+        yield config, exchange
+
+
+def serve(partners, network, recorder, config, exchange, stop_after=None, begin=Position()):
+    """The server's whole part; returns (position, [what each save was of])."""
+    saved = []
+    run = training(network, exchange, recorder, 0, partners.size - 1, config, saved, stop_after)
+    return exchange.run(run, begin), saved
+
+
+def in_order(partners, alpha, weights, order):
+    """Clients of these weights exchange one after the other in this order; returns the numbers of this rank at the
+    end of each of its exchanges, of rank 0 the centre's at the end of all."""
+    network, recorder, found = Toy(LONG), Told(), []
+    with joined(partners, network, recorder, alpha=alpha, tau=1) as (config, exchange):
+        if partners.rank == 0:
+            return serve(partners, network, recorder, config, exchange)[1][-1][1]
+        network.set(weights[partners.rank - 1], velocity=partners.rank)
+        for turn, client in enumerate(order, 1):
+            if client == partners.rank - 1:
+                exchange.after_step(turn, 0.0, 0.0, RATE, False, False)
+                found.append(network.values())
+            partners.meet_clients()
+        exchange.leave(len(order))
+    return found
+
+
+def by_turns(partners, *arguments):
+    """in_order, where the clients have a barrier of their own."""
+    clients = partners.comm.Split(partners.rank > 0, partners.rank)
+    partners.meet_clients = clients.Barrier
+    try:
+        return in_order(partners, *arguments)
+    finally:
+        clients.Free()
+
+
+def walk(partners, exchanges):
+    """Clients walk at random and exchange after each step; returns (sum of this rank's numbers, of what its own steps
+    have added), of the server the centre's and 0."""
+    network, recorder = Toy(11), Told()
+    with joined(partners, network, recorder, alpha=0.3, tau=1) as (config, exchange):
+        if partners.rank == 0:
+            (*_, (_, values)) = serve(partners, network, recorder, config, exchange)[1]
+            return float(values[0].sum(dtype=float)), 0.0
+        rng, added = np.random.default_rng(partners.rank), 0.0
+        weights = network.parameters_and_velocities[0].get_value(borrow=True)
+        for step in range(1, exchanges + 1):
+            before = weights.sum(dtype=float)
+            weights += rng.normal(size=11).astype("float32")
+            added += weights.sum(dtype=float) - before
+            exchange.after_step(step, 0.0, 0.0, RATE, False, False)
+        exchange.leave(exchanges)
+        return float(weights.sum(dtype=float)), added
+
+
+def train(partners, dawdles, changes, stops=None, begin=Position()):
+    """A whole training; returns what there is to see of this rank, a dict.
+
+    dawdles  {rank: seconds of a step}      stops  {rank: on which question it is told to stop}
+    """
+    rank, stops = partners.rank, stops or {}
+    recorder, network = Told(rank), Toy(dawdle=dawdles.get(rank, 0), pull=0.125)
+    with joined(partners, network, recorder, **changes) as (config, exchange):
+        if rank == 0:
+            network.mark = lambda: len(recorder.trained)
+            position, saved = serve(partners, network, recorder, config, exchange, stops.get(0), begin)
+            return {
+                "position": position, "saved": saved, "trained": recorder.trained, "validated": network.validated,
+                "marks": network.marks, "validations": recorder.validations, "step": int(network.step.get_value()),
+            }  # fmt: skip
+        run = training(network, exchange, recorder, rank - 1, partners.size - 1, config, None, stops.get(rank))
+        return {"position": exchange.run(run, begin), "steps": network.steps}
+
+
+def tell_laps(partners):
+    """Each client ends two laps, in its own time; returns what the server has recorded of them."""
+    network, recorder = Toy(), Told()
+    with joined(partners, network, recorder, tau=1) as (config, exchange):
+        if partners.rank == 0:
+            serve(partners, network, recorder, config, exchange)
+            return recorder.lapped
+        for step in (partners.rank, 5 + partners.rank):
+            exchange.gather(Lap(step // 5, 0.5, 5120, float(partners.rank), 0, 0, 0, 0))
+            exchange.after_step(step, 0.0, 0.0, RATE, False, False)
+        exchange.leave(10)
+
+
+def say(partners, case):
+    """Client 1 says what it may not say, client 2 leaves; the server finds out."""
+    network, recorder = Toy(), Told()
+    with open_device("cpu") as device:
+        config = toy_settings(rule="easgd", tau=1)
+        exchange = easgd.connect(config, network, device, partners, recorder)
+        if partners.rank == 0:
+            return serve(partners, network, recorder, config, exchange)
+        if partners.rank == 2:
+            return exchange.leave(1)
+        exchange.after_step(3, 0.0, 0.0, RATE, False, False)
+        wrong = {
+            "the same step again": Push(3, 1, [], []),
+            "another's name": Leave(4, 2, [], [], False),
+        }[case]
+        pkgutil.resolve_name(easgd.POST)(partners).send(wrong, 0)

@@ -1,0 +1,98 @@
+"""What ranks do for tests/multigpu/test_gosgd.py, as tests.mpi.MpiTeam has it."""
+
+import time
+from contextlib import contextmanager
+from unittest import mock
+
+import numpy as np
+
+from alexnet.stopwatch import Lap
+from alexnet.training import Position
+from multigpu.device import open_device
+from multigpu.rules import gosgd
+from multigpu.rules.server import Turn
+from tests.multigpu.rules_doubles import RATE, Told, Toy, toy_settings, training
+
+
+@contextmanager
+def joined(partners, network, recorder, **changes):
+    """(the settings, this rank's exchange)."""
+    config = toy_settings(rule="gosgd", **changes)
+    with open_device("cpu") as device, gosgd.connect(config, network, device, partners, recorder) as exchange:
+        yield config, exchange
+
+
+def by_hand(partners, weights, pushes):
+    """Ranks of these weights push as told, [(from, to), ...], one step each; returns (W's first number, share) of
+    this rank after each step, when nothing is under way."""
+    network, found = Toy(), []
+    with joined(partners, network, Told()) as (_, exchange):
+        network.set(weights[partners.rank])
+        for step, (sender, receiver) in enumerate(pushes, 1):
+            other = receiver if sender == partners.rank else None
+            with mock.patch.object(gosgd, "receiver", lambda *_, other=other: other):
+                exchange.after_step(step, 0.0, 0.0, RATE, False, False)
+            with exchange.consensus():
+                pass
+            found.append((network.values()[0][0], exchange._share))
+    return found
+
+
+def gossip(partners, steps, p, dawdles):
+    """Each rank begins at its own numbers and only gossips; returns a dict of what it had, has and sees."""
+    network, rng = Toy(length=1000), np.random.default_rng(partners.rank)
+    with joined(partners, network, Told(), p=p) as (_, exchange):
+        network.set(rng.normal(size=1), velocity=rng.normal(size=1))
+        begun = network.values()
+        for step in range(1, steps + 1):
+            time.sleep(dawdles[partners.rank] * rng.random())
+            exchange.after_step(step, 0.0, 0.0, RATE, False, step == steps)
+        with exchange.consensus() as stop:
+            mixed = network.values()
+        return {
+            "begun": begun, "mixed": mixed, "own": network.values(), "share": exchange._share, "stop": stop,
+            "arrived": exchange._post.received,
+        }  # fmt: skip
+
+
+def train(partners, dawdles, changes, stops=None, begin=Position()):
+    """A whole training; returns what there is to see of this rank, a dict.
+
+    dawdles  {rank: seconds of a step}      stops  {rank: on which question it is told to stop}
+    """
+    rank, size = partners.rank, partners.size
+    recorder, network, saved = Told(rank), Toy(dawdle=dawdles.get(rank, 0), pull=0.125), []
+    with joined(partners, network, recorder, **changes) as (config, exchange):
+        stop_after = (stops or {}).get(rank)
+        run = training(
+            network, exchange, recorder, rank, size, config, saved, stop_after, shares=(rank, size)
+        )  # fmt: skip
+        position = exchange.run(run, begin)
+    return {
+        "position": position, "saved": saved, "steps": network.steps, "validated": network.validated,
+        "validations": recorder.validations, "trained": recorder.trained,
+    }  # fmt: skip
+
+
+def tell_laps(partners):
+    """Every rank ends a lap; returns what this one then knows of."""
+    with joined(partners, Toy(), Told()) as (_, exchange):
+        exchange.gather(Lap(1, 0.5, 5120, float(partners.rank), 0, 0, 0, 0))
+        with exchange.consensus():
+            pass
+        return exchange.gather(Lap(2, 0.5, 5120, float(partners.rank), 0, 0, 0, 0))
+
+
+def fail(partners, case):
+    """Rank 1 does what it must not; the others find out."""
+    with open_device("cpu") as device:
+        config = toy_settings(rule="gosgd")
+        exchange = gosgd.connect(config, Toy(), device, partners, Told())
+        if partners.rank == 1 and case == "a push that is lost":
+            exchange._share /= 2
+        if partners.rank == 1 and case == "once too often":
+            exchange._entries += 1
+        if partners.rank == 1 and case == "another rule's message":
+            return exchange._post.send(Turn(7, 1, False), 0)
+        with exchange.consensus():
+            return "nothing"
