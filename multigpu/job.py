@@ -1,21 +1,41 @@
 """A rank of an MPI job: what multigpu.launch is for workers that train.py starts.
 
-    mpiexec -n 4 python -m mpi4py train.py rule=bsp exchange=asa16
+    mpiexec -n 4 python -m mpi4py train.py rule=bsp exchange=asa16          (without `-m mpi4py` it is the same)
 
 The process that MPI has started is the worker itself; its loader is a child of it, never a rank.  Rank 0 settles the
-settings, makes the synthetic set, names the run, prints and saves.
+settings, makes the synthetic set, names the run, prints and saves; its child, the watchman, sees who fails.
+
+    all ranks end by themselves     status 0
+    something asked for cannot be   one sentence, status 2
+    SIGINT, SIGTERM or SIGUSR1      to any rank: all finish the same step, save and end; status 130, 143 or 138
+    another one, a second later     the job is ended at once; the same status
+    a rank dies, fails, is silent   one sentence says which was first, and how, on standard error and in log.txt; the
+                                    job is ended; status 1, 2 for a setting or a file, or that of mpiexec, never 0
+    mpiexec itself is killed        it takes its ranks along, and they their loaders
+
+What mpiexec does with signals that it gets:  MPICH's hands all three on to every rank.  Open MPI's hands on SIGUSR1
+alone; on Ctrl-C and SIGTERM it kills its ranks after half a second, which is too short to save.  So stop its jobs by
+`kill -USR1 PID`, its own or a rank's; Slurm does that by `scancel --signal=USR1 JOB`, or ahead of the time limit by
+`sbatch --signal=USR1@300`.
 """
 
 import os
 import pkgutil
+import signal
 import sys
+import time
+from pathlib import Path
 from typing import NamedTuple
 
 from alexnet.checkpoint import CheckpointError
+from alexnet.compile import engine_of
 from alexnet.config import ConfigError
 from alexnet.data import DataError
-from multigpu.device import DeviceError
-from multigpu.mpi import MPI, MpiPartners
+from multigpu.device import DeviceError, cuda_home, why_no_jax
+from multigpu.launch import TWICE
+from multigpu.lifeline import Lifeline
+from multigpu.mpi import MPI, MpiPartners, leave_no_files
+from multigpu.process import SIGNALS
 from multigpu.rules import rule_of
 
 
@@ -27,6 +47,20 @@ class Settled(NamedTuple):
     step: int = 0
 
 
+class Cores(NamedTuple):
+    """Rank to ranks: the cores that it may use."""
+
+    numbers: frozenset
+    step: int = 0
+
+
+class Ended(NamedTuple):
+    """Rank to ranks: the status that it ends with, not 0 where a signal has stopped it."""
+
+    status: int
+    step: int = 0
+
+
 def run(settle, entry="multigpu.worker:work"):
     """Do this rank's part of the job; returns the exit status.
 
@@ -34,18 +68,22 @@ def run(settle, entry="multigpu.worker:work"):
     entry   as multigpu.launch.launch's
     """
     partners = MpiPartners()
-    settled = settle_at_rank_0(settle, partners)
-    if settled.sentence:
-        if partners.rank == 0:
-            print(f"train.py: {settled.sentence}", file=sys.stderr)
-        return 2
-    config = settled.config
-    try:
-        pkgutil.resolve_name(entry)(config, device_of(config, partners), Line(partners), partners)
-    except (CheckpointError, ConfigError, DataError, DeviceError) as error:
-        print(f"rank {partners.rank}: {error}", file=sys.stderr, flush=True)
-        MPI.COMM_WORLD.Abort(2)
-    return 0
+    leave_no_files()
+    with Lifeline(partners) as lifeline:
+        control = Control(lifeline, partners)
+        config, sentence, _ = settle_at_rank_0(settle, partners)
+        if sentence is None:
+            if partners.rank == 0:
+                lifeline.settled(config.time_out, Path(config.output, config.run_name, "log.txt"))
+            share_the_cores(partners)
+            pkgutil.resolve_name(entry)(config, device_of(config, partners), control, partners)
+        status = 2 if sentence else max(ended.status for ended in partners.meet(Ended(control.status())))
+    if status and partners.rank == 0:
+        print(f"train.py: {sentence}" if sentence else f"stopped by {signal.Signals(status - 128).name}",
+              file=sys.stderr, flush=True)  # fmt: skip
+    if status:
+        MPI.Finalize()                           # else mpi4py takes a status for a failure, and aborts the job
+    return status
 
 
 def settle_at_rank_0(settle, partners):
@@ -54,15 +92,43 @@ def settle_at_rank_0(settle, partners):
     if partners.rank == 0:
         try:
             settled = Settled(settle(), None)
+            refuse_by_hand(settled.config)
             rule_of(settled.config, partners)
         except (ConfigError, DataError, CheckpointError) as error:
             settled = Settled(None, str(error))
     return partners.meet(settled)[0]
 
 
+def refuse_by_hand(config):
+    """Raise ConfigError for the settings of a worker that is started by hand."""
+    if config.rank is not None:
+        raise ConfigError(
+            f"rank={config.rank} size={config.size} device={config.device} start a worker by hand; in an MPI job the "
+            "ranks are MPI's, and devices=... names one device for each rank of a machine"
+        )
+
+
+def share_the_cores(partners):
+    """Have OMP_NUM_THREADS say this rank's share of the cores, unless it is set: what starts threads asks it.
+
+    Ranks of one machine that may use the same cores share them; an MPI that binds its ranks gives each its own.
+    """
+    mine = frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count()))
+    alike = [cores.numbers for cores in partners.meet(Cores(mine))]
+    sharing = sum((host, numbers) == (partners.hosts[partners.rank], mine)
+                  for host, numbers in zip(partners.hosts, alike, strict=True))  # fmt: skip
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(mine) // sharing)))
+
+
 def device_of(config, partners):
-    """The name of this rank's device: of the settings' devices, one for each rank of a machine, or one for all."""
-    devices = config.devices
+    """The name of this rank's device: of the settings' devices, one for each rank of a machine, or one for all.
+
+    auto: a GPU for each rank of the machine, around again where there are more ranks, or the cpu where there is none.
+    """
+    devices, local = config.devices, partners.local_rank
+    if devices[0] == "auto":
+        gpus = gpus_for(config)
+        return f"cuda{local % gpus}" if gpus else "cpu"
     if len(devices) == 1:
         return devices[0]
     if len(devices) != partners.local_size:
@@ -70,20 +136,45 @@ def device_of(config, partners):
             f"devices must name one device, or one for each of the {partners.local_size} ranks on "
             f"{partners.hosts[partners.rank]}, got {','.join(devices)}"
         )
-    return devices[partners.local_rank]
+    return devices[local]
 
 
-class Line:
-    """What multigpu.control.Control is to a worker of train.py's."""
+def gpus_for(config):
+    """How many GPUs of this machine the engine of the settings can use."""
+    if engine_of(config.engine, "cuda0") != "jax" or why_no_jax():
+        return 0
+    try:
+        return cuda_home("cuda0").count()
+    except DeviceError:
+        return 0
 
-    def __init__(self, partners):
-        self._rank = partners.rank
+
+class Control:
+    """What multigpu.control.Control is to a worker that train.py started; SIGNALS are taken from here on."""
+
+    def __init__(self, lifeline, partners):
+        self._lifeline, self._partners = lifeline, partners
+        self._taken = None                       # (signal number, when)
+        for number in SIGNALS:
+            signal.signal(number, self._take)
+
+    def _take(self, number, frame):
+        now = time.monotonic()
+        if self._taken is None:
+            self._taken = number, now
+        elif now - self._taken[1] >= TWICE:
+            name = signal.Signals(number).name
+            self._lifeline.fail(f"killed by a second {name}, without saving", 128 + number)
+
+    def status(self):
+        """The exit status that this rank's signal asks for, 0 without one."""
+        return 128 + self._taken[0] if self._taken else 0
 
     def stop_requested(self):
-        """Whether to finish the step, save and end."""
-        return False
+        """Whether to finish the step, save and end; asked after each step, so this rank goes on."""
+        self._partners.progress()
+        return self._taken is not None
 
     def report(self, sentence, status=1, follows=False):
-        """Say, from any thread, that the run cannot go on, and end the job."""
-        os.write(2, f"rank {self._rank}: {sentence}\n".encode())
-        MPI.COMM_WORLD.Abort(status)
+        """Say, from any thread, that the run cannot go on; every rank is then ended within seconds."""
+        self._lifeline.fail(sentence, status, follows)

@@ -1,7 +1,7 @@
 """The launcher: starts a worker for each device, watches them all, and ends them all.
 
     all workers end by themselves   status 0
-    SIGINT or SIGTERM               every worker finishes its step, saves and ends; status 130 or 143
+    SIGINT, SIGTERM or SIGUSR1      every worker finishes its step, saves and ends; status 130, 143 or 138
     another one                     every process is killed at once; the same status
     a worker dies or fails          the others get GRACE seconds to stop, then are killed; status 1, or 2 for a
                                     setting or a file that cannot be; one sentence says who was first, and how
@@ -76,7 +76,7 @@ def launch(config, entry="multigpu.worker:work"):
     entry  "module:function", called in each worker as function(config, device, control, partners); by name, so that
            only the workers import what it needs
     Settings rank, size and device ask for this one worker alone; others come from launchers in other terminals.
-    Call it in the main thread: it takes SIGINT and SIGTERM while it runs.
+    Call it in the main thread: it takes SIGNALS while it runs.
     """
     workers = []
     with Signals() as signals:
@@ -216,7 +216,7 @@ def end_all(workers, grace):
 
 
 class Signals:
-    """SIGINT and SIGTERM as something to wait for together with processes: a socket that they are written to."""
+    """SIGNALS as something to wait for together with processes: a socket that they are written to."""
 
     def __enter__(self):
         self._reader, self._writer = socket.socketpair()

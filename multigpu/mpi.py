@@ -15,7 +15,7 @@ from mpi4py import MPI
 
 from multigpu.partners import OutOfStep
 
-__all__ = ["MPI", "MpiPartners", "is_cuda_aware"]
+__all__ = ["MPI", "MpiPartners", "is_cuda_aware", "leave_no_files"]
 
 
 class MpiPartners:
@@ -60,16 +60,17 @@ class MpiPartners:
         return Unwatched()
 
     def waiting(self):
-        """A context in which this rank waits for others: who is missed is one of them (multigpu.lifeline)."""
+        """A context in which this rank waits for others: who is missed is one of them: multigpu.watchman."""
         return self._pace
 
     def progress(self):
         """Say that this rank goes on: after each step, and each batch of the validation."""
         self._pace.steps += 1
+        self._pace.begun = True
 
     def pace(self):
-        """(a count that rises while this rank goes on, whether it waits for others)."""
-        return self._pace.steps, self._pace.depth > 0
+        """(a count that rises while this rank goes on, whether it waits for others, whether it has made progress)."""
+        return self._pace.steps, self._pace.depth > 0, self._pace.begun
 
     def name(self, other, pid):
         """Say a partner's process, too, where a sentence names it."""
@@ -80,7 +81,7 @@ class Pace:
     """How a rank goes on: steps counts, and depth is how many `with` blocks it is in that wait for others."""
 
     def __init__(self):
-        self.steps, self.depth = 0, 0
+        self.steps, self.depth, self.begun = 0, 0, False
 
     def __enter__(self):
         self.depth += 1
@@ -101,6 +102,16 @@ class Unwatched:
 
     def __exit__(self, *error):
         """See close()."""
+
+
+def leave_no_files():
+    """Unlink the shared memory of MPICH that this process has mapped; every rank calls it, once MPI has begun.
+
+    MPICH would do so at its end, but not after one by MPI_Abort or a signal.
+    """
+    maps = Path("/proc/self/maps")
+    for path in set(re.findall(r"/dev/shm/mpich_shm_\w+$", maps.read_text() if maps.exists() else "", re.MULTILINE)):
+        Path(path).unlink(missing_ok=True)
 
 
 def is_cuda_aware():

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
 CONTEXT = multiprocessing.get_context("spawn")
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)      # finish the step, save, end; the last is batch systems'
 PR_SET_PDEATHSIG = 1                             # linux/prctl.h
 
 
@@ -28,14 +28,15 @@ def pipes_between(ranks):
 
 
 def start(process, threads):
-    """Start a process that uses `threads` OpenMP and BLAS threads, with SIGINT and SIGTERM held back in it.
+    """Start a process that uses `threads` OpenMP and BLAS threads, with SIGNALS held back in it.
 
     Held back, they wait until the process has said what they mean to it (take_signals), so that neither a
     Ctrl-C nor a SIGTERM to the whole group can hit it while it still imports.
     """
-    resource_tracker.ensure_running()            # first, because starting it would lift the mask
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
+        resource_tracker.ensure_running()        # it ignores SIGINT and SIGTERM, and keeps the third blocked for good
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)        # which starting it has lifted
         with environment(OMP_NUM_THREADS=str(threads)):
             process.start()
     finally:
@@ -58,8 +59,9 @@ def environment(**variables):
 
 
 def take_signals(on_terminate):
-    """What signals mean to a child: SIGINT nothing, its parent decides; SIGTERM calls on_terminate(number, frame)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """What signals mean to a child: SIGTERM calls on_terminate(number, frame), others nothing: its parent decides."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, on_terminate)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 

@@ -3,6 +3,9 @@
     team = MpiTeam(4)
     results = team.run("tests.multigpu.asa_tasks:sum_up", 100, size=3)      # sum_up(partners, 100) on ranks 0, 1 and 2
 
+    job = Job(folder, 4, script, "key=value", FAULT="kill")                 # mpiexec, started
+    status, said = job.finish(seconds)                                      # and nothing of it is left
+
 A task is named, so that the test itself needs no MPI; it gets multigpu.mpi.MpiPartners of so many ranks.  A result is
 what it returned, or the exception that it raised.
 """
@@ -10,11 +13,14 @@ what it returned, or the exception that it raised.
 import importlib.util
 import os
 import pkgutil
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from multiprocessing import connection
 from pathlib import Path
 
@@ -84,6 +90,72 @@ class MpiTeam:
             self._process.kill()                 # its ranks end with it
             self._process.wait()
         self._folder.cleanup()
+
+
+class Job:
+    """mpiexec of a script with its arguments, started; what it prints goes to files in the folder.
+
+    variables  of the environment; by one of them all its processes are found again
+    """
+
+    def __init__(self, folder, size, *arguments, under=("-m", "mpi4py"), **variables):
+        self._mark = f"TEST_JOB={folder}:{time.monotonic_ns()}"
+        self._shared = orphans()
+        name, _, value = self._mark.partition("=")
+        self.error, self.printed = Path(folder, "stderr"), Path(folder, "stdout")
+        with self.error.open("w") as error, self.printed.open("w") as printed:
+            self.process = subprocess.Popen(
+                [mpiexec(), "-n", str(size), sys.executable, *under, *map(str, arguments)],
+                env=environment(**{name: value}, **variables), stdout=printed, stderr=error, start_new_session=True,
+            )  # fmt: skip
+
+    def processes(self, *words):
+        """{pid: its command line} of those that run now, and say these words there."""
+        found = {}
+        for place in Path("/proc").iterdir():
+            if place.name.isdigit():
+                with suppress(OSError):
+                    command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    marked = self._mark.encode() in (place / "environ").read_bytes().split(b"\0")
+                    if marked and all(word in command for word in words):
+                        found[int(place.name)] = command
+        return found
+
+    def wait_for(self, condition, seconds=60):
+        """Wait until the condition holds, with the job still there."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end and self.process.poll() is None, self.error.read_text()
+            time.sleep(0.01)
+
+    def finish(self, seconds=60):
+        """(mpiexec's exit status, what was said on standard error); nothing is left then."""
+        try:
+            status = self.process.wait(seconds)
+            end = time.monotonic() + 5
+            while self.processes() and time.monotonic() < end:
+                time.sleep(0.01)
+            assert self.processes() == {}
+            assert orphans() - self._shared == set()
+            return status, self.error.read_text(errors="replace")
+        finally:
+            self.kill()
+
+    def kill(self):
+        """End what is left of it."""
+        for pid in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def orphans():
+    """Names of the files in shared memory that no process has mapped."""
+    names = set(os.listdir("/dev/shm"))
+    for place in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):
+            names -= set(re.findall(r"/dev/shm/(\S+)", place.read_text()))
+    return names
 
 
 def results(found):

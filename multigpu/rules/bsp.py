@@ -99,7 +99,7 @@ class Bsp(Exchange):
             all_ready = self._partners.meet(Ready(step, cost, error, bool(stop)))
         costs, errors, stops = zip(*((ready.cost, ready.error, ready.stop) for ready in all_ready), strict=True)
         stop = any(stops)
-        with self._recorder.time("comm"):
+        with self._recorder.time("comm"), self._partners.waiting():
             for lot in lots:
                 lot.average(step)
         if self._apart:
@@ -111,7 +111,7 @@ class Bsp(Exchange):
 
     def _level(self, step):
         """Make the rest alike, too, because a checkpoint follows that nobody knew of."""
-        with self._recorder.time("comm"):
+        with self._recorder.time("comm"), self._partners.waiting():
             for lot in self._lots[1:]:
                 lot.pack()
                 self._partners.meet(Level(step))
@@ -127,5 +127,6 @@ class Bsp(Exchange):
         return np.sum([totals.values for totals in heard], axis=0), any(totals.stop for totals in heard)
 
     def close(self):
-        for lot in self._lots:
-            lot.strategy.close()
+        with self._partners.waiting():
+            for lot in self._lots:
+                lot.strategy.close()

@@ -1,10 +1,13 @@
 """Workers to be killed: the real processes, loop, loader and exchange around a network of nothing, stopping where told.
 
-Run as a script it is train.py for them:  several_doubles.py key=value ...
+Run as a script it is train.py for them:  several_doubles.py key=value ...; a rank of an MPI job where MPI starts it.
 PAUSE=POINT,RANK in the environment has worker RANK, or its loader, mark that point in the folder `output` and wait.
+FAULT=KIND,POINT,RANK,TIME has it fail there, the TIMEth time that it comes to the point, in one of the ways of FAULTS.
 """
 
 import os
+import pkgutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -12,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from alexnet.data import Dataset, Split
+from alexnet.data import DataError, Dataset, Split
 from alexnet.recorder import Silent
 from alexnet.training import Position, Run, train
 from multigpu.device import open_device
@@ -20,10 +23,29 @@ from multigpu.launch import launch
 from multigpu.loader import ParallelBatches
 from multigpu.rules.bsp import connect
 from tests.multigpu.process_doubles import mark
-from train import load_settings, with_run
+from train import JOB, load_settings, started_by_mpi, with_run
 
 STEPS = 6                                        # of an epoch
 SECOND = 2                                       # a point is waited at the second time that it is reached
+
+
+def go_wrong():
+    raise ZeroDivisionError("the step is wrong")
+
+
+def refuse():
+    raise DataError("the data is wrong")
+
+
+FAULTS = {
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "crashed": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    "left": lambda: os._exit(0),
+    "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "hung": lambda: time.sleep(1000),
+    "bug": go_wrong,
+    "data": refuse,
+}
 
 
 class Points:
@@ -33,9 +55,15 @@ class Points:
         self.point, _, pausing = os.environ.get("PAUSE", "").partition(",")
         self.folder, self.stop_requested = folder, stop_requested
         self.mine, self.times = pausing == str(rank), 0
+        self.fault, self.fault_point, failing, left = os.environ.get("FAULT", ",,,0").split(",")
+        self.failing, self.left = failing == str(rank), int(left)
 
     def reach(self, point, since=1):
-        """Mark this point and wait, if it is the one and reached for the `since`-th time."""
+        """Mark this point and wait, if it is the one and reached for the `since`-th time; fail, if it is to fail."""
+        if self.failing and point == self.fault_point:
+            self.left -= 1
+            if not self.left:
+                FAULTS[self.fault]()
         if not self.mine or point != self.point:
             return
         self.times += 1
@@ -136,8 +164,10 @@ def work(config, device, control, partners):
 
 
 def main(arguments):
-    config = with_run(load_settings(["data=none", "batch_size=2", "rand_crop=false", *arguments]))
-    return launch(config, "tests.multigpu.several_doubles:work")
+    given, entry = ["data=none", "batch_size=2", "rand_crop=false", *arguments], "tests.multigpu.several_doubles:work"
+    if started_by_mpi():
+        return pkgutil.resolve_name(JOB)(lambda: with_run(load_settings(given)), entry)
+    return launch(with_run(load_settings(given)), entry)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,345 @@
+"""The watchman of an MPI job: a process of its own that sees which rank has failed first, says so, and ends the job.
+
+When a rank dies mpiexec kills the others within milliseconds, so who of them could still say which was first?  The
+watchman is a child of rank 0 in a session of its own, which mpiexec leaves alone; it knows nothing of MPI.  Every rank
+has a TCP connection to it (multigpu.lifeline), on which go lines of JSON:
+
+    watchman                            rank
+    Nonce(text)               ------->
+                              <-------  Here(rank, pid, host, proof)      that both know the token, which went by MPI
+    Welcome(proof)            ------->
+                              <-------  Settled(time_out, log)            rank 0
+                              <-------  Beat(steps, waiting, begun)       every second
+                              <-------  Failed(sentence, status, follows) it cannot go on; multigpu.control
+                              <-------  Bye()                             it has done its part
+    End(status, abort)        ------->                                    a rank has failed
+    Released()                ------->                                    all have done their part
+
+A rank that is gone is an end of file.  The kernel queues these ends in the order in which they came, so the first is
+the culprit, also where the watchman gets to see them together.  A rank is silent when it says nothing for time_out
+seconds, or when it waits for nobody and yet does no step; before its first step it gets FIRST seconds.  Seconds are
+counted in looks of the watchman, so a job that is suspended as a whole, and resumed, misses nothing.
+
+Run as `python -m multigpu.watchman LISTENER SIZE`, the token on standard input.  It ends with the last of the ranks.
+"""
+
+import hmac
+import json
+import os
+import secrets
+import select
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from multigpu.control import Failed
+
+LOOK, LONGEST = 0.25, 1.0                        # seconds from one look at the clock to the next; more are not counted
+TIME_OUT = 300.0                                 # seconds, until rank 0 says how many
+FIRST = 600.0                                    # seconds for what comes before a rank's first step
+MEETING = 60.0                                   # seconds in which all ranks have to come
+SPEECH = 5.0                                     # seconds in which one who has come has to say who it is
+SOON = 1.0                                       # seconds in which a better reason than "another has failed" may come
+GRACE = 3.0                                      # seconds in which the ranks have to end, once they have to
+LEFT = 2.0                                       # seconds without any rank after which there is nobody to wait for
+
+
+class Nonce(NamedTuple):
+    """Watchman to one who has come: what to prove that one belongs to the job with."""
+
+    text: str
+
+
+class Here(NamedTuple):
+    """Who has come."""
+
+    rank: int
+    pid: int
+    host: str
+    proof: str
+
+
+class Welcome(NamedTuple):
+    """It is the watchman of this job, indeed."""
+
+    proof: str
+
+
+class Settled(NamedTuple):
+    """Rank 0: the settings' time_out, in seconds, and the log file of the run."""
+
+    time_out: float
+    log: str
+
+
+class Beat(NamedTuple):
+    """Steps rises while the rank goes on; waiting: for other ranks; begun: it has done its first step."""
+
+    steps: int
+    waiting: bool
+    begun: bool
+
+
+class Bye(NamedTuple):
+    """The rank has done its part."""
+
+
+class End(NamedTuple):
+    """The job ends with this status; abort: this rank ends it, the others only themselves."""
+
+    status: int
+    abort: bool
+
+
+class Released(NamedTuple):
+    """All ranks have done their part."""
+
+
+KINDS = {kind.__name__: kind for kind in (Nonce, Here, Welcome, Settled, Beat, Failed, Bye, End, Released)}
+
+
+def proof_of(token, text, who):
+    """What only one who knows the token can answer to a Nonce's text."""
+    return hmac.new(token, f"{who} {text}".encode(), "sha256").hexdigest()
+
+
+class Line:
+    """Messages over a socket, a line of JSON each."""
+
+    def __init__(self, connection):
+        self.socket, self._rest = connection, b""
+
+    def send(self, message):
+        """Raises OSError where nobody is there."""
+        self.socket.sendall(json.dumps([type(message).__name__, *message]).encode() + b"\n")
+
+    def read(self):
+        """(the messages that have come, whether nothing more will come); raises ValueError for what is none."""
+        try:
+            data = self.socket.recv(1 << 16)
+        except (BlockingIOError, TimeoutError):
+            return [], False
+        except OSError:
+            return [], True
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > 1 << 16:
+            raise ValueError(f"a line of more than {1 << 16} bytes is no message")
+        try:
+            return [KINDS[name](*fields) for name, *fields in map(json.loads, lines)], not data
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no message of this job: {error}") from error
+
+    def close(self):
+        self.socket.close()
+
+
+class Rank:
+    """What the watchman knows of a rank: its line, who it is, and for how many seconds it has been silent or still."""
+
+    def __init__(self, line, here, name):
+        self.line, self.rank, self.pid, self.name = line, here.rank, here.pid, name
+        self.beat, self.done = Beat(0, True, False), False
+        self.silent = self.still = 0.0
+
+    def hear(self, beat):
+        self.silent = 0.0
+        if beat.waiting or beat.steps != self.beat.steps:
+            self.still = 0.0
+        self.beat = beat
+
+
+class Watchman:
+    """Watches `size` ranks, who come to the listening socket and know the token; run() ends with the last of them."""
+
+    def __init__(self, listener, size, token):
+        self._listener, self._size, self._token = listener, size, token
+        self._time_out, self._log = TIME_OUT, None
+        self._strangers, self._ranks = {}, {}    # by file descriptor: (Line, Nonce, until when), and Rank
+        self._came = 0                           # ranks that have come
+        self._paces, self._together = None, 0.0  # of all ranks at the last look; seconds in which all have waited
+        self._any, self._ends = select.epoll(), select.epoll()           # all that happens; who has gone, in order
+        listener.setblocking(False)
+        self._any.register(listener, select.EPOLLIN)
+        self._verdict = None                     # (name, Failed), of a failure that follows from another
+        self._until = 0.0
+
+    def run(self):
+        """Until all ranks have done their part, or have been ended."""
+        began = self._alone = last = time.monotonic()
+        while self._came < self._size or not all(rank.done for rank in self._ranks.values()):
+            events = [fd for fd, _ in self._any.poll(LOOK)]
+            verdict = self._gone() or self._heard(events)
+            if self._listener.fileno() in events:
+                self._accept()
+            now = time.monotonic()
+            if verdict is None and now - last >= LOOK:
+                verdict, last = self._look(now - began, min(now - last, LONGEST)), now
+            if verdict is None and self._verdict and now > self._until:
+                verdict = self._verdict
+            if verdict:
+                return self._end(*verdict)
+            if self._ranks:
+                self._alone = now
+            elif now - self._alone > (LEFT if self._came else MEETING):
+                return None
+        for rank in self._ranks.values():
+            tell(rank, Released())
+        return None
+
+    def _accept(self):
+        """Ask who comes to prove that it is of this job."""
+        connection, _ = self._listener.accept()
+        connection.setblocking(False)
+        line, nonce = Line(connection), Nonce(secrets.token_hex(16))
+        with suppress(OSError):
+            line.send(nonce)
+        self._strangers[connection.fileno()] = line, nonce, time.monotonic() + SPEECH
+        self._any.register(connection, select.EPOLLIN)
+
+    def _gone(self):
+        """The verdict on the first rank that has gone, or None."""
+        for fd, _ in self._ends.poll(0):
+            rank = self._ranks[fd]
+            failed = self._listen(rank)          # its last words
+            reason = failed or Failed("has died: it was killed, or has crashed; mpiexec may say by which signal", 1)
+            self._any.unregister(fd)
+            self._ends.unregister(fd)
+            del self._ranks[fd]
+            return rank.name, reason
+        return None
+
+    def _heard(self, events):
+        """The verdict on the first rank of those that have said something, or None."""
+        for fd in events:
+            if fd in self._strangers:
+                self._admit(fd)
+            elif fd in self._ranks and (failed := self._listen(self._ranks[fd])):
+                verdict = self._ranks[fd].name, failed
+                if not failed.follows:
+                    return verdict
+                if self._verdict is None:
+                    self._verdict, self._until = verdict, time.monotonic() + SOON
+        return None
+
+    def _admit(self, fd):
+        """Take one who has proven to be of this job among the ranks, and send others away."""
+        line, nonce, _ = self._strangers[fd]
+        try:
+            messages, ended = line.read()
+        except ValueError:
+            messages, ended = [], True
+        here = next((message for message in messages if isinstance(message, Here)), None)
+        if here is None and not ended:
+            return
+        del self._strangers[fd]
+        who = f"rank {here.rank} of pid {here.pid} on {here.host}" if here else ""
+        if here is None or not hmac.compare_digest(here.proof, proof_of(self._token, nonce.text, who)):
+            self._any.unregister(fd)
+            line.close()
+            return
+        rank = Rank(line, here, f"rank {here.rank} (pid {here.pid} on {here.host})")
+        self._ranks[fd], self._came = rank, self._came + 1
+        self._ends.register(fd, select.EPOLLRDHUP)
+        tell(rank, Welcome(proof_of(self._token, nonce.text, "watchman")))
+
+    def _listen(self, rank):
+        """Take what a rank has said; returns what it has Failed with, or None."""
+        try:
+            messages, _ = rank.line.read()
+        except ValueError as error:
+            return Failed(f"says what nobody understands: {error}", 1)
+        for message in messages:
+            if isinstance(message, Beat):
+                rank.hear(message)
+            elif isinstance(message, Bye):
+                rank.done = True
+            elif isinstance(message, Settled):
+                self._time_out, self._log = message
+            elif isinstance(message, Failed):
+                return message._replace(sentence=f": {message.sentence}")
+        return None
+
+    def _look(self, since, passed):
+        """The verdict on a rank that has not been heard for too long, or does not go on, or None.
+
+        since, passed  seconds since the watchman began, and since the last look
+        """
+        for fd, (line, _, until) in list(self._strangers.items()):
+            if time.monotonic() > until:
+                self._any.unregister(fd)
+                line.close()
+                del self._strangers[fd]
+        ranks = sorted(self._ranks.values(), key=lambda rank: rank.rank)
+        for rank in ranks:
+            rank.silent += passed
+            rank.still += passed
+            limit = self._time_out if rank.beat.begun else max(FIRST, self._time_out)
+            if rank.silent > self._time_out:
+                return rank.name, Failed(f"has been silent for {self._time_out:g} s (time_out): it hangs, was stopped, "
+                                         "or cannot be reached", 1)  # fmt: skip
+            if not rank.beat.waiting and not rank.done and rank.still > limit:
+                return rank.name, Failed(f"has not done a step for {limit:g} s, and waits for no other rank; if a step "
+                                         "takes so long, give a larger time_out", 1)  # fmt: skip
+        if self._came < self._size and since > MEETING:
+            return f"{self._size - self._came} of {self._size} ranks", Failed(
+                f"have not come within {MEETING:g} s; they have to reach rank 0's machine over TCP", 1
+            )
+        return self._all_wait(ranks, passed)
+
+    def _all_wait(self, ranks, passed):
+        """The verdict on ranks of which each waits for others, and none does a step, or None."""
+        paces = [(rank.beat.steps, rank.beat.waiting or rank.done) for rank in ranks]
+        still = paces == self._paces and all(waits for _, waits in paces)
+        self._together = self._together + passed if still else 0.0
+        self._paces = paces
+        if paces and self._together > self._time_out:
+            return "all ranks", Failed(
+                f"wait for each other, and have done nothing else for {self._time_out:g} s (time_out): what connects "
+                "them may be broken", 1
+            )  # fmt: skip
+        return None
+
+    def _end(self, name, failed):
+        """Say who has failed, and how, and end all ranks."""
+        glue = "" if failed.sentence.startswith(":") else " "
+        say(f"{name}{glue}{failed.sentence}", self._log)
+        ranks = sorted(self._ranks.values(), key=lambda rank: (rank.name == name, rank.silent > 2, rank.rank))
+        for place, rank in enumerate(ranks):     # the lowest that lives ends the job
+            tell(rank, End(failed.status, place == 0))
+        until = time.monotonic() + GRACE
+        while self._ranks and time.monotonic() < until:
+            for fd, _ in self._ends.poll(LOOK):
+                self._ends.unregister(fd)
+                del self._ranks[fd]
+        for rank in self._ranks.values():
+            if rank.rank == 0 and rank.pid == os.getppid():
+                os.kill(rank.pid, signal.SIGKILL)            # mpiexec then kills the rest
+
+
+def tell(rank, message):
+    """Send a message to a rank, which may be gone."""
+    with suppress(OSError):
+        rank.line.send(message)
+
+
+def say(sentence, log):
+    """A line in the run's log, if there is one by now, and on standard error."""
+    if log and Path(log).exists():
+        with suppress(OSError), open(log, "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {sentence}\n")
+    with suppress(OSError):
+        os.write(2, f"{sentence}\n".encode())
+
+
+def main(listener, size):
+    token = sys.stdin.buffer.read()
+    with socket.socket(fileno=int(listener)) as listening:
+        Watchman(listening, int(size), token).run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
