@@ -15,7 +15,7 @@ from alexnet.dispatch import HOST_ENGINES, mode_of, prepare
 from alexnet.dispatch.cpu import build
 from alexnet.layers import Background, Noise
 from alexnet.models import model_class
-from alexnet.objectives import cross_entropy, top_k_error
+from alexnet.objectives import cross_entropy, top_k_error, training_cost
 from alexnet.ops import CropMirror
 from alexnet.updates import momentum_sgd, nesterov, sgd
 
@@ -76,8 +76,8 @@ class Network:
         Where the lowest layers do not learn, no gradient goes down to them.
         """
         images, labels = self.images(), pt.ivector("labels")
-        logits = self.model(images.pixels, Noise(np.int64(self.seed), self.step))
-        cost = cross_entropy(logits, labels)
+        logits, auxiliary = self.model.heads(images.pixels, Noise(np.int64(self.seed), self.step))
+        cost = training_cost(logits, auxiliary, labels)
         gradients = pytensor.grad(cost, [parameter.variable for parameter in self.learning])
         return [*images.inputs, labels], [cost, top_k_error(logits, labels, 1)], gradients
 
@@ -91,7 +91,8 @@ class Network:
     def train(self):
         """(*images, labels, learning_rate) -> cost in nats, top-1 error; updates the state in place.
 
-        learning_rate is a float32 scalar; cost and error are those before the update.
+        learning_rate is a float32 scalar; cost and error are those before the update.  The cost has the auxiliary
+        classifiers' in it, where the model has some; the error is that of its outputs.
         """
         inputs, outputs, values = self.training_graph
         rate, gradients, pairs, _ = self.update_graph
@@ -262,10 +263,19 @@ def set_pace(model, config):
 
 
 def layer_of(model, name, setting):
-    """The parameters of the model's layer `name`; raises ConfigError where there is none, on behalf of the setting."""
-    if name not in model.weight_layers:
+    """The parameters of the model's layer `name`, or of all in it: inception_3a has inception_3a.1x1 and others.
+
+    Raises ConfigError where there is none, on behalf of the setting.
+    """
+    names = layers_within(model, name)
+    if not names:
         raise ConfigError(f"{setting}: there is no layer {name!r}; there are {', '.join(model.weight_layers)}")
-    return model.weight_layers[name]
+    return [parameter for each in names for parameter in model.weight_layers[each]]
+
+
+def layers_within(model, name):
+    """The names of the layers with weights that `name` means: the layer itself, or those in it."""
+    return [each for each in model.weight_layers if each == name or each.startswith(f"{name}.")]
 
 
 def engine_of(setting, device):

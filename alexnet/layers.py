@@ -5,7 +5,9 @@ dense layers (feature, batch).  `noise` is None when validating; in training it 
 random layers draw from, so there is neither a module state nor a global switch.
 """
 
+import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -89,12 +91,22 @@ def draw_normal(rng, out, std):
     out *= np.float32(std)
 
 
+def xavier(terms):
+    """The standard deviation of weights that lets a sum of so many terms vary as each of them does.
+
+    Source: Glorot and Bengio 2010, section 4.2.1, in the form of BVLC Caffe's filler "xavier", which draws uniformly.
+    """
+    return terms**-0.5
+
+
 def weights_and_biases(rng, shape, outputs, std, bias):
     """The two parameters of a layer: W ~ N(0, std**2) of `shape`, b = bias for each output.
 
     rng  numpy Generator, a Background of one, or None: W = 0, for values that come from elsewhere
+    std  a number, or what gives it for the number of terms in the sum of an output: xavier
     """
     weights = np.zeros(shape, np.float32)
+    std = std(math.prod(shape[:-1])) if callable(std) else std
     if isinstance(rng, Background):
         rng.submit(weights, std)
     elif rng is not None:
@@ -120,7 +132,7 @@ class Conv:
 
     x       (channels, row, column, batch)
     W       (channels / groups, size, size, filters)
-    pool    (size, stride) of the max pooling, or None
+    pool    (size, stride) or (size, stride, pad) of the max pooling, or None
 
     Pooling comes before bias and ReLU because both are non-decreasing: the values are the same to
     the bit and there are four times fewer of them.  Source: Krizhevsky et al. 2012, section 3.
@@ -153,16 +165,33 @@ class Conv:
 
 
 class MaxPool:
-    """The largest value of each size x size window, every `stride` pixels; no padding."""
+    """The largest value of each size x size window, every `stride` pixels, the first `pad` pixels before the image."""
 
     kind = "pool"
+    parameters = ()
+
+    def __init__(self, size, stride, pad=0):
+        self.size, self.stride, self.pad = size, stride, pad
+
+    def __call__(self, x, noise=None):
+        return ops.MaxPool(self.size, self.stride, self.pad)(x)[0]
+
+    def describe(self, shape):
+        pooled = (windows_along(n, self.size, self.stride, self.pad) for n in shape[1:])
+        yield LayerSummary(self.kind, (shape[0], *pooled), 0, 0)
+
+
+class AveragePool:
+    """The mean of each size x size window, every `stride` pixels; no padding."""
+
+    kind = "average"
     parameters = ()
 
     def __init__(self, size, stride):
         self.size, self.stride = size, stride
 
     def __call__(self, x, noise=None):
-        return ops.MaxPool(self.size, self.stride)(x)[0]
+        return ops.AveragePool(self.size, self.stride)(x)
 
     def describe(self, shape):
         yield LayerSummary(
@@ -253,15 +282,19 @@ class Sequential:
     """Layers one after the other.
 
     Layers with parameters are numbered from 1: conv1, conv2 … fc8; a layer without takes the number of
-    the one before it.  Their parameters are named conv1.W, conv1.b and so on.
+    the one before it.  Their parameters are named conv1.W, conv1.b and so on.  Inception and Auxiliary have names of
+    their own, and those of their layers begin with them; an Inception counts as the two layers that it is deep.
+
+    names  of the layers, where they are not numbered
     """
 
-    def __init__(self, *layers):
+    def __init__(self, *layers, names=None):
         self.layers = layers
-        self.names = tuple(numbered(layers))
-        for layer, name in zip(layers, self.names, strict=True):
-            for parameter, letter in zip(layer.parameters, "Wb", strict=False):
-                parameter.rename(f"{name}.{letter}")
+        self.names = names or tuple(numbered(layers))
+        for name, layer in zip(self.names, layers, strict=True):
+            if not isinstance(layer, Named):
+                for parameter, letter in zip(layer.parameters, "Wb", strict=False):
+                    parameter.rename(f"{name}.{letter}")
 
     @property
     def parameters(self):
@@ -270,26 +303,146 @@ class Sequential:
     @property
     def weight_layers(self):
         """Name -> parameters of each layer that has some: conv1, conv2 … fc8."""
-        named = zip(self.names, self.layers, strict=True)
-        return {name: layer.parameters for name, layer in named if layer.parameters}
+        found = {}
+        for name, layer in zip(self.names, self.layers, strict=True):
+            found |= layer.weight_layers if isinstance(layer, Named) else {name: layer.parameters}
+        return {name: parameters for name, parameters in found.items() if parameters}
+
+    @property
+    def classifiers(self):
+        """The names of the layers whose outputs are the classes: the last one, and each auxiliary classifier's."""
+        towers = (layer.tower for layer in self.layers if isinstance(layer, Auxiliary))
+        return tuple(list(part.weight_layers)[-1] for part in (*towers, self))
 
     def __call__(self, x, noise=None):
         for layer in self.layers:
             x = layer(x, noise)
         return x
 
+    def heads(self, x, noise):
+        """What training looks at: the outputs, and (weight, outputs) of each auxiliary classifier."""
+        auxiliary = []
+        for layer in self.layers:
+            if isinstance(layer, Auxiliary):
+                auxiliary.append((layer.weight, layer.tower(x, noise)))
+            else:
+                x = layer(x, noise)
+        return x, auxiliary
+
     def describe(self, shape):
         """The summary of each layer for an input of `shape` (channel, row, column)."""
         for layer, name in zip(self.layers, self.names, strict=True):
-            number = name.removeprefix(layer.kind)
+            given = shape
             for row in layer.describe(shape):
-                yield row._replace(name=row.name + number)
-                shape = row.shape
+                yield row if isinstance(layer, Named) else row._replace(name=name_of_row(row, layer, name))
+                shape = given if isinstance(layer, Auxiliary) else row.shape
+
+
+def name_of_row(row, layer, name):
+    """The name of a row of a layer's summary: pool1, of conv1; as the layer's, where that is no number of its kind."""
+    return row.name + name.removeprefix(layer.kind) if name.startswith(layer.kind) else name
 
 
 def numbered(layers):
-    """The name of each layer: its kind and the number of weight layers so far."""
+    """The name of each layer: its own, or its kind and the number of weight layers so far."""
     number = 0
     for layer in layers:
-        number += bool(layer.parameters)
-        yield f"{layer.kind}{number}"
+        if isinstance(layer, Named):
+            number += layer.depth
+            yield layer.name
+        else:
+            number += bool(layer.parameters)
+            yield f"{layer.kind}{number}"
+
+
+class Named:
+    """What layers made of layers share: a name, with which the names of their layers begin.
+
+    depth  as how many layers it counts
+    parts  Sequentials, in the order of their parameters
+    """
+
+    depth = 0
+
+    def __init__(self, name, *parts):
+        self.name, self.parts = name, parts
+
+    @property
+    def parameters(self):
+        return tuple(parameter for part in self.parts for parameter in part.parameters)
+
+    @property
+    def weight_layers(self):
+        return {name: parameters for part in self.parts for name, parameters in part.weight_layers.items()}
+
+
+class Inception(Named):
+    """Branches of 1x1, 3x3 and 5x5 filters and of pooling on the same images, their channels one behind the other.
+
+    channels    of x
+    one         filters of 1x1
+    three       (reduce, filters): 1x1 filters, and 3x3 behind them
+    five        (reduce, filters): 1x1 filters, and 5x5 behind them
+    projection  1x1 filters behind 3x3 max pooling
+
+    Source: Szegedy et al. 2014, figure 2b and table 1.
+    """
+
+    depth = 2
+
+    def __init__(self, rng, name, channels, one, three, five, projection, std=xavier, bias=0.2):
+        conv, at = partial(Conv, rng, std=std, bias=bias), f"{name}.{{}}".format
+        super().__init__(
+            name,
+            Sequential(conv(channels, one, 1), names=(at("1x1"),)),
+            Sequential(
+                conv(channels, three[0], 1), conv(*three, 3, pad=1), names=(at("3x3_reduce"), at("3x3")),
+            ),
+            Sequential(
+                conv(channels, five[0], 1), conv(*five, 5, pad=2), names=(at("5x5_reduce"), at("5x5")),
+            ),
+            Sequential(
+                MaxPool(3, 1, pad=1), conv(channels, projection, 1), names=(at("pool"), at("pool_proj")),
+            ),
+        )  # fmt: skip
+
+    def __call__(self, x, noise=None):
+        return pt.join(0, *(branch(x, noise) for branch in self.parts))
+
+    def describe(self, shape):
+        rows = [list(branch.describe(shape)) for branch in self.parts]
+        yield from (row for branch in rows for row in branch)
+        channels = sum(branch[-1].shape[0] for branch in rows)
+        yield LayerSummary(self.name, (channels, *shape[1:]), 0, 0)
+
+
+class Auxiliary(Named):
+    """A classifier of what lies in the middle of a network, which only its training has; x goes on as it is.
+
+    channels      of x, of 14 x 14 pixels
+    classes       outputs
+    dropout_rate  before the last layer
+    weight        of its cost in that of training
+    stream        of its Dropout
+
+    Source: Szegedy et al. 2014, section 5.
+    """
+
+    def __init__(self, rng, name, channels, classes, dropout_rate, stream, weight=0.3):
+        self.weight, at = weight, f"{name}.{{}}".format
+        self.tower = Sequential(
+            AveragePool(5, 3),
+            Conv(rng, channels, 128, size=1, std=xavier, bias=0.2),
+            Flatten(),
+            Dense(rng, 2048, 1024, std=xavier, bias=0.2),
+            Dropout(dropout_rate, stream),
+            Dense(rng, 1024, classes, relu=False, std=xavier, bias=0.0),
+            names=tuple(map(at, ("average", "conv", "flatten", "fc", "dropout", "classifier"))),
+        )
+        super().__init__(name, self.tower)
+
+    def __call__(self, x, noise=None):
+        return x
+
+    def describe(self, shape):
+        yield from self.tower.describe(shape)

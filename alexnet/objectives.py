@@ -12,6 +12,14 @@ def cross_entropy(logits, labels):
     return -log_probability[labels, pt.arange(labels.shape[0])].mean()
 
 
+def training_cost(logits, auxiliary, labels):
+    """What training minimises: the cross entropy, and that of each auxiliary classifier (weight, logits), weighted.
+
+    Source: Szegedy et al. 2014, section 5.
+    """
+    return sum((weight * cross_entropy(own, labels) for weight, own in auxiliary), cross_entropy(logits, labels))
+
+
 def top_k_error(logits, labels, k):
     """Share of the batch whose label is not among the k largest logits, between 0 and 1.
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alexnet import pretrained, snapshots
-from alexnet.compile import layer_of, set_pace
+from alexnet.compile import layer_of, layers_within, set_pace
 from alexnet.config import ConfigError
 from alexnet.models import model_class
 from alexnet.snapshots import Snapshot
@@ -111,13 +111,14 @@ def from_weights(weights, model, config, data, said, pace):
             f"say model={weights.model}"
         )
     new = new_layers(weights, model, config, data)
-    if both := set(new) & set(config.frozen_layers):
+    frozen = {each for name in config.frozen_layers for each in layers_within(model, name)}
+    if both := frozen & set(new):
         raise ConfigError(f"frozen_layers: {min(both)} begins with new weights, so it has to learn")
-    last = list(model.weight_layers)[-1]
-    if last not in new and weights.classes != data.classes:
+    kept_classes = [name for name in model.classifiers if name not in new]
+    if kept_classes and weights.classes != data.classes:
         raise ConfigError(
-            f"new_layers: {last} has {weights.classes} classes in {config.weights}, {data.path} has {data.classes}; "
-            f"so it has to be new: new_layers={','.join((*new, last))}"
+            f"new_layers: {kept_classes[-1]} has {weights.classes} classes in {config.weights}, {data.path} has "
+            f"{data.classes}; so it has to be new: new_layers={','.join((*new, *kept_classes))}"
         )
     kept = [parameter.name for name, each in model.weight_layers.items() if name not in new for parameter in each]
     if weights.mean is None:
@@ -132,7 +133,7 @@ def from_weights(weights, model, config, data, said, pace):
         arrays={name: weights.arrays[name] for name in kept},
         origin=weights.origin or str(config.weights),
         warnings=said,
-        pace="; ".join(filter(None, (described_new(new, last, weights, data), pace))),
+        pace="; ".join(filter(None, (described_new(new, model.classifiers, weights, data), pace))),
     )
 
 
@@ -141,17 +142,17 @@ def new_layers(weights, model, config, data):
     if config.new_layers != ("auto",):
         for name in config.new_layers:
             layer_of(model, name, "new_layers")
-        return config.new_layers
+        return tuple(each for name in config.new_layers for each in layers_within(model, name))
     if weights.classes == data.classes and same_classes(weights.class_names, data.class_names):
         return ()
-    return (list(model.weight_layers)[-1],)
+    return model.classifiers
 
 
-def described_new(new, last, weights, data):
-    """What begins with new weights, and why the last layer does; empty where nothing does."""
+def described_new(new, classifiers, weights, data):
+    """What begins with new weights, and why the layers do whose outputs are classes; empty where nothing does."""
     if not new:
         return ""
-    classes = f" ({weights.classes} classes there, {data.classes} here)" if last in new else ""
+    classes = f" ({weights.classes} classes there, {data.classes} here)" if {*classifiers} & {*new} else ""
     if classes and weights.classes == data.classes:
         classes = f" ({data.classes} other classes)"
     return f"{', '.join(new)} {'are' if len(new) > 1 else 'is'} new{classes}"

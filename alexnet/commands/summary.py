@@ -1,6 +1,7 @@
 """Each layer's output shape, parameters and forward multiply-adds per image, and their totals."""
 
 from alexnet.commands.options import positive
+from alexnet.layers import Auxiliary
 from alexnet.models import MODELS
 
 
@@ -22,11 +23,20 @@ def table(model):
     rows += [(layer.name, size(layer.shape), count(layer.parameters), count(layer.macs)) for layer in layers]
     totals = (sum(layer.parameters for layer in layers), sum(layer.macs for layer in layers))
     rows.append(("total", "", *map(count, totals)))
+    if without := used_elsewhere(model, layers):
+        rows.append(("without the auxiliary classifiers", "", *map(count, without)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         f"{name:<{widths[0]}}  {output:<{widths[1]}}  {parameters:>{widths[2]}}  {macs:>{widths[3]}}".rstrip()
         for name, output, parameters, macs in rows
     )
+
+
+def used_elsewhere(model, layers):
+    """Parameters and multiply-adds of all but training, where those of training are more; else None."""
+    names = tuple(f"{layer.name}." for layer in model.layers if isinstance(layer, Auxiliary))
+    kept = [layer for layer in layers if not layer.name.startswith(names)]
+    return (sum(layer.parameters for layer in kept), sum(layer.macs for layer in kept)) if names else None
 
 
 def size(shape):

@@ -5,8 +5,16 @@ import difflib
 from alexnet.config import ConfigError
 from alexnet.models.alexnet import AlexNet
 from alexnet.models.caffenet import BVLCAlexNet, CaffeNet
+from alexnet.models.googlenet import GoogLeNet
+from alexnet.models.vgg import VGG16
 
-MODELS = {"alexnet": AlexNet, "caffenet": CaffeNet, "bvlc_alexnet": BVLCAlexNet}
+MODELS = {
+    "alexnet": AlexNet,
+    "caffenet": CaffeNet,
+    "bvlc_alexnet": BVLCAlexNet,
+    "googlenet": GoogLeNet,
+    "vgg16": VGG16,
+}
 
 
 def model_class(name):

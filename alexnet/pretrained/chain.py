@@ -39,6 +39,19 @@ class MaxPool(NamedTuple):
     pad: int = 0
 
 
+class AveragePool(NamedTuple):
+    """The mean of size x size pixels, each stride pixels."""
+
+    size: int
+    stride: int
+
+
+class Branches(NamedTuple):
+    """Chains of (name, step) on the same images; what they end in is joined along the channels."""
+
+    chains: tuple
+
+
 class Normalisation(NamedTuple):
     """x / (k + alpha * sum of x ** 2 over n channels) ** beta; alpha is not divided by n."""
 
@@ -61,7 +74,8 @@ class Dense(NamedTuple):
 def steps_of(model):
     """(name, step) of each step of a Sequential; the name is its layer's: conv1, lrn1, pool1, conv2 …
 
-    Dropout is no step: it does nothing but in training.  Raises WeightsError for a layer that has no step.
+    Dropout and auxiliary classifiers are no steps: they do nothing but in training.  Raises WeightsError for a layer
+    that has no step.
     """
     return [(name, step) for layer, name in zip(model.layers, model.names, strict=True) for step in layer_steps(layer)]
 
@@ -74,9 +88,13 @@ def layer_steps(layer):
             yield Convolution(layer.size, layer.stride, layer.pad, op.groups, layer.filters)
             yield Relu()
             if layer.pool:
-                yield MaxPool(layer.pool.size, layer.pool.stride)
+                yield MaxPool(layer.pool.size, layer.pool.stride, layer.pool.pad)
         case layers.MaxPool():
-            yield MaxPool(layer.size, layer.stride)
+            yield MaxPool(layer.size, layer.stride, layer.pad)
+        case layers.AveragePool():
+            yield AveragePool(layer.size, layer.stride)
+        case layers.Inception():
+            yield Branches(tuple(map(steps_of, layer.parts)))
         case layers.LRN():
             op = layer.normalise
             yield Normalisation(op.n, op.k, op.alpha, op.beta)
@@ -86,7 +104,7 @@ def layer_steps(layer):
             yield Dense(layer.outputs)
             if layer.relu:
                 yield Relu()
-        case layers.Dropout():
+        case layers.Dropout() | layers.Auxiliary():
             pass
         case _:
             raise WeightsError(f"a layer {type(layer).__name__} has no form in ONNX or Caffe")

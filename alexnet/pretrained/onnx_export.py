@@ -1,9 +1,10 @@
 """Our networks as ONNX, for every runtime that reads it: from grey levels to probabilities, the mean image inside.
 
-    images         float32 (batch, 3, 227, 227), RGB, grey levels from 0 to 255
+    images         float32 (batch, 3, size, size), RGB, grey levels from 0 to 255; size is the network's, 227 or 224
     probabilities  float32 (batch, class); logits beside it
 
-The nodes are made from the model's layers.  The mean image travels whole, 3 x 256 x 256, and the graph subtracts its
+The nodes are made from the model's layers; auxiliary classifiers have none, and their weights travel all the same, so
+that the file is whole.  The mean image travels whole, 3 x 256 x 256, and the graph subtracts its
 centre; so it comes back when the file is loaded.  metadata_props hold what else belongs to Weights, with the CRC-32 of
 every tensor and of the metadata.  Opset 13 of IR 7: ONNX 1.8 (2020) and later.
 
@@ -19,6 +20,8 @@ from alexnet.augment import IMAGE_SIZE
 from alexnet.checkpoint import checksum
 from alexnet.models import MODELS
 from alexnet.pretrained.chain import (
+    AveragePool,
+    Branches,
     Convolution,
     Dense,
     Flatten,
@@ -46,14 +49,23 @@ def nodes_of(model):
     """The nodes of a model of alexnet.models, one after the other; raises WeightsError for a layer without a form."""
     yield helper.make_node("Slice", [MEAN, FIRST, LAST, AXES], ["centre"], "centre")
     yield helper.make_node("Sub", ["images", "centre"], ["centred"], "centred")
-    chain, below = steps_of(model), "centred"
+    yield from chain_nodes(steps_of(model), "centred", "logits")
+    yield helper.make_node("Softmax", ["logits"], ["probabilities"], "probabilities", axis=1)
+
+
+def chain_nodes(chain, below, end):
+    """The nodes of (name, step)s on the tensor `below`; the last one's output is named `end`."""
     for at, (name, step) in enumerate(chain):
         kind, attributes = form(step)
-        above = "logits" if at == len(chain) - 1 else f"{name}.{kind.lower()}"
-        parameters = [f"{name}.W", f"{name}.b"] if has_weights(step) else []
-        yield helper.make_node(kind, [below, *parameters], [above], above, **attributes)
+        above = end if at == len(chain) - 1 else f"{name}.{kind.lower()}"
+        if isinstance(step, Branches):
+            inputs = [f"{branch[-1][0]}.end" for branch in step.chains]
+            for branch, output in zip(step.chains, inputs, strict=True):
+                yield from chain_nodes(branch, below, output)
+        else:
+            inputs = [below, *([f"{name}.W", f"{name}.b"] if has_weights(step) else [])]
+        yield helper.make_node(kind, inputs, [above], above, **attributes)
         below = above
-    yield helper.make_node("Softmax", [below], ["probabilities"], "probabilities", axis=1)
 
 
 def form(step):
@@ -65,7 +77,12 @@ def form(step):
         case Relu():
             return "Relu", {}
         case MaxPool():
-            return "MaxPool", {"kernel_shape": [step.size] * 2, "strides": [step.stride] * 2}
+            window = {"kernel_shape": [step.size] * 2, "strides": [step.stride] * 2}
+            return "MaxPool", window | ({"pads": [step.pad] * 4} if step.pad else {})
+        case AveragePool():
+            return "AveragePool", {"kernel_shape": [step.size] * 2, "strides": [step.stride] * 2}
+        case Branches():
+            return "Concat", {"axis": 1}
         case Normalisation():                          # ONNX divides alpha by n
             return "LRN", {"size": step.n, "alpha": step.alpha * step.n, "beta": step.beta, "bias": step.k}
         case Flatten():

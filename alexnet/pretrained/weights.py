@@ -121,9 +121,12 @@ def shapes(model, classes):
 
     Nothing as large as `classes` is allocated, for the number comes out of files.
     """
-    *others, W, b = MODELS[model](None, classes=1).parameters
-    last = {W.name: (*W.shape[:-1], classes), b.name: (classes,)}
-    return {parameter.name: parameter.shape for parameter in others} | last
+    network = MODELS[model](None, classes=1)
+    classifiers = {parameter.name for name in network.classifiers for parameter in network.weight_layers[name]}
+    return {
+        parameter.name: (*parameter.shape[:-1], classes) if parameter.name in classifiers else parameter.shape
+        for parameter in network.parameters
+    }
 
 
 def last_layer(model):

@@ -1,0 +1,34 @@
+"""VGG-16, as a table that can be held against the paper."""
+
+from functools import partial
+
+from alexnet.layers import Conv, Dense, Dropout, Flatten, Sequential, xavier
+
+
+class VGG16(Sequential):
+    """Simonyan and Zisserman 2014, table 1, configuration D: 3 x 3 filters alone, sixteen layers with weights.
+
+    rng           numpy Generator of the initial weights, or None: see alexnet.layers.weights_and_biases
+    classes       outputs of the last layer
+    dropout_rate  of the two Dropout layers
+
+    138,357,544 parameters with 1000 classes.  The authors trained a smaller network first and began with its weights;
+    later they found that initial weights by Glorot and Bengio's rule need no such beginning (section 3.1), and so it is
+    here.  Each of its layers with ReLU halves the squares, so grey levels of 60 end as logits near 1.
+    """
+
+    channels = 3
+    image_size = 224                                    # pixels, after cropping
+
+    def __init__(self, rng, classes=1000, dropout_rate=0.5):
+        conv, pool = partial(Conv, rng, size=3, pad=1, std=xavier), (2, 2)
+        super().__init__(
+            conv(3, 64),      conv(64, 64, pool=pool),
+            conv(64, 128),    conv(128, 128, pool=pool),
+            conv(128, 256),   conv(256, 256),   conv(256, 256, pool=pool),
+            conv(256, 512),   conv(512, 512),   conv(512, 512, pool=pool),
+            conv(512, 512),   conv(512, 512),   conv(512, 512, pool=pool),                Flatten(),
+            Dense(rng, 25088, 4096, std=xavier, bias=0.0),                                Dropout(dropout_rate, 14),
+            Dense(rng, 4096, 4096, std=xavier, bias=0.0),                                 Dropout(dropout_rate, 15),
+            Dense(rng, 4096, classes, relu=False, std=xavier, bias=0.0),
+        )  # fmt: skip
