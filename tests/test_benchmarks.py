@@ -413,8 +413,9 @@ def test_only_a_whole_run_replaces_the_results(arguments):
     assert benchmarks.options_of([]).output == pathlib.Path(benchmarks.__file__).parent / "RESULTS.md"
 
 
-def test_all_limits_add_up_to_half_an_hour():
-    assert sum(benchmark.minutes for benchmark in benchmarks.BENCHMARKS) <= 30
+def test_all_limits_add_up_to_what_the_benchmarks_say():
+    minutes = sum(benchmark.minutes for benchmark in benchmarks.BENCHMARKS)
+    assert f"the limits add up to {minutes:g} minutes" in benchmarks.__doc__
 
 
 # ---- the exchange

@@ -1,0 +1,10 @@
+"""benchmarks.scaling for the tiny network of tests/tiny.py, which only its ranks import."""
+
+import sys
+
+from benchmarks import scaling
+from tests import tiny
+
+if __name__ == "__main__":
+    assert tiny.Tiny in tiny.MODELS.values()
+    sys.exit(scaling.main())
