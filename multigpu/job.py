@@ -47,10 +47,12 @@ class Settled(NamedTuple):
     step: int = 0
 
 
-class Cores(NamedTuple):
-    """Rank to ranks: the cores that it may use."""
+class Place(NamedTuple):
+    """Rank to ranks: the cores that it may use, and its device, or the sentence why it has none."""
 
-    numbers: frozenset
+    cores: frozenset
+    device: str | None
+    sentence: str | None
     step: int = 0
 
 
@@ -73,10 +75,11 @@ def run(settle, entry="multigpu.worker:work"):
         control = Control(lifeline, partners)
         config, sentence, _ = settle_at_rank_0(settle, partners)
         if sentence is None:
+            device, sentence = take_place(config, partners)
+        if sentence is None:
             if partners.rank == 0:
                 lifeline.settled(config.time_out, Path(config.output, config.run_name, "log.txt"))
-            share_the_cores(partners)
-            pkgutil.resolve_name(entry)(config, device_of(config, partners), control, partners)
+            pkgutil.resolve_name(entry)(config, device, control, partners)
         status = 2 if sentence else max(ended.status for ended in partners.meet(Ended(control.status())))
     if status and partners.rank == 0:
         print(f"train.py: {sentence}" if sentence else f"stopped by {signal.Signals(status - 128).name}",
@@ -108,16 +111,22 @@ def refuse_by_hand(config):
         )
 
 
-def share_the_cores(partners):
-    """Have OMP_NUM_THREADS say this rank's share of the cores, unless it is set: what starts threads asks it.
+def take_place(config, partners):
+    """(this rank's device, None), or (None, the sentence why a rank has none); OMP_NUM_THREADS becomes its share.
 
-    Ranks of one machine that may use the same cores share them; an MPI that binds its ranks gives each its own.
+    Ranks of one machine that may use the same cores share them; an MPI that binds its ranks gives each its own.  Where
+    OMP_NUM_THREADS is set it stays.
     """
-    mine = frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count()))
-    alike = [cores.numbers for cores in partners.meet(Cores(mine))]
-    sharing = sum((host, numbers) == (partners.hosts[partners.rank], mine)
-                  for host, numbers in zip(partners.hosts, alike, strict=True))  # fmt: skip
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(mine) // sharing)))
+    cores = frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count()))
+    try:
+        place = Place(cores, device_of(config, partners), None)
+    except (ConfigError, DeviceError) as error:
+        place = Place(cores, None, str(error))
+    places = partners.meet(place)
+    here = partners.hosts[partners.rank]
+    sharing = sum((host, each.cores) == (here, cores) for host, each in zip(partners.hosts, places, strict=True))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // sharing)))
+    return place.device, next((each.sentence for each in places if each.sentence), None)
 
 
 def device_of(config, partners):

@@ -66,11 +66,11 @@ class MpiPartners:
     def progress(self):
         """Say that this rank goes on: after each step, and each batch of the validation."""
         self._pace.steps += 1
-        self._pace.begun = True
+        self._pace.signs += 1
 
     def pace(self):
-        """(a count that rises while this rank goes on, whether it waits for others, whether it has made progress)."""
-        return self._pace.steps, self._pace.depth > 0, self._pace.begun
+        """(a count that rises while this rank goes on, whether it waits for others, whether it has done a step)."""
+        return self._pace.steps, self._pace.depth > 0, self._pace.signs > 1
 
     def name(self, other, pid):
         """Say a partner's process, too, where a sentence names it."""
@@ -78,10 +78,14 @@ class MpiPartners:
 
 
 class Pace:
-    """How a rank goes on: steps counts, and depth is how many `with` blocks it is in that wait for others."""
+    """How a rank goes on.
+
+    steps  rises with whatever it does        signs  calls of progress(); the first comes before the first step
+    depth  of the `with` blocks that wait for others
+    """
 
     def __init__(self):
-        self.steps, self.depth, self.begun = 0, 0, False
+        self.steps, self.signs, self.depth = 0, 0, 0
 
     def __enter__(self):
         self.depth += 1

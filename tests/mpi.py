@@ -133,10 +133,9 @@ class Job:
         try:
             status = self.process.wait(seconds)
             end = time.monotonic() + 5
-            while self.processes() and time.monotonic() < end:
-                time.sleep(0.01)
-            assert self.processes() == {}
-            assert orphans() - self._shared == set()
+            while (left := self.processes() or orphans() - self._shared) and time.monotonic() < end:
+                time.sleep(0.05)
+            assert not left, f"{left} is left"
             return status, self.error.read_text(errors="replace")
         finally:
             self.kill()
@@ -170,6 +169,8 @@ def serve(place):
     """A rank of an MpiTeam: one task after the other, until the test hangs up."""
     mpi = pkgutil.resolve_name("multigpu.mpi")
     world = mpi.MPI.COMM_WORLD
+    world.Barrier()
+    mpi.leave_no_files()
     line = connection.Client(place, "AF_UNIX") if world.rank == 0 else None
     while (order := world.bcast(next_order(line) if line else None)) is not None:
         task, size, arguments = order

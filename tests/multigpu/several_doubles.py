@@ -2,7 +2,8 @@
 
 Run as a script it is train.py for them:  several_doubles.py key=value ...; a rank of an MPI job where MPI starts it.
 PAUSE=POINT,RANK in the environment has worker RANK, or its loader, mark that point in the folder `output` and wait.
-FAULT=KIND,POINT,RANK,TIME has it fail there, the TIMEth time that it comes to the point, in one of the ways of FAULTS.
+FAULT=KIND,POINT,RANK,TIME has it fail there, the TIMEth time that it comes to the point, in one of the ways of FAULTS,
+and mark the file WENT before.
 """
 
 import os
@@ -63,6 +64,7 @@ class Points:
         if self.failing and point == self.fault_point:
             self.left -= 1
             if not self.left:
+                mark(Path(os.environ["WENT"]), True)
                 FAULTS[self.fault]()
         if not self.mine or point != self.point:
             return
@@ -133,6 +135,8 @@ def work(config, device, control, partners):
     points = Points(folder, rank, control.stop_requested)
     mark(folder / f"worker{rank}", os.getpid())
     points.reach("starting")
+    if partners.over_mpi and rank == 0:
+        Path(folder, config.run_name, "log.txt").touch()
     split = Split((Path("none"),), np.array([STEPS * size * config.batch_size]), np.zeros(1), rank, size)
     split = split._replace(labels=np.zeros(split.counts[0], np.int32))
     reader = folder, rank

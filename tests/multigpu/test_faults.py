@@ -1,0 +1,69 @@
+"""Faults in an MPI job: whatever a rank dies of, the job ends within seconds, fails, and names the first one."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.mpi import Job, needs_mpi
+from tests.multigpu import several_doubles
+
+pytestmark = [pytest.mark.mpi, needs_mpi]
+
+SCRIPT = Path(several_doubles.__file__)
+RULES = [{"rule": "bsp"}]
+TIME_OUT = 3                                     # seconds, of ranks that fall silent
+GONE = 10                                        # seconds in which a job has to end
+
+NAME = r"rank {rank} \(pid \d+ on [^)]+\)"
+DIED = NAME + " has died: it was killed, or has crashed; mpiexec may say by which signal"
+LOADER = NAME + r": the loader \(pid \d+\) was killed by SIGKILL"
+SILENT = NAME + rf" has been silent for {TIME_OUT} s \(time_out\): it hangs, was stopped, or cannot be reached"
+STILL = NAME + rf" has not done a step for {TIME_OUT} s, and waits for no other rank; if a step takes so long, .*"
+
+# how a rank fails, where, which of three, and what is to be said of it
+FAULTS = [
+    ("killed", "starting", 1, DIED),
+    ("killed", "connecting", 2, DIED),
+    ("killed", "loading", 1, LOADER),
+    ("killed", "computing", 0, DIED),
+    ("killed", "between Ready and Done", 1, DIED),
+    ("killed", "before the sums", 0, DIED),
+    ("killed", "saving", 0, DIED),
+    ("crashed", "after Done", 2, DIED),
+    ("left", "computing", 1, DIED),
+    ("stopped", "computing", 0, SILENT),
+    ("stopped", "between Ready and Done", 2, SILENT),
+    ("hung", "loading", 1, STILL),
+    ("bug", "connecting", 0, NAME + ": ended by ZeroDivisionError: the step is wrong"),
+    ("bug", "validating", 2, NAME + ": ended by ZeroDivisionError: the step is wrong"),
+    ("data", "computing", 1, NAME + ": the data is wrong"),
+]
+ONCE = ("starting", "connecting", "saving", "before the sums")           # reached once, or to be failed at once
+
+
+def started(folder, size=3, variables=None, **settings):
+    """A job of the doubles that has its run's log."""
+    (folder / "runs" / "run").mkdir(parents=True)
+    given = {"output": folder / "runs", "run_name": "run", "n_epochs": 2, "time_out": TIME_OUT} | settings
+    return Job(folder, size, SCRIPT, *(f"{key}={value}" for key, value in given.items()), **variables or {})
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["rule"])
+@pytest.mark.parametrize(("how", "where", "rank", "sentence"), FAULTS)
+def test_one_rank_s_fault_ends_the_job_and_names_it(tmp_path, rule, how, where, rank, sentence):
+    at = 1 if where in ONCE else 2
+    job = started(tmp_path, variables={"FAULT": f"{how},{where},{rank},{at}", "WENT": str(tmp_path / "went")}, **rule)
+    job.wait_for((tmp_path / "went").exists)
+    began = time.monotonic()
+    status, said = job.finish(GONE + TIME_OUT)
+    assert time.monotonic() - began < GONE + TIME_OUT
+    assert status == {"data": 2}.get(how, status) != 0
+    expected = sentence.format(rank=rank)
+    found = [line for line in said.splitlines() if line.startswith(("rank ", "all ranks "))]
+    assert len(found) == 1 and re.fullmatch(expected, found[0]), said
+    assert ("Traceback" in said) == (how == "bug")
+    if where not in ("starting", "connecting"):              # by then the settings are known
+        log = (tmp_path / "runs" / "run" / "log.txt").read_text()
+        assert re.fullmatch(rf"\d+-\d+-\d+ \d+:\d+:\d+ {expected}\n", log), log
