@@ -4,12 +4,15 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import pytensor
 import pytest
 
 from alexnet.config import ConfigError
 from alexnet.dispatch.cpu import build
+from multigpu.device.host import HostDevice
 from multigpu.exchange import half, strategy_of
 from multigpu.exchange import proof as proofs
+from multigpu.exchange.flat import Flat
 from multigpu.exchange.proof import BYTES, DIGITS, Overflow, Overflowed, Proof
 from multigpu.partners import OutOfStep
 from tests.mpi import MpiTeam, needs_mpi, results
@@ -97,7 +100,7 @@ def test_asa16_is_within_its_bound_of_the_exact_sum(team, size):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["asa32", "asa16"])
 def test_asa_hands_mpi_the_bytes_that_it_says(team, name, size):
-    found = run(team, "reduce_lengths", name, "all", LENGTHS, True, size=size)
+    found = run(team, "reduce_lengths", name, "all", LENGTHS, True, 5000, size=size)
     for n, ranks in zip(LENGTHS, zip(*found, strict=True), strict=True):
         proven = 2 * (size - 1) * BYTES
         moved = 2 * (size - 1) / size * n * (4 if name == "asa32" else 2)
@@ -287,6 +290,18 @@ def test_nccl_is_handed_the_gpus_memory(team):
 def halves_added_one_by_one(arrays, divisor):
     first, second, third = map(tasks.halved, arrays)
     return tasks.halved(tasks.halved(first + second) + third) / np.float32(divisor)
+
+
+@pytest.mark.parametrize("n", [1, 1007, 1008, 1009, 1023, 1024])
+def test_the_spare_end_of_a_flat_buffer_is_in_no_array(n):
+    variables = [pytensor.shared(np.full(n, 3, np.float32))]
+    with HostDevice() as device:
+        flat = Flat(device, [(n,)], DIGITS)
+        flat.pack(variables)
+        flat.array()[-DIGITS:] = 9
+        flat.unpack(variables)
+        np.testing.assert_array_equal(variables.pop().get_value(borrow=False), 3)
+        flat.close()
 
 
 def partners(**changes):
