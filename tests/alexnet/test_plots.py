@@ -250,7 +250,8 @@ def test_laps_are_no_hours(tmp_path):
 
 def apart(folder, steps, seconds):
     """A made-up run of workers that go on without each other: one has taken its steps before the next tells of its."""
-    with Recorder(folder, stream=io.StringIO()) as recorder:
+    clock = Clock()
+    with Recorder(folder, stream=io.StringIO(), clock=clock) as recorder:
         for worker, (n, each) in enumerate(zip(steps, seconds, strict=True)):
             for step in range(1, n + 1):
                 recorder.train_iteration(
@@ -258,7 +259,8 @@ def apart(folder, steps, seconds):
                     learning_rate=0.1 if step <= n / 2 else 0.01, images=8,
                     times={"seconds": each, "calc": each, "sync": 0.0, "comm": 0.0, "wait": 0.0},
                 )  # fmt: skip
-        with recorder.time("wait"):
+        with recorder.time("calc"):
+            clock.now += 3600
             recorder.epoch(
                 epoch=1, iteration=4, cost=1.0, top1_error=0.5, top5_error=0.1, learning_rate=0.1, images=8
             )  # fmt: skip
@@ -268,7 +270,7 @@ def test_curves_of_workers_that_go_on_alone_are_drawn_over_all_of_them(tmp_path,
     apart(tmp_path, (8, 8), (900, 1800))
     run = records.read_run(tmp_path)
     np.testing.assert_allclose(run.train["hours"], [*np.arange(1, 9) / 4, *np.arange(1, 9) / 2])
-    np.testing.assert_allclose(run.validation["hours"], [4])              # it waits for nobody
+    np.testing.assert_allclose(run.validation["hours"], [4])              # nobody waits for it
     assert run.workers == 2
     plots.learning_curves(run)
     plots.learning_curves(run, over="hours")
