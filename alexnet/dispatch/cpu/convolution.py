@@ -100,6 +100,8 @@ def _layer(x, w, y, stride, pad, groups):
             f"images {x.shape} under filters {w.shape} with stride {stride} and pad {pad} make outputs "
             f"{(outputs, *layer.out, batch)}, got {y.shape}; every length must be at least 1"
         )
+    if (rows, columns, stride, pad) == (1, 1, 1, 0):                    # no pixel meets another: each is an image
+        return layer._replace(height=1, width=1, batch=layer.height * layer.width * layer.batch)
     return layer
 
 

@@ -38,6 +38,7 @@ KERNELS = (                                      # imported: registered
 )  # fmt: skip
 AFTER_STABILISING = 1.9                          # where whole softmaxes are recognised; fusion comes later
 AFTER_ALL_OTHERS = 1000                          # PyTensor's own rewrites stand at positions below 200
+LEFT_OUT = "BlasOpt", "local_merge_switch_same_cond"     # calls BLAS from C; never ends where branches meet again
 
 
 class CpuKernel(Op):
@@ -110,8 +111,8 @@ def reference_mode():
 
 
 def _numpy_mode():
-    """PyTensor's virtual machine without its compiler, and without Ops that call BLAS from C."""
-    query = RewriteDatabaseQuery(include=["fast_run"], exclude=["BlasOpt"])
+    """PyTensor's virtual machine without its compiler, and without the rewrites that are LEFT_OUT."""
+    query = RewriteDatabaseQuery(include=["fast_run"], exclude=LEFT_OUT)
     return Mode(VMLinker(use_cloop=False, c_thunks=False), query).register((InlineGraphs(), AFTER_STABILISING))
 
 

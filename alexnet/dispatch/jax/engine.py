@@ -26,6 +26,7 @@ from alexnet.dispatch.jax import average_pool, basic, convolution, crop, dropout
 from alexnet.dispatch.jax.convolution import PRECISIONS
 
 LOWERINGS = average_pool, basic, convolution, crop, dropout, lrn, max_pool             # imported: registered
+LEFT_OUT = "fusion", "local_merge_switch_same_cond"              # XLA fuses; never ends where branches meet again
 NO_CUDA = 'engine jax sees no GPU for device {}: pip install "jax[cuda13]", or say engine=cpu (JAX: {})'
 
 
@@ -36,7 +37,7 @@ def jax_mode(precision="float32", device="cpu"):
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    query = RewriteDatabaseQuery(include=["fast_run", "jax"], exclude=["fusion"])       # XLA fuses
+    query = RewriteDatabaseQuery(include=["fast_run", "jax"], exclude=LEFT_OUT)
     return Mode(DeviceLinker(precision, device_of(device)), query)
 
 
