@@ -8,8 +8,7 @@
                                <----------   Farewell(step): all have left, and the centre is saved
 
 What an exchange does to a client's array and to the centre, the server's own, is the rule's: a pure function of both,
-in place.  A piece is as large as fits the cache, so each byte crosses the memory bus of the server once each way, and
-the server has no second array of that size.
+in place.  A piece fits the last-level cache, and the server has no second array of a client's size.
 
 The server counts the clients' steps.  When all of them together make an epoch it validates on a copy of the centre, and
 serves between two batches; so an exchange waits for a batch of validation at most, or for a checkpoint to be written.
@@ -31,7 +30,7 @@ from alexnet.training import end_epoch, save, steps_of_epoch, train
 from multigpu.rules import Agreed, Exchange
 
 SERVER = 0                                       # its rank
-PIECE = 1 << 18                                  # floats, 1 MB
+PIECE = 1 << 20                                  # floats, 4 MB: smaller ones change hands too often on busy cores
 
 
 class Push(NamedTuple):

@@ -34,6 +34,7 @@ def in_order(partners, alpha, weights, order):
     """Clients of these weights exchange one after the other in this order; returns the numbers of this rank at the
     end of each of its exchanges, of rank 0 the centre's at the end of all."""
     network, recorder, found = Toy(LONG), Told(), []
+    network.set(0, velocity=5)                   # as a checkpoint of another rule has it
     with joined(partners, network, recorder, alpha=alpha, tau=1) as (config, exchange):
         if partners.rank == 0:
             return serve(partners, network, recorder, config, exchange)[1][-1][1]

@@ -11,7 +11,7 @@ from alexnet.training import Position
 from multigpu.device import open_device
 from multigpu.rules import gosgd
 from multigpu.rules.server import Turn
-from tests.multigpu.rules_doubles import RATE, Told, Toy, toy_settings, training
+from tests.multigpu.rules_doubles import RATE, STEPS, Told, Toy, toy_settings, training
 
 
 @contextmanager
@@ -55,7 +55,23 @@ def gossip(partners, steps, p, dawdles):
         }  # fmt: skip
 
 
-def train(partners, dawdles, changes, stops=None, begin=Position()):
+def late(partners):
+    """Rank 1 pushes and enters at once; rank 0 receives nothing until all have said what they sent; its share then."""
+    with joined(partners, Toy(), Told()) as (_, exchange):
+        gather = exchange._gather
+
+        def deaf(own):
+            with mock.patch.object(exchange, "_receive", lambda: False):
+                return gather(own)
+
+        exchange._gather = deaf
+        with mock.patch.object(gosgd, "receiver", lambda *_: 0 if partners.rank else None):
+            exchange.after_step(1, 0.0, 0.0, RATE, False, True)
+        with exchange.consensus():
+            return exchange._share
+
+
+def train(partners, dawdles, changes, stops=None, begin=Position(), steps=STEPS):
     """A whole training; returns what there is to see of this rank, a dict.
 
     dawdles  {rank: seconds of a step}      stops  {rank: on which question it is told to stop}
@@ -65,7 +81,7 @@ def train(partners, dawdles, changes, stops=None, begin=Position()):
     with joined(partners, network, recorder, **changes) as (config, exchange):
         stop_after = (stops or {}).get(rank)
         run = training(
-            network, exchange, recorder, rank, size, config, saved, stop_after, shares=(rank, size)
+            network, exchange, recorder, rank, size, config, saved, stop_after, shares=(rank, size), steps=steps
         )  # fmt: skip
         position = exchange.run(run, begin)
     return {

@@ -100,13 +100,15 @@ class Told(Silent):
         self.warnings.append(sentence)
 
 
-def training(network, exchange, recorder, worker, workers, config, saved=None, stop_after=None, shares=(0, 1)):
-    """A Run of a worker on a set of STEPS steps an epoch, and as many batches to validate on.
+def training(
+    network, exchange, recorder, worker, workers, config, saved=None, stop_after=None, shares=(0, 1), steps=STEPS
+):
+    """A Run of a worker on a set of so many steps an epoch, and as many batches to validate on.
 
     saved       a list that gets (position, what the network held) of each save; None: this rank does not save
     stop_after  the question on which stop_requested() begins to say yes; None: never
     """
-    n = STEPS * BATCH * workers
+    n = steps * BATCH * workers
     labels = np.zeros(n, "int32")
     split = Split((Path("none"),), np.array([n]), labels)
     data = Dataset(Path("none"), split.shard(worker, workers), split.shard(*shares), None, None, 1)

@@ -127,7 +127,7 @@ def test_a_stop_that_one_rank_is_asked_for_reaches_all(team, asked):
     dawdles, changes = {1: 0.003, 2: 0.001}, {"tau": 2, "n_epochs": 50}
     server, *clients = results(team.run(f"{TASKS}:train", dawdles, changes, {asked: 9}, size=3))
     steps, position = [client["steps"] for client in clients], server["position"]
-    assert position.epoch < 50 and position.iteration <= sum(steps) // 2
+    assert max(steps) < 50 * STEPS and position.iteration <= sum(steps) // 2
     assert server["saved"][-1][0] == position
     assert sum(steps) == len(server["trained"])
     if asked:

@@ -102,6 +102,10 @@ def test_1000_pushes_at_unequal_speeds_lose_nothing_and_come_to_the_consensus(te
     assert [rank["stop"] for rank in ranks] == [False] * 4
 
 
+def test_a_consensus_waits_for_what_is_still_under_way(team):
+    assert results(team.run(f"{TASKS}:late", size=2)) == [0.75, 0.25]
+
+
 def test_a_consensus_is_lent_and_each_goes_on_from_its_own(team):
     ranks = results(team.run(f"{TASKS}:gossip", 3, 0.0, [0.0] * 4))
     for rank in ranks:
@@ -138,6 +142,15 @@ def test_a_stop_of_any_rank_at_any_step_ends_all_and_saves_once(team, asked, que
     assert [each for each, _ in ranks[0]["saved"]].count(position) == 1
     for rank in ranks[1:]:                                   # what is saved at the end is the same at all
         np.testing.assert_array_equal(rank["saved"][-1][1][0], values[0])
+
+
+def test_a_stop_is_not_kept_until_the_end_of_an_epoch(team):
+    """Steps of a millisecond, 2,000 an epoch."""
+    ranks = results(
+        team.run(f"{TASKS}:train", dict.fromkeys(range(4), 0.001), {"p": 0.1}, {2: 9}, Position(), 2000, seconds=30)
+    )
+    assert ranks[2]["steps"] == 9
+    assert all(rank["steps"] < 1000 and not rank["validated"] for rank in ranks)
 
 
 def test_stops_of_several_ranks_at_different_steps_and_snapshots_in_between_end_all(team):
