@@ -13,6 +13,7 @@
 enum { BLOCK = 8 };
 typedef uint16_t half;
 typedef float floats __attribute__((vector_size(4 * BLOCK)));
+typedef uint16_t halves __attribute__((vector_size(2 * BLOCK)));
 
 static inline half narrowed(float x)
 {
@@ -83,43 +84,55 @@ static inline void store(float *to, floats block)
     memcpy(to, &block, sizeof block);
 }
 
-/* Where the first infinity of `from` is, or -1. */
-long infinity(const half *from, long n)
+/* All bits where one of the block is an infinity, else 0. */
+static inline halves infinite_block(const half *from)
 {
-    for (long start = 0; start < n; start += 1024) {
-        long end = start + 1024 < n ? start + 1024 : n, found = 0;
-        for (long i = start; i < end; i++)
-            found |= (from[i] & 0x7fff) == 0x7c00;
-        for (long i = start; found && i < end; i++)
-            if ((from[i] & 0x7fff) == 0x7c00)
-                return i;
-    }
-    return -1;
+    halves block;
+    memcpy(&block, from, sizeof block);
+    return (halves) ((block & 0x7fff) == 0x7c00);
 }
 
-void narrow(half *to, const float *from, long n)
+static inline int any_of(halves found)
+{
+    uint64_t words[2];
+    memcpy(words, &found, sizeof words);
+    return (words[0] | words[1]) != 0;
+}
+
+/* narrow() and narrow_and_keep() return whether there is an infinity in what they have written. */
+int narrow(half *to, const float *from, long n)
 {
     long i = 0;
-    for (; i + BLOCK <= n; i += BLOCK)
+    halves found = {0};
+    for (; i + BLOCK <= n; i += BLOCK) {
         narrow_block(to + i, load(from + i));
-    for (; i < n; i++)
+        found |= infinite_block(to + i);
+    }
+    for (; i < n; i++) {
         to[i] = narrowed(from[i]);
+        found[0] |= (to[i] & 0x7fff) == 0x7c00;
+    }
+    return any_of(found);
 }
 
 /* What rounding took away so far comes on top, and what it takes away now is kept: lost = from + lost - to. */
-void narrow_and_keep(half *to, const float *from, float *lost, long n)
+int narrow_and_keep(half *to, const float *from, float *lost, long n)
 {
     long i = 0;
+    halves found = {0};
     for (; i + BLOCK <= n; i += BLOCK) {
         floats wanted = load(from + i) + load(lost + i);
         narrow_block(to + i, wanted);
         store(lost + i, wanted - widen_block(to + i));
+        found |= infinite_block(to + i);
     }
     for (; i < n; i++) {
         float wanted = from[i] + lost[i];
         to[i] = narrowed(wanted);
         lost[i] = wanted - widened(to[i]);
+        found[0] |= (to[i] & 0x7fff) == 0x7c00;
     }
+    return any_of(found);
 }
 
 void widen(float *to, const half *from, long n)

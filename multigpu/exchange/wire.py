@@ -109,11 +109,12 @@ class Float16:
 
     def _narrow(self, to, values, lost, part, summed, mean):
         if lost is None:
-            self._half.narrow(to, values)
+            infinite = self._half.narrow(to, values)
         else:
-            self._half.narrow_and_keep(to, values, lost)
-        index = self._half.infinity(to)
-        if index is not None:
-            to[np.isinf(to)] = LARGEST           # no infinity reaches an array, though the run ends
+            infinite = self._half.narrow_and_keep(to, values, lost)
+        if infinite:
+            places = np.isinf(to)
+            index = int(places.argmax())
+            to[places] = LARGEST                 # no infinity reaches an array, though the run ends
             if self.overflow is None:
                 self.overflow = Overflowed(summed, summed and mean, part.start + index, float(values[index]))

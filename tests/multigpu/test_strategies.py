@@ -342,6 +342,14 @@ def converter(request, monkeypatch):
     return half.Compiled()
 
 
+def test_without_a_compiler_numpy_converts(monkeypatch):
+    monkeypatch.setattr(build, "compiler", lambda: None)
+    half.conversions.cache_clear()
+    build._load.cache_clear()
+    assert isinstance(half.conversions(), half.Plain)
+    half.conversions.cache_clear()
+
+
 def test_every_float16_becomes_its_float32(converter):
     halves, found = np.arange(1 << 16, dtype=np.uint16).view(np.float16), np.empty(1 << 16, np.float32)
     converter.widen(found, halves)
@@ -378,12 +386,20 @@ def nearest(values):
 def test_conversions_of_any_length_keep_what_they_say(converter, n, rng):
     values, lost = (rng.normal(size=n).astype(np.float32) for _ in range(2))
     to, before = np.empty(n, np.float16), lost.copy()
-    converter.narrow_and_keep(to, values, lost)
+    assert not converter.narrow_and_keep(to, values, lost)
     np.testing.assert_array_equal(to, (values + before).astype(np.float16))
     np.testing.assert_array_equal(lost, (values + before) - to.astype(np.float32))
     total = values.copy()
     converter.add(total, to)
     np.testing.assert_array_equal(total, values + to.astype(np.float32))
-    assert converter.infinity(to) is None
-    to[n - 1] = -np.inf
-    assert converter.infinity(to) == n - 1
+
+
+@pytest.mark.parametrize("place", [0, 7, 8, 15, 16])
+def test_an_infinity_is_noticed_wherever_it_is(converter, place):
+    values, lost, to = np.zeros(17, np.float32), np.zeros(17, np.float32), np.empty(17, np.float16)
+    values[place] = -65520
+    assert converter.narrow(to, values)
+    assert converter.narrow_and_keep(to, values, lost)
+    values[place] = np.nan
+    assert not converter.narrow(to, values)
+    assert not converter.narrow_and_keep(to, values, np.zeros(17, np.float32))
