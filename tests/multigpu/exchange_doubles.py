@@ -117,6 +117,7 @@ class Listening(Silent):
     """A recorder that hands warnings on."""
 
     def __init__(self, warn=print):
+        super().__init__(0)
         self.warn = warn
 
 

@@ -1,0 +1,121 @@
+"""An MPI job of train.py: what it refuses, how it is stopped, what each rank gets, and how a run goes on."""
+
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alexnet import checkpoint
+from tests import tiny, tiny_train
+from tests.mpi import Job, needs_mpi
+from tests.multigpu import several_doubles
+
+pytestmark = [pytest.mark.mpi, needs_mpi]
+
+DOUBLES, TINY = Path(several_doubles.__file__), Path(tiny_train.__file__)
+PLAIN = ()                                       # python train.py, without -m mpi4py
+
+
+def given(**settings):
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def doubles(folder, ranks=2, under=("-m", "mpi4py"), **settings):
+    settings = {"output": folder / "runs", "run_name": "run", "n_epochs": 1} | settings
+    (folder / "runs" / "run").mkdir(parents=True, exist_ok=True)
+    return Job(folder, ranks, DOUBLES, *given(**settings), under=under)
+
+
+@pytest.mark.parametrize(("size", "under"), [(2, ("-m", "mpi4py")), (2, PLAIN), (1, ("-m", "mpi4py"))])
+def test_a_job_that_ends_by_itself_has_status_0_and_says_nothing(tmp_path, size, under):
+    assert doubles(tmp_path, size, under).finish() == (0, "")
+    assert sorted(path.name for path in (tmp_path / "runs").glob("saved*")) == [f"saved{rank}" for rank in range(size)]
+
+
+@pytest.mark.parametrize(("under", "settings", "sentence"), [
+    (PLAIN, {"rank": 0, "size": 2, "device": "cpu"}, "rank=0 size=2 device=cpu start a worker by hand; in an MPI job "
+     "the ranks are MPI's, and devices=... names one device for each rank of a machine"),
+    (("-m", "mpi4py"), {"devices": "cpu,cpu,cpu"},
+     r"devices must name one device, or one for each of the 2 ranks on \S+, got cpu,cpu,cpu"),
+])  # fmt: skip
+def test_a_refusal_is_one_sentence_and_status_2(tmp_path, under, settings, sentence):
+    status, said = doubles(tmp_path, 2, under, **settings).finish()
+    assert status == 2
+    assert re.fullmatch(f"train.py: {sentence}\n", said), said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path, number):
+    job = doubles(tmp_path, n_epochs=10**6, warmup_epochs=0)
+    for other in (0, 1):
+        job.wait_for((tmp_path / "runs" / f"loader{other}").exists)
+    rank = int((tmp_path / "runs" / "worker1").read_text())
+    os.kill(rank, number)
+    status, said = job.finish()
+    assert (status, said) == (128 + number, f"stopped by {number.name}\n")
+    assert (tmp_path / "runs" / "saved0").read_text() == (tmp_path / "runs" / "saved1").read_text()
+
+
+def test_a_signal_to_mpiexec_that_hands_it_on_stops_the_job(tmp_path):
+    job = doubles(tmp_path, n_epochs=10**6, warmup_epochs=0)
+    for other in (0, 1):
+        job.wait_for((tmp_path / "runs" / f"loader{other}").exists)
+    os.kill(job.process.pid, signal.SIGUSR1)     # what both mpiexecs hand on
+    status, said = job.finish()
+    assert (status, said) == (138, "stopped by SIGUSR1\n")
+    assert (tmp_path / "runs" / "saved0").exists()
+
+
+# ---- with a network
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """28 images: 7 steps of 2 by 2 ranks, 4 of 2 by 3."""
+    return tiny.make_data(tmp_path_factory.mktemp("data") / "set", train=28, validation=9)
+
+
+def train(folder, data, size, **settings):
+    """A job that trains the tiny network, started."""
+    folder.mkdir(exist_ok=True)
+    common = {"data": data, "output": folder / "runs", "model": "tiny", "batch_size": 2, "n_epochs": 9, "print_freq": 1,
+              "keep_snapshots": "null"}  # fmt: skip
+    return Job(folder, size, TINY, *given(**common | settings))
+
+
+def arrays(folder, at):
+    return checkpoint.load(checkpoint.snapshot_path(folder, at))[0]
+
+
+def test_a_killed_run_goes_on_to_the_bit_and_with_other_ranks_between_epochs(data, tmp_path):
+    straight = tmp_path / "straight" / "runs" / "run"
+    common = {"n_iterations": 12, "snapshot_iterations": 3}
+    assert train(tmp_path / "straight", data, 2, run_name="run", **common).finish() == (0, "")
+
+    job = train(tmp_path, data, 2, run_name="run", snapshot_iterations=3, n_iterations=10**6, n_epochs=10**6)
+    folder = tmp_path / "runs" / "run"
+    job.wait_for(lambda: (folder / "log.txt").exists() and "iteration 8 " in (folder / "log.txt").read_text())
+    os.kill(max(job.processes("tiny_train.py", "mpi4py", "data=")), signal.SIGKILL)
+    status, said = job.finish()
+    assert status != 0
+    sentence = r"rank \d \(pid \d+ on \S+\) has died: .*"
+    assert re.search(rf"^{sentence}$", said, re.MULTILINE), said
+    assert re.search(rf"\d {sentence}\n\Z", (folder / "log.txt").read_text())
+    for path in checkpoint.snapshots(folder):                # as if killed after the first of them
+        if path != checkpoint.snapshot_path(folder, 6):
+            path.unlink()
+
+    resumed = {"resume_train": folder, "n_epochs": 9} | common
+    assert train(tmp_path, data, 2, **resumed).finish() == (0, "")
+    mine, theirs = arrays(folder, 12), arrays(straight, 12)
+    for name in theirs:
+        np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+
+    other = shutil.copytree(straight, tmp_path / "other")
+    border = checkpoint.snapshot_path(other, 7)
+    assert train(tmp_path, data, 3, resume_train=border, n_epochs=9, n_iterations=9).finish() == (0, "")
+    assert checkpoint.load(checkpoint.snapshot_path(other, 9))[1]["workers"] == 3
