@@ -260,7 +260,7 @@ def apart(folder, steps, seconds):
                     times={"seconds": each, "calc": each, "sync": 0.0, "comm": 0.0, "wait": 0.0},
                 )  # fmt: skip
         with recorder.time("calc"):
-            clock.now += 3600
+            clock.now += 18000
             recorder.epoch(
                 epoch=1, iteration=4, cost=1.0, top1_error=0.5, top5_error=0.1, learning_rate=0.1, images=8
             )  # fmt: skip
