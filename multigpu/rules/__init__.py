@@ -5,6 +5,8 @@
     gosgd   now and then one worker with another, at random                            multigpu/rules/gosgd.py
     alone   the rule of a single worker                                                multigpu/rules/alone.py
 
+server.py is any rule's that has a server, and its clients; post.py moves messages that no barrier waits for.
+
 A rule is a file, with its equations as pure functions, and a line in RULES.  connect(...) of its module makes the
 Exchange that the training loop is handed:
 
@@ -175,7 +177,7 @@ class Exchange(ABC):
         """A context in which the network holds what stands for all workers: what is validated, and saved.
 
         stop  whether this worker enters because it was asked to stop
-        All workers enter it.  Its value is whether one of them had to stop, and all end there: what the network holds
+        All workers that validate or save enter it.  Its value is whether one of them had to stop, and all end there: what the network holds
         is saved, and they meet no more.  Most rules have nothing to do: after the `last` step all are alike, and they
         stop after the same step.
         """

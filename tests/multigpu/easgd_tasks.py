@@ -16,10 +16,10 @@ LONG = 2 * PIECE + 77                            # floats: three pieces, the las
 
 
 @contextmanager
-def joined(partners, network, recorder, **changes):
-    """(the settings, this rank's exchange)."""
+def joined(partners, network, recorder, on_host=True, **changes):
+    """(the settings, this rank's exchange); on_host: as of an engine that computes there, or on a GPU."""
     config = toy_settings(rule="easgd", **changes)
-    with open_device("cpu") as device, easgd.connect(config, network, device, partners, recorder) as exchange:
+    with open_device("cpu", on_host) as device, easgd.connect(config, network, device, partners, recorder) as exchange:
         yield config, exchange
 
 
@@ -30,12 +30,12 @@ def serve(partners, network, recorder, config, exchange, stop_after=None, begin=
     return exchange.run(run, begin), saved
 
 
-def in_order(partners, alpha, weights, order):
+def in_order(partners, alpha, weights, order, on_host):
     """Clients of these weights exchange one after the other in this order; returns the numbers of this rank at the
     end of each of its exchanges, of rank 0 the centre's at the end of all."""
     network, recorder, found = Toy(LONG), Told(), []
     network.set(0, velocity=5)                   # as a checkpoint of another rule has it
-    with joined(partners, network, recorder, alpha=alpha, tau=1) as (config, exchange):
+    with joined(partners, network, recorder, on_host, alpha=alpha, tau=1) as (config, exchange):
         if partners.rank == 0:
             return serve(partners, network, recorder, config, exchange)[1][-1][1]
         network.set(weights[partners.rank - 1], velocity=partners.rank)

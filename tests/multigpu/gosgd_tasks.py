@@ -15,18 +15,18 @@ from tests.multigpu.rules_doubles import RATE, STEPS, Told, Toy, toy_settings, t
 
 
 @contextmanager
-def joined(partners, network, recorder, **changes):
-    """(the settings, this rank's exchange)."""
+def joined(partners, network, recorder, on_host=True, **changes):
+    """(the settings, this rank's exchange); on_host: as of an engine that computes there, or on a GPU."""
     config = toy_settings(rule="gosgd", **changes)
-    with open_device("cpu") as device, gosgd.connect(config, network, device, partners, recorder) as exchange:
+    with open_device("cpu", on_host) as device, gosgd.connect(config, network, device, partners, recorder) as exchange:
         yield config, exchange
 
 
-def by_hand(partners, weights, pushes):
+def by_hand(partners, weights, pushes, on_host):
     """Ranks of these weights push as told, [(from, to), ...], one step each; returns (W's first number, share) of
     this rank after each step, when nothing is under way."""
     network, found = Toy(), []
-    with joined(partners, network, Told()) as (_, exchange):
+    with joined(partners, network, Told(), on_host) as (_, exchange):
         network.set(weights[partners.rank])
         for step, (sender, receiver) in enumerate(pushes, 1):
             other = receiver if sender == partners.rank else None

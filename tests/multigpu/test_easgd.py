@@ -76,10 +76,12 @@ def test_every_one_of_1000_exchanges_conserves_worker_plus_centre():
 # ---- over MPI
 
 
-@pytest.mark.parametrize(("alpha", "expected"), [(0.5, HALF), (0.25, QUARTER)])
-def test_clients_exchange_with_the_server_as_reckoned_by_hand(team, alpha, expected):
+@pytest.mark.parametrize(
+    ("alpha", "expected", "on_host"), [(0.5, HALF, True), (0.25, QUARTER, True), (0.5, HALF, False)]
+)
+def test_clients_exchange_with_the_server_as_reckoned_by_hand(team, alpha, expected, on_host):
     """Arrays of three pieces; the velocities stay the clients' own, and the server saves none."""
-    centre, *clients = results(team.run(f"{TASKS}:by_turns", alpha, (1, 3), (0, 1, 0, 1), size=3))
+    centre, *clients = results(team.run(f"{TASKS}:by_turns", alpha, (1, 3), (0, 1, 0, 1), on_host, size=3))
     for client, (turns, column) in enumerate([((0, 2), 0), ((1, 3), 1)]):
         for found, turn in zip(clients[client], turns, strict=True):
             for weights, velocity in zip(found[:2], found[2:], strict=True):

@@ -76,8 +76,9 @@ def test_workers_draw_apart_and_by_seed():
 # ---- over MPI
 
 
-def test_two_workers_push_as_reckoned_by_hand(team):
-    zero, one = results(team.run(f"{TASKS}:by_hand", (1, 3), [(0, 1), (1, 0)], size=2))
+@pytest.mark.parametrize("on_host", [True, False])
+def test_two_workers_push_as_reckoned_by_hand(team, on_host):
+    zero, one = results(team.run(f"{TASKS}:by_hand", (1, 3), [(0, 1), (1, 0)], on_host, size=2))
     assert [share for _, share in zero] == [0.25, 0.625] and [share for _, share in one] == [0.75, 0.375]
     assert [w for w, _ in one] == pytest.approx([2.333333, 2.333333], abs=1e-6)
     assert [w for w, _ in zero] == pytest.approx([1, 1.8], abs=1e-6)
