@@ -177,9 +177,9 @@ class Exchange(ABC):
         """A context in which the network holds what stands for all workers: what is validated, and saved.
 
         stop  whether this worker enters because it was asked to stop
-        All workers that validate or save enter it.  Its value is whether one of them had to stop, and all end there: what the network holds
-        is saved, and they meet no more.  Most rules have nothing to do: after the `last` step all are alike, and they
-        stop after the same step.
+        All workers that validate or save enter it.  Its value is whether one of them had to stop, and all end there:
+        what the network holds is saved, and they meet no more.  Most rules have nothing to do: after the `last` step
+        all are alike, and they stop after the same step.
         """
         return nullcontext(False)
 
