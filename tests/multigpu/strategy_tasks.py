@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytensor
 
+from benchmarks.strategies import by_hand
 from multigpu.device.host import HostBuffer, HostDevice
 from multigpu.exchange import allreduce, strategy_of
 from multigpu.exchange.allreduce import Allreduce
@@ -161,6 +162,13 @@ def lose_an_addend(partners):
 
     comm.Allreduce = add_up
     Allreduce(comm).reduce(np.ones(300, np.float32), 1)
+
+
+def exchange_by_hand(partners, n):
+    """The benchmark's peer: the mean that it makes."""
+    array = values_of("all", partners.rank, n)
+    by_hand(partners.comm, array, 1)
+    return array
 
 
 # ---- error feedback
