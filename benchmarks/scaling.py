@@ -39,6 +39,7 @@ from multigpu import worker
 STRATEGIES = ("ar", "asa32", "asa16", "copper", "copper16", "peer")
 IMAGES = 256                                     # of the one batch file: 8 ranks' batches of 32
 PROGRAM = "benchmarks.scaling"                   # of a rank
+GRACE = 20.0                                     # seconds in which a job ends that is asked to
 ROOT = pathlib.Path(__file__).parents[1]
 MINUTES = 9.0                                    # after which no further job is started
 # as the strategies alone, but that a rank has its share of the cores
@@ -103,11 +104,20 @@ def measure(job, data, seconds):
             try:
                 _, errors = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
-                process.kill()                   # the ranks end with mpiexec
+                stop(process)
                 raise RuntimeError(f"not done within {seconds:.0f} s") from None
         if process.returncode:
             raise RuntimeError(f"the job ended with status {process.returncode}: {what_was_wrong(errors)}")
         return [record for record in read_records(os.path.join(output, "run")) if record["kind"] == "speed"][1:]
+
+
+def stop(mpiexec):
+    """End mpiexec and its ranks: after their step, or at once when that takes too long."""
+    mpiexec.terminate()
+    try:
+        mpiexec.communicate(timeout=GRACE)
+    except subprocess.TimeoutExpired:
+        mpiexec.kill()
 
 
 def what_was_wrong(errors):

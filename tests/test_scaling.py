@@ -257,6 +257,16 @@ def test_a_real_job_of_two_ranks_has_the_times_of_both_of_each_step(tmp_path, mo
     assert 0 < row["train"] < row["value"]
 
 
+def test_a_job_that_takes_too_long_is_ended(tmp_path, monkeypatch):
+    command = tmp_path / "mpiexec"
+    command.write_text("#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 0.1; done\n")            # nor does it heed a word
+    command.chmod(0o755)
+    monkeypatch.setattr(scaling, "mpiexec", lambda: str(command))
+    monkeypatch.setattr(scaling, "GRACE", 0.2)
+    with pytest.raises(RuntimeError, match="not done within 0 s"):
+        scaling.measure(scaling.Job("tiny", 1, "peer", 4, 2), tmp_path, seconds=0.3)
+
+
 def test_what_a_job_ended_with_is_what_its_first_rank_said():
     said = "a warning\nrank 1: model: there is no network 'x'\nrank 0: follows\nAbort(2) on node 0\n"
     assert scaling.what_was_wrong(said) == "rank 1: model: there is no network 'x'"
