@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from alexnet.schedules import auto, learning_rate, step, warm_up
+from alexnet.schedules import auto, learning_rate, poly, step, warm_up
 
 
 @pytest.mark.parametrize(("epoch", "factor"), [(0, 1), (19.99, 1), (20, 0.1), (39, 0.1), (40, 0.01), (64, 0.01)])
@@ -32,9 +32,33 @@ def test_warm_up_is_linear_and_then_over():
 
 
 def test_learning_rate_multiplies_policy_and_warm_up():
-    settings = {"learning_rate": 0.01, "warmup_epochs": 4, "lr_policy": "step", "lr_step": [2], "lr_factor": 0.1}
+    settings = {"learning_rate": 0.01, "lr_scaling": "none", "warmup_epochs": 4}
+    settings |= {"lr_policy": "step", "lr_step": [2], "lr_factor": 0.1}
     assert learning_rate(SimpleNamespace(**settings), 2, []) == pytest.approx(0.01 * 0.55 * 0.1)
     settings |= {"lr_policy": "constant"}
     assert learning_rate(SimpleNamespace(**settings), 8, []) == pytest.approx(0.01)
     settings |= {"lr_policy": "auto", "lr_adapt_threshold": 0.01}
     assert learning_rate(SimpleNamespace(**settings), 8, [0.9] * 7) == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_poly_is_caffes_in_each_iteration(power):
+    """rate * (1 - iter / max_iter) ** power, of 7 iterations an epoch; none after the last."""
+    settings = SimpleNamespace(
+        learning_rate=0.01, warmup_epochs=0, lr_policy="poly", lr_power=power, n_epochs=3, lr_scaling="none"
+    )
+    rates = [learning_rate(settings, iteration / 7, []) for iteration in range(21)]
+    assert rates == pytest.approx([0.01 * (1 - iteration / 21) ** power for iteration in range(21)])
+    assert poly(3, 3, power) == poly(4, 3, power) == 0
+
+
+def test_linear_scaling_warms_up_from_one_workers_rate_to_all_of_them():
+    """Goyal et al. 2017, section 2.2: from eta to k eta over 5 epochs by an equal amount each time, then by policy."""
+    settings = SimpleNamespace(
+        learning_rate=0.1, warmup_epochs=5, lr_policy="step", lr_step=[30], lr_factor=0.1, lr_scaling="linear"
+    )
+    rates = [learning_rate(settings, epoch / 2, [], workers=8) for epoch in range(11)]
+    assert rates == pytest.approx([0.1 + 0.7 * half / 10 for half in range(11)])
+    assert learning_rate(settings, 30, [], workers=8) == pytest.approx(0.08)
+    settings.lr_scaling = "none"
+    assert learning_rate(settings, 5, [], workers=8) == pytest.approx(0.1)

@@ -58,6 +58,36 @@ def test_ties_and_gradient_equal_pytorch(mode, rng):
     np.testing.assert_allclose(dx, images.grad.numpy().transpose(1, 2, 3, 0), rtol=1e-6, atol=1e-6)
 
 
+PADDED = [(3, 2, 1, 9, 8), (3, 1, 1, 7, 7), (2, 3, 1, 8, 7), (5, 2, 2, 6, 9), (3, 2, 1, 1, 4)]
+
+
+@pytest.mark.parametrize(("size", "stride", "pad", "height", "width"), PADDED)
+def test_padding_is_never_the_maximum(mode, size, stride, pad, height, width, rng):
+    """As PyTorch has it in float64: maxima, which pixel they are, and the gradient; negative values, full of ties."""
+    torch = pytest.importorskip("torch")
+    x = rng.integers(-6, -1, size=(2, height, width, 70)).astype("float32")
+    x[0, :, :, 3] = -np.inf                               # the first pixel of the image, not of the padding
+    images = torch.tensor(x.transpose(3, 0, 1, 2).astype("float64"), requires_grad=True)
+    pooled, flat = torch.nn.functional.max_pool2d(images, size, stride, pad, return_indices=True)
+    g = rng.normal(size=(2, *pooled.shape[2:], 70)).astype("float32")
+    pooled.backward(torch.tensor(g.transpose(3, 0, 1, 2).astype("float64")))
+    symbols = pt.tensor4("x"), pt.tensor4("g")
+    maxima, places = MaxPool(size, stride, pad)(symbols[0])
+    gradient = pytensor.grad((maxima * symbols[1]).sum(), symbols[0])
+    y, index, dx = pytensor.function(symbols, [maxima, places, gradient], mode=mode)(x, g)
+    rows, columns = np.divmod(np.asarray(index).astype(int), size)
+    r = np.arange(y.shape[1])[:, None, None] * stride + rows - pad
+    s = np.arange(y.shape[2])[:, None] * stride + columns - pad
+    np.testing.assert_array_equal(y, pooled.detach().numpy().transpose(1, 2, 3, 0))
+    np.testing.assert_array_equal(r * width + s, flat.numpy().transpose(1, 2, 3, 0))
+    np.testing.assert_allclose(dx, images.grad.numpy().transpose(1, 2, 3, 0), rtol=1e-5, atol=1e-6)
+
+
+def test_padded_gradient_equals_finite_differences(rng):
+    x = rng.permutation(2 * 5 * 6 * 2).reshape(2, 5, 6, 2) * 0.1
+    verify_grad(lambda x: MaxPool(3, 2, 1)(x)[0], [x], rng=rng, mode=mode_of("reference"))
+
+
 def test_gradient_equals_finite_differences(rng):
     x = rng.permutation(2 * 7 * 6 * 2).reshape(2, 7, 6, 2) * 0.1                  # no near ties
     verify_grad(lambda x: MaxPool(3, 2)(x)[0], [x], rng=rng, mode=mode_of("reference"))
@@ -85,7 +115,10 @@ IMAGES = np.zeros((2, 4, 4, 3), "float32")
         (lambda: MaxPool(0, 1), ValueError, "size must be at least 1, got 0"),
         (lambda: MaxPool(17, 1), ValueError, "at most 16 .*, got 17"),
         (lambda: MaxPool(3, 0), ValueError, "stride must be at least 1, got 0"),
+        (lambda: MaxPool(3, 1, -1), ValueError, "pad must be at least 0, got -1"),
+        (lambda: MaxPool(3, 1, 3), ValueError, "pad must be less than the size, 3, got 3"),
         (lambda: MaxPool(5, 1)(IMAGES), ValueError, "size 5 need at least as many pixels, got 4"),
+        (lambda: MaxPool(7, 1, 1)(IMAGES), ValueError, "size 7 need at least as many pixels, got 6 padded"),
         (lambda: MaxPool()(IMAGES.astype("uint8")), TypeError, "x must be float32 or float64, got uint8"),
         (lambda: MaxPool()(IMAGES[0]), TypeError, "x must have 4 axes, got 3"),
         (lambda: MaxPoolGradient()(IMAGES, IMAGES, 9, 9), TypeError, "index must be uint8, got float32"),
