@@ -95,17 +95,19 @@ class MpiTeam:
 class Job:
     """mpiexec of a script with its arguments, started; what it prints goes to files in the folder.
 
-    variables  of the environment; by one of them all its processes are found again
+    under          how Python runs the script
+    within, across what goes before mpiexec, and after it, where the ranks are on several hosts
+    variables      of the environment; by one of them all its processes are found again
     """
 
-    def __init__(self, folder, size, *arguments, under=("-m", "mpi4py"), **variables):
+    def __init__(self, folder, size, *arguments, under=("-m", "mpi4py"), within=(), across=(), **variables):
         self._mark = f"TEST_JOB={folder}:{time.monotonic_ns()}"
-        self._shared = orphans()
+        self._shared = set(os.listdir("/dev/shm"))
         name, _, value = self._mark.partition("=")
         self.error, self.printed = Path(folder, "stderr"), Path(folder, "stdout")
         with self.error.open("w") as error, self.printed.open("w") as printed:
             self.process = subprocess.Popen(
-                [mpiexec(), "-n", str(size), sys.executable, *under, *map(str, arguments)],
+                [*within, mpiexec(), *across, "-n", str(size), sys.executable, *under, *map(str, arguments)],
                 env=environment(**{name: value}, **variables), stdout=printed, stderr=error, start_new_session=True,
             )  # fmt: skip
 
