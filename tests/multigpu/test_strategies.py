@@ -64,8 +64,7 @@ def test_sums_of_integers_are_exact(team, name, size):
         np.testing.assert_array_equal(found, sum(tasks.values_of("integers", rank, n) for rank in range(size)))
 
 
-@pytest.mark.parametrize("mean", [False, True])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "mean"), [*((size, False) for size in SIZES), (1, True), (3, True)])
 @pytest.mark.parametrize("name", OVER_MESSAGES)
 def test_every_bit_is_that_of_the_sum_in_the_order_that_the_strategy_promises(team, name, size, mean):
     for n, (*_, found) in zip(LENGTHS, alike(run(team, "reduce_lengths", name, "all", LENGTHS, mean, size=size)),
