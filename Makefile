@@ -1,6 +1,6 @@
 # make            a first run: sets up, makes a small data set, trains, draws the curves
 # make test       lint and the whole test suite, as CI does
-# make bench      every benchmark, in half an hour, into benchmarks/RESULTS.md
+# make bench      every benchmark, in three quarters of an hour, into benchmarks/RESULTS.md
 #
 # Everything is installed into .venv beside this file; PIP_* variables of the environment are respected.
 

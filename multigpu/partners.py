@@ -84,7 +84,7 @@ class Done(NamedTuple):
 
 
 class Lapped(NamedTuple):
-    """An alexnet.recorder.Lap, which ended with this step."""
+    """An alexnet.stopwatch.Lap, which ended with this step."""
 
     step: int
     lap: Any

@@ -184,7 +184,7 @@ class Exchange(ABC):
         return nullcontext(False)
 
     def gather(self, lap):
-        """The alexnet.recorder.Laps that rank 0 knows of by now, its own among them; [] at the other ranks."""
+        """The alexnet.stopwatch.Laps that rank 0 knows of by now, its own among them; [] at the other ranks."""
         return [lap]
 
     @abstractmethod
