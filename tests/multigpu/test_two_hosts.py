@@ -110,16 +110,16 @@ def hosts(tmp_path_factory):
 
 def test_two_hosts_train_as_one_with_everything_over_the_cable(hosts, tmp_path):
     data, steps = tiny.make_data(tmp_path / "set", train=16, validation=4), 4
-    common = {"data": data, "model": "tiny", "batch_size": 4, "n_epochs": 9, "n_iterations": steps,
-              "output": tmp_path / "runs", "dropout_rate": 0, "rand_crop": "false"}  # fmt: skip
-    settings = [f"{key}={value}" for key, value in common.items()]
+    common = {"model": "tiny", "n_epochs": 9, "n_iterations": steps, "dropout_rate": 0, "rand_crop": "false"}
+    given = {"data": data, "output": tmp_path / "runs", "batch_size": 4} | common
+    settings = [f"{key}={value}" for key, value in given.items()]
     before = hosts.sent()
     job = hosts.start(tmp_path, Path(tiny_train.__file__), *settings, "run_name=two", "exchange=asa32")
     assert job.finish(120) == (0, "")
     arrays = checkpoint.load(checkpoint.latest(tmp_path / "runs" / "two"))[0]
     weights = sum(array.nbytes for name, array in arrays.items() if name.endswith((".W", ".b")))
     assert hosts.sent() - before > steps * weights           # asa32: each of two ranks sends 2 (N-1)/N of them, so all
-    one = tiny.run(data, tmp_path / "runs", **common | {"batch_size": 8, "run_name": "one", "para_load": "false"})
+    one = tiny.run(data, tmp_path / "runs", batch_size=8, run_name="one", para_load="false", **common)
     expected = checkpoint.load(checkpoint.latest(one))[0]
     for name in expected:
         scale = max(1e-6, np.abs(expected[name]).max())
