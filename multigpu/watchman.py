@@ -44,6 +44,7 @@ FIRST = 600.0                                    # seconds for what comes before
 MEETING = 60.0                                   # seconds in which all ranks have to come
 SPEECH = 5.0                                     # seconds in which one who has come has to say who it is
 SOON = 1.0                                       # seconds in which a better reason than "another has failed" may come
+HEARD = 0.3                                      # seconds in which mpiexec passes the sentence on: aborting it does not
 GRACE = 3.0                                      # seconds in which the ranks have to end, once they have to
 LEFT = 2.0                                       # seconds without any rank after which there is nobody to wait for
 
@@ -307,6 +308,7 @@ class Watchman:
         """Say who has failed, and how, and end all ranks."""
         glue = "" if failed.sentence.startswith(":") else " "
         say(f"{name}{glue}{failed.sentence}", self._log)
+        time.sleep(HEARD)
         ranks = sorted(self._ranks.values(), key=lambda rank: (rank.name == name, rank.silent > 2, rank.rank))
         for place, rank in enumerate(ranks):     # the lowest that lives ends the job
             tell(rank, End(failed.status, place == 0))
