@@ -123,14 +123,14 @@ class Job:
                         found[int(place.name)] = command
         return found
 
-    def wait_for(self, condition, seconds=60):
+    def wait_for(self, condition, seconds=120):
         """Wait until the condition holds, with the job still there."""
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end and self.process.poll() is None, self.error.read_text()
             time.sleep(0.01)
 
-    def finish(self, seconds=60):
+    def finish(self, seconds=120):
         """(mpiexec's exit status, what was said on standard error); nothing is left then."""
         try:
             status = self.process.wait(seconds)

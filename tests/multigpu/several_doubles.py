@@ -18,11 +18,11 @@ import numpy as np
 
 from alexnet.data import DataError, Dataset, Split
 from alexnet.recorder import Silent
-from alexnet.training import Position, Run, train
+from alexnet.training import Position, Run
 from multigpu.device import open_device
 from multigpu.launch import launch
 from multigpu.loader import ParallelBatches
-from multigpu.rules.bsp import connect
+from multigpu.rules import part_of, rule_of
 from tests.multigpu.process_doubles import mark
 from train import JOB, load_settings, started_by_mpi, with_run
 
@@ -103,20 +103,24 @@ class Variable:
 
     name = "weights"
 
-    def __init__(self):
-        self.container = SimpleNamespace(storage=[np.zeros(5000, np.float32)])
+    def __init__(self, value):
+        self.container = SimpleNamespace(storage=[value])
 
     def get_value(self, borrow=True, return_internal_type=False):
         return self.container.storage[0]
+
+    def set_value(self, value):
+        self.container.storage[0] = value
 
 
 class Network:
     """A network that computes nothing, at points."""
 
-    computes_on_host, frozen, learning, model = True, (), (), SimpleNamespace(image_size=4)
+    computes_on_host, frozen, model = True, (), SimpleNamespace(image_size=4)
 
     def __init__(self, points):
-        self.points, self.parameters_and_velocities = points, [Variable()]
+        self.points, self.step = points, Variable(np.int64(0))
+        self.learning = self.parameters_and_velocities = [Variable(np.zeros(5000, np.float32))]
 
     def train(self, *inputs):
         self.points.reach("computing", SECOND)
@@ -129,17 +133,28 @@ class Network:
         return 1.0, 0.5, 0.5
 
 
+def points_of(exchange):
+    """Where an exchange may be stopped: (an object, its method, the point before a call, the point after it)."""
+    found = [(exchange, "after_step", "before Ready", "after the exchange"), (exchange, "total", "before the sums"),
+             (exchange, "close", "closing")]  # fmt: skip
+    if hasattr(exchange, "_lots"):               # of bsp and gosgd
+        found += [(lot.strategy, "average", "between Ready and Done", "after Done")
+                  for lot in exchange._lots if hasattr(lot, "strategy")]  # fmt: skip
+    inner = {"_update": "serving", "_exchange": "coming", "_push": "pushing", "_enter": "entering"}
+    return found + [(exchange, name, point) for name, point in inner.items() if hasattr(exchange, name)]
+
+
 def work(config, device, control, partners):
     """multigpu.worker.work without files, PyTensor, and anything to see."""
-    folder, rank, size = Path(config.output), partners.rank, partners.size
+    folder, rank = Path(config.output), partners.rank
     points = Points(folder, rank, control.stop_requested)
     mark(folder / f"worker{rank}", os.getpid())
     points.reach("starting")
     if partners.over_mpi and rank == 0:
         Path(folder, config.run_name, "log.txt").touch()
-    split = Split((Path("none"),), np.array([STEPS * size * config.batch_size]), np.zeros(1), rank, size)
-    split = split._replace(labels=np.zeros(split.counts[0], np.int32))
-    reader = folder, rank
+    rule, part, reader = rule_of(config, partners), part_of(config, partners), (folder, rank)
+    n = STEPS * part.workers * config.batch_size
+    split = Split((Path("none"),), np.array([n]), np.zeros(n, np.int32))
     with (
         partners.watch(lambda other: control.report(f"worker {other} has died", follows=True)) as watch,
         open_device("cpu") as device,
@@ -149,19 +164,18 @@ def work(config, device, control, partners):
         mark(folder / f"loader{rank}", batches.loader_pid)
         points.reach("connecting")
         network = Network(points)
-        exchange = connect(config, network, device, partners, Silent(rank))
-        points.around(exchange, "after_step", "before Ready", "after the exchange")
-        points.around(exchange._lots[0].strategy, "average", "between Ready and Done", "after Done")
-        points.around(exchange, "total", "before the sums")
-        points.around(exchange, "close", before="closing")
-        data = Dataset(Path("none"), split, split, np.zeros((3, 4, 4), np.float32), None, 2)
+        exchange = pkgutil.resolve_name(rule.connect)(config, network, device, partners, Silent(rank))
+        for owner, *point in points_of(exchange):
+            points.around(owner, *point)
+        shares = split.shard(part.worker, part.workers), split.shard(*part.validates)
+        data = Dataset(Path("none"), *shares, np.zeros((3, 4, 4), np.float32), None, 2)
 
         def save(position):
             points.reach("saving")
             mark(folder / f"saved{rank}", position.iteration)
 
-        run = Run(config, network, data, batches, exchange, Silent(rank), save, control.stop_requested, rank)
-        train(run, Position())
+        run = Run(config, network, data, batches, exchange, Silent(rank), save, control.stop_requested, part.worker)
+        exchange.run(run, Position())
         watch.close()
         points.times = 1                         # there is but one end
         exchange.close()

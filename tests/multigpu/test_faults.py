@@ -12,7 +12,7 @@ from tests.multigpu import several_doubles
 pytestmark = [pytest.mark.mpi, needs_mpi]
 
 SCRIPT = Path(several_doubles.__file__)
-RULES = [{"rule": "bsp"}]
+SETTINGS = {"bsp": {}, "easgd": {"tau": 1}, "gosgd": {"p": 1}}
 TIME_OUT = 3                                     # seconds, of ranks that fall silent
 GONE = 10                                        # seconds in which a job has to end
 
@@ -22,23 +22,30 @@ LOADER = NAME + r": the loader \(pid \d+\) was killed by SIGKILL"
 SILENT = NAME + rf" has been silent for {TIME_OUT} s \(time_out\): it hangs, was stopped, or cannot be reached"
 STILL = NAME + rf" has not done a step for {TIME_OUT} s, and waits for no other rank; if a step takes so long, .*"
 
-# how a rank fails, where, which of three, and what is to be said of it
+BUG = NAME + ": ended by ZeroDivisionError: the step is wrong"
+
+# the rule, how a rank fails, where, which of three, and what is to be said of it; rank 0 is the server of easgd
 FAULTS = [
-    ("killed", "starting", 1, DIED),
-    ("killed", "connecting", 2, DIED),
-    ("killed", "loading", 1, LOADER),
-    ("killed", "computing", 0, DIED),
-    ("killed", "between Ready and Done", 1, DIED),
-    ("killed", "before the sums", 0, DIED),
-    ("killed", "saving", 0, DIED),
-    ("crashed", "after Done", 2, DIED),
-    ("left", "computing", 1, DIED),
-    ("stopped", "computing", 0, SILENT),
-    ("stopped", "between Ready and Done", 2, SILENT),
-    ("hung", "loading", 1, STILL),
-    ("bug", "connecting", 0, NAME + ": ended by ZeroDivisionError: the step is wrong"),
-    ("bug", "validating", 2, NAME + ": ended by ZeroDivisionError: the step is wrong"),
-    ("data", "computing", 1, NAME + ": the data is wrong"),
+    ("bsp", "killed", "starting", 1, DIED),
+    ("bsp", "killed", "connecting", 2, DIED),
+    ("bsp", "killed", "loading", 1, LOADER),
+    ("bsp", "killed", "between Ready and Done", 1, DIED),
+    ("bsp", "killed", "before the sums", 0, DIED),
+    ("bsp", "crashed", "after Done", 2, DIED),
+    ("bsp", "left", "computing", 1, DIED),
+    ("bsp", "stopped", "between Ready and Done", 2, SILENT),
+    ("bsp", "hung", "loading", 1, STILL),
+    ("bsp", "bug", "connecting", 0, BUG),
+    ("bsp", "data", "computing", 1, NAME + ": the data is wrong"),
+    ("easgd", "killed", "serving", 0, DIED),
+    ("easgd", "killed", "coming", 2, DIED),
+    ("easgd", "stopped", "serving", 0, SILENT),
+    ("easgd", "stopped", "coming", 1, SILENT),
+    ("easgd", "bug", "saving", 0, BUG),
+    ("gosgd", "killed", "pushing", 1, DIED),
+    ("gosgd", "killed", "entering", 0, DIED),
+    ("gosgd", "stopped", "entering", 2, SILENT),
+    ("gosgd", "bug", "validating", 1, BUG),
 ]
 ONCE = ("starting", "connecting", "saving", "before the sums")           # reached once, or to be failed at once
 
@@ -50,11 +57,11 @@ def started(folder, size=3, variables=None, **settings):
     return Job(folder, size, SCRIPT, *(f"{key}={value}" for key, value in given.items()), **variables or {})
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["rule"])
-@pytest.mark.parametrize(("how", "where", "rank", "sentence"), FAULTS)
+@pytest.mark.parametrize(("rule", "how", "where", "rank", "sentence"), FAULTS)
 def test_one_rank_s_fault_ends_the_job_and_names_it(tmp_path, rule, how, where, rank, sentence):
     at = 1 if where in ONCE else 2
-    job = started(tmp_path, variables={"FAULT": f"{how},{where},{rank},{at}", "WENT": str(tmp_path / "went")}, **rule)
+    variables = {"FAULT": f"{how},{where},{rank},{at}", "WENT": str(tmp_path / "went")}
+    job = started(tmp_path, variables=variables, rule=rule, **SETTINGS[rule])
     job.wait_for((tmp_path / "went").exists)
     began = time.monotonic()
     status, said = job.finish(GONE + TIME_OUT)

@@ -93,12 +93,12 @@ def arrays(folder, at):
 
 def test_a_killed_run_goes_on_to_the_bit_and_with_other_ranks_between_epochs(data, tmp_path):
     straight = tmp_path / "straight" / "runs" / "run"
-    common = {"n_iterations": 12, "snapshot_iterations": 3}
+    common = {"n_iterations": 9, "snapshot_iterations": 6}
     assert train(tmp_path / "straight", data, 2, run_name="run", **common).finish() == (0, "")
 
-    job = train(tmp_path, data, 2, run_name="run", snapshot_iterations=3, n_iterations=10**6, n_epochs=10**6)
+    job = train(tmp_path, data, 2, run_name="run", snapshot_iterations=6, n_iterations=10**6, n_epochs=10**6)
     folder = tmp_path / "runs" / "run"
-    job.wait_for(lambda: (folder / "log.txt").exists() and "iteration 8 " in (folder / "log.txt").read_text())
+    job.wait_for(lambda: (folder / "log.txt").exists() and "iteration 7 " in (folder / "log.txt").read_text())
     os.kill(max(job.processes("tiny_train.py", "mpi4py", "data=")), signal.SIGKILL)
     status, said = job.finish()
     assert status != 0
@@ -111,7 +111,7 @@ def test_a_killed_run_goes_on_to_the_bit_and_with_other_ranks_between_epochs(dat
 
     resumed = {"resume_train": folder, "n_epochs": 9} | common
     assert train(tmp_path, data, 2, **resumed).finish() == (0, "")
-    mine, theirs = arrays(folder, 12), arrays(straight, 12)
+    mine, theirs = arrays(folder, 9), arrays(straight, 9)
     for name in theirs:
         np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
 
