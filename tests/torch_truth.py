@@ -1,32 +1,110 @@
 """GoogLeNet and VGG-16 in PyTorch's functions, from our parameters by name: the independent truth, in any float type.
 
-Images are (batch, channel, row, column), as PyTorch has them.
+Images are (batch, channel, row, column), as PyTorch has them.  Of the millions of decisions of ReLU (is it above zero?)
+and of max pooling (which pixel is the largest?) rounding takes a few otherwise, in any implementation, and then whole
+gradients move by 1e-4 to 1e-2.  So the truth can be made to take the decisions that ours took, and counts those that
+it would have taken otherwise.
 """
+
+from contextlib import contextmanager
+from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from alexnet import layers, ops
+
 BLOCKS = ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
 
 
-def tensors(arrays, dtype):
-    """Name -> PyTorch's tensor of each of our parameters, which wants a gradient."""
-    axes = {4: (3, 0, 1, 2), 2: (1, 0), 1: (0,)}
-    return {
-        name: torch.tensor(array.transpose(axes[array.ndim]).copy(), dtype=dtype).requires_grad_()
-        for name, array in arrays.items()
-    }
+class Results(NamedTuple):
+    """Of a training step, in our layout."""
+
+    logits: np.ndarray          # (class, batch)
+    cost: float
+    gradients: dict             # name -> array
+    decisions: list             # torch tensors, in order: above zero, or the largest pixel of each window
+    otherwise: int              # of the decisions given, how many it would have taken otherwise
 
 
-def ours(tensor):
-    """A gradient in our layout."""
+@contextmanager
+def noting_decisions():
+    """A list of variables, to which the layers called meanwhile append: a ReLU its output, a max pooling its index.
+
+    They are decided in this order by the network of this file, too.
+    """
+    noted, rectify = [], layers.rectify
+
+    def pool(self, x, noise=None):
+        y, index = ops.MaxPool(self.size, self.stride, self.pad)(x)
+        noted.append(index)
+        return y
+
+    def relu(x):
+        noted.append(rectify(x))
+        return noted[-1]
+
+    with mock.patch.object(layers, "rectify", relu), mock.patch.object(layers.MaxPool, "__call__", pool):
+        yield noted
+
+
+class Parameters:
+    """Our parameters as PyTorch's tensors by name, which want gradients; and the decisions on the way through them.
+
+    decisions  those to take: of ReLU arrays in our layout, positive where above zero; of max pooling ours' index; or
+               tensors, as `taken` of another; None: its own
+    """
+
+    def __init__(self, arrays, dtype=torch.float64, decisions=None):
+        self.tensors = {name: in_torchs_layout(array).to(dtype).requires_grad_() for name, array in arrays.items()}
+        self.decisions = None if decisions is None else iter(decisions)
+        self.taken, self.otherwise = [], 0
+
+    def __getitem__(self, name):
+        return self.tensors[name]
+
+    def relu(self, x):
+        above = self.decide(x > 0, lambda y: in_torchs_layout(y) > 0)
+        return x * above
+
+    def max_pool(self, x, size, stride, pad=0):
+        own = F.max_pool2d(x, size, stride, pad, return_indices=True)[1]
+        largest = self.decide(own, lambda index: flat_index(index, x.shape, size, stride, pad))
+        return x.flatten(2).gather(2, largest.flatten(2)).view(own.shape)
+
+    def decide(self, own, understood):
+        decision = own if self.decisions is None else next(self.decisions)
+        if isinstance(decision, np.ndarray):
+            decision = understood(decision)
+        assert decision.shape == own.shape, (decision.shape, own.shape)
+        self.otherwise += int((decision != own).sum())
+        self.taken.append(decision)
+        return decision
+
+
+def flat_index(index, image, size, stride, pad):
+    """Ours, row * size + column in the window, as PyTorch's: row * width + column in the image."""
+    rows, columns = np.divmod(index.astype(np.int64), size)
+    rows += stride * np.arange(index.shape[1])[:, None, None] - pad
+    columns += stride * np.arange(index.shape[2])[:, None] - pad
+    return in_torchs_layout(rows * image[3] + columns)
+
+
+def in_torchs_layout(array):
+    return torch.from_numpy(array.transpose({4: (3, 0, 1, 2), 2: (1, 0), 1: (0,)}[array.ndim]).copy())
+
+
+def in_our_layout(tensor):
     array = tensor.double().numpy()
     return array.transpose({4: (1, 2, 3, 0), 2: (1, 0), 1: (0,)}[array.ndim])
 
 
-def conv(w, name, x, stride=1, pad=0):
-    return F.relu(F.conv2d(x, w[f"{name}.W"], w[f"{name}.b"], stride, pad))
+def conv(w, name, x, stride=1, pad=0, pool=None):
+    """Pooling before ReLU, as ours: that changes neither values nor gradients."""
+    x = F.conv2d(x, w[f"{name}.W"], w[f"{name}.b"], stride, pad)
+    return w.relu(w.max_pool(x, *pool) if pool else x)
 
 
 def dense(w, name, x):
@@ -39,49 +117,49 @@ def normalised(x):
 
 
 def inception(w, name, x):
+    one = conv(w, f"{name}.1x1", x)
     three = conv(w, f"{name}.3x3", conv(w, f"{name}.3x3_reduce", x), pad=1)
     five = conv(w, f"{name}.5x5", conv(w, f"{name}.5x5_reduce", x), pad=2)
-    pooled = conv(w, f"{name}.pool_proj", F.max_pool2d(x, 3, 1, 1))
-    return torch.cat([conv(w, f"{name}.1x1", x), three, five, pooled], 1)
+    pooled = conv(w, f"{name}.pool_proj", w.max_pool(x, 3, 1, 1))
+    return torch.cat([one, three, five, pooled], 1)
 
 
 def tower(w, name, x):
     x = conv(w, f"{name}.conv", F.avg_pool2d(x, 5, 3)).flatten(1)
-    return dense(w, f"{name}.classifier", F.relu(dense(w, f"{name}.fc", x)))
+    return dense(w, f"{name}.classifier", w.relu(dense(w, f"{name}.fc", x)))
 
 
 def googlenet(w, x):
     """[logits of 4a, of 4d, of the network]."""
     logits = []
-    x = normalised(F.max_pool2d(conv(w, "conv1", x, 2, 3), 3, 2, 1))
-    x = normalised(F.max_pool2d(conv(w, "conv3", conv(w, "conv2", x), pad=1), 3, 2, 1))
+    x = normalised(conv(w, "conv1", x, 2, 3, pool=(3, 2, 1)))
+    x = normalised(conv(w, "conv3", conv(w, "conv2", x), pad=1, pool=(3, 2, 1)))
     for block in BLOCKS:
         x = inception(w, f"inception_{block}", x)
         if block in ("4a", "4d"):
             logits.append(tower(w, f"aux_{block}", x))
         if block in ("3b", "4e"):
-            x = F.max_pool2d(x, 3, 2, 1)
+            x = w.max_pool(x, 3, 2, 1)
     return [*logits, dense(w, "fc22", F.avg_pool2d(x, 7).flatten(1))]
 
 
 def vgg16(w, x):
     """[logits]."""
     for n in range(1, 14):
-        x = conv(w, f"conv{n}", x, pad=1)
-        x = F.max_pool2d(x, 2) if n in (2, 4, 7, 10, 13) else x
-    x = F.relu(dense(w, "fc15", F.relu(dense(w, "fc14", x.flatten(1)))))
+        x = conv(w, f"conv{n}", x, pad=1, pool=(2, 2) if n in (2, 4, 7, 10, 13) else None)
+    x = w.relu(dense(w, "fc15", w.relu(dense(w, "fc14", x.flatten(1)))))
     return [dense(w, "fc16", x)]
 
 
-def results(network, arrays, images, labels, dtype=torch.float64):
-    """(logits (class, batch), cost, name -> gradient) in our layout; images are ours, c01b."""
-    w = tensors(arrays, dtype)
-    *auxiliary, logits = network(w, torch.tensor(images.transpose(3, 0, 1, 2).copy(), dtype=dtype))
+def results(network, arrays, images, labels, dtype=torch.float64, decisions=None):
+    """The Results of a function of this file; images are ours, c01b."""
+    w = Parameters(arrays, dtype, decisions)
+    *auxiliary, logits = network(w, in_torchs_layout(images).to(dtype))
     labels = torch.tensor(labels).long()
     cost = F.cross_entropy(logits, labels) + 0.3 * sum(F.cross_entropy(each, labels) for each in auxiliary)
     cost.backward()
-    gradients = {name: ours(tensor.grad) for name, tensor in w.items()}
-    return logits.detach().double().numpy().T, cost.item(), gradients
+    gradients = {name: in_our_layout(tensor.grad) for name, tensor in w.tensors.items()}
+    return Results(logits.detach().double().numpy().T, cost.item(), gradients, w.taken, w.otherwise)
 
 
 def distance(array, truth):

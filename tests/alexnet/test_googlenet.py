@@ -114,11 +114,11 @@ def test_outputs_cost_and_gradients_are_pytorchs(mode, rng):
     images, labels = rng.normal(size=(3, 28, 28, 5)).astype("float32") * 60, np.array([0, 3, 4, 1, 1], "int32")
     logits, value, *gradients = map(np.asarray, run(images, labels))
     arrays = {variable.name: variable.get_value() for variable in variables}
-    expected, expected_cost, expected_gradients = truth.results(small_truth, arrays, images, labels)
-    assert truth.distance(logits, expected) < 1e-5
-    assert value == pytest.approx(expected_cost, rel=1e-5)
+    expected = truth.results(small_truth, arrays, images, labels)
+    assert truth.distance(logits, expected.logits) < 1e-5
+    assert value == pytest.approx(expected.cost, rel=1e-5)
     for variable, gradient in zip(variables, gradients, strict=True):
-        assert truth.distance(gradient, expected_gradients[variable.name]) < 1e-5, variable.name
+        assert truth.distance(gradient, expected.gradients[variable.name]) < 1e-5, variable.name
 
 
 # ---- the whole network
@@ -126,7 +126,7 @@ def test_outputs_cost_and_gradients_are_pytorchs(mode, rng):
 
 @pytest.fixture(scope="module")
 def network():
-    """A Network of four classes, its function `compute` compiled, and images with labels."""
+    """A Network of four classes, images, and labels."""
     if not build.compiler_available():
         pytest.skip("the cpu engine needs a C compiler")
     rng = np.random.default_rng(3)
@@ -136,21 +136,25 @@ def network():
     return network, images, np.array([2, 0], "int32")
 
 
-def test_the_step_is_pytorchs(network):
+def test_the_step_is_pytorchs_which_takes_the_same_decisions(network):
     truth = pytest.importorskip("tests.torch_truth", reason="PyTorch is not installed")
     network, images, labels = network
-    cost, error = network.compute(images, labels)
+    with truth.noting_decisions() as noted:
+        inputs, outputs, gradients = network.training_graph
+    cost, error, *results = network.compile(inputs, [*outputs, *gradients, *noted])(images, labels)
     arrays = {variable.name: variable.get_value() for variable in network.parameters}
-    logits, expected_cost, gradients = truth.results(truth.googlenet, arrays, images, labels)
-    assert cost == pytest.approx(expected_cost, rel=1e-5)
-    assert error == np.mean(logits.argmax(axis=0) != labels)
+    decisions = results[len(arrays) :]
+    expected = truth.results(truth.googlenet, arrays, images, labels, decisions=decisions)
+    assert cost == pytest.approx(expected.cost, rel=1e-5)
+    assert error == np.mean(expected.logits.argmax(axis=0) != labels)
+    assert truth.distance(network.logits(images), expected.logits) < 1e-5
     far = {
-        variable.name: truth.distance(gradient.get_value(), gradients[variable.name])
-        for variable, gradient in zip(network.parameters, network.gradients, strict=True)
+        name: truth.distance(gradient, expected.gradients[name])
+        for name, gradient in zip(arrays, results, strict=False)
     }
-    # of millions of decisions of ReLU and pooling rounding takes a few otherwise, and all gradients below them move
-    assert np.median(list(far.values())) < 1e-5, far
-    assert max(far.values()) < 2e-2, far
+    assert max(far.values()) < 1e-5, far
+    # alone, float64 decides a few near ties otherwise: 18, of seven million units and windows
+    assert expected.otherwise < 1e-5 * sum(map(np.size, decisions))
 
 
 def test_validation_has_no_towers_and_permuted_images_have_permuted_outputs(network):

@@ -1,4 +1,4 @@
-"""VGG-16 is the paper's configuration D: parameters, shapes, and PyTorch's logits."""
+"""VGG-16 is the paper's configuration D: parameters and shapes."""
 
 import numpy as np
 import pytest
