@@ -174,7 +174,7 @@ def serve(place):
     world.Barrier()
     mpi.leave_no_files()
     line = connection.Client(place, "AF_UNIX") if world.rank == 0 else None
-    while (order := world.bcast(next_order(line) if line else None)) is not None:
+    while (order := told(world, next_order(line)) if line else heard(world)) is not None:
         task, size, arguments = order
         comm = world.Split(world.rank < size, world.rank)
         result = attempt(task, mpi.MpiPartners(comm), arguments) if world.rank < size else None
@@ -182,6 +182,20 @@ def serve(place):
         if line:
             line.send(found[:size])
         comm.Free()
+
+
+def told(world, order):
+    """Have the other ranks hear an order of rank 0; returns it."""
+    for other in range(1, world.size):
+        world.send(order, other)
+    return order
+
+
+def heard(world):
+    """The next order; it is waited for asleep: in a call of MPI's the ranks that a task leaves out would spin."""
+    while not world.iprobe(source=0):
+        time.sleep(0.001)
+    return world.recv(source=0)
 
 
 def who(partners):
