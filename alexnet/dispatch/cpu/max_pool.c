@@ -4,7 +4,9 @@
  *     index = i * size + j of the first such
  *
  * The batch is the innermost axis, so it is the vector axis: a vector of images keeps its running maximum and its index
- * in registers while the pixels of the window go by.  Rows of one channel are shared out over the threads.
+ * in registers while the pixels of the window go by.  Rows of one channel are shared out over the threads.  Where the
+ * stride is 1, the windows of a row that lie side by side inside the image differ by a shift alone: they count as one
+ * window of so many more images, and small batches fill vectors, too; the gradient's AT_ONCE values stay in the cache.
  *
  * A NaN is the maximum of its window, and its index that of the first.  To see to that at each pixel takes twice as long
  * as all the rest, so windows of the usual sizes are summed as well: where the sums of a row of windows hold no NaN, no
@@ -16,7 +18,7 @@
 #include <stdint.h>
 #include "tiles.h"
 
-enum { IMAGES = 64, LARGEST_SIZE = 16, LARGEST_WINDOW = LARGEST_SIZE * LARGEST_SIZE };
+enum { IMAGES = 64, AT_ONCE = 256, LARGEST_SIZE = 16, LARGEST_WINDOW = LARGEST_SIZE * LARGEST_SIZE };
 
 typedef struct { long height, width, batch, columns, size, stride, pad; } Row;
 
@@ -87,10 +89,12 @@ ALWAYS_INLINE int pool_row(const float *x, float *y, uint8_t *index, const Row *
 {
     float seen[IMAGES] = {0};
     Window window;
-    for (long column = 0; column < r->columns; column++) {
-        place_window(&window, r, top, column * r->stride - r->pad);
-        for (long b = 0; b < r->batch; b += IMAGES) {
-            const long out = column * r->batch + b, n = least(IMAGES, r->batch - b);
+    for (long column = 0, run; column < r->columns; column += run) {
+        const long left = column * r->stride - r->pad;
+        place_window(&window, r, top, left);
+        run = r->stride == 1 && left >= 0 ? most(r->width - r->size - left + 1, 1) : 1;
+        for (long b = 0; b < run * r->batch; b += IMAGES) {
+            const long out = column * r->batch + b, n = least(IMAGES, run * r->batch - b);
             if (quick)
                 quick_block(x + b, y + out, index + out, seen, &window, n, quick);
             else
@@ -172,7 +176,7 @@ void max_pool_gradient(const float *g, const uint8_t *index, float *dx, long cha
     for (long c = 0; c < channels; c++)
         for (long i = 0; i < height; i++) {
             const Range down = windows_over(i + pad, size, stride, rows);
-            for (long j = 0; j < width; j++) {
+            for (long j = 0, run; j < width; j += run) {
                 const Range across = windows_over(j + pad, size, stride, columns);
                 Share shares[LARGEST_WINDOW];
                 int n = 0;
@@ -180,7 +184,9 @@ void max_pool_gradient(const float *g, const uint8_t *index, float *dx, long cha
                     for (long s = across.first; s <= across.last; s++)
                         shares[n++] = (Share){ ((c * rows + r) * columns + s) * batch,
                                                (i + pad - r * stride) * size + j + pad - s * stride };
-                gather_pixel(g, index, dx + ((c * height + i) * width + j) * batch, shares, n, batch);
+                const int inside = stride == 1 && across.last - across.first + 1 == size;
+                run = inside ? least(columns - (j + pad), least(width - j, most(AT_ONCE / most(batch, 1), 1))) : 1;
+                gather_pixel(g, index, dx + ((c * height + i) * width + j) * batch, shares, n, run * batch);
             }
         }
 }
