@@ -27,6 +27,8 @@ from pathlib import Path
 import pytest
 
 ERRORS = (AssertionError, ValueError, ArithmeticError, RuntimeError)
+# what Open MPI's mpiexec says of a status other than 0, between two lines of dashes, and its zero byte there
+FRAMED = re.compile(r"^\0?-{60,}\n(?:(?!-{60}).*\n)*?-{60,}\n\0?", re.MULTILINE)
 # Open MPI: as root, on few cores
 VARIABLES = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_mpi_yield_when_idle": "1",
@@ -131,14 +133,14 @@ class Job:
             time.sleep(0.01)
 
     def finish(self, seconds=120):
-        """(mpiexec's exit status, what was said on standard error); nothing is left then."""
+        """(mpiexec's exit status, what others than it said on standard error); nothing is left then."""
         try:
             status = self.process.wait(seconds)
             end = time.monotonic() + 5
             while (left := self.processes() or orphans() - self._shared) and time.monotonic() < end:
                 time.sleep(0.05)
             assert not left, f"{left} is left"
-            return status, self.error.read_text(errors="replace")
+            return status, FRAMED.sub("", self.error.read_text(errors="replace"))
         finally:
             self.kill()
 

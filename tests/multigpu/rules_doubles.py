@@ -142,7 +142,7 @@ def train_py(ranks, output, **settings):
     arguments = [f"{name}={value}" for name, value in given.items()]
     job, house = mpi.command(ranks, "-m", "tests.tiny_train", *arguments), Path(mpi.__file__).parents[1]
     done = subprocess.run(
-        job, env=mpi.environment(), capture_output=True, text=True, timeout=120, check=False, cwd=house
+        job, env=mpi.environment(), capture_output=True, text=True, timeout=240, check=False, cwd=house
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
