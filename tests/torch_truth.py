@@ -93,7 +93,7 @@ def flat_index(index, image, size, stride, pad):
 
 
 def in_torchs_layout(array):
-    return torch.from_numpy(array.transpose({4: (3, 0, 1, 2), 2: (1, 0), 1: (0,)}[array.ndim]).copy())
+    return torch.from_numpy(np.asarray(array).transpose({4: (3, 0, 1, 2), 2: (1, 0), 1: (0,)}[array.ndim]).copy())
 
 
 def in_our_layout(tensor):
