@@ -83,6 +83,8 @@ def strategy_of(config, partners):
     try:
         return pkgutil.resolve_name(EXCHANGES[name])
     except ImportError as error:
+        if not name.startswith("nccl"):
+            raise
         cure = '`pip install -e ".[nccl]"` installs it where CUDA is'
         raise ConfigError(f"exchange={name} needs nccl4py, which cannot be imported ({error}); {cure}") from error
 

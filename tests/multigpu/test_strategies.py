@@ -333,6 +333,12 @@ def test_nccl_is_refused_where_nccl4py_is_missing(monkeypatch):
         strategy_of(tasks.settings("nccl16"), partners())
 
 
+def test_what_another_strategy_cannot_import_is_not_laid_to_nccl4py(monkeypatch):
+    monkeypatch.setitem(sys.modules, "multigpu.exchange.copper", None)
+    with pytest.raises(ImportError, match=r"multigpu\.exchange\.copper"):
+        strategy_of(tasks.settings("copper"), partners())
+
+
 # ---- float16
 
 
