@@ -34,6 +34,7 @@ WORDS = {
     "a valid dictionary": "layers and factors, as {fc8: 10}", "valid ": "",
 }  # fmt: skip
 
+ALL_SETTINGS = "`python train.py --help` lists all settings"
 USAGE = """\
 Usage: python train.py [--config FILE] [key=value ...]
 
@@ -321,7 +322,7 @@ def read_settings(path):
         raise ConfigError(f"{path} must hold lines of `key: value`, got {settings!r}")
     allowed = {*Config.model_fields, "first_run"} if path == DEFAULTS else Config.model_fields
     for key in settings:
-        check_known(key, allowed, f"{path}: ")
+        check_known(key, allowed, f"{path}: there is no setting", ALL_SETTINGS)
     return settings
 
 
@@ -329,7 +330,7 @@ def read_pairs(pairs):
     """Settings of the command line: (key, text) pairs -> mapping of parsed values."""
     settings = {}
     for key, text in pairs:
-        check_known(key, Config.model_fields)
+        check_known(key, Config.model_fields, "there is no setting", ALL_SETTINGS)
         if key in settings:
             raise ConfigError(f"{key} is given twice, the second time as {text!r}: once would be right")
         if not text:
@@ -340,11 +341,16 @@ def read_pairs(pairs):
     return settings
 
 
-def check_known(key, allowed, source=""):
-    if key not in allowed:
-        close = difflib.get_close_matches(key, allowed, n=1, cutoff=0.6)
-        hint = f"did you mean {close[0]}?" if close else "`python train.py --help` lists all settings"
-        raise ConfigError(f"{source}there is no setting {key!r}; {hint}")
+def check_known(name, known, problem, otherwise=None):
+    """Raise ConfigError unless `name` is one of the known ones.
+
+    problem    how the sentence begins, as "model: there is no network"
+    otherwise  how it ends where no known one is close to the name; None lists them all
+    """
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        hint = f"did you mean {close[0]}?" if close else otherwise or f"there are {', '.join(known)}"
+        raise ConfigError(f"{problem} {name!r}; {hint}")
 
 
 def settle(layers):

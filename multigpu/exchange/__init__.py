@@ -18,11 +18,10 @@ warn      (sentence) -> None, called at rank 0 alone
 Raises ConfigError for what cannot be, DeviceError.
 """
 
-import difflib
 import pkgutil
 from abc import ABC, abstractmethod
 
-from alexnet.config import ConfigError
+from alexnet.config import ConfigError, check_known
 
 EXCHANGES = {
     "peer": "multigpu.exchange.peer:connect",
@@ -62,10 +61,7 @@ def strategy_of(config, partners):
     name = config.exchange
     if name == "auto":
         name = "peer" if partners.on_one_host else BETWEEN_HOSTS
-    if name not in EXCHANGES:
-        close = difflib.get_close_matches(name, EXCHANGES, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are auto, {', '.join(EXCHANGES)}"
-        raise ConfigError(f"exchange: there is no strategy {name!r}; {hint}")
+    check_known(name, ("auto", *EXCHANGES), "exchange: there is no strategy")
     if name == "peer" and not partners.on_one_host:
         raise ConfigError(f"exchange=peer needs all workers on one machine; exchange={BETWEEN_HOSTS} does not")
     if name != "peer" and not partners.over_mpi:

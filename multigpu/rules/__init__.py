@@ -35,12 +35,11 @@ What the training loop sees of an Exchange:
         exchange.close()                         tells the others, then lets go of their memory, then of its own
 """
 
-import difflib
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from typing import NamedTuple
 
-from alexnet.config import DEFAULTS, ConfigError, read_settings
+from alexnet.config import DEFAULTS, ConfigError, check_known, read_settings
 from alexnet.training import train
 from multigpu.exchange import strategy_of
 
@@ -94,10 +93,7 @@ def rule_of(config, partners):
 
     Raises ConfigError for one that is not there, or cannot be, and for settings that mean nothing with it.
     """
-    if config.rule not in RULES:
-        close = difflib.get_close_matches(config.rule, RULES, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(RULES)}"
-        raise ConfigError(f"rule: there is no rule {config.rule!r}; {hint}")
+    check_known(config.rule, RULES, "rule: there is no rule")
     rule = RULES[config.rule]
     if rule.over_mpi and not partners.over_mpi:
         raise ConfigError(
