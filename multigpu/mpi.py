@@ -13,7 +13,8 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from multigpu.partners import OutOfStep
+from multigpu.partners import parted
+from multigpu.watchman import name_of
 
 __all__ = ["MPI", "MpiPartners", "is_cuda_aware", "leave_no_files"]
 
@@ -48,11 +49,8 @@ class MpiPartners:
             heard = self._talk.allgather(message)
         for other, each in enumerate(heard):
             if type(each) is not type(message) or each.step != message.step:
-                raise OutOfStep(
-                    f"{self._names[other]} says {type(each).__name__} of step {each.step}, rank {self.rank} waits for "
-                    f"{type(message).__name__} of step {message.step}: their runs have parted; start all anew from one "
-                    "checkpoint"
-                )
+                awaited = f"{type(message).__name__} of step {message.step}"
+                raise parted(self._names[other], each, f"rank {self.rank}", awaited)
         return heard
 
     def watch(self, on_death):
@@ -74,7 +72,7 @@ class MpiPartners:
 
     def name(self, other, pid):
         """Say a partner's process, too, where a sentence names it."""
-        self._names[other] = f"rank {other} (pid {pid} on {self.hosts[other]})"
+        self._names[other] = name_of(other, pid, self.hosts[other])
 
 
 class Pace:

@@ -112,6 +112,14 @@ class OutOfStep(RuntimeError):
     """Another worker is not where this one is; the message says where both are."""
 
 
+def parted(other, message, own, awaited):
+    """The OutOfStep of `own`, who has got a message of `other` and waits for what is `awaited`, all three in words."""
+    return OutOfStep(
+        f"{other} says {type(message).__name__} of step {message.step}, {own} waits for {awaited}: "
+        "their runs have parted; start all workers anew from one checkpoint"
+    )
+
+
 class Partners:
     """The line to every other worker.
 
@@ -175,10 +183,7 @@ class Partners:
             raise self._died(other) from error
         if isinstance(message, kind) and message.step == step:
             return message
-        raise OutOfStep(
-            f"{self._names[other]} says {type(message).__name__} of step {message.step}, worker {self.rank} waits for "
-            f"{kind.__name__} of step {step}: their runs have parted; start all workers anew from one checkpoint"
-        )
+        raise parted(self._names[other], message, f"worker {self.rank}", f"{kind.__name__} of step {step}")
 
     def _died(self, other):
         return PartnerDied(f"{self._names[other]} has died; worker {self.rank} cannot go on without it")
@@ -206,6 +211,15 @@ def greet(config, network, device, partners, step):
                 raise ConfigError(
                     f"workers 0 and {rank} begin with different {name}; start both anew, or from one checkpoint"
                 )
+
+
+def total(partners, step, values, stop):
+    """(float64 array of the values, each summed over all workers, whether any of them has to stop); all call it.
+
+    step  counts these sums
+    """
+    heard = partners.meet(Totals(step, tuple(map(float, values)), bool(stop)))
+    return np.sum([totals.values for totals in heard], axis=0), any(totals.stop for totals in heard)
 
 
 def checksum(array):

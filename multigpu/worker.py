@@ -42,8 +42,8 @@ def work(config, device, control, partners):
     Raises ConfigError, DataError, DeviceError or CheckpointError for what cannot be, before anything is compiled if it
     can be known by then; Diverged when the cost is no number; LoaderDied, PartnerDied.
     """
-    model, part, rank = model_class(config.model), part_of(config, partners), partners.rank
-    connect = pkgutil.resolve_name(rule_of(config, partners).connect)
+    model, rule, rank = model_class(config.model), rule_of(config, partners), partners.rank
+    part, connect = part_of(rule, config, partners), pkgutil.resolve_name(rule.connect)
     data = open_dataset(config.data, config.classes)
     train = data.train.shard(part.worker, part.workers)
     data = data._replace(train=train, validation=data.validation.shard(*part.validates))

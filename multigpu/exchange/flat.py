@@ -5,6 +5,7 @@ from math import prod
 import numpy as np
 
 START = 16                                       # floats, 64 bytes: where an array may start
+BLOCK = 1 << 15                                  # floats: three blocks stay in the L2 cache
 PAGE = 1024                                      # floats: the whole is a multiple of it, so that it can be shared out
 
 
@@ -50,3 +51,12 @@ class Flat:
     def close(self):
         """Free the buffer."""
         self.buffer.close()
+
+
+def blocks(*arrays):
+    """Blocks of float arrays of one dimension, alike in length and dtype, and room for another of their size."""
+    first = arrays[0]
+    room = np.empty(min(BLOCK, first.size), first.dtype)
+    for begin in range(0, first.size, BLOCK):
+        parts = [array[begin : begin + BLOCK] for array in arrays]
+        yield *parts, room[: parts[0].size]

@@ -62,6 +62,7 @@ RULES = {
     "gosgd": Rule("multigpu.rules.gosgd:connect"),
 }
 ALONE = Rule("multigpu.rules.alone:connect", over_mpi=False)
+POST = "multigpu.rules.post:Post"                # by name: it starts MPI
 OF_BSP = ("sync", "exchange", "exchange_what", "error_feedback", "average_every")  # settings of no other rule
 
 
@@ -120,10 +121,9 @@ def refuse_settings_of_bsp(config):
             )
 
 
-def part_of(config, partners):
-    """The Part of a rank among its partners."""
+def part_of(rule, config, partners):
+    """The Part of a rank among its partners, by the rule_of them."""
     rank, size = partners.rank, partners.size
-    rule = rule_of(config, partners)
     if not rule.served:
         apart = rule is not ALONE and config.rule == "bsp" and exchanged(config, partners) == "gradients"
         step = ("compute", "apply") if apart else ("train",)
@@ -137,7 +137,7 @@ def exchanged(config, partners):
     """What rule bsp exchanges, settled: weights_and_momentum, weights or gradients."""
     if config.exchange_what != "auto":
         return config.exchange_what
-    if config.sync == "cdd":
+    if config.sync == "cdd" or config.adapts:
         return "gradients"
     return "weights" if partners.over_mpi else "weights_and_momentum"
 

@@ -14,6 +14,7 @@ What is exchanged for it (exchange_what):
                            V <- mu V - N lr_p (mean of g_i + eta w), so cdd is the update at N times the rate, and one
                            flat buffer of gradients, half of weights and momentum, does for it
 
+Adagrad and Adadelta are not linear, so only gradients make all workers alike, and one with the N batches together.
 Momentum is linear, so avg at N lr, cdd at lr, and a single worker with the N batches together at N lr are one
 trajectory, but for rounding.
 """
@@ -23,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from multigpu.exchange import Strategy, strategy_of
-from multigpu.partners import Lapped, Level, Ready, Totals, greet
+from multigpu.partners import Lapped, Level, Ready, greet, total
 from multigpu.rules import Agreed, Exchange, exchanged
 
 
@@ -123,8 +124,7 @@ class Bsp(Exchange):
 
     def total(self, values, stop):
         self._totals += 1
-        heard = self._partners.meet(Totals(self._totals, tuple(map(float, values)), bool(stop)))
-        return np.sum([totals.values for totals in heard], axis=0), any(totals.stop for totals in heard)
+        return total(self._partners, self._totals, values, stop)
 
     def close(self):
         with self._partners.waiting():

@@ -16,13 +16,11 @@ from functools import partial
 import numpy as np
 
 from multigpu.device.host import HostDevice
-from multigpu.exchange.flat import Flat
+from multigpu.exchange.flat import Flat, blocks
 from multigpu.partners import greet
+from multigpu.rules import POST
 from multigpu.rules.bsp import shapes_of, weights_and_velocities
 from multigpu.rules.server import SERVER, Client, Server
-
-POST = "multigpu.rules.post:Post"                # by name: it starts MPI
-BLOCK = 1 << 15                                  # floats: worker, centre and their difference stay in the L2 cache
 
 
 def connect(config, network, device, partners, recorder, step=0):
@@ -45,10 +43,9 @@ def elastic_step(worker, centre, alpha):
 
     worker, centre  float arrays of one dimension, alike in length and dtype; no memory of both is the same
     """
-    room, alpha = np.empty(min(BLOCK, worker.size), worker.dtype), worker.dtype.type(alpha)
-    for begin in range(0, worker.size, BLOCK):
-        w, c = worker[begin : begin + BLOCK], centre[begin : begin + BLOCK]
-        pull = np.subtract(w, c, out=room[: w.size])
+    alpha = worker.dtype.type(alpha)
+    for w, c, pull in blocks(worker, centre):
+        np.subtract(w, c, out=pull)
         pull *= alpha
         w -= pull
         c += pull

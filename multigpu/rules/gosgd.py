@@ -27,14 +27,12 @@ import numpy as np
 
 from alexnet.augment import random_stream
 from multigpu.device.host import HostDevice
-from multigpu.exchange.flat import Flat
-from multigpu.partners import Closed, OutOfStep, Totals, greet
-from multigpu.rules import Agreed, Exchange
+from multigpu.exchange.flat import Flat, blocks
+from multigpu.partners import Closed, OutOfStep, greet, total
+from multigpu.rules import POST, Agreed, Exchange
 from multigpu.rules.bsp import shapes_of, weights_and_velocities
 
-POST = "multigpu.rules.post:Post"                # by name: it starts MPI
 GOSSIP = 3                                       # which random stream: alexnet.augment has 1 and 2
-BLOCK = 1 << 15                                  # floats: what is merged at a time stays in the L2 cache
 LOOKS = 2                                        # messages of each other worker that a step looks for at most
 ROUNDING = 1e-9                                  # how far the sum of all shares may be from 1
 
@@ -91,14 +89,13 @@ def merged(weights, share, pushed, pushed_share):
 
     weights, pushed  float arrays of one dimension, alike in length and dtype
     """
-    total = share + pushed_share
-    part, room = weights.dtype.type(pushed_share / total), np.empty(min(BLOCK, weights.size), weights.dtype)
-    for begin in range(0, weights.size, BLOCK):
-        w, theirs = weights[begin : begin + BLOCK], pushed[begin : begin + BLOCK]
-        way = np.subtract(theirs, w, out=room[: w.size])
+    both = share + pushed_share
+    part = weights.dtype.type(pushed_share / both)
+    for w, theirs, way in blocks(weights, pushed):
+        np.subtract(theirs, w, out=way)
         way *= part
         w += way
-    return total
+    return both
 
 
 class Lot(NamedTuple):
@@ -253,8 +250,7 @@ class Gosgd(Exchange):
 
     def total(self, values, stop):
         self._totals += 1
-        heard = self._partners.meet(Totals(self._totals, tuple(map(float, values)), bool(stop)))
-        return np.sum([totals.values for totals in heard], axis=0), any(totals.stop for totals in heard)
+        return total(self._partners, self._totals, values, stop)
 
     def close(self):
         self._post.close()

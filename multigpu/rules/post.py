@@ -12,7 +12,7 @@ Importing this file starts MPI, so rules take Post by name.
 import time
 
 from multigpu.mpi import MPI
-from multigpu.partners import OutOfStep
+from multigpu.partners import OutOfStep, parted
 
 SHORTEST, LONGEST = 1e-4, 1e-3                   # seconds of sleep between two looks
 
@@ -59,10 +59,7 @@ class Post:
 
     def refuse(self, message, awaited):
         """Raise OutOfStep for a message that is not what this rank waits for."""
-        raise OutOfStep(
-            f"rank {message.sender} says {type(message).__name__} of step {message.step}, rank {self.rank} waits for "
-            f"{awaited}: their runs have parted; start all anew from one checkpoint"
-        )
+        raise parted(f"rank {message.sender}", message, f"rank {self.rank}", awaited)
 
     def until(self, look):
         """Call look() again and again, until it returns what is true; returns that."""

@@ -14,6 +14,7 @@ import pytensor
 from alexnet.data import Dataset, Split
 from alexnet.recorder import Silent
 from alexnet.training import Run
+from multigpu.rules import part_of, rule_of
 from tests import mpi
 from tests.tiny import settings
 
@@ -134,6 +135,12 @@ class Ranks:
 
     def __init__(self, rank, size):
         self.rank, self.size = rank, size
+
+
+def part_at(config, rank, size):
+    """The Part of a rank of so many."""
+    ranks = Ranks(rank, size)
+    return part_of(rule_of(config, ranks), config, ranks)
 
 
 def train_py(ranks, output, **settings):

@@ -152,7 +152,8 @@ def work(config, device, control, partners):
     points.reach("starting")
     if partners.over_mpi and rank == 0:
         Path(folder, config.run_name, "log.txt").touch()
-    rule, part, reader = rule_of(config, partners), part_of(config, partners), (folder, rank)
+    rule, reader = rule_of(config, partners), (folder, rank)
+    part = part_of(rule, config, partners)
     n = STEPS * part.workers * config.batch_size
     split = Split((Path("none"),), np.array([n]), np.zeros(n, np.int32))
     with (

@@ -9,12 +9,13 @@ from alexnet import checkpoint
 from alexnet.config import ConfigError
 from alexnet.recorder import read_records
 from alexnet.training import Position
+from multigpu.exchange.flat import BLOCK
 from multigpu.partners import OutOfStep
-from multigpu.rules import Part, part_of, rule_of
-from multigpu.rules.easgd import BLOCK, elastic_step
+from multigpu.rules import Part, rule_of
+from multigpu.rules.easgd import elastic_step
 from tests import tiny
 from tests.mpi import MpiTeam, needs_mpi, results
-from tests.multigpu.rules_doubles import STEPS, Ranks, toy_settings, train_py
+from tests.multigpu.rules_doubles import STEPS, Ranks, part_at, toy_settings, train_py
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
 TASKS = "tests.multigpu.easgd_tasks"
@@ -178,8 +179,8 @@ def test_what_does_not_fit_is_refused(team, case, sentence):
 
 def test_rank_0_validates_and_the_others_are_the_workers():
     config = toy_settings(rule="easgd")
-    assert part_of(config, Ranks(0, 4)) == Part(0, 3, (0, 1), ("validate",))
-    assert part_of(config, Ranks(3, 4)) == Part(2, 3, (0, 1), ("train",))
+    assert part_at(config, 0, 4) == Part(0, 3, (0, 1), ("validate",))
+    assert part_at(config, 3, 4) == Part(2, 3, (0, 1), ("train",))
 
 
 @pytest.mark.parametrize("rule", ["easgd", "gosgd"])

@@ -8,12 +8,13 @@ import pytest
 from alexnet import checkpoint
 from alexnet.recorder import read_records
 from alexnet.training import Position
+from multigpu.exchange.flat import BLOCK
 from multigpu.partners import OutOfStep
-from multigpu.rules import Part, part_of
-from multigpu.rules.gosgd import BLOCK, halved, merged, receiver
+from multigpu.rules import Part
+from multigpu.rules.gosgd import halved, merged, receiver
 from tests import tiny
 from tests.mpi import MpiTeam, needs_mpi, results
-from tests.multigpu.rules_doubles import STEPS, Ranks, toy_settings, train_py
+from tests.multigpu.rules_doubles import STEPS, part_at, toy_settings, train_py
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
 TASKS = "tests.multigpu.gosgd_tasks"
@@ -192,7 +193,7 @@ def test_what_does_not_fit_is_refused(team, case, sentence):
 
 
 def test_every_rank_is_a_worker_and_validates_its_share():
-    assert part_of(toy_settings(rule="gosgd"), Ranks(2, 4)) == Part(2, 4, (2, 4), ("train", "validate"))
+    assert part_at(toy_settings(rule="gosgd"), 2, 4) == Part(2, 4, (2, 4), ("train", "validate"))
 
 
 def test_a_run_of_train_py_records_saves_and_goes_on(tmp_path):
