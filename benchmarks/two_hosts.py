@@ -1,0 +1,119 @@
+"""Two hosts made of one machine: network namespaces with an address each, joined by a cable of the kernel's.
+
+The second has a host name and a /dev/shm of its own, too.  In ssh's place mpiexec calls a script that enters the
+namespace of the address.  Needs root, and Linux:
+
+    with Hosts(folder) as hosts:                         # folder: for the script
+        within, across, variables = hosts.places(mpiexec)
+        subprocess.run([*within, mpiexec, *across, "-n", "2", ...], env=os.environ | variables)
+
+runs two ranks, one on each host.  Both share the machine's processors.
+"""
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+A, B = "10.77.31.1", "10.77.31.2"
+AGENT = """#!/bin/sh
+while [ "${{1#-}}" != "$1" ]; do shift; done
+test "$1" = {address} || {{ echo "agent: there is no host $1" >&2; exit 9; }}
+shift
+exec ip netns exec {space} unshare --uts --mount sh -c '
+    hostname second && mount -t tmpfs tmpfs /dev/shm && exec sh -c "$1"' agent "$*"
+"""
+SECONDS = 10.0                                   # in which a cable is there
+
+
+def obstacle():
+    """Why there can be no two hosts here, or None."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return "only root may make network namespaces"
+    if not (shutil.which("ip") and shutil.which("unshare")):
+        return "ip (iproute2) and unshare (util-linux) are needed to make two hosts of one"
+    space, ends = f"probe{os.getpid()}", (f"p{os.getpid()}a", f"p{os.getpid()}b")
+    try:
+        ip("netns", "add", space)
+        run("ip", "netns", "exec", space, "unshare", "--uts", "--mount", "true")
+        ip("link", "add", ends[0], "netns", space, "type", "veth", "peer", "name", ends[1], "netns", space)
+    except subprocess.CalledProcessError as error:
+        return f"this kernel makes no network namespaces: {(error.stderr or '').strip()}"
+    finally:
+        subprocess.run(["ip", "netns", "del", space], capture_output=True)
+    return None
+
+
+def run(*command):
+    """What the command prints; raises CalledProcessError."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def ip(*arguments):
+    return run("ip", *arguments)
+
+
+class Hosts:
+    """The two hosts, while its `with` block lasts.
+
+    folder  for the script that mpiexec calls
+    rate    of the cable, each way, as `tc` has it ("1gbit"); None: as fast as it can
+    """
+
+    def __init__(self, folder, rate=None):
+        number = os.getpid()
+        self.spaces, self.ends = (f"first{number}", f"second{number}"), (f"v{number}a", f"v{number}b")
+        self._rate, self._agent = rate, Path(folder, "agent")
+        self._agent.write_text(AGENT.format(address=B, space=self.spaces[1]))
+        self._agent.chmod(0o755)
+
+    def __enter__(self):
+        try:
+            for space in self.spaces:
+                ip("netns", "add", space)
+            (one, other), (first, second) = self.ends, self.spaces
+            ip("link", "add", one, "netns", first, "type", "veth", "peer", "name", other, "netns", second)
+            for space, end, address in zip(self.spaces, self.ends, (A, B), strict=True):
+                ip("-n", space, "addr", "add", f"{address}/24", "dev", end)
+                ip("-n", space, "link", "set", "lo", "up")
+                ip("-n", space, "link", "set", end, "up")
+                if self._rate is not None:
+                    run("tc", "-n", space, "qdisc", "add", "dev", end, "root", "tbf", "rate", self._rate,
+                        "burst", "1mb", "latency", "50ms")  # fmt: skip
+            self._wait()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error):
+        for space in self.spaces:
+            subprocess.run(["ip", "netns", "del", space], capture_output=True)
+
+    def _wait(self):
+        """Until the kernel says that both ends run, up to a second later: UCX takes no others, and finds nobody."""
+        end = time.monotonic() + SECONDS
+        while not all(self._runs(*each) for each in zip(self.spaces, self.ends, strict=True)):
+            if time.monotonic() > end:
+                raise TimeoutError(f"the cable between two network namespaces is not up after {SECONDS:.0f} s")
+            time.sleep(0.01)
+
+    def _runs(self, space, end):
+        place = f"/sys/class/net/{end}"          # to be asked for the carrier has newer kernels look at once
+        return run("ip", "netns", "exec", space, "cat", f"{place}/carrier", f"{place}/operstate").split() == ["1", "up"]
+
+    def places(self, mpiexec):
+        """For one rank on each host: (what goes before mpiexec, what goes after it, variables)."""
+        within = "ip", "netns", "exec", self.spaces[0]
+        if "open" in run(mpiexec, "--version").lower():
+            across = "--host", f"{A},{B}", "--mca", "btl", "tcp,self", "--mca", "pml", "ob1"
+            return within, across, {"PRTE_MCA_plm_ssh_agent": str(self._agent)}
+        across = "-launcher", "ssh", "-launcher-exec", str(self._agent), "-hosts", f"{A},{B}", "-ppn", "1"
+        return within, across, {"UCX_TLS": "tcp,self"}           # else it finds out that it is one machine, and copies
+
+
+def sent():
+    """Bytes that have left the host of this process so far, headers included: of all interfaces but its own loop."""
+    ends = [each for each in Path("/sys/class/net").iterdir() if each.name != "lo"]
+    return sum(int((each / "statistics" / "tx_bytes").read_text()) for each in ends)

@@ -1,0 +1,37 @@
+"""Run by the ranks of two hosts: what the strategies send of `n` floats, and what the cable has seen of it.
+
+over_the_cable.py n     prints {strategy: [bytes that rank 0 has handed to MPI, bytes that have left its host]}
+"""
+
+import json
+import pkgutil
+import sys
+
+import numpy as np
+
+from benchmarks.two_hosts import sent
+from tests.multigpu.strategy_tasks import reduction_of
+
+
+def measure(comm, name, n, step):
+    reduction = reduction_of(name, comm, n)
+    array = np.full(n + reduction.spare, comm.rank, np.float32)
+    comm.Barrier()
+    before = sent()
+    reduction.reduce(array, step)
+    comm.Barrier()                               # all of it is there
+    assert (array[:n] == 0.5).all()
+    return reduction.sent, sent() - before
+
+
+def main(n):
+    comm = pkgutil.resolve_name("multigpu.mpi:MPI").COMM_WORLD
+    pkgutil.resolve_name("multigpu.mpi:leave_no_files")()
+    names = ("ar", "asa32", "asa16", "copper", "copper16")
+    found = {name: measure(comm, name, n, step) for step, name in enumerate(names)}
+    if comm.rank == 0:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
