@@ -33,7 +33,7 @@ from multigpu.loader import LoaderDied
 from multigpu.mpi import MPI
 from multigpu.partners import OutOfStep, PartnerDied
 from multigpu.process import SIGNALS
-from multigpu.watchman import Beat, Bye, End, Here, Line, Nonce, Released, Settled, Welcome, proof_of
+from multigpu.watchman import Beat, Bye, End, Here, Line, Nonce, Released, Settled, Welcome, name_of, proof_of
 
 BEAT = 1.0                                       # seconds
 REACH = 2.0                                      # seconds in which an address has to answer
@@ -117,7 +117,7 @@ class Lifeline:
         """End the job, as nobody else does: the watchman is gone, or rank 0's machine.  One rank is to say so."""
         time.sleep(min(0.1 * self._partners.rank, 1.0))
         host = self._partners.hosts[0]
-        sentence = f"{name_of(self._partners)}: this job's watchman on {host} is gone, or {host} is; the job ends\n"
+        sentence = f"{own_name(self._partners)}: this job's watchman on {host} is gone, or {host} is; the job ends\n"
         os.write(2, sentence.encode())           # not sys.stderr, whose lock the main thread may hold
         self._end(End(1, True))
 
@@ -176,8 +176,8 @@ def own_addresses():
     return sorted(found, key=lambda address: address.startswith("127."))
 
 
-def name_of(partners):
-    return f"rank {partners.rank} (pid {os.getpid()} on {partners.hosts[partners.rank]})"
+def own_name(partners):
+    return name_of(partners.rank, os.getpid(), partners.hosts[partners.rank])
 
 
 def find_watchman(call, partners):
@@ -190,7 +190,7 @@ def find_watchman(call, partners):
             return join(address, call.token, partners)
     addresses = ", ".join(address for address, _ in call.addresses)
     sentence = (
-        f"{name_of(partners)} cannot reach the watchman of this job over TCP; "
+        f"{own_name(partners)} cannot reach the watchman of this job over TCP; "
         f"it listens on {partners.hosts[0]} at {addresses}\n"
     )
     os.write(2, sentence.encode())
@@ -202,8 +202,8 @@ def join(address, token, partners):
     line = Line(socket.create_connection(address, REACH))
     try:
         nonce = await_one(line, Nonce)
-        rank, pid, host = partners.rank, os.getpid(), partners.hosts[partners.rank]
-        line.send(Here(rank, pid, host, proof_of(token, nonce.text, f"rank {rank} of pid {pid} on {host}")))
+        proof = proof_of(token, nonce.text, own_name(partners))
+        line.send(Here(partners.rank, os.getpid(), partners.hosts[partners.rank], proof))
         welcome = await_one(line, Welcome)
         if not hmac.compare_digest(welcome.proof, proof_of(token, nonce.text, "watchman")):
             raise ValueError(f"at {address} listens another one")

@@ -103,6 +103,11 @@ class Released(NamedTuple):
 KINDS = {kind.__name__: kind for kind in (Nonce, Here, Welcome, Settled, Beat, Failed, Bye, End, Released)}
 
 
+def name_of(rank, pid, host):
+    """How sentences name a rank."""
+    return f"rank {rank} (pid {pid} on {host})"
+
+
 def proof_of(token, text, who):
     """What only one who knows the token can answer to a Nonce's text."""
     return hmac.new(token, f"{who} {text}".encode(), "sha256").hexdigest()
@@ -237,12 +242,12 @@ class Watchman:
         if here is None and not ended:
             return
         del self._strangers[fd]
-        who = f"rank {here.rank} of pid {here.pid} on {here.host}" if here else ""
+        who = name_of(here.rank, here.pid, here.host) if here else ""
         if here is None or not hmac.compare_digest(here.proof, proof_of(self._token, nonce.text, who)):
             self._any.unregister(fd)
             line.close()
             return
-        rank = Rank(line, here, f"rank {here.rank} (pid {here.pid} on {here.host})")
+        rank = Rank(line, here, who)
         self._ranks[fd], self._came = rank, self._came + 1
         self._ends.register(fd, select.EPOLLRDHUP)
         tell(rank, Welcome(proof_of(self._token, nonce.text, "watchman")))
