@@ -17,7 +17,7 @@ from alexnet.layers import Background, Noise
 from alexnet.models import model_class
 from alexnet.objectives import cross_entropy, top_k_error, training_cost
 from alexnet.ops import CropMirror
-from alexnet.updates import momentum_sgd, nesterov, sgd
+from alexnet.updates import adadelta, adagrad, momentum_sgd, name_of, nesterov, sgd
 
 
 class Images:
@@ -46,8 +46,8 @@ class Network:
 
     model      a Sequential of alexnet.models
     mean       float32 (3, 256, 256), grey levels, subtracted from every image
-    update     (parameters, gradients, learning_rate) -> (pairs, velocities): a rule of alexnet.updates with its
-               constants settled; None for a network that only validates and predicts
+    update     (parameters, gradients, learning_rate) -> (pairs, velocities or accumulators): a rule of
+               alexnet.updates, its constants settled; None for a network that only validates and predicts
     engine     "cpu", "jax" or "reference": alexnet.dispatch
     crop       True: images are uint8 and cropped in the graph; False: float32, cropped by the loader
     seed       of the random layers; give every worker its own
@@ -83,7 +83,7 @@ class Network:
 
     @cached_property
     def update_graph(self):
-        """Learning rate, the gradients as symbols without a value, update pairs and velocities, symbolic."""
+        """Learning rate, the gradients as symbols without a value, update pairs, and velocities or accumulators."""
         rate, gradients = pt.scalar("learning_rate", dtype="float32"), [p.variable.type() for p in self.learning]
         return rate, gradients, *self.update(self.learning, gradients, rate)
 
@@ -135,7 +135,11 @@ class Network:
 
     @cached_property
     def parameters_and_velocities(self):
-        """What training changes: shared variables of float32, in the order in which workers exchange them."""
+        """What training changes: shared variables of float32, in the order in which workers exchange them.
+
+        The parameters that learn, then what the rule of update keeps: velocities, or the accumulators of adagrad (as
+        many) and adadelta (twice as many).
+        """
         self.wait()
         return [*(parameter.variable for parameter in self.learning), *self.update_graph[3]]
 
@@ -219,11 +223,15 @@ def take_on(variables, arrays):
 
 def update_rule(config):
     """The update rule that the settings ask for, its constants settled."""
-    decay = config.weight_decay
-    if not config.use_momentum:
-        return partial(sgd, weight_decay=decay)
-    rule = nesterov if config.use_nesterov_momentum else momentum_sgd
-    return partial(rule, momentum=config.momentum, weight_decay=decay)
+    rules = {
+        "sgd": sgd,
+        "momentum": partial(momentum_sgd, momentum=config.momentum),
+        "nesterov": partial(nesterov, momentum=config.momentum),
+        "adagrad": partial(adagrad, epsilon=config.adagrad_epsilon),
+        "adadelta": partial(adadelta, rho=config.adadelta_rho, epsilon=config.adadelta_epsilon),
+    }
+    name = name_of(config.update, config.use_momentum, config.use_nesterov_momentum)
+    return partial(rules[name], weight_decay=config.weight_decay)
 
 
 def build_network(config, classes, mean, rank=0, device="cpu"):

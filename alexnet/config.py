@@ -151,6 +151,7 @@ DeviceName = Annotated[str, AfterValidator(device_name)]
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Epsilon = Annotated[float, Field(ge=1e-30, allow_inf_nan=False)]        # float32 makes a much smaller one zero
 
 
 class Config(BaseModel):
@@ -191,9 +192,13 @@ class Config(BaseModel):
     lr_power: Amount
     lr_scaling: Literal["none", "linear"]
     warmup_epochs: Annotated[int, Field(ge=0)]
+    update: Literal["auto", "sgd", "momentum", "nesterov", "adagrad", "adadelta"]
     use_momentum: bool
     momentum: Share
     use_nesterov_momentum: bool
+    adagrad_epsilon: Epsilon
+    adadelta_rho: Share
+    adadelta_epsilon: Epsilon
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     dropout_rate: Share
 
@@ -256,7 +261,17 @@ class Config(BaseModel):
             raise ValueError(
                 f"exchange_what must be auto or gradients with sync=cdd, which adds updates, got {self.exchange_what}"
             )
-        if (self.exchange_what == "gradients" or self.sync == "cdd") and self.average_every > 1:
+        if self.adapts and self.sync == "cdd":
+            raise ValueError(
+                f"sync must be avg with update={self.update}, whose updates by the parts of a batch do not add up to "
+                f"that by the whole, got cdd"
+            )
+        if self.adapts and self.exchange_what not in ("auto", "gradients"):
+            raise ValueError(
+                f"exchange_what must be auto or gradients with update={self.update}, because the mean of the workers' "
+                f"accumulators is not that of one worker, got {self.exchange_what}"
+            )
+        if (self.exchange_what == "gradients" or self.sync == "cdd" or self.adapts) and self.average_every > 1:
             raise ValueError(
                 f"average_every must be 1 when gradients are exchanged, because each is used in its step alone, "
                 f"got {self.average_every}"
@@ -268,9 +283,18 @@ class Config(BaseModel):
             raise ValueError(f"lr_policy must not be auto with rule={self.rule}, whose workers wait for no validation")
         if self.use_nesterov_momentum and not self.use_momentum:
             raise ValueError("use_nesterov_momentum is true but use_momentum is false: set both or neither")
+        switched = "nesterov" if self.use_nesterov_momentum else "auto" if self.use_momentum else "sgd"
+        if "auto" not in (self.update, switched) and self.update != switched:
+            switch = "use_momentum=false" if switched == "sgd" else "use_nesterov_momentum=true"
+            raise ValueError(f"update is {self.update}, but {switch} means {switched}: set one of the two")
         if self.lr_policy == "auto" and not self.validation:
             raise ValueError("lr_policy auto follows the validation error, so validation must be true, got false")
         return self
+
+    @property
+    def adapts(self):
+        """Whether the update is one whose steps are not linear in the gradients: rule bsp has to exchange those."""
+        return self.update in ("adagrad", "adadelta")
 
 
 def load_config(arguments, path=None):

@@ -1,6 +1,6 @@
 """What a run's checkpoint holds, and how a run goes on from one.
 
-    arrays      every parameter and velocity, the step of the random layers, the mean image
+    arrays      every parameter, its velocity or accumulators, the step of the random layers, the mean image
     metadata    position in the training, settings, number of workers, network, class names, resize, versions
 
 The random streams are counter based, so the position is all that they need; restoring is bit-exact on the CPU.
@@ -17,9 +17,12 @@ from alexnet import checkpoint
 from alexnet.augment import IMAGE_SIZE
 from alexnet.checkpoint import MEAN, CheckpointError
 from alexnet.training import Diverged, Position
+from alexnet.updates import name_of
 
 MEAN_IMAGE = (3, IMAGE_SIZE, IMAGE_SIZE), np.dtype(np.float32)
 MID_EPOCH = ("random_seed", "shuffle")  # must stay to go on within an epoch: with the size of a step they order it
+# older checkpoints lack the first
+OF_UPDATE = {"update": "auto", "use_momentum": True, "use_nesterov_momentum": False}
 
 
 def save(folder, position, network, data, config):
@@ -74,13 +77,14 @@ def restore(snapshot, network, config, workers=1):
     """Bring the network to the state in a Snapshot; returns the Position to go on from.
 
     workers  of this run; those of the run that saved may have been more or fewer
-    Raises CheckpointError when the arrays are not this network's, when other layers were frozen, or when settings
-    that order the batches have changed and the checkpoint lies within an epoch.
+    Raises CheckpointError when the arrays are not this network's, when other layers were frozen or another update has
+    kept other things, or when settings that order the batches have changed and the checkpoint lies within an epoch.
     """
     path, arrays, metadata = snapshot
     checkpoint.check_metadata(metadata, {"model": config.model}, path)
     position = position_of(metadata, path)
     check_frozen(metadata, config, path)
+    check_update(metadata, config, path)
     expected = {name: (array.shape, array.dtype) for name, array in network.get_state().items()}
     checkpoint.check_arrays(arrays, expected | {MEAN: MEAN_IMAGE}, path)
     if position.batch:
@@ -96,6 +100,19 @@ def check_frozen(metadata, config, path):
         was, now = (", ".join(layers) or "none" for layers in (before, config.frozen_layers))
         raise CheckpointError(
             f"{path} was saved with frozen_layers {was}, this run has {now}; weights={path} would start anew from it"
+        )
+
+
+def check_update(metadata, config, path):
+    """Raise CheckpointError where the update was another: what it has kept means nothing to this one.
+
+    Momentum's velocities are Nesterov's, too.
+    """
+    before = OF_UPDATE | metadata.get("config", {})
+    was, now = (name_of(*(settings[key] for key in OF_UPDATE)) for settings in (before, config.model_dump()))
+    if was != now and {was, now} != {"momentum", "nesterov"}:
+        raise CheckpointError(
+            f"{path} was saved with update {was}, this run has {now}; weights={path} would start anew from it"
         )
 
 

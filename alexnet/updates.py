@@ -1,14 +1,13 @@
 """Update rules: from gradients to (variable, new value) pairs.
 
 A rule takes parameters (alexnet.layers.Parameter), their gradients and the learning rate (a symbolic scalar),
-which each parameter scales by its lr_mult, and weight decay by its decay_mult.  It returns the pairs and the
-velocities: shared variables that start at zero and belong in the checkpoint.
+which each parameter scales by its lr_mult, and weight decay by its decay_mult.  It returns the pairs and what it
+keeps from step to step, velocities or accumulators: shared variables that start at zero and belong in the checkpoint.
 """
 
 import numpy as np
 import pytensor
-
-f32 = np.float32                # constants of float32 keep the graph, and so the bytes moved, float32
+import pytensor.tensor as pt
 
 
 def sgd(parameters, gradients, learning_rate, weight_decay=5e-4):
@@ -30,8 +29,8 @@ def momentum_sgd(parameters, gradients, learning_rate, momentum=0.9, weight_deca
     """
     pairs, velocities = [], []
     for parameter, g in zip(parameters, gradients, strict=True):
-        w, v = parameter.variable, velocity_of(parameter)
-        new_v = f32(momentum) * v - scaled(learning_rate, parameter) * decayed(g, parameter, weight_decay)
+        w, v = parameter.variable, kept(parameter, "velocity")
+        new_v = constant(momentum) * v - scaled(learning_rate, parameter) * decayed(g, parameter, weight_decay)
         pairs += [(v, new_v), (w, w + new_v)]
         velocities.append(v)
     return pairs, velocities
@@ -47,24 +46,83 @@ def nesterov(parameters, gradients, learning_rate, momentum=0.9, weight_decay=5e
     """
     pairs, velocities = [], []
     for parameter, g in zip(parameters, gradients, strict=True):
-        w, v = parameter.variable, velocity_of(parameter)
-        rate = f32(1 + momentum) * scaled(learning_rate, parameter)
-        new_v = f32(momentum**2) * v - rate * decayed(g, parameter, weight_decay)
+        w, v = parameter.variable, kept(parameter, "velocity")
+        rate = constant(1 + momentum) * scaled(learning_rate, parameter)
+        new_v = constant(momentum**2) * v - rate * decayed(g, parameter, weight_decay)
         pairs += [(v, new_v), (w, w + new_v)]
         velocities.append(v)
     return pairs, velocities
 
 
+def adagrad(parameters, gradients, learning_rate, epsilon=1e-10, weight_decay=5e-4):
+    """A rate for each weight, the smaller the larger its gradients have been.
+
+        g <- g + weight_decay * w
+        G <- G + g**2
+        w <- w - learning_rate * g / (sqrt(G) + epsilon)
+
+    Source: Duchi et al. 2011, equation 1, with the diagonal of G, whose square root has delta (epsilon) added to it.
+    """
+    pairs, sums = [], []
+    for parameter, g in zip(parameters, gradients, strict=True):
+        w, squares = parameter.variable, kept(parameter, "squares")
+        g = decayed(g, parameter, weight_decay)
+        new_squares = squares + pt.sqr(g)
+        step = scaled(learning_rate, parameter) * g / (pt.sqrt(new_squares) + constant(epsilon))
+        pairs += [(squares, new_squares), (w, w - step)]
+        sums.append(squares)
+    return pairs, sums
+
+
+def adadelta(parameters, gradients, learning_rate, rho=0.95, epsilon=1e-6, weight_decay=5e-4):
+    """Steps as large as those before them have been, in the units of the weights.
+
+        g      <- g + weight_decay * w
+        E[g^2] <- rho * E[g^2] + (1 - rho) * g**2
+        d       = sqrt(E[d^2] + epsilon) / sqrt(E[g^2] + epsilon) * g
+        E[d^2] <- rho * E[d^2] + (1 - rho) * d**2
+        w      <- w - learning_rate * d
+
+    The paper has no learning rate: 1.  Source: Zeiler 2012, algorithm 1.
+    """
+    pairs, of_gradients, of_steps = [], [], []
+    for parameter, g in zip(parameters, gradients, strict=True):
+        w = parameter.variable
+        squared_gradient, squared_step = kept(parameter, "squared_gradient"), kept(parameter, "squared_step")
+        g = decayed(g, parameter, weight_decay)
+        new_squared_gradient = constant(rho) * squared_gradient + constant(1 - rho) * pt.sqr(g)
+        d = pt.sqrt(squared_step + constant(epsilon)) / pt.sqrt(new_squared_gradient + constant(epsilon)) * g
+        new_squared_step = constant(rho) * squared_step + constant(1 - rho) * pt.sqr(d)
+        pairs += [(squared_gradient, new_squared_gradient), (squared_step, new_squared_step)]
+        pairs += [(w, w - scaled(learning_rate, parameter) * d)]
+        of_gradients.append(squared_gradient)
+        of_steps.append(squared_step)
+    return pairs, of_gradients + of_steps
+
+
 def scaled(learning_rate, parameter):
-    return f32(parameter.lr_mult) * learning_rate
+    return constant(parameter.lr_mult) * learning_rate
 
 
 def decayed(g, parameter, weight_decay):
     """The gradient of the cost and of weight_decay / 2 * |w|**2."""
     rate = weight_decay * parameter.decay_mult
-    return g + f32(rate) * parameter.variable if rate else g
+    return g + constant(rate) * parameter.variable if rate else g
 
 
-def velocity_of(parameter):
+def constant(value):
+    """A number of the parameters' type: one of float32 keeps the graph, and so the bytes moved, float32."""
+    return np.dtype(pytensor.config.floatX).type(value)
+
+
+def kept(parameter, what):
+    """A shared variable of zeros, shaped like the parameter, and named after it."""
     zeros = np.zeros(parameter.shape, dtype=pytensor.config.floatX)
-    return pytensor.shared(zeros, name=f"{parameter.name}.velocity", shape=parameter.shape, borrow=True)
+    return pytensor.shared(zeros, name=f"{parameter.name}.{what}", shape=parameter.shape, borrow=True)
+
+
+def name_of(update, use_momentum, use_nesterov_momentum):
+    """The rule's name: that of the setting `update`, or where it is auto what upstream's two switches say."""
+    if update != "auto":
+        return update
+    return "nesterov" if use_nesterov_momentum else "momentum" if use_momentum else "sgd"

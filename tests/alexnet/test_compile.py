@@ -11,11 +11,11 @@ from alexnet.config import ConfigError, load_config
 from alexnet.dispatch import mode_of
 from alexnet.dispatch.cpu import build, elemwise
 from alexnet.layers import Conv, Dense, Flatten, Sequential
-from alexnet.updates import momentum_sgd, nesterov, sgd
+from alexnet.updates import adadelta, adagrad, momentum_sgd, nesterov, sgd
 from tests.tiny import Tiny
 
 BATCH, CLASSES = 6, 10
-RULES = {"sgd": sgd, "momentum": momentum_sgd, "nesterov": nesterov}
+RULES = {"sgd": sgd, "momentum": momentum_sgd, "nesterov": nesterov, "adagrad": adagrad, "adadelta": adadelta}
 
 
 def network_of(engine, rule=momentum_sgd, **settings):

@@ -225,6 +225,28 @@ def test_what_cannot_be_meant_is_refused(argument, message):
             "use_nesterov_momentum is true but use_momentum is false: set both or neither",
         ),
         (
+            ["use_nesterov_momentum=true", "update=adagrad"],
+            "update is adagrad, but use_nesterov_momentum=true means nesterov: set one of the two",
+        ),
+        (
+            ["use_momentum=false", "update=momentum"],
+            "update is momentum, but use_momentum=false means sgd: set one of the two",
+        ),
+        (
+            ["update=adagrad", "sync=cdd"],
+            "sync must be avg with update=adagrad, whose updates by the parts of a batch do not add up to that by "
+            "the whole, got cdd",
+        ),
+        (
+            ["update=adadelta", "exchange_what=weights"],
+            "exchange_what must be auto or gradients with update=adadelta, because the mean of the workers' "
+            "accumulators is not that of one worker, got weights",
+        ),
+        (
+            ["update=adagrad", "average_every=2"],
+            "average_every must be 1 when gradients are exchanged, because each is used in its step alone, got 2",
+        ),
+        (
             ["lr_policy=auto", "validation=false"],
             "lr_policy auto follows the validation error, so validation must be true, got false",
         ),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alexnet.compile import Network
-from alexnet.updates import momentum_sgd, nesterov, sgd
+from alexnet.updates import adadelta, adagrad, momentum_sgd, nesterov, sgd
 from multigpu.device import open_device
 from multigpu.rules import bsp
 from multigpu.rules.alone import Alone
@@ -16,6 +16,7 @@ from tests.tiny import settings
 
 UPDATES = {
     "momentum": partial(momentum_sgd, momentum=0.9), "nesterov": partial(nesterov, momentum=0.9), "sgd": sgd,
+    "adagrad": adagrad, "adadelta": adadelta,
 }  # fmt: skip
 KEPT = (1, 60)                                   # steps whose state is kept
 

@@ -78,6 +78,12 @@ def test_other_updates_are_linear_too(team, alone, update, way):
     assert_one(train(team, 2, changes, 1 if summed else 2, update), alone(2, update))
 
 
+@pytest.mark.parametrize("update", ["adagrad", "adadelta"])
+@pytest.mark.parametrize("exchange", ["peer", "asa32"])
+def test_updates_that_adapt_are_those_of_one_worker_because_gradients_are_exchanged(team, alone, update, exchange):
+    assert_one(train(team, 2, {"update": update, "exchange": exchange}, 2, update), alone(2, update))
+
+
 def test_weights_meet_every_third_step_and_at_the_end(team):
     found = train(team, 3, {"exchange_what": "weights", "average_every": 3}, 1, steps=7)
     alike = [len({str(each.weights[step]) for each in found}) == 1 for step in range(7)]

@@ -9,10 +9,10 @@ from alexnet.dispatch import mode_of
 from alexnet.dispatch.cpu import build, update
 from alexnet.layers import Parameter
 from alexnet.ops import ConvolutionFilterGradient
-from alexnet.updates import momentum_sgd, nesterov, sgd
+from alexnet.updates import adadelta, adagrad, momentum_sgd, nesterov, sgd
 
 pytestmark = pytest.mark.skipif(not build.compiler_available(), reason="needs a C compiler")
-RULES = {"sgd": sgd, "momentum": momentum_sgd, "nesterov": nesterov}
+RULES = {"sgd": sgd, "momentum": momentum_sgd, "nesterov": nesterov, "adagrad": adagrad, "adadelta": adadelta}
 
 
 def dense_gradient(x, g):
