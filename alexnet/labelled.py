@@ -13,13 +13,14 @@ import numpy as np
 
 from alexnet.ahead import in_order
 from alexnet.augment import IMAGE_SIZE
+from alexnet.cores import cores
 from alexnet.data import BatchReader, Request, open_dataset
 from alexnet.folders import MANIFEST
 from alexnet.hkl import DataError, name_of
 from alexnet.images import BadImage, batch_of, read_image
 from alexnet.sources import class_folders, identity, image_names, labelled_images, synset_table
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = cores()
 LIMIT_SEED = 1                                   # which images of a folder a limit keeps
 
 

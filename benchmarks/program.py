@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 
-CORES = len(os.sched_getaffinity(0))
+from alexnet.cores import cores
+
+CORES = cores()
 
 
 def environment():

@@ -12,9 +12,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from alexnet.compile import describe_engine
+from alexnet.cores import cores
 from multigpu.device import DeviceError, cuda_home, open_device, why_no_jax
 from multigpu.device.ipc import why_no_ipc
-from multigpu.launch import cores
 
 
 def report():

@@ -30,6 +30,7 @@ from typing import NamedTuple
 from alexnet.checkpoint import CheckpointError
 from alexnet.compile import engine_of
 from alexnet.config import ConfigError
+from alexnet.cores import core_numbers
 from alexnet.data import DataError
 from multigpu.device import DeviceError, cuda_home, why_no_jax
 from multigpu.launch import TWICE
@@ -117,7 +118,7 @@ def take_place(config, partners):
     Ranks of one machine that may use the same cores share them; an MPI that binds its ranks gives each its own.  Where
     OMP_NUM_THREADS is set it stays.
     """
-    cores = frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count()))
+    cores = core_numbers()
     try:
         place = Place(cores, device_of(config, partners), None)
     except (ConfigError, DeviceError) as error:

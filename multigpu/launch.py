@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from alexnet.checkpoint import CheckpointError
 from alexnet.config import ConfigError
+from alexnet.cores import cores
 from alexnet.data import DataError
 from alexnet.training import Diverged
 from multigpu.control import Control, Order
@@ -110,11 +111,6 @@ def start_worker(entry, config, place, pipes):
     for end_of_worker in (theirs, *(pipes or {}).values()):
         end_of_worker.close()                    # else its death would never be an EOF, neither here nor to the others
     return Worker(f"worker {place.rank} (pid {process.pid})", process, pipe)
-
-
-def cores():
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def run_worker(entry, config, place, pipe, pipes):

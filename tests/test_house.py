@@ -25,7 +25,7 @@ TOP_LEVEL = {
 
 # a room of alexnet imports from earlier lines alone
 ORDER = (
-    ("config", "ahead", "progress", "stopwatch"),
+    ("config", "cores", "ahead", "progress", "stopwatch"),
     ("ops",),
     ("dispatch",),
     ("layers",),

@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
 from pathlib import Path
 
+from alexnet.cores import cores
+
 SOURCES = Path(__file__).parent
 TILES = {                                        # setting: flags that choose instructions and register tiles
     "auto": ["-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"],
@@ -67,7 +69,7 @@ def threads():
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     if first.isdigit() and int(first) > 0:
         return int(first)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()
 
 
 def compiler_available():
