@@ -1,6 +1,6 @@
 """The strategies over MPI alone: what it takes ranks of this machine to replace arrays by their mean.
 
-python -m benchmarks.strategies [--quick] [--json FILE] [--ranks 2 4]
+python -m benchmarks.strategies [--quick] [--json FILE] [--ranks 2 4] [--hosts [RATE]]
 
 From 1 kB to 488 MB, AlexNet's parameters and momentum, of which 244 MB are the parameters or the gradients. All ways of
 one size take turns on one array in each rank; a figure is the slowest rank's time. The peer is, between two ranks, the
@@ -11,6 +11,9 @@ in each rank. `peer` is the default between ranks of one machine: shared memory,
 asa16 and copper16 send float16, and so half the bytes. Ranks that outnumber the cores take turns, and MPI's waiting
 spins: their figures say little about a cluster.
 
+With --hosts, as root, there is a rank on each of two hosts made of this machine, benchmarks.two_hosts, and what they
+send over the cable is counted; RATE is the cable's, as tc has it ("1gbit"), else it is as fast as the kernel copies.
+
 Source: Ma et al. 2016, "Theano-MPI", section 3.2.
 """
 
@@ -19,6 +22,7 @@ import os
 import pathlib
 import pkgutil
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,7 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import report
+from benchmarks import report, two_hosts
 from benchmarks.program import environment
 from multigpu.device.host import HostDevice
 from multigpu.exchange.peer import connect
@@ -39,8 +43,10 @@ SIZES = (256, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24, ALE
 QUICK = (256, 1 << 14, 1 << 18, 1 << 22)
 RUNS, QUICK_RUNS = 7, 3
 SHORTEST = 1 << 21                               # bytes: so much is exchanged before the clock is read
+FAR = (256, 1 << 18, 1 << 22, ALEXNET)           # between hosts
 PIECE, WINDOW = 1 << 18, 2                       # of the peer: floats that travel together, and how many such
 BY_HAND, BY_MPI, MEMCPY = "Sendrecv by hand", "MPI's Allreduce", "memcpy"
+OVER_A_CABLE = (BY_HAND, "ar", "asa32", "asa16", "asa16, error feedback")
 # Open MPI: as root, on few cores
 VARIABLES = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_mpi_yield_when_idle": "1",
@@ -49,11 +55,15 @@ VARIABLES = {
 
 
 class Order(NamedTuple):
-    """What the ranks are to measure: arrays of so many floats, each so often, by these ways; None: by all."""
+    """What the ranks are to measure: arrays of so many floats, each so often, by these ways; None: by all.
+
+    where  the ranks are, for the rows' names
+    """
 
     sizes: tuple[int, ...]
     runs: int
     ways: tuple[str, ...] | None = None
+    where: str = "2 ranks"
 
 
 def mpiexec():
@@ -62,13 +72,17 @@ def mpiexec():
     return os.fspath(beside) if beside.exists() else shutil.which("mpiexec")
 
 
-def measure(ranks, order):
-    """Rows of so many ranks: with strategy, ranks, bytes and seconds, a median, besides what every row has."""
+def measure(ranks, order, hosts=None):
+    """Rows of so many ranks: with strategy, ranks, bytes and seconds, a median, besides what every row has.
+
+    hosts  two_hosts.Hosts, with a rank on each: rows have `cable`, too, the bytes that rank 0's end of it has sent
+    """
+    within, across, variables = hosts.places(mpiexec()) if hosts else ((), (), {})
     with tempfile.TemporaryDirectory() as folder:
         rows = pathlib.Path(folder, "rows")
-        command = [mpiexec(), "-n", str(ranks), sys.executable, "-m", "mpi4py", "-m", "benchmarks.strategies"]
-        subprocess.run([*command, "--measure", json.dumps(order), rows], env=environment() | VARIABLES, check=True,
-                       cwd=pathlib.Path(__file__).parent.parent)  # fmt: skip
+        program = [sys.executable, "-m", "mpi4py", "-m", "benchmarks.strategies", "--measure", json.dumps(order), rows]
+        subprocess.run([*within, mpiexec(), *across, "-n", str(ranks), *program], check=True,
+                       env=environment() | VARIABLES | variables, cwd=pathlib.Path(__file__).parent.parent)  # fmt: skip
         return report.read(rows)
 
 
@@ -81,19 +95,20 @@ def work(order, path):
     rows = []
     for floats in order.sizes:
         with HostDevice() as device:
-            peer = connect(None, device, partners, [(floats,)], print)
-            array = peer.flat.array()[:floats]
+            peer = connect(None, device, partners, [(floats,)], print) if partners.on_one_host else None
+            array = peer.flat.array()[:floats] if peer else np.empty(floats, np.float32)
             array[:] = partners.rank
-            seconds = in_turns(partners, ways_of(partners, peer, array, order.ways), array.nbytes, order.runs)
-            rows += rows_of(partners.size, array.nbytes, seconds)
+            found = in_turns(partners, ways_of(partners, peer, array, order.ways), array.nbytes, order.runs)
+            rows += rows_of(order.where, partners, array.nbytes, *found)
             del array
-            peer.close()
+            if peer:
+                peer.close()
     if partners.rank == 0:
         report.write(rows, path)
 
 
 def ways_of(partners, peer, array, names):
-    """{name: (step) -> None, which exchanges the array}."""
+    """{name: (step) -> None, which exchanges the array}; peer is None between hosts."""
     asa, copper, wire = (pkgutil.resolve_name(f"multigpu.exchange.{name}") for name in ("asa", "copper", "wire"))
     mpi = pkgutil.resolve_name("multigpu.mpi:MPI")
     comm, n, other = partners.comm, array.size, np.empty_like(array)
@@ -108,8 +123,9 @@ def ways_of(partners, peer, array, names):
     ways = {
         MEMCPY: lambda step: np.copyto(other, array),
         BY_MPI: lambda step: comm.Allreduce(mpi.IN_PLACE, other),
-        "peer": partial(by_peer, partners, peer),
     }
+    if peer:
+        ways["peer"] = partial(by_peer, partners, peer)
     if partners.size == 2:
         ways = {BY_HAND: partial(by_hand, comm, array)} | ways
     ways |= {name: partial(reduce, reduction, array) for name, reduction in reductions.items()}
@@ -149,26 +165,30 @@ def by_hand(comm, array, step):
 
 
 def in_turns(partners, ways, nbytes, runs):
-    """{name: seconds of the slowest rank in each run}; a first run is not counted."""
-    repeats, step, seconds = max(1, min(100, SHORTEST // nbytes)), 0, {name: [] for name in ways}
+    """{name: seconds of the slowest rank in each run}, {name: bytes that left the host}; a first run is not counted."""
+    repeats, step = max(1, min(100, SHORTEST // nbytes)), 0
+    seconds, cable = {name: [] for name in ways}, {name: [] for name in ways}
     for _ in range(runs + 1):
         for name, way in ways.items():
             partners.comm.Barrier()
-            began = time.perf_counter()
+            before, began = two_hosts.sent(), time.perf_counter()
             for _ in range(repeats):
                 step += 1
                 way(step)
             took = (time.perf_counter() - began) / repeats
             seconds[name].append(max(partners.comm.allgather(took)))
-    return {name: taken[1:] for name, taken in seconds.items()}
+            cable[name].append((two_hosts.sent() - before) / repeats)
+    return tuple({name: counted[1:] for name, counted in each.items()} for each in (seconds, cable))
 
 
-def rows_of(ranks, nbytes, seconds):
+def rows_of(where, partners, nbytes, seconds, cable):
     """Rows of one size; between two ranks against the best by hand."""
     by_hand_ms = [1e3 * each for each in seconds.get(BY_HAND, [])]
     for name, taken in seconds.items():
-        found = report.row(f"{ranks} ranks, {size_of(nbytes)}, {name}", [1e3 * each for each in taken], "ms")
-        found |= {"strategy": name, "ranks": ranks, "bytes": nbytes, "seconds": found["value"] / 1e3}
+        found = report.row(f"{where}, {size_of(nbytes)}, {name}", [1e3 * each for each in taken], "ms")
+        found |= {"strategy": name, "ranks": partners.size, "bytes": nbytes, "seconds": found["value"] / 1e3}
+        if not partners.on_one_host:
+            found["cable"] = statistics.median(cable[name])
         if by_hand_ms and name != BY_HAND:
             peer = report.row("", by_hand_ms, "ms")["value"]
             found |= {"peer": peer, "ratio": found["value"] / peer, "peer_is": BY_HAND}
@@ -182,32 +202,52 @@ def size_of(nbytes):
 # ---- the whole
 
 
-def rows(ranks, sizes, runs):
-    for n in ranks:
-        yield from measure(n, Order(sizes, runs if n == 2 else min(runs, QUICK_RUNS)))
+def obstacle(hosts):
+    """Why nothing can be measured here, or None."""
+    if mpiexec() is None:
+        return "mpi4py and an MPI are needed: pip install mpi4py mpich"
+    return two_hosts.obstacle() if hosts else None
+
+
+def rows(ranks, quick):
+    """Rows of ranks of this machine."""
+    for n in ranks or ([2] if quick else [2, 4]):
+        runs = QUICK_RUNS if quick or n > 2 else RUNS
+        yield from measure(n, Order(QUICK if quick else SIZES, runs, where=f"{n} ranks"))
+
+
+def rows_of_hosts(rate, quick):
+    """Rows of two hosts with a cable of this rate between them; "": not limited."""
+    sizes, runs = (QUICK, QUICK_RUNS) if quick else (FAR, RUNS)
+    order = Order(sizes, runs, OVER_A_CABLE, f"2 hosts, {rate or 'no limit'}")
+    with tempfile.TemporaryDirectory() as folder, two_hosts.Hosts(folder, rate or None) as hosts:
+        yield from measure(2, order, hosts)
+
+
+def shown(rows):
+    """The rows, each printed as it comes."""
+    print(f"{'':48} {'ms':>9} {'spread':>8} {'by hand':>9} {'ratio':>7} {'sent, MB':>9}")
+    for row in rows:
+        peer = f"{row['peer']:9.3f} {row['ratio']:7.2f}" if "peer" in row else " " * 17
+        cable = f"{row['cable'] / 1e6:9.3f}" if "cable" in row else ""
+        print(f"{row['name']:48} {row['value']:9.3f} {row['spread']:8.1%} {peer} {cable}".rstrip(), flush=True)
+        yield row
 
 
 def main():
     parser = report.parser(__doc__, quick="up to 17 MB, 3 runs, two ranks")
     parser.add_argument("--ranks", type=int, nargs="+", metavar="N", help="default: 2 4")
+    parser.add_argument("--hosts", nargs="?", const="", metavar="RATE", help="two hosts, and how fast their cable is")
     parser.add_argument("--measure", nargs=2, help="what a rank is started with")
     options = parser.parse_args()
     if options.measure:
-        sizes, runs, ways = json.loads(options.measure[0])
-        work(Order(sizes, runs, ways), pathlib.Path(options.measure[1]))
+        work(Order(*json.loads(options.measure[0])), pathlib.Path(options.measure[1]))
         return 0
-    if mpiexec() is None:
-        report.write([report.not_measured("strategies", "mpi4py and an MPI are needed: pip install mpi4py mpich")],
-                     options.json)  # fmt: skip
+    if why_not := obstacle(options.hosts is not None):
+        report.write([report.not_measured("strategies", why_not)], options.json)
         return 0
-    ranks = options.ranks or ([2] if options.quick else [2, 4])
-    print(f"{'':48} {'ms':>9} {'spread':>8} {'by hand':>9} {'ratio':>7}")
-    found = []
-    for row in rows(ranks, QUICK if options.quick else SIZES, QUICK_RUNS if options.quick else RUNS):
-        found.append(row)
-        peer = f"{row['peer']:9.3f} {row['ratio']:7.2f}" if "peer" in row else ""
-        print(f"{row['name']:48} {row['value']:9.3f} {row['spread']:8.1%} {peer}", flush=True)
-    report.write(found, options.json)
+    found = rows(options.ranks, options.quick) if options.hosts is None else rows_of_hosts(options.hosts, options.quick)
+    report.write(list(shown(found)), options.json)
     return 0
 
 
