@@ -1,6 +1,6 @@
 """Ranks for tests: an MPI job that does one task after the other, on its first few ranks, and jobs of train.py.
 
-    team = MpiTeam(4)
+    team = MpiTeam(4)                                                       # or a module's: team = team_of(4)
     results = team.run("tests.multigpu.asa_tasks:sum_up", 100, size=3)      # sum_up(partners, 100) on ranks 0, 1 and 2
 
     job = Job(folder, 4, script, "key=value", FAULT="kill")                 # mpiexec, started
@@ -161,8 +161,20 @@ def orphans():
     return names
 
 
+def team_of(size):
+    """A module's fixture, an MpiTeam: each test may have the first few of its ranks."""
+
+    @pytest.fixture(scope="module")
+    def team():
+        team = MpiTeam(size)
+        yield team
+        team.close()
+
+    return team
+
+
 def results(found):
-    """What the ranks returned; raises the first error of one."""
+    """What the ranks, or workers, returned; raises the first error of one."""
     for each in found:
         if isinstance(each, Exception):
             raise each

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from alexnet.config import ConfigError
-from tests.mpi import MpiTeam, needs_mpi, results
+from tests.mpi import needs_mpi, results, team_of
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
+team = team_of(4)
 
 STEPS = 60                                       # the rate drops after half of them
 # settings of the rule, and whether the rate acts N times
@@ -16,13 +17,6 @@ WAYS = {
     "weights": ({"exchange_what": "weights"}, False),
     "both": ({"exchange_what": "weights_and_momentum"}, False),
 }
-
-
-@pytest.fixture(scope="module")
-def team():
-    team = MpiTeam(4)
-    yield team
-    team.close()
 
 
 @pytest.fixture(scope="module")

@@ -14,22 +14,16 @@ from multigpu.partners import OutOfStep
 from multigpu.rules import Part, rule_of
 from multigpu.rules.easgd import elastic_step
 from tests import tiny
-from tests.mpi import MpiTeam, needs_mpi, results
+from tests.mpi import needs_mpi, results, team_of
 from tests.multigpu.rules_doubles import STEPS, Ranks, part_at, toy_settings, train_py
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
+team = team_of(4)
 TASKS = "tests.multigpu.easgd_tasks"
 
 # the centre begins at 0, workers at 1 and 3: (w0, w1, c) after each exchange of the workers 0, 1, 0, 1
 HALF = [(0.5, 3, 0.5), (0.5, 1.75, 1.75), (1.125, 1.75, 1.125), (1.125, 1.4375, 1.4375)]
 QUARTER = [(0.75, 3, 0.25), (0.75, 2.3125, 0.9375), (0.796875, 2.3125, 0.890625), (0.796875, 1.95703125, 1.24609375)]
-
-
-@pytest.fixture(scope="module")
-def team():
-    team = MpiTeam(4)
-    yield team
-    team.close()
 
 
 # ---- the equations

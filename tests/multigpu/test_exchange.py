@@ -11,6 +11,7 @@ from multigpu.exchange.peer import connect
 from multigpu.partners import Done, OutOfStep, PartnerDied, Partners, Ready
 from multigpu.process import CONTEXT
 from multigpu.rules import Exchange
+from tests.mpi import results
 from tests.multigpu import exchange_doubles as doubles
 from tests.multigpu.exchange_doubles import Seat, Team
 
@@ -60,14 +61,6 @@ def alone():
         return found[parts]
 
     return train
-
-
-def results(found):
-    """What the workers returned; raises the first error of one."""
-    for each in found:
-        if isinstance(each, Exception):
-            raise each
-    return found
 
 
 def assert_alike(found):

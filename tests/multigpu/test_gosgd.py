@@ -13,19 +13,13 @@ from multigpu.partners import OutOfStep
 from multigpu.rules import Part
 from multigpu.rules.gosgd import halved, merged, receiver
 from tests import tiny
-from tests.mpi import MpiTeam, needs_mpi, results
+from tests.mpi import needs_mpi, results, team_of
 from tests.multigpu.rules_doubles import STEPS, part_at, toy_settings, train_py
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
+team = team_of(4)
 TASKS = "tests.multigpu.gosgd_tasks"
 SLOW = {0: 0.001, 1: 0.01, 2: 0.0, 3: 0.004}     # seconds of a step, by rank: none is as fast as another
-
-
-@pytest.fixture(scope="module")
-def team():
-    team = MpiTeam(4)
-    yield team
-    team.close()
 
 
 # ---- the equations

@@ -15,10 +15,11 @@ from multigpu.exchange import proof as proofs
 from multigpu.exchange.flat import Flat
 from multigpu.exchange.proof import BYTES, DIGITS, Overflow, Overflowed, Proof
 from multigpu.partners import OutOfStep
-from tests.mpi import MpiTeam, needs_mpi, results
+from tests.mpi import needs_mpi, results, team_of
 from tests.multigpu import strategy_tasks as tasks
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
+team = team_of(8)
 
 TASKS = "tests.multigpu.strategy_tasks"
 LENGTHS = [1, 7, 8, 9, 255, 256, 257, 230_400]
@@ -26,14 +27,6 @@ SIZES = [1, 2, 3, 8]
 STRATEGIES = ["ar", "asa32", "asa16", "copper", "copper16"]
 OVER_MESSAGES = [name for name in STRATEGIES if name != "ar"]
 HALVED = ["asa16", "copper16"]
-
-
-@pytest.fixture(scope="module")
-def team():
-    """Eight ranks, of which a test may take the first few."""
-    team = MpiTeam(8)
-    yield team
-    team.close()
 
 
 def run(team, task, *arguments, size=None):

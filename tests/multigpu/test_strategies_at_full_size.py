@@ -2,17 +2,10 @@
 
 import pytest
 
-from tests.mpi import MpiTeam, needs_mpi, results
+from tests.mpi import needs_mpi, results, team_of
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
-
-
-@pytest.fixture(scope="module")
-def pair():
-    """Two ranks, and no others that wait beside them."""
-    pair = MpiTeam(2)
-    yield pair
-    pair.close()
+pair = team_of(2)                                # and no others that wait beside them
 
 
 @pytest.mark.parametrize("name", ["ar", "asa32", "asa16", "copper", "copper16"])
