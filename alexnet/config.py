@@ -219,6 +219,12 @@ class Config(BaseModel):
     tau: Count
     alpha: Annotated[float, Field(ge=0, le=1)]
     p: Annotated[float, Field(ge=0, le=1)]
+    n_sync: Count
+    n_fetch: Count | None
+    n_push: Count | None
+    server_scale: Amount | None
+    server_update: Literal["plain", "adagrad", "adadelta"]
+    staleness_power: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     time_out: Amount
 
     random_seed: Annotated[int, Field(ge=0, lt=2**32)]
@@ -279,6 +285,11 @@ class Config(BaseModel):
         if self.lr_scaling == "linear" and (self.rule != "bsp" or self.sync == "cdd"):
             way = "sync=cdd" if self.rule == "bsp" else f"rule={self.rule}"
             raise ValueError(f"lr_scaling must be none with {way}, which does not average a step's updates, got linear")
+        if self.server_update != "plain" and self.server_scale is None:
+            raise ValueError(
+                f"server_scale must be given with server_update={self.server_update}, whose steps it is the rate of: "
+                "0.01, say"
+            )
         if self.lr_policy == "auto" and self.rule != "bsp":
             raise ValueError(f"lr_policy must not be auto with rule={self.rule}, whose workers wait for no validation")
         if self.use_nesterov_momentum and not self.use_momentum:

@@ -20,13 +20,16 @@ from tqdm import tqdm
 from alexnet.stopwatch import LAP, SECTIONS, TIMES, Stopwatch
 
 # kind of record, which is also the name of the CSV file -> fields: cost in nats, errors in [0, 1], times in seconds;
-# worker: whose step it was, where workers go on without each other, else null; speed: see Recorder.laps
+# worker: whose step it was, where workers go on without each other, else null; speed: see Recorder.laps; push: of rule
+# asgd, see Recorder.push
 POSITION = ("iteration", "epoch", "learning_rate", "images")
 FIELDS = {
     "train": (*POSITION, "cost", "top1_error", *TIMES, "worker", "at"),
     "validation": (*POSITION, "cost", "top1_error", "top5_error", "seconds", "at"),
+    "push": ("client", "iteration", "version", "staleness", "waiting", "serving", "bytes", "at"),
     "speed": ("iteration", "epoch", "images", "workers", *TIMES, "slowest", "at"),
 }
+RARE = {"push"}                         # kinds whose file is made with the first record
 BAR = "{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 
 
@@ -58,10 +61,14 @@ class Recorder(Stopwatch):
     def open(self):
         self.text = (self.folder / "log.txt").open("a", encoding="utf-8")
         self.lines = (self.folder / "records.jsonl").open("a", encoding="utf-8")
-        self.tables = {kind: (self.folder / f"{kind}.csv").open("a", newline="", encoding="utf-8") for kind in FIELDS}
-        for kind, table in self.tables.items():
-            if not table.tell():
-                csv.writer(table).writerow(FIELDS[kind])
+        self.tables = {kind: self.table(kind) for kind in FIELDS if kind not in RARE}
+
+    def table(self, kind):
+        """The CSV file of a kind, open, with its head."""
+        file = (self.folder / f"{kind}.csv").open("a", newline="", encoding="utf-8")
+        if not file.tell():
+            csv.writer(file).writerow(FIELDS[kind])
+        return file
 
     def close(self):
         """Close the files and end the bar; more may be recorded by a new Recorder of the same folder."""
@@ -142,6 +149,12 @@ class Recorder(Stopwatch):
         who = f"{n} workers" if n > 1 else "1 worker"
         self.log(f"{LAP:,} images in {record['seconds']:.2f} s: {split} ({who})", screen=not self.stream.isatty())
 
+    def push(self, **record):
+        """Record a push to a parameter server: multigpu.rules.parameter_server.Pushed."""
+        if "push" not in self.tables:
+            self.tables["push"] = self.table("push")
+        self.write("push", record)
+
     def write(self, kind, values):
         record = {"kind": kind, **finite(values), "at": now()}
         self.lines.write(json.dumps(record, allow_nan=False) + "\n")
@@ -161,6 +174,8 @@ class Recorder(Stopwatch):
                 kept.append(record)
         self.close()
         for kind, fields in FIELDS.items():
+            if kind in RARE and not (self.folder / f"{kind}.csv").exists():
+                continue
             rows = [[record.get(field) for field in fields] for record in kept if record["kind"] == kind]
             with replacing(self.folder / f"{kind}.csv") as file:
                 csv.writer(file).writerows([fields, *rows])

@@ -2,6 +2,7 @@
 
     bsp     after each step, everybody with everybody: all hold the same weights      multigpu/rules/bsp.py
     easgd   every tau steps each worker with a server, which holds a centre            multigpu/rules/easgd.py
+    asgd    each with a server that adds up what they push, when they come           multigpu/rules/asgd.py
     gosgd   now and then one worker with another, at random                            multigpu/rules/gosgd.py
     alone   the rule of a single worker                                                multigpu/rules/alone.py
 
@@ -59,6 +60,7 @@ class Rule(NamedTuple):
 RULES = {
     "bsp": Rule("multigpu.rules.bsp:connect", over_mpi=False),
     "easgd": Rule("multigpu.rules.easgd:connect", served=True),
+    "asgd": Rule("multigpu.rules.asgd:connect", served=True),
     "gosgd": Rule("multigpu.rules.gosgd:connect"),
 }
 ALONE = Rule("multigpu.rules.alone:connect", over_mpi=False)

@@ -10,30 +10,49 @@ the workers are the ranks from 1 on: multigpu.rules.server.
 Source: Zhang et al. 2015, equations 5 and 6 and algorithm 1 (asynchronous EASGD, with momentum as in Ma et al. 2016).
 """
 
-import pkgutil
-from functools import partial
-
 import numpy as np
 
-from multigpu.device.host import HostDevice
-from multigpu.exchange.flat import Flat, blocks
-from multigpu.partners import greet
-from multigpu.rules import POST
-from multigpu.rules.bsp import shapes_of, weights_and_velocities
-from multigpu.rules.server import SERVER, Client, Server
+from multigpu.exchange.flat import blocks
+from multigpu.rules import server
+from multigpu.rules.server import SERVER, Answer, Client, Keeper, Push
 
 
 def connect(config, network, device, partners, recorder, step=0):
-    """The Server at rank 0, a Client at the others, as multigpu.rules says; all of them call it."""
-    greet(config, network, device, partners, step)
-    weights, velocities = weights_and_velocities(network)
-    post, host, shapes = pkgutil.resolve_name(POST)(partners), HostDevice(device.on_host), shapes_of(weights)
-    if partners.rank == SERVER:
-        for velocity in velocities:              # those of a checkpoint are the workers' to go on with
-            velocity.set_value(np.zeros_like(velocity.get_value(borrow=True)), borrow=True)
-        update = partial(elastic_step, alpha=config.alpha)
-        return Server(network, weights, Flat(host, shapes), Flat(host, shapes), update, post, recorder)
-    return Client(network, weights, Flat(host, shapes), config.tau, post, recorder)
+    """The Server at rank 0, an ElasticClient at the others, as multigpu.rules says; all of them call it."""
+    return server.connect(
+        config, network, device, partners, recorder, step,
+        keeper=lambda centre, post: Elastic(centre, config.alpha),
+        client=lambda *parts: ElasticClient(*parts, config.tau),
+    )  # fmt: skip
+
+
+class ElasticClient(Client):
+    """A worker, which exchanges every tau steps; the rest is Client's."""
+
+    def __init__(self, network, variables, flat, post, recorder, tau):
+        super().__init__(network, variables, flat, post, recorder)
+        self._tau = tau
+
+    def contact(self, step):
+        if step % self._tau:
+            return False
+        turn = self.ask(Push, step)
+        with self.exchanging():
+            self._post.hand_over(self._flat.array(), SERVER)
+            self._flat.unpack(self._variables)
+        return turn.stop
+
+
+class Elastic(Keeper):
+    """The centre that a worker and it pull at each other."""
+
+    def __init__(self, centre, alpha):
+        super().__init__(centre)
+        self._alpha = alpha
+
+    def answer(self, push):
+        centre = self.centre.array()
+        return Answer(lambda worker, part: elastic_step(worker, centre[part], self._alpha))
 
 
 def elastic_step(worker, centre, alpha):

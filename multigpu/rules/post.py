@@ -10,11 +10,15 @@ Importing this file starts MPI, so rules take Post by name.
 """
 
 import time
+from itertools import pairwise
+
+import numpy as np
 
 from multigpu.mpi import MPI
 from multigpu.partners import OutOfStep, parted
 
 SHORTEST, LONGEST = 1e-4, 1e-3                   # seconds of sleep between two looks
+PIECE = 1 << 20                                  # floats, 4 MB: smaller ones change hands too often on busy cores
 
 
 class Post:
@@ -75,6 +79,63 @@ class Post:
         with self.waiting():
             self.comm.Allreduce(MPI.IN_PLACE, array)
 
+    def now(self):
+        """The time, in seconds since some moment."""
+        return time.perf_counter()
+
+    def hand_over(self, array, server, there=True, back=True):
+        """A client's side of an exchange: each piece goes to the server, and comes back into its place.
+
+        there, back  whether it goes, and whether it comes
+        """
+        pieces = [array[part] for part in parts(array.size)]
+        going, coming = pieces if there else [], pieces if back else []
+        for sent, got in staggered(going, coming):
+            self._swap(sent, got, server)
+
+    def take_over(self, client, length, update, there=True, back=True):
+        """The server's side: each piece of `length` float32 is received, update(piece, slice) changes it, it goes back.
+
+        there, back  whether the client's pieces come, and whether they go back
+        """
+        here, coming = np.empty((2, min(PIECE, length)), np.float32)
+        slices = parts(length)
+        if there:
+            self._swap(None, here[: size_of(slices[0])], client)
+        for part, following in zip(slices, [*slices[1:], None], strict=True):
+            piece = here[: size_of(part)]
+            update(piece, part)
+            self._swap(piece if back else None, coming[: size_of(following)] if there and following else None, client)
+            here, coming = coming, here
+
+    def _swap(self, sent, got, other):
+        """Send one array, and receive another meanwhile; None: nothing."""
+        if sent is not None and got is not None:
+            self.comm.Sendrecv(sent, other, self.ARRAY, got, other, self.ARRAY)
+        elif sent is not None:
+            self.comm.Send(sent, other, self.ARRAY)
+        elif got is not None:
+            self.comm.Recv(got, other, self.ARRAY)
+
     def close(self):
         """Wait until all that was sent has left."""
         self.until(lambda: MPI.Request.Testall(self._leaving))
+
+
+def parts(length):
+    """The slices of an array that are exchanged one after the other."""
+    return [slice(begin, min(begin + PIECE, length)) for begin in range(0, length, PIECE)]
+
+
+def size_of(part):
+    return part.stop - part.start
+
+
+def staggered(going, coming):
+    """Pairs of what is sent and what is received meanwhile: a piece comes back while the next one goes; None: nothing.
+
+    Without `going` or `coming` each of the others is alone.
+    """
+    if not (going and coming):
+        return [(piece, None) for piece in going] + [(None, piece) for piece in coming]
+    return [(going[0], None), *((after, before) for before, after in pairwise(going)), (None, coming[-1])]

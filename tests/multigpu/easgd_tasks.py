@@ -8,8 +8,9 @@ import numpy as np
 from alexnet.stopwatch import Lap
 from alexnet.training import Position
 from multigpu.device import open_device
-from multigpu.rules import easgd
-from multigpu.rules.server import PIECE, Leave, Push
+from multigpu.rules import POST, easgd
+from multigpu.rules.post import PIECE
+from multigpu.rules.server import Leave, Push
 from tests.multigpu.rules_doubles import RATE, Told, Toy, toy_settings, training
 
 LONG = 2 * PIECE + 77                            # floats: three pieces, the last of them short
@@ -124,4 +125,4 @@ def say(partners, case):
             "the same step again": Push(3, 1, [], []),
             "another's name": Leave(4, 2, [], [], False),
         }[case]
-        pkgutil.resolve_name(easgd.POST)(partners).send(wrong, 0)
+        pkgutil.resolve_name(POST)(partners).send(wrong, 0)

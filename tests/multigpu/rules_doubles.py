@@ -71,6 +71,25 @@ class Toy:
         return self.validated[-1], 0.5, 0.25
 
 
+class Learner(Toy):
+    """Momentum SGD towards 0 of W and b, with a noise that only the seed and the step decide."""
+
+    def __init__(self, length=10, seed=0, momentum=0.9, noise=0.1, dawdle=0.0):
+        super().__init__(length, dawdle)
+        self.seed, self.momentum, self.noise = seed, np.float32(momentum), np.float32(noise)
+
+    def train(self, *inputs_and_rate):
+        told = super().train(*inputs_and_rate)
+        variables = [variable.get_value(borrow=True) for variable in self.parameters_and_velocities]
+        draw = np.random.default_rng([self.seed, self.steps])
+        for w, v in zip(variables[:2], variables[2:], strict=True):
+            v -= np.float32(1)                   # Toy's
+            v *= self.momentum
+            v -= RATE * (w + self.noise * draw.standard_normal(w.shape, "float32"))
+            w += v
+        return told
+
+
 class Zeros:
     """Batches of nothing."""
 
@@ -85,6 +104,7 @@ class Told(Silent):
     def __init__(self, rank=0):
         super().__init__(rank)
         self.trained, self.validations, self.lapped, self.warnings = [], [], [], []
+        self.pushed, self.logged = [], []
 
     def train_iteration(self, **record):
         self.trained.append(record)
@@ -96,6 +116,12 @@ class Told(Silent):
 
     def laps(self, laps):
         self.lapped.append(laps)
+
+    def push(self, **record):
+        self.pushed.append(record)
+
+    def log(self, message, screen=True):
+        self.logged.append(message)
 
     def warn(self, sentence):
         self.warnings.append(sentence)
