@@ -31,9 +31,8 @@ import train
 from alexnet import hkl, stopwatch
 from alexnet.recorder import read_records
 from benchmarks import links, report
+from benchmarks.mpi import NEEDED, VARIABLES, mpiexec
 from benchmarks.program import environment, last_line
-from benchmarks.strategies import VARIABLES as ALONE
-from benchmarks.strategies import mpiexec
 from multigpu import worker
 
 STRATEGIES = ("ar", "asa32", "asa16", "copper", "copper16", "peer")
@@ -42,8 +41,6 @@ PROGRAM = "benchmarks.scaling"                   # of a rank
 GRACE = 20.0                                     # seconds in which a job ends that is asked to
 ROOT = pathlib.Path(__file__).parents[1]
 MINUTES = 9.0                                    # after which no further job is started
-# as the strategies alone, but that a rank has its share of the cores
-VARIABLES = {name: value for name, value in ALONE.items() if name != "OMP_NUM_THREADS"}
 # what benchmarks.links does not model: the other networks of the published table
 OTHERS = {"VGG16": {1: (343.37, 0), 8: (43.29, 5.41)}, "ResNet50": {1: (163.15, 0), 8: (20.12, 0.57)}}
 
@@ -200,8 +197,7 @@ def main(arguments=None):
     if options.rank is not None:
         return train.main(options.rank, "benchmarks.scaling:work")
     if mpiexec() is None:
-        report.write([report.not_measured("scaling", "mpi4py and an MPI are needed: pip install mpi4py mpich")],
-                     options.json)  # fmt: skip
+        report.write([report.not_measured("scaling", NEEDED)], options.json)
         return 0
     todo = jobs(options.models, options.ranks, options.batch, options.steps)
     if options.quick:

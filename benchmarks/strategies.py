@@ -18,10 +18,8 @@ Source: Ma et al. 2016, "Theano-MPI", section 3.2.
 """
 
 import json
-import os
 import pathlib
 import pkgutil
-import shutil
 import statistics
 import subprocess
 import sys
@@ -33,6 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import report, two_hosts
+from benchmarks.mpi import NEEDED, VARIABLES, mpiexec
 from benchmarks.program import environment
 from multigpu.device.host import HostDevice
 from multigpu.exchange.peer import connect
@@ -47,11 +46,6 @@ FAR = (256, 1 << 18, 1 << 22, ALEXNET)           # between hosts
 PIECE, WINDOW = 1 << 18, 2                       # of the peer: floats that travel together, and how many such
 BY_HAND, BY_MPI, MEMCPY = "Sendrecv by hand", "MPI's Allreduce", "memcpy"
 OVER_A_CABLE = (BY_HAND, "ar", "asa32", "asa16", "asa16, error feedback")
-# Open MPI: as root, on few cores
-VARIABLES = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_mpi_yield_when_idle": "1",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "OMP_NUM_THREADS": "1",
-}  # fmt: skip
 
 
 class Order(NamedTuple):
@@ -66,23 +60,18 @@ class Order(NamedTuple):
     where: str = "2 ranks"
 
 
-def mpiexec():
-    """The path of mpiexec: beside this Python, or on PATH; None: there is none."""
-    beside = pathlib.Path(sys.executable).parent / "mpiexec"
-    return os.fspath(beside) if beside.exists() else shutil.which("mpiexec")
-
-
 def measure(ranks, order, hosts=None):
     """Rows of so many ranks: with strategy, ranks, bytes and seconds, a median, besides what every row has.
 
     hosts  two_hosts.Hosts, with a rank on each: rows have `cable`, too, the bytes that rank 0's end of it has sent
     """
     within, across, variables = hosts.places(mpiexec()) if hosts else ((), (), {})
+    variables = VARIABLES | {"OMP_NUM_THREADS": "1"} | variables
     with tempfile.TemporaryDirectory() as folder:
         rows = pathlib.Path(folder, "rows")
         program = [sys.executable, "-m", "mpi4py", "-m", "benchmarks.strategies", "--measure", json.dumps(order), rows]
         subprocess.run([*within, mpiexec(), *across, "-n", str(ranks), *program], check=True,
-                       env=environment() | VARIABLES | variables, cwd=pathlib.Path(__file__).parent.parent)  # fmt: skip
+                       env=environment() | variables, cwd=pathlib.Path(__file__).parent.parent)  # fmt: skip
         return report.read(rows)
 
 
@@ -205,7 +194,7 @@ def size_of(nbytes):
 def obstacle(hosts):
     """Why nothing can be measured here, or None."""
     if mpiexec() is None:
-        return "mpi4py and an MPI are needed: pip install mpi4py mpich"
+        return NEEDED
     return two_hosts.obstacle() if hosts else None
 
 

@@ -10,11 +10,9 @@ A task is named, so that the test itself needs no MPI; it gets multigpu.mpi.MpiP
 what it returned, or the exception that it raised.
 """
 
-import importlib.util
 import os
 import pkgutil
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,25 +24,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.mpi import NEEDED, VARIABLES, mpiexec
+
 ERRORS = (AssertionError, ValueError, ArithmeticError, RuntimeError)
 # what Open MPI's mpiexec says of a status other than 0, between two lines of dashes, and its zero byte there
 FRAMED = re.compile(r"^\0?-{60,}\n(?:(?!-{60}).*\n)*?-{60,}\n\0?", re.MULTILINE)
-# Open MPI: as root, on few cores
-VARIABLES = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_mpi_yield_when_idle": "1",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "OMP_NUM_THREADS": "1",
-}  # fmt: skip
-
-
-def mpiexec():
-    """The path of mpiexec: beside this Python, as the wheels of MPICH and Open MPI put it, or on PATH; None: none."""
-    if importlib.util.find_spec("mpi4py") is None:
-        return None
-    beside = Path(sys.executable).parent / "mpiexec"
-    return str(beside) if beside.exists() else shutil.which("mpiexec")
-
-
-needs_mpi = pytest.mark.skipif(mpiexec() is None, reason="mpi4py and an MPI are needed: pip install mpi4py mpich")
+needs_mpi = pytest.mark.skipif(mpiexec() is None, reason=NEEDED)
 
 
 def command(size, *arguments):
@@ -53,7 +38,8 @@ def command(size, *arguments):
 
 
 def environment(**more):
-    return os.environ | VARIABLES | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | more
+    path = os.pathsep.join(filter(None, sys.path))
+    return os.environ | VARIABLES | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | more
 
 
 class MpiTeam:
