@@ -3,6 +3,7 @@
     records   what the runs recorded, as arrays      curves   cost and errors, of one run or of several
     style     colours, axes, files                   times    calc, sync, comm and wait
     tiles     filters                                speedup  what more workers gain, against the ideal
+    pushes    what a parameter server got, and how stale
 
 The only user of matplotlib; figures are drawn off screen, so no display is needed.
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from alexnet import checkpoint
 from alexnet.plots.curves import comparison, learning_curves
+from alexnet.plots.pushes import pushes
 from alexnet.plots.records import read_runs
 from alexnet.plots.speedup import speedup
 from alexnet.plots.style import PNG
@@ -19,7 +21,8 @@ from alexnet.plots.tiles import filters, filters_of_runs
 from alexnet.plots.times import times_of_runs, times_over_run
 
 __all__ = [
-    "comparison", "draw", "filters", "filters_of_runs", "learning_curves", "speedup", "times_of_runs", "times_over_run",
+    "comparison", "draw", "filters", "filters_of_runs", "learning_curves", "pushes", "speedup", "times_of_runs",
+    "times_over_run",
 ]  # fmt: skip
 
 
@@ -37,7 +40,7 @@ def draw(folders, to=None, formats=PNG, over="epochs"):
     place.mkdir(parents=True, exist_ok=True)
     pictures = learning_curves(runs[0], place, formats, over) if alone else comparison(runs, place, formats, over)
     pictures += times_over_run(runs[0], place, formats) if alone else times_of_runs(runs, place, formats)
-    pictures += [] if alone else speedup(runs, place, formats)
+    pictures += pushes(runs[0], place, formats) if alone else speedup(runs, place, formats)
     tiles = {run.name: weights for run in runs if (weights := first_layer(run.folder)) is not None}
     if alone and tiles:
         pictures += filters(tiles[runs[0].name], place / "filters.png", formats)

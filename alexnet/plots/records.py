@@ -28,6 +28,7 @@ class Run(NamedTuple):
     train: dict[str, np.ndarray]
     validation: dict[str, np.ndarray]
     speed: dict[str, np.ndarray]
+    push: dict[str, np.ndarray]
     settings: dict
 
     @property

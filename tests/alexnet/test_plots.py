@@ -421,3 +421,17 @@ def test_damaged_records_are_refused_by_their_line(tmp_path, line):
         file.write(line + "\n")
     with pytest.raises(ValueError, match=r"line 3 of .*records\.jsonl is no record of a run"):
         plots.learning_curves(tmp_path)
+
+
+def test_pushes_are_drawn_by_how_stale_they_were_and_how_long_their_clients_waited(tmp_path, drawn):
+    record(tmp_path)
+    with Recorder(tmp_path, stream=io.StringIO()) as recorder:
+        for version, (client, staleness, waiting) in enumerate([(1, 0, 2.0), (2, 1, 4.0), (1, 1, 6.0), (2, 4, 8.0)], 1):
+            recorder.push(client=client, iteration=version, version=version, staleness=staleness, waiting=waiting,
+                          serving=1.0, bytes=8)  # fmt: skip
+    assert tmp_path / "pushes.png" in plots.draw([tmp_path])
+    stale, waits = next(figure for figure in drawn if "staleness" in figure.axes[0].get_title()).axes
+    assert [bar.get_height() for bar in stale.patches] == [1, 2, 0, 0, 1]
+    assert stale.get_title() == "staleness of 4 pushes of 2 clients"
+    (waited, _, _), (served, _, _) = (container.lines for container in waits.containers)
+    assert waited.get_ydata().tolist() == [4, 6] and served.get_ydata().tolist() == [1, 1]

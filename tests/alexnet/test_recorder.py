@@ -117,6 +117,7 @@ def test_json_lines_and_csv_say_the_same(tmp_path, clock):
         iterate(recorder, clock, 2, cost=0.3)
         validate(recorder, 1, 2)
         recorder.laps([Lap(2, 1.0, 5120, 3.5, 2.0, 0.25, 0.5, 0.1)])
+        recorder.push(client=3, iteration=2, version=7, staleness=2, waiting=0.5, serving=1.5, bytes=8192)
     for kind, fields in FIELDS.items():
         records = of_kind(tmp_path, kind)
         assert records

@@ -1,0 +1,54 @@
+"""What a parameter server got: how stale its clients' pushes were, and how long they waited for it.
+
+Source: Paine et al. 2013, section 2.3 (staleness and the cost of a push); multigpu.rules.parameter_server.Pushed.
+"""
+
+import numpy as np
+
+from alexnet.plots.style import PNG, RUNS, new_figure, plain, saved
+
+MOST = 60                               # bars of a histogram that can be told apart
+FEW = 10                                # clients that are told apart
+
+
+def pushes(run, to, formats=PNG):
+    """Draw the pushes of a run; returns the paths, none where there was no server."""
+    if not run.push["version"].size:
+        return []
+    figure = new_figure(11, 4.6)
+    stale, waiting = figure.subplots(1, 2)
+    staleness_of(stale, run.push)
+    waiting_of(waiting, run.push)
+    for axes in (stale, waiting):
+        plain(axes)
+    return saved(figure, to / "pushes", formats)
+
+
+def staleness_of(axes, push):
+    """How many pushes were how stale."""
+    staleness, most = push["staleness"], int(push["staleness"].max())
+    width = -(-(most + 1) // MOST)
+    edges = np.arange(0, most + width + 1, width) - 0.5
+    axes.hist(staleness, edges, color=RUNS[0], rwidth=0.9)
+    axes.axvline(staleness.mean(), color=RUNS[1], linewidth=1.5, label=f"mean {staleness.mean():.1f}")
+    clients = len(np.unique(push["client"]))
+    axes.set_title(f"staleness of {staleness.size:,} pushes of {clients} client{'s' if clients > 1 else ''}")
+    axes.set_xlabel("versions between fetch and push")
+    axes.set_ylabel("pushes")
+    axes.legend(frameon=False)
+
+
+def waiting_of(axes, push):
+    """How long each client waited, and was served."""
+    clients = np.unique(push["client"]).astype(int)
+    of_each = [push["client"] == client for client in clients]
+    for field, colour in (("waiting", RUNS[4]), ("serving", RUNS[0])):
+        medians, most = np.array([np.quantile(push[field][own], (0.5, 0.95)) for own in of_each]).T
+        axes.errorbar(clients, medians, (np.zeros_like(medians), most - medians), fmt="o", color=colour, capsize=3,
+                      markersize=5, label=f"{field}: median, and 95 % of the pushes")  # fmt: skip
+    axes.set_xticks(clients if len(clients) <= FEW else clients[:: -(-len(clients) // FEW)])
+    axes.set_title("the clients' time at the server")
+    axes.set_xlabel("client")
+    axes.set_ylabel("milliseconds of a push")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
