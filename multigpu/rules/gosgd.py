@@ -127,7 +127,8 @@ class Gosgd(Exchange):
             lot.pack()
             lot.unpack()
         self._weights, self._share = lots[0], 1 / self._size
-        self._copy, self._room = (np.empty_like(lots[0].flat.array()) for _ in range(2))   # of pushes; of what arrives
+        self._copy, room = (np.empty_like(lot.flat.array()) for lot in (lots[0], lots[-1]))    # of pushes; of the rest
+        self._kept, self._room = (self._copy, room), room[: self._copy.size]     # around a consensus; of what arrives
         self._leaving, self._arriving = None, None
         self._stop, self._over, self._entries, self._totals, self._laps = False, False, 0, 0, {}
 
@@ -229,7 +230,7 @@ class Gosgd(Exchange):
 
     def _mix(self):
         """Have the network hold the sum of a_i w_i, and of a_i v_i, over the workers."""
-        for lot, kept in zip(self._lots, (self._copy, self._room), strict=False):
+        for lot, kept in zip(self._lots, self._kept, strict=False):
             array = lot.pack()
             np.copyto(kept, array)
             array *= np.float32(self._share)
@@ -238,7 +239,7 @@ class Gosgd(Exchange):
 
     def _unmix(self):
         """Have the network hold this worker's own weights and velocities again."""
-        for lot, kept in zip(self._lots, (self._copy, self._room), strict=False):
+        for lot, kept in zip(self._lots, self._kept, strict=False):
             np.copyto(lot.flat.array(), kept)
             lot.unpack()
 
