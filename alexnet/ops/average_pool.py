@@ -5,43 +5,14 @@
 Source: Szegedy et al. 2014, section 5 (7 x 7 before the classifier, 5 x 5 by 3 before the auxiliary ones).
 """
 
-from itertools import product
-
 import numpy as np
 from pytensor.gradient import DisconnectedType
 
-from alexnet.ops.base import (
-    ShapedOp,
-    float_tensor,
-    integer_tensor,
-    length,
-    row_and_column_lengths,
-    whole_number,
-    windows_along,
-)
+from alexnet.ops.base import float_tensor, integer_tensor, length, row_and_column_lengths
+from alexnet.ops.windows import WindowOp
 
 
-class _AveragePoolOp(ShapedOp):
-    """What the two share: windows of size x size pixels, a stride apart; pixels beyond the last window are left out."""
-
-    __props__ = ("size", "stride")
-
-    def __init__(self, size, stride):
-        self.size = whole_number("pooling size", size, least=1)
-        self.stride = whole_number("pooling stride", stride, least=1)
-
-    def pooled(self, height, width):
-        """Rows and columns of windows on height x width pixels; None where that is not known."""
-        return [windows_along(n, self.size, self.stride) for n in (height, width)]
-
-    def views(self, x, rows, columns):
-        """For each pixel of a window: the view of x that it meets in all windows."""
-        for i, j in product(range(self.size), repeat=2):
-            row_slice = slice(i, i + self.stride * (rows - 1) + 1, self.stride)
-            yield x[:, row_slice, j : j + self.stride * (columns - 1) + 1 : self.stride]
-
-
-class AveragePool(_AveragePoolOp):
+class AveragePool(WindowOp):
     """y: the mean of each window of x, float (channel, row, column, batch).
 
     Raises ValueError if the window is larger than the image.
@@ -51,12 +22,6 @@ class AveragePool(_AveragePoolOp):
         x = float_tensor(self, "x", x)
         self.check(x.type.shape)
         return self.apply([x], [x.type.dtype])
-
-    def check(self, shape):
-        """Raise ValueError if a known height or width is below the window's size."""
-        for n in shape[1:3]:
-            if n is not None and n < self.size:
-                raise ValueError(f"{self}: windows of size {self.size} need at least as many pixels, got {n}")
 
     def shapes(self, inputs, input_shapes):
         channels, height, width, batch = input_shapes[0]
@@ -73,7 +38,7 @@ class AveragePool(_AveragePoolOp):
         return [adjoint(cotangents[0], *row_and_column_lengths(inputs[0]))]
 
 
-class AveragePoolGradient(_AveragePoolOp):
+class AveragePoolGradient(WindowOp):
     """dx of height x width pixels: to each the g of the windows that cover it, divided by the pixels of a window."""
 
     def make_node(self, g, height, width):

@@ -8,47 +8,27 @@ Source: Krizhevsky et al. 2012, section 3.4 (overlapping windows, size 3, stride
 import numpy as np
 from pytensor.gradient import DisconnectedType, grad_not_implemented
 
-from alexnet.ops.base import (
-    ShapedOp,
-    float_tensor,
-    integer_tensor,
-    length,
-    row_and_column_lengths,
-    whole_number,
-    windows_along,
-)
+from alexnet.ops.base import float_tensor, integer_tensor, length, row_and_column_lengths, whole_number
+from alexnet.ops.windows import WindowOp
 
 
-class _PoolOp(ShapedOp):
-    """What the two share: windows of size x size pixels, a stride apart; pixels beyond the last window are left out."""
+class _PoolOp(WindowOp):
+    """What the two share: windows that may begin before the image, and the index of a window's pixel."""
 
     __props__ = ("size", "stride", "pad")
 
     def __init__(self, size=3, stride=2, pad=0):
-        self.size = whole_number("pooling size", size, least=1)
-        self.stride = whole_number("pooling stride", stride, least=1)
+        super().__init__(size, stride)
         self.pad = whole_number("pooling pad", pad, least=0)
         if self.size > 16:
             raise ValueError(f"pooling size must be at most 16 (its window index is a byte), got {self.size}")
         if self.pad >= self.size:
             raise ValueError(f"pooling pad must be less than the size, {self.size}, got {self.pad}")
 
-    def pooled(self, height, width):
-        """Rows and columns of windows on height x width pixels; None where that is not known."""
-        return [windows_along(n, self.size, self.stride, self.pad) for n in (height, width)]
-
     def first(self, rows, columns):
         """The index of the first pixel of each window that lies in the image, uint8 (rows, columns)."""
         i, j = (np.maximum(self.pad - self.stride * np.arange(n), 0) for n in (rows, columns))
         return (i[:, None] * self.size + j).astype(np.uint8)
-
-    def offsets(self, x, rows, columns):
-        """For each pixel (i, j) of a window: its index i * size + j, and the view of the padded x that it meets."""
-        for i in range(self.size):
-            for j in range(self.size):
-                row_slice = slice(i, i + self.stride * (rows - 1) + 1, self.stride)
-                column_slice = slice(j, j + self.stride * (columns - 1) + 1, self.stride)
-                yield i * self.size + j, x[:, row_slice, column_slice]
 
 
 class MaxPool(_PoolOp):
@@ -63,13 +43,6 @@ class MaxPool(_PoolOp):
         self.check(x.type.shape)
         return self.apply([x], [x.type.dtype, "uint8"])
 
-    def check(self, shape):
-        """Raise ValueError if a known height or width is below the window's size."""
-        for n in shape[1:3]:
-            if n is not None and n + 2 * self.pad < self.size:
-                pixels = f"{n + 2 * self.pad} padded" if self.pad else n
-                raise ValueError(f"{self}: windows of size {self.size} need at least as many pixels, got {pixels}")
-
     def shapes(self, inputs, input_shapes):
         channels, height, width, batch = input_shapes[0]
         return [(channels, *self.pooled(height, width), batch)] * 2
@@ -81,7 +54,7 @@ class MaxPool(_PoolOp):
         y, index = np.full(shape, -np.inf, x.dtype), np.empty(shape, np.uint8)
         index[:] = self.first(*shape[1:3])[:, :, None]
         padded = np.pad(x, [(0, 0), *[(self.pad, self.pad)] * 2, (0, 0)], constant_values=-np.inf)
-        for k, pixels in self.offsets(padded, *shape[1:3]):
+        for k, pixels in enumerate(self.views(padded, *shape[1:3])):
             higher = (pixels > y) | (np.isnan(pixels) & ~np.isnan(y))
             np.copyto(y, pixels, where=higher)
             np.copyto(index, np.uint8(k), where=higher)
@@ -113,7 +86,7 @@ class MaxPoolGradient(_PoolOp):
         self.check(g.shape, index.shape, int(height), int(width))
         pad, height, width = self.pad, int(height), int(width)
         dx = np.zeros((g.shape[0], height + 2 * pad, width + 2 * pad, g.shape[3]), g.dtype)
-        for k, pixels in self.offsets(dx, *g.shape[1:3]):
+        for k, pixels in enumerate(self.views(dx, *g.shape[1:3])):
             pixels += np.where(index == k, g, g.dtype.type(0))
         outputs[0][0] = np.ascontiguousarray(dx[:, pad : pad + height, pad : pad + width])
 
