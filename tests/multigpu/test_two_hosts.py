@@ -44,7 +44,8 @@ def test_two_hosts_train_as_one_over_the_cable(hosts, tmp_path):
     settings = [f"{key}={value}" for key, value in given.items()]
     before = sent(hosts)
     job = start(hosts, tmp_path, Path(tiny_train.__file__), *settings, "run_name=two", "exchange=asa32")
-    assert job.finish(120) == (0, "")
+    status, said = job.finish(120)
+    assert (status, said) == (0, ""), said
     arrays = checkpoint.load(checkpoint.latest(tmp_path / "runs" / "two"))[0]
     weights = sum(array.nbytes for name, array in arrays.items() if name.endswith((".W", ".b")))
     assert sent(hosts) - before > steps * weights            # of two ranks each sends as much as it has, and some words
@@ -58,7 +59,8 @@ def test_two_hosts_train_as_one_over_the_cable(hosts, tmp_path):
 def test_what_strategies_send_goes_over_the_cable_and_nothing_else(hosts, tmp_path):
     n = 1 << 20
     job = start(hosts, tmp_path, Path(over_the_cable.__file__), n)
-    assert job.finish(120) == (0, "")
+    status, said = job.finish(120)
+    assert (status, said) == (0, ""), said
     found = json.loads(job.printed.read_text())
     for name, width in (("ar", 4), ("asa32", 4), ("asa16", 2), ("copper", 4), ("copper16", 2)):
         computed, counted = found[name]
