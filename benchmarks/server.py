@@ -1,0 +1,244 @@
+"""The parameter server of rule asgd: what it takes to apply a push, and how many pushes it serves.
+
+python -m benchmarks.server [--quick] [--json FILE] [--clients 1 2 4]
+
+Apply: each update over AlexNet's 61 million floats on one core, in turns with a memcpy of as many. A figure counts the
+bytes of each whole array that are read and written once: plain 4 arrays where the centre goes back (push and centre,
+both ways), 3 where it does not, Adagrad 2 more and Adadelta 4. memcpy's own are 2. It writes past the caches or not as
+the C library decides, so an update, which writes where it has read, may move more bytes in a second.
+
+Serve: clients over MPI that compute nothing push 243.9 MB again and again and fetch the centre with it, by the code of
+the rule. A client makes its update, and copies what comes back: that is in the figure, beside the server's work where
+each has a core. "MPI alone" is the same with a server that does nothing to what passes. All are held against 6 memcpys
+of as many bytes, one after the other: into the memory that ranks share and out of it, there and back, and the update,
+as long as two. Ranks that outnumber the cores take turns.
+
+Source: Paine et al. 2013, section 2.3.
+"""
+
+import json
+import pathlib
+import pkgutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import pytensor
+
+from alexnet.config import load_config
+from alexnet.recorder import Silent
+from benchmarks import report
+from benchmarks.mpi import NEEDED, VARIABLES, mpiexec
+from benchmarks.program import environment
+from multigpu.device.host import HostDevice
+from multigpu.rules import server
+from multigpu.rules.asgd import AsgdClient, Often
+from multigpu.rules.parameter_server import ParameterServer
+from multigpu.rules.server_updates import adadelta, adagrad, plain
+
+ALEXNET, QUICK = 60_965_224, 1 << 24             # floats; more than caches hold
+RUNS, QUICK_RUNS = 7, 3
+PUSHES, QUICK_PUSHES = 4, 3                      # of each client
+COPIES = 6                                       # memcpys of a push, there and back, with its update
+MEMCPY, MPI_ALONE = "memcpy", "MPI alone"
+NEVER = 1 << 30                                  # steps
+# name -> what the server makes of a push, and how often a client fetches
+KINDS = {
+    MPI_ALONE: ("plain", 1), "plain": ("plain", 1), "plain, push only": ("plain", NEVER), "adagrad": ("adagrad", 1),
+    "adadelta": ("adadelta", 1),
+}  # fmt: skip
+
+
+# ---- apply
+
+
+def apply_rows(floats, runs):
+    """Rows of the updates by themselves, in GB/s, against memcpy."""
+    ways = ways_of(floats)
+    rates = {name: [] for name in ways}
+    for _ in range(runs + 1):
+        for name, (way, arrays) in ways.items():
+            rates[name].append(arrays * 4 * floats / seconds_of(way) / 1e9)
+    limit = statistics.median(rates[MEMCPY][1:])
+    for name, found in rates.items():
+        row = report.row(f"apply, {name}", found[1:], "GB/s")
+        yield row if name == MEMCPY else row | {"peer": limit, "ratio": row["value"] / limit, "peer_is": MEMCPY}
+
+
+def ways_of(floats):
+    """{name: (what to time, how many arrays of so many floats it reads and writes)}."""
+    rng = np.random.default_rng(0)
+    push, centre, squares, steps, other = (rng.standard_normal(floats, np.float32) for _ in range(5))
+    np.square(squares, out=squares)
+    np.square(steps, out=steps)
+    return {
+        MEMCPY: (lambda: np.copyto(other, push), 2),
+        "plain": (lambda: plain(push, centre, 0.25), 4),
+        "plain, push only": (lambda: plain(push, centre, 0.25, back=False), 3),
+        "adagrad": (lambda: adagrad(push, centre, squares, 0.01, 1e-10), 6),
+        "adadelta": (lambda: adadelta(push, centre, squares, steps, 1, 0.95, 1e-6), 8),
+    }
+
+
+def seconds_of(way):
+    began = time.perf_counter()
+    way()
+    return time.perf_counter() - began
+
+
+# ---- serve, in each rank
+
+
+class Order(NamedTuple):
+    """What the ranks are to measure: so many pushes of each client, of so many floats, of these KINDS."""
+
+    floats: int
+    pushes: int
+    kinds: tuple[str, ...]
+
+
+class Weights:
+    """A network's double: one array that learns."""
+
+    frozen = ()
+
+    def __init__(self, floats):
+        self.learning = [pytensor.shared(np.zeros(floats, np.float32), name="W")]
+        self.parameters_and_velocities, self.step = self.learning, pytensor.shared(np.int64(0), name="step")
+
+
+class Quiet(Silent):
+    """A recorder that keeps nothing."""
+
+    def push(self, **record):
+        """Nobody reads it."""
+
+
+class Timed(ParameterServer):
+    """A parameter server that keeps when each push was served, until a client leaves.
+
+    idle  it does nothing to what passes
+    """
+
+    def __init__(self, centre, config, clients, post, idle):
+        super().__init__(centre, config, clients, post.now)
+        self.post, self.times, self.left, self._idle = post, [], 0, idle
+
+    def answer(self, push):
+        answer = super().answer(push)
+        return answer._replace(update=lambda piece, part: None) if self._idle else answer
+
+    def served(self, message, recorder):
+        super().served(message, recorder)
+        if type(message) is server.Leave:
+            self.left += 1
+        elif not self.left:
+            self.times.append(self.post.now())
+
+
+def work(order, path):
+    """A rank's part; rank 0 writes the rows to the path."""
+    partners, rows = pkgutil.resolve_name("multigpu.mpi:MpiPartners")(), []
+    copied = memcpy_seconds(order.floats) if partners.rank == 0 else None
+    partners.comm.Barrier()
+    for kind in order.kinds:
+        keeper = pushed(partners, order, kind)
+        if keeper:
+            rows.append(row_of(partners.size - 1, kind, 4 * order.floats, keeper, copied))
+    if partners.rank == 0:
+        report.write(rows, path)
+
+
+def memcpy_seconds(floats):
+    here, there = np.zeros((2, floats), np.float32)
+    here += 1
+    return statistics.median([seconds_of(partial(np.copyto, there, here)) for _ in range(4)][1:])
+
+
+def pushed(partners, order, kind):
+    """All pushes of one kind; returns the Timed server, at rank 0."""
+    clients, (update, fetch), keepers = partners.size - 1, KINDS[kind], []
+    settings = {"data": "none", "rule": "asgd", "server_update": update, "server_scale": 0.5, "n_sync": 1}
+    config = load_config([f"{name}={value}" for name, value in settings.items()])
+
+    def keeper_of(centre, post):
+        keepers.append(Timed(centre, config, clients, post, idle=kind == MPI_ALONE))
+        return keepers[0]
+
+    exchange = server.connect(
+        config, Weights(order.floats), HostDevice(), partners, Quiet(partners.rank), 0,
+        keeper=keeper_of, client=lambda *parts: AsgdClient(*parts, Often(fetch, 1)),
+    )  # fmt: skip
+    with exchange:
+        if partners.rank == server.SERVER:
+            while keepers[0].left < clients:
+                keepers[0].post.until(exchange.serve)
+            return keepers[0]
+        for step in range(1, order.pushes + 2):          # the first is not counted
+            exchange.after_step(step, 0.0, 0.0, np.float32(0), False, False)
+        exchange.leave(order.pushes + 1)
+    return None
+
+
+def row_of(clients, kind, nbytes, keeper, copied):
+    """The row of one kind: pushes per second between the last client's first and the first one's last."""
+    times, limit = keeper.times[clients - 1 :], 1 / (COPIES * copied)
+    per_round = [clients / (later - before) for before, later in zip(times, times[clients:], strict=False)]
+    found = report.row(f"{clients} clients, {nbytes / 1e6:.1f} MB, {kind}", per_round, "pushes/s")
+    found["value"] = (len(times) - 1) / (times[-1] - times[0])
+    return found | {
+        "clients": clients, "bytes": nbytes, "kind": kind, "busy": keeper.load.share(keeper.post.now()),
+        "peer": limit, "ratio": found["value"] / limit, "peer_is": f"{COPIES} memcpys",
+    }  # fmt: skip
+
+
+# ---- the whole
+
+
+def serve_rows(clients, order):
+    """Rows of so many clients."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = pathlib.Path(folder, "rows")
+        program = [sys.executable, "-m", "mpi4py", "-m", "benchmarks.server", "--measure", json.dumps(order), rows]
+        subprocess.run([mpiexec(), "-n", str(clients + 1), *program], check=True,
+                       env=environment() | VARIABLES | {"OMP_NUM_THREADS": "1"},
+                       cwd=pathlib.Path(__file__).parent.parent)  # fmt: skip
+        return report.read(rows)
+
+
+def rows(clients, quick):
+    yield from apply_rows(QUICK if quick else ALEXNET, QUICK_RUNS if quick else RUNS)
+    if mpiexec() is None:
+        yield report.not_measured("serve", NEEDED)
+        return
+    for n in clients or ([2] if quick else [1, 2, 4]):
+        order = Order(QUICK, QUICK_PUSHES, ("plain",)) if quick else Order(ALEXNET, PUSHES, tuple(KINDS))
+        yield from serve_rows(n, order)
+
+
+def main():
+    parser = report.parser(__doc__, quick="67 MB, 3 runs, 2 clients, plain updates")
+    parser.add_argument("--clients", type=int, nargs="+", metavar="K", help="default: 1 2 4")
+    parser.add_argument("--measure", nargs=2, help="what a rank is started with")
+    options = parser.parse_args()
+    if options.measure:
+        work(Order(*json.loads(options.measure[0])), pathlib.Path(options.measure[1]))
+        return 0
+    found = []
+    print(f"{'':40} {'':>8} {'':8} {'spread':>8} {'memcpy':>8} {'ratio':>7}")
+    for row in rows(options.clients, options.quick):
+        found.append(row)
+        if row["value"] is not None:
+            peer = f"{row['peer']:8.2f} {row['ratio']:7.1%}" if "peer" in row else ""
+            print(f"{row['name']:40} {row['value']:8.2f} {row['unit']:8} {row['spread']:8.1%} {peer}", flush=True)
+    report.write(found, options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
