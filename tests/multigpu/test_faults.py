@@ -1,13 +1,18 @@
-"""Faults in an MPI job: whatever a rank dies of, the job ends within seconds, fails, and names the first one."""
+"""Faults in an MPI job: whatever a rank dies of, the job ends within seconds, fails, and names the first one.
 
+Here they come at chosen points; tests.multigpu.drawn_faults has them come at any moment, and lets the run go on.
+"""
+
+import random
 import re
 import time
 from pathlib import Path
 
 import pytest
 
+from tests import tiny
 from tests.mpi import Job, needs_mpi
-from tests.multigpu import several_doubles
+from tests.multigpu import drawn_faults, several_doubles
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
 
@@ -74,3 +79,12 @@ def test_one_rank_s_fault_ends_the_job_and_names_it(tmp_path, rule, how, where, 
     if where not in ("starting", "connecting"):              # by then the settings are known
         log = (tmp_path / "runs" / "run" / "log.txt").read_text()
         assert re.fullmatch(rf"\d+-\d+-\d+ \d+:\d+:\d+ {expected}\n", log), log
+
+
+def test_a_rank_that_raises_at_a_drawn_moment_is_named_and_the_run_goes_on_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(drawn_faults, "SPAN", 0.5)           # seconds: more moments take a longer run of the program
+    data = tiny.make_data(tmp_path / "data", train=28, validation=9)
+    (strike,) = drawn_faults.strikes(tmp_path, data, "gosgd", "raising", 1, random.Random(0))
+    assert (strike.named, strike.went_on, strike.wrong) == (True, True, [])
+    row = drawn_faults.table([strike]).splitlines()[-1]
+    assert row == f"| gosgd | raising | 1 | 1 | {strike.seconds:.1f} s | 1 | 0 |"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from alexnet import checkpoint
+from alexnet.recorder import read_records
 from tests import tiny, tiny_train
 from tests.mpi import Job, needs_mpi
 from tests.multigpu import several_doubles
@@ -91,6 +92,22 @@ def arrays(folder, at):
     return checkpoint.load(checkpoint.snapshot_path(folder, at))[0]
 
 
+def log_of(folder):
+    log = folder / "log.txt"
+    return log.read_text() if log.exists() else ""
+
+
+def kill_a_rank(job, folder):
+    """SIGKILL to one rank; the job fails, and says so in the log of its run's folder, too."""
+    pid = max(job.processes("tiny_train.py", "mpi4py", "data="))
+    os.kill(pid, signal.SIGKILL)
+    status, said = job.finish()
+    assert status != 0
+    sentence = rf"rank \d \(pid {pid} on \S+\) has died: .*"
+    assert re.search(rf"^{sentence}$", said, re.MULTILINE), said
+    assert re.search(rf"\d {sentence}\n\Z", log_of(folder))
+
+
 def test_a_killed_run_goes_on_to_the_bit_and_with_other_ranks_between_epochs(data, tmp_path):
     straight = tmp_path / "straight" / "runs" / "run"
     common = {"n_iterations": 9, "snapshot_iterations": 6}
@@ -98,13 +115,8 @@ def test_a_killed_run_goes_on_to_the_bit_and_with_other_ranks_between_epochs(dat
 
     job = train(tmp_path, data, 2, run_name="run", snapshot_iterations=6, n_iterations=10**6, n_epochs=10**6)
     folder = tmp_path / "runs" / "run"
-    job.wait_for(lambda: (folder / "log.txt").exists() and "iteration 7 " in (folder / "log.txt").read_text())
-    os.kill(max(job.processes("tiny_train.py", "mpi4py", "data=")), signal.SIGKILL)
-    status, said = job.finish()
-    assert status != 0
-    sentence = r"rank \d \(pid \d+ on \S+\) has died: .*"
-    assert re.search(rf"^{sentence}$", said, re.MULTILINE), said
-    assert re.search(rf"\d {sentence}\n\Z", (folder / "log.txt").read_text())
+    job.wait_for(lambda: "iteration 7 " in log_of(folder))
+    kill_a_rank(job, folder)
     for path in checkpoint.snapshots(folder):                # as if killed after the first of them
         if path != checkpoint.snapshot_path(folder, 6):
             path.unlink()
@@ -119,3 +131,30 @@ def test_a_killed_run_goes_on_to_the_bit_and_with_other_ranks_between_epochs(dat
     border = checkpoint.snapshot_path(other, 7)
     assert train(tmp_path, data, 3, resume_train=border, n_epochs=9, n_iterations=9).finish() == (0, "")
     assert checkpoint.load(checkpoint.snapshot_path(other, 9))[1]["workers"] == 3
+
+
+@pytest.mark.parametrize("rule", [{"rule": "easgd", "tau": 1}, {"rule": "gosgd", "p": 1}], ids=["easgd", "gosgd"])
+def test_a_killed_run_of_workers_apart_goes_on_from_what_its_checkpoint_holds(data, tmp_path, rule):
+    """With a rate of nothing, and what was learnt before forgotten, the new run keeps the weights that all begin with.
+
+    A worker that did not begin there, at the centre or the consensus, would pull them away with its first exchange.
+    """
+    common = rule | {"validation": "false", "para_load": "false", "snapshot_freq": 10**6, "n_epochs": 10**6}
+    folder = tmp_path / "runs" / "run"
+    job = train(tmp_path, data, 2, run_name="run", snapshot_iterations=5, **common)
+    job.wait_for(lambda: "iteration 7 " in log_of(folder))
+    kill_a_rank(job, folder)
+    path, before, metadata = checkpoint.load_latest(folder)
+    at = metadata["position"]["iteration"]
+    assert path == checkpoint.snapshots(folder)[0] == checkpoint.snapshot_path(folder, at) and at % 5 == 0
+
+    end, still = at + 4, {"learning_rate": 1e-30, "momentum": 0}
+    assert train(tmp_path, data, 2, resume_train=folder, n_iterations=end, **common | still).finish() == (0, "")
+    assert f"going on from {path}, after {at} iterations" in log_of(folder)
+    steps = [record["iteration"] for record in read_records(folder) if record["kind"] == "train"]
+    assert steps == list(range(1, end + 1))                  # of the only worker, or of rank 0
+    after, metadata = checkpoint.load(checkpoint.snapshot_path(folder, end))
+    assert (metadata["position"]["iteration"], after["step"]) == (end, end)
+    for name in before.keys() - {"step"}:
+        if not name.endswith(".velocity"):
+            np.testing.assert_allclose(after[name], before[name], rtol=1e-6, atol=1e-20, err_msg=name)
