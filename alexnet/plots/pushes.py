@@ -8,7 +8,8 @@ import numpy as np
 from alexnet.plots.style import PNG, RUNS, new_figure, plain, saved
 
 MOST = 60                               # bars of a histogram that can be told apart
-FEW = 10                                # clients that are told apart
+FEW = 10                                # clients whose numbers are all written
+ASIDE = 0.1                             # of a client's place: the two bars stand beside each other
 
 
 def pushes(run, to, formats=PNG):
@@ -42,13 +43,14 @@ def waiting_of(axes, push):
     """How long each client waited, and was served."""
     clients = np.unique(push["client"]).astype(int)
     of_each = [push["client"] == client for client in clients]
-    for field, colour in (("waiting", RUNS[4]), ("serving", RUNS[0])):
+    for field, aside, colour in (("waiting", -ASIDE, RUNS[4]), ("serving", ASIDE, RUNS[0])):
         medians, most = np.array([np.quantile(push[field][own], (0.5, 0.95)) for own in of_each]).T
-        axes.errorbar(clients, medians, (np.zeros_like(medians), most - medians), fmt="o", color=colour, capsize=3,
-                      markersize=5, label=f"{field}: median, and 95 % of the pushes")  # fmt: skip
+        axes.errorbar(clients + aside, medians, (np.zeros_like(medians), most - medians), fmt="o", color=colour, capsize=3,
+                      markersize=5, label=f"{field}: median, 95 %")  # fmt: skip
     axes.set_xticks(clients if len(clients) <= FEW else clients[:: -(-len(clients) // FEW)])
     axes.set_title("the clients' time at the server")
     axes.set_xlabel("client")
     axes.set_ylabel("milliseconds of a push")
+    axes.set_xlim(clients[0] - 0.5, clients[-1] + 0.5)
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
