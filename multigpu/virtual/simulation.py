@@ -96,7 +96,7 @@ class Seat:
 
 
 class PushLog(Silent):
-    """The server's recorder: pushes, as dicts (multigpu.rules.parameter_server.Pushed), and sentences of its reports."""
+    """The server's recorder: pushes as dicts (multigpu.rules.parameter_server.Pushed), and the sentences of reports."""
 
     def __init__(self):
         super().__init__(SERVER)
@@ -241,7 +241,9 @@ class Simulation:
         return self._seats[client].arrays[:-1]
 
     def report(self):
-        """What the server says of its load and of the staleness of what it gets: a sentence."""
+        """What the server says of its load and of the staleness of what it gets: a sentence; none if turns cost 0."""
+        if not self._costs.turn():
+            return ""
         self._keeper.report(self._office.size - 1, self.log)
         return self.log.said[-1] if self.log.said else ""
 

@@ -1,0 +1,116 @@
+"""GPU A-SGD: the experiments of Paine et al. 2013 in virtual time, drawn as the paper draws them, and two beyond it.
+
+python -m benchmarks.asgd [--quick] [--out FOLDER] [--pictures FOLDER] [--only warm cold ...] [--draw] [--json FILE]
+
+A perceptron learns a made set (benchmarks/asgd_task.py) on a virtual clock (multigpu/virtual), by the server's and the
+clients' own code: how many clients, how often they exchange, and what that costs is in benchmarks/asgd_experiments.py.
+Each trial is a row of numbers in FOLDER/<experiment>.jsonl; the figures and the table of claims come from these rows
+alone, and --draw makes them again without training.
+
+    curves   experiment 1, figure 1     train and test error over epochs
+    cold     experiment 2, figure 2     1 to 32 clients from a cold start
+    warm     experiment 3, figures 3, 4 n_sync 100 to 900 by 1 to 8 clients from a warm start
+    rules    BSP, EASGD, GOSGD and A-SGD at equal time
+    large    32 to 1,024 clients, three servers
+
+A claim of the paper that does not show is printed as such, with its number; so is one that shows.
+"""
+
+import os
+import pathlib
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+from benchmarks import asgd_claims, asgd_figures, report
+from benchmarks.asgd_experiments import EXPERIMENTS, QUICK, Sizes, trials
+from benchmarks.asgd_task import task
+from benchmarks.asgd_trials import run
+from multigpu.process import CONTEXT, end_with_parent
+
+HERE = pathlib.Path(__file__).parent
+PROCESSES = 2
+
+
+def work(trial, sizes, compiled):
+    """A trial's row, in a process that keeps its task."""
+    return run(trial, task(sizes.train, sizes.test, compiled))
+
+
+def say(sentence):
+    print(sentence, flush=True)
+
+
+def rows_of(experiments, sizes, folder, processes=PROCESSES, compiled=True, tell=say):
+    """Run the trials of the experiments; writes and returns their rows, by experiment.
+
+    processes  0: in this one
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {name: lot for name, lot in trials(sizes).items() if name in experiments}
+    found = {}
+    with workers(processes) as submit:
+        waiting = {name: [submit(work, trial, sizes, compiled) for trial in lot] for name, lot in wanted.items()}
+        for name, futures in waiting.items():
+            began = time.perf_counter()
+            rows = [future.result() for future in futures]
+            found[name] = sorted(rows, key=lambda row: (row["n_sync"], row["clients"], row["name"]))
+            report.write(found[name], folder / f"{name}.jsonl")
+            tell(f"{name}: {len(rows)} trials, {sum(row['minibatches'] for row in rows):,} minibatches, "
+                 f"{time.perf_counter() - began:.0f} s after the one before")  # fmt: skip
+    return found
+
+
+class workers:
+    """A context whose value is (function, arguments) -> what has result(): of so many processes, or at once."""
+
+    def __init__(self, processes):
+        # a thread of the BLAS for each process: two cores, two processes, and the same bits whatever the cores
+        os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+        self._pool = ProcessPoolExecutor(processes, CONTEXT, initializer=end_with_parent) if processes else None
+
+    def __enter__(self):
+        return self._pool.submit if self._pool else AtOnce
+
+    def __exit__(self, *error):
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+
+class AtOnce:
+    """A future that is past."""
+
+    def __init__(self, function, *arguments):
+        self._result = function(*arguments)
+
+    def result(self):
+        return self._result
+
+
+def read(folder):
+    """The rows of a folder, by experiment."""
+    found = {name: report.read(folder / f"{name}.jsonl") for name in EXPERIMENTS}
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def main(arguments=None):
+    parser = report.parser(__doc__, quick="small experiments, under 2 minutes")
+    parser.add_argument("--out", type=pathlib.Path, metavar="FOLDER", help="of the rows; runs/asgd, or runs/asgd_quick")
+    parser.add_argument("--pictures", type=pathlib.Path, metavar="FOLDER", help="benchmarks/pictures; quick: as --out")
+    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS, metavar="EXPERIMENT")
+    parser.add_argument("--draw", action="store_true", help="from the rows that are there")
+    options = parser.parse_args(arguments)
+    folder = options.out or pathlib.Path("runs", "asgd_quick" if options.quick else "asgd")
+    if not options.draw:
+        rows_of(options.only, QUICK if options.quick else Sizes(), folder)
+    rows = read(folder)
+    pictures = options.pictures or (folder if options.quick else HERE / "pictures")
+    for picture in asgd_figures.draw(rows, pictures):
+        print(f"drew {picture}")
+    claims = asgd_claims.claims(rows)
+    print(asgd_claims.table(claims))
+    report.write([claim.row() for claim in claims], options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,158 @@
+"""What Paine et al. 2013 claim, each as a number out of the rows of benchmarks.asgd, and whether it shows."""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+NOISE = 0.002                                    # of a mean error over 48,000 images, one standard deviation
+LIKE = 0.9                                       # rank correlation from which on "larger n_sync, more jagged" shows
+
+
+class Claim(NamedTuple):
+    """shows  None: a number that the paper does not have."""
+
+    experiment: str
+    sentence: str
+    value: float
+    unit: str
+    shows: bool | None
+    more: str = ""
+
+    def row(self):
+        """As benchmarks.report has it."""
+        return {"name": self.sentence, "value": self.value, "unit": self.unit, "shows": self.shows, "note": self.more}
+
+
+def claims(rows):
+    """The Claims about the experiments that there are rows of."""
+    makers = {"curves": curves, "cold": cold, "warm": warm, "rules": rules, "large": large}
+    return [claim for name, maker in makers.items() if rows.get(name) for claim in maker(rows[name])]
+
+
+def points(share):
+    return 100 * share
+
+
+def listed(values, form="{:.1f}"):
+    return ", ".join(form.format(value) for value in values)
+
+
+# ---- experiment 1
+
+
+def curves(rows):
+    one, eight = sorted(rows, key=lambda row: row["clients"])
+    best = {row["clients"]: min(row["tests"], key=lambda test: test["test"]) for row in rows}
+    behind = points(best[eight["clients"]]["test"] - best[1]["test"])
+    yield Claim("1", f"{eight['clients']} clients' best test error is within 1 point of one client's", behind, "points",
+                behind <= 1, f"{points(best[1]['test']):.1f} % and {points(best[eight['clients']]['test']):.1f} %")
+    alone, (near, there) = best[1]["seconds"], (first(eight["tests"], best[1]["test"] + by) for by in (0.01, 0))
+    more = f"{near:,.0f} s instead of {alone:,.0f}; to that error itself {alone / there:.2f} ×; the paper has 3.2 ×"
+    yield Claim("1", "they are within 1 point of that sooner than one client is there", alone / near, "×",
+                near < alone, more)
+    centre, ten = (points(best[eight["clients"]][crops]) for crops in ("test", "ten_crops"))
+    yield Claim("1", "averaging 10 crops lowers the test error", centre - ten, "points", ten < centre,
+                f"from {centre:.1f} % to {ten:.1f} %; the paper has 2 to 3 points")
+
+
+def first(tests, level):
+    """Seconds until the test error is at the level; infinite where it never is."""
+    return next((test["seconds"] for test in tests if test["test"] <= level), np.inf)
+
+
+# ---- experiment 2
+
+
+def cold(rows):
+    rows = sorted(rows, key=lambda row: row["clients"])
+    early, slopes = [row["early"] for row in rows], [row["slope"] for row in rows]
+    numbers = listed([row["clients"] for row in rows], "{}")
+    slower = early[-1] > early[0] and all(after > before - NOISE for before, after in pairwise(early))
+    yield Claim("2", "more clients are slower early", points(early[-1] - early[0]), "points", slower,
+                f"error in the first quarter, {numbers} clients: {listed(map(points, early))} %")
+    yield Claim("2", "the most clients are steepest late", slopes[-1], "points / 1,000 s", min(slopes) == slopes[-1],
+                f"second half, {numbers} clients: {listed(slopes, '{:.2f}')}")  # fmt: skip
+
+
+# ---- experiment 3
+
+
+def warm(rows):
+    ends = {(row["n_sync"], row["clients"]): row["end"] for row in rows}
+    n_syncs, clients = sorted({n for n, _ in ends}), sorted({k for _, k in ends})
+    least, most = clients[0], clients[-1]
+    lower = [n for n in n_syncs if all(ends[n, b] < ends[n, a] for a, b in pairwise(clients))]
+    ordered = f"at n_sync {listed(lower, '{}') or 'none'} of {listed(n_syncs, '{}')}"
+    yield Claim("3", "for every n_sync more clients end lower", len(lower), f"of {len(n_syncs)}",
+                len(lower) == len(n_syncs), ordered)
+    gained = [points(ends[n, least] - ends[n, most]) for n in n_syncs]
+    yield Claim("3", f"for every n_sync {most} clients end lower than {least}", min(gained), "points",
+                min(gained) > 0, f"at least; {listed(gained)} at n_sync {listed(n_syncs, '{}')}")
+    teeth = [points(row["teeth"]) for n in n_syncs for row in rows if (row["n_sync"], row["clients"]) == (n, most)]
+    like = rank_correlation(n_syncs, teeth)
+    yield Claim("3", "larger n_sync is more jagged", like, "rank correlation", like >= LIKE,
+                f"{most} clients' error falls at an exchange by {listed(teeth, '{:.2f}')} points, by n_sync")
+    yield from figure4([row for row in rows if row["clients"] == most])  # fmt: skip
+
+
+def figure4(rows):
+    small, large = (pick(rows, key=lambda row: row["n_sync"]) for pick in (min, max))
+    gain, fewer = points(large["end"] - small["end"]), 100 * (1 - small["minibatches"] / large["minibatches"])
+    sentence = f"n_sync {small['n_sync']} ends below n_sync {large['n_sync']} on fewer minibatches"
+    yield Claim("3, figure 4", sentence, gain, "points", gain > 0 and fewer > 0,
+                f"on {fewer:.0f} % fewer minibatches; the paper has 4 points")  # fmt: skip
+
+
+def rank_correlation(x, y):
+    """Spearman's, of values that are all different."""
+    ranks = [np.argsort(np.argsort(values)) for values in (x, y)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+# ---- beyond the paper
+
+
+def rules(rows):
+    for row in sorted(rows, key=lambda row: (row["name"].split(", ")[-1], row["end"])):
+        yield Claim("rules", row["name"], points(row["end"]), "%", None,
+                    f"training error at the end, {row['minibatches']:,} minibatches; test {last_test(row):.1%}")
+
+
+def large(rows):
+    for row in sorted(rows, key=lambda row: (row["clients"], row["name"])):
+        from_on = saturation(row)
+        state = f"the server is {'saturated' if from_on <= row['clients'] else 'not saturated'}, from {from_on:,.0f} on"
+        yield Claim("large", f"{row['clients']:,} clients, {row['name']}", points(row["end"]), "%", None,
+                    f"training error at the end; test {last_test(row):.1%}; {state}")  # fmt: skip
+
+
+def last_test(row):
+    return row["tests"][-1]["test"]
+
+
+def turn(row):
+    """Seconds of the server that an exchange takes."""
+    return 2 * row["costs"]["transfer"] + row["costs"]["apply"]
+
+
+def load(row):
+    """The share of the time that the server serves."""
+    return min(1.0, row["pushes"] * turn(row) / row["seconds"])
+
+
+def saturation(row):
+    """From how many clients on the server serves all of the time: multigpu.rules.parameter_server.Load."""
+    return (row["clients"] * row["seconds"] / row["pushes"] - row["waiting"]) / turn(row)
+
+
+# ---- the table
+
+
+def table(found):
+    """A line for each claim: whether it shows, the number, what it is made of."""
+    said = {True: "shows", False: "DOES NOT SHOW", None: ""}
+    lines = [f"{each.experiment:12} {said[each.shows]:14} {each.sentence}: {each.value:.4g} {each.unit} ({each.more})"
+             for each in found]  # fmt: skip
+    shown, of = sum(claim.shows is True for claim in found), sum(claim.shows is not None for claim in found)
+    return "\n".join([*lines, f"{shown} of {of} claims show"])

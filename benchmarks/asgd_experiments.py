@@ -1,0 +1,100 @@
+"""The trials of benchmarks.asgd: experiments 1 to 3 of Paine et al. 2013 at small scale, and two beyond it.
+
+A step is the unit of time, called a second, as it took one on the paper's GPUs (10.7 days, 90 epochs of 10,009 steps).
+What the paper does not say is what an exchange cost there; the figures show that n_sync = 100 left "significantly
+fewer" steps than 900.  SLOW costs an exchange 19.5 seconds, most of them for copies: a sixth of the time at n_sync 100.
+
+Scaled down: the time, to 12,000 steps of a client instead of 84,000 in 24 hours, and with it the warm start, to 6,000.
+n_sync is the paper's.  The rate, 0.005, is one at which a perceptron forgets its noise within some hundred steps.
+"""
+
+from typing import NamedTuple
+
+from benchmarks.asgd_trials import Trial
+from multigpu.virtual import Costs
+
+SLOW = Costs(step=1.0, copy=8.0, transfer=1.5, apply=0.5)
+# AlexNet on 8 K80 by Theano-MPI: 0.51 s a step and 0.12 s an exchange; benchmarks/links.py has the figures
+FAST = Costs(step=1.0, copy=0.02, transfer=0.11, apply=0.03)
+LARGE = Costs(step=1.0, copy=0.05, transfer=0.08, apply=0.04)
+SERVERS = {
+    "plain": (),
+    "Adagrad": (("server_update", "adagrad"), ("server_scale", 0.003)),
+    "staleness-scaled": (("server_scale", 1.0), ("staleness_power", 1.0)),
+}
+
+
+class Sizes(NamedTuple):
+    """How large the experiments are: numbers of clients, values of n_sync, seconds on the virtual clock, epochs.
+
+    train, test  images
+    """
+
+    epochs: tuple[int, int] = (30, 20)           # of one client, and of each of eight
+    n_sync: int = 600
+    cold: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    cold_seconds: float = 12_000
+    n_syncs: tuple[int, ...] = tuple(range(100, 1000, 100))
+    warm: tuple[int, ...] = (1, 2, 4, 8)
+    warm_start: float = 6_000
+    warm_seconds: float = 12_000
+    workers: int = 8
+    rules_seconds: float = 4_000
+    large: tuple[int, ...] = (32, 128, 512, 1024)
+    large_seconds: float = 1_500
+    train: int = 32_000
+    test: int = 4_000
+
+
+QUICK = Sizes(
+    (3, 2), 600, (1, 8), 2_400, (100, 900), (1, 8), 2_000, 2_700, 8, 500, (32, 128), 300, train=8_000, test=1_000
+)  # fmt: skip
+
+
+def trials(sizes):
+    """Experiment -> its Trials; the longest come first within each."""
+    made = [*curves(sizes), *cold(sizes), *warm(sizes), *rules(sizes), *large(sizes)]
+    made.sort(key=lambda trial: -trial.clients)
+    return {name: [trial for trial in made if trial.experiment == name] for name in EXPERIMENTS}
+
+
+def curves(sizes):
+    """Experiment 1: train and test error over epochs, of eight clients, and of one on one GPU."""
+    for clients, epochs in zip((1, 8), sizes.epochs, strict=True):
+        yield Trial("curves", clients, sizes.n_sync, costs=SLOW, epochs=epochs)
+
+
+def cold(sizes):
+    """Experiment 2: a cold start."""
+    for clients in sizes.cold:
+        yield Trial("cold", clients, sizes.n_sync, costs=SLOW, seconds=sizes.cold_seconds)
+
+
+def warm(sizes):
+    """Experiment 3: n_sync and clients from a warm start."""
+    for n_sync in sizes.n_syncs:
+        for clients in sizes.warm:
+            yield Trial("warm", clients, n_sync, costs=SLOW, seconds=sizes.warm_seconds, warm=sizes.warm_start)
+
+
+def rules(sizes):
+    """Some workers by each rule, over a fast link and a slow one; who exchanges less over the slow one."""
+    for link, costs, every in (("fast", FAST, 10), ("slow", SLOW, 100)):
+        for name, rule, settings, rate in (
+            ("A-SGD", "asgd", (), 1), ("A-SGD, c = 1", "asgd", (("server_scale", 1.0),), 1),
+            ("EASGD", "easgd", (("alpha", 0.1),), 1), ("GOSGD", "gosgd", (("p", 1 / every),), 1),
+            ("BSP", "bsp", (), 1), ("BSP, 8 × rate", "bsp", (), 8),
+        ):  # fmt: skip
+            yield Trial("rules", sizes.workers, every, rule, f"{name}, {link}", 0.005 * rate, sizes.rules_seconds,
+                        costs, settings)
+
+
+def large(sizes):
+    """Many clients, the slowest half as fast as the fastest, and three servers."""
+    for clients in sizes.large:
+        for name, settings in SERVERS.items():
+            yield Trial("large", clients, 50, name=name, costs=LARGE, seconds=sizes.large_seconds, settings=settings,
+                        spread=2.0)  # fmt: skip
+
+
+EXPERIMENTS = ("curves", "cold", "warm", "rules", "large")

@@ -1,0 +1,203 @@
+"""The figures of benchmarks.asgd, from its rows: 1 to 4 as Paine et al. 2013 draw theirs, and those beyond it."""
+
+from itertools import groupby
+
+import numpy as np
+from matplotlib import colormaps
+
+from alexnet.plots.style import RUNS, finish, new_figure, plain, saved
+from benchmarks.asgd_claims import load, saturation
+
+TIME = "time (1,000 s on the virtual clock)"
+ERROR = "training error (%)"
+
+def draw(rows, folder):
+    """Draw what there are rows of; returns the paths."""
+    figures = {
+        "asgd_figure1": ("curves", figure1), "asgd_figure2": ("cold", figure2), "asgd_figure3": ("warm", figure3),
+        "asgd_figure4": ("warm", figure4), "asgd_rules": ("rules", rules_figure), "asgd_large": ("large", large_figure),
+        "asgd_server": ("large", server_figure),
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {name: made(rows[experiment]) for name, (experiment, made) in figures.items() if rows.get(experiment)}
+    return [path for name, figure in wanted.items() for path in saved(figure, folder / name)]
+
+
+def ramp(n):
+    """n colours from dark to light, told apart without red and green, too."""
+    return [colormaps["viridis"](place) for place in np.linspace(0, 0.88, n)]
+
+
+def many(n, what="client"):
+    return f"{n:,} {what}{'s' if n > 1 else ''}"
+
+
+def plot_curve(axes, row, **looks):
+    curve = row["curve"]
+    axes.plot(np.array(curve["seconds"]) / 1000, 100 * np.array(curve["error"]), **{"linewidth": 1.2} | looks)
+
+
+def over_time(axes, bottom=None, top=None):
+    plain(axes)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom, top)
+
+
+# ---- the paper's
+
+
+def figure1(rows):
+    """Train and test error over epochs: all clients together, and one client alone."""
+    figure = new_figure(8, 5.2)
+    axes = figure.subplots()
+    for row in sorted(rows, key=lambda row: row["clients"]):
+        epochs = [test["epoch"] for test in row["tests"]]
+        colours = ("0.75", "0.45", "0.45") if row["clients"] == 1 else (RUNS[0], RUNS[1], RUNS[2])
+        kinds = (("train", "training", "-"), ("test", "test", "-"), ("ten_crops", "test, 10 crops", "--"))
+        for (field, name, line), colour in zip(kinds, colours, strict=True):
+            errors = [100 * test[field] for test in row["tests"]]
+            axes.plot(epochs, errors, line, color=colour, label=f"{many(row['clients'])}: {name}", linewidth=1.6)
+        lowest = min(row["tests"], key=lambda test: test["test"])
+        axes.plot(lowest["epoch"], 100 * lowest["test"], "o", color=colours[1], markersize=5)
+        axes.annotate(f"{100 * lowest['test']:.1f} % at {lowest['seconds']:,.0f} s",
+                      (lowest["epoch"], 100 * lowest["test"]), xytext=(0, 7), textcoords="offset points", fontsize=8,
+                      ha="right")  # fmt: skip
+    finish(axes, "epochs", bottom=None)
+    axes.set_xlabel("epochs of each client")
+    axes.set_ylabel("error (% of images)")
+    axes.set_title(f"Train and test error, n_sync = {rows[0]['n_sync']} (the paper's figure 1)")
+    axes.legend(frameon=False, fontsize=9, ncols=2)
+    return figure
+
+
+def figure2(rows):
+    """Training error from a cold start, a line for each number of clients; the beginning once more, larger."""
+    figure = new_figure(11, 4.8)
+    whole, early = figure.subplots(1, 2, width_ratios=(3, 2))
+    rows = sorted(rows, key=lambda row: row["clients"])
+    for row, colour in zip(rows, ramp(len(rows)), strict=True):
+        for axes in (whole, early):
+            plot_curve(axes, row, color=colour, label=many(row["clients"]), linewidth=1.0)
+    end = rows[0]["seconds"] / 1000
+    for axes, name in ((whole, "cold start (the paper's figure 2)"), (early, "its first quarter")):
+        over_time(axes)
+        axes.set_title(f"Training error, {name}")
+        axes.set_xlabel(TIME)
+    early.set_xlim(0, end / 4)
+    whole.set_xlim(0, end)
+    whole.set_ylabel(f"{ERROR}, mean over 400 minibatches")
+    whole.legend(frameon=False)
+    return figure
+
+
+def figure3(rows):
+    """Training error from a warm start: a panel for each n_sync, a line for each number of clients."""
+    n_syncs = sorted({row["n_sync"] for row in rows})
+    columns = min(3, len(n_syncs))
+    figure = new_figure(4.2 * columns, 3.1 * -(-len(n_syncs) // columns) + 0.4)
+    panels = figure.subplots(-(-len(n_syncs) // columns), columns, sharex=True, sharey=True, squeeze=False)
+    clients = sorted({row["clients"] for row in rows})
+    for axes, n_sync in zip(panels.flat, n_syncs, strict=False):
+        for row in (row for row in rows if row["n_sync"] == n_sync):
+            plot_curve(axes, row, color=RUNS[clients.index(row["clients"])], label=many(row["clients"]), linewidth=1.0)
+        over_time(axes)
+        axes.set_title(f"n_sync = {n_sync}", fontsize=10)
+    for axes in panels[-1]:
+        axes.set_xlabel(TIME, fontsize=9)
+    for axes in panels[:, 0]:
+        axes.set_ylabel(ERROR, fontsize=9)
+    figure.suptitle("Training error, warm start, mean over 400 minibatches (the paper's figure 3)")
+    handles = panels[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", frameon=False, ncols=len(clients))
+    return figure
+
+
+def figure4(rows):
+    """Training error from a warm start of the most clients: a line for each n_sync."""
+    most = max(row["clients"] for row in rows)
+    rows = sorted((row for row in rows if row["clients"] == most), key=lambda row: row["n_sync"])
+    figure = new_figure(8, 5.2)
+    axes = figure.subplots()
+    for row, colour in zip(rows, ramp(len(rows)), strict=True):
+        label = f"{row['n_sync']}: {row['minibatches']:,} minibatches"
+        plot_curve(axes, row, color=colour, label=label, linewidth=1.0)
+    over_time(axes)
+    axes.set_xlabel(TIME)
+    axes.set_ylabel(f"{ERROR}, mean over 400 minibatches")
+    axes.set_title(f"Training error, warm start, {many(most)} (the paper's figure 4)")
+    axes.legend(frameon=False, title="n_sync", fontsize=9)
+    return figure
+
+
+# ---- beyond the paper
+
+
+def rules_figure(rows):
+    """Error at equal time of the rules, a panel for each link."""
+    links = sorted({row["name"].split(", ")[-1] for row in rows})
+    names = list(dict.fromkeys(row["name"].rsplit(", ", 1)[0] for row in rows))
+    figure = new_figure(11, 4.8)
+    panels = figure.subplots(1, len(links), sharey=True, squeeze=False)[0]
+    for axes, link in zip(panels, links, strict=True):
+        for row in rows:
+            name, where = row["name"].rsplit(", ", 1)
+            if where == link:
+                plot_curve(axes, row, color=RUNS[names.index(name)], label=name, linewidth=1.3)
+        costs = next(row["costs"] for row in rows if row["name"].endswith(link))
+        one = 2 * costs["copy"] + 2 * costs["transfer"] + costs["apply"]
+        axes.set_title(f"{link} link: an exchange with a server costs {one:.2g} steps", fontsize=10)
+        over_time(axes)
+        axes.set_xlabel(TIME)
+    panels[0].set_ylabel(f"{ERROR}, mean over 400 minibatches")
+    panels[0].legend(frameon=False)
+    figure.suptitle(f"Error at equal time, {many(rows[0]['clients'], 'worker')}, cold start")
+    return figure
+
+
+def large_figure(rows):
+    """Many clients: a panel for each number, a line for each server."""
+    lots = [list(lot) for _, lot in groupby(sorted(rows, key=lambda row: row["clients"]), lambda row: row["clients"])]
+    names = sorted({row["name"] for row in rows}, key=lambda name: name != "plain")
+    figure = new_figure(3.4 * len(lots) + 0.6, 4.4)
+    panels = figure.subplots(1, len(lots), sharey=True, squeeze=False)[0]
+    for axes, lot in zip(panels, lots, strict=True):
+        for row in sorted(lot, key=lambda row: names.index(row["name"])):
+            plot_curve(axes, row, color=RUNS[names.index(row["name"])], label=row["name"], linewidth=1.3)
+        over_time(axes)
+        axes.set_title(f"{many(lot[0]['clients'])}, load {load(lot[0]):.0%}", fontsize=10)
+        axes.set_xlabel(TIME, fontsize=9)
+    panels[0].set_ylabel(f"{ERROR}, mean over 400 minibatches")
+    panels[0].legend(frameon=False, title="server")
+    figure.suptitle(f"Many clients of unequal speed, n_sync = {rows[0]['n_sync']}, cold start")
+    return figure
+
+
+def server_figure(rows):
+    """How stale the pushes are, and how busy the server is, by number of clients."""
+    lots = sorted((row for row in rows if row["name"] == "plain"), key=lambda row: row["clients"])
+    figure = new_figure(11, 4.4)
+    stale, busy = figure.subplots(1, 2)
+    for row, colour in zip(lots, ramp(len(lots)), strict=True):
+        staleness = np.array([int(each) for each in row["staleness"]]) / (row["clients"] - 1)
+        pushes = np.array(list(row["staleness"].values()))
+        counts, edges = np.histogram(staleness, bins=np.linspace(0, 2.4, 49), weights=pushes)
+        stale.stairs(100 * counts / pushes.sum(), edges, color=colour, label=many(row["clients"]), linewidth=1.3)
+    stale.set_title("Staleness of the pushes")
+    stale.set_xlabel("staleness / (clients - 1)")
+    stale.set_ylabel("pushes (%)")
+    stale.legend(frameon=False)
+    clients = [row["clients"] for row in lots]
+    busy.plot(clients, [100 * load(row) for row in lots], "o-", color=RUNS[0], label="time that the server serves (%)")
+    busy.plot(clients, [row["waiting"] for row in lots], "s--", color=RUNS[1], label="wait for a turn (s)")
+    from_on = saturation(lots[-1])
+    busy.axvline(from_on, color="0.6", linestyle=":", label=f"saturated from {from_on:,.0f} clients on")
+    busy.set_xscale("log", base=2)
+    busy.set_xticks(clients, [f"{n:,}" for n in clients])
+    busy.minorticks_off()
+    busy.set_title("The server's load")
+    busy.set_xlabel("clients")
+    busy.legend(frameon=False)
+    for axes in (stale, busy):
+        plain(axes)
+        axes.set_ylim(bottom=0)
+    return figure

@@ -1,0 +1,153 @@
+"""benchmarks.asgd: its rows, claims and figures, of experiments so small that they show nothing."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import asgd, asgd_claims, asgd_figures, asgd_task
+from benchmarks.asgd_experiments import Sizes, trials
+from benchmarks.asgd_trials import Rate, Trial, smoothed, summary, teeth
+from benchmarks.asgd_trials import run as run_trial
+from multigpu.virtual import Costs, Stretch
+
+TINY = Sizes((2, 1), 10, (1, 2), 40, (10, 20), (1, 2), 20, 60, 2, 40, (3,), 60, train=320, test=40)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """The rows of all experiments, as they are read back."""
+    folder, said = tmp_path_factory.mktemp("asgd"), []
+    asgd.rows_of(asgd.EXPERIMENTS, TINY, folder, processes=0, compiled=False, tell=said.append)
+    assert len(said) == len(asgd.EXPERIMENTS)
+    return asgd.read(folder)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return asgd_task.task(TINY.train, TINY.test, False)
+
+
+def test_every_trial_has_its_row(rows):
+    for name, lot in trials(TINY).items():
+        def key(each):
+            return each["n_sync"], each["clients"], each["name"]
+
+        assert sorted(map(key, rows[name])) == sorted(key(trial._asdict()) for trial in lot)
+    for row in rows["warm"]:
+        assert 0 < row["end"] <= 1 and 0 <= row["tests"][-1]["test"] <= 1
+        assert row["pushes"] == sum(row["staleness"].values()) > 0
+        assert len(row["curve"]["seconds"]) == len(row["curve"]["error"])
+        assert row["costs"]["copy"] > 0 and row["seconds"] == TINY.warm_seconds
+
+
+def test_experiment_1_tests_after_each_epoch_of_the_clients(rows):
+    one, two = rows["curves"]
+    assert [test["epoch"] for test in one["tests"]] == [1, 2]
+    assert len(two["tests"]) == 1 and two["minibatches"] == 8 * TINY.train / asgd_task.BATCH
+
+
+def test_the_same_trial_gives_the_same_row(rows, task):
+    def told(row):
+        return json.dumps({name: value for name, value in row.items() if name != "took"})
+
+    for name, lot in trials(TINY).items():
+        again = run_trial(lot[0], task)
+        (before,) = (row for row in rows[name] if all(row[key] == getattr(lot[0], key) for key in
+                     ("n_sync", "clients", "name")))  # fmt: skip
+        assert told(before) == told(json.loads(json.dumps(again)))
+
+
+def test_every_figure_is_drawn_and_every_claim_has_a_number(rows, tmp_path, capsys):
+    pictures = asgd_figures.draw(rows, tmp_path)
+    assert {path.name for path in pictures} == {
+        *(f"asgd_figure{n}.png" for n in (1, 2, 3, 4)), "asgd_rules.png", "asgd_large.png", "asgd_server.png"
+    }  # fmt: skip
+    assert all(path.stat().st_size > 10_000 for path in pictures)
+    claims = asgd_claims.claims(rows)
+    of_the_paper = [claim for claim in claims if claim.shows is not None]
+    assert len(of_the_paper) == 9 and len(claims) == 9 + len(rows["rules"]) + len(rows["large"])
+    assert "of 9 claims show" in asgd_claims.table(claims)
+
+
+# ---- claims
+
+
+def test_a_claim_that_does_not_show_is_said_so():
+    def warm(ends):
+        return [{"n_sync": n, "clients": k, "end": end, "teeth": n / 1e4, "minibatches": 10 * n}
+                for (n, k), end in ends.items()]  # fmt: skip
+
+    good = {(100, 1): 0.5, (100, 8): 0.4, (900, 1): 0.5, (900, 8): 0.45}
+    shown = asgd_claims.claims({"warm": warm(good)})
+    assert [claim.shows for claim in shown] == [True, True, True, True]
+    assert [claim.value for claim in shown] == pytest.approx([2, 5, 1, 5])
+    not_shown = asgd_claims.claims({"warm": warm(good | {(900, 8): 0.55})})
+    assert [claim.shows for claim in not_shown] == [False, False, True, True]
+    assert "DOES NOT SHOW" in asgd_claims.table(not_shown) and "2 of 4 claims show" in asgd_claims.table(not_shown)
+
+
+def test_slower_early_and_steepest_late():
+    def cold(*numbers):
+        return [{"clients": k, "early": early, "slope": slope} for k, early, slope in numbers]
+
+    early, late = asgd_claims.claims({"cold": cold((1, 0.70, -1.0), (2, 0.72, -1.5), (4, 0.75, -2.0))})
+    assert (early.shows, late.shows, early.value, late.value) == (True, True, pytest.approx(5), -2)
+    early, late = asgd_claims.claims({"cold": cold((1, 0.70, -3.0), (2, 0.66, -1.5), (4, 0.75, -2.0))})
+    assert (early.shows, late.shows) == (False, False)
+
+
+def test_the_server_is_saturated_from_where_the_time_between_two_turns_is_full_of_turns():
+    row = {"clients": 4, "costs": Costs(1, 2, 3, 4)._asdict(), "pushes": 40, "seconds": 1140, "waiting": 0}
+    assert asgd_claims.load(row) == pytest.approx(400 / 1140)
+    assert asgd_claims.saturation(row) == pytest.approx(11.4)
+
+
+# ---- numbers of a row
+
+
+def stretch(client, first, told):
+    return Stretch(client, first, first + len(told) - 1, float(first), float(first + len(told)), 0.0, 0.0, told)
+
+
+def test_teeth_are_what_the_error_falls_by_at_an_exchange():
+    up = [0.1 * step for step in range(10)]                      # 0.05 in the first fifth, 0.85 in the last
+    stretches = [stretch(1, 1, up), stretch(2, 1, up), stretch(1, 11, up), stretch(1, 21, up[:4])]
+    assert teeth(stretches) == pytest.approx(0.8)
+    assert teeth([stretch(1, 1, up)]) == 0
+
+
+def test_the_curve_is_a_moving_average_at_the_end_of_its_window():
+    seconds, means = smoothed(np.arange(1.0, 7), np.array([0, 0, 1, 1, 1, 0.0]), window=2)
+    assert (seconds, means) == ([2, 3, 4, 5, 6], [0, 0.5, 1, 1, 0.5])
+
+
+def test_a_line_has_the_slope_that_it_falls_by():
+    times = np.arange(1, 2001.0)
+    found = summary(times, 0.9 - 1e-4 * times)
+    assert found["slope"] == pytest.approx(-10)                  # points in 1,000 s
+    assert (found["early"], found["end"]) == (pytest.approx(0.875, abs=1e-3), pytest.approx(0.71, abs=1e-3))
+
+
+def test_the_rate_falls_where_the_test_error_stays_for_three_epochs():
+    rate = Rate(0.01)
+    falls = [rate.fallen(error) for error in (0.5, 0.4, 0.399, 0.4, 0.4, 0.3, 0.3, 0.3, 0.3)]
+    assert falls == [0, 0, 0, 0, 1, 1, 1, 1, 2]
+    assert rate.value == pytest.approx(0.0001)
+
+
+# ---- rules without a server
+
+
+def test_one_worker_of_bsp_and_of_gosgd_trains_as_one_client_does(task):
+    alone = run_trial(Trial("one", seconds=30.0, costs=Costs(1.0), jitter=0, n_sync=10, rule="asgd"), task)
+    for rule, settings in (("bsp", ()), ("gosgd", (("p", 0.0),))):
+        row = run_trial(
+            Trial("one", seconds=30.0, costs=Costs(1.0), jitter=0, rule=rule, settings=settings), task
+        )  # fmt: skip
+        assert (row["minibatches"], row["end"], row["tests"]) == (30, alone["end"], alone["tests"])
+
+
+def test_bsp_waits_for_the_slowest_and_for_the_ring(task):
+    row = run_trial(Trial("ring", 4, rule="bsp", seconds=30.0, costs=Costs(1.0, 0.5, 2.0), jitter=0), task)
+    assert row["minibatches"] == 4 * 6           # 1 + 2 x 0.5 + 2 x 3/4 x 2 seconds a step: the sixth ends at 26
