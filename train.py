@@ -20,12 +20,15 @@ import os
 import pkgutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from alexnet.checkpoint import CheckpointError, snapshots
 from alexnet.config import ConfigError, load_config
 from alexnet.data import DataError
 from multigpu.launch import launch
+from multigpu.rules import RULES
+from multigpu.stand_in import stand_in
 
 SYNTHETIC = Path("data", "synthetic")            # the set of a run without data
 JOB = "multigpu.job:run"                         # by name: mpi4py starts MPI when it is imported
@@ -36,6 +39,8 @@ MAKE_SYNTHETIC = "preprocess.synthetic:make_synthetic"       # by name: no other
 def main(arguments, entry="multigpu.worker:work"):
     """Run train.py with these arguments; returns the exit status.  entry is what each worker does: multigpu.launch."""
     if started_by_mpi():
+        if does_without_clients(arguments):
+            stand_in()
         return pkgutil.resolve_name(JOB)(lambda: settled(arguments), entry)
     try:
         config = settled(arguments)
@@ -48,6 +53,16 @@ def main(arguments, entry="multigpu.worker:work"):
 def started_by_mpi():
     """Whether this process is a rank of an MPI job."""
     return "mpi4py" in sys.modules or any(name in os.environ for name in MPI_VARIABLES)
+
+
+def does_without_clients(arguments):
+    """Whether the settings' rule lets clients go; what is wrong with the settings is for rank 0 to say."""
+    if "--help" in arguments:
+        return False
+    with suppress(ConfigError, CheckpointError):
+        config = load_settings(arguments)
+        return config.rule in RULES and RULES[config.rule].lone
+    return False
 
 
 def settled(arguments):

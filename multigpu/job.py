@@ -13,6 +13,19 @@ settings, makes the synthetic set, names the run, prints and saves; its child, t
                                     job is ended; status 1, 2 for a setting or a file, or that of mpiexec, never 0
     mpiexec itself is killed        it takes its ranks along, and they their loaders
 
+Where the rule can do without a client, asgd, what happens to one client is its own affair once it has its device and
+its data:
+
+    it comes late                   the others begin without it; it takes up the server's weights and position
+    SIGINT, SIGTERM or SIGUSR1      to it alone: it pushes what it has and leaves; to the server or all: as above
+    it, or its loader, dies; is     a sentence says so, as above, and how many are left; the others
+    silent for time_out seconds     train to the end, and the job's status is 0
+    it fails: a bug, bad data       ends the job, as above
+    no client is left               the server saves and ends; status 1
+
+MPICH's mpiexec needs nothing for that: multigpu.stand_in.  Open MPI's ends all ranks where one dies, unless it is
+started as `mpiexec --enable-recovery`.
+
 What mpiexec does with signals that it gets:  MPICH's hands all three on to every rank.  Open MPI's hands on SIGUSR1
 alone; on Ctrl-C and SIGTERM it kills its ranks after half a second, which is too short to save.  So stop its jobs by
 `kill -USR1 PID`, its own or a rank's; Slurm does that by `scancel --signal=USR1 JOB`, or ahead of the time limit by
@@ -35,7 +48,7 @@ from alexnet.data import DataError
 from multigpu.device import DeviceError, cuda_home, why_no_jax
 from multigpu.launch import TWICE
 from multigpu.lifeline import Lifeline
-from multigpu.mpi import MPI, MpiPartners, leave_no_files
+from multigpu.mpi import MPI, MpiPartners, end_without_finalize, leave_no_files
 from multigpu.process import SIGNALS
 from multigpu.rules import rule_of
 
@@ -57,13 +70,6 @@ class Place(NamedTuple):
     step: int = 0
 
 
-class Ended(NamedTuple):
-    """Rank to ranks: the status that it ends with, not 0 where a signal has stopped it."""
-
-    status: int
-    step: int = 0
-
-
 def run(settle, entry="multigpu.worker:work"):
     """Do this rank's part of the job; returns the exit status.
 
@@ -78,13 +84,18 @@ def run(settle, entry="multigpu.worker:work"):
         if sentence is None:
             device, sentence = take_place(config, partners)
         if sentence is None:
+            partners.lone = rule_of(config, partners).lone
             if partners.rank == 0:
-                lifeline.settled(config.time_out, Path(config.output, config.run_name, "log.txt"))
+                log = Path(config.output, config.run_name, "log.txt")
+                lifeline.settled(config.time_out, log, partners.lone)
             pkgutil.resolve_name(entry)(config, device, control, partners)
-        status = 2 if sentence else max(ended.status for ended in partners.meet(Ended(control.status())))
+        lifeline.status = 2 if sentence else control.status()
+    status = lifeline.status
     if status and partners.rank == 0:
         print(f"train.py: {sentence}" if sentence else f"stopped by {signal.Signals(status - 128).name}",
               file=sys.stderr, flush=True)  # fmt: skip
+    if not lifeline.whole:
+        end_without_finalize(status)
     if status:
         MPI.Finalize()                           # else mpi4py takes a status for a failure, and aborts the job
     return status
@@ -173,12 +184,15 @@ class Control:
         if self._taken is None:
             self._taken = number, now
         elif now - self._taken[1] >= TWICE:
-            name = signal.Signals(number).name
-            self._lifeline.fail(f"killed by a second {name}, without saving", 128 + number)
+            sentence = f"killed by a second {signal.Signals(number).name}, without saving"
+            if self._partners.lone and self._partners.rank:
+                self._lifeline.lost(sentence)
+            else:
+                self._lifeline.fail(sentence, 128 + number)
 
     def status(self):
-        """The exit status that this rank's signal asks for, 0 without one."""
-        return 128 + self._taken[0] if self._taken else 0
+        """The exit status that this rank's signal asks of the job, 0 without one, or where it has left alone."""
+        return 128 + self._taken[0] if self._taken and not self._partners.left else 0
 
     def stop_requested(self):
         """Whether to finish the step, save and end; asked after each step, so this rank goes on."""
@@ -186,5 +200,5 @@ class Control:
         return self._taken is not None
 
     def report(self, sentence, status=1, follows=False):
-        """Say, from any thread, that the run cannot go on; every rank is then ended within seconds."""
-        self._lifeline.fail(sentence, status, follows)
+        """Say, from any thread, that this rank has lost its loader; it, or every rank, is then ended within seconds."""
+        self._lifeline.lost(sentence)

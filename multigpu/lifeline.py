@@ -1,9 +1,11 @@
-"""A rank's line to the watchman of its MPI job, beside MPI: multigpu.watchman has what is said on it.
+"""A rank's line to the watchman of its MPI job, beside MPI: multigpu.lines has what is said on it.
 
     with Lifeline(partners) as lifeline:         rank 0 starts the watchman; all come to it, over TCP
         lifeline.settled(time_out, log)          rank 0, once the settings are known
         lifeline.fail(sentence, status)          from any thread: this rank cannot go on; the job ends within seconds
-    ...                                          left well: once all ranks have; left by an error: the job ends
+        lifeline.lost(sentence)                  so, too; where the rule can do without this rank it alone is ended
+        lifeline.status = status                 what the job is to end with, for all that this rank knows
+    lifeline.status, lifeline.whole              left well: once all ranks have; left by an error: the job ends
 
 An error that says all in its sentence is told by the watchman alone; another one shows its traceback, too.
 The token that watchman and ranks prove to know travels by MPI; addresses are tried until one leads to the watchman.
@@ -29,18 +31,34 @@ from alexnet.data import DataError
 from alexnet.training import Diverged
 from multigpu.control import Failed
 from multigpu.device import DeviceError
+from multigpu.lines import (
+    Apart,
+    Beat,
+    Bye,
+    Dropped,
+    End,
+    Here,
+    Line,
+    Lost,
+    Nonce,
+    Released,
+    Settled,
+    Welcome,
+    name_of,
+    proof_of,
+)
 from multigpu.loader import LoaderDied
 from multigpu.mpi import MPI
 from multigpu.partners import OutOfStep, PartnerDied
 from multigpu.process import SIGNALS
-from multigpu.watchman import Beat, Bye, End, Here, Line, Nonce, Released, Settled, Welcome, name_of, proof_of
+from multigpu.stand_in import has_stand_in, may_go
 
 BEAT = 1.0                                       # seconds
 REACH = 2.0                                      # seconds in which an address has to answer
 GRACE = 2.0                                      # seconds that MPI_Abort gets to end this process
 SIOCGIFADDR = 0x8915                             # linux/sockios.h
 STATUS_2 = (CheckpointError, ConfigError, DataError, DeviceError)
-STATUS_1 = (LoaderDied, Diverged, OutOfStep)
+STATUS_1 = (Diverged, OutOfStep)
 
 
 class Call(NamedTuple):
@@ -63,23 +81,37 @@ class Lifeline:
                 call = Call([(each, listener.getsockname()[1]) for each in own_addresses()], token)
                 self._watchman = start_watchman(listener, partners.size, token)
         call = partners.meet(call or Call([], b""))[0]
-        self._line, self._failed = find_watchman(call, partners), False
+        self._line, self.status, self.whole = find_watchman(call, partners), 0, True
         self._sending, self._done = threading.Lock(), threading.Event()
         threading.Thread(target=self._keep, name="lifeline", daemon=True).start()
 
-    def settled(self, time_out, log):
-        """Tell the watchman after how many seconds without progress a rank has failed, and the run's log file."""
-        self._tell(Settled(time_out, str(log)))
+        partners.on_apart = self._apart
+
+    def settled(self, time_out, log, lone):
+        """Tell the watchman after how many seconds without progress a rank has failed, the run's log file, and whether
+        its rule can do without a rank."""
+        self._tell(Settled(time_out, str(log), lone))
+
+    def _apart(self):
+        self._tell(Apart())
+        if self._partners.rank:
+            may_go()
 
     def fail(self, sentence, status=1, follows=False):
         """Say, from any thread, that this rank cannot go on; the watchman then ends the job."""
-        self._failed = True
         self._tell(Failed(sentence, status, follows))
 
+    def lost(self, sentence):
+        """Say, from any thread, that this rank has lost what it needs; at the least it alone is then ended."""
+        self._tell(Lost(sentence))
+
     def close(self):
-        """Wait until all ranks have done their part."""
+        """Wait until all ranks have done their part; one that has left them does not wait."""
         with self._partners.waiting():
-            self._tell(Bye())
+            self._tell(Bye(self.status))
+            if self._partners.left and has_stand_in():
+                self.whole = False
+                return
             self._done.wait()
         self._line.close()
         if self._watchman is not None:
@@ -92,7 +124,10 @@ class Lifeline:
         if error is None:
             return self.close()
         with self._partners.waiting():           # nobody is missed any more
-            self.fail(*verdict_on(error))
+            if isinstance(error, LoaderDied):
+                self.lost(str(error))
+            else:
+                self.fail(*verdict_on(error))
             time.sleep(60)                       # the watchman ends this process
 
     def _keep(self):
@@ -103,7 +138,10 @@ class Lifeline:
             messages, ended = self._line.read()
             for message in messages:
                 if isinstance(message, Released):
+                    self.status, self.whole = message
                     return self._done.set()
+                if isinstance(message, Dropped):
+                    self._partners.gone.add(message.rank)
                 if isinstance(message, End):
                     return self._end(message)
             if ended:

@@ -7,16 +7,19 @@ communicator of the training's own.
 """
 
 import ctypes
+import os
 import re
 import socket
+import sys
 from pathlib import Path
 
 from mpi4py import MPI
 
+from multigpu.lines import name_of
 from multigpu.partners import parted
-from multigpu.watchman import name_of
+from multigpu.stand_in import finalize
 
-__all__ = ["MPI", "MpiPartners", "is_cuda_aware", "leave_no_files"]
+__all__ = ["MPI", "MpiPartners", "end_without_finalize", "is_cuda_aware", "leave_no_files"]
 
 
 class MpiPartners:
@@ -24,6 +27,8 @@ class MpiPartners:
 
     comm   arrays may be sent over it, from the main thread
     hosts  the name of each rank's machine
+    gone   the ranks that have been dropped, whose messages do not come: multigpu.watchman
+    left   whether this rank has left the others, who go on; lone: whether the rule allows that
     """
 
     over_mpi = True
@@ -39,6 +44,7 @@ class MpiPartners:
         self.hosts = comm.allgather(socket.gethostname())
         self._names = [f"rank {rank}" for rank in range(self.size)]
         self._pace = Pace()
+        self.gone, self.lone, self.left, self.on_apart = set(), False, False, lambda: None
 
     def meet(self, message):
         """Tell a message to all and hear all of its kind and step, one's own among them: a list, by rank.
@@ -52,6 +58,10 @@ class MpiPartners:
                 awaited = f"{type(message).__name__} of step {message.step}"
                 raise parted(self._names[other], each, f"rank {self.rank}", awaited)
         return heard
+
+    def apart(self):
+        """Say that from here on nobody waits for this rank but a server, which can do without."""
+        self.on_apart()
 
     def watch(self, on_death):
         """A context, with close(), in which on_death(rank) is called, from a thread, as soon as a partner is gone."""
@@ -111,9 +121,18 @@ def leave_no_files():
 
     MPICH would do so at its end, but not after one by MPI_Abort or a signal.
     """
-    maps = Path("/proc/self/maps")
-    for path in set(re.findall(r"/dev/shm/mpich_shm_\w+$", maps.read_text() if maps.exists() else "", re.MULTILINE)):
+    for path in mapped(r"/dev/shm/mpich_shm_\w+$"):
         Path(path).unlink(missing_ok=True)
+
+
+def end_without_finalize(status):
+    """End this process with this status where ranks are missing: MPI_Finalize would wait for them for ever."""
+    for path in mapped(r"/dev/shm/sm_segment\S+$"):          # Open MPI's, which its MPI_Finalize would unlink
+        Path(path).unlink(missing_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    finalize()
+    os._exit(status)
 
 
 def is_cuda_aware():
@@ -121,10 +140,14 @@ def is_cuda_aware():
 
     Open MPI has the question, and MPICH from 4.0 on.  A library that does not know it is not.
     """
-    maps = Path("/proc/self/maps")
-    mapped = maps.read_text() if maps.exists() else ""
-    for path in sorted(set(re.findall(r"\S*/libmp[^/\s]*\.so\S*", mapped))):
+    for path in sorted(mapped(r"\S*/libmp[^/\s]*\.so\S*")):
         question = getattr(ctypes.CDLL(path), "MPIX_Query_cuda_support", None)
         if question is not None:
             return bool(question())
     return False
+
+
+def mapped(pattern):
+    """The files of this pattern that this process has mapped."""
+    maps = Path("/proc/self/maps")
+    return set(re.findall(pattern, maps.read_text() if maps.exists() else "", re.MULTILINE))

@@ -190,27 +190,33 @@ class Partners:
 
 
 def greet(config, network, device, partners, step):
-    """Say Hello, and hear it from all; every worker calls it.
+    """Say Hello, and hear it from all; every worker calls it.  Raises ConfigError, OutOfStep: check_alike."""
+    hellos = partners.meet(hello_of(config, network, device, step))
+    for rank, hello in enumerate(hellos):
+        partners.name(rank, hello.pid)
+        check_alike(rank, hello, hellos[0])
 
-    Raises ConfigError where settings or weights differ, OutOfStep where the number of steps done does.
-    """
+
+def hello_of(config, network, device, step):
+    """The Hello of this worker after so many steps."""
     settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in OWN}
     alike = [*network.frozen, *network.parameters_and_velocities]
     weights = {v.name: checksum(v.get_value(borrow=True)) for v in alike}
-    hellos = partners.meet(Hello(step, device.name, os.getpid(), settings, weights))
-    first = hellos[0]
-    for rank, hello in enumerate(hellos):
-        partners.name(rank, hello.pid)
-        for name, value in hello.settings.items():
-            if value != first.settings[name]:
-                raise ConfigError(
-                    f"workers 0 and {rank} differ in {name}: {first.settings[name]} and {value}; give both the same"
-                )
-        for name, value in hello.weights.items():
-            if value != first.weights.get(name):
-                raise ConfigError(
-                    f"workers 0 and {rank} begin with different {name}; start both anew, or from one checkpoint"
-                )
+    return Hello(step, device.name, os.getpid(), settings, weights)
+
+
+def check_alike(rank, hello, first):
+    """Raise ConfigError where the settings or weights of a worker's Hello are not worker 0's."""
+    for name, value in hello.settings.items():
+        if value != first.settings[name]:
+            raise ConfigError(
+                f"workers 0 and {rank} differ in {name}: {first.settings[name]} and {value}; give both the same"
+            )
+    for name, value in hello.weights.items():
+        if value != first.weights.get(name):
+            raise ConfigError(
+                f"workers 0 and {rank} begin with different {name}; start both anew, or from one checkpoint"
+            )
 
 
 def total(partners, step, values, stop):

@@ -2,29 +2,20 @@
 
 When a rank dies mpiexec kills the others within milliseconds, so who of them could still say which was first?  The
 watchman is a child of rank 0 in a session of its own, which mpiexec leaves alone; it knows nothing of MPI.  Every rank
-has a TCP connection to it (multigpu.lifeline), on which go lines of JSON:
-
-    watchman                            rank
-    Nonce(text)               ------->
-                              <-------  Here(rank, pid, host, proof)      that both know the token, which went by MPI
-    Welcome(proof)            ------->
-                              <-------  Settled(time_out, log)            rank 0
-                              <-------  Beat(steps, waiting, begun)       every second
-                              <-------  Failed(sentence, status, follows) it cannot go on; multigpu.control
-                              <-------  Bye()                             it has done its part
-    End(status, abort)        ------->                                    a rank has failed
-    Released()                ------->                                    all have done their part
+has a TCP connection to it (multigpu.lifeline), on which go the messages of multigpu.lines.
 
 A rank that is gone is an end of file.  The kernel queues these ends in the order in which they came, so the first is
 the culprit, also where the watchman gets to see them together.  A rank is silent when it says nothing for time_out
 seconds, or when it waits for nobody and yet does no step; before its first step it gets FIRST seconds.  Seconds are
 counted in looks of the watchman, so a job that is suspended as a whole, and resumed, misses nothing.
 
+Where the rule is one whose server can do without a client (Settled.lone), one that is Apart and dies, is silent or Lost
+is dropped: the log says so, the server is told, what is left of the client is killed, and the others go on.
+
 Run as `python -m multigpu.watchman LISTENER SIZE`, the token on standard input.  It ends with the last of the ranks.
 """
 
 import hmac
-import json
 import os
 import secrets
 import select
@@ -34,9 +25,24 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from multigpu.control import Failed
+from multigpu.lines import (
+    Apart,
+    Beat,
+    Bye,
+    Dropped,
+    End,
+    Here,
+    Line,
+    Lost,
+    Nonce,
+    Released,
+    Settled,
+    Welcome,
+    name_of,
+    proof_of,
+)
 
 LOOK, LONGEST = 0.25, 1.0                        # seconds from one look at the clock to the next; more are not counted
 TIME_OUT = 300.0                                 # seconds, until rank 0 says how many
@@ -47,108 +53,16 @@ SOON = 1.0                                       # seconds in which a better rea
 HEARD = 0.3                                      # seconds in which mpiexec passes the sentence on: aborting it does not
 GRACE = 3.0                                      # seconds in which the ranks have to end, once they have to
 LEFT = 2.0                                       # seconds without any rank after which there is nobody to wait for
-
-
-class Nonce(NamedTuple):
-    """Watchman to one who has come: what to prove that one belongs to the job with."""
-
-    text: str
-
-
-class Here(NamedTuple):
-    """Who has come."""
-
-    rank: int
-    pid: int
-    host: str
-    proof: str
-
-
-class Welcome(NamedTuple):
-    """It is the watchman of this job, indeed."""
-
-    proof: str
-
-
-class Settled(NamedTuple):
-    """Rank 0: the settings' time_out, in seconds, and the log file of the run."""
-
-    time_out: float
-    log: str
-
-
-class Beat(NamedTuple):
-    """Steps rises while the rank goes on; waiting: for other ranks; begun: it has done its first step."""
-
-    steps: int
-    waiting: bool
-    begun: bool
-
-
-class Bye(NamedTuple):
-    """The rank has done its part."""
-
-
-class End(NamedTuple):
-    """The job ends with this status; abort: this rank ends it, the others only themselves."""
-
-    status: int
-    abort: bool
-
-
-class Released(NamedTuple):
-    """All ranks have done their part."""
-
-
-KINDS = {kind.__name__: kind for kind in (Nonce, Here, Welcome, Settled, Beat, Failed, Bye, End, Released)}
-
-
-def name_of(rank, pid, host):
-    """How sentences name a rank."""
-    return f"rank {rank} (pid {pid} on {host})"
-
-
-def proof_of(token, text, who):
-    """What only one who knows the token can answer to a Nonce's text."""
-    return hmac.new(token, f"{who} {text}".encode(), "sha256").hexdigest()
-
-
-class Line:
-    """Messages over a socket, a line of JSON each."""
-
-    def __init__(self, connection):
-        self.socket, self._rest = connection, b""
-
-    def send(self, message):
-        """Raises OSError where nobody is there."""
-        self.socket.sendall(json.dumps([type(message).__name__, *message]).encode() + b"\n")
-
-    def read(self):
-        """(the messages that have come, whether nothing more will come); raises ValueError for what is none."""
-        try:
-            data = self.socket.recv(1 << 16)
-        except (BlockingIOError, TimeoutError):
-            return [], False
-        except OSError:
-            return [], True
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > 1 << 16:
-            raise ValueError(f"a line of more than {1 << 16} bytes is no message")
-        try:
-            return [KINDS[name](*fields) for name, *fields in map(json.loads, lines)], not data
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"no message of this job: {error}") from error
-
-    def close(self):
-        self.socket.close()
+SWEEP = 5.0                                      # seconds within which mpiexec ends all, where it does so after a death
+SERVER = 0                                       # the rank that the others cannot do without
 
 
 class Rank:
     """What the watchman knows of a rank: its line, who it is, and for how many seconds it has been silent or still."""
 
     def __init__(self, line, here, name):
-        self.line, self.rank, self.pid, self.name = line, here.rank, here.pid, name
-        self.beat, self.done = Beat(0, True, False), False
+        self.line, self.rank, self.pid, self.host, self.name = line, here.rank, here.pid, here.host, name
+        self.beat, self.apart, self.done, self.status = Beat(0, True, False), False, False, 0
         self.silent = self.still = 0.0
 
     def hear(self, beat):
@@ -163,14 +77,15 @@ class Watchman:
 
     def __init__(self, listener, size, token):
         self._listener, self._size, self._token = listener, size, token
-        self._time_out, self._log = TIME_OUT, None
+        self._time_out, self._log, self._lone = TIME_OUT, None, False
+        self._whole, self._dropped = True, -SWEEP                # no rank is missing; when one was dropped
         self._strangers, self._ranks = {}, {}    # by file descriptor: (Line, Nonce, until when), and Rank
         self._came = 0                           # ranks that have come
         self._paces, self._together = None, 0.0  # of all ranks at the last look; seconds in which all have waited
         self._any, self._ends = select.epoll(), select.epoll()           # all that happens; who has gone, in order
         listener.setblocking(False)
         self._any.register(listener, select.EPOLLIN)
-        self._verdict = None                     # (name, Failed), of a failure that follows from another
+        self._verdict = None                     # (Rank, Failed), of a failure that follows from another
         self._until = 0.0
 
     def run(self):
@@ -178,12 +93,12 @@ class Watchman:
         began = self._alone = last = time.monotonic()
         while self._came < self._size or not all(rank.done for rank in self._ranks.values()):
             events = [fd for fd, _ in self._any.poll(LOOK)]
-            verdict = self._gone() or self._heard(events)
+            verdict = self._let_go(self._gone() or self._heard(events))
             if self._listener.fileno() in events:
                 self._accept()
             now = time.monotonic()
             if verdict is None and now - last >= LOOK:
-                verdict, last = self._look(now - began, min(now - last, LONGEST)), now
+                verdict, last = self._let_go(self._look(now - began, min(now - last, LONGEST))), now
             if verdict is None and self._verdict and now > self._until:
                 verdict = self._verdict
             if verdict:
@@ -192,8 +107,9 @@ class Watchman:
                 self._alone = now
             elif now - self._alone > (LEFT if self._came else MEETING):
                 return None
+        status = max(rank.status for rank in self._ranks.values() if not (self._lone and rank.rank != SERVER))
         for rank in self._ranks.values():
-            tell(rank, Released())
+            tell(rank, Released(status, self._whole))
         return None
 
     def _accept(self):
@@ -211,12 +127,53 @@ class Watchman:
         for fd, _ in self._ends.poll(0):
             rank = self._ranks[fd]
             failed = self._listen(rank)          # its last words
-            reason = failed or Failed("has died: it was killed, or has crashed; mpiexec may say by which signal", 1)
-            self._any.unregister(fd)
-            self._ends.unregister(fd)
-            del self._ranks[fd]
-            return rank.name, reason
+            self._forget(fd)
+            if not (rank.done and self._may_miss(rank)):
+                return rank, failed or self._death_of(rank)
+            self._whole = False                  # it has left
         return None
+
+    def _death_of(self, rank):
+        """What is said of a rank that has died."""
+        if rank.rank == SERVER and time.monotonic() - self._dropped < SWEEP:
+            return Lost("has been ended, as mpiexec does with all where one has died; Open MPI's goes on where it is "
+                        "started as mpiexec --enable-recovery")  # fmt: skip
+        return Lost("has died: it was killed, or has crashed; mpiexec may say by which signal")
+
+    def _forget(self, fd):
+        self._any.unregister(fd)
+        self._ends.unregister(fd)
+        del self._ranks[fd]
+
+    def _may_miss(self, rank):
+        """Whether the others go on without this rank."""
+        return self._lone and isinstance(rank, Rank) and rank.rank != SERVER and rank.apart
+
+    def _let_go(self, verdict):
+        """The verdict, or None where the others go on without the rank, which is then dropped."""
+        rank, failed = verdict or (None, None)
+        if not isinstance(failed, Lost):
+            return verdict
+        if not self._may_miss(rank):
+            return rank, Failed(failed.sentence, 1)
+        for fd in [fd for fd, other in self._ranks.items() if other is rank]:
+            self._forget(fd)
+            self._kill(rank)
+        left = sum(other.rank != SERVER for other in self._ranks.values())
+        rest = {0: "no client is left", 1: "1 client is left"}.get(left, f"{left} clients are left")
+        say(f"{sentence_of(rank.name, failed.sentence)}; it is dropped, and {rest}", self._log)
+        self._whole, self._dropped = False, time.monotonic()
+        for server in self._ranks.values():
+            if server.rank == SERVER:
+                tell(server, Dropped(rank.rank))
+        return None
+
+    def _kill(self, rank):
+        """End what is left of a rank that is dropped."""
+        tell(rank, End(1, False))                # on another host that is all there is to do
+        if rank.host == socket.gethostname():
+            with suppress(OSError):
+                os.kill(rank.pid, signal.SIGKILL)
 
     def _heard(self, events):
         """The verdict on the first rank of those that have said something, or None."""
@@ -224,8 +181,8 @@ class Watchman:
             if fd in self._strangers:
                 self._admit(fd)
             elif fd in self._ranks and (failed := self._listen(self._ranks[fd])):
-                verdict = self._ranks[fd].name, failed
-                if not failed.follows:
+                verdict = self._ranks[fd], failed
+                if isinstance(failed, Lost) or not failed.follows:
                     return verdict
                 if self._verdict is None:
                     self._verdict, self._until = verdict, time.monotonic() + SOON
@@ -262,9 +219,13 @@ class Watchman:
             if isinstance(message, Beat):
                 rank.hear(message)
             elif isinstance(message, Bye):
-                rank.done = True
+                rank.done, rank.status = True, message.status
+            elif isinstance(message, Apart):
+                rank.apart = True
             elif isinstance(message, Settled):
-                self._time_out, self._log = message
+                self._time_out, self._log, self._lone = message
+            elif isinstance(message, Lost):
+                return Lost(f": {message.sentence}")
             elif isinstance(message, Failed):
                 return message._replace(sentence=f": {message.sentence}")
         return None
@@ -285,11 +246,11 @@ class Watchman:
             rank.still += passed
             limit = self._time_out if rank.beat.begun else max(FIRST, self._time_out)
             if rank.silent > self._time_out:
-                return rank.name, Failed(f"has been silent for {self._time_out:g} s (time_out): it hangs, was stopped, "
-                                         "or cannot be reached", 1)  # fmt: skip
+                return rank, Lost(f"has been silent for {self._time_out:g} s (time_out): it hangs, was stopped, or "
+                                  "cannot be reached")  # fmt: skip
             if not rank.beat.waiting and not rank.done and rank.still > limit:
-                return rank.name, Failed(f"has not done a step for {limit:g} s, and waits for no other rank; if a step "
-                                         "takes so long, give a larger time_out", 1)  # fmt: skip
+                return rank, Lost(f"has not done a step for {limit:g} s, and waits for no other rank; if a step takes "
+                                  "so long, give a larger time_out")  # fmt: skip
         if self._came < self._size and since > MEETING:
             return f"{self._size - self._came} of {self._size} ranks", Failed(
                 f"have not come within {MEETING:g} s; they have to reach rank 0's machine over TCP", 1
@@ -309,10 +270,10 @@ class Watchman:
             )  # fmt: skip
         return None
 
-    def _end(self, name, failed):
-        """Say who has failed, and how, and end all ranks."""
-        glue = "" if failed.sentence.startswith(":") else " "
-        say(f"{name}{glue}{failed.sentence}", self._log)
+    def _end(self, who, failed):
+        """Say who has failed, a Rank or a name, and how, and end all ranks."""
+        name = who.name if isinstance(who, Rank) else who
+        say(sentence_of(name, failed.sentence), self._log)
         time.sleep(HEARD)
         ranks = sorted(self._ranks.values(), key=lambda rank: (rank.name == name, rank.silent > 2, rank.rank))
         for place, rank in enumerate(ranks):     # the lowest that lives ends the job
@@ -325,6 +286,10 @@ class Watchman:
         for rank in self._ranks.values():
             if rank.rank == 0 and rank.pid == os.getppid():
                 os.kill(rank.pid, signal.SIGKILL)            # mpiexec then kills the rest
+
+
+def sentence_of(name, rest):
+    return f"{name}{'' if rest.startswith(':') else ' '}{rest}"
 
 
 def tell(rank, message):

@@ -57,6 +57,8 @@ def work(config, device, control, partners):
         watch = stack.enter_context(partners.watch(partial(miss, control)))
         device = stack.enter_context(open_named(device, config))
         partners.meet(Present())
+        if rule.lone:
+            partners.apart()
         recorder = stack.enter_context(Silent(rank) if rank else Recorder(folder, config.print_freq, total))
         stack.enter_context(warnings_in_the_log(recorder))
         batches = stack.enter_context(open_batches(config, model, data, device, control))

@@ -6,7 +6,8 @@
     gosgd   now and then one worker with another, at random                            multigpu/rules/gosgd.py
     alone   the rule of a single worker                                                multigpu/rules/alone.py
 
-server.py is any rule's that has a server, and its clients; post.py moves messages that no barrier waits for.
+server.py and client.py are any rule's that has a server, turns.py is what they say to each other; post.py moves the
+messages that no barrier waits for.
 
 A rule is a file, with its equations as pure functions, and a line in RULES.  connect(...) of its module makes the
 Exchange that the training loop is handed:
@@ -50,17 +51,19 @@ class Rule(NamedTuple):
 
     over_mpi  whether it works between the ranks of an MPI job alone
     served    whether rank 0 does not train, but serves those who do: then the workers are the ranks from 1 on
+    lone      whether the server does without a worker that comes late, leaves or dies: multigpu.job
     """
 
     connect: str
     over_mpi: bool = True
     served: bool = False
+    lone: bool = False
 
 
 RULES = {
     "bsp": Rule("multigpu.rules.bsp:connect", over_mpi=False),
     "easgd": Rule("multigpu.rules.easgd:connect", served=True),
-    "asgd": Rule("multigpu.rules.asgd:connect", served=True),
+    "asgd": Rule("multigpu.rules.asgd:connect", served=True, lone=True),
     "gosgd": Rule("multigpu.rules.gosgd:connect"),
 }
 ALONE = Rule("multigpu.rules.alone:connect", over_mpi=False)

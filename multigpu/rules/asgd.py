@@ -24,8 +24,9 @@ import numpy as np
 
 from multigpu.exchange.flat import blocks
 from multigpu.rules import server
+from multigpu.rules.client import Client
 from multigpu.rules.parameter_server import Note, ParameterServer
-from multigpu.rules.server import SERVER, Client, Fetch, Push
+from multigpu.rules.turns import SERVER, Fetch, Push
 
 
 class Often(NamedTuple):
@@ -75,6 +76,10 @@ class AsgdClient(Client):
     def contact(self, step):
         fetch, push = self._often.due(step)
         return self._exchange(step, fetch, push) if fetch or push else False
+
+    def catch_up(self, step):
+        self._exchange(step, fetch=True, push=False)
+        self._pushed = step
 
     def leave(self, step):
         """Push what has not been pushed, and say that this step was the last."""

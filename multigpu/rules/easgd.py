@@ -14,7 +14,8 @@ import numpy as np
 
 from multigpu.exchange.flat import blocks
 from multigpu.rules import server
-from multigpu.rules.server import SERVER, Answer, Client, Keeper, Push
+from multigpu.rules.client import Client
+from multigpu.rules.turns import SERVER, Answer, Keeper, Push
 
 
 def connect(config, network, device, partners, recorder, step=0):

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from multigpu.rules.server import Answer, Fetch, Keeper, Leave, Push
 from multigpu.rules.server_updates import adadelta, adagrad, by_staleness, plain
+from multigpu.rules.turns import Answer, Fetch, Keeper, Leave, Push
 
 
 class Note(NamedTuple):

@@ -9,15 +9,17 @@ rank that has to wait for long looks, sleeps, and looks again.
 Importing this file starts MPI, so rules take Post by name.
 """
 
+import itertools
 import time
-from itertools import pairwise
 
 import numpy as np
 
 from multigpu.mpi import MPI
-from multigpu.partners import OutOfStep, parted
+from multigpu.partners import OutOfStep, PartnerDied, parted
 
 SHORTEST, LONGEST = 1e-4, 1e-3                   # seconds of sleep between two looks
+SPINS = 10_000                                   # looks without a pause, some milliseconds
+LATE = 10.0                                      # seconds in which the watchman sees a death that MPI has seen
 PIECE = 1 << 20                                  # floats, 4 MB: smaller ones change hands too often on busy cores
 
 
@@ -25,6 +27,7 @@ class Post:
     """This rank's messages to and from the others, sent and received, counted.
 
     partners  multigpu.mpi.MpiPartners
+    gone      the ranks that have been dropped: nothing more comes from them
     """
 
     TALK, ARRAY = 1, 2                           # tags: of messages, and of the arrays that they announce
@@ -32,20 +35,27 @@ class Post:
     def __init__(self, partners):
         self.comm, self.rank, self.size = partners.comm, partners.rank, partners.size
         self.sent, self.received = [0] * self.size, 0            # messages, by receiver; by now
-        self.waiting, self._leaving = partners.waiting, []
+        self.waiting, self.gone, self._partners = partners.waiting, partners.gone, partners
+        self._leaving, self._abandoned = [], []  # (request, receiver) of what is under way; what never will arrive
 
     def send(self, message, other):
         """Send a message, without waiting for it to arrive."""
-        self._leaving = [request for request in self._leaving if not request.Test()]
-        self._leaving.append(self.comm.isend(message, other, self.TALK))
+        self._all_have_left()
+        self._leaving.append((self.comm.isend(message, other, self.TALK), other))
         self.sent[other] += 1
 
     def take(self):
         """The message that came first, of those that are here by now; None where there is none."""
         status = MPI.Status()
-        if not self.comm.iprobe(MPI.ANY_SOURCE, self.TALK, status):
+        envelope = self.comm.improbe(MPI.ANY_SOURCE, self.TALK, status)
+        if envelope is None:
             return None
-        message = self.comm.recv(source=status.source, tag=self.TALK)
+        words = bytearray(status.Get_count(MPI.BYTE))
+        try:
+            self._finish([envelope.Irecv([words, MPI.BYTE])], status.source, words)
+        except PartnerDied:
+            return None
+        message = MPI.pickle.loads(words)
         if message.sender != status.source:
             raise OutOfStep(
                 f"rank {status.source} sends {type(message).__name__} in the name of rank {message.sender}: "
@@ -110,16 +120,52 @@ class Post:
 
     def _swap(self, sent, got, other):
         """Send one array, and receive another meanwhile; None: nothing."""
-        if sent is not None and got is not None:
-            self.comm.Sendrecv(sent, other, self.ARRAY, got, other, self.ARRAY)
-        elif sent is not None:
-            self.comm.Send(sent, other, self.ARRAY)
-        elif got is not None:
-            self.comm.Recv(got, other, self.ARRAY)
+        requests = [] if got is None else [self.comm.Irecv(got, other, self.ARRAY)]
+        if sent is not None:
+            requests.append(self.comm.Isend(sent, other, self.ARRAY))
+        self._finish(requests, other, (sent, got))
+
+    def _finish(self, requests, other, memory):
+        """Wait for what is under way to or from another rank, in this memory; raises PartnerDied where it is gone.
+
+        A blocking call would wait for a dead rank for ever.
+        """
+        late, until = None, 0.0
+        for look in itertools.count():
+            try:
+                if late is None and MPI.Request.Testall(requests):
+                    return
+            except MPI.Exception as error:       # MPI has seen it die before the watchman has
+                late, until = error, time.monotonic() + LATE
+            if other in self.gone:
+                self._abandoned.append((requests, memory))       # MPI may yet read what was to be sent
+                raise PartnerDied(f"rank {other} is gone")
+            if late and time.monotonic() > until:
+                raise late
+            if look > SPINS:
+                time.sleep(SHORTEST if late or look > 2 * SPINS else 0)
+
+    def leave(self):
+        """Say that this rank leaves, and the others go on."""
+        self._partners.left = True
 
     def close(self):
         """Wait until all that was sent has left."""
-        self.until(lambda: MPI.Request.Testall(self._leaving))
+        self.until(self._all_have_left)
+
+    def _all_have_left(self):
+        """Whether all messages have left that have where to go."""
+        self._leaving = [(request, other) for request, other in self._leaving if not self._has_left(request, other)]
+        return not self._leaving
+
+    def _has_left(self, request, other):
+        if other in self.gone:
+            self._abandoned.append(request)
+            return True
+        try:
+            return request.Test()
+        except MPI.Exception:                    # the other is dead, which the watchman will say
+            return True
 
 
 def parts(length):
@@ -138,4 +184,4 @@ def staggered(going, coming):
     """
     if not (going and coming):
         return [(piece, None) for piece in going] + [(None, piece) for piece in coming]
-    return [(going[0], None), *((after, before) for before, after in pairwise(going)), (None, coming[-1])]
+    return [(going[0], None), *((after, before) for before, after in itertools.pairwise(going)), (None, coming[-1])]

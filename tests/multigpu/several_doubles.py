@@ -140,7 +140,7 @@ def points_of(exchange):
     if hasattr(exchange, "_lots"):               # of bsp and gosgd
         found += [(lot.strategy, "average", "between Ready and Done", "after Done")
                   for lot in exchange._lots if hasattr(lot, "strategy")]  # fmt: skip
-    inner = {"_update": "serving", "_exchange": "coming", "_push": "pushing", "_enter": "entering"}
+    inner = {"_exchange": "serving", "contact": "coming", "_push": "pushing", "_enter": "entering"}
     return found + [(exchange, name, point) for name, point in inner.items() if hasattr(exchange, name)]
 
 

@@ -1,0 +1,125 @@
+"""Clients that come late, leave and die: the doubles of several_doubles under rule asgd, with arrays of three pieces.
+
+Run as a script it is train.py for them, as several_doubles is.  FAULT fails at its points, and at these:
+
+    coming       after a step
+    joining      before a client, which has its device and its data, comes to the server
+    moving       before each piece of an exchange goes or comes
+
+In the folder `output` a client marks LATER_STEPS of its steps, and at its end which steps it has done.
+"""
+
+import os
+import pkgutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from alexnet.data import Dataset, Split
+from alexnet.recorder import Silent
+from alexnet.training import Position, Run
+from multigpu.device import open_device
+from multigpu.loader import ParallelBatches
+from multigpu.rules import part_of, rule_of
+from multigpu.stand_in import stand_in
+from multigpu.worker import Present
+from tests.multigpu import several_doubles
+from tests.multigpu.process_doubles import mark
+from tests.multigpu.several_doubles import STEPS, Points, Reader, Variable
+from train import JOB, load_settings, with_run
+
+LONG = (2 << 20) + 77                            # floats: three pieces
+LATER_STEPS = 12                                 # a client has begun for good
+PATIENCE = 30.0                                  # seconds
+
+
+def come_late():
+    """Wait until another client has begun for good."""
+    end = time.monotonic() + PATIENCE
+    while not any(Path(os.environ["WENT"]).parent.glob("runs/begun*")) and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+several_doubles.FAULTS["late"] = come_late
+
+
+class Network(several_doubles.Network):
+    """A network of three pieces that computes nothing, and counts its steps."""
+
+    def __init__(self, points, begun):
+        super().__init__(points)
+        self.learning = self.parameters_and_velocities = [Variable(np.zeros(LONG, np.float32))]
+        self.steps, self._begun = 0, begun
+
+    def train(self, *inputs):
+        self.steps += 1
+        if self.steps == LATER_STEPS:
+            mark(self._begun, os.getpid())
+        return super().train(*inputs)
+
+
+class Recorder(Silent):
+    """The server's log, and whose steps it has recorded."""
+
+    def __init__(self, rank, log):
+        super().__init__(rank)
+        self._log, self.steps = log, {}
+
+    def log(self, message, screen=True):
+        if not self.rank:
+            with self._log.open("a") as file:
+                file.write(f"{message}\n")
+
+    def train_iteration(self, **record):
+        self.steps.setdefault(record.get("worker"), []).append(record["iteration"])
+        super().train_iteration(**{name: record[name] for name in record.keys() - {"times", "worker"}})
+
+    def push(self, **record):
+        """It is the log of pushes' own."""
+
+
+def work(config, device, control, partners):
+    """multigpu.worker.work without PyTensor, and anything to see."""
+    folder, rank = Path(config.output), partners.rank
+    points, rule = Points(folder, rank), rule_of(config, partners)
+    part, recorder = part_of(rule, config, partners), Recorder(rank, Path(folder, config.run_name, "log.txt"))
+    if rank == 0:
+        Path(folder, config.run_name, "log.txt").touch()
+    partners.meet(Present())
+    n = STEPS * part.workers * config.batch_size
+    split = Split((Path("none"),), np.array([n]), np.zeros(n, np.int32))
+    shares = split.shard(part.worker, part.workers), split.shard(*part.validates)
+    data = Dataset(Path("none"), *shares, np.zeros((3, 4, 4), np.float32), None, 2)
+    with (
+        open_device("cpu") as device,
+        ParallelBatches((folder, rank), (3, 4, 4, config.batch_size), "uint8", make_reader=Reader, device=device,
+                        on_death=control.report) as batches,
+    ):
+        mark(folder / f"worker{rank}", os.getpid())
+        partners.apart()
+        points.reach("joining")
+        network = Network(points, folder / f"begun{rank}")
+        with pkgutil.resolve_name(rule.connect)(config, network, device, partners, recorder) as exchange:
+            points.around(exchange._post, "_swap", "moving")
+            if rank:
+                points.around(exchange, "contact", "coming")
+
+            def save(position):
+                if rank == 0:
+                    mark(folder / "saved", [position.iteration, recorder.steps])
+
+            run = Run(config, network, data, batches, exchange, recorder, save, control.stop_requested, part.worker)
+            position = exchange.run(run, Position())
+        mark(folder / f"ended{rank}", [position.iteration, network.steps])
+
+
+def main(arguments):
+    stand_in()
+    given = ["data=none", "batch_size=2", "rand_crop=false", "rule=asgd", *arguments]
+    return pkgutil.resolve_name(JOB)(lambda: with_run(load_settings(given)), "tests.multigpu.membership_doubles:work")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
