@@ -9,8 +9,8 @@ rank that has to wait for long looks, sleeps, and looks again.
 Importing this file starts MPI, so rules take Post by name.
 """
 
-import itertools
 import time
+from itertools import pairwise
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from multigpu.mpi import MPI
 from multigpu.partners import OutOfStep, PartnerDied, parted
 
 SHORTEST, LONGEST = 1e-4, 1e-3                   # seconds of sleep between two looks
-SPINS = 10_000                                   # looks without a pause, some milliseconds
+BRIEF, SPIN = 1e-6, 0.2                          # seconds of sleep while an array moves: the core is let go; at first
 LATE = 10.0                                      # seconds in which the watchman sees a death that MPI has seen
 PIECE = 1 << 20                                  # floats, 4 MB: smaller ones change hands too often on busy cores
 
@@ -130,20 +130,20 @@ class Post:
 
         A blocking call would wait for a dead rank for ever.
         """
-        late, until = None, 0.0
-        for look in itertools.count():
+        began, late = time.monotonic(), None
+        while True:
             try:
                 if late is None and MPI.Request.Testall(requests):
                     return
             except MPI.Exception as error:       # MPI has seen it die before the watchman has
-                late, until = error, time.monotonic() + LATE
+                late = error
             if other in self.gone:
                 self._abandoned.append((requests, memory))       # MPI may yet read what was to be sent
                 raise PartnerDied(f"rank {other} is gone")
-            if late and time.monotonic() > until:
+            waited = time.monotonic() - began
+            if late and waited > LATE:
                 raise late
-            if look > SPINS:
-                time.sleep(SHORTEST if late or look > 2 * SPINS else 0)
+            time.sleep(BRIEF if waited < SPIN else SHORTEST)
 
     def leave(self):
         """Say that this rank leaves, and the others go on."""
@@ -184,4 +184,4 @@ def staggered(going, coming):
     """
     if not (going and coming):
         return [(piece, None) for piece in going] + [(None, piece) for piece in coming]
-    return [(going[0], None), *((after, before) for before, after in itertools.pairwise(going)), (None, coming[-1])]
+    return [(going[0], None), *((after, before) for before, after in pairwise(going)), (None, coming[-1])]
