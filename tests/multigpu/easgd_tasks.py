@@ -97,6 +97,17 @@ def train(partners, dawdles, changes, stops=None, begin=Position()):
         return {"position": exchange.run(run, begin), "steps": network.steps}
 
 
+def resume(partners, update, step):
+    """Begin after so many steps, and leave; returns the server's warnings."""
+    network, recorder = Toy(), Told()
+    config = toy_settings(rule="easgd", update=update)
+    with open_device("cpu") as device, easgd.connect(config, network, device, partners, recorder, step) as exchange:
+        if partners.rank:
+            return exchange.leave(step)
+        serve(partners, network, recorder, config, exchange)
+    return recorder.warnings
+
+
 def tell_laps(partners):
     """Each client ends two laps, in its own time; returns what the server has recorded of them."""
     network, recorder = Toy(), Told()
