@@ -52,8 +52,8 @@ def connect(config, network, device, partners, recorder, step, keeper, client):
         velocity.set_value(np.zeros_like(velocity.get_value(borrow=True)), borrow=True)
     if step and config.adapts:
         recorder.warn(
-            f"the accumulators of update={config.update} are the clients' own, and in no checkpoint of rule={config.rule}: "
-            "they begin at 0 again, so the first steps are as large as a training's first"
+            f"the accumulators of update={config.update} are the clients' own, and in no checkpoint of "
+            f"rule={config.rule}: they begin at 0 again, so the first steps are as large as a training's first"
         )
     return Server(network, weights, Flat(host, shapes), keeper(Flat(host, shapes), post), post, recorder, hello)
 
