@@ -1,6 +1,7 @@
 """GPU A-SGD: the experiments of Paine et al. 2013 in virtual time, drawn as the paper draws them, and two beyond it.
 
-python -m benchmarks.asgd [--quick] [--out FOLDER] [--pictures FOLDER] [--only warm cold ...] [--draw] [--json FILE]
+python -m benchmarks.asgd [--quick] [--out FOLDER] [--pictures FOLDER] [--only warm cold ...] [--draw] [--seed 0]
+                         [--json FILE]
 
 A perceptron learns a made set (benchmarks/asgd_task.py) on a virtual clock (multigpu/virtual), by the server's and the
 clients' own code: how many clients, how often they exchange, and what that costs is in benchmarks/asgd_experiments.py.
@@ -53,7 +54,7 @@ def rows_of(experiments, sizes, folder, processes=PROCESSES, compiled=True, tell
         for name, futures in waiting.items():
             began = time.perf_counter()
             rows = [future.result() for future in futures]
-            found[name] = sorted(rows, key=lambda row: (row["n_sync"], row["clients"], row["name"]))
+            found[name] = sorted(rows, key=lambda row: (row["n_sync"], row["clients"], row["name"], row["rate"]))
             report.write(found[name], folder / f"{name}.jsonl")
             tell(f"{name}: {len(rows)} trials, {sum(row['minibatches'] for row in rows):,} minibatches, "
                  f"{time.perf_counter() - began:.0f} s after the one before")  # fmt: skip
@@ -98,10 +99,11 @@ def main(arguments=None):
     parser.add_argument("--pictures", type=pathlib.Path, metavar="FOLDER", help="benchmarks/pictures; quick: as --out")
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS, metavar="EXPERIMENT")
     parser.add_argument("--draw", action="store_true", help="from the rows that are there")
+    parser.add_argument("--seed", type=int, default=0, help="another one shows how much is chance (%(default)s)")
     options = parser.parse_args(arguments)
     folder = options.out or pathlib.Path("runs", "asgd_quick" if options.quick else "asgd")
     if not options.draw:
-        rows_of(options.only, QUICK if options.quick else Sizes(), folder)
+        rows_of(options.only, (QUICK if options.quick else Sizes())._replace(seed=options.seed), folder)
     rows = read(folder)
     pictures = options.pictures or (folder if options.quick else HERE / "pictures")
     for picture in asgd_figures.draw(rows, pictures):

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import colormaps
 
 from alexnet.plots.style import RUNS, finish, new_figure, plain, saved
-from benchmarks.asgd_claims import load, saturation
+from benchmarks.asgd_claims import best_rates, load, saturation
 
 TIME = "time (1,000 s on the virtual clock)"
 ERROR = "training error (%)"
@@ -37,10 +37,9 @@ def plot_curve(axes, row, **looks):
     axes.plot(np.array(curve["seconds"]) / 1000, 100 * np.array(curve["error"]), **{"linewidth": 1.2} | looks)
 
 
-def over_time(axes, bottom=None, top=None):
+def over_time(axes):
     plain(axes)
     axes.set_xlim(left=0)
-    axes.set_ylim(bottom, top)
 
 
 # ---- the paper's
@@ -71,22 +70,29 @@ def figure1(rows):
 
 
 def figure2(rows):
-    """Training error from a cold start, a line for each number of clients; the beginning once more, larger."""
-    figure = new_figure(11, 4.8)
-    whole, early = figure.subplots(1, 2, width_ratios=(3, 2))
+    """Training error from a cold start, a line for each number of clients; beside it how slow and how steep it is."""
+    figure = new_figure(12, 5)
+    parts = figure.subfigures(1, 2, width_ratios=(3, 1))
+    axes, (early, late) = parts[0].subplots(), parts[1].subplots(2, 1, sharex=True)
     rows = sorted(rows, key=lambda row: row["clients"])
     for row, colour in zip(rows, ramp(len(rows)), strict=True):
-        for axes in (whole, early):
-            plot_curve(axes, row, color=colour, label=many(row["clients"]), linewidth=1.0)
-    end = rows[0]["seconds"] / 1000
-    for axes, name in ((whole, "cold start (the paper's figure 2)"), (early, "its first quarter")):
-        over_time(axes)
-        axes.set_title(f"Training error, {name}")
-        axes.set_xlabel(TIME)
-    early.set_xlim(0, end / 4)
-    whole.set_xlim(0, end)
-    whole.set_ylabel(f"{ERROR}, mean over 400 minibatches")
-    whole.legend(frameon=False)
+        plot_curve(axes, row, color=colour, label=many(row["clients"]), linewidth=1.0)
+        early.plot(row["clients"], 100 * row["early"], "o", color=colour)
+        late.plot(row["clients"], row["slope"], "o", color=colour)
+    over_time(axes)
+    axes.set_xlim(0, rows[0]["seconds"] / 1000)
+    axes.set_title(f"Training error, cold start, n_sync = {rows[0]['n_sync']} (the paper's figure 2)")
+    axes.set_xlabel(TIME)
+    axes.set_ylabel(f"{ERROR}, mean over 400 minibatches")
+    axes.legend(frameon=False)
+    early.set_title("mean error in the first quarter (%)", fontsize=10)
+    late.set_title("slope after it (points / 1,000 s)", fontsize=10)
+    late.set_xlabel("clients")
+    for panel in (early, late):
+        panel.set_xscale("log", base=2)
+        panel.set_xticks([row["clients"] for row in rows], [str(row["clients"]) for row in rows])
+        panel.minorticks_off()
+        plain(panel)
     return figure
 
 
@@ -133,7 +139,8 @@ def figure4(rows):
 
 
 def rules_figure(rows):
-    """Error at equal time of the rules, a panel for each link."""
+    """Error at equal time of the rules, each at its best rate, a panel for each link."""
+    rows = best_rates(rows)
     links = sorted({row["name"].split(", ")[-1] for row in rows})
     names = list(dict.fromkeys(row["name"].rsplit(", ", 1)[0] for row in rows))
     figure = new_figure(11, 4.8)
@@ -142,14 +149,15 @@ def rules_figure(rows):
         for row in rows:
             name, where = row["name"].rsplit(", ", 1)
             if where == link:
-                plot_curve(axes, row, color=RUNS[names.index(name)], label=name, linewidth=1.3)
+                label = f"{name}, rate {row['rate']:g}"
+                plot_curve(axes, row, color=RUNS[names.index(name)], label=label, linewidth=1.3)
         costs = next(row["costs"] for row in rows if row["name"].endswith(link))
         one = 2 * costs["copy"] + 2 * costs["transfer"] + costs["apply"]
         axes.set_title(f"{link} link: an exchange with a server costs {one:.2g} steps", fontsize=10)
         over_time(axes)
         axes.set_xlabel(TIME)
+        axes.legend(frameon=False, fontsize=9)
     panels[0].set_ylabel(f"{ERROR}, mean over 400 minibatches")
-    panels[0].legend(frameon=False)
     figure.suptitle(f"Error at equal time, {many(rows[0]['clients'], 'worker')}, cold start")
     return figure
 
@@ -189,8 +197,8 @@ def server_figure(rows):
     clients = [row["clients"] for row in lots]
     busy.plot(clients, [100 * load(row) for row in lots], "o-", color=RUNS[0], label="time that the server serves (%)")
     busy.plot(clients, [row["waiting"] for row in lots], "s--", color=RUNS[1], label="wait for a turn (s)")
-    from_on = saturation(lots[-1])
-    busy.axvline(from_on, color="0.6", linestyle=":", label=f"saturated from {from_on:,.0f} clients on")
+    from_on = saturation([row for row in lots if load(row) < 0.9 or row is lots[0]][-1])
+    busy.axvline(from_on, color="0.6", linestyle=":", label=f"saturated from about {from_on:,.0f} clients on")
     busy.set_xscale("log", base=2)
     busy.set_xticks(clients, [f"{n:,}" for n in clients])
     busy.minorticks_off()

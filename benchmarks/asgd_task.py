@@ -94,15 +94,15 @@ class Product:
 
 
 class Perceptron(Sequential):
-    """256 - 64 - 10, with weights so small that what to learn is open at first."""
+    """256 - 64 - 10, with weights as small as AlexNet's, so that what each unit will see is open at first."""
 
     channels, image_size = 1, CROP
 
     def __init__(self, rng, hidden=64):
         super().__init__(
             Flatten(),
-            Product(rng, CROP * CROP, hidden, std=0.3 / CROP),
-            Product(rng, hidden, CLASSES, relu=False, std=0.3 / hidden**0.5),
+            Product(rng, CROP * CROP, hidden, std=0.1 / CROP),
+            Product(rng, hidden, CLASSES, relu=False, std=0.1 / hidden**0.5),
         )
 
 

@@ -4,8 +4,10 @@ Times are seconds on the virtual clock; errors are shares of images.  A row has 
 
     curve        the training error over time, a mean over 400 minibatches of all clients in the order of their time
     end, early   its mean over the last tenth and the first quarter of the time
-    slope        of a straight line through the second half, in points of % per 1,000 seconds
-    teeth        how jagged it is: by how much a client's error falls at an exchange
+    slope        of a straight line through what follows that quarter, in points of % per 1,000 seconds
+    jagged       how far the curve leaves a smooth one, a cubic, beyond what chance alone makes of 400 minibatches: the
+                 root of the mean square
+    teeth        by how much a client's error falls at an exchange
     tests        test error of what stands for all, by centre crop and by ten crops
     staleness    {staleness: pushes}, and said: the server's report of its load
 """
@@ -20,7 +22,7 @@ import numpy as np
 
 from alexnet.config import load_config
 from benchmarks import asgd_peers
-from benchmarks.asgd_task import Batches, errors_on_test
+from benchmarks.asgd_task import BATCH, Batches, errors_on_test
 from multigpu.virtual import Costs, Simulation
 
 WINDOW, POINTS = 400, 300                        # minibatches of the moving average; points of a curve
@@ -161,12 +163,26 @@ class Rate:
 
 
 def summary(times, errors):
-    """curve, end, early and slope of minibatches in the order of their time."""
+    """curve, end, early, slope and jagged of minibatches in the order of their time."""
     (at, means), seconds = smoothed(times, errors), times[-1]
-    early, late, end = times <= seconds / 4, times >= seconds / 2, times >= 0.9 * seconds
+    early, late, end = times <= seconds / 4, times > seconds / 4, times >= 0.9 * seconds
     slope = np.polyfit(times[late], errors[late], 1)[0] if np.ptp(times[late]) > 0 else 0.0
     return {"curve": {"seconds": at, "error": means}, "end": float(errors[end].mean()),
-            "early": float(errors[early].mean()), "slope": float(1e5 * slope)}  # fmt: skip
+            "early": float(errors[early].mean()), "slope": float(1e5 * slope), "jagged": jagged(at, means)}  # fmt: skip
+
+
+def jagged(at, means, window=WINDOW):
+    """The root of the mean square by which a curve of averages over `window` minibatches leaves a cubic, less chance's.
+
+    The first quarter, where a cubic does not follow the curve, does not count.
+    """
+    at, means = np.array(at), np.array(means)
+    at, means = (values[at > at[0] + (at[-1] - at[0]) / 4] for values in (at, means))
+    if len(at) < 8:
+        return 0.0
+    smooth = np.polynomial.Polynomial.fit(at, means, 3)(at)
+    chance = np.mean(means * (1 - means)) / (BATCH * window)
+    return float(max(np.mean((means - smooth) ** 2) - chance, 0.0) ** 0.5)
 
 
 def smoothed(times, errors, window=WINDOW, points=POINTS):
