@@ -5,7 +5,8 @@ ends without MPI_Finalize, whatever its option -disable-auto-cleanup says.  So f
 client, that process is a stand-in: it starts the rank, hands signals on to it, and ends as the rank ends.  Only where a
 rank that may go dies does it tell mpiexec, in the rank's name, that this one has finished, and ends well.
 
-Open MPI's mpiexec needs no stand-in but an option: mpiexec --enable-recovery.
+The rank is the process that logs and sentences name; to kill its stand-in is to kill the job.  Open MPI's mpiexec needs
+no stand-in but an option: mpiexec --enable-recovery.
 
 Source: Balaji et al. 2010, "PMI: A Scalable Parallel Process-Management Interface for Extreme-Scale Systems" (PMI-1).
 """
@@ -20,7 +21,7 @@ from contextlib import suppress
 from multigpu.process import PR_SET_PDEATHSIG, SIGNALS
 
 MARK = "STAND_IN_FD"                             # of a rank that has a stand-in: the end of a pipe to it
-HYDRA = "HYDI_CONTROL_FD"                        # a variable that tells MPICH's mpiexec from others that speak PMI
+HYDRA = "MPI_LOCALRANKID"                        # a variable that tells MPICH's mpiexec from others that speak PMI
 PMI = "PMI_FD"
 
 

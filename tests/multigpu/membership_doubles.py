@@ -6,7 +6,9 @@ Run as a script it is train.py for them, as several_doubles is.  FAULT fails at 
     joining      before a client, which has its device and its data, comes to the server
     moving       before each piece of an exchange goes or comes
 
-In the folder `output` a client marks LATER_STEPS of its steps, and at its end which steps it has done.
+Each step adds 1 to the weights, which begin at 0; with server_scale=1 the centre is the number of steps pushed.  In
+the folder `output` a client marks that it has done LATER_STEPS, and at its end (its iteration, its steps, the weights
+at its first one); the server marks with each save (the iteration, the steps recorded of each client, the centre).
 """
 
 import os
@@ -51,10 +53,14 @@ class Network(several_doubles.Network):
     def __init__(self, points, begun):
         super().__init__(points)
         self.learning = self.parameters_and_velocities = [Variable(np.zeros(LONG, np.float32))]
-        self.steps, self._begun = 0, begun
+        self.steps, self.first, self._begun = 0, None, begun
+
+    def weight(self):
+        return float(self.learning[0].get_value()[-1])
 
     def train(self, *inputs):
         self.steps += 1
+        self.first = self.weight() if self.first is None else self.first
         if self.steps == LATER_STEPS:
             mark(self._begun, os.getpid())
         return super().train(*inputs)
@@ -108,16 +114,16 @@ def work(config, device, control, partners):
 
             def save(position):
                 if rank == 0:
-                    mark(folder / "saved", [position.iteration, recorder.steps])
+                    mark(folder / "saved", [position.iteration, recorder.steps, network.weight()])
 
             run = Run(config, network, data, batches, exchange, recorder, save, control.stop_requested, part.worker)
             position = exchange.run(run, Position())
-        mark(folder / f"ended{rank}", [position.iteration, network.steps])
+        mark(folder / f"ended{rank}", [position.iteration, network.steps, network.first])
 
 
 def main(arguments):
     stand_in()
-    given = ["data=none", "batch_size=2", "rand_crop=false", "rule=asgd", *arguments]
+    given = ["data=none", "batch_size=2", "rand_crop=false", "rule=asgd", "server_scale=1", *arguments]
     return pkgutil.resolve_name(JOB)(lambda: with_run(load_settings(given)), "tests.multigpu.membership_doubles:work")
 
 

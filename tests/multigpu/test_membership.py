@@ -67,13 +67,14 @@ def lines_of(folder):
 
 
 def trained_to_the_end(folder, clients, n_epochs=EPOCHS):
-    """These clients have done all their steps, and the last checkpoint counts all of them."""
-    iteration, recorded = told(folder, "saved")
+    """These clients have done all their steps, and the last checkpoint counts all of them; returns (the steps recorded
+    of each client, the sum of all that was pushed)."""
+    iteration, recorded, centre = told(folder, "saved")
     assert iteration == n_epochs * STEPS
     for client in clients:
-        assert told(folder, f"ended{client}") == [iteration, iteration]
+        assert told(folder, f"ended{client}") == [iteration, iteration, 0]
         assert recorded[str(client - 1)] == list(range(1, iteration + 1))
-    return recorded
+    return recorded, centre
 
 
 @pytest.mark.parametrize(("how", "where", "at", "size", "sentence"), DEATHS)
@@ -85,7 +86,9 @@ def test_a_client_that_dies_is_dropped_and_the_others_train_to_the_end(tmp_path,
     found = [line for line in said.splitlines() if line.startswith("rank ")]
     assert len(found) == 1 and re.fullmatch(expected, found[0]), said
     assert any(re.fullmatch(rf"\d+-\d+-\d+ \d+:\d+:\d+ {expected}", line) for line in lines_of(tmp_path))
-    trained_to_the_end(tmp_path, {1, 3} & set(range(size)))
+    recorded, centre = trained_to_the_end(tmp_path, {1, 3} & set(range(size)))
+    rest, gone = (size - 2) * EPOCHS * STEPS, len(recorded.get("1", []))
+    assert abs(centre - rest - gone) <= 1        # the last of its pushes tells of one step less, and may not be whole
     assert not (tmp_path / "runs" / "ended2").exists()
 
 
@@ -100,10 +103,11 @@ def test_the_last_client_s_death_ends_the_job_with_all_saved(tmp_path):
     status, said = job.finish()
     assert status == 1
     assert re.search(f"^{DIED.format(rank=1)}; it is dropped, and no client is left$", said, re.MULTILINE), said
-    iteration, recorded = told(tmp_path, "saved")
+    iteration, recorded, centre = told(tmp_path, "saved")
     assert re.search(f"^{NAME.format(rank=0)}: no client is left; all is saved after {iteration} iterations$", said,
                      re.MULTILINE), said  # fmt: skip
-    assert recorded["0"] == list(range(1, iteration + 1)) and iteration == 7     # the push after step 8 tells so many
+    assert (iteration, centre) == (7, 8)         # a push tells of the steps before
+    assert recorded["0"] == list(range(1, iteration + 1))
 
 
 def test_a_client_that_comes_late_begins_where_the_others_are(tmp_path):
@@ -113,10 +117,11 @@ def test_a_client_that_comes_late_begins_where_the_others_are(tmp_path):
     (joined,) = [line for line in lines_of(tmp_path) if "has joined" in line]
     at = int(re.fullmatch(r"rank 3 has joined at iteration (\d+)", joined)[1])
     assert at >= membership_doubles.LATER_STEPS - 3
-    iteration, steps = told(tmp_path, "ended3")
+    iteration, steps, first = told(tmp_path, "ended3")
     assert (iteration, steps) == (EPOCHS * STEPS, EPOCHS * STEPS - at)
-    recorded = trained_to_the_end(tmp_path, (1, 2))
-    assert recorded["2"] == list(range(at + 1, iteration + 1))
+    assert first >= 2 * at                       # the others' weights: what both had pushed by then
+    recorded, centre = trained_to_the_end(tmp_path, (1, 2))
+    assert recorded["2"] == list(range(at + 1, iteration + 1)) and centre == 2 * iteration + steps
 
 
 def test_a_client_that_is_asked_to_stop_leaves_alone_with_its_last_push_delivered(tmp_path):
@@ -128,9 +133,10 @@ def test_a_client_that_is_asked_to_stop_leaves_alone_with_its_last_push_delivere
     assert not (tmp_path / "runs" / "ended1").exists()
     assert job.finish() == (0, "")
     (line,) = [line for line in lines_of(tmp_path) if "was asked to stop" in line]
-    at, steps = told(tmp_path, "ended2")
+    at, steps, _ = told(tmp_path, "ended2")
     assert line == f"rank 2 was asked to stop, and has left after step {at}; 2 clients are left" and at == steps
-    assert trained_to_the_end(tmp_path, (1, 3), epochs)["1"] == list(range(1, at + 1))
+    recorded, centre = trained_to_the_end(tmp_path, (1, 3), epochs)
+    assert recorded["1"] == list(range(1, at + 1)) and centre == 2 * epochs * STEPS + at
 
 
 def test_a_signal_to_mpiexec_stops_all(tmp_path):
@@ -201,7 +207,7 @@ stand_in.stand_in()
 def test_a_stand_in_ends_as_its_rank_but_well_where_that_may_go(does, status, says):
     here, there = socket.socketpair()
     here.sendall(b"." * len(says))               # the answer, if it says anything: what is unread would be an error
-    environment = os.environ | {"HYDI_CONTROL_FD": "9", "PMI_FD": str(there.fileno())}
+    environment = os.environ | {"MPI_LOCALRANKID": "0", "PMI_FD": str(there.fileno())}
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", RANK.format(does)]
     with here:
