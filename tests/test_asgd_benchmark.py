@@ -84,6 +84,8 @@ def test_a_claim_that_does_not_show_is_said_so():
     assert [claim.value for claim in shown] == pytest.approx([2, 5, 1, 8, 5])
     not_shown = asgd_claims.claims({"warm": warm(good | {(900, 8): 0.55})})
     assert [claim.shows for claim in not_shown] == [False, False, True, True, True]
+    between = asgd_claims.claims({"warm": warm(good | {(100, 4): 0.55, (900, 4): 0.47})})
+    assert [claim.shows for claim in between][:2] == [False, True] and between[0].value == 1
     assert "DOES NOT SHOW" in asgd_claims.table(not_shown) and "3 of 5 claims show" in asgd_claims.table(not_shown)
 
 
@@ -112,8 +114,9 @@ def stretch(client, first, told):
 
 def test_teeth_are_what_the_error_falls_by_at_an_exchange():
     up = [0.1 * step for step in range(10)]                      # 0.05 in the first fifth, 0.85 in the last
-    stretches = [stretch(1, 1, up), stretch(2, 1, up), stretch(1, 11, up), stretch(1, 21, up[:4])]
-    assert teeth(stretches) == pytest.approx(0.8)
+    even = [0.5] * 10
+    whole = [stretch(1, 1, up), stretch(2, 1, even), stretch(1, 11, up), stretch(2, 11, even)]
+    assert teeth([*whole, stretch(1, 21, up[:4])]) == pytest.approx((0.8 + 0) / 2)
     assert teeth([stretch(1, 1, up)]) == 0
 
 
