@@ -8,25 +8,25 @@ clients' own code: how many clients, how often they exchange, and what that cost
 Each trial is a row of numbers in FOLDER/<experiment>.jsonl; the figures and the table of claims come from these rows
 alone, and --draw makes them again without training.
 
-    curves   experiment 1, figure 1     train and test error over epochs
-    cold     experiment 2, figure 2     1 to 32 clients from a cold start
-    warm     experiment 3, figures 3, 4 n_sync 100 to 900 by 1 to 8 clients from a warm start
-    rules    BSP, EASGD, GOSGD and A-SGD at equal time
-    large    32 to 1,024 clients, three servers
+    curves   experiment 1, figure 1         train and test error over epochs, of 8 clients and of one
+    cold     experiment 2, figure 2         1 to 32 clients from a cold start
+    warm     experiment 3, figures 3 and 4  n_sync 10 to 90 (the paper: 100 to 900) by 1 to 8 clients, from a warm start
+    rules    beyond it                      BSP, EASGD, GOSGD and A-SGD at equal time
+    large    beyond it                      32 to 1,024 clients, three servers
 
 A claim of the paper that does not show is printed as such, with its number; so is one that shows.
 """
 
-import os
 import pathlib
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 
 from benchmarks import asgd_claims, asgd_figures, report
 from benchmarks.asgd_experiments import EXPERIMENTS, QUICK, Sizes, trials
 from benchmarks.asgd_task import task
 from benchmarks.asgd_trials import run
-from multigpu.process import CONTEXT, end_with_parent
+from multigpu.process import CONTEXT, end_with_parent, environment
 
 HERE = pathlib.Path(__file__).parent
 PROCESSES = 2
@@ -38,6 +38,7 @@ def work(trial, sizes, compiled):
 
 
 def say(sentence):
+    """As it happens, also into a file."""
     print(sentence, flush=True)
 
 
@@ -61,20 +62,19 @@ def rows_of(experiments, sizes, folder, processes=PROCESSES, compiled=True, tell
     return found
 
 
-class workers:
-    """A context whose value is (function, arguments) -> what has result(): of so many processes, or at once."""
-
-    def __init__(self, processes):
-        # a thread of the BLAS for each process: two cores, two processes, and the same bits whatever the cores
-        os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
-        self._pool = ProcessPoolExecutor(processes, CONTEXT, initializer=end_with_parent) if processes else None
-
-    def __enter__(self):
-        return self._pool.submit if self._pool else AtOnce
-
-    def __exit__(self, *error):
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
+@contextmanager
+def workers(processes):
+    """A context whose value is (function, *arguments) -> what has result(): of so many processes, 0: at once."""
+    if not processes:
+        yield AtOnce
+        return
+    # a thread of the BLAS for each process: as many as there are cores, and the same bits wherever it runs
+    with environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1"):
+        pool = ProcessPoolExecutor(processes, CONTEXT, initializer=end_with_parent)
+        try:
+            yield pool.submit
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class AtOnce:
@@ -94,7 +94,7 @@ def read(folder):
 
 
 def main(arguments=None):
-    parser = report.parser(__doc__, quick="small experiments, under 2 minutes")
+    parser = report.parser(__doc__, quick="small experiments, too short for most claims; two minutes where nothing is compiled yet")
     parser.add_argument("--out", type=pathlib.Path, metavar="FOLDER", help="of the rows; runs/asgd, or runs/asgd_quick")
     parser.add_argument("--pictures", type=pathlib.Path, metavar="FOLDER", help="benchmarks/pictures; quick: as --out")
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS, metavar="EXPERIMENT")

@@ -70,24 +70,15 @@ def run(trial, task):
 
 @cache
 def warm_state(task, seconds, rate):
-    """The state of the network after one client has trained alone for so long."""
+    """The state of the network after one client has trained alone for so long, as a checkpoint has it: velocities 0."""
     task.network.set_state(task.begin)
-    simulation, _ = simulate(Trial("warm", rate=rate, seconds=seconds, seed=1), task)
+    simulation, take_step = opened(Trial("warm", rate=rate, seconds=seconds, seed=1), task, Rate(rate))
+    for _ in simulation.run(take_step, seconds):
+        pass
     with simulation.centre():
         state = {name: np.array(array) for name, array in task.network.get_state().items()}
-    return {name: array if name in velocityless(task) else np.zeros_like(array) for name, array in state.items()}
-
-
-def velocityless(task):
-    return {variable.name for variable in task.network.parameters}
-
-
-def simulate(trial, task):
-    """(the Simulation, None) of a trial without tests, at its end."""
-    simulation, take_step = opened(trial, task, Rate(trial.rate))
-    for _ in simulation.run(take_step, trial.seconds):
-        pass
-    return simulation, None
+    weights = {variable.name for variable in task.network.parameters}
+    return {name: array if name in weights else np.zeros_like(array) for name, array in state.items()}
 
 
 def opened(trial, task, rate):
