@@ -94,7 +94,7 @@ def read(folder):
 
 
 def main(arguments=None):
-    parser = report.parser(__doc__, quick="small experiments, too short for most claims; two minutes where nothing is compiled yet")
+    parser = report.parser(__doc__, quick="too small for most claims; two minutes where nothing is compiled")
     parser.add_argument("--out", type=pathlib.Path, metavar="FOLDER", help="of the rows; runs/asgd, or runs/asgd_quick")
     parser.add_argument("--pictures", type=pathlib.Path, metavar="FOLDER", help="benchmarks/pictures; quick: as --out")
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS, metavar="EXPERIMENT")
