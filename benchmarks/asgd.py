@@ -21,6 +21,7 @@ import pathlib
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from operator import itemgetter
 
 from benchmarks import asgd_claims, asgd_figures, report
 from benchmarks.asgd_experiments import EXPERIMENTS, QUICK, Sizes, trials
@@ -55,7 +56,7 @@ def rows_of(experiments, sizes, folder, processes=PROCESSES, compiled=True, tell
         for name, futures in waiting.items():
             began = time.perf_counter()
             rows = [future.result() for future in futures]
-            found[name] = sorted(rows, key=lambda row: (row["n_sync"], row["clients"], row["name"], row["rate"]))
+            found[name] = sorted(rows, key=itemgetter("n_sync", "clients", "name", "rate", "seed"))
             report.write(found[name], folder / f"{name}.jsonl")
             tell(f"{name}: {len(rows)} trials, {sum(row['minibatches'] for row in rows):,} minibatches, "
                  f"{time.perf_counter() - began:.0f} s after the one before")  # fmt: skip

@@ -34,7 +34,8 @@ SERVERS = {
 class Sizes(NamedTuple):
     """How large the experiments are: numbers of clients, values of n_sync, seconds on the virtual clock, epochs.
 
-    train, test  images         seed  of the clients' batches and of their paces
+    train, test  images
+    seed, seeds  of the clients' batches and paces; how many of experiments 1 and 2, whose numbers depend on them most
     """
 
     epochs: tuple[int, int] = (30, 20)           # of one client, and of each of eight
@@ -54,31 +55,33 @@ class Sizes(NamedTuple):
     train: int = 32_000
     test: int = 4_000
     seed: int = 0
+    seeds: int = 3
 
 
 QUICK = Sizes(
     (3, 2), 600, (1, 8), 200, 2_000, (10, 90), (1, 8), 2_000, 2_000, 8, (0.02,), 500, (32, 128), 300,
-    train=8_000, test=1_000,
+    train=8_000, test=1_000, seeds=1,
 )  # fmt: skip
 
 
 def trials(sizes):
     """Experiment -> its Trials; the longest come first within each."""
     made = [*curves(sizes), *cold(sizes), *warm(sizes), *rules(sizes), *large(sizes)]
-    made = sorted((trial._replace(seed=sizes.seed) for trial in made), key=lambda trial: -trial.clients)
+    made = [trial._replace(seed=trial.seed + sizes.seeds * sizes.seed) for trial in made]
+    made.sort(key=lambda trial: -trial.clients)
     return {name: [trial for trial in made if trial.experiment == name] for name in EXPERIMENTS}
 
 
 def curves(sizes):
     """Experiment 1: train and test error over epochs, of eight clients, and of one on one GPU."""
-    for clients, epochs in zip((1, 8), sizes.epochs, strict=True):
-        yield Trial("curves", clients, sizes.n_sync, costs=SLOW, epochs=epochs)
+    for seed, (clients, epochs) in product(range(sizes.seeds), zip((1, 8), sizes.epochs, strict=True)):
+        yield Trial("curves", clients, sizes.n_sync, costs=SLOW, epochs=epochs, seed=seed)
 
 
 def cold(sizes):
     """Experiment 2: a cold start."""
-    for clients in sizes.cold:
-        yield Trial("cold", clients, sizes.cold_n_sync, rate=RATE, costs=SLOW, seconds=sizes.cold_seconds)
+    for seed, clients in product(range(sizes.seeds), sizes.cold):
+        yield Trial("cold", clients, sizes.cold_n_sync, rate=RATE, costs=SLOW, seconds=sizes.cold_seconds, seed=seed)
 
 
 def warm(sizes):

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import colormaps
 
 from alexnet.plots.style import RUNS, finish, new_figure, plain, saved
-from benchmarks.asgd_claims import best_rates, load, saturation
+from benchmarks.asgd_claims import best_rates, load, means_of, saturation
 
 TIME = "time (1,000 s on the virtual clock)"
 ERROR = "training error (%)"
@@ -33,6 +33,11 @@ def many(n, what="client"):
     return f"{n:,} {what}{'s' if n > 1 else ''}"
 
 
+def of_first_seed(rows):
+    """By number of clients."""
+    return sorted((row for row in rows if row["seed"] == rows[0]["seed"]), key=lambda row: row["clients"])
+
+
 def plot_curve(axes, row, **looks):
     curve = row["curve"]
     axes.plot(np.array(curve["seconds"]) / 1000, 100 * np.array(curve["error"]), **{"linewidth": 1.2} | looks)
@@ -50,7 +55,7 @@ def figure1(rows):
     """Train and test error over epochs: all clients together, and one client alone."""
     figure = new_figure(8, 5.2)
     axes = figure.subplots()
-    for row in sorted(rows, key=lambda row: row["clients"]):
+    for row in of_first_seed(rows):
         epochs = [test["epoch"] for test in row["tests"]]
         colours = ("0.75", "0.45", "0.45") if row["clients"] == 1 else (RUNS[0], RUNS[1], RUNS[2])
         kinds = (("train", "training", "-"), ("test", "test", "-"), ("ten_crops", "test, 10 crops", "--"))
@@ -71,15 +76,19 @@ def figure1(rows):
 
 
 def figure2(rows):
-    """Training error from a cold start, a line for each number of clients; beside it how slow and how steep it is."""
+    """Training error from a cold start, a line for each number of clients; beside it how slow and how steep all are."""
     figure = new_figure(12, 5)
     parts = figure.subfigures(1, 2, width_ratios=(3, 1))
     axes, (early, late) = parts[0].subplots(), parts[1].subplots(2, 1, sharex=True)
-    rows = sorted(rows, key=lambda row: row["clients"])
-    for row, colour in zip(rows, ramp(len(rows)), strict=True):
-        plot_curve(axes, row, color=colour, label=many(row["clients"]), linewidth=1.0)
-        early.plot(row["clients"], 100 * row["early"], "o", color=colour)
-        late.plot(row["clients"], row["slope"], "o", color=colour)
+    clients, means, slopes = means_of(rows)
+    colours = dict(zip(clients, ramp(len(clients)), strict=True))
+    for row in rows:
+        early.plot(row["clients"], 100 * row["early"], "o", color=colours[row["clients"]], markersize=4, alpha=0.6)
+        late.plot(row["clients"], row["slope"], "o", color=colours[row["clients"]], markersize=4, alpha=0.6)
+    early.plot(clients, means, color="0.4", linewidth=1)
+    late.plot(clients, slopes, color="0.4", linewidth=1)
+    for row in of_first_seed(rows):
+        plot_curve(axes, row, color=colours[row["clients"]], label=many(row["clients"]), linewidth=1.0)
     over_time(axes)
     axes.set_xlim(0, rows[0]["seconds"] / 1000)
     axes.set_title(f"Training error, cold start, n_sync = {rows[0]['n_sync']} (the paper's figure 2)")
@@ -91,7 +100,7 @@ def figure2(rows):
     late.set_xlabel("clients")
     for panel in (early, late):
         panel.set_xscale("log", base=2)
-        panel.set_xticks([row["clients"] for row in rows], [str(row["clients"]) for row in rows])
+        panel.set_xticks(clients, list(map(str, clients)))
         panel.minorticks_off()
         plain(panel)
     return figure

@@ -11,7 +11,9 @@ from benchmarks.asgd_trials import Rate, Trial, smoothed, summary, teeth
 from benchmarks.asgd_trials import run as run_trial
 from multigpu.virtual import Costs, Stretch
 
-TINY = Sizes((2, 1), 10, (1, 2), 10, 40, (10, 20), (1, 2), 20, 60, 2, (0.02,), 40, (3,), 60, train=320, test=40)
+TINY = Sizes(
+    (2, 1), 10, (1, 2), 10, 40, (10, 20), (1, 2), 20, 60, 2, (0.02,), 40, (3,), 60, train=320, test=40, seeds=2
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def task():
 def test_every_trial_has_its_row(rows):
     for name, lot in trials(TINY).items():
         def key(each):
-            return each["n_sync"], each["clients"], each["name"]
+            return each["n_sync"], each["clients"], each["name"], each["seed"]
 
         assert sorted(map(key, rows[name])) == sorted(key(trial._asdict()) for trial in lot)
     for row in rows["warm"]:
@@ -42,7 +44,7 @@ def test_every_trial_has_its_row(rows):
 
 
 def test_experiment_1_tests_after_each_epoch_of_the_clients(rows):
-    one, two = rows["curves"]
+    one, two = (row for row in rows["curves"] if row["seed"] == 0)
     assert [test["epoch"] for test in one["tests"]] == [1, 2]
     assert len(two["tests"]) == 1 and two["minibatches"] == 8 * TINY.train / asgd_task.BATCH
 
@@ -54,7 +56,7 @@ def test_the_same_trial_gives_the_same_row(rows, task):
     for name, lot in trials(TINY).items():
         again = run_trial(lot[0], task)
         (before,) = (row for row in rows[name] if all(row[key] == getattr(lot[0], key) for key in
-                     ("n_sync", "clients", "name")))  # fmt: skip
+                     ("n_sync", "clients", "name", "seed")))  # fmt: skip
         assert told(before) == told(json.loads(json.dumps(again)))
 
 
@@ -95,6 +97,8 @@ def test_slower_early_and_steepest_late():
 
     early, late = asgd_claims.claims({"cold": cold((1, 0.70, -1.0), (2, 0.72, -1.5), (4, 0.75, -2.0))})
     assert (early.shows, late.shows, early.value, late.value) == (True, True, pytest.approx(5), -2)
+    both = [*cold((1, 0.70, -1.0), (2, 0.72, -2.5)), *cold((1, 0.70, -1.0), (2, 0.74, -0.5))]        # two seeds
+    assert [claim.value for claim in asgd_claims.claims({"cold": both})] == pytest.approx([3, -1.5])
     early, late = asgd_claims.claims({"cold": cold((1, 0.70, -3.0), (2, 0.66, -1.5), (4, 0.75, -2.0))})
     assert (early.shows, late.shows) == (False, False)
 
