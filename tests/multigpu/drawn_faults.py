@@ -4,7 +4,8 @@
 
 For each rule and each kind of fault one run of the tiny network on three ranks, which saves every few steps.  So often
 as --of says: a rank, servers too, and a moment within SPAN seconds of the first checkpoint are drawn from the seed, the
-rank gets its fault, and the run is started again from its newest checkpoint; the last time it goes on to its end.
+rank gets its fault, and the run is started again from its newest checkpoint; the last time it goes on to its end.  Of
+rule asgd it is the server always: a client's fault ends nothing, tests/multigpu/test_membership.py.
 
     killed   SIGKILL
     raising  an exception in the rank's main thread, wherever that is
@@ -82,7 +83,7 @@ def strikes(folder, data, rule, kind, of, draw):
     try:
         await_checkpoint(job, run, 0)
         for left in reversed(range(of)):
-            rank, after = draw.randrange(RANKS), draw.uniform(0, SPAN)
+            rank, after = draw.randrange(1 if rule == "asgd" else RANKS), draw.uniform(0, SPAN)
             time.sleep(after)
             seconds, named, wrong = strike(job, KINDS[kind], rank, json.loads((folder / f"rank{rank}").read_text()))
             stood = at(run)

@@ -116,10 +116,10 @@ def test_a_client_that_comes_late_begins_where_the_others_are(tmp_path):
     assert (status, said) == (0, "")
     (joined,) = [line for line in lines_of(tmp_path) if "has joined" in line]
     at = int(re.fullmatch(r"rank 3 has joined at iteration (\d+)", joined)[1])
-    assert at >= membership_doubles.LATER_STEPS - 3
+    assert membership_doubles.LATER_STEPS // 2 - 2 <= at < EPOCHS * STEPS        # the mean; the other may be at 0
     iteration, steps, first = told(tmp_path, "ended3")
     assert (iteration, steps) == (EPOCHS * STEPS, EPOCHS * STEPS - at)
-    assert first >= 2 * at                       # the others' weights: what both had pushed by then
+    assert first >= at                           # what the others had pushed by then
     recorded, centre = trained_to_the_end(tmp_path, (1, 2))
     assert recorded["2"] == list(range(at + 1, iteration + 1)) and centre == 2 * iteration + steps
 
