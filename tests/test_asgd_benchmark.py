@@ -69,7 +69,10 @@ def test_every_figure_is_drawn_and_every_claim_has_a_number(rows, tmp_path, caps
     claims = asgd_claims.claims(rows)
     of_the_paper = [claim for claim in claims if claim.shows is not None]
     assert len(of_the_paper) == 10 and len(claims) == 10 + len(rows["rules"]) + len(rows["large"])
-    assert "of 10 claims show" in asgd_claims.table(claims)
+    shown = sum(claim.shows for claim in of_the_paper)
+    assert f"{shown} of 10 claims show" in asgd_claims.table(claims)
+    assert asgd_claims.table(claims).count("DOES NOT SHOW") == 10 - shown
+    json.dumps([claim.row() for claim in claims])
 
 
 # ---- claims
