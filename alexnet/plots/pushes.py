@@ -45,8 +45,9 @@ def waiting_of(axes, push):
     of_each = [push["client"] == client for client in clients]
     for field, aside, colour in (("waiting", -ASIDE, RUNS[4]), ("serving", ASIDE, RUNS[0])):
         medians, most = np.array([np.quantile(push[field][own], (0.5, 0.95)) for own in of_each]).T
-        axes.errorbar(clients + aside, medians, (np.zeros_like(medians), most - medians), fmt="o", color=colour, capsize=3,
-                      markersize=5, label=f"{field}: median, 95 %")  # fmt: skip
+        above = np.zeros_like(medians), most - medians
+        axes.errorbar(clients + aside, medians, above, fmt="o", color=colour, capsize=3, markersize=5,
+                      label=f"{field}: median, 95 %")  # fmt: skip
     axes.set_xticks(clients if len(clients) <= FEW else clients[:: -(-len(clients) // FEW)])
     axes.set_title("the clients' time at the server")
     axes.set_xlabel("client")
