@@ -1,5 +1,5 @@
 # make            a first run: sets up, makes a small data set, trains, draws the curves
-# make test       lint and the whole test suite, as CI does
+# make test       lint and the whole test suite, as CI does, two files of tests at a time
 # make bench      every benchmark, in three quarters of an hour, into benchmarks/RESULTS.md
 #
 # Everything is installed into .venv beside this file; PIP_* variables of the environment are respected.
@@ -28,7 +28,7 @@ lint: setup
 
 test: lint
 	$(RUN) -m tests.cuda_emulator.build
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 bench: setup
 	$(RUN) -m pip install --no-user --disable-pip-version-check --quiet --editable ".[bench]"

@@ -53,6 +53,9 @@ setup(
         "tensorboard": ["tensorboardX"],
         "onnx": ["onnx>=1.16"],
         "bench": ["torch"],
-        "test": ["jax>=0.8", "mpi4py>=4", "mpich", "onnx>=1.16", "onnxruntime", "pytest>=8", "pytest-timeout", "ruff"],
+        "test": [
+            "jax>=0.8", "mpi4py>=4", "mpich", "onnx>=1.16", "onnxruntime", "pytest>=8", "pytest-timeout",
+            "pytest-xdist", "ruff",
+        ],
     },
 )

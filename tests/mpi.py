@@ -90,7 +90,7 @@ class Job:
 
     def __init__(self, folder, size, *arguments, under=("-m", "mpi4py"), within=(), across=(), **variables):
         self._mark = f"TEST_JOB={folder}:{time.monotonic_ns()}"
-        self._shared = set(os.listdir("/dev/shm"))
+        self._shared = orphans()
         name, _, value = self._mark.partition("=")
         self.error, self.printed = Path(folder, "stderr"), Path(folder, "stdout")
         with self.error.open("w") as error, self.printed.open("w") as printed:

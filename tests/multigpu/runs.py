@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.mpi import orphans
 from tests.multigpu import process_doubles as doubles
 
 DOUBLES = Path(doubles.__file__)
@@ -27,7 +28,7 @@ class Run:
 
     def __init__(self, folder, arguments, script=DOUBLES, name="stderr"):
         self.folder = folder
-        self.shared = set(os.listdir("/dev/shm"))
+        self.shared = orphans()
         self.error = folder / name
         environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
         self.environment = environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -79,7 +80,7 @@ class Run:
         while (left := [child for child in members if is_running(child)]) and time.monotonic() < end:
             time.sleep(0.01)
         assert left == []
-        assert set(os.listdir("/dev/shm")) <= self.shared
+        assert orphans() <= self.shared
         return status, self.error.read_text()
 
     def finish(self, seconds=20):

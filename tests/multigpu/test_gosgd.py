@@ -111,14 +111,14 @@ def test_a_consensus_is_lent_and_each_goes_on_from_its_own(team):
 
 @pytest.mark.parametrize("p", [0.01, 1.0])
 def test_a_whole_training_validates_in_shares_and_saves_what_all_know(team, p):
-    """Toy takes 1/8 away each step, alike at all ranks, which gossip does not change."""
+    """Toy takes 1/8 away each step, alike at all ranks, which gossip moves only as far as they go apart."""
     ranks = results(team.run(f"{TASKS}:train", SLOW, {"p": p, "n_epochs": 3}))
     for rank in ranks:
         assert rank["position"][:3] == (3, 0, 3 * STEPS) and rank["steps"] == 3 * STEPS
         assert [each["images"] for each in rank["validations"]] == [16 * STEPS // 4 * 4] * 3
         assert rank["position"].errors == (0.5, 0.5, 0.5)
         for epoch, cost in enumerate((each["cost"] for each in rank["validations"]), 1):
-            assert cost == pytest.approx(-epoch * STEPS / 8, abs=1 if p == 1 else 0.5)
+            assert cost == pytest.approx(-epoch * STEPS / 8, abs=1.5 if p == 1 else 0.5)
     position, values = ranks[0]["saved"][-1]
     assert position == ranks[0]["position"]
     assert values[0][0] == pytest.approx(ranks[0]["validated"][-1], abs=1e-6)
