@@ -28,7 +28,7 @@ lint: setup
 
 test: lint
 	$(RUN) -m tests.cuda_emulator.build
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup
 	$(RUN) -m pip install --no-user --disable-pip-version-check --quiet --editable ".[bench]"
