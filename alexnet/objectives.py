@@ -1,6 +1,6 @@
-"""What is minimised and what is counted: cross entropy and top-k error.
+"""Training cost and error measures: cross entropy and top-k error.
 
-logits are (class, batch), labels int (batch,).
+`logits` are float (class, batch), `labels` integer (batch,).
 """
 
 import pytensor.tensor as pt
@@ -8,12 +8,11 @@ import pytensor.tensor as pt
 
 def cross_entropy(logits, labels):
     """Mean over the batch of -log softmax(logits)[label], in nats; ln(classes) for equal logits."""
-    log_probability = pt.special.log_softmax(logits, axis=0)
-    return -log_probability[labels, pt.arange(labels.shape[0])].mean()
+    return -batch_mean(of_label(pt.special.log_softmax(logits, axis=0), labels), labels)
 
 
 def training_cost(logits, auxiliary, labels):
-    """What training minimises: the cross entropy, and that of each auxiliary classifier (weight, logits), weighted.
+    """Cross entropy plus the weighted cross entropies of the auxiliary classifiers, (weight, logits) each.
 
     Source: Szegedy et al. 2014, section 5.
     """
@@ -23,10 +22,24 @@ def training_cost(logits, auxiliary, labels):
 def top_k_error(logits, labels, k):
     """Share of the batch whose label is not among the k largest logits, between 0 and 1.
 
-    Of equal logits the one of the lower class counts as larger, as argmax has it; a NaN counts as larger
-    than the label's, so a network that yields NaN is always wrong.
+    Of equal logits that of the lower class ranks first, as in argmax. NaN ranks above every number, so a network
+    that returns NaN is always wrong.
     """
-    own = logits[labels, pt.arange(labels.shape[0])]
+    own = of_label(logits, labels)
     lower_class = pt.lt(pt.arange(logits.shape[0]).dimshuffle(0, "x"), labels)
     ahead = pt.invert(pt.le(logits, own)) | (pt.eq(logits, own) & lower_class)
-    return pt.ge(ahead.sum(axis=0), k).mean(dtype="float32")
+    return batch_mean(pt.ge(ahead.sum(axis=0), k).astype("float32"), labels)
+
+
+def of_label(values, labels):
+    """Return the value of each image's label, (batch,), from values (class, batch)."""
+    return values[labels, pt.arange(labels.shape[0])]
+
+
+def batch_mean(values, labels):
+    """Return the mean of `values`, float (batch,).
+
+    The batch size is taken from the labels. `values.mean()` derives it from the shapes of both indices instead, which
+    puts run-time assertions about broadcasting into the graph.
+    """
+    return values.sum() / labels.shape[0].astype(values.dtype)

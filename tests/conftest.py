@@ -1,17 +1,26 @@
-"""What the tests share: the engines, random numbers, and the repository on the path of `from tests import …`."""
+"""Shared fixtures, and the settings of PyTensor under which every test and every process that it starts runs."""
 
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import alexnet  # float32 before PyTensor is imported
+import alexnet  # sets flags of PyTensor, so before it
+
+# isort: split
+import pytensor
+
 from alexnet.dispatch import ENGINES, mode_of
 from alexnet.dispatch.cpu import build
 from tests.cuda_emulator import NotBuilt, find
 
 sys.path.insert(0, str(Path(alexnet.__file__).parents[1]))
+
+# By default PyTensor logs a traceback and continues when a graph rewrite fails. Here, and in child processes:
+pytensor.config.on_opt_error = "raise"
+os.environ["PYTENSOR_FLAGS"] = f"{os.environ['PYTENSOR_FLAGS']},on_opt_error=raise"
 
 
 @pytest.fixture(params=ENGINES)

@@ -13,9 +13,9 @@ from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import GraphRewriter
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
-from pytensor.graph.traversal import toposort
 from pytensor.link.vm import VMLinker
 from pytensor.scalar import Composite
+from pytensor.tensor.rewriting.ofg import inline_ofg_node
 
 from alexnet.dispatch.cpu import (
     average_pool,
@@ -62,21 +62,16 @@ class CpuKernel(Op):
 
 
 class InlineGraphs(GraphRewriter):
-    """Replace Ops that hold a graph, as PyTensor's softmax, by that graph, which they would compile with Numba."""
+    """Replace each `OpFromGraph` node, such as PyTensor's softmax, by the nodes of its inner graph.
+
+    Otherwise PyTensor compiles the inner graph with Numba at the first call.
+    """
 
     def apply(self, fgraph):
         while nodes := [node for node in fgraph.toposort() if isinstance(node.op, OpFromGraph)]:
             for node in nodes:
-                fgraph.replace_all(list(zip(node.outputs, inlined(node), strict=True)), reason="inline graph")
-
-
-def inlined(node):
-    """The outputs of a node that holds a graph, computed by that graph's own nodes from the node's inputs."""
-    values = dict(zip(node.op.inner_inputs, node.inputs, strict=True))
-    for inner in toposort(node.op.inner_outputs):
-        outputs = inner.clone_with_new_inputs([values.get(variable, variable) for variable in inner.inputs]).outputs
-        values.update(zip(inner.outputs, outputs, strict=True))
-    return [values[variable] for variable in node.op.inner_outputs]
+                outputs = inline_ofg_node(node)
+                fgraph.replace_all(list(zip(node.outputs, outputs, strict=True)), reason="inline_graphs")
 
 
 class UseKernels(GraphRewriter):
