@@ -1,34 +1,56 @@
-# make            a first run: sets up, makes a small data set, trains, draws the curves
-# make test       lint and the whole test suite, as CI does, two files of tests at a time
-# make bench      every benchmark, in three quarters of an hour, into benchmarks/RESULTS.md
+# make                 a first run: creates .venv, makes a small data set, trains, draws the curves
+# make test            lint, the whole test suite, and the compatibility tests on every other supported Python found
+# make compatibility   the compatibility tests only
+# make lint            ruff
+# make bench           all benchmarks, about 45 minutes, into benchmarks/RESULTS.md
 #
-# Everything is installed into .venv beside this file; PIP_* variables of the environment are respected.
+# .venv uses the newest supported Python found (tests/interpreters.sh), unless it exists already. With
+# PYTHON=python3.12, any of these commands uses that interpreter, in an environment of its own: .venv-3.12.
 
-PYTHON := $(shell for name in python3.13 python3.12 python3.11 python3; do \
-	"$$name" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; \
-	done)
-RUN := .venv/bin/python
+ifeq ($(origin PYTHON),command line)
+VENV := .venv-$(shell "$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+else
+VENV := .venv
+PYTHON = $(eval PYTHON := $(or $(word 2,$(shell sh tests/interpreters.sh)),python3))$(PYTHON)
+endif
+RUN := $(VENV)/bin/python
+PYTEST := $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: train setup test lint bench
+.PHONY: train setup test lint compatibility compatibility-one bench
 
 train: setup
 	$(RUN) train.py
 
-setup: .venv/installed
+setup: $(VENV)/installed
 
-.venv/installed: setup.py pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with its venv module is needed, none was found on PATH" \
+$(VENV)/installed: setup.py pyproject.toml
+	@test -x $(RUN) || "$(PYTHON)" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: Python 3.11, 3.12 or 3.13 with its venv module is needed, got $(PYTHON)" \
 		"(Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	test -x $(RUN) || $(PYTHON) -m venv .venv
+	test -x $(RUN) || "$(PYTHON)" -m venv $(VENV)
 	$(RUN) -m pip install --no-user --disable-pip-version-check --quiet --editable ".[test]"
-	touch .venv/installed
+	touch $@
 
 lint: setup
 	$(RUN) -m ruff check .
 
 test: lint
 	$(RUN) -m tests.cuda_emulator.build
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+	@$(MAKE) --no-print-directory compatibility
+
+# Each other version has its own environment and its own line of make.
+compatibility: setup
+	@whole=$$($(RUN) -c 'import sys; print("%d.%d" % sys.version_info[:2])') && \
+	others=$$(sh tests/interpreters.sh | grep -v "^$$whole ") || { \
+		echo "compatibility: no supported Python besides $$whole on PATH or under pyenv's versions"; exit 0; } && \
+	echo "$$others" | while read -r version python; do \
+		echo "compatibility: Python $$version ($$python)" && \
+		$(MAKE) --no-print-directory compatibility-one PYTHON="$$python" </dev/null || exit 1; \
+	done
+
+compatibility-one: setup
+	$(PYTEST) -m compatibility
 
 bench: setup
 	$(RUN) -m pip install --no-user --disable-pip-version-check --quiet --editable ".[bench]"

@@ -223,8 +223,8 @@ def main(arguments=None):
         value = row.get("note") or f"{row['value']:10.4g} {row['unit']}"
         ratio = f"   {row['ratio']:.2f} x {row.get('peer_is', '')}" if row.get("ratio") else ""
         print(f"{row['name']:64} {value}{ratio}", flush=True)
+        report.write(found, options.json)        # after each row: a time limit may end this process
     print(f"{time.perf_counter() - began:.0f} s in all")
-    report.write(found, options.json)
     return 0 if all(row["value"] is not None for row in found) else 1
 
 

@@ -40,7 +40,10 @@ def start(request):
         process.close()
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(kind, marks=pytest.mark.gpu if kind == "real GPU" else ()) for kind in KINDS],
+)
 def processes(request):
     """Two processes, and the name of the device that each is to open."""
     names, emulated = KINDS[request.param]

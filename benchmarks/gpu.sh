@@ -1,0 +1,168 @@
+#!/bin/sh
+# On a bare CUDA machine, run what only a GPU can show: the tests marked `gpu` and benchmarks/gpu.py.
+#
+#     benchmarks/gpu.sh --list [INSTALLED]     print the packages to bring, without those in INSTALLED
+#     benchmarks/gpu.sh WHEELS [RESULTS]       install what is missing from the folder WHEELS, then run
+#     benchmarks/gpu.sh registry [RESULTS]     the same with packages from pip's registry
+#     benchmarks/gpu.sh --cpu WHEELS|registry [RESULTS]     try this script without a GPU: an emulated CUDA driver,
+#                                                           JAX on the CPU, small sizes
+#
+# INSTALLED is what `python3 -m pip freeze` prints on the machine. PYTHON (default: python3) is the interpreter. Packages
+# are installed into its environment; a Python outside a virtual environment gets one, build/gpu, which sees the
+# packages that the machine has. PyCUDA is compiled once, in under a minute, and kept there.
+#
+# RESULTS (default: gpu_results) gets versions.txt, install.log, tests.log, tests.xml, gpu.log and gpu.json. Everything
+# ends within LIMIT seconds (default: 600). Exit status: 0 all passed, 1 a test failed or a row was not measured, 2 the
+# script could not run.
+set -eu
+cd "$(dirname "$0")/.."
+
+PYTHON=${PYTHON:-python3}
+LIMIT=${LIMIT:-600}
+began=$(date +%s)
+
+fail() {
+    echo "gpu.sh: $1" >&2
+    exit 2
+}
+
+# The requirements in setup.py, and those of the tests. Nothing is installed yet, so setup.py is parsed, not imported.
+requirements() {
+    "$PYTHON" - <<'EOF'
+import ast
+call = ast.parse(open("setup.py", encoding="utf-8").read()).body[-1].value
+given = {keyword.arg: keyword.value for keyword in call.keywords}
+print(*ast.literal_eval(given["install_requires"]), "pytest>=8", "pytest-timeout", sep="\n")
+EOF
+}
+
+# What PyCUDA imports, and what its source archive is built with.
+pycuda_requirements() {
+    printf '%s\n' pytools platformdirs mako markupsafe siphash24 typing_extensions setuptools wheel
+    printf '%s==13.0.*\n' nvidia-cuda-runtime nvidia-cuda-profiler-api nvidia-cuda-crt          # for cuda.h
+}
+
+# Resolved for Python 3.12 on x86-64 Linux, which most CUDA machines have. JAX, PyTorch and CUDA's libraries belong to
+# the machine.
+list_packages() {
+    platforms=$(printf -- '--platform=manylinux_2_%s_x86_64 ' 39 35 34 31 28 27 24 17)
+    target="--python-version=3.12 --implementation=cp $platforms--platform=manylinux2014_x86_64"
+    echo "# python3 -m pip download --no-deps -d WHEELS -r THIS_LIST $target"
+    report=$(mktemp)
+    { requirements; pycuda_requirements; } >"$report.txt"
+    # shellcheck disable=SC2086
+    "$PYTHON" -m pip install --quiet --dry-run --ignore-installed --target=unused --only-binary=:all: $target \
+        --report "$report" -r "$report.txt" >&2 || fail "pip found no set of packages"
+    "$PYTHON" - "$report" "${1:-/dev/null}" <<'EOF'
+import json, re, sys
+normalised = lambda name: re.sub(r"[-_.]+", "-", name).lower()
+installed = {normalised(re.split(r"[ =@]", line)[0]) for line in open(sys.argv[2], encoding="utf-8")}
+found = [each["metadata"] for each in json.load(open(sys.argv[1], encoding="utf-8"))["install"]]
+packages = {normalised(each["name"]): each["version"] for each in found} | {"pycuda": "2026.1"}
+print(*sorted(f"{name}=={version}" for name, version in packages.items() if name not in installed), sep="\n")
+EOF
+    rm "$report" "$report.txt"
+}
+
+device=cuda0
+case ${1:-} in
+    --list) list_packages "${2:-}"; exit ;;
+    --cpu) device=cpu; shift ;;
+esac
+wheels=${1:-}
+results=${2:-gpu_results}
+case $wheels in
+    "" | -*) fail "expected --list, a folder of wheels, or registry; the head of this file explains them" ;;
+    registry) ;;
+    *)
+        [ -d "$wheels" ] || fail "there is no folder $wheels; --list prints what it must hold"
+        PIP_NO_INDEX=1
+        PIP_FIND_LINKS=$(cd "$wheels" && pwd)
+        export PIP_NO_INDEX PIP_FIND_LINKS
+        ;;
+esac
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or newer is needed, got $PYTHON"
+mkdir -p "$results"
+results=$(cd "$results" && pwd)
+
+# ---- install
+
+if "$PYTHON" -c 'import sys; sys.exit(sys.prefix != sys.base_prefix)'; then
+    "$PYTHON" -m venv --system-site-packages build/gpu || fail "$PYTHON -m venv build/gpu failed"
+    PYTHON=$PWD/build/gpu/bin/python
+fi
+
+install() {
+    "$PYTHON" -m pip install --disable-pip-version-check "$@" >>"$results/install.log" 2>&1 ||
+        fail "pip could not install the packages: $(tail -n 1 "$results/install.log")"
+}
+
+jax_works() {
+    "$PYTHON" -c "import jax; jax.devices('${device%0}')" >>"$results/install.log" 2>&1
+}
+
+: >"$results/install.log"
+requirements >"$results/requirements.txt"
+install -r "$results/requirements.txt"
+rm "$results/requirements.txt"
+if ! jax_works; then
+    case $device in
+        cpu) install "jax>=0.8" ;;
+        *) install "jax[cuda13]>=0.8" ;;
+    esac
+    jax_works || fail "JAX finds no ${device%0} device: $(tail -n 1 "$results/install.log")"
+fi
+
+# The PyCUDA that the emulator's builder compiles uses whichever libcuda.so.1 the process finds: the driver's, unless
+# the emulator's environment names its own.
+if [ $device = cpu ] || ! "$PYTHON" -c 'import pycuda.driver' 2>/dev/null; then
+    "$PYTHON" -m tests.cuda_emulator.build >>"$results/install.log" 2>&1
+    environment=$("$PYTHON" - $device 2>>"$results/install.log" <<'EOF'
+import os, shlex, sys
+from tests.cuda_emulator import find, path_before
+emulator = find()
+settings = {"PYTHONPATH": path_before(emulator.packages, "PYTHONPATH")}
+if sys.argv[1] == "cpu":
+    settings = emulator.environment(devices=2)
+print("export", *(f"{name}={shlex.quote(value)}" for name, value in settings.items()))
+EOF
+    ) || fail "PyCUDA could not be built: $(tail -n 1 "$results/install.log")"
+    eval "$environment"
+fi
+
+# ---- run
+
+left() {
+    seconds=$((LIMIT - $(date +%s) + began))
+    echo $((seconds > 1 ? seconds : 1))
+}
+
+# Run a command within the given seconds; its output goes to the terminal and to RESULTS/NAME.log.
+run() {
+    name=$1
+    seconds=$2
+    shift 2
+    status=0
+    { timeout -k 5 "$seconds" "$@" 2>&1 || echo "$?" >"$results/status"; } | tee "$results/$name.log"
+    if [ -e "$results/status" ]; then
+        status=$(cat "$results/status")
+        rm "$results/status"
+        failed="$failed $name (status $status)"
+    fi
+}
+
+{
+    git log -1 --format='commit %h of %cs' 2>/dev/null || true
+    nvidia-smi 2>/dev/null || true
+    "$PYTHON" --version
+    "$PYTHON" -m pip freeze --disable-pip-version-check
+} >"$results/versions.txt"
+
+failed=
+quick=
+[ $device = cuda0 ] || quick="--quick --devices cpu"
+export GPU_TESTS_DEVICE=$device PYTHONUNBUFFERED=1
+run tests $(($(left) / 2)) "$PYTHON" -m pytest -m gpu -p no:cacheprovider --junitxml="$results/tests.xml"
+run gpu "$(left)" "$PYTHON" -m benchmarks.gpu $quick --json "$results/gpu.json"
+echo "gpu.sh: $(($(date +%s) - began)) s; results in $results"
+[ -z "$failed" ] || { echo "gpu.sh: not passed:$failed" >&2; exit 1; }
