@@ -14,7 +14,7 @@ VENV := .venv
 PYTHON = $(eval PYTHON := $(or $(word 2,$(shell sh tests/interpreters.sh)),python3))$(PYTHON)
 endif
 RUN := $(VENV)/bin/python
-PYTEST := $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(RUN) -m pytest -n 2
 
 .PHONY: train setup test lint compatibility compatibility-one bench
 
@@ -36,7 +36,7 @@ lint: setup
 
 test: lint
 	$(RUN) -m tests.cuda_emulator.build
-	$(PYTEST)
+	$(PYTEST) --dist loadfile --no-loadscope-reorder
 	@$(MAKE) --no-print-directory compatibility
 
 # Each other version has its own environment and its own line of make.
@@ -50,7 +50,7 @@ compatibility: setup
 	done
 
 compatibility-one: setup
-	$(PYTEST) -m compatibility
+	$(PYTEST) --dist worksteal -m compatibility
 
 bench: setup
 	$(RUN) -m pip install --no-user --disable-pip-version-check --quiet --editable ".[bench]"

@@ -1,6 +1,7 @@
 """train.py as its user meets it: a real run, what it leaves, what it refuses and with which status."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from alexnet import checkpoint
+from alexnet.recorder import read_records
 from tests import tiny
 
 TOP = Path(__file__).parent.parent
@@ -38,6 +40,22 @@ def test_alexnet_trains_saves_and_goes_on(data, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "after 4 iterations" in again.stdout
     assert checkpoint.latest(folder) == checkpoint.snapshot_path(folder, 5)
+
+
+@pytest.mark.compatibility
+@pytest.mark.parametrize(
+    ("model", "engine"),
+    [(model, "cpu") for model in ("alexnet", "caffenet", "bvlc_alexnet", "googlenet", "vgg16")]
+    + [("alexnet", "jax"), ("googlenet", "jax")],
+)
+def test_every_network_trains_without_a_word_on_stderr(model, engine, data, tmp_path):
+    settings = f"model={model}", f"engine={engine}", "batch_size=2", "n_iterations=2", "run_name=run"
+    done = train(f"data={data}", *settings, "print_freq=1", "learning_rate=0.0001", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "warning" not in done.stdout
+    costs = [record["cost"] for record in read_records(tmp_path / "runs" / "run") if record["kind"] == "train"]
+    assert len(costs) == 2 and all(0 < cost < 20 for cost in costs)
+    shutil.rmtree(tmp_path / "runs")             # VGG-16's checkpoint has 1.1 GB
 
 
 def test_without_a_compiler_it_trains_and_says_once_what_to_install(data, tmp_path):

@@ -14,6 +14,8 @@ from alexnet.layers import Conv, Dense, Flatten, Sequential
 from alexnet.updates import adadelta, adagrad, momentum_sgd, nesterov, sgd
 from tests.tiny import Tiny
 
+pytestmark = pytest.mark.compatibility
+
 BATCH, CLASSES = 6, 10
 RULES = {"sgd": sgd, "momentum": momentum_sgd, "nesterov": nesterov, "adagrad": adagrad, "adadelta": adadelta}
 

@@ -133,6 +133,7 @@ def test_a_killed_run_goes_on_to_the_bit_and_with_other_ranks_between_epochs(dat
     assert checkpoint.load(checkpoint.snapshot_path(other, 9))[1]["workers"] == 3
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("rule", [{"rule": "easgd", "tau": 1}, {"rule": "gosgd", "p": 1}], ids=["easgd", "gosgd"])
 def test_a_killed_run_of_workers_apart_goes_on_from_what_its_checkpoint_holds(data, tmp_path, rule):
     """With a rate of nothing, and what was learnt before forgotten, the new run keeps the weights that all begin with.

@@ -23,6 +23,8 @@ from tests.multigpu.device_doubles import Process
 from tests.multigpu.loader_doubles import LoaderToolbox
 from tests.multigpu.process_doubles import BAD, SHAPE, Reader, ZeroReader, expected, request
 
+pytestmark = pytest.mark.compatibility
+
 DOUBLES = Path(doubles.__file__)
 
 

@@ -75,6 +75,7 @@ def one(data, tmp_path_factory):
     return tiny.run(data, tmp_path_factory.mktemp("one"), **settings)
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("what", ["weights_and_momentum", "gradients"])
 def test_two_workers_equal_one_of_twice_the_batch(runs, data, one, tmp_path, what):
     settings = {"devices": "cpu,cpu", "batch_size": 2, "snapshot_iterations": 10, "exchange_what": what} | PLAIN

@@ -10,6 +10,8 @@ from alexnet.dispatch import mode_of
 from alexnet.dispatch.cpu import build
 from alexnet.ops import AveragePool, AveragePoolGradient
 
+pytestmark = pytest.mark.compatibility
+
 IMAGES = np.zeros((2, 4, 4, 3), "float32")
 
 

@@ -12,6 +12,8 @@ from alexnet.dispatch import mode_of
 from alexnet.ops import Convolution, ConvolutionFilterGradient, ConvolutionInputGradient
 from tests import reference
 
+pytestmark = pytest.mark.compatibility
+
 
 class Case(NamedTuple):
     channels: int

@@ -8,6 +8,8 @@ import pytest
 from alexnet.ops import CropMirror
 from tests import reference
 
+pytestmark = pytest.mark.compatibility
+
 
 def crop_function(size, mode):
     inputs = [pt.tensor4("images", dtype="uint8"), pt.tensor3("mean"), pt.ivector("rows"), pt.ivector("columns")]

@@ -9,6 +9,8 @@ from pytensor.gradient import verify_grad
 from alexnet.dispatch import mode_of
 from alexnet.ops import Dropout
 
+pytestmark = pytest.mark.compatibility
+
 SHAPE = (500, 128)
 SIGMA = 0.5 / np.sqrt(np.prod(SHAPE))                          # of the kept share, at rate one half
 

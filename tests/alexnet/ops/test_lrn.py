@@ -10,6 +10,8 @@ from alexnet.dispatch import mode_of
 from alexnet.ops import LRN
 from tests import reference
 
+pytestmark = pytest.mark.compatibility
+
 
 @pytest.mark.parametrize("n", [1, 3, 5, 31])                   # 31: wider than the input
 @pytest.mark.parametrize("beta", [0.75, 0.6])

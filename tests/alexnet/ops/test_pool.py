@@ -10,6 +10,8 @@ from alexnet.dispatch import mode_of
 from alexnet.ops import MaxPool, MaxPoolGradient
 from tests import reference
 
+pytestmark = pytest.mark.compatibility
+
 GEOMETRIES = [(3, 2), (2, 2), (1, 1), (2, 3), (3, 1), (5, 2)]  # overlapping, touching, apart
 
 

@@ -9,7 +9,10 @@ from alexnet.dispatch import mode_of
 from alexnet.dispatch.cpu import build, elemwise
 from alexnet.dispatch.cpu.engine import CpuKernel
 
-pytestmark = pytest.mark.skipif(not build.compiler_available(), reason="needs a C compiler")
+pytestmark = [
+    pytest.mark.compatibility,
+    pytest.mark.skipif(not build.compiler_available(), reason="needs a C compiler"),
+]
 
 
 def compiled(inputs, outputs, **updates):

@@ -12,7 +12,10 @@ from alexnet.dispatch.cpu import build
 from alexnet.dispatch.cpu.engine import CpuKernel
 from alexnet.ops import LRN, Convolution, CropMirror, Dropout, MaxPool
 
-pytestmark = pytest.mark.skipif(not build.compiler_available(), reason="needs a C compiler")
+pytestmark = [
+    pytest.mark.compatibility,
+    pytest.mark.skipif(not build.compiler_available(), reason="needs a C compiler"),
+]
 BATCH, FEATURES = 37, 16 * 5 * 5
 LARGE = 2000                                                   # elements of a BATCH
 

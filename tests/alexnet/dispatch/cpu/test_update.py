@@ -11,7 +11,10 @@ from alexnet.layers import Parameter
 from alexnet.ops import ConvolutionFilterGradient
 from alexnet.updates import adadelta, adagrad, momentum_sgd, nesterov, sgd
 
-pytestmark = pytest.mark.skipif(not build.compiler_available(), reason="needs a C compiler")
+pytestmark = [
+    pytest.mark.compatibility,
+    pytest.mark.skipif(not build.compiler_available(), reason="needs a C compiler"),
+]
 RULES = {"sgd": sgd, "momentum": momentum_sgd, "nesterov": nesterov, "adagrad": adagrad, "adadelta": adadelta}
 
 

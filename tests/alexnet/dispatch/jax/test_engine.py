@@ -25,6 +25,8 @@ from tests.tiny import Tiny
 
 jax = pytest.importorskip("jax", reason="the jax engine needs jax, which is not installed")
 
+pytestmark = pytest.mark.compatibility
+
 BATCH, CLASSES = 4, 10
 
 
