@@ -161,9 +161,10 @@ def pycuda(include, fetch):
 
 
 def fetch_pycuda(scratch):
-    """The unpacked source distribution; pip reads its metadata by setup.py, which needs setuptools and no more."""
+    """Return the unpacked source distribution. To download it, pip runs its setup.py, which needs setuptools."""
     tools = scratch / "tools"
-    pip("install", "--target", tools, "setuptools", "wheel")
+    if missing := [name for name in ("setuptools", "wheel") if find_spec(name) is None]:
+        pip("install", "--target", tools, *missing)
     pip(
         *("download", "--no-deps", "--no-build-isolation", "--no-binary=pycuda", "-d", scratch, f"pycuda=={PYCUDA}"),
         environment={"PYTHONPATH": str(tools)},
