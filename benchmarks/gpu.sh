@@ -15,6 +15,7 @@
 # ends within LIMIT seconds (default: 600). Exit status: 0 all passed, 1 a test failed or a row was not measured, 2 the
 # script could not run.
 set -eu
+here=$PWD
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3}
@@ -24,6 +25,20 @@ began=$(date +%s)
 fail() {
     echo "gpu.sh: $1" >&2
     exit 2
+}
+
+# A path of the command line, which is relative to the folder that the script was started in.
+absolute() {
+    case $1 in
+        /*) echo "$1" ;;
+        *) echo "$here/$1" ;;
+    esac
+}
+
+# Seconds left of LIMIT, at least one.
+left() {
+    seconds=$((LIMIT - $(date +%s) + began))
+    echo $((seconds > 1 ? seconds : 1))
 }
 
 # The requirements in setup.py, and those of the tests. Nothing is installed yet, so setup.py is parsed, not imported.
@@ -53,37 +68,45 @@ list_packages() {
     # shellcheck disable=SC2086
     "$PYTHON" -m pip install --quiet --dry-run --ignore-installed --target=unused --only-binary=:all: $target \
         --report "$report" -r "$report.txt" >&2 || fail "pip found no set of packages"
-    "$PYTHON" - "$report" "${1:-/dev/null}" <<'EOF'
-import json, re, sys
-normalised = lambda name: re.sub(r"[-_.]+", "-", name).lower()
-installed = {normalised(re.split(r"[ =@]", line)[0]) for line in open(sys.argv[2], encoding="utf-8")}
-found = [each["metadata"] for each in json.load(open(sys.argv[1], encoding="utf-8"))["install"]]
-packages = {normalised(each["name"]): each["version"] for each in found} | {"pycuda": "2026.1"}
-print(*sorted(f"{name}=={version}" for name, version in packages.items() if name not in installed), sep="\n")
+    "$PYTHON" - "$report" "$report.txt" "$1" <<'EOF'
+import json, sys
+from pip._vendor.packaging.requirements import Requirement
+from pip._vendor.packaging.utils import canonicalize_name
+report, given, freeze = (open(path, encoding="utf-8").read() for path in sys.argv[1:])
+found = [each["metadata"] for each in json.loads(report)["install"]]
+packages = {canonicalize_name(each["name"]): each["version"] for each in found} | {"pycuda": "2026.1"}
+installed = dict(line.split("==") for line in freeze.splitlines() if "==" in line)
+installed = {canonicalize_name(name): version for name, version in installed.items()}
+texts = given.splitlines() + [text for each in found for text in each.get("requires_dist", [])]
+needs = [need for need in map(Requirement, texts) if need.marker is None or need.marker.evaluate({"extra": ""})]
+unmet = {canonicalize_name(need.name) for need in needs
+         if not need.specifier.contains(installed.get(canonicalize_name(need.name), "0"), prereleases=True)}
+print(*(f"{name}=={packages[name]}" for name in sorted(packages) if name in unmet or name not in installed), sep="\n")
 EOF
     rm "$report" "$report.txt"
 }
 
 device=cuda0
 case ${1:-} in
-    --list) list_packages "${2:-}"; exit ;;
+    --list) list_packages "$(absolute "${2:-/dev/null}")"; exit ;;
     --cpu) device=cpu; shift ;;
 esac
 wheels=${1:-}
-results=${2:-gpu_results}
+results=$(absolute "${2:-gpu_results}")
 case $wheels in
     "" | -*) fail "expected --list, a folder of wheels, or registry; the head of this file explains them" ;;
     registry) ;;
     *)
-        [ -d "$wheels" ] || fail "there is no folder $wheels; --list prints what it must hold"
         PIP_NO_INDEX=1
-        PIP_FIND_LINKS=$(cd "$wheels" && pwd)
+        PIP_FIND_LINKS=$(absolute "$wheels")
+        [ -d "$PIP_FIND_LINKS" ] || fail "there is no folder $wheels; --list prints what it must hold"
         export PIP_NO_INDEX PIP_FIND_LINKS
         ;;
 esac
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or newer is needed, got $PYTHON"
+[ $device = cpu ] || "$PYTHON" -c 'import ctypes; ctypes.CDLL("libcuda.so.1")' 2>/dev/null ||
+    fail "there is no CUDA driver (libcuda.so.1); --cpu tries this script without a GPU"
 mkdir -p "$results"
-results=$(cd "$results" && pwd)
 
 # ---- install
 
@@ -93,7 +116,7 @@ if "$PYTHON" -c 'import sys; sys.exit(sys.prefix != sys.base_prefix)'; then
 fi
 
 install() {
-    "$PYTHON" -m pip install --disable-pip-version-check "$@" >>"$results/install.log" 2>&1 ||
+    timeout "$(left)" "$PYTHON" -m pip install --disable-pip-version-check "$@" >>"$results/install.log" 2>&1 ||
         fail "pip could not install the packages: $(tail -n 1 "$results/install.log")"
 }
 
@@ -132,11 +155,6 @@ fi
 
 # ---- run
 
-left() {
-    seconds=$((LIMIT - $(date +%s) + began))
-    echo $((seconds > 1 ? seconds : 1))
-}
-
 # Run a command within the given seconds; its output goes to the terminal and to RESULTS/NAME.log.
 run() {
     name=$1
@@ -162,7 +180,8 @@ failed=
 quick=
 [ $device = cuda0 ] || quick="--quick --devices cpu"
 export GPU_TESTS_DEVICE=$device PYTHONUNBUFFERED=1
-run tests $(($(left) / 2)) "$PYTHON" -m pytest -m gpu -p no:cacheprovider --junitxml="$results/tests.xml"
+marked=$(grep -rl --include='test_*.py' 'pytest\.mark\.gpu' tests)         # others import what is not installed
+run tests $(($(left) / 2)) "$PYTHON" -m pytest -m gpu $marked -p no:cacheprovider --junitxml="$results/tests.xml"
 run gpu "$(left)" "$PYTHON" -m benchmarks.gpu $quick --json "$results/gpu.json"
 echo "gpu.sh: $(($(date +%s) - began)) s; results in $results"
 [ -z "$failed" ] || { echo "gpu.sh: not passed:$failed" >&2; exit 1; }

@@ -80,9 +80,10 @@ def toolbox(processes):
     return processes[0][0].toolbox
 
 
-def skip_without_a_gpu():
+def skip_without_a_gpu(on_host=True):
+    """Skip the test unless cuda0 exists and, with on_host=False, JAX can compute on it."""
     try:
-        open_device("cuda0").close()
+        open_device("cuda0", on_host).close()
     except DeviceError as error:
         pytest.skip(str(error))
 
@@ -537,7 +538,7 @@ def test_gpu_without_pycuda_or_driver_is_refused_with_the_cure(monkeypatch, tmp_
 
 @pytest.mark.gpu
 def test_jax_takes_a_buffer_of_a_real_gpu_without_a_copy_and_back(rng):
-    skip_without_a_gpu()
+    skip_without_a_gpu(on_host=False)
     jax = pytest.importorskip("jax", reason="the hand-over to JAX needs jax, which is not installed")
     values = rng.normal(size=(3, 5)).astype("float32")
     with open_device("cuda0", on_host=False) as device:
