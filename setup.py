@@ -29,11 +29,12 @@ setup(
     long_description_content_type="text/markdown",
     license="BSD-3-Clause",
     python_requires=">=3.11",
+    classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],
     packages=find_packages(include=["alexnet", "alexnet.*", "multigpu", "multigpu.*", "preprocess", "preprocess.*"]),
     package_data={"": ["*.c", "*.h", "*.cu", "*.ptx", "*.txt"]},
     cmdclass={"build_py": BuildWithDefaults},
     install_requires=[
-        "pytensor>=3,<4",
+        "pytensor>=3.0.7,<3.4",          # 3.0.7, 3.1.3, 3.2.4, 3.3.0 and 3.3.8 are tested
         "numpy",
         "pillow",
         "scipy",

@@ -261,8 +261,8 @@ def options_of(arguments=None):
     options = parser.parse_args(arguments)
     if options.quick:
         options.batch, options.runs, options.trial, options.modes = [8], 3, 1, ("eager", "channels_last")
-    if importlib.util.find_spec("torch") is None:
-        print("PyTorch is not installed (pip install torch): ours alone")
+    if importlib.util.find_spec("torch") is None and not options.serve:
+        print("PyTorch is not installed (pip install torch): measuring this project only")
         options.modes = ()
     return options
 

@@ -132,7 +132,7 @@ class DeviceFunction:
 def example(variable, batch):
     """A value of an input: what a shared variable holds, or zeros."""
     if isinstance(variable, SharedVariable):
-        return variable.container.storage[0]
+        return variable.get_value(borrow=True)
     return np.zeros([batch if n is None else n for n in variable.type.shape], variable.type.dtype)
 
 
@@ -144,8 +144,8 @@ def taken(variable, value, device):
     """
     if isinstance(variable, SharedVariable):
         if not isinstance(value, jax.Array):
-            variable.container.value = value
-        return variable.container.storage[0]
+            variable.set_value(value, borrow=True)
+        return variable.get_value(borrow=True)
     if not isinstance(value, jax.Array | np.ndarray | np.generic):
         return variable.type.filter(value)
     if not fits(variable.type, value):
