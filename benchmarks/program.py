@@ -26,14 +26,17 @@ def last_line(text):
 
 
 class Program:
-    """A process that runs `python -m module arguments`, whose main ends in serve(); variables join its environment."""
+    """A process that runs `python -m module arguments`, whose main ends in serve().
 
-    def __init__(self, module, *arguments, threads=CORES, variables=None):
+    variables join its environment; python is its interpreter, folder where it is started.
+    """
+
+    def __init__(self, module, *arguments, threads=CORES, variables=None, python=sys.executable, folder=None):
         variables = {"OMP_NUM_THREADS": str(threads), **(variables or {})}
-        command = [sys.executable, "-m", module, *map(str, arguments)]
+        command = [python, "-m", module, *map(str, arguments)]
         self.errors = os.memfd_create("errors")          # a file that ends with this process
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
-        self.process = subprocess.Popen(command, env=environment() | variables, text=True, **pipes)
+        self.process = subprocess.Popen(command, env=environment() | variables, cwd=folder, text=True, **pipes)
 
     def __enter__(self):
         return self

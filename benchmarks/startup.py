@@ -34,14 +34,15 @@ def make_data(folder, images):
     np.save(folder / "misc" / "img_mean.npy", np.full((3, 256, 256), 110, "float32"))
 
 
-def start(data, output, cache, batch):
-    """Seconds from the start to the first step's beginning, and to its end."""
+def start(data, output, cache, batch, python=sys.executable, top=TOP):
+    """Seconds from the start to the first step's beginning, and to its end; of the checkout `top`."""
     settings = [f"data={data}", f"output={output}", f"batch_size={batch}", "n_iterations=1", "print_freq=1"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
     began, seen = time.perf_counter(), {}
-    command = [sys.executable, "-u", str(TOP / "train.py"), *settings, "validation=false"]
+    command = [python, "-u", str(top / "train.py"), *settings, "validation=false"]
+    variables = {"ALEXNET_CACHE": str(cache), "PYTHONPATH": str(top)}
     with subprocess.Popen(
-        command, env=environment | {"ALEXNET_CACHE": str(cache)}, cwd=output, text=True, stdout=subprocess.PIPE
+        command, env=environment | variables, cwd=output, text=True, stdout=subprocess.PIPE
     ) as process:
         for line in process.stdout:
             for sign in ("compiled in", "iteration 1"):

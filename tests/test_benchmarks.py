@@ -22,6 +22,7 @@ from benchmarks import (
     gpu,
     kernels,
     nodes,
+    pair,
     report,
     results,
     step,
@@ -60,6 +61,30 @@ def test_rows_are_read_as_they_were_written(tmp_path):
 
 def test_a_benchmark_that_wrote_nothing_has_no_rows(tmp_path):
     assert report.read(tmp_path / "rows") == []
+
+
+# ---- two programs in turn
+
+
+def test_a_side_is_an_interpreter_and_a_checkout(tmp_path):
+    assert pair.Side.parse("/usr/bin/python3").checkout == pair.startup.TOP
+    with pytest.raises(ValueError, match="is no checkout: it has no train.py"):
+        pair.Side.parse(f"/usr/bin/python3@{tmp_path}")
+    (tmp_path / "train.py").touch()
+    assert pair.Side.parse(f"/usr/bin/python3@{tmp_path}") == ("/usr/bin/python3", tmp_path)
+
+
+def test_sides_alternate_and_keep_their_results():
+    order = []
+    ours, theirs = pair.in_turn(("a", "b"), lambda side, run: order.append(side) or f"{side}{run}", 3)
+    assert "".join(order) == "baabba"
+    assert (ours, theirs) == (["a0", "a1", "a2"], ["b0", "b1", "b2"])
+
+
+def test_a_step_program_prints_nothing_without_pytorch(monkeypatch, capsys):
+    monkeypatch.setattr(step.importlib.util, "find_spec", lambda name: None)
+    step.options_of(["--serve", "ours"])
+    assert capsys.readouterr().out == ""
 
 
 # ---- the step's choices
