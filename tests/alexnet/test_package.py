@@ -33,3 +33,7 @@ def test_flags_of_the_user_stay():
 def test_package_alone_imports_neither_pytensor_nor_numpy():
     program = "import sys, alexnet\nprint('pytensor' in sys.modules, 'numpy' in sys.modules)"
     assert run(program) == ["False", "False"]
+
+
+def test_a_failing_graph_rewrite_is_an_error_in_child_processes_too():
+    assert run("import alexnet, pytensor\nprint(pytensor.config.on_opt_error)") == ["raise"]
