@@ -1,19 +1,19 @@
 """Train a network.
 
-    python train.py                                  # a first run: makes a small data set, trains, draws the curves
+    python train.py                                  # a first run: makes a small data set, trains, plots the curves
     python train.py data=/scratch/ilsvrc12           # on a folder made by `python -m preprocess`, or upstream's
-    python train.py resume_train=latest              # go on where the newest run stopped
+    python train.py resume_train=latest              # continue the newest run
     python train.py data=flowers weights=caffenet.caffemodel model=caffenet learning_rate=0.001 layer_rates=fc8:10
-                                                     # fine-tuning: from trained weights, to other classes
+                                                     # fine-tune trained weights on other classes
     python train.py devices=cuda0,cuda1              # a worker on each of two GPUs; devices=cpu,cpu needs none
     python train.py rank=0 size=2 device=cuda0       # the same by hand: this, and rank=1 size=2 device=cuda1, with the
                                                      # same other settings in another terminal
-    mpiexec -n 4 python -m mpi4py train.py rule=bsp exchange=asa16                   # a rank of an MPI job is a worker
+    mpiexec -n 4 python -m mpi4py train.py rule=bsp exchange=asa16                   # an MPI job: one rank per worker
     python train.py --help                           # every setting, with its default, unit and source
 
-The run's folder, runs/DATE_TIME, gets the settings, the log, one JSON line and one CSV line per record, curves and
-filters as PNG, and checkpoints.  Exit status: 0 done, 2 something asked for cannot be, 130 or 143 stopped and saved,
-1 a process died.
+The run's folder, runs/DATE_TIME, contains the settings, the log, one JSON line and one CSV line per record, curves and
+filters as PNG, and checkpoints.  Exit status: 0 done, 2 invalid settings or files, 130 or 143 stopped and saved, 1 a
+process died.
 """
 
 import os
@@ -23,24 +23,24 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from alexnet.checkpoint import CheckpointError, snapshots
-from alexnet.config import ConfigError, load_config
-from alexnet.data import DataError
-from multigpu.launch import launch
+from alexnet.config.schema import ConfigError, load_config
+from alexnet.data.dataset import DataError
+from alexnet.run.checkpoint_format import CheckpointError, snapshots
+from multigpu.launcher import launch
+from multigpu.mpi.rank_wrapper import wrap_rank
 from multigpu.rules import RULES
-from multigpu.stand_in import stand_in
 
-SYNTHETIC = Path("data", "synthetic")            # the set of a run without data
-JOB = "multigpu.job:run"                         # by name: mpi4py starts MPI when it is imported
-MPI_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")           # Open MPI's, and MPICH's and its kin's
-MAKE_SYNTHETIC = "preprocess.synthetic:make_synthetic"       # by name: no other run, and no worker, needs preprocess
+SYNTHETIC = Path("data", "synthetic")            # the data set of a run without the setting data
+JOB = "multigpu.mpi.job:run"                         # by name: importing mpi4py initialises MPI
+MPI_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")           # of Open MPI, and of MPICH and its derivatives
+MAKE_SYNTHETIC = "preprocess.synthetic:make_synthetic"       # by name: other runs and workers do not need preprocess
 
 
 def main(arguments, entry="multigpu.worker:work"):
-    """Run train.py with these arguments; returns the exit status.  entry is what each worker does: multigpu.launch."""
+    """Run train.py with these arguments and return the exit status. `entry` names what each worker runs."""
     if started_by_mpi():
         if does_without_clients(arguments):
-            stand_in()
+            wrap_rank()
         return pkgutil.resolve_name(JOB)(lambda: settled(arguments), entry)
     try:
         config = settled(arguments)
@@ -51,12 +51,12 @@ def main(arguments, entry="multigpu.worker:work"):
 
 
 def started_by_mpi():
-    """Whether this process is a rank of an MPI job."""
+    """Return whether this process is a rank of an MPI job."""
     return "mpi4py" in sys.modules or any(name in os.environ for name in MPI_VARIABLES)
 
 
 def does_without_clients(arguments):
-    """Whether the settings' rule lets clients go; what is wrong with the settings is for rank 0 to say."""
+    """Return whether the settings' rule is elastic; rank 0 reports errors in the settings."""
     if "--help" in arguments:
         return False
     with suppress(ConfigError, CheckpointError):
@@ -66,12 +66,12 @@ def does_without_clients(arguments):
 
 
 def settled(arguments):
-    """The Config of a run: settings, data and name."""
+    """Return the Config of a run, with its data and its name."""
     return with_run(with_data(load_settings(arguments)))
 
 
 def load_settings(arguments):
-    """The Config of the command line; when it resumes a run, over that run's own settings."""
+    """Return the Config of the command line; if it resumes a run, the run's settings are the defaults."""
     config = load_config(arguments)
     if not config.resume_train:
         return config
@@ -86,9 +86,10 @@ def load_settings(arguments):
 
 
 def find_checkpoint(config):
-    """What resume_train means: the newest run's folder, a folder, or a checkpoint file.
+    """Resolve resume_train: the newest run's folder, a folder, or a checkpoint file.
 
-    The worker takes a folder's newest checkpoint that loads, and refuses where none does: to load is to read it all.
+    Given a folder, the worker loads the newest checkpoint that is readable, and refuses if there is none, because a
+    check would have to read the whole file.
     """
     place = Path(config.output if config.resume_train == "latest" else config.resume_train)
     if place.is_file():
@@ -103,12 +104,12 @@ def find_checkpoint(config):
 
 
 def folder_of(found):
-    """The run's folder of what find_checkpoint has found."""
+    """Return the run's folder of a result of find_checkpoint."""
     return found.parent if found.is_file() else found
 
 
 def with_data(config):
-    """The Config with its data folder: without one, the synthetic set, made on the spot, by one worker."""
+    """Return the Config with a data folder; the default is the synthetic set, which one worker makes if necessary."""
     if config.data:
         return config
     if not config.rank:
@@ -117,9 +118,9 @@ def with_data(config):
 
 
 def with_run(config):
-    """The Config with its run's name; a run that is there already is not written over.
+    """Return the Config with the name of its run; raise ConfigError instead of overwriting an existing run.
 
-    Of workers started by hand rank 0 names the run, and tells the others.
+    Of workers started by hand, rank 0 names the run and sends the name to the others.
     """
     if config.rank:
         return config

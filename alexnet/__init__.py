@@ -1,13 +1,13 @@
-"""Networks as PyTensor graphs: ops -> dispatch -> layers -> models -> compile -> training.
+"""Convolutional networks as PyTensor graphs: ops -> backends -> nn -> models -> training.
 
-ops       what PyTensor cannot say: meaning, gradient, NumPy reference
-dispatch  the same Ops on one engine (cpu: C kernels, jax: XLA)
-models    AlexNet and its kin, each as the paper's table
-compile   model and update rule -> train, validate and predict functions
-training  the one loop
+ops       Ops that PyTensor lacks: formula, gradient, NumPy reference
+backends  implementations of the Ops (cpu: C kernels, jax: XLA)
+nn        layers and their parameters
+models    AlexNet, CaffeNet, GoogLeNet and VGG-16, each written as the table of its paper
+training  train, validate and predict functions of a model and an update rule; the training loop
 
-Importing this package makes float32 PyTensor's floating type, and keeps PyTensor from searching for a BLAS library
-and a C++ compiler, which no engine here uses; PyTensor itself is imported only where a graph is built.
+Importing this package sets PyTensor's floatX to float32. It also stops PyTensor from searching for a BLAS library and
+a C++ compiler, because no backend uses them. PyTensor itself is imported only by modules that build graphs.
 """
 
 import os
@@ -16,5 +16,5 @@ import sys
 if "pytensor" in sys.modules:
     sys.modules["pytensor"].config.floatX = "float32"
 else:
-    _flags = ["blas__ldflags=,cxx=", os.environ.get("PYTENSOR_FLAGS", ""), "floatX=float32"]     # later ones win
+    _flags = ["blas__ldflags=,cxx=", os.environ.get("PYTENSOR_FLAGS", ""), "floatX=float32"]     # the last one wins
     os.environ["PYTENSOR_FLAGS"] = ",".join(filter(None, _flags))

@@ -1,6 +1,6 @@
-"""Commands about networks, weights and runs.
+"""Command line for networks, trained weights and runs.
 
-    python -m alexnet summary | plot | evaluate | predict | export     each with --help
+    python -m alexnet summary | plot | evaluate | predict | export     (each accepts --help)
 """
 
 import argparse
@@ -11,7 +11,7 @@ from alexnet.commands import COMMANDS
 
 
 def main(arguments):
-    """Run a command; returns its exit status: 0, 1 (it ended with faults), 2 (refused) or 130 (Ctrl-C)."""
+    """Run a command and return its exit status: 0, 1 (partial failure), 2 (invalid input) or 130 (Ctrl-C)."""
     listing = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
     top = argparse.ArgumentParser(
         prog="python -m alexnet",
@@ -28,7 +28,7 @@ def main(arguments):
     command.configure(parser)
     try:
         return command.run(parser.parse_args(arguments[1:]))
-    except (OSError, ValueError) as error:       # the errors of files, settings, weights and devices among them
+    except (OSError, ValueError) as error:       # includes file, setting, weight and device errors
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,10 +1,11 @@
-"""All benchmarks, one after the other, into RESULTS.md.
+"""Run all benchmarks in sequence and write RESULTS.md.
 
 python -m benchmarks [--quick] [--json FILE] [--only step kernels ...] [--output FILE]
 
-Each is a process of its own with a limit of time; the limits add up to 48 minutes, and what one leaves is the next's.
-One that fails is reported in its section, the others still run, and the exit status is 1.  --quick and --only print
-the results unless --output names a file, so that RESULTS.md is always a whole run's.
+Each benchmark runs in a separate process with a time limit; the limits add up to 48 minutes. Time that a benchmark
+does not use is available to the next one. A failed benchmark is reported in its section, the others still run, and the
+exit status is 1. With --quick or --only, the results are printed unless --output names a file, so RESULTS.md always
+comes from a complete run.
 """
 
 import datetime
@@ -22,11 +23,11 @@ from benchmarks.program import environment, last_line
 from benchmarks.results import Headline, Section, clock, markdown
 
 HERE = pathlib.Path(__file__).parent
-TRAININGS = HERE / "trainings.md"                        # results of long trainings, written by hand
+TRAININGS = HERE / "trainings.md"                        # results of long training runs, written by hand
 
 
 class Benchmark(NamedTuple):
-    """A module of this folder, the title of its section, and the minutes it may take."""
+    """A module of this package, the title of its section, and its time limit in minutes."""
 
     module: str
     title: str
@@ -57,7 +58,7 @@ HEADLINES = (
     Headline("startup", r"to the first step"),
     Headline("loader", r"."),
     Headline("preprocess", r"."),
-    Headline("exchange", r"weights and momentum, Slices$"),
+    Headline("exchange", r"weights and momentum, ShardedAverage$"),
     Headline("strategies", r"^2 ranks, 243.9 MB, (peer|asa32|asa16)$", "a hand-written exchange"),
     Headline("scaling", r"^alexnet, batch \d+, (1 rank|2 ranks, (asa32|peer))$"),
     Headline("evaluate", r"^(evaluate, batch \d+, ours|predict one image)"),
@@ -65,7 +66,7 @@ HEADLINES = (
 
 
 def run(benchmark, quick, limit):
-    """The Section of one benchmark, which has `limit` seconds, in a process group that ends with it."""
+    """Run one benchmark in its own process group for at most `limit` seconds and return its Section."""
     arguments = ("--quick",) if quick else ()
     with tempfile.TemporaryDirectory() as folder:
         rows, errors = pathlib.Path(folder, "rows"), pathlib.Path(folder, "errors")
@@ -83,7 +84,10 @@ def run(benchmark, quick, limit):
 
 
 def wait(process, limit):
-    """None, or how the process failed; after `limit` seconds, or when this one is stopped, its group is ended."""
+    """Wait for the process and return None, or a description of its failure.
+
+    The process group is killed after `limit` seconds, or if this process is interrupted.
+    """
     try:
         status = process.wait(limit)
         return f"it ended with status {status}" if status else None
@@ -96,7 +100,10 @@ def wait(process, limit):
 
 
 def run_all(benchmarks, quick):
-    """Every Section, with a line before and after each; the shortest first, so that the longest has what they leave."""
+    """Run the benchmarks and return their Sections in the given order. Print a line before and after each.
+
+    The benchmarks with the shortest limits run first, so that the longest can use the time that the others leave.
+    """
     sections, began, allowed = {}, time.perf_counter(), 0
     for number, benchmark in enumerate(sorted(benchmarks, key=lambda each: each.minutes), 1):
         allowed += 60 * benchmark.minutes
@@ -109,7 +116,7 @@ def run_all(benchmarks, quick):
 
 
 def results(sections, arguments):
-    """The text of RESULTS.md."""
+    """Return the text of RESULTS.md."""
     now = datetime.datetime.now(datetime.UTC)
     return markdown(
         sections,
@@ -148,5 +155,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))          # so that the benchmark that runs is ended, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))          # so that the running benchmark is killed, too
     raise SystemExit(main())

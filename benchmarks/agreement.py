@@ -1,13 +1,13 @@
-"""How near the network's outputs and gradients are to PyTorch in float64, with the same weights and decisions.
+"""Error of the network's outputs and gradients relative to PyTorch in float64, with equal weights and decisions.
 
 python -m benchmarks.agreement [--quick] [--json FILE] [--batch 8] [--seed 0] [--engine jax]
                                [--device cuda0] [--precision float32 | tf32 | bfloat16]
 
-Dropout off, full size.  Rounding can decide which of two nearly equal values is the maximum of a window, or whether a
-unit is above zero, and then a gradient moves whole (by 1e-4 to 1e-2), in any implementation.  So an implementation is
-held against float64 that takes its decisions: PyTorch's network, whose ReLU and pooling let through what they let
-through there.  Shown for ours (float32) and for PyTorch's own float32, with the number of decisions that float64
-would have taken otherwise.
+The network has full size, without dropout. Rounding can decide which of two nearly equal values is the maximum of a
+window, or whether a unit is above zero. Such a decision changes a gradient discontinuously (by 1e-4 to 1e-2), in any
+implementation. Each implementation is therefore compared with a float64 PyTorch network whose ReLU and pooling use the
+decisions of that implementation. The table shows this project's float32, PyTorch's float32, and the number of
+decisions that differ in float64.
 """
 
 from typing import NamedTuple
@@ -20,9 +20,10 @@ from pytensor.graph.traversal import toposort
 from torch import nn
 from torch.nn.functional import cross_entropy as torch_cross_entropy
 
-from alexnet import objectives, ops
-from alexnet.dispatch import mode_of
+from alexnet import ops
+from alexnet.backends import mode_of
 from alexnet.models import AlexNet
+from alexnet.training import objectives
 from benchmarks import report
 from benchmarks.torch_alexnet import from_c01b, load_weights, torch_alexnet
 
@@ -31,14 +32,21 @@ BOUND = BOUNDS["float32"]
 
 
 class Result(NamedTuple):
-    """What an implementation computes: name -> array, and the decisions of each ReLU and each pooling, in order."""
+    """Results of an implementation: arrays by name, and the decisions of each ReLU and pooling layer, in order."""
 
     arrays: dict
     decisions: list         # torch tensors: bool, above zero; or int64, the largest pixel of each window
 
 
 def ours(images, labels, seed, mode):
-    """The parameters by name, and the Result; `mode` is PyTensor's."""
+    """Return the parameters by name, and the Result of this project's network.
+
+    Args:
+        images: float32 (channel, row, column, batch).
+        labels: int32 (batch,).
+        seed: of the weights.
+        mode: PyTensor mode that compiles the function.
+    """
     model = AlexNet(np.random.default_rng(seed), dropout_rate=0)
     x = pt.tensor("x", shape=(3, 227, 227, None), dtype="float32")
     y = pt.ivector("y")
@@ -61,7 +69,10 @@ def in_torchs_layout(array):
 
 
 def decisions_of(sums, biases):
-    """What ReLU and pooling decide, from the convolutions' sums in c01b, which ours pools before it adds the bias."""
+    """Return the decisions of ReLU and pooling, computed from the outputs of the convolutions, which are c01b.
+
+    This project's network pools these outputs before it adds the bias.
+    """
     decisions = []
     layers = zip(sums, biases, strict=True)
     for module in torch_alexnet():
@@ -81,7 +92,10 @@ def largest(pooling, y):
 
 
 def theirs(parameters, images, labels, dtype, decisions=None):
-    """The Result of PyTorch in `dtype`, in its own layout; with the decisions given, or its own."""
+    """Return the Result of PyTorch in `dtype` and in PyTorch's layout.
+
+    ReLU and pooling use the given decisions. Without any, they use the network's own.
+    """
     network = torch_alexnet(dropout_rate=0)
     load_weights(network, parameters)
     network = network.to(dtype)
@@ -103,12 +117,12 @@ def theirs(parameters, images, labels, dtype, decisions=None):
 
 
 def picked(x, index):
-    """The pixels of x (batch, channel, row, column) at the index of each window."""
+    """Return the pixels of x (batch, channel, row, column) at the index of each window."""
     return x.flatten(2).gather(2, index.flatten(2)).view(index.shape)
 
 
 def distance(array, truth):
-    """Relative L2."""
+    """Return the relative L2 distance."""
     return float(np.linalg.norm(array - truth) / np.linalg.norm(truth))
 
 
@@ -127,7 +141,7 @@ def rows(batch, seed, engine, precision="float32", device="cpu"):
 
 
 def differing(decisions, others):
-    """How many decisions differ: units above zero, and the largest of a window where it is above zero."""
+    """Return the number of different decisions: units above zero, and positions of positive window maxima."""
     count = 0
     for n, (decision, other) in enumerate(zip(decisions, others, strict=True)):
         differs = decision != other

@@ -1,20 +1,20 @@
-"""GPU A-SGD: the experiments of Paine et al. 2013 in virtual time, drawn as the paper draws them, and two beyond it.
+"""GPU A-SGD: the experiments of Paine et al. 2013 in virtual time, with the paper's figures, and two further ones.
 
 python -m benchmarks.asgd [--quick] [--out FOLDER] [--pictures FOLDER] [--only warm cold ...] [--draw] [--seed 0]
                          [--json FILE]
 
-A perceptron learns a made set (benchmarks/asgd_task.py) on a virtual clock (multigpu/virtual), by the server's and the
-clients' own code: how many clients, how often they exchange, and what that costs is in benchmarks/asgd_experiments.py.
-Each trial is a row of numbers in FOLDER/<experiment>.jsonl; the figures and the table of claims come from these rows
-alone, and --draw makes them again without training.
+A perceptron is trained on a synthetic data set (benchmarks/asgd_task.py) on a virtual clock (multigpu/virtual), with
+the production code of server and clients. The numbers of clients, the exchange intervals and the exchange costs are
+defined in benchmarks/asgd_experiments.py. Each trial is one row in FOLDER/<experiment>.jsonl. The figures and the table
+of claims are computed only from these rows, so --draw redraws them without training.
 
     curves   experiment 1, figure 1         train and test error over epochs, of 8 clients and of one
     cold     experiment 2, figure 2         1 to 32 clients from a cold start
     warm     experiment 3, figures 3 and 4  n_sync 10 to 90 (the paper: 100 to 900) by 1 to 8 clients, from a warm start
-    rules    beyond it                      BSP, EASGD, GOSGD and A-SGD at equal time
-    large    beyond it                      32 to 1,024 clients, three servers
+    rules    not in the paper               BSP, EASGD, GOSGD and A-SGD at equal time
+    large    not in the paper               32 to 1,024 clients, three servers
 
-A claim of the paper that does not show is printed as such, with its number; so is one that shows.
+The table lists every claim of the paper with the measured number and whether the claim is reproduced.
 """
 
 import pathlib
@@ -34,19 +34,20 @@ PROCESSES = 2
 
 
 def work(trial, sizes, compiled):
-    """A trial's row, in a process that keeps its task."""
+    """Return the row of a trial. The process caches the task."""
     return run(trial, task(sizes.train, sizes.test, compiled))
 
 
 def say(sentence):
-    """As it happens, also into a file."""
+    """Print without buffering, also into a file."""
     print(sentence, flush=True)
 
 
 def rows_of(experiments, sizes, folder, processes=PROCESSES, compiled=True, tell=say):
-    """Run the trials of the experiments; writes and returns their rows, by experiment.
+    """Run the trials of the experiments. Write their rows to the folder and return them by experiment.
 
-    processes  0: in this one
+    Args:
+        processes: number of worker processes; 0 runs the trials in this process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {name: lot for name, lot in trials(sizes).items() if name in experiments}
@@ -59,17 +60,22 @@ def rows_of(experiments, sizes, folder, processes=PROCESSES, compiled=True, tell
             found[name] = sorted(rows, key=itemgetter("n_sync", "clients", "name", "rate", "seed"))
             report.write(found[name], folder / f"{name}.jsonl")
             tell(f"{name}: {len(rows)} trials, {sum(row['minibatches'] for row in rows):,} minibatches, "
-                 f"{time.perf_counter() - began:.0f} s after the one before")  # fmt: skip
+                 f"{time.perf_counter() - began:.0f} s after the one before")
     return found
 
 
 @contextmanager
 def workers(processes):
-    """A context whose value is (function, *arguments) -> what has result(): of so many processes, 0: at once."""
+    """Yield a function submit(function, *arguments) that returns a future.
+
+    Args:
+        processes: size of the process pool; 0 calls the function immediately in this process.
+    """
     if not processes:
         yield AtOnce
         return
-    # a thread of the BLAS for each process: as many as there are cores, and the same bits wherever it runs
+    # one BLAS thread per process, so that the processes do not oversubscribe the cores and the results do not depend on
+    # the number of cores
     with environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1"):
         pool = ProcessPoolExecutor(processes, CONTEXT, initializer=end_with_parent)
         try:
@@ -79,7 +85,7 @@ def workers(processes):
 
 
 class AtOnce:
-    """A future that is past."""
+    """A future whose result is computed when it is created."""
 
     def __init__(self, function, *arguments):
         self._result = function(*arguments)
@@ -89,7 +95,7 @@ class AtOnce:
 
 
 def read(folder):
-    """The rows of a folder, by experiment."""
+    """Return the rows in a folder by experiment, without experiments that have no rows."""
     found = {name: report.read(folder / f"{name}.jsonl") for name in EXPERIMENTS}
     return {name: rows for name, rows in found.items() if rows}
 

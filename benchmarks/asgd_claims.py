@@ -1,16 +1,20 @@
-"""What Paine et al. 2013 claim, each as a number out of the rows of benchmarks.asgd, and whether it shows."""
+"""The claims of Paine et al. 2013, each with a number computed from the rows of benchmarks.asgd, and its verdict."""
 
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-NOISE = 0.002                                    # of a mean error over 48,000 images, one standard deviation
-LIKE = 0.83                                      # rank correlation: significant at 1 %, of nine values, on both sides
+NOISE = 0.002                                    # standard deviation of a mean error over 48,000 images
+LIKE = 0.83                                      # rank correlation of nine values: significant at 1 %, two-sided
 
 
 class Claim(NamedTuple):
-    """shows  None: a number that the paper does not have."""
+    """A claim and the number measured for it.
+
+    shows: whether the rows reproduce the claim; None for a number that the paper does not report.
+    more: supplementary figures, as text.
+    """
 
     experiment: str
     sentence: str
@@ -20,16 +24,16 @@ class Claim(NamedTuple):
     more: str = ""
 
     def row(self):
-        """As benchmarks.report has it."""
+        """Return the claim as a row of benchmarks.report."""
         return {"name": self.sentence, "value": self.value, "unit": self.unit, "shows": self.shows, "note": self.more}
 
 
 def claims(rows):
-    """The Claims about the experiments that there are rows of."""
+    """Return the Claims about the experiments that have rows."""
     makers = {"curves": curves, "cold": cold, "warm": warm, "rules": rules, "large": large}
     made = [claim for name, maker in makers.items() if rows.get(name) for claim in maker(rows[name])]
     return [claim._replace(value=float(claim.value), shows=None if claim.shows is None else bool(claim.shows))
-            for claim in made]  # fmt: skip
+            for claim in made]
 
 
 def points(share):
@@ -60,11 +64,11 @@ def curves(rows):
                 f"{listed(itself, '{:.2f}')}; the paper has 3.2")
     gains = [points(together["test"] - together["ten_crops"]) for _, together in best]
     yield Claim("1", "averaging 10 crops lowers the test error", np.mean(gains), "points", min(gains) > 0,
-                f"{seeds}: {listed(gains)}; the paper has 2 to 3")  # fmt: skip
+                f"{seeds}: {listed(gains)}; the paper has 2 to 3")
 
 
 def by(rows, *names):
-    """The rows in lots: what they have there -> a list."""
+    """Group the rows by the values of the named fields: {values: list of rows}."""
     lots = {}
     for row in rows:
         lots.setdefault(tuple(row[name] for name in names), []).append(row)
@@ -72,7 +76,7 @@ def by(rows, *names):
 
 
 def first(tests, level):
-    """Seconds until the test error is at the level; infinite where it never is."""
+    """Return the seconds until the test error is at most `level`, or infinity."""
     return next((test["seconds"] for test in tests if test["test"] <= level), np.inf)
 
 
@@ -86,11 +90,11 @@ def cold(rows):
     yield Claim("2", "more clients are slower early", early[-1] - early[0], "points", slower,
                 f"error in the first quarter, {numbers} clients: {listed(early)} %")
     yield Claim("2", "the most clients are steepest late", slopes[-1], "points / 1,000 s", min(slopes) == slopes[-1],
-                f"after the first quarter, {numbers} clients: {listed(slopes, '{:.2f}')}")  # fmt: skip
+                f"after the first quarter, {numbers} clients: {listed(slopes, '{:.2f}')}")
 
 
 def means_of(rows):
-    """(numbers of clients, % of error in the first quarter, slopes after it), means over the seeds."""
+    """Return (numbers of clients, error in % in the first quarter, slopes after it), as means over the seeds."""
     lots = sorted(by(rows, "clients").items())
     early = [points(np.mean([row["early"] for row in lot])) for _, lot in lots]
     return [clients for (clients,), _ in lots], early, [np.mean([row["slope"] for row in lot]) for _, lot in lots]
@@ -117,7 +121,7 @@ def warm(rows):
                 f"of {most} clients each one's error falls at an exchange by {listed(teeth, '{:.2f}')} points")
     yield Claim("3", "and so is the curve that is drawn", jagged[-1] - jagged[0], "points", jagged[-1] > jagged[0],
                 f"it leaves a smooth one by {listed(jagged, '{:.2f}')} points beyond chance")
-    yield from figure4(together)  # fmt: skip
+    yield from figure4(together)
 
 
 def figure4(rows):
@@ -125,16 +129,16 @@ def figure4(rows):
     gain, fewer = points(large["end"] - small["end"]), 100 * (1 - small["minibatches"] / large["minibatches"])
     sentence = f"n_sync {small['n_sync']} ends below n_sync {large['n_sync']} on fewer minibatches"
     yield Claim("3, figure 4", sentence, gain, "points", gain > 0 and fewer > 0,
-                f"on {fewer:.0f} % fewer minibatches; the paper has 4 points")  # fmt: skip
+                f"on {fewer:.0f} % fewer minibatches; the paper has 4 points")
 
 
 def rank_correlation(x, y):
-    """Spearman's, of values that are all different."""
+    """Return Spearman's rank correlation; all values must differ."""
     ranks = [np.argsort(np.argsort(values)) for values in (x, y)]
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-# ---- beyond the paper
+# ---- further experiments
 
 
 def rules(rows):
@@ -145,7 +149,7 @@ def rules(rows):
 
 
 def best_rates(rows):
-    """Of each name the row that ends lowest: rules are compared each at its best rate."""
+    """Return for each name the row with the lowest final error, so that each rule is compared at its best rate."""
     best = {}
     for row in sorted(rows, key=lambda row: row["end"]):
         best.setdefault(row["name"], row)
@@ -158,7 +162,7 @@ def large(rows):
         full = "saturated" if from_on <= row["clients"] else "not saturated"
         state = f"the server is {full}, it is from about {from_on:,.0f} on"
         yield Claim("large", f"{row['clients']:,} clients, {row['name']}", points(row["end"]), "%", None,
-                    f"training error at the end; test {last_test(row):.1%}; {state}")  # fmt: skip
+                    f"training error at the end; test {last_test(row):.1%}; {state}")
 
 
 def last_test(row):
@@ -166,17 +170,17 @@ def last_test(row):
 
 
 def turn(row):
-    """Seconds of the server that an exchange takes."""
+    """Return the server's seconds for one exchange."""
     return 2 * row["costs"]["transfer"] + row["costs"]["apply"]
 
 
 def load(row):
-    """The share of the time that the server serves."""
+    """Return the fraction of the time in which the server is busy."""
     return min(1.0, row["pushes"] * turn(row) / row["seconds"])
 
 
 def saturation(row):
-    """From how many clients on the server serves all of the time: multigpu.rules.parameter_server.Load."""
+    """Return the number of clients at which the server is saturated, as in parameter_server.center.ServerLoad."""
     return (row["clients"] * row["seconds"] / row["pushes"] - row["waiting"]) / turn(row)
 
 
@@ -184,9 +188,9 @@ def saturation(row):
 
 
 def table(found):
-    """A line for each claim: whether it shows, the number, what it is made of."""
+    """Return the table of claims: verdict, claim, number and supplementary figures, one line for each."""
     said = {True: "shows", False: "DOES NOT SHOW", None: ""}
     lines = [f"{each.experiment:12} {said[each.shows]:14} {each.sentence}: {each.value:.4g} {each.unit} ({each.more})"
-             for each in found]  # fmt: skip
+             for each in found]
     shown, of = sum(claim.shows is True for claim in found), sum(claim.shows is not None for claim in found)
     return "\n".join([*lines, f"{shown} of {of} claims show"])

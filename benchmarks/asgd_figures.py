@@ -1,4 +1,4 @@
-"""The figures of benchmarks.asgd, from its rows: 1 to 4 as Paine et al. 2013 draw theirs, and those beyond it."""
+"""The figures of benchmarks.asgd: figures 1 to 4 of Paine et al. 2013, and those of the further experiments."""
 
 from itertools import groupby
 
@@ -13,19 +13,19 @@ ERROR = "training error (%)"
 SCALED = "n_sync is a tenth of the paper's"
 
 def draw(rows, folder):
-    """Draw what there are rows of; returns the paths."""
+    """Draw the figures of the experiments that have rows. Return the paths."""
     figures = {
         "asgd_figure1": ("curves", figure1), "asgd_figure2": ("cold", figure2), "asgd_figure3": ("warm", figure3),
         "asgd_figure4": ("warm", figure4), "asgd_rules": ("rules", rules_figure), "asgd_large": ("large", large_figure),
         "asgd_server": ("large", server_figure),
-    }  # fmt: skip
+    }
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {name: made(rows[experiment]) for name, (experiment, made) in figures.items() if rows.get(experiment)}
     return [path for name, figure in wanted.items() for path in saved(figure, folder / name)]
 
 
 def ramp(n):
-    """n colours from dark to light, told apart without red and green, too."""
+    """Return n colours from dark to light that colour-blind readers can also distinguish."""
     return [colormaps["viridis"](place) for place in np.linspace(0, 0.88, n)]
 
 
@@ -34,7 +34,7 @@ def many(n, what="client"):
 
 
 def of_first_seed(rows):
-    """By number of clients."""
+    """Return the rows of the first seed, sorted by number of clients."""
     return sorted((row for row in rows if row["seed"] == rows[0]["seed"]), key=lambda row: row["clients"])
 
 
@@ -48,11 +48,11 @@ def over_time(axes):
     axes.set_xlim(left=0)
 
 
-# ---- the paper's
+# ---- figures of the paper
 
 
 def figure1(rows):
-    """Train and test error over epochs: all clients together, and one client alone."""
+    """Draw train and test error over epochs, for all clients and for a single client."""
     figure = new_figure(8, 5.2)
     axes = figure.subplots()
     for row in of_first_seed(rows):
@@ -76,7 +76,7 @@ def figure1(rows):
 
 
 def figure2(rows):
-    """Training error from a cold start, a line for each number of clients; beside it how slow and how steep all are."""
+    """Draw training error from a cold start, one line per number of clients, with early error and late slope."""
     figure = new_figure(12, 5)
     parts = figure.subfigures(1, 2, width_ratios=(3, 1))
     axes, (early, late) = parts[0].subplots(), parts[1].subplots(2, 1, sharex=True)
@@ -107,7 +107,7 @@ def figure2(rows):
 
 
 def figure3(rows):
-    """Training error from a warm start: a panel for each n_sync, a line for each number of clients."""
+    """Draw training error from a warm start: one panel per n_sync, one line per number of clients."""
     n_syncs = sorted({row["n_sync"] for row in rows})
     columns = min(3, len(n_syncs))
     figure = new_figure(4.2 * columns, 3.1 * -(-len(n_syncs) // columns) + 0.4)
@@ -129,7 +129,7 @@ def figure3(rows):
 
 
 def figure4(rows):
-    """Training error from a warm start of the most clients: a line for each n_sync."""
+    """Draw training error from a warm start for the largest number of clients: one line per n_sync."""
     most = max(row["clients"] for row in rows)
     rows = sorted((row for row in rows if row["clients"] == most), key=lambda row: row["n_sync"])
     figure = new_figure(10.5, 5.4)
@@ -145,11 +145,11 @@ def figure4(rows):
     return figure
 
 
-# ---- beyond the paper
+# ---- further figures
 
 
 def rules_figure(rows):
-    """Error at equal time of the rules, each at its best rate, a panel for each link."""
+    """Draw the error of the rules at equal time, each at its best rate: one panel per link."""
     rows = best_rates(rows)
     links = sorted({row["name"].split(", ")[-1] for row in rows})
     names = list(dict.fromkeys(row["name"].rsplit(", ", 1)[0] for row in rows))
@@ -173,7 +173,7 @@ def rules_figure(rows):
 
 
 def large_figure(rows):
-    """Many clients: a panel for each number, a line for each server."""
+    """Draw the error with many clients: one panel per number of clients, one line per server."""
     lots = [list(lot) for _, lot in groupby(sorted(rows, key=lambda row: row["clients"]), lambda row: row["clients"])]
     names = sorted({row["name"] for row in rows}, key=lambda name: name != "plain")
     figure = new_figure(3.4 * len(lots) + 0.6, 4.4)
@@ -191,7 +191,7 @@ def large_figure(rows):
 
 
 def server_figure(rows):
-    """How stale the pushes are, and how busy the server is, by number of clients."""
+    """Draw the staleness of the pushes and the load of the server, by number of clients."""
     lots = sorted((row for row in rows if row["name"] == "plain"), key=lambda row: row["clients"])
     figure = new_figure(11, 4.4)
     stale, busy = figure.subplots(1, 2)

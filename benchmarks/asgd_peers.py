@@ -1,9 +1,10 @@
-"""The rules without a server on the virtual clock of benchmarks.asgd: bsp and gosgd, by their equations.
+"""The rules without a server, bsp and gosgd, on the virtual clock of benchmarks.asgd, simulated from their equations.
 
-bsp     all take a step, and wait for the slowest; the mean of their weights goes round a ring: each of N sends and
-        receives 2 (N - 1) / N arrays (multigpu.rules.bsp, `avg`).  The rate is the trial's
-gosgd   after a step a worker may push its weights and half of its share to another one, who merges them before the
-        first step that it begins after they have come (multigpu.rules.gosgd: receiver, halved and merged are its own)
+bsp     Each worker takes a step and waits for the slowest worker. A ring averages the weights: each of N workers sends
+        and receives 2 (N - 1) / N arrays (multigpu.rules.bsp, `avg`). The learning rate is that of the trial.
+gosgd   After a step, a worker may push its weights and half of its share to another worker. The receiver merges them
+        before its first step that begins after their arrival. receiver, halved and merged come from
+        multigpu.rules.gosgd.
 """
 
 import heapq
@@ -18,7 +19,10 @@ from multigpu.rules.gosgd import halved, merged, receiver
 
 
 class Worker:
-    """Weights and velocities of its own, its batches and its rate; they lie in the network while it takes a step."""
+    """A simulated worker with its weights, velocities, batches and learning rate.
+
+    All workers share one network; a worker's arrays are in the network while it takes a step.
+    """
 
     def __init__(self, task, trial, number):
         self._variables = sum(weights_and_velocities(task.network), [])
@@ -31,7 +35,7 @@ class Worker:
         return self.arrays[: self._weights]
 
     def step(self):
-        """Take a step; returns the minibatch's error."""
+        """Take a step and return the error of the minibatch."""
         self.show()
         error = float(self._network.train(*self._batches.next(), self._rate)[1])
         self.arrays = [variable.container.storage[0] for variable in self._variables]
@@ -42,12 +46,12 @@ class Worker:
             variable.container.storage[0] = array
 
     def pace(self):
-        """How much longer than it should its next step takes."""
+        """Return the duration of the next step relative to the nominal one, drawn at random."""
         return 1 + self.jitter * self._chance.uniform(-1, 1)
 
 
 def run(trial, task):
-    """(times, errors, what else a row has)."""
+    """Return (times, errors, further fields of the row)."""
     workers = [Worker(task, trial, number) for number in range(1, trial.clients + 1)]
     times, errors, consensus = {"bsp": bsp, "gosgd": gosgd}[trial.rule](trial, workers)
     for place, array in zip(workers[0].weights(), consensus, strict=True):
@@ -58,7 +62,7 @@ def run(trial, task):
 
 
 def bsp(trial, workers):
-    """(times, errors, the weights at the end)."""
+    """Return (times, errors, final weights)."""
     n, now, times, errors = len(workers), 0.0, [], []
     ring = 2 * (n - 1) / n * trial.costs.transfer + (2 * trial.costs.copy if n > 1 else 0)
     while (ended := now + trial.costs.step * max(worker.pace() for worker in workers)) <= trial.seconds:
@@ -73,7 +77,7 @@ def bsp(trial, workers):
 
 
 def gosgd(trial, workers):
-    """(times, errors, the sum of a_i w_i at the end)."""
+    """Return (times, errors, final consensus, the sum of a_i w_i)."""
     p, times, errors, coming = dict(trial.settings)["p"], [], [], defaultdict(list)
     queue = [(trial.costs.step * worker.pace(), number, 1) for number, worker in enumerate(workers)]
     heapq.heapify(queue)
@@ -93,11 +97,11 @@ def gosgd(trial, workers):
     for number, worker in enumerate(workers):
         merge(worker, coming[number], np.inf)
     return times, errors, [sum(worker.share * array for worker, array in zip(workers, arrays, strict=True))
-                           for arrays in zip(*(worker.weights() for worker in workers), strict=True)]  # fmt: skip
+                           for arrays in zip(*(worker.weights() for worker in workers), strict=True)]
 
 
 def merge(worker, coming, by):
-    """Merge what has come by then, in the order in which it came."""
+    """Merge the pushes that have arrived by the time `by`, in order of arrival."""
     coming.sort(key=itemgetter(0))
     while coming and coming[0][0] <= by:
         _, pushed_share, copies = coming.pop(0)

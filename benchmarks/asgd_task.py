@@ -1,11 +1,12 @@
-"""What benchmarks.asgd trains: a made set of images that no network learns in a day, and a small network.
+"""The task that benchmarks.asgd trains: a synthetic set of images that is hard to learn, and a small network.
 
-An image is 20 x 20 pixels of noise, with a pattern of 16 x 16 somewhere in it that tells the class, and another one
-that tells nothing; each class has several patterns, mirrored or not.  So a step's gradient is noisy, as ImageNet's is,
-crops and mirrors matter, and a few passes over the images do not teach them by heart.  All of it follows from a seed.
+An image has 20 x 20 pixels of noise. It contains a pattern of 16 x 16 pixels at a random position that determines the
+class, and a second, uninformative pattern. Each class has several patterns, which may be mirrored. The gradients are
+therefore noisy, as for ImageNet, crops and mirroring matter, and the network cannot memorise the images in a few
+epochs. All random numbers are derived from a seed.
 
-The network is a perceptron of 256, 64 and 10 units, 17,098 weights, by this project's Network, with its momentum SGD
-and its cost, on images cropped to 16 x 16.  A step takes 0.1 ms: PyTensor compiles it as a whole, by Numba.
+The network is a perceptron with 256, 64 and 10 units and 17,098 weights. It uses this project's Network, momentum SGD
+and cost, on images cropped to 16 x 16. A step takes 0.1 ms, because PyTensor compiles it as a whole with Numba.
 """
 
 from dataclasses import dataclass
@@ -15,21 +16,25 @@ from typing import NamedTuple
 import numpy as np
 import pytensor.tensor as pt
 
-from alexnet.compile import Network
-from alexnet.layers import Flatten, Sequential, rectify, weights_and_biases
-from alexnet.updates import momentum_sgd
+from alexnet.nn.layers import Flatten, Sequential, relu, weights_and_biases
+from alexnet.training.network import Network
+from alexnet.training.updates import momentum_sgd
 
 CLASSES, PATTERNS, DISTRACTORS = 10, 8, 400
-SIZE, CROP = 20, 16                              # pixels, of an image and of what the network sees
-NOISE, DISTRACTION, SHARPNESS = 0.6, 0.5, 2.5    # standard deviations of a pattern's; periods in a pattern
+SIZE, CROP = 20, 16                              # pixels: side of an image and of the network's input
+NOISE, DISTRACTION, SHARPNESS = 0.6, 0.5, 2.5    # in standard deviations of a pattern; periods per pattern
 GREY, CONTRAST = 128, 28                         # grey levels: the mean, and a pattern's standard deviation
 BATCH = 16
 TRAIN, TEST = 32_000, 4_000
-BEFORE = 256                                     # steps whose draws are made at once
+BEFORE = 256                                     # number of steps whose random numbers are drawn at once
 
 
 class Images(NamedTuple):
-    """pixels: uint8 (image, row, column)      labels: int32 (image,)."""
+    """Labelled images.
+
+    pixels: uint8 (image, row, column)
+    labels: int32 (image,)
+    """
 
     pixels: np.ndarray
     labels: np.ndarray
@@ -37,9 +42,13 @@ class Images(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """batches  float32 (batch, row, column, image), the mean subtracted      labels  int32 (batch, image)
-    test     (five crops of the test images, float32 (1, row, column, image), the centre first; their labels)
-    network  alexnet.compile.Network, and `begin`, its initial state
+    """The data and the network of one training.
+
+    batches:  float32 (batch, row, column, image), mean subtracted
+    labels:   int32 (batch, image)
+    test:     (five crops of the test images, each float32 (1, row, column, image), the centre crop first; labels)
+    network:  alexnet.training.network.Network
+    begin:    initial state of the network
     """
 
     batches: np.ndarray
@@ -50,7 +59,7 @@ class Task:
 
 
 def patterns(rng, n):
-    """n smooth random patterns of mean 0 and standard deviation 1, float32 (n, CROP, CROP)."""
+    """Return n smooth random patterns with mean 0 and standard deviation 1, float32 (n, CROP, CROP)."""
     waves = np.fft.rfft2(rng.standard_normal((n, CROP, CROP)))
     frequency = CROP * np.hypot(np.fft.fftfreq(CROP)[:, np.newaxis], np.fft.rfftfreq(CROP))
     made = np.fft.irfft2(waves * np.exp(-((frequency / SHARPNESS) ** 2)), s=(CROP, CROP))
@@ -58,7 +67,7 @@ def patterns(rng, n):
 
 
 def make_images(n, seed):
-    """n Images; all seeds have the same patterns."""
+    """Return n Images; the patterns are the same for all seeds."""
     telling = patterns(np.random.default_rng(1), CLASSES * PATTERNS)
     distracting = DISTRACTION * patterns(np.random.default_rng(2), DISTRACTORS)
     rng = np.random.default_rng([3, seed])
@@ -70,7 +79,7 @@ def make_images(n, seed):
 
 
 def lay_on(images, each, rng):
-    """Add a pattern to each image at a random place, mirrored or not."""
+    """Add a pattern to each image at a random position, randomly mirrored."""
     places = SIZE - CROP + 1
     rows, columns, mirrors = (rng.integers(top, size=len(images)) for top in (places, places, 2))
     for row, column, mirror in np.ndindex(places, places, 2):
@@ -79,7 +88,7 @@ def lay_on(images, each, rng):
 
 
 class Product:
-    """A dense layer as alexnet.layers.Dense, said as a product of matrices, which Numba hands to the BLAS."""
+    """A dense layer like alexnet.nn.layers.Dense, written as a matrix product, which Numba delegates to the BLAS."""
 
     kind = "fc"
 
@@ -90,11 +99,11 @@ class Product:
 
     def __call__(self, x, noise=None):
         y = pt.dot(self.W.variable.T, x) + self.b.variable.dimshuffle(0, "x")
-        return rectify(y) if self.relu else y
+        return relu(y) if self.relu else y
 
 
 class Perceptron(Sequential):
-    """256 - 64 - 10, with weights as small as AlexNet's, so that what each unit will see is open at first."""
+    """A 256 - 64 - 10 perceptron with small initial weights like AlexNet's, so that no unit is specialised at first."""
 
     channels, image_size = 1, CROP
 
@@ -108,9 +117,12 @@ class Perceptron(Sequential):
 
 @cache
 def task(train=TRAIN, test=TEST, compiled=True):
-    """The Task.
+    """Return the Task.
 
-    compiled  False: PyTensor's steps are Python's, slower and at once
+    Args:
+        train: number of training images.
+        test: number of test images.
+        compiled: compile with Numba; otherwise PyTensor runs in Python, which is slower but needs no compilation.
     """
     images, tested = make_images(train, 1), make_images(test, 2)
     mean = images.pixels.mean(axis=0, dtype="float32")
@@ -120,7 +132,7 @@ def task(train=TRAIN, test=TEST, compiled=True):
     network = Network(
         Perceptron(np.random.default_rng(0)), np.zeros((1, CROP, CROP), "float32"), momentum_sgd, "reference",
         crop=False,
-    )  # fmt: skip
+    )
     if compiled:
         network.mode = "NUMBA"
     begin = {name: array.copy() for name, array in network.get_state().items()}
@@ -129,7 +141,7 @@ def task(train=TRAIN, test=TEST, compiled=True):
 
 
 def crops_of(images):
-    """The centre and the four corners."""
+    """Return the centre crop and the four corner crops of the images, float32 (1, row, column, image)."""
     middle, last = (SIZE - CROP) // 2, SIZE - CROP
     corners = ((middle, middle), (0, 0), (0, last), (last, 0), (last, last))
     lying = np.float32(1 / 40) * images.transpose(1, 2, 0)[np.newaxis]
@@ -137,13 +149,13 @@ def crops_of(images):
 
 
 class Batches:
-    """The batches of one client: which, from where and whether mirrored is drawn from the seed and its number."""
+    """The batches of one client. Seed and client number determine batch, crop position and mirroring."""
 
     def __init__(self, of, seed, client):
         self._of, self._rng, self._drawn = of, np.random.default_rng([4, seed, client]), iter(())
 
     def next(self):
-        """(images, labels)."""
+        """Return (images, labels) of the next batch: float32 (1, row, column, image), int32 (image,)."""
         if (drawn := next(self._drawn, None)) is None:
             tops = (len(self._of.batches), SIZE - CROP + 1, SIZE - CROP + 1, 2)
             self._drawn = iter(self._rng.integers(tops, size=(BEFORE, 4)).tolist())
@@ -154,7 +166,7 @@ class Batches:
 
 
 def errors_on_test(of):
-    """(error of the centre crop, error of the mean over ten crops) on the test images, of what the network holds."""
+    """Return the network's test errors: (error for the centre crop, error for the mean over ten crops)."""
     crops, labels = of.test
     views = [view for crop in crops for view in (crop, np.ascontiguousarray(crop[:, :, ::-1]))]
     probabilities = [of.network.predict(view) for view in views]

@@ -1,15 +1,15 @@
-"""One simulated training after the other, each into a row of numbers: what benchmarks.asgd's figures are drawn from.
+"""Simulates trainings and summarises each as one row, from which benchmarks.asgd draws its figures.
 
-Times are seconds on the virtual clock; errors are shares of images.  A row has the trial's settings and
+Times are seconds on the virtual clock; errors are fractions of images. A row contains the settings of the trial and
 
-    curve        the training error over time, a mean over 400 minibatches of all clients in the order of their time
-    end, early   its mean over the last tenth and the first quarter of the time
-    slope        of a straight line through what follows that quarter, in points of % per 1,000 seconds
-    jagged       how far the curve leaves a smooth one, a cubic, beyond what chance alone makes of 400 minibatches: the
-                 root of the mean square
-    teeth        by how much a client's error falls at an exchange
-    tests        test error of what stands for all, by centre crop and by ten crops
-    staleness    {staleness: pushes}, and said: the server's report of its load
+    curve        training error over time: moving mean over 400 minibatches of all clients, in chronological order
+    end, early   mean training error in the last tenth and in the first quarter of the time
+    slope        slope of a straight line through the errors after that quarter, in percentage points per 1,000 seconds
+    jagged       root mean square deviation of the curve from a cubic, beyond the sampling noise of 400 minibatches
+    teeth        decrease of a client's error at an exchange
+    tests        test errors of the center variable or consensus, for the centre crop and for ten crops
+    staleness    {staleness: number of pushes}
+    said         the server's report of its load
 """
 
 import time
@@ -20,24 +20,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.config import load_config
+from alexnet.config.schema import load_config
 from benchmarks import asgd_peers
 from benchmarks.asgd_task import BATCH, Batches, errors_on_test
 from multigpu.virtual import Costs, Simulation
 
 WINDOW, POINTS = 400, 300                        # minibatches of the moving average; points of a curve
-PATIENCE, BETTER, FALLS = 3, 0.002, 2            # epochs without a test error so much better, until the rate falls
+PATIENCE, BETTER, FALLS = 3, 0.002, 2            # epochs; minimum improvement of the test error; rate reductions
 ALONE = Costs(1.0)
 
 
 class Trial(NamedTuple):
-    """A training: by which rule, of how many clients, for how long.
+    """A training: its rule, number of clients, duration and further settings.
 
-    costs      seconds of a step, a copy, a transfer, an apply        seconds  the time that all have
-    settings   more of the Config, (name, value) pairs                warm     seconds of one client alone before
-    spread     the slowest client's steps take so many times as long as the fastest's
-    epochs     0: the test error is taken at the end; else after each epoch of the clients, at most so many, and the
-               rate falls to a tenth where it stays, as Krizhevsky et al. 2012, section 5, have it
+    rate:      learning rate
+    seconds:   duration on the virtual clock
+    costs:     seconds of a step, a copy, a transfer and an apply
+    settings:  further settings of the Config, (name, value) pairs
+    warm:      seconds of single-client training before the trial; 0 is a cold start
+    spread:    duration of the slowest client's steps relative to the fastest client's
+    jitter:    random relative variation of a step's duration
+    epochs:    maximum number of epochs of each client. The test error is measured after each epoch, and the rate falls
+               to a tenth when it stops improving (Krizhevsky et al. 2012, section 5). With 0 the test error is
+               measured once, at the end, and the rate is constant
     """
 
     experiment: str
@@ -57,7 +62,7 @@ class Trial(NamedTuple):
 
 
 def run(trial, task):
-    """The row of a trial."""
+    """Run a trial and return its row."""
     began = time.perf_counter()
     task.network.set_state(warm_state(task, trial.warm, trial.rate) if trial.warm else task.begin)
     found = served(trial, task) if trial.rule in ("asgd", "easgd") else asgd_peers.run(trial, task)
@@ -65,12 +70,12 @@ def run(trial, task):
     settings = trial._asdict() | {"costs": trial.costs._asdict(), "settings": dict(trial.settings)}
     seconds = trial.seconds if np.isfinite(trial.seconds) else float(times[-1])
     return settings | {"seconds": seconds, "minibatches": len(errors)} | summary(times, errors) | more | {
-        "took": time.perf_counter() - began}  # fmt: skip
+        "took": time.perf_counter() - began}
 
 
 @cache
 def warm_state(task, seconds, rate):
-    """The state of the network after one client has trained alone for so long, as a checkpoint has it: velocities 0."""
+    """Return the network's state after `seconds` of single-client training, with zero velocities as in a checkpoint."""
     task.network.set_state(task.begin)
     simulation, take_step = opened(Trial("warm", rate=rate, seconds=seconds, seed=1), task, Rate(rate))
     for _ in simulation.run(take_step, seconds):
@@ -82,7 +87,7 @@ def warm_state(task, seconds, rate):
 
 
 def opened(trial, task, rate):
-    """The Simulation of a trial, and its take_step."""
+    """Return the Simulation of a trial and its take_step function."""
     given = {"rule": trial.rule, "random_seed": trial.seed} | dict(trial.settings)
     given |= {"n_sync": trial.n_sync} if trial.rule == "asgd" else {"tau": trial.n_sync}
     config = load_config([f"{name}={value}" for name, value in given.items()])
@@ -97,7 +102,7 @@ def opened(trial, task, rate):
 
 
 def served(trial, task):
-    """(times, errors, what else a row has) of a rule with a server."""
+    """Simulate a rule with a server. Return (times, errors, further fields of the row)."""
     rate, epochs, stretches, steps = Rate(trial.rate), [], [], 0
     simulation, take_step = opened(trial, task, rate)
     for stretch in simulation.run(take_step, trial.seconds, trial.epochs * len(task.batches) or None):
@@ -111,7 +116,7 @@ def served(trial, task):
     pushes = simulation.log.pushes
     more = {"tests": tests, "teeth": teeth(stretches), "said": simulation.report(), "pushes": len(pushes),
             "staleness": dict(sorted(Counter(push["staleness"] for push in pushes).items())),
-            "waiting": float(np.mean([push["waiting"] for push in pushes])) / 1000 if pushes else 0.0}  # fmt: skip
+            "waiting": float(np.mean([push["waiting"] for push in pushes])) / 1000 if pushes else 0.0}
     times = np.concatenate([stretch.times() for stretch in stretches])
     errors = np.concatenate([stretch.told for stretch in stretches])
     order = np.argsort(times, kind="stable")
@@ -128,20 +133,20 @@ def tested(simulation, task, seconds, **more):
 
 
 def train_errors(epochs, times, errors):
-    """Write into each epoch the training error since the one before."""
+    """Store in each epoch the mean training error since the previous epoch."""
     ends = np.searchsorted(times, [0.0, *(epoch["seconds"] for epoch in epochs)])
     for epoch, (begin, end) in zip(epochs, pairwise(ends), strict=True):
         epoch["train"] = float(errors[begin:end].mean())
 
 
 class Rate:
-    """The learning rate, which falls to a tenth where the test error has not become better for some epochs."""
+    """A learning rate that falls to a tenth if the test error has not improved for PATIENCE epochs."""
 
     def __init__(self, value):
         self.value, self._best, self._since, self._falls = np.float32(value), 1.0, 0, 0
 
     def fallen(self, error):
-        """Look at an epoch's test error; returns how often the rate should have fallen by now."""
+        """Update the rate with the test error of an epoch. Return the number of reductions so far."""
         better = error < self._best - BETTER
         self._best, self._since = (error, 0) if better else (self._best, self._since + 1)
         if self._since == PATIENCE:
@@ -150,22 +155,22 @@ class Rate:
         return self._falls
 
 
-# ---- from minibatches to numbers
+# ---- summary of the minibatch errors
 
 
 def summary(times, errors):
-    """curve, end, early, slope and jagged of minibatches in the order of their time."""
+    """Return curve, end, early, slope and jagged for minibatches in chronological order."""
     (at, means), seconds = smoothed(times, errors), times[-1]
     early, late, end = times <= seconds / 4, times > seconds / 4, times >= 0.9 * seconds
     slope = np.polyfit(times[late], errors[late], 1)[0] if np.ptp(times[late]) > 0 else 0.0
     return {"curve": {"seconds": at, "error": means}, "end": float(errors[end].mean()),
-            "early": float(errors[early].mean()), "slope": float(1e5 * slope), "jagged": jagged(at, means)}  # fmt: skip
+            "early": float(errors[early].mean()), "slope": float(1e5 * slope), "jagged": jagged(at, means)}
 
 
 def jagged(at, means, window=WINDOW):
-    """The root of the mean square by which a curve of averages over `window` minibatches leaves a cubic, less chance's.
+    """Return the root mean square deviation of a curve from a cubic, after subtracting the variance of sampling noise.
 
-    The first quarter, where a cubic does not follow the curve, does not count.
+    The curve is a moving average over `window` minibatches. Its first quarter, which a cubic does not fit, is excluded.
     """
     at, means = np.array(at), np.array(means)
     at, means = (values[at > at[0] + (at[-1] - at[0]) / 4] for values in (at, means))
@@ -177,7 +182,7 @@ def jagged(at, means, window=WINDOW):
 
 
 def smoothed(times, errors, window=WINDOW, points=POINTS):
-    """(seconds, means): a moving average over so many minibatches, at so many moments."""
+    """Return (seconds, means): a moving average over `window` minibatches at up to `points` times."""
     window = min(window, len(errors))
     sums = np.cumsum(np.concatenate([[0.0], errors]))
     means, at = (sums[window:] - sums[:-window]) / window, times[window - 1 :]
@@ -186,8 +191,11 @@ def smoothed(times, errors, window=WINDOW, points=POINTS):
 
 
 def teeth(stretches):
-    """By how much the error falls at an exchange: that of a client's last fifth of the steps before it less that of as
-    many after it; the mean over all pairs of whole stretches."""
+    """Return the mean decrease of a client's error at an exchange.
+
+    The decrease is the mean error of the last fifth of the steps before the exchange minus that of the first fifth
+    after it. Only consecutive stretches of full length are compared.
+    """
     longest = max(len(stretch.told) for stretch in stretches)
     fifth, before, falls = max(1, longest // 5), {}, []
     for stretch in stretches:

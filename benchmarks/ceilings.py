@@ -1,11 +1,12 @@
-"""What this machine can do at most, on as many threads as the kernels use: multiply-adds and copied bytes a second."""
+"""Peak rates of this machine with the kernels' number of threads: multiply-adds and copied bytes per second."""
 
 import ctypes
 import time
 
 import numpy as np
 
-from alexnet.dispatch.cpu import build, pool
+from alexnet.backends.cpu import allocator
+from alexnet.native import compiler
 
 MULTIPLY_ADDS = """
 /* Independent multiply-adds on registers, two for each cycle of latency and more: the most a kernel could do. */
@@ -51,19 +52,22 @@ void copy(char *to, const char *from, long bytes)
     }
 }
 """
-COPIED = 1 << 28                                 # bytes, more than caches hold
+COPIED = 1 << 28                                 # bytes, larger than the caches
 
 
 def seconds(run):
-    """How long a call takes."""
+    """Return the duration of a call in seconds."""
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
 
 
 def multiply_add_rates(runs):
-    """Operations a second of each run of the register loop, a multiply-add being two; a tenth of a second long."""
-    library = build.load(MULTIPLY_ADDS, "peak")
+    """Return operations per second for each run of the register loop.
+
+    A multiply-add counts as two operations. A run takes about a tenth of a second.
+    """
+    library = compiler.load(MULTIPLY_ADDS, "peak")
     library.multiply_adds_per_step.restype = ctypes.c_long
     sink = (ctypes.c_float * (16 * 1024))()
     steps = 20_000_000
@@ -72,9 +76,9 @@ def multiply_add_rates(runs):
 
 
 def copy_rates(runs):
-    """Bytes a second, read and written, of each run of a copy that no cache can hold."""
-    copy = build.load(COPY, "copy").copy
-    source, target = (pool.empty((COPIED,), np.uint8) for _ in range(2))
+    """Return bytes per second, read plus written, for each run of a copy that is larger than the caches."""
+    copy = compiler.load(COPY, "copy").copy
+    source, target = (allocator.empty((COPIED,), np.uint8) for _ in range(2))
     source.fill(1)
     arguments = (ctypes.c_void_p(target.ctypes.data), ctypes.c_void_p(source.ctypes.data), ctypes.c_long(COPIED))
     copy(*arguments)

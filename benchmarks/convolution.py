@@ -1,9 +1,10 @@
-"""The convolution kernels by themselves, for whoever tunes one; the step's own table is benchmarks.kernels.
+"""Isolated timing of the convolution kernels, for tuning; benchmarks.kernels times them within a training step.
 
 python -m benchmarks.convolution [--quick] [--json FILE] [--batch 128 16] [--runs 7] [--layers conv1 fc6 ...]
 
-For each layer the forward pass and both gradients, in GFLOP/s of the direct sum, on random arrays in memory; the peer
-is PyTorch in the faster of its two layouts, in turn with ours.  Caches are as the run before left them.
+For each layer, the table shows the forward pass and both gradients in GFLOP/s of the direct sum, on random arrays in
+memory. The peer is PyTorch in the faster of its two layouts, with alternating runs. The caches are not flushed between
+runs.
 """
 
 import statistics
@@ -11,7 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.dispatch.cpu import build, convolution, pool
+from alexnet.backends.cpu import allocator
+from alexnet.backends.cpu.kernels import convolution
+from alexnet.native import compiler
 from benchmarks import ceilings, report
 
 try:
@@ -23,7 +26,7 @@ except ImportError:
 
 
 class Layer(NamedTuple):
-    """A convolution over square images with square filters; a dense layer is one of 1x1."""
+    """A convolution of square images with square filters; a dense layer is a 1x1 convolution."""
 
     channels: int
     image: int
@@ -39,7 +42,7 @@ class Layer(NamedTuple):
 
     @property
     def operations(self):
-        """Of one pass over one image; a multiply-add is two."""
+        """Operations of one pass over one image; a multiply-add counts as two."""
         return 2 * self.channels // self.groups * self.size**2 * self.outputs * self.out**2
 
 
@@ -57,12 +60,12 @@ PASSES = ("forward", "input gradient", "filter gradient")
 
 
 def our_passes(layer, batch, rng):
-    """Pass -> function that runs it."""
+    """Return a function for each pass that runs it with this project's kernels."""
     geometry = layer.stride, layer.pad, layer.groups
     x_shape = layer.channels, layer.image, layer.image, batch
     w_shape = layer.channels // layer.groups, layer.size, layer.size, layer.outputs
     g_shape = layer.outputs, layer.out, layer.out, batch
-    x, w, g, dx, dw, out = (pool.empty(s, np.float32) for s in (x_shape, w_shape, g_shape) * 2)
+    x, w, g, dx, dw, out = (allocator.empty(s, np.float32) for s in (x_shape, w_shape, g_shape) * 2)
     for array in (x, w, g):
         rng.standard_normal(dtype=np.float32, out=array)
     return {
@@ -73,10 +76,10 @@ def our_passes(layer, batch, rng):
 
 
 def contenders(name, batch):
-    """Ours, then PyTorch's layouts: each a dict pass -> function."""
+    """Return the implementations, ours first, then PyTorch in each layout; each is a dict from pass to function."""
     programs = [our_passes(LAYERS[name], batch, np.random.default_rng(0))]
     if torch is not None:
-        torch.set_num_threads(build.threads())
+        torch.set_num_threads(compiler.threads())
         for layout in LAYOUTS:
             passes = layer_passes(name, batch, layout)
             programs.append({which: passes.get(f"{name} {which}") for which in PASSES})
@@ -84,12 +87,12 @@ def contenders(name, batch):
 
 
 def rows(name, batch, runs):
-    """A row for each pass of a layer."""
+    """Yield a row for each pass of a layer."""
     programs = contenders(name, batch)
     for which in PASSES:
         calls = [program[which] for program in programs]
         if None in calls or (name, which) == ("conv1", "input gradient"):
-            continue                             # nobody asks for the gradient of the images
+            continue                             # training does not need the gradient of the images
         for call in calls:
             call()
         times = zip(*([ceilings.seconds(call) for call in calls] for _ in range(runs)), strict=True)
@@ -116,7 +119,7 @@ def main():
     batches, runs = ([16], 3) if options.quick else (options.batch, options.runs)
     peak = report.row("multiply-add peak", [rate / 1e9 for rate in ceilings.multiply_add_rates(runs)], "GFLOP/s")
     found = [peak]
-    print(f"{build.threads()} threads")
+    print(f"{compiler.threads()} threads")
     print(f"{'GFLOP/s':36} {'ours':>8} {'of peak':>8} {'spread':>8} {'PyTorch':>8} {'ratio':>6}")
     show(peak, peak["value"])
     for batch in batches:

@@ -1,19 +1,22 @@
-"""What exchanging costs elsewhere: a model of latency and bandwidth, fitted here, for 2 to 1024 workers on other links.
+"""Predicts exchange costs for 2 to 1024 workers on other links, by a latency-bandwidth model fitted on this machine.
 
 python -m benchmarks.cost_model [--quick] [--json FILE] [--measured FILE] [--picture FILE] [--faster 20]
 
-The formulas, the links' constants and whose they are: benchmarks/links.py.
+benchmarks/links.py contains the formulas, and the constants of the links with their sources.
 
-This machine: latency and bandwidth of each strategy, fitted to what benchmarks.strategies measures, 1 kB to 488 MB on
-all numbers of ranks; `off by` is the factor of measured to fitted seconds, either way, as a root mean square of
-logarithms.  All ranks share its cores and its memory, so bandwidth is that of sums and copies, not of a wire.
+This machine: latency and bandwidth of each strategy, fitted to the measurements of benchmarks.strategies, 1 kB to
+488 MB, for all numbers of ranks. `off by` is the typical factor between measured and fitted seconds, in either
+direction (root mean square of logarithms). All ranks share the cores and the memory of the machine, so the bandwidth is
+that of sums and copies, not that of a network link.
 
-Theano-MPI: seconds of comm per 5,120 images that it published for K80 GPUs, the peer what the model says for PCIe 3.0,
-and `fitted` what it says with latency and bandwidth fitted to these six figures.  The pattern is taken for a ring's.
+Theano-MPI: its published seconds of comm per 5,120 images on K80 GPUs. The peer is the model's prediction for PCIe 3.0.
+`fitted` is the prediction with latency and bandwidth fitted to these six figures. The model assumes the pattern of a
+ring.
 
-Prediction: how many times as fast as one worker 64 are, and 1024, by asa32, and 64 by others; 128 images of AlexNet or
-32 of GoogLeNet a step, computed as fast as on a K80, and on a GPU that is `--faster` times as fast.  Between hosts a
-byte also costs what it costs this machine's processors, fitted as above: GPUs' arrays go through the host.
+Prediction: the speed-up over one worker for 64 and 1024 workers with asa32, and for 64 workers with other strategies.
+A step has 128 images of AlexNet or 32 of GoogLeNet, computed at the speed of a K80 and at `--faster` times that speed.
+Between hosts, each byte also costs processor time, as fitted on this machine, because GPU arrays pass through host
+memory.
 """
 
 import pathlib
@@ -49,7 +52,11 @@ WORKERS = [2**power for power in range(1, 11)]
 
 
 def measured_here(quick):
-    """The rows of benchmarks.strategies; raises CalledProcessError."""
+    """Run benchmarks.strategies and return its rows.
+
+    Raises:
+        CalledProcessError: benchmarks.strategies failed.
+    """
     with tempfile.TemporaryDirectory() as folder:
         rows = pathlib.Path(folder, "rows")
         command = [sys.executable, "-m", "benchmarks.strategies", "--json", str(rows), *(["--quick"] if quick else [])]
@@ -58,14 +65,14 @@ def measured_here(quick):
 
 
 def as_measured(rows):
-    """The exchanges in the rows of benchmarks.strategies, by strategy, ranks and bytes."""
+    """Return the exchanges in the rows of benchmarks.strategies, sorted by strategy, ranks and bytes."""
     kept = [Measured(row["strategy"], row["ranks"], row["bytes"], row["seconds"]) for row in rows
-            if row.get("seconds") and row.get("strategy") in PEERS and row["ranks"] > 1]  # fmt: skip
+            if row.get("seconds") and row.get("strategy") in PEERS and row["ranks"] > 1]
     return sorted(kept)
 
 
 def fits_of(measured):
-    """Strategy -> (its Measured, their Fit), of those with two lengths at least."""
+    """Return {strategy: (list of Measured, Fit)} for the strategies that were measured with at least two sizes."""
     lots = {name: list(each) for name, each in groupby(measured, lambda each: each.strategy)}
     return {name: (each, fit(each, CORES)) for name, each in lots.items() if len({one.bytes for one in each}) > 1}
 
@@ -82,20 +89,20 @@ def rows(fits, faster):
 def fit_rows(fits):
     for name, (each, found) in fits.items():
         yield {"name": f"{name} on this machine", "value": found.link.bandwidth / 1e9, "unit": "GB/s",
-               "latency_us": 1e6 * found.link.latency, "off_by": found.deviation, "runs": len(each)}  # fmt: skip
+               "latency_us": 1e6 * found.link.latency, "off_by": found.deviation, "runs": len(each)}
 
 
 def published_rows():
-    """The original's table against the model."""
+    """Yield rows that compare Theano-MPI's published table with the model."""
     found = fit(published())
     for each, ratio in zip(published(), found.ratios, strict=True):
         name = next(name for name, load in LOADS.items() if load.bytes == each.bytes)
         _, comm = PUBLISHED[name][each.workers]
         modelled = comm * exchange_seconds("nccl32", each.workers, each.bytes, PCIE) / each.seconds
         yield {"name": f"{name}, {each.workers} K80 GPUs, comm", "value": comm, "unit": "s", "peer": modelled,
-               "ratio": comm / modelled, "peer_is": "PCIe 3.0 x16", "fitted": comm / ratio}  # fmt: skip
+               "ratio": comm / modelled, "peer_is": "PCIe 3.0 x16", "fitted": comm / ratio}
     yield {"name": "fitted to the six", "value": found.link.bandwidth / 1e9, "unit": "GB/s",
-           "latency_us": 1e6 * found.link.latency, "off_by": found.deviation}  # fmt: skip
+           "latency_us": 1e6 * found.link.latency, "off_by": found.deviation}
 
 
 def prediction_rows(fits, faster):
@@ -108,22 +115,22 @@ def prediction_rows(fits, faster):
                 speed = "a K80's speed" if times == 1 else f"{times} times it"
                 yield {"name": f"{name}, {speed}, {where}", "value": gains["asa32"].speedup, "unit": "×",
                        **{how: gains[how].speedup for how in OTHERS}, "asa32_of_1024": far.speedup,
-                       "seconds_per_5,120": gains["asa32"].train + gains["asa32"].comm}  # fmt: skip
+                       "seconds_per_5,120": gains["asa32"].train + gains["asa32"].comm}
 
 
 def host_of(how, where, fits):
-    """Seconds that a byte costs the processors, where arrays go through the host; 0 where that was not measured."""
+    """Return the processor seconds per byte on a link between hosts; 0 for other links, or if not measured."""
     if where not in BETWEEN_HOSTS:
         return 0.0
     name = how if how in PEERS else "asa32"
     return 1 / fits[name][1].link.bandwidth if name in fits else 0.0
 
 
-# ---- the picture
+# ---- figure
 
 
 def draw(fits, faster, path):
-    """Measured and fitted seconds, how far they are apart, and predictions; returns the path."""
+    """Draw measured and fitted seconds, their ratios, and the predictions. Return the path."""
     figure = new_figure(13, 9.5)
     (seconds, ratios), (alexnet, googlenet) = figure.subplots(2, 2)
     draw_measured(seconds, ratios, fits)
@@ -179,14 +186,14 @@ def draw_predictions(axes, name, load, fits, faster):
 
 
 def published_shares(name):
-    """(workers, published speed-up in % of the ideal)."""
+    """Return a list of (workers, published speed-up in % of the ideal)."""
     alone, _ = PUBLISHED[name][1]
     return [(n, 100 * alone / (train + comm) / n) for n, (train, comm) in PUBLISHED[name].items() if n > 1]
 
 
 def show(row):
     more = [f"{key.replace('_', ' ')} {value:.4g}" for key, value in row.items()
-            if key not in ("name", "value", "unit", "runs") and isinstance(value, float)]  # fmt: skip
+            if key not in ("name", "value", "unit", "runs") and isinstance(value, float)]
     print(f"{row['name']:54} {row['value']:10.4g} {row['unit']:5} {', '.join(more)}", flush=True)
 
 

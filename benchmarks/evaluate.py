@@ -1,15 +1,17 @@
-"""Trained weights on labelled images: our evaluation and PyTorch's of the same network in turn; and one prediction.
+"""Evaluation on labelled images, this project's and PyTorch's with the same weights; and prediction of one image.
 
 python -m benchmarks.evaluate [--quick] [--json FILE] [--images 384] [--batch 128] [--runs 5] [--trial 2] [--modes ...]
 
-A data set of made images in batch files, and AlexNet with random weights, the same for both.  Ours is what `python -m
-alexnet evaluate` calls: the files are read, cropped, and counted in float64.  PyTorch has the same images in memory, in
-its own layout, crops them, subtracts the mean, and counts in float32, under torch.inference_mode.  Its modes (eager on
-NCHW, eager on channels_last, torch.compile on channels_last) are tried in turn; the fastest then takes turns with ours,
-each a process of its own with all cores; ratio is its seconds to ours.  What both have counted must agree.
+Both programs use the same synthetic images and the same AlexNet with random weights. This project's program runs the
+code of `python -m alexnet evaluate`: it reads batch files, crops, and accumulates in float64. PyTorch holds the images
+in memory in its own layout, crops, subtracts the mean, and accumulates in float32 under torch.inference_mode. Its modes
+(eager with NCHW, eager with channels_last, torch.compile with channels_last) are tried first. The fastest mode then
+alternates with this project's program; each is a separate process with all cores. `ratio` is PyTorch's time divided by
+ours. The results of both must agree.
 
-Then ours on a folder of JPEGs of 500 x 400 pixels, which are decoded meanwhile, and on ten crops; and the seconds of
-`python -m alexnet predict` for one image, from the start of its process to its end, with compiled kernels in the cache.
+Further rows show this project's evaluation of a folder of JPEGs of 500 x 400 pixels, which are decoded during the
+evaluation, its evaluation of ten crops, and the run time of `python -m alexnet predict` for one image, including
+process start, with compiled kernels in the cache.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from alexnet.data import batch_file
 from benchmarks import report
 from benchmarks.program import CORES, Program, environment, last_line, serve, take_turns, warm_up
 from benchmarks.step import OURS, PEERS, fastest
@@ -36,7 +39,7 @@ WEIGHTS, PHOTOGRAPH = "weights.safetensors", "photograph.jpg"
 
 
 class Plan(NamedTuple):
-    """What is measured: `trial` runs of each of PyTorch's modes, then `runs` of the best and of ours."""
+    """Amount of measurement: `trial` runs of each PyTorch mode, then `runs` of the fastest mode and our program."""
 
     images: int
     batch: int
@@ -45,18 +48,18 @@ class Plan(NamedTuple):
     modes: tuple
 
 
-# ---- what is evaluated, and on what
+# ---- weights and images
 
 
 def make_all(folder, images):
-    """The weights, the data set, a folder of JPEGs and one more photograph, in a folder."""
-    from alexnet import hkl, pretrained
+    """Create the weights, the data set, a folder of JPEGs and a single photograph in a folder."""
+    from alexnet import pretrained
     from alexnet.models import AlexNet
 
     rng = np.random.default_rng(0)
     arrays = {p.name: p.variable.get_value(borrow=True) for p in AlexNet(rng).parameters}
     for layer in ("fc6", "fc7", "fc8"):
-        arrays[f"{layer}.W"] *= 4                        # so that answers differ from image to image
+        arrays[f"{layer}.W"] *= 4                        # so that the predictions differ between images
     mean, names = np.full((3, 256, 256), 110, np.float32), pretrained.imagenet_names()
     pretrained.save(pretrained.Weights("alexnet", arrays, mean, names), folder / WEIGHTS)
     data = folder / "data"
@@ -67,7 +70,8 @@ def make_all(folder, images):
         np.save(data / "labels" / f"{part}_labels.npy", rng.integers(0, CLASSES, n))
         for number, first in enumerate(range(0, n, 256)):
             pixels = rng.integers(0, 256, (3, 16, 16, min(256, n - first)), dtype=np.uint8)
-            hkl.write(data / f"{part}_hkl" / f"{number:04d}.hkl", pixels.repeat(16, axis=1).repeat(16, axis=2))
+            images = pixels.repeat(16, axis=1).repeat(16, axis=2)
+            batch_file.write(data / f"{part}_hkl" / f"{number:04d}.hkl", images)
     wnids = [name.split()[0] for name in names]
     for number in range(images):
         path = folder / "photographs" / wnids[number % 10] / f"{number}.JPEG"
@@ -81,14 +85,14 @@ def photograph(rng):
     return coarse.resize((500, 400), Image.Resampling.BICUBIC)
 
 
-# ---- the programs measured
+# ---- measured programs
 
 
 def our_evaluations(folder, batch):
-    """Kind -> function that evaluates ours and returns top-1, top-5 and cost."""
+    """Return {kind: function} for this project; each function evaluates and returns top-1, top-5 and cost."""
     from alexnet import pretrained
-    from alexnet.evaluate import Counts, evaluate
-    from alexnet.labelled import DatasetHalf, ImageFolder
+    from alexnet.inference.evaluate import Counts, evaluate
+    from alexnet.inference.evaluation_data import DatasetHalf, ImageFolder
 
     weights = pretrained.load(folder / WEIGHTS)
     network = pretrained.build(weights)
@@ -104,7 +108,7 @@ def our_evaluations(folder, batch):
 
 
 def torch_evaluation(folder, batch, mode):
-    """Function that evaluates the same in PyTorch and returns top-1, top-5 and cost."""
+    """Return a function that evaluates the same network in PyTorch and returns top-1, top-5 and cost."""
     import h5py
     import torch
 
@@ -142,9 +146,9 @@ def torch_evaluation(folder, batch, mode):
 
 
 def run_evaluation(mode, folder, batch, threads):
-    """Be one of the programs; what it counts is left in the folder."""
+    """Run as one of the measured programs. Write the evaluation results to the folder."""
     if mode == OURS:
-        from alexnet.compile import use_machine
+        from alexnet.training.network import use_machine
 
         use_machine(threads, "auto")
         steps = our_evaluations(folder, batch)
@@ -157,7 +161,7 @@ def run_evaluation(mode, folder, batch, threads):
     serve(steps | {"data": lambda: (folder / f"{mode}.json").write_text(json.dumps(evaluate()))})
 
 
-# ---- the measuring
+# ---- measurement
 
 
 def program(mode, folder, plan):
@@ -165,7 +169,10 @@ def program(mode, folder, plan):
 
 
 def evaluation_rows(folder, plan):
-    """Ours and PyTorch's best mode in turn, the other modes as tried, and ours on what PyTorch is not given."""
+    """Yield rows for ours and PyTorch's modes, and for the kinds of images that only ours evaluates.
+
+    The fastest PyTorch mode alternates with ours; the other modes have their trial runs only.
+    """
     with contextlib.ExitStack() as stack:
         programs = {mode: stack.enter_context(program(mode, folder, plan)) for mode in plan.modes}
         seconds, memory = {}, {}
@@ -182,9 +189,9 @@ def evaluation_rows(folder, plan):
             refuse_difference(folder, best)
         seconds, memory = {OURS: [], **seconds, **times}, {**memory, **peaks}
         yield from (row_of(f"evaluate, batch {plan.batch}, {mode}", plan.images, seconds[mode], memory[mode],
-                           f"PyTorch {best}" if best else None, seconds.get(best)) for mode in seconds)  # fmt: skip
+                           f"PyTorch {best}" if best else None, seconds.get(best)) for mode in seconds)
         for kind, name, images in (("photographs", "a folder of JPEGs", plan.images),
-                                   ("ten", "10 crops", max(1, plan.images // 8))):  # fmt: skip
+                                   ("ten", "10 crops", max(1, plan.images // 8))):
             warm_up([ours], kind)
             times, peaks = take_turns({OURS: ours}, kind, plan.trial)
             yield row_of(f"evaluate, batch {plan.batch}, ours, {name}", images, times[OURS], peaks[OURS])
@@ -199,21 +206,24 @@ def row_of(name, images, seconds, memory, peer_is=None, peer=None):
 
 
 def refuse_difference(folder, peer):
-    """Raise RuntimeError unless both have counted the same, but for two images of which two logits nearly tie."""
+    """Raise RuntimeError if the counts differ by more than two images, or the costs by more than 0.1 %.
+
+    Two images may differ because their logits nearly tie.
+    """
     ours, theirs = (json.loads((folder / f"{mode}.json").read_text()) for mode in (OURS, peer))
     if (np.abs(np.subtract(ours, theirs)) > [2, 2, 1e-3 * ours[2]]).any():
         raise RuntimeError(f"top-1, top-5 and cost are {ours} by ours and {theirs} by PyTorch {peer}")
 
 
 def predict_rows(folder, runs):
-    """Seconds of the whole command for one image: with kernels in the cache, and once with an empty cache."""
+    """Yield the seconds of the predict command for one image: with cached kernels, and once with an empty cache."""
     command = [sys.executable, "-m", "alexnet", "predict", "--weights", folder / WEIGHTS, folder / PHOTOGRAPH]
     with tempfile.TemporaryDirectory() as cache:
         times = []
         for _ in range(runs + 1):
             began = time.perf_counter()
             done = subprocess.run(list(map(str, command)), env=environment() | {"ALEXNET_CACHE": cache}, cwd=TOP,
-                                  capture_output=True, text=True)  # fmt: skip
+                                  capture_output=True, text=True)
             times.append(time.perf_counter() - began)
             if done.returncode:
                 raise RuntimeError(f"predict ended with status {done.returncode}: {last_line(done.stderr)}")
@@ -225,7 +235,7 @@ def show(row):
     peak = f"{row['peak_mib']:7.0f}" if "peak_mib" in row else " " * 7
     ratio = f"{row['ratio']:6.2f} {row['peer_is']}" if "ratio" in row else ""
     print(f"{row['name']:58} {row['value']:8.2f} {row['unit']:9} {row['spread']:7.1%} {row['runs']:4} {peak} {ratio}",
-          flush=True)  # fmt: skip
+          flush=True)
 
 
 def options_of(arguments=None):

@@ -1,17 +1,18 @@
-"""What it takes workers to become one: the exchange of AlexNet's parameters and momentum.
+"""Time to average AlexNet's parameters and momentum over all workers.
 
 python -m benchmarks.exchange [--quick] [--json FILE] [--devices cuda0,cuda1]
 
-Two, three and four processes hold 487.7 MB each and make them the mean of all, as after every training step: from
-Ready until all have said Done, the slowest worker's time.  The peer is a memcpy of as many bytes by one thread, in
-turns with it.  Slices is what runs on the host: each worker averages one part of all buffers and writes it into all.
-Pair is the paper's way, which GPUs take: each copies the other's whole buffer, then averages both.  Gradients are half
-the bytes, but new arrays in each step, which are copied into the buffer first.
+Two, three and four processes hold 487.7 MB each and replace them by the mean of all processes, as after every training
+step. The value is the time of the slowest worker, from Ready until all workers have sent Done. The peer is a memcpy of
+the same number of bytes by one thread, alternating with the exchange. ShardedAverage is used on the host: each worker
+averages one part of all buffers and writes it into all of them. PairwiseAverage is the paper's method for two GPUs:
+each worker copies the other's whole buffer, then averages both. Gradients have half the bytes, but they are new arrays
+in each step, which are first copied into the buffer.
 
-There are as many processes as workers on the cores named above, so more workers than cores take turns.
+Each worker is one process. More workers than cores share the cores.
 
-With --devices cuda0,cuda1, or cuda0,cuda0, the workers and what they hold are on GPUs, and the peer is every worker
-copying as many bytes from another's memory at once.
+With --devices cuda0,cuda1 (or cuda0,cuda0), the workers and their arrays are on GPUs. The peer is then a simultaneous
+copy of the same number of bytes by every worker from another worker's memory.
 
 Source: Ding et al. 2014, section 2.2 and figure 2.
 """
@@ -26,30 +27,30 @@ from typing import NamedTuple
 import numpy as np
 import pytensor
 
-from alexnet.recorder import Silent
+from alexnet.run.recorder import WorkerRecorder
 from benchmarks import report
+from multigpu.communicator import PipeCommunicator
 from multigpu.device import DeviceError, open_device
-from multigpu.exchange.peer import Pair, Peer, Slices, open_mesh
-from multigpu.partners import Partners
+from multigpu.exchange.peer import PairwiseAverage, Peer, ShardedAverage, open_mesh
 from multigpu.process import CONTEXT, end, pipes_between, start
-from multigpu.rules.bsp import Bsp, Lot
+from multigpu.rules.bsp import Bsp, ParameterGroup
 
 PARAMETERS = 60_965_224                          # of AlexNet with 1000 classes
-GRACE = 5.0                                      # seconds in which a worker ends
+GRACE = 5.0                                      # seconds until a worker that does not exit is killed
 
 
 class Amount(NamedTuple):
-    """How much is measured."""
+    """Amount of measurement."""
 
-    floats: int                                  # of parameters, and of momentum
+    floats: int                                  # number of parameters, equal to that of momentum values
     runs: int
     sizes: tuple[int, ...]                       # numbers of workers
 
 
 class Way(NamedTuple):
-    """How many exchange, what, and how."""
+    """An exchange: its devices, arrays and algorithm."""
 
-    devices: tuple[str, ...]                     # of each worker
+    devices: tuple[str, ...]                     # one per worker
     gradients: bool
     kind: type
 
@@ -68,17 +69,18 @@ class Way(NamedTuple):
 
 
 def work(rank, way, floats, pipes, orders):
-    """A worker's process: an exchange or a copy for each order; answers with its seconds, ends when nobody orders."""
+    """Run as a worker process: for each order, exchange or copy and reply with the seconds; exit on None."""
     names = ["gradient"] if way.gradients else ["weights", "momentum"]
     variables = [pytensor.shared(np.zeros(floats, "float32"), name=name, borrow=True) for name in names]
     with open_device(way.devices[rank], way.on_host) as device:
         fresh = np.full(floats, rank, "float32") if way.on_host else filled_by_jax(way.devices[rank], floats)
-        partners = Partners(rank, pipes)
+        partners = PipeCommunicator(rank, pipes)
         mesh, obstacle = open_mesh(device, partners, [(floats,)] * len(names), 0)
         if obstacle:
             raise SystemExit(obstacle)
-        lot, network = Lot(variables, Peer(mesh, way.kind)), SimpleNamespace(apply=lambda rate: None)
-        exchange = Bsp(network, [lot], "gradients" if way.gradients else "weights_and_momentum", partners, Silent(rank))
+        lot, network = ParameterGroup(variables, Peer(mesh, way.kind)), SimpleNamespace(apply=lambda rate: None)
+        what = "gradients" if way.gradients else "weights_and_momentum"
+        exchange = Bsp(network, [lot], what, partners, WorkerRecorder(rank))
         room, other = device.allocate(mesh.flat.buffer.nbytes), mesh.others[(rank + 1) % way.size]
         for variable in variables:
             variable.container.storage[0] = fresh.copy()
@@ -96,14 +98,14 @@ def work(rank, way, floats, pipes, orders):
 
 
 def filled_by_jax(name, floats):
-    """An array in JAX's own memory on a GPU, as the engine's are."""
+    """Return an array in GPU memory that JAX has allocated, like the arrays of the jax backend."""
     jax = importlib.import_module("jax")
     device = next(each for each in jax.local_devices() if f"cuda{each.local_hardware_id}" == name)
     return jax.block_until_ready(jax.device_put(np.ones(floats, "float32"), device))
 
 
 class Workers:
-    """The processes of one way."""
+    """The worker processes of one Way."""
 
     def __init__(self, way, floats):
         self.steps, self.orders, self.processes = 0, [], []
@@ -120,7 +122,11 @@ class Workers:
                 pipe.close()
 
     def run(self, copying=False):
-        """Seconds of the slowest worker for one exchange, or one copy; raises EOFError when a worker has died."""
+        """Return the slowest worker's seconds for one exchange or copy.
+
+        Raises:
+            EOFError: a worker has died.
+        """
         self.steps += 1
         for orders in self.orders:
             orders.send((self.steps, copying))
@@ -138,20 +144,20 @@ class Workers:
 
 
 def copy_rows(source, target, runs):
-    """What a memcpy takes of all the bytes."""
+    """Yield the row of a memcpy of all bytes."""
     seconds = [copy(source, target) for _ in range(runs + 1)][1:]
     yield report.row(f"memcpy of {source.nbytes / 1e6:.1f} MB by one thread", [1e3 * each for each in seconds], "ms")
 
 
 def copy(source, target):
-    """Seconds of a memcpy."""
+    """Return the seconds of a memcpy."""
     began = time.perf_counter()
     np.copyto(target, source)
     return time.perf_counter() - began
 
 
 def way_row(way, floats, source, target, runs):
-    """Milliseconds of an exchange, against a copy of as many bytes in turns with it."""
+    """Return the row of an exchange in milliseconds, with an alternating copy of the same number of bytes as peer."""
     n = floats if way.gradients else 2 * floats
     with Workers(way, floats) as workers:
         rounds = []
@@ -166,13 +172,13 @@ def way_row(way, floats, source, target, runs):
 
 
 def host_ways(sizes):
-    yield from (Way(("cpu",) * size, False, Slices) for size in sizes)
-    yield Way(("cpu",) * 2, False, Pair)
-    yield from (Way(("cpu",) * size, True, Slices) for size in sizes)
+    yield from (Way(("cpu",) * size, False, ShardedAverage) for size in sizes)
+    yield Way(("cpu",) * 2, False, PairwiseAverage)
+    yield from (Way(("cpu",) * size, True, ShardedAverage) for size in sizes)
 
 
 def gpu_ways(devices):
-    kinds = (Pair, Slices) if len(devices) == 2 else (Slices,)
+    kinds = (PairwiseAverage, ShardedAverage) if len(devices) == 2 else (ShardedAverage,)
     return [Way(devices, gradients, kind) for gradients in (False, True) for kind in kinds]
 
 

@@ -1,16 +1,17 @@
-"""Fine-tuning to other classes against training from scratch on them: iterations to a given validation error.
+"""Fine-tuning on new classes compared with training from scratch: iterations to a given validation error.
 
 python -m benchmarks.finetune [--quick] [--json FILE] [--error 0.1] [--seeds 2]
 
-AlexNet at full size.  The weights are those of the first run: train.py on the made set of ten classes, three epochs.
-The other classes are six figures that are none of the ten (other_figures.py), 200 pictures of each to learn from and 50
-to validate on.  Each way of learning the six is tried with several settings, all rates constant.  A trial goes on until
-the top-1 error, looked at every 20 iterations of 16 images, is at most --error in two looks running, or until its
-limit: 400 iterations, or as many as the best trial of its way has needed.  The best setting of each way is then run
-with other seeds, too.  `ratio` is the iterations of training from scratch to those of the row.
+AlexNet has full size. Its weights come from a first run: three epochs of train.py on the synthetic set of ten classes.
+The new classes are six other figures (other_figures.py), with 200 training and 50 validation images each. Both methods
+are tried with several settings, all with constant learning rates. The top-1 error is measured every 20 iterations of 16
+images. A trial ends when the error is at most --error in two consecutive validations, or at its limit: 400 iterations,
+or the iterations of the best trial of the same method so far. The best setting of each method is then repeated with
+other seeds. `ratio` is the number of iterations from scratch divided by that of the row.
 
-Then a training step of 16 images with the convolutions frozen, where nothing is computed for them going back, and one
-of which all learns, in turns; ratio is that one's time to the row's.
+The last row compares a training step of 16 images with frozen convolutions, which needs no gradients for them, with a
+step in which all layers are trainable. The two alternate; `ratio` is the time of the full step divided by that of the
+row.
 """
 
 import contextlib
@@ -24,18 +25,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.compile import build_network
-from alexnet.config import load_config
-from alexnet.data import centre_crop, open_dataset
-from alexnet.recorder import Silent
-from alexnet.sources import find_images
-from alexnet.start import find_start
-from alexnet.training import Position, Run, read, train_step, training_batches, validate
+from alexnet.config.schema import load_config
+from alexnet.data.dataset import centre_crop, open_dataset
+from alexnet.data.image_listing import find_images
+from alexnet.pretrained.initialization import find_start
+from alexnet.run.recorder import WorkerRecorder
+from alexnet.training.loop import Position, Run, read, train_step, training_batches, validate
+from alexnet.training.network import build_network
 from benchmarks import report
 from benchmarks.other_figures import OTHERS, draw_folders
 from benchmarks.program import environment, last_line
 from multigpu.loader import SerialBatches
-from multigpu.rules.alone import Alone
+from multigpu.rules.single import SingleWorker
 from preprocess.batches import Settings, make_batches
 from preprocess.synthetic import in_turns, make_synthetic
 from preprocess.workers import default_workers
@@ -43,9 +44,9 @@ from preprocess.workers import default_workers
 TRAIN_PY = pathlib.Path(__file__).parents[1] / "train.py"
 BATCH = 16
 CONVOLUTIONS = "conv1,conv2,conv3,conv4,conv5"
-FIRST_RUN = {"n_epochs", "learning_rate", "lr_step", "lr_factor"}       # settings that config.yaml has for it
+FIRST_RUN = {"n_epochs", "learning_rate", "lr_step", "lr_factor"}       # its settings, from config.yaml
 SCRATCH, FINETUNED = "from scratch", "fine-tuned"
-SETTINGS = {                                             # of the trials of each way; 0.002: config.yaml, first_run
+SETTINGS = {                                             # trials of each method; 0.002: config.yaml, first_run
     SCRATCH: ({"learning_rate": 0.002}, {"learning_rate": 0.001}),
     FINETUNED: (
         {"learning_rate": 0.001},
@@ -56,10 +57,15 @@ SETTINGS = {                                             # of the trials of each
 
 
 class Plan(NamedTuple):
-    """How much is done: pictures, iterations for the weights (None: three epochs), limit and interval of the looks."""
+    """Amount of work.
 
-    first: tuple[int, int] = (2000, 400)                 # pictures of the first run, training and validation
-    train: int = 200                                     # of each other class
+    weights: iterations of the first run (None: three epochs)
+    limit:   maximum number of iterations of a trial
+    every:   number of iterations between validations
+    """
+
+    first: tuple[int, int] = (2000, 400)                 # images of the first run, training and validation
+    train: int = 200                                     # images of each new class
     validation: int = 50
     weights: int | None = None
     limit: int = 400
@@ -73,7 +79,7 @@ QUICK = Plan(first=(80, 20), train=16, validation=4, weights=4, limit=4, every=2
 
 
 def made_sets(folder, plan):
-    """Folders of the first run's data set and of that of the other classes."""
+    """Create the data sets of the first run and of the new classes. Return their folders."""
     make_synthetic(folder / "before", *plan.first)
     draw_folders(folder / "train", plan.train, 0)
     draw_folders(folder / "val", plan.validation, 1)
@@ -87,10 +93,10 @@ def made_sets(folder, plan):
 
 
 def pretrain(data, plan):
-    """The folder of a first run of train.py on a data set, its validation left out."""
+    """Run train.py on a data set without validation. Return the run's folder."""
     given = settings_of(data) | load_config([]).model_dump(include=FIRST_RUN) | {
         "run_name": "weights", "n_iterations": plan.weights or "null", "validation": False,
-    }  # fmt: skip
+    }
     given["lr_policy"], given["lr_step"] = "step", ",".join(map(str, given["lr_step"]))
     command = [sys.executable, TRAIN_PY, *(f"{key}={value}" for key, value in given.items())]
     done = subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True)
@@ -103,8 +109,8 @@ def settings_of(data, **settings):
     return {"data": data, "output": data.parent / "runs", "batch_size": BATCH, "lr_policy": "constant"} | settings
 
 
-class Looks(Silent):
-    """A recorder that keeps the last validation error."""
+class Looks(WorkerRecorder):
+    """A recorder that stores the last validation error."""
 
     error = 1.0
 
@@ -113,7 +119,11 @@ class Looks(Silent):
 
 
 def iterations_to(error, data, plan, **settings):
-    """(iterations until the validation error is at most `error`, or None; {iteration: error} of every look)."""
+    """Train until the validation error is at most `error` in two consecutive validations, or until the limit.
+
+    Returns:
+        (iterations, or None if the error was not reached; {iteration: error} of all validations).
+    """
     config = load_config([f"{key}={value}" for key, value in settings_of(data, **settings).items()])
     data = open_dataset(config.data)
     start = find_start(config, data)
@@ -124,7 +134,7 @@ def iterations_to(error, data, plan, **settings):
     del start
     batches = SerialBatches((data.mean, network.model.image_size), (*data.mean.shape, BATCH), np.uint8)
     looks, errors = Looks(1), {}
-    run = Run(config, network, data, batches, Alone(network), looks, None, lambda: False)
+    run = Run(config, network, data, batches, SingleWorker(network), looks, None, lambda: False)
     for position in steps(run, plan.limit):
         if position.iteration % plan.every == 0:
             validate(run, position)
@@ -135,7 +145,7 @@ def iterations_to(error, data, plan, **settings):
 
 
 def reached(errors, error):
-    """The iteration of the first of two looks running that found at most `error`; None where there are none."""
+    """Return the iteration of the first of two consecutive validations with at most `error`, or None."""
     for (iteration, one), other in zip(errors.items(), list(errors.values())[1:], strict=False):
         if max(one, other) <= error:
             return iteration
@@ -143,7 +153,7 @@ def reached(errors, error):
 
 
 def steps(run, limit):
-    """Train; the Position after each step, up to `limit` of them."""
+    """Train for up to `limit` steps. Yield the Position after each."""
     position = Position()
     while position.iteration < limit:
         batches, n = training_batches(run, position)
@@ -156,18 +166,18 @@ def steps(run, limit):
 
 
 def one_by_one(run, batches):
-    """Batches and their images, each a reading of its own, so that a validation may read in between."""
+    """Yield batches and their images, each read separately, so that a validation can read in between."""
     for batch in batches:
         with contextlib.closing(read(run, [batch])) as pairs:
             pair = next(pairs)
         yield pair
 
 
-# ---- the whole
+# ---- rows
 
 
 def rows(error, seeds, plan, folder):
-    """The rows of both ways, as they are measured."""
+    """Yield the rows of both methods as they are measured."""
     before, after = made_sets(folder, plan)
     weights = pretrain(before, plan)
     best = {}
@@ -175,7 +185,7 @@ def rows(error, seeds, plan, folder):
         more = {"weights": weights} if way == FINETUNED else {}
         trials = []
         for settings in SETTINGS[way]:
-            limit = min([plan.limit, *(taken for taken, _ in trials)])       # who needs more than the best is not it
+            limit = min([plan.limit, *(taken for taken, _ in trials)])       # stop once it cannot be the best
             taken, _ = timed_trial(way, error, after, plan._replace(limit=limit), settings, more)
             if taken is not None:
                 trials.append((taken, settings))
@@ -185,7 +195,7 @@ def rows(error, seeds, plan, folder):
 
 
 def row_of(name, counts, scratch, settings, plan):
-    """The row of one way's iterations, held against those from scratch."""
+    """Return the row of one method's iterations, with those from scratch as peer."""
     if not counts:
         return report.not_measured(name, f"not in {plan.limit} iterations")
     peer = float(np.median(scratch)) if scratch else None
@@ -194,7 +204,7 @@ def row_of(name, counts, scratch, settings, plan):
 
 
 def step_rows(runs=7):
-    """The row of a step with frozen convolutions, held against a whole one."""
+    """Yield the row of a step with frozen convolutions, with a full step as peer."""
     rng = np.random.default_rng(0)
     inputs = rng.integers(0, 256, (3, 256, 256, BATCH), dtype=np.uint8), *centre_crop(BATCH, 227)
     labels, rate = rng.integers(0, len(OTHERS), BATCH).astype("int32"), np.float32(1e-4)
@@ -214,24 +224,24 @@ def step_rows(runs=7):
 
 
 def timed_trial(way, error, data, plan, settings, more):
-    """iterations_to, told on the screen."""
+    """Call iterations_to and print the result."""
     began = time.perf_counter()
     taken, errors = iterations_to(error, data, plan, **settings, **more)
     curve = " ".join(f"{100 * value:.0f}" for value in errors.values())
     print(f"{way}, {shown(settings)}: {taken or 'not'} in {max(errors, default=0)} iterations, "
-          f"{time.perf_counter() - began:.0f} s; error in %: {curve}", flush=True)  # fmt: skip
+          f"{time.perf_counter() - began:.0f} s; error in %: {curve}", flush=True)
     return taken, errors
 
 
 def best_of(way, trials, error, data, plan, seeds, more):
-    """(iterations of each seed, settings) of the trial that needed fewest."""
+    """Repeat the trial with the fewest iterations with other seeds. Return (iterations per seed, settings)."""
     if not trials:
         return [], {}
     taken, settings = min(trials, key=lambda trial: trial[0])
     counts = [taken]
     for seed in range(1, seeds):
         again, _ = timed_trial(way, error, data, plan, settings | {"random_seed": seed}, more)
-        counts.append(again or plan.limit)               # at least so many
+        counts.append(again or plan.limit)               # a lower bound
     return counts, settings
 
 

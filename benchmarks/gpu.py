@@ -1,22 +1,23 @@
-"""What only a GPU shows, in a few minutes: is it right, how fast is a step, what do loader and exchange cost.
+"""GPU measurements in a few minutes: numerical agreement, step time, and the costs of loader and exchange.
 
 python -m benchmarks.gpu [--quick] [--json FILE] [--devices cuda0,cuda1] [--batch 256] [--runs 5]
 
-Right: outputs and gradients of the jax engine, in each precision, against PyTorch in float64, as in
+Agreement: outputs and gradients of the jax backend in each precision, compared with PyTorch in float64 as in
 benchmarks/agreement.py.
 
-Step: 20 full training steps (forward, backward, update, dropout on) on images in the GPU's memory, then one wait for
-it, in each precision: ours, which crops them from bytes, the same network written by hand in JAX, and in PyTorch
-(channels_last, torch.compile, the best of its cuDNN algorithms), which are handed the finished crops.  Programs in
-turn; the peer is the faster of the other two.
+Step: 20 full training steps (forward, backward, update, with dropout) on images in GPU memory, followed by one
+synchronisation, in each precision. The programs are ours, which crops uint8 images, and the same network written
+directly in JAX and in PyTorch (channels_last, torch.compile, the best cuDNN algorithms), which receive cropped images.
+The programs alternate; the peer is the faster of the other two.
 
-Table 1: seconds per 20 iterations of 256 images from real files by train.py itself, with the loader process and
-without, by one worker, and by two of 128 images each that exchange weights and momentum after each.  With one GPU both
-are on it, which shows that it works, not what a second GPU is worth.
+Table 1: seconds per 20 iterations of 256 images from files with train.py, with and without the loader process. It runs
+with one worker, and with two workers of 128 images each that exchange weights and momentum after each iteration. With
+a single GPU both workers share it, which tests the function but does not show the speed-up of a second GPU.
 
-Exchange: benchmarks/exchange.py on the same devices, against the bandwidth of a copy between them in the same run.
+Exchange: benchmarks/exchange.py on the same devices, compared with the bandwidth of a copy between them in the same
+run.
 
-With --devices cpu everything runs on the processor, by JAX's CPU backend: a trial of this program, not of a GPU.
+With --devices cpu everything runs on the processor with JAX's CPU backend, which tests this program without a GPU.
 
 Source: Ding et al. 2014, table 1 and section 4.3.
 """
@@ -40,20 +41,20 @@ from multigpu.device import DeviceError, cuda_home
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 OURS, PEERS = "ours", ("jax", "torch")
-STEPS = 20                                       # between two waits for the GPU
+STEPS = 20                                       # between two synchronisations with the GPU
 CLASSES = 1000
 
 
-# ---- the programs measured: each returns what makes STEPS steps and waits for the last
+# ---- measured programs: each function returns a function that runs `steps` steps and waits for the last
 
 
 def our_steps(precision, device, batch, steps):
     import jax
 
-    from alexnet.augment import centre_crop
-    from alexnet.compile import Network
+    from alexnet.data.augment import centre_crop
     from alexnet.models import AlexNet
-    from alexnet.updates import momentum_sgd
+    from alexnet.training.network import Network
+    from alexnet.training.updates import momentum_sgd
 
     rng = np.random.default_rng(0)
     mean = np.full((3, 256, 256), 110, np.float32)
@@ -126,11 +127,11 @@ def torch_steps(precision, device, batch, steps):
 MAKERS = {OURS: our_steps, "jax": jax_steps, "torch": torch_steps}
 
 
-# ---- the measuring
+# ---- measurement
 
 
 def step_rows(device, batch, steps, runs):
-    """Three rows for each precision: ours and both peers, images/s."""
+    """Yield three rows for each precision, ours and both peers, in images/s."""
     for precision in PRECISIONS:
         names = [name for name in MAKERS if name != "torch" or importlib.util.find_spec("torch")]
         with contextlib.ExitStack() as stack:
@@ -151,7 +152,7 @@ def step_rows(device, batch, steps, runs):
 
 
 def table1_rows(devices, batch, iterations):
-    """Seconds per 20 iterations of `batch` images by train.py, one worker and two, loader on and off."""
+    """Yield seconds per 20 iterations of `batch` images with train.py, for one and two workers, loader on and off."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         table1.make_data(folder, batch, files=8)
@@ -164,7 +165,7 @@ def table1_rows(devices, batch, iterations):
 
 
 def rows_of(module, *arguments):
-    """The rows of another benchmark, a process of its own; its last words where it fails."""
+    """Run another benchmark as a process and return its rows, with its last line of output if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "rows")
         command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments), "--json", str(path)]
@@ -175,7 +176,7 @@ def rows_of(module, *arguments):
 
 
 def all_rows(devices, options):
-    """Every row, as soon as it is known."""
+    """Yield every row as it is measured."""
     device, quick = devices[0], ["--quick"] if options.quick else []
     for precision in PRECISIONS:
         found = rows_of("agreement", *quick, "--engine", "jax", "--device", device, "--precision", precision)
@@ -188,7 +189,11 @@ def all_rows(devices, options):
 
 
 def devices_of(text):
-    """The devices to measure: those named, or every GPU.  Raises DeviceError where there is none to use."""
+    """Return the devices to measure: those named in `text`, or every GPU.
+
+    Raises:
+        DeviceError: there is no usable GPU.
+    """
     return tuple(text.split(",")) if text else tuple(f"cuda{number}" for number in range(cuda_home("cuda0").count()))
 
 

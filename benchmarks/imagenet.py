@@ -1,18 +1,19 @@
-"""The whole of ImageNet through preprocess, with made images: memory, time, ten kills, and what verify finds.
+"""Preprocessing of a synthetic ImageNet at full size: memory, time, restart after ten kills, and verification.
 
 python -m benchmarks.imagenet [--quick] [--json FILE] [--images N] [--kills 10] [--workers N] [--folder DIR]
 
-1,281,167 + 50,000 images under ImageNet's names (made_imagenet.py), `python -m preprocess imagenet` on them twice: in
-one go, and killed with SIGKILL at drawn moments — while it lists, while it writes the last files, and in between; the
-command itself, one of its workers, or all at once — and started again each time.  Both must be the same to the byte,
-every image must lie under its own label, and `verify` must name a flipped bit, a missing file and labels of another
-order, and nothing else.
+The input is 1,281,167 + 50,000 images under ImageNet's names (made_imagenet.py). `python -m preprocess imagenet` runs
+on them twice: once without interruption, and once killed with SIGKILL and restarted --kills times. The kills hit the
+command, one of its workers, or all processes, at random times during the listing, during the last files, and in
+between. Both results must be identical, byte for byte, and every image must be stored under its label. `verify` must
+report a flipped bit, a missing file and reordered labels, and nothing else.
 
-The true set has 262 GB.  Here its files are nearly all zeros, which are given back to the file system as soon as a file
-is finished (`fallocate --dig-holes` of util-linux): sizes and checksums stay, 2 GB are in use.  So preprocess runs with
---ignore-space.  DIR must be on a file system with holes: ext4, XFS, btrfs, tmpfs; it is kept.
+The real set has 262 GB. The files written here consist almost entirely of zeros, which are deallocated as soon as a
+file is finished (`fallocate --dig-holes` of util-linux). Sizes and checksums are unchanged, and 2 GB of disk are used.
+preprocess therefore runs with --ignore-space. DIR must be on a file system with sparse files (ext4, XFS, btrfs, tmpfs);
+it is not deleted.
 
-Memory is the sum of every process's peak (VmHWM), which counts what they share more than once.
+Memory is the sum of the peaks of all processes (VmHWM), which counts shared memory more than once.
 """
 
 import contextlib
@@ -29,8 +30,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet import hkl
-from alexnet.sources import find_images
+from alexnet.data import batch_file
+from alexnet.data.image_listing import find_images
 from benchmarks import report
 from benchmarks.made_imagenet import (
     CMYK_VALIDATION,
@@ -48,14 +49,14 @@ from preprocess.workers import default_workers
 
 DIGGER = ("fallocate", "--dig-holes")                        # of util-linux
 ROOT = pathlib.Path(__file__).parents[1]
-LISTING, MEMORY = 60, 1536                                   # promised: seconds, MiB
-FAR = 128                                                    # a row and column outside the square
-AFTER = 0.5                                                  # seconds, at most, from the file of a kill to the kill
-PAUSE = 0.2                                                  # seconds between two looks, less for small sets
+LISTING, MEMORY = 60, 1536                                   # limits: seconds, MiB
+FAR = 128                                                    # row and column of a pixel outside the coloured square
+AFTER = 0.5                                                  # maximum seconds between the chosen file and the kill
+PAUSE = 0.2                                                  # seconds between polls; less for small sets
 
 
 class Options(NamedTuple):
-    """What the runs have in common."""
+    """Options shared by all runs."""
 
     folder: pathlib.Path
     images: int
@@ -64,19 +65,19 @@ class Options(NamedTuple):
     workers: int
     kills: int
     seed: int
-    dig: bool                                                # whether the file system can have holes
+    dig: bool                                                # the file system supports sparse files
 
     @property
     def files(self):
-        """Batch files of the whole set."""
+        """Number of batch files of the whole set."""
         return sum(-(-images // self.batch_size) for images in (self.images, self.validation))
 
 
 class Run:
-    """A process `python -m preprocess imagenet TREE OUT` with all its workers, a session of its own.
+    """A process `python -m preprocess imagenet TREE OUT` with all its workers, in a separate session.
 
-    peaks  {process id: (is it the command itself, MiB)}, as of the last look()
-    dug    files that have their holes, of earlier runs as well
+    peaks:  {process id: (whether it is the command, peak MiB)}, updated by look()
+    dug:    files whose zeros are deallocated, including those of earlier runs
     """
 
     def __init__(self, tree, out, options, dug=()):
@@ -94,7 +95,7 @@ class Run:
         self.kill(self.session())
 
     def look(self):
-        """Note the memory of all processes and dig holes into new files."""
+        """Record the memory of all processes and deallocate the zeros of new files."""
         for process in self.session():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 for line in pathlib.Path(f"/proc/{process}/status").read_text().splitlines():
@@ -107,7 +108,7 @@ class Run:
             self.dug |= found
 
     def session(self):
-        """Ids of the command's process and its workers that are alive."""
+        """Return the ids of the live processes: the command and its workers."""
         alive = []
         for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -117,12 +118,12 @@ class Run:
         return alive
 
     def finished(self):
-        """Batch files in the journal; none before there is one."""
+        """Return the number of batch files in the journal, or 0 before it exists."""
         journal = self.out / JOURNAL
         return max(journal.read_bytes().count(b"\n") - 1, 0) if journal.exists() else 0
 
     def wait(self, until=lambda: False):
-        """Look until the command ends or until() holds; returns whether it goes on."""
+        """Poll until the command ends or until() is true. Return whether the command is still running."""
         while self.process.poll() is None:
             if until():
                 return True
@@ -132,14 +133,19 @@ class Run:
         return False
 
     def victims(self, kind, draw):
-        """Process ids of the "command", of a "worker" drawn, where there is one, or of "all"."""
+        """Return the ids of the processes to kill.
+
+        Args:
+            kind: "command"; "worker", a random worker, or the command if there is none; or "all".
+            draw: random.Random that selects the worker.
+        """
         workers = [process for process in self.session() if is_worker(process)]
         if kind == "worker" and workers:
             return [draw.choice(workers)]
         return self.session() if kind == "all" else [self.process.pid]
 
     def kill(self, processes):
-        """SIGKILL some processes of the session, and wait until none is left: the others end by themselves."""
+        """Send SIGKILL to some processes of the session and wait until all have ended; the others must exit too."""
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -149,14 +155,14 @@ class Run:
 
 
 def is_worker(process):
-    """Whether a process is a worker of the command, and not the tracker that multiprocessing starts beside them."""
+    """Return whether a process is a worker of the command, not multiprocessing's resource tracker."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return b"spawn_main" in pathlib.Path(f"/proc/{process}/cmdline").read_bytes()
     return False
 
 
 def unbroken(tree, out, options):
-    """Rows of the set made in one go."""
+    """Preprocess without interruption and yield the rows."""
     began = time.perf_counter()
     with Run(tree, out, options) as run:
         run.wait()
@@ -176,7 +182,7 @@ def unbroken(tree, out, options):
 
 
 def killed(tree, out, options):
-    """Rows of the set made by runs that were killed."""
+    """Preprocess with kills and restarts and yield the rows."""
     draw = random.Random(options.seed)
     between = sorted(draw.randint(1, options.files - 1) for _ in range(options.kills - 2))
     began, kills, dug = time.perf_counter(), 0, ()
@@ -198,12 +204,16 @@ def killed(tree, out, options):
 
 
 def alike(one, other):
-    """The row that says how many files of two folders are the same, byte for byte where they are no batch files.
+    """Return the row with the number of identical files in two folders.
 
-    Of batch files the checksums in the manifests; verify compares those with the files.
+    Batch files are compared by the checksums in the manifests, which verify compares with the files. All other files
+    are compared byte for byte.
+
+    Raises:
+        RuntimeError: the folders differ.
     """
     names = [sorted(os.fspath(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-             for folder in (one, other)]  # fmt: skip
+             for folder in (one, other)]
     expect(names[0] == names[1], f"files of one set alone: {sorted(set(names[0]) ^ set(names[1]))[:5]}")
     small = [name for name in names[0] if not name.endswith(".hkl")]
     different = [name for name in small if (one / name).read_bytes() != (other / name).read_bytes()]
@@ -212,7 +222,7 @@ def alike(one, other):
 
 
 def verify(out, options):
-    """Seconds, exit status and the sentences of python -m preprocess verify."""
+    """Run python -m preprocess verify. Return its seconds, exit status and lines of stderr."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "preprocess", "verify", os.fspath(out), "--workers", str(options.workers)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -220,14 +230,14 @@ def verify(out, options):
 
 
 def whole(out, options):
-    """The row of verify on a set that is as it should be."""
+    """Return the row of verify on an undamaged set."""
     seconds, status, sentences = verify(out, options)
     expect(status == 0 and not sentences, f"verify ended with status {status}: {sentences[:3]}")
     return fact("verify", seconds, "s")
 
 
 def damaged(out, options):
-    """The row of verify on a set with a flipped bit, a missing file and labels in another order; all is put back."""
+    """Return the row of verify on a set with a flipped bit, a missing file and reordered labels; undo the damage."""
     draw = random.Random(options.seed)
     flipped, missing = draw.sample(sorted(out.glob("train_hkl*/*.hkl")), 2)
     labels = out / "labels" / "val_labels.npy"
@@ -254,7 +264,7 @@ def flip(file, place, bit):
 
 
 def right(tree, out):
-    """Rows that say how many images lie under their own label and in the right colours."""
+    """Yield the rows with the number of images that have the correct label and the correct colours."""
     names = [name.decode() for name in np.load(out / "misc" / "shuffled_train_filenames.npy").tolist()]
     label = {wnid: number for number, wnid in enumerate(wnids())}
     truths = {"train": np.array([label[name.split("/")[0]] for name in names]), "val": tree.validation_labels}
@@ -262,7 +272,7 @@ def right(tree, out):
     for half, truth in truths.items():
         squares, far = corners(sorted(out.glob(f"{half}_hkl*/*.hkl")))
         told[half] = label_of(squares)
-        good = (told[half] == truth) | (told[half] == -1)            # a grey one tells no label
+        good = (told[half] == truth) | (told[half] == -1)            # a grey image encodes no label
         stored = np.load(out / "labels" / f"{half}_labels.npy")
         expect(good.all() and not far.any() and (stored == truth).all(), f"{half}: {(~good).sum()} images are wrong")
         yield fact(f"{half}: images under their label", int(good.sum()), "images", peer=len(truth))
@@ -274,28 +284,28 @@ def right(tree, out):
 
 
 def corners(files):
-    """Of all images: the colours in the square, (3, images), and beside it."""
+    """Return the colours of all images inside the square and outside it, each uint8 (3, images)."""
     inside, far = [], []
     for file in files:
-        with hkl.opened(file, 256) as opened:
+        with batch_file.opened(file, 256) as opened:
             inside.append(opened.dataset[:, INSIDE, INSIDE])
             far.append(opened.dataset[:, FAR, FAR])
     return np.concatenate(inside, axis=1), np.concatenate(far, axis=1)
 
 
 def expect(holds, sentence):
-    """Raise RuntimeError where a promise is not kept."""
+    """Raise RuntimeError if a condition does not hold."""
     if not holds:
         raise RuntimeError(sentence)
 
 
 def fact(name, value, unit, peer=None):
-    """A row of one measurement, held against what it should be where that is known."""
+    """Return the row of a single measurement, with the expected value as peer if there is one."""
     return report.row(name, [value], unit) | ({} if peer is None else {"peer": peer, "ratio": value / peer})
 
 
 def listing(tree, options):
-    """The row of listing and shuffling all names."""
+    """Return the row of listing and shuffling all names."""
     began = time.perf_counter()
     sources = find_images(tree.train, tree.validation)
     seconds = time.perf_counter() - began
@@ -306,7 +316,7 @@ def listing(tree, options):
 
 
 def can_dig(folder):
-    """Whether zeros can be given back to the file system of a folder."""
+    """Return whether the file system of a folder can deallocate zeros."""
     if shutil.which(DIGGER[0]) is None:
         return False
     with tempfile.NamedTemporaryFile(dir=folder) as file:
@@ -316,7 +326,11 @@ def can_dig(folder):
 
 
 def rows(options):
-    """All rows, as they are measured; raises RuntimeError where something does not hold."""
+    """Yield all rows as they are measured.
+
+    Raises:
+        RuntimeError: a check failed.
+    """
     need = 2 * (options.images + options.validation) * IMAGE_BYTES
     free = shutil.disk_usage(options.folder).free
     expect(options.dig or need < free, f"{options.folder} has no holes, nor {need / 1e9:.1f} GB free")
@@ -355,7 +369,7 @@ def main(arguments=None):
         validation = max(options.images * VALIDATION // TRAIN, 1)
         found, failure = [], None
         made = Options(pathlib.Path(folder), options.images, validation, options.batch_size, options.workers,
-                       options.kills, options.seed, can_dig(folder))  # fmt: skip
+                       options.kills, options.seed, can_dig(folder))
         try:
             for row in rows(made):
                 found.append(row)
@@ -371,11 +385,11 @@ def main(arguments=None):
 
 @contextlib.contextmanager
 def new_folder(folder):
-    """A folder that must not be there yet, and stays."""
+    """Create a folder that must not exist yet; it is not deleted."""
     folder.mkdir(parents=True)
     yield folder
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))          # so that what it has started ends with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))          # so that its child processes are ended too
     raise SystemExit(main())

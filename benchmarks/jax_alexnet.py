@@ -1,6 +1,7 @@
-"""The same AlexNet written by hand in JAX, as somebody would who had only a GPU in mind: the peer of the jax engine.
+"""The same AlexNet written directly in JAX for GPUs: the peer of the jax backend.
 
-Images are (batch, row, column, channel), filters (row, column, in, out): what XLA's convolutions on GPUs like best.
+Images are (batch, row, column, channel) and filters (row, column, in, out), the fastest layout of XLA's convolutions on
+GPUs.
 """
 
 import jax
@@ -20,7 +21,7 @@ DTYPES = {"float32": jnp.float32, "tf32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def initial_parameters(seed=0):
-    """A list of (weights, biases), float32."""
+    """Return a list of (weights, biases), float32."""
     rng, channels, found = np.random.default_rng(seed), 3, []
     for filters, size, _, _, groups, *_ in CONVOLUTIONS:
         found.append((rng.normal(0, 0.01, (size, size, channels // groups, filters)), np.zeros(filters)))
@@ -33,7 +34,10 @@ def initial_parameters(seed=0):
 
 
 def logits_of(parameters, images, key, precision):
-    """(batch, class), dropout on; the products' operands are of the precision, their sums float32."""
+    """Return the logits (batch, class), float32, with dropout.
+
+    The operands of convolutions and matrix products have the given precision; sums are accumulated in float32.
+    """
     dtype = DTYPES[precision]
     how = {"precision": lax.Precision.HIGHEST if precision == "float32" else lax.Precision.DEFAULT}
     x = images.astype(dtype)
@@ -42,7 +46,7 @@ def logits_of(parameters, images, key, precision):
         x = lax.conv_general_dilated(
             x, w.astype(dtype), (stride, stride), [(pad, pad)] * 2, dimension_numbers=layout,
             feature_group_count=groups, **how,
-        )  # fmt: skip
+        )
         x = jax.nn.relu(x + b.astype(dtype))
         if pooled:
             x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
@@ -65,7 +69,10 @@ def normalise(x):
 
 
 def make_step(precision, learning_rate=1e-3, momentum=0.9, weight_decay=5e-4):
-    """(parameters, velocities, images, labels, key) -> parameters, velocities, cost; donates the first two."""
+    """Return a compiled step: (parameters, velocities, images, labels, key) -> parameters, velocities, cost.
+
+    The step donates the buffers of parameters and velocities.
+    """
 
     def cost_of(parameters, images, labels, key):
         log_probability = jax.nn.log_softmax(logits_of(parameters, images, key, precision))

@@ -1,19 +1,19 @@
-"""Where a training step spends its time, layer by layer and pass by pass, beside PyTorch and the ceilings.
+"""Time of each layer and pass in a training step, compared with PyTorch and with the machine's ceilings.
 
 python -m benchmarks.kernels [--quick] [--json FILE] [--batch 128] [--runs 3] [--layers conv1 fc6 ...]
 
-Ours is the compiled training step itself, on random images in memory, each of its nodes timed where it stands, so the
-parts add up to the step, and `share` is of it.  PyTorch's passes are run one by one on random values, each in the
-faster of its two layouts; a step of ours comes after each layer of PyTorch's, and the ceilings' loops after it, so
-that all see the same machine.  A pass that ours does in one node and PyTorch in two is held against their sum.  The
-networks differ in order: ours pools before bias and ReLU, which is exact, so its bias and ReLU see a quarter of the
-values.  PyTorch's sums are of all its passes.
+Our rows come from the compiled training step on random images in memory. Each node is timed within the step, so the
+parts add up to the step, and `share` is the fraction of it. PyTorch's passes run one by one on random values, each in
+the faster of its two layouts. After each PyTorch layer, our step and the ceiling loops run once, so that all are
+measured under the same conditions. If one of our nodes corresponds to two PyTorch passes, it is compared with their
+sum. The networks differ in order: ours pools before bias and ReLU, which gives the same result, so its bias and ReLU
+process a quarter of the values. The PyTorch totals include all its passes.
 
-The ceiling is the time of the pass if only its limit counted: bound by multiply-adds (operations of the direct sum
-divided by the rate of a loop on registers alone) or by memory (the bytes of the arrays that it reads and writes, each
-once, divided by the rate of a large copy), whichever takes longer.  `of ceiling` is that time divided by ours.  It
-can exceed 100 %: Winograd's convolutions make do with fewer operations than the direct sum that is counted, and small
-arrays stay in the caches.  The rate is in GFLOP/s of the direct sum, or in GB/s.
+The ceiling is the time of a pass at the machine's peak rate. It is bound either by multiply-adds (operations of the
+direct sum divided by the rate of a loop on registers) or by memory (bytes of all arrays read and written, each counted
+once, divided by the rate of a large copy), whichever takes longer. `of ceiling` is the ceiling divided by our time. It
+can exceed 100 %, because Winograd convolutions need fewer operations than the direct sum, and because small arrays stay
+in the caches. The rate is in GFLOP/s of the direct sum, or in GB/s.
 """
 
 import statistics
@@ -21,11 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.compile import Network
-from alexnet.data import centre_crop
-from alexnet.dispatch.cpu import build
+from alexnet.data.dataset import centre_crop
 from alexnet.models import AlexNet
-from alexnet.updates import momentum_sgd
+from alexnet.native import compiler
+from alexnet.training.network import Network
+from alexnet.training.updates import momentum_sgd
 from benchmarks import ceilings, nodes, report
 
 try:
@@ -37,14 +37,14 @@ except ImportError:
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 CLASSES = 1000
-FUSED = {"filter gradient update": ("filter gradient", "update")}            # one node of ours: passes of PyTorch's
+FUSED = {"filter gradient update": ("filter gradient", "update")}            # our node: PyTorch passes
 MULTIPLY_ADDS = ("forward", "input gradient", "filter gradient", *FUSED)     # passes that are sums of products
 BETWEEN = "between the nodes"
 STEP = "the whole step"
 
 
 class Ceilings(NamedTuple):
-    """Operations and bytes a second: medians."""
+    """Median operations and bytes per second."""
 
     operations: float
     nbytes: float
@@ -54,7 +54,7 @@ class Ceilings(NamedTuple):
 
 
 class Step:
-    """A training step whose nodes are watched."""
+    """A training step whose nodes are timed."""
 
     def __init__(self, batch):
         rng = np.random.default_rng(0)
@@ -63,24 +63,24 @@ class Step:
         labels = rng.integers(0, CLASSES, batch).astype("int32")
         self.inputs = images, *centre_crop(batch, self.network.model.image_size), labels, np.float32(1e-3)
         self.network.train(*self.inputs)
-        self.network.train(*self.inputs)                 # now all memory is there
+        self.network.train(*self.inputs)                 # all memory is allocated after this
         self.nodes, self.seconds = nodes.watch(self.network.train), []
 
     def run(self):
         self.seconds.append(ceilings.seconds(lambda: self.network.train(*self.inputs)))
 
     def operations(self):
-        """Name of a pass -> operations of its direct sum for one image."""
+        """Return {name of a pass: operations of its direct sum for one image}."""
         model = self.network.model
         summary = model.describe((model.channels, model.image_size, model.image_size))
         return {f"{row.name} {which}": 2 * row.macs for row in summary if row.macs for which in MULTIPLY_ADDS}
 
 
-# ---- PyTorch's
+# ---- PyTorch
 
 
 def torch_seconds(layer, batch, runs):
-    """Pass -> list of seconds in the layout that is faster in a first run, each after one that does not count."""
+    """Return {pass: list of seconds} in the layout that is faster in a first run, after a warm-up run."""
     both = [layer_passes(layer, batch, layout) for layout in LAYOUTS]
     for run in (run for passes in both for run in passes.values()):
         run()
@@ -89,21 +89,25 @@ def torch_seconds(layer, batch, runs):
 
 
 def peer_of(name, peers):
-    """PyTorch's seconds for a pass of ours: the median, or the sum of medians of all that ours does in one; or None."""
+    """Return PyTorch's median seconds for one of our passes, summed over fused passes; None if there are none."""
     layer, _, which = name.partition(" ")
     parts = [peers.get(f"{layer} {part}") for part in FUSED.get(which, (which,))]
     return sum(map(statistics.median, parts)) if None not in parts else None
 
 
-# ---- together
+# ---- comparison
 
 
 def measure(batch, runs, layers):
-    """(Step, pass -> PyTorch's seconds, rates): after each layer of PyTorch's, a step of ours and both ceilings."""
+    """Run our step and both ceiling loops after each PyTorch layer.
+
+    Returns:
+        (Step, {pass: PyTorch's seconds}, (multiply-add rates, copy rates)).
+    """
     step, peers, rates = Step(batch), {}, ([], [])
     for layer in layers:
         if torch is not None:
-            torch.set_num_threads(build.threads())
+            torch.set_num_threads(compiler.threads())
             peers |= torch_seconds(layer, batch, runs)
         step.run()
         for found, loop in zip(rates, (ceilings.multiply_add_rates, ceilings.copy_rates), strict=True):
@@ -112,7 +116,7 @@ def measure(batch, runs, layers):
 
 
 def rows(batch, runs, layers):
-    """The ceilings, a row for each pass, then the sums."""
+    """Yield the ceilings, a row for each pass, then the sums."""
     step, peers, rates = measure(batch, runs, layers)
     limits = Ceilings(*map(statistics.median, rates))
     yield report.row("ceiling: multiply-adds on registers", [rate / 1e9 for rate in rates[0]], "GFLOP/s")
@@ -125,7 +129,7 @@ def rows(batch, runs, layers):
         pass_row(name, times, whole, peer_of(name, peers),
                  batch * operations.get(name, 0), 0 if name == nodes.REST else nbytes, limits)
         for name, (times, nbytes) in sorted(groups.items(), key=lambda group: place(group[0]))
-    ]  # fmt: skip
+    ]
     found.append(pass_row(BETWEEN, between, whole, None, 0, 0, limits))
     yield from found
     all_of_torch = sum(map(statistics.median, peers.values())) if set(layers) == set(LAYERS) else 0
@@ -133,13 +137,13 @@ def rows(batch, runs, layers):
 
 
 def place(name):
-    """Of a pass in the table: layer by layer."""
+    """Return the sort key of a pass, which groups the table by layer."""
     layer = name.partition(" ")[0]
     return LAYERS.index(layer) if layer in LAYERS else len(LAYERS)
 
 
 def pass_row(name, times, whole, peer, operations, nbytes, limits):
-    """The row of one pass; peer in seconds or None, operations and nbytes may be 0."""
+    """Return the row of one pass; peer is in seconds or None, operations and nbytes may be 0."""
     seconds = statistics.median(times)
     made = report.row(name, [1e3 * value for value in times], "ms", share=seconds / whole)
     if peer:
@@ -149,12 +153,16 @@ def pass_row(name, times, whole, peer, operations, nbytes, limits):
         counted = operations / limits.operations == ceiling
         rate = f"{operations / seconds / 1e9:.0f} GFLOP/s" if counted else f"{nbytes / seconds / 1e9:.1f} GB/s"
         made |= {"ceiling_ms": 1e3 * ceiling, "bound_by": "multiply-adds" if counted else "memory",
-                 "of_ceiling": ceiling / seconds, "rate": rate}  # fmt: skip
+                 "of_ceiling": ceiling / seconds, "rate": rate}
     return made
 
 
 def sums(found, steps, torch_ms):
-    """Rows of convolutions, dense layers, all else and the step; torch_ms is the sum of PyTorch's passes, or 0."""
+    """Yield the rows of convolutions, dense layers, the remaining passes and the step.
+
+    Args:
+        torch_ms: sum of all PyTorch passes in milliseconds; 0 if not all of them were measured.
+    """
     parts = {"all convolutions": [], "all dense layers": [], "all else": []}
     for row in found:
         layer, _, which = row["name"].partition(" ")
@@ -169,10 +177,10 @@ def sums(found, steps, torch_ms):
 
 
 def sum_row(name, parts):
-    """The sum of some rows' medians; what not all of them have, their sum has not."""
+    """Return the row with the sums of the rows' medians. A column missing in any row is omitted."""
     made = {"name": name, "value": sum(row["value"] for row in parts), "unit": "ms"}
     made |= {key: sum(row[key] for row in parts)
-             for key in ("share", "peer", "ceiling_ms") if all(key in row for row in parts)}  # fmt: skip
+             for key in ("share", "peer", "ceiling_ms") if all(key in row for row in parts)}
     if "peer" in made:
         made["ratio"] = made["peer"] / made["value"]
     if "ceiling_ms" in made:
@@ -197,7 +205,7 @@ def main():
     options = parser.parse_args()
     batch, runs = (8, 2) if options.quick else (options.batch, options.runs)
     found = []
-    print(f"batch {batch}, {build.threads()} threads\n{'':36} {'median':>9} {'':8} {'spread':>6} {'share':>7} "
+    print(f"batch {batch}, {compiler.threads()} threads\n{'':36} {'median':>9} {'':8} {'spread':>6} {'share':>7} "
           f"{'PyTorch':>9} {'ratio':>6} {'ceiling':>9} {'of it':>6} rate")
     for row in rows(batch, runs, options.layers):
         found.append(row)

@@ -1,24 +1,25 @@
-"""What an exchange takes, as a formula: messages x latency + bytes / bandwidth, on its critical path.
+"""Formulas for the duration of an exchange: messages x latency + bytes / bandwidth, on the critical path.
 
-Of N workers that exchange n bytes of float32, each with everybody (d = log2 N, rounded up):
+Collective exchange of n bytes of float32 among N workers (d = log2 N, rounded up):
 
-    ar                 2 d messages,       2 (N - 1) / N n bytes       halving and doubling; MPI may choose otherwise
-    nccl32, nccl16     2 (N - 1) messages, 2 (N - 1) / N n bytes       a ring
-    asa32, asa16       2 (N - 1) messages, 2 (N - 1) / N n bytes       all to all, then all gather
-    copper, copper16   2 d messages,       d (n + piece) bytes         a tree, both ways at once but for a piece
-    peer               2 d messages,       2 (N - 1) / N n bytes       slices of each other's memory; N = 2 on GPUs: n
+    ar                 2 d messages,       2 (N - 1) / N n bytes     halving and doubling; MPI may use another algorithm
+    nccl32, nccl16     2 (N - 1) messages, 2 (N - 1) / N n bytes     ring
+    asa32, asa16       2 (N - 1) messages, 2 (N - 1) / N n bytes     alltoall, then allgather
+    copper, copper16   2 d messages,       d (n + piece) bytes       tree; both directions overlap except for one piece
+    peer               2 d messages,       2 (N - 1) / N n bytes     slices of peers' memory; n for N = 2 on GPUs
 
-Names that end in 16 send half of the bytes.  Where workers go on alone there is a cost of each step instead, in which
-c is the computation of a step and x = latency + n / bandwidth what a message of all takes:
+Strategies whose names end in 16 send half of the bytes. Rules without a collective exchange have a cost per step
+instead, where x = latency + n / bandwidth is the duration of a message with all parameters:
 
-    easgd   2 x / tau, as long as the server keeps up; it takes 2 x from each of N workers in turn, so a worker's tau
-            steps never take less than 2 N x
-    gosgd   p x: a push, by nobody waited for
+    easgd   2 x / tau, if the server keeps up. The server spends 2 x on each of N workers in turn, so tau steps of a
+            worker take at least 2 N x
+    gosgd   p x: a push, which no worker waits for
 
-All links are assumed to be busy at once without hindering each other, and nothing is exchanged while a worker computes.
+The model assumes that all links transfer at the same time without contention, and that communication does not overlap
+with computation.
 
 Source: Thakur et al. 2005, "Optimization of collective communication operations in MPICH" (latency, bandwidth, and the
-patterns' costs); Zhang et al. 2015 (easgd); Blot et al. 2016 (gosgd).
+costs of the patterns); Zhang et al. 2015 (easgd); Blot et al. 2016 (gosgd).
 """
 
 import math
@@ -26,14 +27,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-PIECE = 1 << 20                                  # bytes that multigpu.exchange.copper sends at a time
+PIECE = 1 << 20                                  # bytes per piece in multigpu.exchange.copper
 IMAGES = 5120
 PEERS = ("ar", "asa32", "asa16", "copper", "copper16", "peer", "nccl32", "nccl16")
 ALONE = ("easgd", "gosgd")
 
 
 class Link(NamedTuple):
-    """What a message costs besides its bytes, in seconds, and bytes per second, in one direction; and who says so."""
+    """Latency of a message in seconds, bandwidth in bytes per second in one direction, and the source of both."""
 
     latency: float
     bandwidth: float
@@ -41,10 +42,11 @@ class Link(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What training asks of a link.
+    """A training workload.
 
-    parameters         of the network            batch  images of a worker's step
-    seconds_per_image  of one worker's computation
+    parameters:         number of parameters of the network
+    batch:              images per step of one worker
+    seconds_per_image:  computation time of one worker
     """
 
     parameters: int
@@ -57,7 +59,7 @@ class Load(NamedTuple):
 
     @property
     def step(self):
-        """Seconds of a worker's computation in a step."""
+        """Computation time of a worker's step in seconds."""
         return self.batch * self.seconds_per_image
 
 
@@ -74,20 +76,20 @@ LINKS = {
 }
 BETWEEN_HOSTS = ("10 Gbit Ethernet", "100 Gbit Ethernet", "InfiniBand HDR")
 
-# seconds per 5,120 images that Theano-MPI published for K80 GPUs: workers -> (training, comm)
+# published by Theano-MPI for K80 GPUs, in seconds per 5,120 images: workers -> (training, comm)
 PUBLISHED = {
     "AlexNet": {1: (20.50, 0), 2: (10.35, 0.78), 4: (5.13, 0.54), 8: (2.63, 0.61)},
     "GoogLeNet": {1: (63.89, 0), 2: (31.40, 1.00), 4: (15.51, 0.71), 8: (7.69, 0.80)},
 }
-PARAMETERS = {"AlexNet": (60_965_224, 128), "GoogLeNet": (13_378_280, 32)}        # and the batch of the original
+PARAMETERS = {"AlexNet": (60_965_224, 128), "GoogLeNet": (13_378_280, 32)}        # with Theano-MPI's batch size
 LOADS = {name: Load(*PARAMETERS[name], PUBLISHED[name][1][0] / IMAGES) for name in PARAMETERS}
 
 
-# ---- what is on the critical path
+# ---- critical path
 
 
 def path(strategy, workers, n, on_gpus=False):
-    """(messages, bytes) of an exchange of n bytes of float32 among all workers, one after the other."""
+    """Return the (messages, bytes) on the critical path of an exchange of n bytes of float32 among all workers."""
     if workers == 1:
         return 0, 0.0
     depth = math.ceil(math.log2(workers))
@@ -105,16 +107,17 @@ def path(strategy, workers, n, on_gpus=False):
 
 
 def exchange_seconds(strategy, workers, n, link, host=0.0, on_gpus=False):
-    """Seconds of an exchange of n bytes among all workers.
+    """Return the seconds of an exchange of n bytes among all workers.
 
-    host  seconds that a byte on the path costs the workers' processors besides: sums, copies, rounding
+    Args:
+        host: additional processor seconds per byte on the path, for sums, copies and rounding.
     """
     messages, moved = path(strategy, workers, n, on_gpus)
     return messages * link.latency + moved * (1 / link.bandwidth + host)
 
 
 def seconds_per_step(how, workers, load, link, host=0.0, tau=10, p=0.01):
-    """Seconds of a worker's step beyond its computation, by a strategy of all, or by easgd or gosgd."""
+    """Return the exchange seconds per step of a worker, for a collective strategy, easgd or gosgd."""
     if how not in ALONE:
         return exchange_seconds(how, workers, load.bytes, link, host, on_gpus=not host)
     message = link.latency + load.bytes * (1 / link.bandwidth + host)
@@ -124,7 +127,7 @@ def seconds_per_step(how, workers, load, link, host=0.0, tau=10, p=0.01):
 
 
 class Prediction(NamedTuple):
-    """Of 5,120 images of all workers: seconds of computation and of exchanging; and how many workers' work that is."""
+    """Seconds of computation and of exchange per 5,120 images of all workers, and speed-up over one worker."""
 
     train: float
     comm: float
@@ -132,17 +135,17 @@ class Prediction(NamedTuple):
 
 
 def predict(how, workers, load, link, host=0.0):
-    """The Prediction for so many workers."""
+    """Return the Prediction for a number of workers."""
     steps = IMAGES / (workers * load.batch)
     train, comm = steps * load.step, steps * seconds_per_step(how, workers, load, link, host)
     return Prediction(train, comm, IMAGES * load.seconds_per_image / (train + comm))
 
 
-# ---- the link that was measured
+# ---- fit to measurements
 
 
 class Measured(NamedTuple):
-    """An exchange of n bytes by a strategy."""
+    """A measured exchange of `bytes` bytes with a strategy."""
 
     strategy: str
     workers: int
@@ -151,32 +154,37 @@ class Measured(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """A Link, and measured / predicted seconds of each exchange that it was fitted to."""
+    """A fitted Link, and measured / predicted seconds of each exchange used for the fit."""
 
     link: Link
     ratios: np.ndarray
 
     @property
     def deviation(self):
-        """The factor by which the prediction is off, as a root mean square of logarithms: 1.2 is 20 % either way."""
+        """Typical error factor of the prediction, the root mean square of logarithms: 1.2 is 20 % either way."""
         return float(np.exp(np.sqrt(np.mean(np.log(self.ratios) ** 2))))
 
 
 def turns(workers, cores):
-    """How often a core has to do a worker's part, where all share one machine."""
+    """Return the number of workers per core, at least 1, when all workers share one machine."""
     return max(1.0, workers / cores)
 
 
 def fit(measured, cores=math.inf):
-    """The Fit to Measured exchanges, which need two lengths at least: latency and bandwidth of least squares.
+    """Fit latency and bandwidth to measured exchanges by least squares.
 
-    What is squared is the logarithm of measured / predicted seconds, so that a microsecond of a short exchange counts
-    as a millisecond of a long one; Gauss and Newton's steps, halved until they gain, find the minimum.
+    The residuals are logarithms of measured / predicted seconds, so short and long exchanges count equally by relative
+    error. Gauss-Newton steps, halved until they reduce the sum of squares, find the minimum.
 
-    cores  of the machine that all workers share
+    Args:
+        measured: Measured exchanges with at least two different sizes.
+        cores: number of cores of the machine that all workers share.
+
+    Returns:
+        The Fit.
     """
     terms = np.array([[turns(each.workers, cores) * term for term in path(each.strategy, each.workers, each.bytes)]
-                      for each in measured])  # fmt: skip
+                      for each in measured])
     seconds = np.array([each.seconds for each in measured])
 
     def logarithms(costs):
@@ -197,8 +205,8 @@ def fit(measured, cores=math.inf):
 
 
 def published():
-    """Theano-MPI's exchanges as Measured: what its table's comm was of each."""
+    """Return Theano-MPI's published comm times as Measured exchanges, in seconds per exchange."""
     return [
         Measured("asa32", workers, LOADS[name].bytes, comm * workers * LOADS[name].batch / IMAGES)
         for name, table in PUBLISHED.items() for workers, (_, comm) in table.items() if workers > 1
-    ]  # fmt: skip
+    ]

@@ -1,16 +1,17 @@
-"""What reading costs the worker, and what the loader process hides.
+"""Time that a worker spends on reading images, and how much of it the loader process hides.
 
 python -m benchmarks.loader [--quick] [--json FILE]
 
-Waiting: AlexNet trains on batch files of 256 made images (50 MB, page cache warm), as train.py does; the value is the
-part of a step that the worker waits for its images, the peer what it is where the worker reads them itself.
+Waiting: AlexNet trains on batch files of 256 synthetic images (50 MB, warm page cache), like train.py. The value is the
+percentage of a step in which the worker waits for images. The peer is the same percentage without the loader process.
 
-Reading and cropping, each against a copy by NumPy in turn: a file into its shared input buffer, against copying as many
-bytes within memory; crop, mirror and mean of a batch, each image at its own corner, against copying an array as large
-as its result.  The copies are one thread's.
+Reading and cropping, each alternating with a single-threaded NumPy copy as peer: reading a file into the shared input
+buffer, compared with copying the same number of bytes within memory; and crop, mirroring and mean subtraction of a
+batch, with a different crop position for each image, compared with copying an array of the size of the result.
 
-Slow disk: each reading takes as long as a computation of a fixed number of matrix products.  With the loader the run
-should take what the computation takes alone, besides the first reading, which nothing can hide; without it the sum.
+Slow disk: reading a batch takes as long as the computation, a fixed number of matrix products. With the loader, a run
+should take as long as the computation plus the first read, which cannot be hidden. Without the loader it should take
+the sum of both.
 
 Source: Ding et al. 2014, table 1 (there, parallel loading made 20 iterations 1.33 times as fast).
 """
@@ -24,13 +25,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet import hkl
-from alexnet.augment import crop_stream, draw_crop
-from alexnet.compile import Network
-from alexnet.data import BatchReader, Request, Segment
-from alexnet.dispatch.cpu import build, pool
+from alexnet.backends.cpu import allocator
+from alexnet.backends.cpu.kernels import crop
+from alexnet.data import batch_file
+from alexnet.data.augment import crop_stream, draw_crop
+from alexnet.data.dataset import BatchReader, Request, Segment
 from alexnet.models import AlexNet
-from alexnet.updates import momentum_sgd
+from alexnet.native import compiler
+from alexnet.training.network import Network
+from alexnet.training.updates import momentum_sgd
 from benchmarks import report
 from multigpu.device.host import HostDevice
 from multigpu.loader import ParallelBatches, SerialBatches
@@ -40,17 +43,17 @@ MEAN = np.full((3, 256, 256), 110, np.float32)
 
 
 class Amount(NamedTuple):
-    """How much is measured."""
+    """Amount of measurement."""
 
-    images: int                                  # in a file, which is a batch
-    steps: int                                   # of training, for each way
-    repeats: int                                 # of reading and cropping
-    slow_steps: int                              # from a slow disk, for each way
-    seconds: float                               # that the slow disk takes for each
+    images: int                                  # images in a file, which is one batch
+    steps: int                                   # training steps, with and without the loader
+    repeats: int                                 # repetitions of reading and cropping
+    slow_steps: int                              # batches from the slow disk, with and without the loader
+    seconds: float                               # seconds per batch of the slow disk
 
 
 class SlowReader(BatchReader):
-    """A BatchReader of which each reading takes `seconds`, as from a slow disk."""
+    """A BatchReader that takes at least `seconds` per read, like a slow disk."""
 
     def __init__(self, mean, image_size, seconds):
         super().__init__(mean, image_size)
@@ -63,31 +66,31 @@ class SlowReader(BatchReader):
 
 
 def timed(call):
-    """Seconds that a call takes."""
+    """Return the duration of a call in seconds."""
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
 
 
 def make_requests(folder, images):
-    """Requests of whole batch files, which are written here."""
+    """Write the batch files and return a Request for each whole file."""
     paths = [folder / f"{index:04}.hkl" for index in range(FILES)]
     for path in paths:
-        hkl.write(path, np.random.default_rng(0).integers(0, 256, (3, 256, 256, images), dtype=np.uint8))
+        batch_file.write(path, np.random.default_rng(0).integers(0, 256, (3, 256, 256, images), dtype=np.uint8))
     return [Request((Segment(path, 0, images),)) for path in paths]
 
 
 def take_turns(runs, *calls):
-    """Lists of seconds, one for each call: every call, then the next round."""
+    """Run all calls in alternation. Return a tuple of seconds for each call, without the warm-up round."""
     rounds = [[timed(call) for call in calls] for _ in range(runs + 1)]
     return list(zip(*rounds[1:], strict=True))
 
 
-# ---- waiting, with the network
+# ---- waiting during training
 
 
 def waiting_rows(requests, amount):
-    """The part of a training step that the worker waits for images."""
+    """Yield the row of the percentage of a training step in which the worker waits for images."""
     network = Network(AlexNet(np.random.default_rng(0)), MEAN, momentum_sgd)
     network.compile_all()
     labels = np.zeros(amount.images, np.int32)
@@ -99,7 +102,7 @@ def waiting_rows(requests, amount):
 
 
 def waits(network, way, requests, labels, steps):
-    """The percentage of each step that was spent waiting; the first step's reading nobody could have hidden."""
+    """Return the percentage of waiting in each step except the first, whose read cannot be hidden."""
     parts = []
     with way((MEAN, SIZE), (*MEAN.shape, len(labels)), np.uint8) as batches:
         images = batches.read(itertools.islice(itertools.cycle(requests), steps + 1))
@@ -118,7 +121,7 @@ def waits(network, way, requests, labels, steps):
 
 
 def copy_rows(requests, amount):
-    """A file into its buffer, and a crop, each against a copy."""
+    """Yield the rows of reading a file into the buffer and of cropping, each with a copy as peer."""
     shape = (*MEAN.shape, amount.images)
     with HostDevice() as device:
         buffer = device.allocate(int(np.prod(shape))).array(shape, np.uint8)
@@ -136,19 +139,19 @@ def copy_rows(requests, amount):
 
 
 def crop_row(pixels, amount):
-    """Crop, mirror and mean of a batch by the kernel, in milliseconds."""
-    kernel = build.function("crop", "crop_mirror", "aaaaaannnnn", can_fail=True)
-    crop = draw_crop(crop_stream(0, 0, 0), amount.images, SIZE)
-    out, source = (pool.empty((3, SIZE, SIZE, amount.images), np.float32) for _ in range(2))
+    """Return the row of the kernel that crops, mirrors and subtracts the mean of a batch, in milliseconds."""
+    kernel = compiler.function(crop.SOURCE, "crop_mirror", "aaaaaannnnn", can_fail=True)
+    window = draw_crop(crop_stream(0, 0, 0), amount.images, SIZE)
+    out, source = (allocator.empty((3, SIZE, SIZE, amount.images), np.float32) for _ in range(2))
     source.fill(0)
     seconds = take_turns(
         amount.repeats,
-        lambda: kernel(pixels, MEAN, *crop, out, *pixels.shape, SIZE),
+        lambda: kernel(pixels, MEAN, *window, out, *pixels.shape, SIZE),
         lambda: np.copyto(out, source),
     )
     cropped, copied = ([1e3 * value for value in values] for values in seconds)
     peer = statistics.median(copied)
-    row = report.row(f"crop, mirror and mean of {amount.images}, {build.threads()} threads", cropped, "ms")
+    row = report.row(f"crop, mirror and mean of {amount.images}, {compiler.threads()} threads", cropped, "ms")
     return row | {"peer": peer, "ratio": row["value"] / peer, "peer_is": "copying the result"}
 
 
@@ -156,7 +159,7 @@ def crop_row(pixels, amount):
 
 
 class Computation:
-    """A step of the worker: matrix products that take about `seconds` while nothing else runs."""
+    """A simulated step: matrix products that take about `seconds` on an otherwise idle machine."""
 
     def __init__(self, seconds):
         self.matrix = np.full((1024, 1024), 1 / 1024, np.float32)
@@ -169,7 +172,10 @@ class Computation:
 
 
 def slow_disk_rows(requests, amount):
-    """A run with and without the loader; the peers are what they should take: the larger, and the sum."""
+    """Yield the rows of a run without and with the loader.
+
+    The peers are the ideal times: the sum of computing and reading without the loader, and their maximum with it.
+    """
     compute, steps = Computation(amount.seconds), amount.slow_steps
     requests = list(itertools.islice(itertools.cycle(requests), steps))
     step = statistics.median(timed(compute) for _ in range(9))
@@ -216,7 +222,7 @@ def main():
     for row in rows(amount):
         found.append(row)
         print(f"{row['name']:48} {row['value']:8.3f} {row['unit']:13} {row['spread']:8.1%} "
-              f"{row['peer']:8.3f} {row['ratio']:7.3f}  {row['peer_is']}", flush=True)  # fmt: skip
+              f"{row['peer']:8.3f} {row['ratio']:7.3f}  {row['peer_is']}", flush=True)
     report.write(found, options.json)
     return 0
 

@@ -1,4 +1,4 @@
-"""What a figure depends on: the processor, its caches and memory, the system and the versions."""
+"""Properties of the machine that results depend on: processor, caches, memory, system and versions."""
 
 import importlib.metadata
 import os
@@ -6,7 +6,7 @@ import pathlib
 import platform
 import subprocess
 
-from alexnet.dispatch.cpu import build
+from alexnet.native import compiler
 
 CPUINFO = pathlib.Path("/proc/cpuinfo")
 CACHES = pathlib.Path("/sys/devices/system/cpu/cpu0/cache")
@@ -15,7 +15,7 @@ PACKAGES = {"pytensor": "PyTensor", "numpy": "NumPy", "torch": "PyTorch", "pillo
 
 
 def cpuinfo():
-    """Field -> value of the first core in /proc/cpuinfo, where there is one."""
+    """Return {field: value} of the first core in /proc/cpuinfo; empty if the file does not exist."""
     if not CPUINFO.exists():
         return {}
     first = CPUINFO.read_text(encoding="utf-8").split("\n\n")[0]
@@ -24,7 +24,7 @@ def cpuinfo():
 
 
 def instruction_sets():
-    """The names of the processor's instruction sets, as Linux has them."""
+    """Return the names of the processor's instruction sets, as Linux spells them."""
     fields = cpuinfo()
     return set((fields.get("flags") or fields.get("Features") or "").split())
 
@@ -37,7 +37,7 @@ def processor():
 
 
 def instructions_used():
-    """The vector instructions that the kernels are compiled for."""
+    """Return the name of the vector instruction set that the kernels are compiled for."""
     tiles = os.environ.get("ALEXNET_TILES", "auto")
     sets = instruction_sets()
     widest = next((text for flag, text in VECTOR_SETS.items() if flag in sets), "unknown")
@@ -45,7 +45,7 @@ def instructions_used():
 
 
 def caches():
-    """'L1 32 KiB data, L2 ...', of the first core."""
+    """Return the data and unified caches of the first core, for example 'L1 32 KiB, L2 1024 KiB'."""
     found = []
     for place in sorted(CACHES.glob("index*")):
         level, kind, size = ((place / name).read_text().strip() for name in ("level", "type", "size"))
@@ -55,7 +55,7 @@ def caches():
 
 
 def memory():
-    """Of the whole machine, in GiB."""
+    """Return the memory of the whole machine, in GiB."""
     return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
 
 
@@ -64,15 +64,15 @@ def system():
     return f"{release.get('PRETTY_NAME', platform.system())}, kernel {platform.release().split('-')[0]}"
 
 
-def compiler():
-    command = build.compiler()
+def compiler_version():
+    command = compiler.compiler()
     if command is None:
         return "none"
     return subprocess.run([*command, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
 
 
 def versions():
-    """Python's and those of the packages that matter, in one line."""
+    """Return the versions of Python and of the relevant packages, in one line."""
     found = [f"Python {platform.python_version()}"]
     for package, name in PACKAGES.items():
         try:
@@ -83,7 +83,7 @@ def versions():
 
 
 def commit():
-    """The commit that was measured; says so if files have been changed since."""
+    """Return the short hash of the measured commit, followed by "with changes" if the checkout is modified."""
     git = ["git", "-C", os.fspath(pathlib.Path(__file__).parent)]
     name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     if not name:
@@ -94,7 +94,7 @@ def commit():
 
 
 def facts():
-    """What -> value, for the head of the results."""
+    """Return {property: value} for the head of the results."""
     return {
         "processor": processor(),
         "cores used": str(len(os.sched_getaffinity(0))),
@@ -103,6 +103,6 @@ def facts():
         "memory": memory(),
         "system": system(),
         "versions": versions(),
-        "C compiler": compiler(),
+        "C compiler": compiler_version(),
         "commit": commit(),
     }

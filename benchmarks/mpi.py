@@ -1,4 +1,4 @@
-"""What it takes to start ranks of an MPI job: mpiexec, and its variables."""
+"""How to start an MPI job: the path of mpiexec and its environment variables."""
 
 import importlib.util
 import shutil
@@ -6,15 +6,18 @@ import sys
 from pathlib import Path
 
 NEEDED = "mpi4py and an MPI are needed: pip install mpi4py mpich"
-# Open MPI: as root, on few cores
+# Open MPI: allow root, and more ranks than cores
 VARIABLES = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_mpi_yield_when_idle": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-}  # fmt: skip
+}
 
 
 def mpiexec():
-    """The path of mpiexec: beside this Python, as the wheels of MPICH and Open MPI put it, or on PATH; None: none."""
+    """Return the path of mpiexec, or None if mpi4py or mpiexec is not installed.
+
+    Search next to the Python executable first, where the MPICH and Open MPI wheels install it, then on PATH.
+    """
     if importlib.util.find_spec("mpi4py") is None:
         return None
     beside = Path(sys.executable).parent / "mpiexec"

@@ -1,8 +1,13 @@
-"""Each node of the compiled training step, by the layer and pass it belongs to, with its seconds and bytes.
+"""Seconds and bytes of each node of the compiled training step, by layer and pass.
 
-PyTensor's virtual machine calls one function (a thunk) for each node, one after the other, so the times of the nodes
-add up to the step but for what lies between the calls.  A node's layer is the one whose parameters it takes; else, of
-the values of the forward pass that it takes, the deepest one's; else that of the node which takes its result.
+PyTensor's virtual machine calls one function (a thunk) per node, in sequence. The times of the nodes therefore add up
+to the time of the step, except for the overhead between the calls.
+
+The layer of a node is the first that applies of:
+
+    the layer whose parameters are inputs of the node
+    the deepest layer among the node's inputs that are values of the forward pass
+    the layer of a node that consumes its output
 """
 
 import re
@@ -14,11 +19,11 @@ REST = "small nodes, in NumPy"
 COST = "cost and errors"
 PARAMETER = re.compile(r"((?:conv|fc)\d+)\.([Wb])(?:\.velocity)?")
 ELEMENTWISE = {(True, False): "bias and ReLU", (False, False): "ReLU gradient", (False, True): "update"}
-# (forward, of a weight) -> pass
+# (in the forward pass, an input is a weight) -> pass
 
 
 class Node:
-    """A thunk that notes its seconds and, of its last run, the bytes of the arrays it took and made."""
+    """A thunk that records its seconds per call, and the bytes of its input and output arrays in the last call."""
 
     def __init__(self, name, thunk, cells):
         self.name, self.thunk, self.cells = name, thunk, cells
@@ -38,7 +43,7 @@ def arrays_bytes(cells):
 
 
 def watch(function):
-    """The Nodes of a compiled function, in the order of their calls; from now on each call of it is noted."""
+    """Instrument a compiled function and return its Nodes in call order. They record each later call."""
     vm = function.vm
     names = node_names(function.maker.fgraph)
     nodes = []
@@ -50,7 +55,7 @@ def watch(function):
 
 
 def by_name(nodes):
-    """name -> (list of seconds, one for each call of the function; bytes), in order; nodes of one name are added."""
+    """Return {name: (seconds of each function call, bytes)} in node order, summed over nodes of the same name."""
     groups = {}
     for node in nodes:
         groups.setdefault(node.name, []).append(node)
@@ -58,20 +63,20 @@ def by_name(nodes):
         name: ([sum(call) for call in zip(*(node.seconds for node in group), strict=True)],
                sum(node.nbytes for node in group))
         for name, group in groups.items()
-    }  # fmt: skip
+    }
 
 
-# ---- what a node is
+# ---- names of the nodes
 
 
 def node_names(fgraph):
-    """node -> name: 'conv1 forward', 'fc6 filter gradient update' and so on."""
+    """Return {node: name}, for example 'conv1 forward' or 'fc6 filter gradient update'."""
     layers = forward_layers(fgraph)
     return {node: node_name(fgraph, node, layers) for node in fgraph.toposort()}
 
 
 def node_name(fgraph, node, layers):
-    kernel = getattr(node.op, "op", None)        # of a CpuKernel: the Op it stands for
+    kernel = getattr(node.op, "op", None)        # of a CpuKernel: the Op that it implements
     if kernel is None:
         return REST
     kind, layer = type(kernel).__name__, layer_of(fgraph, node, layers)
@@ -83,7 +88,7 @@ def node_name(fgraph, node, layers):
 
 
 def elementwise_name(node, kind, layer, layers, forward):
-    """Of a formula or a sum: by what it takes."""
+    """Return the name of an Elemwise or Sum node, derived from its inputs."""
     taken = {letter for _, letter in filter(None, map(parameter_of, node.inputs))}
     if not forward and taken == {"b"}:
         return "bias updates"
@@ -97,14 +102,17 @@ def elementwise_name(node, kind, layer, layers, forward):
 
 
 def words(name):
-    """'MaxPoolGradient' as 'max pool gradient', 'Convolution' as 'forward', 'ConvolutionInputGradient' without it."""
+    """Split a class name into words.
+
+    'MaxPoolGradient' becomes 'max pool gradient', 'Convolution' 'forward', 'ConvolutionInputGradient' 'input gradient'.
+    """
     name = name.removeprefix("Convolution") or "Forward"
     parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]+", name)
     return " ".join(part if part.isupper() else part.lower() for part in parts)
 
 
 def parameter_of(variable):
-    """(layer, letter) of the parameter or velocity that a variable is or is a view of, else None."""
+    """Return (layer, letter) of a parameter or velocity, or of a view of one; None for other variables."""
     while variable.owner and variable.owner.op.view_map and len(variable.owner.inputs) == 1:
         variable = variable.owner.inputs[0]
     found = PARAMETER.fullmatch(variable.name or "") if variable.owner is None else None
@@ -116,7 +124,7 @@ def number(layer):
 
 
 def forward_layers(fgraph):
-    """variable -> layer, or None before the first, of all that the function's outputs (not its updates) depend on."""
+    """Return {variable: layer} of all variables that the outputs (not updates) depend on; None before the first."""
     outputs = fgraph.outputs[: len(fgraph.outputs) - len(fgraph.update_mapping)]
     needed = {variable.owner for variable in outputs}
     layers = {}
@@ -132,7 +140,7 @@ def forward_layers(fgraph):
 
 
 def layer_of(fgraph, node, layers):
-    """The layer a node belongs to, or None."""
+    """Return the layer that a node belongs to, or None."""
     if node.outputs[0] in layers:
         return layers[node.outputs[0]]
     own = [parameter[0] for parameter in map(parameter_of, node.inputs) if parameter]

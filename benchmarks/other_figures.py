@@ -1,6 +1,6 @@
-"""Six figures that are none of the made set's ten: classes to fine-tune to.
+"""Six figures that are not among the ten of the synthetic data set, as classes for fine-tuning.
 
-Each is a function of the plane as those of preprocess/figures.py are, and drawn by them.
+Each is a function of the plane, like the figures in preprocess/figures.py, and is drawn by the same code.
 """
 
 import math
@@ -12,7 +12,7 @@ from PIL import Image
 
 from preprocess.figures import centred, draw, swing, tiled, wave
 
-SIDES = (240, 300)                               # pixels, of either side
+SIDES = (240, 300)                               # pixels: minimum and maximum of width and height
 
 
 def squares(x, y, random):
@@ -54,7 +54,7 @@ OTHERS = (squares, flowers, crescents, spirals, zigzags, bricks)
 
 
 def draw_folders(folder, images, seed):
-    """Class folders, named as the figures, with `images` JPEGs each; returns the folder."""
+    """Write one class folder per figure, named after it, with `images` JPEGs each; return the parent folder."""
     for label, figure in enumerate(OTHERS):
         inside = pathlib.Path(folder, figure.__name__)
         inside.mkdir(parents=True)

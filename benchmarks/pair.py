@@ -1,11 +1,11 @@
-"""Two Pythons, or two checkouts, in turn: training and validation step, and the time from start to the first step.
+"""Compare two Pythons or two checkouts: training step, validation step, and time from start to the first step.
 
 python -m benchmarks.pair A B [--quick] [--json FILE] [--batch 16 128] [--runs 15] [--starts 7]
 
 A and B are PYTHON or PYTHON@CHECKOUT: an interpreter with the requirements installed, and the folder of the checkout
-that it runs (default: this one). The ratio is B's median seconds over A's: above 1, A is faster. The order of the two
-changes from round to round. A start is a run of train.py on made data with a kernel cache of its own, first empty
-(cold), then filled (warm).
+that it runs (default: this one). The ratio is B's median seconds divided by A's: above 1, A is faster. The order of A
+and B alternates between rounds. A start is a run of train.py on synthetic data with a separate kernel cache, first
+empty (cold), then filled (warm).
 """
 
 import contextlib
@@ -21,14 +21,18 @@ KINDS = ("validate", "train")
 
 
 class Side(NamedTuple):
-    """An interpreter, and the checkout that it runs."""
+    """An interpreter and the checkout that it runs."""
 
     python: str
     checkout: pathlib.Path
 
     @classmethod
     def parse(cls, text: str) -> "Side":
-        """Return the side that PYTHON or PYTHON@CHECKOUT names; raises ValueError if there is no such checkout."""
+        """Return the Side for PYTHON or PYTHON@CHECKOUT.
+
+        Raises:
+            ValueError: CHECKOUT contains no train.py.
+        """
         python, _, folder = text.partition("@")
         checkout = pathlib.Path(folder).resolve() if folder else startup.TOP
         if not (checkout / "train.py").exists():
@@ -36,15 +40,15 @@ class Side(NamedTuple):
         return cls(str(pathlib.Path(python).absolute()), checkout)
 
     def steps(self, batch: int) -> Program:
-        """Return the process that makes training and validation steps of `batch` images."""
+        """Start the process that runs training and validation steps of `batch` images; return its Program."""
         return Program(
             "benchmarks.step", "--batch", batch, "--serve", "ours", python=self.python, folder=self.checkout,
             variables={"PYTHONPATH": str(self.checkout)},
-        )  # fmt: skip
+        )
 
 
 def in_turn(sides, measure, runs):
-    """Return the `runs` results of measure(side, run) for each side, in an order that alternates."""
+    """Call measure(side, run) `runs` times for each side, in alternating order; return the results of each side."""
     results = tuple([] for _ in sides)
     for run in range(runs):
         for number in (0, 1) if run % 2 else (1, 0):
@@ -53,7 +57,7 @@ def in_turn(sides, measure, runs):
 
 
 def step_rows(sides, batch, runs):
-    """One row for each kind of step, in images per second."""
+    """Yield one row per kind of step, in images per second."""
     with contextlib.ExitStack() as stack:
         programs = [stack.enter_context(side.steps(batch)) for side in sides]
         for kind in KINDS:
@@ -64,11 +68,11 @@ def step_rows(sides, batch, runs):
             yield report.row(
                 f"{kind} step, batch {batch}", [batch / seconds for seconds in ours], "images/s",
                 peer=batch / statistics.median(theirs), ratio=ratio,
-            )  # fmt: skip
+            )
 
 
 def start_rows(sides, batch, runs):
-    """Seconds from the start of train.py until the network is compiled, cold and warm."""
+    """Yield rows of the seconds from the start of train.py until the network is compiled, cold and warm."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         startup.make_data(folder / "data", batch)
@@ -88,7 +92,7 @@ def start_rows(sides, batch, runs):
 
 
 def all_rows(sides, options):
-    """Every row, as it is measured."""
+    """Yield every row as soon as it is measured."""
     for batch in options.batch:
         yield from step_rows(sides, batch, options.runs)
     yield from start_rows(sides, min(options.batch), options.starts)
@@ -108,7 +112,7 @@ def main():
     for row in all_rows(options.sides, options):
         results.append(row)
         print(f"{row['name']:34} {row['value']:8.2f} {row['peer']:8.2f} {row['unit']:9} {row['spread']:7.1%} "
-              f"{row['ratio']:6.3f}", flush=True)  # fmt: skip
+              f"{row['ratio']:6.3f}", flush=True)
         report.write(results, options.json)
     return 0
 

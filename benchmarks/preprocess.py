@@ -1,14 +1,15 @@
-"""How many images a second preprocess turns into batch files, on one core and on all, and the memory it takes.
+"""Throughput of preprocess in images per second, on one core and on all cores, and its peak memory.
 
 python -m benchmarks.preprocess [--quick] [--json FILE] [--images DIR] [--count 2500] [--large 5000] [--runs 3]
 
-The whole command `python -m preprocess imagenet`: decode, resize to 256 x 256, turn, write, checksum.  The images are
-made, 500 x 400 pixels and about 110 kB like ImageNet's, or those of --images; a few files, linked again and again, all
-in the page cache.  The start of the command, its time for ten images, is a row of its own and taken off the others.
+The benchmark runs the whole command `python -m preprocess imagenet`: decode, resize to 256 x 256, transpose, write,
+checksum. The images are synthetic, 500 x 400 pixels and about 110 kB like ImageNet's, or come from --images. They are
+links to a few files, all in the page cache. The startup time of the command, measured as its time for ten images, is
+reported in a separate row and subtracted from the others.
 
-The peer is a plain loop of Pillow over the same files in turn: it decodes, converts and resizes them in one process and
-writes nothing.  Images per second of processor time hold on a busy machine, too.  Memory is the largest process's at
-its peak, held against that for the small set.
+The peer is a plain Pillow loop over the same files, run in turn. It decodes, converts and resizes them in one process
+and writes nothing. Images per second of processor time remain meaningful on a busy machine. Memory is the peak of the
+largest process; its peer is the peak for the small set.
 """
 
 import argparse
@@ -25,29 +26,32 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from alexnet.sources import ENDINGS
+from alexnet.data.image_listing import ENDINGS
 from benchmarks import report
 from preprocess.workers import default_workers
 
-WIDTH, HEIGHT, QUALITY = 500, 400, 85                        # a made photograph: pixels, and of the JPEG
+WIDTH, HEIGHT, QUALITY = 500, 400, 85                        # a synthetic photograph: pixels, JPEG quality
 FILES, CLASSES = 64, 10
-PLAIN = 500                                                  # images of the plain loop
+PLAIN = 500                                                  # images of the Pillow loop
 
 
 class Cost(NamedTuple):
-    """What a run took."""
+    """Time and memory of one run."""
 
     seconds: float
     processor_seconds: float                                 # of all processes
     peak: float                                              # MiB, of the largest process
 
     def less(self, other):
-        """The Cost without another's time."""
+        """Return this Cost with the times of another subtracted."""
         return Cost(self.seconds - other.seconds, self.processor_seconds - other.processor_seconds, self.peak)
 
 
 def made_photograph(random):
-    """An image with the spectrum of photographs: amplitudes fall as 1 / frequency.  Source: Field 1987."""
+    """Return an image with the spectrum of photographs: amplitudes fall as 1 / frequency.
+
+    Source: Field 1987.
+    """
     rows, columns = np.meshgrid(np.fft.fftfreq(HEIGHT), np.fft.rfftfreq(WIDTH), indexing="ij")
     falling = 1 / np.maximum(np.hypot(rows, columns), 1 / WIDTH)
     grey, colours = random.standard_normal((HEIGHT, WIDTH, 1)), random.standard_normal((HEIGHT, WIDTH, 3))
@@ -56,7 +60,7 @@ def made_photograph(random):
 
 
 def make_images(folder):
-    """Paths of made photographs."""
+    """Write FILES synthetic photographs and return their paths."""
     folder.mkdir()
     paths = [folder / f"{index}.JPEG" for index in range(FILES)]
     for index, path in enumerate(paths):
@@ -65,7 +69,7 @@ def make_images(folder):
 
 
 def link_images(paths, folder, images):
-    """Class folders of `images` links to train on, and one for each class to validate on."""
+    """Create class folders of `images` training links and one validation link per class; return the parent folder."""
     for half, count in (("train", images), ("val", CLASSES)):
         for index in range(count):
             place = folder / half / f"class{index % CLASSES}"
@@ -76,7 +80,7 @@ def link_images(paths, folder, images):
 
 
 def preprocess(folder, workers):
-    """The Cost of the whole command on a folder of links; what it wrote is deleted."""
+    """Return the Cost of the whole command on a folder of links, and delete the command's output."""
     out = folder / "out"
     command = [sys.executable, "-m", "preprocess", "imagenet", *(os.fspath(folder / half) for half in ("train", "val"))]
     began = time.perf_counter()
@@ -91,7 +95,7 @@ def preprocess(folder, workers):
 
 
 def plain_loop(paths, images):
-    """The Cost of decoding and resizing that many images, one after the other."""
+    """Return the Cost of decoding and resizing `images` images in one process."""
     began, used = time.perf_counter(), time.process_time()
     for index in range(images):
         with Image.open(paths[index % len(paths)]) as image:
@@ -100,11 +104,15 @@ def plain_loop(paths, images):
 
 
 def speed_rows(paths, folder, images, runs):
-    """Images per second for each number of processes, per second of processor time, and how well processes share."""
+    """Yield the rows of the startup time and the throughput.
+
+    Throughput is in images per second for each number of processes, and per second of processor time. Further rows
+    hold the parallel efficiency.
+    """
     links, few = link_images(paths, folder / "links", images + CLASSES), link_images(paths, folder / "few", CLASSES)
     numbers = sorted({1, 2, default_workers()})
     costs, plain, starts = {workers: [] for workers in numbers}, [], []
-    for _ in range(runs):                                    # in turn, so that all see the same machine
+    for _ in range(runs):                                    # in turn, so that all run under the same conditions
         plain.append(plain_loop(paths, PLAIN))
         for workers in numbers:
             start = preprocess(few, workers)
@@ -120,7 +128,7 @@ def speed_rows(paths, folder, images, runs):
     yield held(report.row("preprocess, of processor time", values, "images/s"), efficient)
     for workers in numbers[1:]:
         shared = [100 * one.seconds / workers / many.seconds
-                  for one, many in zip(costs[1], costs[workers], strict=True)]  # fmt: skip
+                  for one, many in zip(costs[1], costs[workers], strict=True)]
         yield report.row(f"parallel efficiency, {workers} processes", shared, "%")
 
 
@@ -129,7 +137,7 @@ def held(row, peer):
 
 
 def memory_rows(paths, folder, sizes):
-    """Peak memory for small and large sets."""
+    """Yield the rows of the peak memory for small and large sets."""
     first = None
     for images in sizes:
         links = link_images(paths, folder / f"links{images}", images)
@@ -164,7 +172,7 @@ def main():
 
 
 def photographs(folder):
-    """Absolute paths of the image files in a folder and below."""
+    """Return the absolute paths of the image files in a folder and its subfolders."""
     found = sorted(path.resolve() for path in pathlib.Path(folder).rglob("*") if path.suffix.lower() in ENDINGS)
     if not found:
         raise argparse.ArgumentTypeError(f"must be a folder with JPEG or PNG files, got {folder}")

@@ -1,6 +1,6 @@
-"""Programs that take turns: each a process of its own that makes a step when told to.
+"""Programs that are measured in turn: each is a separate process that runs one step on request.
 
-So all of them see the same machine, one pays for no other's start, and each one's peak memory is its own.
+All programs run under the same machine conditions, startup time is not measured, and peak memory is per program.
 """
 
 import contextlib
@@ -10,31 +10,37 @@ import subprocess
 import sys
 import time
 
-from alexnet.cores import cores
+from alexnet.native.cores import cores
 
 CORES = cores()
 
 
 def environment():
-    """This process's, without the variables by which OpenBLAS would be given another processor's kernels."""
+    """Return this process's environment without the variables that select OpenBLAS kernels of another processor."""
     return {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
 
 
 def last_line(text):
-    """The last line with something in it: of an error, what was wrong."""
+    """Return the last line that is not blank; in a traceback, this is the error message."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 class Program:
-    """A process that runs `python -m module arguments`, whose main ends in serve().
+    """A process that runs `python -m module arguments`, whose main function ends in serve().
 
-    variables join its environment; python is its interpreter, folder where it is started.
+    Args:
+        module: name of the module.
+        arguments: command line arguments.
+        threads: value of OMP_NUM_THREADS.
+        variables: environment variables to add.
+        python: path of the interpreter.
+        folder: working directory of the process.
     """
 
     def __init__(self, module, *arguments, threads=CORES, variables=None, python=sys.executable, folder=None):
         variables = {"OMP_NUM_THREADS": str(threads), **(variables or {})}
         command = [python, "-m", module, *map(str, arguments)]
-        self.errors = os.memfd_create("errors")          # a file that ends with this process
+        self.errors = os.memfd_create("errors")          # an anonymous file, freed when this process exits
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
         self.process = subprocess.Popen(command, env=environment() | variables, cwd=folder, text=True, **pipes)
 
@@ -45,18 +51,22 @@ class Program:
         self.close()
 
     def step(self, kind):
-        """(seconds, peak memory so far in MiB) of one step; raises RuntimeError when the program has failed."""
+        """Run one step and return (seconds, peak memory so far in MiB).
+
+        Raises:
+            RuntimeError: the program has failed.
+        """
         self.begin(kind)
         return self.end()
 
     def begin(self, kind):
-        """Let the step begin."""
-        with contextlib.suppress(BrokenPipeError):       # end() says why
+        """Start a step without waiting for it."""
+        with contextlib.suppress(BrokenPipeError):       # end() reports the reason
             self.process.stdin.write(kind + "\n")
             self.process.stdin.flush()
 
     def end(self):
-        """Wait for the step to end, and answer as step() does."""
+        """Wait for the end of the step; return and raise as step() does."""
         answer = self.process.stdout.readline()
         if not answer:
             status = self.process.wait()
@@ -74,7 +84,7 @@ class Program:
 
 
 def serve(steps):
-    """Make the step that each line of standard input names; answer with its seconds and the peak memory in MiB."""
+    """Run the step named by each line of standard input; print its seconds and the peak memory in MiB."""
     for line in sys.stdin:
         began = time.perf_counter()
         steps[line.strip()]()
@@ -82,7 +92,7 @@ def serve(steps):
 
 
 def warm_up(programs, kind):
-    """One step of each program, side by side, because it does not count."""
+    """Run one step of each program concurrently. The times are not used."""
     for program in programs:
         program.begin(kind)
     for program in programs:
@@ -90,7 +100,7 @@ def warm_up(programs, kind):
 
 
 def take_turns(programs, kind, runs):
-    """name -> list of `runs` times in seconds, and name -> peak MiB: each program makes a step, then the next round."""
+    """Run one step of each program per round; return {name: `runs` times in seconds} and {name: peak memory in MiB}."""
     seconds, memory = {name: [] for name in programs}, {}
     for _ in range(runs):
         for name, program in programs.items():

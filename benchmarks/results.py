@@ -1,6 +1,6 @@
-"""From rows to RESULTS.md: the head with the machine, a summary, one section for each benchmark.
+"""Format rows as RESULTS.md: a head that describes the machine, a summary, and one section per benchmark.
 
-A section's text is its benchmark's docstring, so what a figure means is said in one place.
+The text of a section is the docstring of its benchmark, so the meaning of a figure is documented in one place.
 """
 
 import ast
@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 HERE = pathlib.Path(__file__).parent
 COLUMNS = ("name", "value", "spread", "runs", "peer", "ratio")
-SUMMARY = ("ratio", "of_ceiling", "peak_mib", "peer_peak_mib")                # beside name and value
+SUMMARY = ("ratio", "of_ceiling", "peak_mib", "peer_peak_mib")                # besides name and value
 TITLES = {"name": "", "value": "median", "peak_mib": "peak MiB", "peer_peak_mib": "peer's MiB",
-          "ceiling_ms": "ceiling, ms"}  # fmt: skip
-QUANTITIES = ("value", "peer", "largest", "peer_largest")                    # what has the row's unit
+          "ceiling_ms": "ceiling, ms"}
+QUANTITIES = ("value", "peer", "largest", "peer_largest")                    # keys whose values have the row's unit
 PERCENTAGES = ("spread", "peer_spread", "share", "of_ceiling")
 HEAD = """# Results
 
@@ -30,7 +30,7 @@ programs that took turns in one run on this machine; absolute times mean little 
 
 
 class Section(NamedTuple):
-    """What came of one benchmark: its module, title, arguments, rows, and the last line of its error or None."""
+    """Result of one benchmark: module, title, arguments, rows, seconds, and a description of its failure or None."""
 
     module: str
     title: str
@@ -45,7 +45,7 @@ class Section(NamedTuple):
 
 
 class Headline(NamedTuple):
-    """Rows of a module, by a pattern of their names, that belong in the summary; what their ratio is held against."""
+    """Rows for the summary: the module, a pattern of the row names, and what the ratio compares with."""
 
     module: str
     pattern: str
@@ -53,7 +53,7 @@ class Headline(NamedTuple):
 
 
 def markdown(sections, headlines, facts, command, date, by_hand=""):
-    """The whole text of RESULTS.md; by_hand is appended as it is."""
+    """Return the complete text of RESULTS.md; `by_hand` is appended unchanged."""
     minutes = sum(section.seconds for section in sections) / 60
     told = "\n".join(f"- **{name}**: {value}" for name, value in facts.items())
     parts = [HEAD.format(command=command, date=date, minutes=minutes, facts=told)]
@@ -62,7 +62,7 @@ def markdown(sections, headlines, facts, command, date, by_hand=""):
 
 
 def summary(sections, headlines):
-    """The table at the top: the rows that the headlines name."""
+    """Return the summary: the failed benchmarks, and a table of the rows that match the headlines."""
     rows = [shortened(row, headline.against) for section in sections for headline in headlines for row in section.rows
             if headline.module == section.module and re.search(headline.pattern, row["name"])]
     failed = [f"**`{section.module}` failed**, see its section." for section in sections if section.failure]
@@ -71,7 +71,7 @@ def summary(sections, headlines):
 
 
 def shortened(row, against):
-    """What the summary shows of a row."""
+    """Return the keys of a row that the summary shows."""
     kept = {key: row[key] for key in ("name", "value", "unit", "note", *SUMMARY) if row.get(key) is not None}
     if "ratio" in row:
         kept["held_against"] = row.get("peer_is") or against
@@ -79,7 +79,7 @@ def shortened(row, against):
 
 
 def section_text(section):
-    """Heading, command, what is measured and how to read it, the table."""
+    """Return one section: heading, command, description, failure and table."""
     parts = [f"## {section.title}", f"`{section.command}` ({clock(section.seconds)})", description(section.module)]
     if section.failure:
         parts.append(f"**This benchmark failed:** {section.failure}")
@@ -89,19 +89,19 @@ def section_text(section):
 
 
 def description(module):
-    """A benchmark's docstring without its command lines."""
+    """Return the docstring of a benchmark without its command lines."""
     text = ast.get_docstring(ast.parse((HERE / f"{module}.py").read_text(encoding="utf-8"))) or ""
     return "\n\n".join(part for part in text.split("\n\n") if not part.startswith("python -m benchmarks"))
 
 
 def table(rows):
-    """A Markdown table of the rows' keys; rows without a value are a list of notes below it."""
+    """Return a Markdown table of the measured rows, followed by a list of the notes of all rows."""
     measured = [row for row in rows if row["value"] is not None]
     keys = [key for key in COLUMNS if any(row.get(key) is not None for row in measured)]
     extra = (key for row in measured for key, value in row.items() if value is not None)
     keys += [key for key in dict.fromkeys(extra) if key not in (*COLUMNS, "unit", "note")]
     units = {row["unit"] for row in measured}
-    unit = units.pop() if len(units) == 1 else ""        # told once, in the head, or with each value
+    unit = units.pop() if len(units) == 1 else ""        # shown once in the head, or with each value
     lines = [[title(key) + (f", {unit}" if unit and key in QUANTITIES else "") for key in keys]]
     lines += [["---"] + ["---:"] * (len(keys) - 1)]
     lines += [[cell(row, key, "" if unit else row["unit"]) for key in keys] for row in measured]
@@ -115,7 +115,7 @@ def title(key):
 
 
 def cell(row, key, unit):
-    """The text of one cell."""
+    """Return the text of one cell."""
     value = row.get(key)
     if value is None:
         return ""
@@ -132,7 +132,7 @@ def cell(row, key, unit):
 
 
 def number(value):
-    """Three significant digits, thousands in full."""
+    """Format an int with all its digits, and a float with three significant digits or, from 100 on, as an integer."""
     if isinstance(value, int):
         return f"{value:,}"
     if value == 0 or 1e-3 <= abs(value) < 1e7:
@@ -142,5 +142,5 @@ def number(value):
 
 
 def clock(seconds):
-    """minutes:seconds"""
+    """Format seconds as minutes:seconds."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02} min"

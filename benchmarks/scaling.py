@@ -1,16 +1,18 @@
-"""Training over MPI on more and more ranks: seconds per 5,120 images = train + comm + sync, for each strategy.
+"""Training over MPI by number of ranks and strategy: seconds per 5,120 images = train + comm + sync.
 
 python -m benchmarks.scaling [--quick] [--json FILE] [--ranks 1 2 4] [--models alexnet googlenet] [--batch 32]
 
-Each figure is an MPI job of train.py, rule bsp, on batch files of made images (zeros), validation off: the median of
-its steps but for the first, each the mean over all ranks, as the recorder has it.  train is all but comm and sync.
+Each figure is from one MPI job of train.py with rule bsp, on batch files of synthetic images (zeros), without
+validation. It is the median over all steps except the first; the time of a step is the recorder's mean over all ranks.
+train is the total time minus comm and sync.
 
-All ranks share this machine's cores, so train cannot fall with their number, and where they outnumber the cores they
-wait for turns, in comm too: only comm of at most as many ranks as cores is to be read as what an exchange costs, here
-by way of shared memory.  Where there is a core, or a GPU, for each rank, `times as fast` is the speed-up.
+All ranks share this machine's cores, so train cannot decrease with the number of ranks. If there are more ranks than
+cores, ranks also wait for cores, including during comm. comm is therefore the cost of an exchange (here through shared
+memory) only if there are at most as many ranks as cores. If each rank has its own core or GPU, `times as fast` is the
+speed-up.
 
-Theano-MPI's own figures, on K80 GPUs, are below for comparison.  A model of what exchanging costs on other links:
-benchmarks.cost_model; the strategies alone: benchmarks.strategies.
+Theano-MPI's published figures on K80 GPUs follow for comparison. benchmarks.cost_model models the cost of exchanges
+over other links; benchmarks.strategies measures the strategies without training.
 
 Source: Ma et al. 2016, and Theano-MPI's README (its tables of 5,120 images).
 """
@@ -28,25 +30,26 @@ from typing import NamedTuple
 import numpy as np
 
 import train
-from alexnet import hkl, stopwatch
-from alexnet.recorder import read_records
+from alexnet.data import batch_file
+from alexnet.run import timing
+from alexnet.run.recorder import read_records
 from benchmarks import links, report
 from benchmarks.mpi import NEEDED, VARIABLES, mpiexec
 from benchmarks.program import environment, last_line
 from multigpu import worker
 
 STRATEGIES = ("ar", "asa32", "asa16", "copper", "copper16", "peer")
-IMAGES = 256                                     # of the one batch file: 8 ranks' batches of 32
-PROGRAM = "benchmarks.scaling"                   # of a rank
-GRACE = 20.0                                     # seconds in which a job ends that is asked to
+IMAGES = 256                                     # in the only batch file: batches of 32 for 8 ranks
+PROGRAM = "benchmarks.scaling"                   # module that each rank runs
+GRACE = 20.0                                     # seconds that a terminated job has to exit
 ROOT = pathlib.Path(__file__).parents[1]
-MINUTES = 9.0                                    # after which no further job is started
-# what benchmarks.links does not model: the other networks of the published table
+MINUTES = 9.0                                    # no job is started later than this
+# the networks of the published table that benchmarks.links does not model
 OTHERS = {"VGG16": {1: (343.37, 0), 8: (43.29, 5.41)}, "ResNet50": {1: (163.15, 0), 8: (20.12, 0.57)}}
 
 
 class Job(NamedTuple):
-    """What is measured: a model on so many ranks by a strategy, of so many steps of a batch each."""
+    """One measurement: a model, the number of ranks, the strategy, the batch size per rank, and the number of steps."""
 
     model: str
     ranks: int
@@ -60,12 +63,12 @@ class Job(NamedTuple):
         return f"{self.model}, batch {self.batch}, {ranks}"
 
 
-# ---- a rank of a job
+# ---- code of a rank
 
 
 def work(*arguments):
-    """multigpu.worker.work, where each step is a lap, so that the times of all ranks are recorded of each."""
-    stopwatch.LAP = 1
+    """Run multigpu.worker.work with a timing window of one step, to record the times of all ranks for each step."""
+    timing.LAP = 1
     worker.work(*arguments)
 
 
@@ -73,31 +76,35 @@ def work(*arguments):
 
 
 def make_data(folder):
-    """A data set in upstream's layout: IMAGES black images to train on, 8 to validate on."""
+    """Write a data set in upstream's layout, with IMAGES black training images and 8 validation images."""
     for part in ("labels", "misc"):
         (folder / part).mkdir(parents=True)
     for half, n in (("train", IMAGES), ("val", 8)):
         (folder / f"{half}_hkl_b{n}_b_{n}").mkdir()
-        hkl.write(folder / f"{half}_hkl_b{n}_b_{n}" / "0000.hkl", np.zeros((3, 256, 256, n), "uint8"))
+        batch_file.write(folder / f"{half}_hkl_b{n}_b_{n}" / "0000.hkl", np.zeros((3, 256, 256, n), "uint8"))
         np.save(folder / "labels" / f"{half}_labels.npy", np.arange(n))
     np.save(folder / "misc" / "img_mean.npy", np.zeros((3, 256, 256), "float32"))
     return folder
 
 
 def measure(job, data, seconds):
-    """Times of each step but the first, as records of kind speed; raises RuntimeError when the job has failed."""
+    """Run a job and return its records of kind speed, one per step except the first.
+
+    Raises:
+        RuntimeError: the job has failed or has not finished within `seconds`.
+    """
     with tempfile.TemporaryDirectory() as output:
         given = {
             "data": data, "output": output, "run_name": "run", "model": job.model, "classes": 1000, "rule": "bsp",
             "exchange": job.strategy, "batch_size": job.batch, "n_iterations": job.steps + 1, "n_epochs": 1000,
             "validation": False, "snapshot_freq": 1000, "learning_rate": 1e-6, "devices": "cpu",
-        }  # fmt: skip
+        }
         rank = [sys.executable, "-m", "mpi4py", "-m", PROGRAM, "--rank"]
         command = [mpiexec(), "-n", str(job.ranks), *rank, *(f"{key}={value}" for key, value in given.items())]
         with subprocess.Popen(
             command, cwd=ROOT, env=environment() | VARIABLES, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             text=True,
-        ) as process:  # fmt: skip
+        ) as process:
             try:
                 _, errors = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
@@ -109,7 +116,7 @@ def measure(job, data, seconds):
 
 
 def stop(mpiexec):
-    """End mpiexec and its ranks: after their step, or at once when that takes too long."""
+    """Terminate mpiexec and its ranks after their current step; kill mpiexec if that takes more than GRACE seconds."""
     mpiexec.terminate()
     try:
         mpiexec.communicate(timeout=GRACE)
@@ -118,12 +125,12 @@ def stop(mpiexec):
 
 
 def what_was_wrong(errors):
-    """The first line that a rank of ours has said, else the last of all."""
+    """Return the first error line printed by a rank or by train.py, otherwise the last line."""
     return next((line for line in errors.splitlines() if line.startswith(("rank ", "train.py: "))), last_line(errors))
 
 
 def jobs(models, ranks, batch, steps):
-    """Each model on one rank, then on more by each strategy."""
+    """Yield a Job for each model on one rank, then one per strategy for each larger number of ranks."""
     for model in models:
         for n in sorted(ranks):
             for strategy in STRATEGIES if n > 1 else ("auto",):
@@ -134,7 +141,13 @@ def jobs(models, ranks, batch, steps):
 
 
 def row_of(job, records, alone):
-    """Seconds per 5,120 images, and of what; alone: those of one rank, None if not measured."""
+    """Return the row of a job: seconds per 5,120 images, and their parts.
+
+    Args:
+        job: the measured Job.
+        records: its records of kind speed.
+        alone: seconds per 5,120 images on one rank; None if not measured.
+    """
     row = report.row(job.name, [record["seconds"] for record in records], "s")
     parts = {part: statistics.median(record[part] for record in records) for part in ("comm", "sync")}
     faster = {"times_as_fast": alone / row["value"]} if alone and job.ranks > 1 else {}
@@ -142,18 +155,21 @@ def row_of(job, records, alone):
 
 
 def published_rows():
-    """Theano-MPI's table."""
+    """Yield the rows of Theano-MPI's published table."""
     for model, table in (links.PUBLISHED | OTHERS).items():
         alone, _ = table[1]
         for gpus, (training, comm) in table.items():
             faster = {"times_as_fast": alone / (training + comm)} if gpus > 1 else {}
             where = "1 K80 GPU" if gpus == 1 else f"{gpus} K80 GPUs"
             yield {"name": f"Theano-MPI: {model}, {where}", "value": training + comm, "unit": "s", "train": training,
-                   "comm": comm, **faster}  # fmt: skip
+                   "comm": comm, **faster}
 
 
 def rows(todo, minutes):
-    """A row of each job, as it is measured, then those published; what there is no time for says so."""
+    """Yield a row per job as soon as it is measured, then the published rows.
+
+    The row of a job that fails, or for which no time is left, contains the reason.
+    """
     ends, alone = time.monotonic() + 60 * minutes, {}
     with tempfile.TemporaryDirectory() as folder:
         data = make_data(pathlib.Path(folder, "set"))

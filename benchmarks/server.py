@@ -1,17 +1,24 @@
-"""The parameter server of rule asgd: what it takes to apply a push, and how many pushes it serves.
+"""The parameter server of rule asgd: the cost of applying a push, and the rate at which it serves pushes.
 
 python -m benchmarks.server [--quick] [--json FILE] [--clients 1 2 4]
 
-Apply: each update over AlexNet's 61 million floats on one core, in turns with a memcpy of as many. A figure counts the
-bytes of each whole array that are read and written once: plain 4 arrays where the centre goes back (push and centre,
-both ways), 3 where it does not, Adagrad 2 more and Adadelta 4. memcpy's own are 2. It writes past the caches or not as
-the C library decides, so an update, which writes where it has read, may move more bytes in a second.
+Apply: each update of AlexNet's 61 million floats runs on one core, in turn with a memcpy of the same size. A figure
+counts each array once per read and once per write:
 
-Serve: clients over MPI that compute nothing push 243.9 MB again and again and fetch the centre with it, by the code of
-the rule. A client makes its update, and copies what comes back: that is in the figure, beside the server's work where
-each has a core. "MPI alone" is the same with a server that does nothing to what passes. All are held against 6 memcpys
-of as many bytes, one after the other: into the memory that ranks share and out of it, there and back, and the update,
-as long as two. Ranks that outnumber the cores take turns.
+    plain                  4 arrays: push and center variable, read and written
+    plain, push only       3 arrays: the new center variable is not returned
+    Adagrad                2 arrays more than plain
+    Adadelta               4 arrays more than plain
+    memcpy                 2 arrays
+
+The C library decides whether memcpy bypasses the caches. An update writes to the locations that it has read, so it may
+move more bytes per second than memcpy.
+
+Serve: MPI clients that compute nothing push 243.9 MB repeatedly and fetch the center variable with each push, using the
+code of the rule. The figure includes the client's work: making the update and copying the returned data. It overlaps
+with the server's work if each has a core. "MPI alone" is the same with a server that does not modify the data. The peer
+of all is 6 memcpys of the same size in sequence: into the shared memory and out of it, for each direction, and the
+update, which takes as long as two. If there are more ranks than cores, the ranks take turns.
 
 Source: Paine et al. 2013, section 2.3.
 """
@@ -30,35 +37,35 @@ from typing import NamedTuple
 import numpy as np
 import pytensor
 
-from alexnet.config import load_config
-from alexnet.recorder import Silent
+from alexnet.config.schema import load_config
+from alexnet.run.recorder import WorkerRecorder
 from benchmarks import report
 from benchmarks.mpi import NEEDED, VARIABLES, mpiexec
 from benchmarks.program import environment
 from multigpu.device.host import HostDevice
-from multigpu.rules import server
-from multigpu.rules.asgd import AsgdClient, Often
-from multigpu.rules.parameter_server import ParameterServer
-from multigpu.rules.server_updates import adadelta, adagrad, plain
+from multigpu.rules.asgd import AsgdClient, Schedule
+from multigpu.rules.parameter_server import server
+from multigpu.rules.parameter_server.center import ParameterServer
+from multigpu.rules.parameter_server.updates import adadelta, adagrad, plain
 
-ALEXNET, QUICK = 60_965_224, 1 << 24             # floats; more than caches hold
+ALEXNET, QUICK = 60_965_224, 1 << 24             # floats; larger than the caches
 RUNS, QUICK_RUNS = 7, 3
-PUSHES, QUICK_PUSHES = 4, 3                      # of each client
-COPIES = 6                                       # memcpys of a push, there and back, with its update
+PUSHES, QUICK_PUSHES = 4, 3                      # per client
+COPIES = 6                                       # memcpys equivalent to a push, a fetch and the update
 MEMCPY, MPI_ALONE = "memcpy", "MPI alone"
 NEVER = 1 << 30                                  # steps
-# name -> what the server makes of a push, and how often a client fetches
+# name -> (server_update, number of steps between two fetches of a client)
 KINDS = {
     MPI_ALONE: ("plain", 1), "plain": ("plain", 1), "plain, push only": ("plain", NEVER), "adagrad": ("adagrad", 1),
     "adadelta": ("adadelta", 1),
-}  # fmt: skip
+}
 
 
 # ---- apply
 
 
 def apply_rows(floats, runs):
-    """Rows of the updates by themselves, in GB/s, against memcpy."""
+    """Yield the rows of the updates without communication, in GB/s, compared with memcpy."""
     ways = ways_of(floats)
     rates = {name: [] for name in ways}
     for _ in range(runs + 1):
@@ -71,7 +78,7 @@ def apply_rows(floats, runs):
 
 
 def ways_of(floats):
-    """{name: (what to time, how many arrays of so many floats it reads and writes)}."""
+    """Return {name: (function to time, number of arrays of `floats` floats that it reads and writes)}."""
     rng = np.random.default_rng(0)
     push, centre, squares, steps, other = (rng.standard_normal(floats, np.float32) for _ in range(5))
     np.square(squares, out=squares)
@@ -91,11 +98,11 @@ def seconds_of(way):
     return time.perf_counter() - began
 
 
-# ---- serve, in each rank
+# ---- serve: code of each rank
 
 
 class Order(NamedTuple):
-    """What the ranks are to measure: so many pushes of each client, of so many floats, of these KINDS."""
+    """What the ranks measure: the floats of a push, the number of pushes per client, and the names of KINDS."""
 
     floats: int
     pushes: int
@@ -103,7 +110,7 @@ class Order(NamedTuple):
 
 
 class Weights:
-    """A network's double: one array that learns."""
+    """A fake network with one trainable array."""
 
     frozen = ()
 
@@ -112,17 +119,18 @@ class Weights:
         self.parameters_and_velocities, self.step = self.learning, pytensor.shared(np.int64(0), name="step")
 
 
-class Quiet(Silent):
-    """A recorder that keeps nothing."""
+class Quiet(WorkerRecorder):
+    """A recorder that discards all records."""
 
     def push(self, **record):
-        """Nobody reads it."""
+        """Discard the record."""
 
 
 class Timed(ParameterServer):
-    """A parameter server that keeps when each push was served, until a client leaves.
+    """A parameter server that records the time of each served push, until the first client leaves.
 
-    idle  it does nothing to what passes
+    Args:
+        idle: whether pushes leave the center variable unchanged.
     """
 
     def __init__(self, centre, config, clients, post, idle):
@@ -142,8 +150,8 @@ class Timed(ParameterServer):
 
 
 def work(order, path):
-    """A rank's part; rank 0 writes the rows to the path."""
-    partners, rows = pkgutil.resolve_name("multigpu.mpi:MpiPartners")(), []
+    """Run the measurement in one rank; rank 0 writes the rows to the path."""
+    partners, rows = pkgutil.resolve_name("multigpu.mpi.communicator:MpiCommunicator")(), []
     copied = memcpy_seconds(order.floats) if partners.rank == 0 else None
     partners.comm.Barrier()
     for kind in order.kinds:
@@ -161,7 +169,7 @@ def memcpy_seconds(floats):
 
 
 def pushed(partners, order, kind):
-    """All pushes of one kind; returns the Timed server, at rank 0."""
+    """Run all pushes of one kind. Return the Timed server on rank 0 and None on the clients."""
     clients, (update, fetch), keepers = partners.size - 1, KINDS[kind], []
     settings = {"data": "none", "rule": "asgd", "server_update": update, "server_scale": 0.5, "n_sync": 1}
     config = load_config([f"{name}={value}" for name, value in settings.items()])
@@ -172,21 +180,24 @@ def pushed(partners, order, kind):
 
     exchange = server.connect(
         config, Weights(order.floats), HostDevice(), partners, Quiet(partners.rank), 0,
-        keeper=keeper_of, client=lambda *parts: AsgdClient(*parts, Often(fetch, 1)),
-    )  # fmt: skip
+        keeper=keeper_of, client=lambda *parts: AsgdClient(*parts, Schedule(fetch, 1)),
+    )
     with exchange:
         if partners.rank == server.SERVER:
             while keepers[0].left < clients:
                 keepers[0].post.until(exchange.serve)
             return keepers[0]
-        for step in range(1, order.pushes + 2):          # the first is not counted
+        for step in range(1, order.pushes + 2):          # the first push is not counted
             exchange.after_step(step, 0.0, 0.0, np.float32(0), False, False)
         exchange.leave(order.pushes + 1)
     return None
 
 
 def row_of(clients, kind, nbytes, keeper, copied):
-    """The row of one kind: pushes per second between the last client's first and the first one's last."""
+    """Return the row of one kind, in pushes per second.
+
+    The interval is from the last client's first push to the last push before a client leaves.
+    """
     times, limit = keeper.times[clients - 1 :], 1 / (COPIES * copied)
     per_round = [clients / (later - before) for before, later in zip(times, times[clients:], strict=False)]
     found = report.row(f"{clients} clients, {nbytes / 1e6:.1f} MB, {kind}", per_round, "pushes/s")
@@ -194,20 +205,20 @@ def row_of(clients, kind, nbytes, keeper, copied):
     return found | {
         "clients": clients, "bytes": nbytes, "kind": kind, "busy": keeper.load.share(keeper.post.now()),
         "peer": limit, "ratio": found["value"] / limit, "peer_is": f"{COPIES} memcpys",
-    }  # fmt: skip
+    }
 
 
-# ---- the whole
+# ---- main program
 
 
 def serve_rows(clients, order):
-    """Rows of so many clients."""
+    """Run an MPI job with `clients` clients and return its rows."""
     with tempfile.TemporaryDirectory() as folder:
         rows = pathlib.Path(folder, "rows")
         program = [sys.executable, "-m", "mpi4py", "-m", "benchmarks.server", "--measure", json.dumps(order), rows]
         subprocess.run([mpiexec(), "-n", str(clients + 1), *program], check=True,
                        env=environment() | VARIABLES | {"OMP_NUM_THREADS": "1"},
-                       cwd=pathlib.Path(__file__).parent.parent)  # fmt: skip
+                       cwd=pathlib.Path(__file__).parent.parent)
         return report.read(rows)
 
 

@@ -1,10 +1,11 @@
-"""How long train.py takes from its start to the first training step, with an empty and with a filled cache.
+"""Time from the start of train.py to the first training step, with an empty and with a filled kernel cache.
 
 python -m benchmarks.startup [--quick] [--json FILE] [--batch 128] [--runs 5]
 
-A whole run of one iteration on made batch files, watched from outside: seconds until it says that the network is
-compiled, which is when the first step begins, and until the first iteration is recorded.  Cold: the folder of compiled
-kernels is empty.  The files of the libraries lie in the page cache in both cases.
+The benchmark starts a run of one iteration on synthetic batch files and reads its output. It measures the seconds until
+train.py prints that the network is compiled, which is when the first step begins, and until it prints the first
+iteration. Cold means that the folder of compiled kernels is empty. The library files are in the page cache in both
+cases.
 """
 
 import os
@@ -16,26 +17,27 @@ import time
 
 import numpy as np
 
-from alexnet import hkl
+from alexnet.data import batch_file
 from benchmarks import report
 
 TOP = pathlib.Path(__file__).parent.parent
 
 
 def make_data(folder, images):
-    """A data set of one training and one validation file."""
+    """Write a data set of one training file and one validation file, of `images` images each."""
     rng = np.random.default_rng(0)
     for part in ("labels", "misc"):
         (folder / part).mkdir(parents=True)
     for name in ("train", "val"):
         (folder / f"{name}_hkl").mkdir()
-        hkl.write(folder / f"{name}_hkl" / "0000.hkl", rng.integers(0, 256, (3, 256, 256, images), dtype=np.uint8))
+        pixels = rng.integers(0, 256, (3, 256, 256, images), dtype=np.uint8)
+        batch_file.write(folder / f"{name}_hkl" / "0000.hkl", pixels)
         np.save(folder / "labels" / f"{name}_labels.npy", rng.integers(0, 10, images))
     np.save(folder / "misc" / "img_mean.npy", np.full((3, 256, 256), 110, "float32"))
 
 
 def start(data, output, cache, batch, python=sys.executable, top=TOP):
-    """Seconds from the start to the first step's beginning, and to its end; of the checkout `top`."""
+    """Run train.py of the checkout `top`; return the seconds until the first step begins and until it ends."""
     settings = [f"data={data}", f"output={output}", f"batch_size={batch}", "n_iterations=1", "print_freq=1"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
     began, seen = time.perf_counter(), {}

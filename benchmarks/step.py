@@ -1,20 +1,24 @@
-"""One full training step, and one validation step, of this AlexNet: ours and PyTorch's in turn.
+"""One full training step and one validation step of AlexNet: this project and PyTorch in turn.
 
 python -m benchmarks.step [--quick] [--json FILE] [--batch 16 64 128 256] [--runs 7] [--trial 2] [--modes eager ...]
 
-Forward, backward and update, dropout on, float32, on random images in memory (ours crops them from bytes, PyTorch is
-handed the finished crops).  Each program is a process of its own that makes one step when told to, so that all see the
-same machine, and all have the same number of threads.
+A training step is forward, backward and update, with dropout, in float32. The images are random and in memory; this
+project crops them from bytes, PyTorch receives the finished crops. Each program is a separate process that runs one
+step on request, so all programs run under the same machine conditions. All use the same number of threads.
 
-For each batch, PyTorch's float32 modes (eager on NCHW, eager on channels_last, torch.compile on channels_last) are
-tried in turn; the fastest of each kind of step then takes turns with ours, and is the peer of all rows of its kind:
-ratio is its seconds to the row's.  `runs` tells the long measurement from the trial; neither counts the warm-up.  Peak
-memory is the resident set of the program: of validating in a program that has done nothing else, and of training
-thereafter.  bfloat16 autocast is shown for information, until a batch has shown it to be slower than float32.
+For each batch, a trial runs PyTorch's float32 modes in turn: eager on NCHW, eager on channels_last, torch.compile on
+channels_last. For each kind of step, the fastest mode then runs in turn with this project. It is the peer of all rows
+of this kind: ratio is the peer's seconds divided by the row's. The `runs` column distinguishes the long measurement
+from the trial; neither includes the warm-up.
 
-Then come ours on 2 threads to ours on 1 and the cost of an image at the smallest batch to that at 128, again programs
-in turn, for 128 images each after a step that does not count, as in a training that goes on; and the training step of
-both sides held to AVX2 (ALEXNET_TILES=avx2, ONEDNN_MAX_CPU_ISA=AVX2), where the processor has more than that.
+Peak memory is the maximum resident set size of the program. Validation is measured first, in a process that has run
+nothing else, and training after it. bfloat16 autocast is shown for information, up to the first batch at which it is
+slower than float32.
+
+Two further ratios compare this project with itself: 2 threads with 1 thread, and the cost of an image at the smallest
+batch with that at batch 128. These programs also run in turn, for 128 images each, after an uncounted step, as in
+continuous training. Finally, the training step of both projects is limited to AVX2 (ALEXNET_TILES=avx2,
+ONEDNN_MAX_CPU_ISA=AVX2), if the processor has wider instructions.
 """
 
 import argparse
@@ -31,21 +35,21 @@ from benchmarks.program import CORES, Program, serve, take_turns, warm_up
 
 OURS, BFLOAT16 = "ours", "bfloat16"
 PEERS = ("eager", "channels_last", "compile")            # PyTorch's float32 modes
-KINDS = ("validate", "train")                            # in this order, so that validating shows its own peak memory
+KINDS = ("validate", "train")                            # this order: the peak of validation excludes training
 CLASSES = 1000
-LONG = 256                                               # batch from which on a trial is of one run
+LONG = 256                                               # from this batch on, a trial has one run
 AVX2 = {"ALEXNET_TILES": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
-# ---- the programs measured
+# ---- measured programs
 
 
 def our_steps(batch):
-    """(train step, validation step) of this project; each is compiled in its first run."""
-    from alexnet.compile import Network
-    from alexnet.data import centre_crop
+    """Return (train step, validation step) of this project. Each is compiled in its first run."""
+    from alexnet.data.dataset import centre_crop
     from alexnet.models import AlexNet
-    from alexnet.updates import momentum_sgd
+    from alexnet.training.network import Network
+    from alexnet.training.updates import momentum_sgd
 
     rng = np.random.default_rng(0)
     network = Network(AlexNet(rng), np.full((3, 256, 256), 110, "float32"), momentum_sgd)
@@ -56,7 +60,7 @@ def our_steps(batch):
 
 
 def torch_steps(batch, mode):
-    """(train step, validation step) of the same network in PyTorch."""
+    """Return (train step, validation step) of the same network in PyTorch."""
     import torch
 
     from benchmarks.torch_alexnet import momentum_sgd, torch_alexnet
@@ -87,11 +91,11 @@ def torch_steps(batch, mode):
 
 
 def run_steps(mode, batch, threads):
-    """Be one of the programs."""
+    """Run one of the measured programs: serve its steps."""
     if mode == OURS:
-        from alexnet.dispatch.cpu import build
+        from alexnet.native import compiler
 
-        build.use_threads(threads)
+        compiler.use_threads(threads)
         train, validate = our_steps(batch)
     else:
         import torch
@@ -101,17 +105,21 @@ def run_steps(mode, batch, threads):
     serve({"train": train, "validate": validate})
 
 
-# ---- the measuring
+# ---- measurement
 
 
 class Plan(NamedTuple):
-    """What is measured: `trial` runs of each of PyTorch's modes, then `runs` of its best and ours in turn."""
+    """Settings of a measurement.
+
+    trial      runs of each PyTorch mode
+    runs       runs of the fastest mode and this project, in turn
+    """
 
     modes: tuple
     runs: int
     trial: int
     threads: int
-    variables: dict = {}                                 # that join the environment of all
+    variables: dict = {}                                 # added to the environment of all programs
 
 
 def program(mode, batch, threads, variables=None):
@@ -120,12 +128,12 @@ def program(mode, batch, threads, variables=None):
 
 
 def fastest(seconds):
-    """The name with the smallest median, of name -> list of seconds; None of none."""
+    """Return the name with the smallest median in {name: list of seconds}, or None if it is empty."""
     return min(seconds, key=lambda name: statistics.median(seconds[name]), default=None)
 
 
 def measure(batch, plan, kinds=KINDS):
-    """kind -> mode -> list of seconds, kind -> mode -> peak MiB, kind -> PyTorch's best mode."""
+    """Return {kind: {mode: list of seconds}}, {kind: {mode: peak MiB}} and {kind: fastest PyTorch mode}."""
     with contextlib.ExitStack() as stack:
         programs = {mode: program(mode, batch, plan.threads, plan.variables) for mode in plan.modes}
         for each in programs.values():
@@ -140,15 +148,15 @@ def measure(batch, plan, kinds=KINDS):
         programs[OURS] = stack.enter_context(program(OURS, batch, plan.threads, plan.variables))
         for kind in kinds:
             rivals = {mode: programs[mode] for mode in (OURS, best[kind]) if mode}
-            warm_up([rivals[OURS]], kind)                        # the others are warm
+            warm_up([rivals[OURS]], kind)                        # PyTorch's program is already warm
             times, peaks = take_turns(rivals, kind, plan.runs)
             seconds[kind] = {OURS: [], **seconds[kind], **times}
-            memory[kind] = {**peaks, **memory[kind]}             # a peer's is the one of its trial
+            memory[kind] = {**peaks, **memory[kind]}             # the peer's value is from its trial
     return seconds, memory, best
 
 
 def rows(batch, plan, kinds=KINDS, suffix=""):
-    """The rows of one batch; `peer_is` names the best mode."""
+    """Yield the rows of one batch; `peer_is` is the fastest PyTorch mode."""
     seconds, memory, best = measure(batch, plan, kinds)
     for kind in reversed(kinds):
         for mode, times in seconds[kind].items():
@@ -156,7 +164,7 @@ def rows(batch, plan, kinds=KINDS, suffix=""):
             if best[kind]:
                 peer = statistics.median(seconds[kind][best[kind]])
                 held = {"peer": batch / peer, "ratio": peer / statistics.median(times),
-                        "peer_is": f"PyTorch {best[kind]}", "peer_peak_mib": memory[kind][best[kind]]}  # fmt: skip
+                        "peer_is": f"PyTorch {best[kind]}", "peer_peak_mib": memory[kind][best[kind]]}
             yield step_row(f"{kind} step, batch {batch}, {mode}{suffix}", batch, times, memory[kind][mode], **held)
 
 
@@ -166,7 +174,7 @@ def step_row(name, batch, times, memory, **held):
 
 
 def bfloat16_rows(batch, plan, results):
-    """One run each of bfloat16 autocast, held against the best float32 mode in `results`."""
+    """Yield one run per kind with bfloat16 autocast, compared with the fastest float32 mode in `results`."""
     with program(BFLOAT16, batch, plan.threads) as only:
         for kind in KINDS:
             name = f"{kind} step, batch {batch}"
@@ -178,15 +186,15 @@ def bfloat16_rows(batch, plan, results):
                            peer=held["peer"], ratio=batch / held["peer"] / times[0])
 
 
-# ---- ours alone
+# ---- ratios of this project, and AVX2
 
 
 def scaling_rows(batch, small, runs):
-    """Two threads to one, and the cost of an image in a small batch to that in a large one, over as many images."""
+    """Yield the speed-up of two threads, and the cost per image of a small batch relative to a large one."""
     name = f"train step, batch {batch}, ours: 2 threads to 1"
     wanted = {"two": (batch, 2), "one": (batch, 1), "small": (small, CORES), "large": (batch, CORES)}
     if CORES == 2:
-        del wanted["large"]                              # it is "two"
+        del wanted["large"]                              # same as "two"
     elif CORES == 1:
         del wanted["two"]
         yield report.not_measured(name, "there is one core")
@@ -196,7 +204,8 @@ def scaling_rows(batch, small, runs):
         seconds = {key: [] for key in programs}
         for _ in range(runs):
             for key, each in programs.items():
-                each.step("train")                       # not counted: as in training, the step before was its own
+                # a first step is not counted: in training, too, each step follows a step of the same program
+                each.step("train")
                 steps = max(batch // wanted[key][0], 1)
                 seconds[key].append(statistics.mean(each.step("train")[0] for _ in range(steps)))
     if "two" in seconds:
@@ -209,7 +218,7 @@ def scaling_rows(batch, small, runs):
 
 
 def avx2_rows(batch, plan):
-    """Both sides held to AVX2, if the processor has more than that."""
+    """Yield the rows of both projects limited to AVX2, if the processor has wider instructions."""
     sets, suffix = instruction_sets(), ", held to AVX2"
     if "avx512f" in sets:
         yield from rows(batch, plan._replace(variables=AVX2), kinds=("train",), suffix=suffix)
@@ -220,11 +229,11 @@ def avx2_rows(batch, plan):
         yield report.not_measured(f"train step, batch {batch}{suffix}", "this processor has no AVX2")
 
 
-# ---- the whole
+# ---- main program
 
 
 def all_rows(batches, plan, bfloat16, scaling):
-    """Every row, as it is measured; bfloat16 and scaling: whether to measure these."""
+    """Yield every row as soon as it is measured; `bfloat16` and `scaling` select optional measurements."""
     results = []
     for batch in batches:
         found = list(rows(batch, plan))

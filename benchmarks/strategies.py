@@ -1,18 +1,21 @@
-"""The strategies over MPI alone: what it takes ranks of this machine to replace arrays by their mean.
+"""The exchange strategies over MPI without training: time to replace the arrays of all ranks by their mean.
 
 python -m benchmarks.strategies [--quick] [--json FILE] [--ranks 2 4] [--hosts [RATE]]
 
-From 1 kB to 488 MB, AlexNet's parameters and momentum, of which 244 MB are the parameters or the gradients. All ways of
-one size take turns on one array in each rank; a figure is the slowest rank's time. The peer is, between two ranks, the
-best exchange that hand-written MPI came to here: pieces of 1 MiB, two on their way each way, averaged as they come.
-Beside it stand MPI's own Allreduce as it is called by default, a sum without a division, and a memcpy of as many bytes
-in each rank. `peer` is the default between ranks of one machine: shared memory, no MPI but for the two messages.
+Sizes range from 1 kB to 488 MB, the size of AlexNet's parameters and momentum; 244 MB is the size of the parameters or
+the gradients. For each size, all methods run in turn on one array per rank. A figure is the time of the slowest rank.
 
-asa16 and copper16 send float16, and so half the bytes. Ranks that outnumber the cores take turns, and MPI's waiting
-spins: their figures say little about a cluster.
+The peer, between two ranks, is the fastest hand-written MPI exchange that was found on this machine: pieces of 1 MiB,
+two in flight in each direction, averaged as they arrive. For reference, the benchmark also measures MPI's own Allreduce
+with its default settings, which computes a sum without division, and a memcpy of the same size in each rank. `peer` is
+the default strategy between ranks of one machine. It uses shared memory, and MPI only for the two messages.
 
-With --hosts, as root, there is a rank on each of two hosts made of this machine, benchmarks.two_hosts, and what they
-send over the cable is counted; RATE is the cable's, as tc has it ("1gbit"), else it is as fast as the kernel copies.
+asa16 and copper16 send float16, which halves the bytes. If there are more ranks than cores, ranks take turns and MPI
+spins while it waits, so these figures do not predict the performance of a cluster.
+
+With --hosts (as root), one rank runs on each of two simulated hosts, see benchmarks.two_hosts, and the bytes that they
+send over the link are counted. RATE limits the link, in the notation of tc ("1gbit"); by default it is as fast as the
+kernel copies.
 
 Source: Ma et al. 2016, "Theano-MPI", section 3.2.
 """
@@ -33,25 +36,28 @@ import numpy as np
 from benchmarks import report, two_hosts
 from benchmarks.mpi import NEEDED, VARIABLES, mpiexec
 from benchmarks.program import environment
+from multigpu.communicator import Ready
 from multigpu.device.host import HostDevice
 from multigpu.exchange.peer import connect
-from multigpu.partners import Ready
 
 ALEXNET = 60_965_224                             # floats
 SIZES = (256, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24, ALEXNET, 2 * ALEXNET)        # floats
 QUICK = (256, 1 << 14, 1 << 18, 1 << 22)
 RUNS, QUICK_RUNS = 7, 3
-SHORTEST = 1 << 21                               # bytes: so much is exchanged before the clock is read
-FAR = (256, 1 << 18, 1 << 22, ALEXNET)           # between hosts
-PIECE, WINDOW = 1 << 18, 2                       # of the peer: floats that travel together, and how many such
+SHORTEST = 1 << 21                               # bytes: smaller exchanges are repeated per timing
+FAR = (256, 1 << 18, 1 << 22, ALEXNET)           # floats, between hosts
+PIECE, WINDOW = 1 << 18, 2                       # of the peer: floats per message, messages in flight
 BY_HAND, BY_MPI, MEMCPY = "Sendrecv by hand", "MPI's Allreduce", "memcpy"
 OVER_A_CABLE = (BY_HAND, "ar", "asa32", "asa16", "asa16, error feedback")
 
 
 class Order(NamedTuple):
-    """What the ranks are to measure: arrays of so many floats, each so often, by these ways; None: by all.
+    """What the ranks measure.
 
-    where  the ranks are, for the rows' names
+    sizes  floats of the arrays
+    runs   number of runs of each method and size
+    ways   names of the methods; None: all
+    where  the ranks run, for the names of the rows
     """
 
     sizes: tuple[int, ...]
@@ -61,9 +67,13 @@ class Order(NamedTuple):
 
 
 def measure(ranks, order, hosts=None):
-    """Rows of so many ranks: with strategy, ranks, bytes and seconds, a median, besides what every row has.
+    """Run an MPI job and return its rows, with the additional keys strategy, ranks, bytes and seconds (a median).
 
-    hosts  two_hosts.Hosts, with a rank on each: rows have `cable`, too, the bytes that rank 0's end of it has sent
+    Args:
+        ranks: number of ranks.
+        order: what to measure.
+        hosts: two_hosts.Hosts to run one rank on each host. The rows then have the key `cable`: bytes that rank 0's
+            host sent over the link.
     """
     within, across, variables = hosts.places(mpiexec()) if hosts else ((), (), {})
     variables = VARIABLES | {"OMP_NUM_THREADS": "1"} | variables
@@ -71,16 +81,16 @@ def measure(ranks, order, hosts=None):
         rows = pathlib.Path(folder, "rows")
         program = [sys.executable, "-m", "mpi4py", "-m", "benchmarks.strategies", "--measure", json.dumps(order), rows]
         subprocess.run([*within, mpiexec(), *across, "-n", str(ranks), *program], check=True,
-                       env=environment() | variables, cwd=pathlib.Path(__file__).parent.parent)  # fmt: skip
+                       env=environment() | variables, cwd=pathlib.Path(__file__).parent.parent)
         return report.read(rows)
 
 
-# ---- in each rank
+# ---- code of each rank
 
 
 def work(order, path):
-    """A rank's part of measure(); rank 0 writes the rows to the path."""
-    partners = pkgutil.resolve_name("multigpu.mpi:MpiPartners")()
+    """Run the measurement in one rank; rank 0 writes the rows to the path."""
+    partners = pkgutil.resolve_name("multigpu.mpi.communicator:MpiCommunicator")()
     rows = []
     for floats in order.sizes:
         with HostDevice() as device:
@@ -97,9 +107,9 @@ def work(order, path):
 
 
 def ways_of(partners, peer, array, names):
-    """{name: (step) -> None, which exchanges the array}; peer is None between hosts."""
-    asa, copper, wire = (pkgutil.resolve_name(f"multigpu.exchange.{name}") for name in ("asa", "copper", "wire"))
-    mpi = pkgutil.resolve_name("multigpu.mpi:MPI")
+    """Return {name: function of the step that exchanges the array}; peer is None between hosts."""
+    asa, copper, wire = (pkgutil.resolve_name(f"multigpu.exchange.{name}") for name in ("asa", "copper", "codecs"))
+    mpi = pkgutil.resolve_name("multigpu.mpi.communicator:MPI")
     comm, n, other = partners.comm, array.size, np.empty_like(array)
     reductions = {
         "ar": pkgutil.resolve_name("multigpu.exchange.allreduce:Allreduce")(comm),
@@ -126,13 +136,13 @@ def reduce(reduction, array, step):
 
 
 def by_peer(partners, peer, step):
-    """The exchange with the message that precedes it: nobody's buffer is under way."""
-    partners.meet(Ready(step, 0.0, 0.0, False))
+    """Exchange Ready messages, after which no transfer is pending, and average."""
+    partners.allgather(Ready(step, 0.0, 0.0, False))
     peer.average(step)
 
 
 def by_hand(comm, array, step):
-    """The mean of two ranks' arrays: each sends all of its own and averages what comes, piece by piece."""
+    """Replace the arrays of two ranks by their mean. Each rank sends its array in pieces and averages what arrives."""
     other, n = 1 - comm.rank, array.size
     parts = [slice(first, min(first + PIECE, n)) for first in range(0, n, PIECE)]
     rooms = np.empty((WINDOW, min(PIECE, n)), np.float32)
@@ -154,7 +164,11 @@ def by_hand(comm, array, step):
 
 
 def in_turns(partners, ways, nbytes, runs):
-    """{name: seconds of the slowest rank in each run}, {name: bytes that left the host}; a first run is not counted."""
+    """Run all methods in turn; an additional first run is not counted.
+
+    Returns:
+        {name: seconds of the slowest rank in each run} and {name: bytes that left the host in each run}.
+    """
     repeats, step = max(1, min(100, SHORTEST // nbytes)), 0
     seconds, cable = {name: [] for name in ways}, {name: [] for name in ways}
     for _ in range(runs + 1):
@@ -171,7 +185,7 @@ def in_turns(partners, ways, nbytes, runs):
 
 
 def rows_of(where, partners, nbytes, seconds, cable):
-    """Rows of one size; between two ranks against the best by hand."""
+    """Yield the rows of one size; between two ranks, compared with the hand-written exchange."""
     by_hand_ms = [1e3 * each for each in seconds.get(BY_HAND, [])]
     for name, taken in seconds.items():
         found = report.row(f"{where}, {size_of(nbytes)}, {name}", [1e3 * each for each in taken], "ms")
@@ -188,25 +202,25 @@ def size_of(nbytes):
     return f"{nbytes / 1e6:.1f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:.1f} kB"
 
 
-# ---- the whole
+# ---- main program
 
 
 def obstacle(hosts):
-    """Why nothing can be measured here, or None."""
+    """Return the reason why nothing can be measured, or None."""
     if mpiexec() is None:
         return NEEDED
     return two_hosts.obstacle() if hosts else None
 
 
 def rows(ranks, quick):
-    """Rows of ranks of this machine."""
+    """Yield the rows of ranks on this machine."""
     for n in ranks or ([2] if quick else [2, 4]):
         runs = QUICK_RUNS if quick or n > 2 else RUNS
         yield from measure(n, Order(QUICK if quick else SIZES, runs, where=f"{n} ranks"))
 
 
 def rows_of_hosts(rate, quick):
-    """Rows of two hosts with a cable of this rate between them; "": not limited."""
+    """Yield the rows of two hosts, connected by a link of this rate; "": not limited."""
     sizes, runs = (QUICK, QUICK_RUNS) if quick else (FAR, RUNS)
     order = Order(sizes, runs, OVER_A_CABLE, f"2 hosts, {rate or 'no limit'}")
     with tempfile.TemporaryDirectory() as folder, two_hosts.Hosts(folder, rate or None) as hosts:
@@ -214,7 +228,7 @@ def rows_of_hosts(rate, quick):
 
 
 def shown(rows):
-    """The rows, each printed as it comes."""
+    """Yield the rows and print each."""
     print(f"{'':48} {'ms':>9} {'spread':>8} {'by hand':>9} {'ratio':>7} {'sent, MB':>9}")
     for row in rows:
         peer = f"{row['peer']:9.3f} {row['ratio']:7.2f}" if "peer" in row else " " * 17

@@ -1,16 +1,19 @@
-"""The paper's table 1 on this machine: seconds per 20 iterations of 256 images, parallel loading yes and no.
+"""Table 1 of the paper on this machine: seconds per 20 iterations of 256 images, with and without parallel loading.
 
 python -m benchmarks.table1 [--quick] [--json FILE] [--batch 256] [--iterations 3]
 
-Real files of made images.  Ours is train.py itself, started anew for each turn: one worker, with the loader process and
-without, and two workers of 128 images each on the same cores, that exchange weights and momentum after each iteration
-and share them: what they cost more than one is what exchanging costs, for there is no second device to gain.  The peer
-is the same network in PyTorch (channels_last), whose DataLoader decodes, resizes, crops and mirrors the JPEGs that the
-batch files were made from, with one process and with none.  Ours runs, then PyTorch, then ours again.  The first
-iteration of a turn is not counted.  A figure is 20 times the median of the iterations timed, of which `runs` and
-`peer runs` say how many; the paper timed 20.
+The benchmark reads real files of synthetic images. This project runs train.py, started again for each turn: one worker,
+with and without the loader process, and two workers of 128 images each. The two workers share the same cores and
+exchange weights and momentum after each iteration. There is no second device, so their additional time is the cost of
+the exchange.
 
-On one Titan Black the paper has 32.76 s with parallel loading and 43.52 s without; on two 19.72 and 26.23 s (cuDNN R2).
+The peer is the same network in PyTorch (channels_last). Its DataLoader decodes, resizes, crops and mirrors the JPEGs
+that the batch files were made from, with one loader process and with none. This project runs first, then PyTorch, then
+this project again. The first iteration of a turn is not counted. A figure is 20 times the median of the timed
+iterations; `runs` and `peer runs` are their numbers. The paper timed 20.
+
+The paper reports 32.76 s with parallel loading and 43.52 s without on one Titan Black, and 19.72 s and 26.23 s on two
+(cuDNN R2).
 
 Source: Ding et al. 2014, table 1.
 """
@@ -27,7 +30,7 @@ import tempfile
 import numpy as np
 from PIL import Image
 
-from alexnet.recorder import read_records
+from alexnet.run.recorder import read_records
 from benchmarks import report
 from benchmarks.program import Program, environment, last_line, serve
 
@@ -38,22 +41,22 @@ SIZE = 227
 TRAIN_PY = pathlib.Path(__file__).parents[1] / "train.py"
 
 
-# ---- the programs measured
+# ---- measured programs
 
 
 class TrainPy:
-    """train.py on the data of a folder, started anew for each turn; each of its devices takes its share of a batch."""
+    """train.py on the data of a folder, started again for each turn. The devices divide the batch equally."""
 
     def __init__(self, folder, batch, devices, *settings):
         self.folder, self.batch, self.devices, self.settings = folder, batch, devices, settings
 
     def turn(self, kind, iterations):
-        """Seconds of each of `iterations` iterations, those of the first not counted."""
+        """Run train.py and return the seconds of each of `iterations` iterations, after a first that is not counted."""
         given = {
             "data": self.folder, "output": self.folder / "runs", "run_name": "run", "devices": ",".join(self.devices),
             "batch_size": self.batch // len(self.devices), "n_iterations": iterations + 1, "n_epochs": 1000,
             "para_load": kind == "parallel", "validation": False, "snapshot_freq": 1000,
-        }  # fmt: skip
+        }
         command = [sys.executable, TRAIN_PY, *(f"{key}={value}" for key, value in given.items()), *self.settings]
         done = subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True)
         try:
@@ -66,18 +69,21 @@ class TrainPy:
 
 
 class Peer:
-    """PyTorch, a process that goes on from turn to turn."""
+    """PyTorch in a process that keeps running between turns."""
 
     def __init__(self, program):
         self.program = program
 
     def turn(self, kind, iterations):
-        """As TrainPy's; with parallel loading the first iteration takes what was read while others ran."""
+        """Return the same as TrainPy.turn().
+
+        With parallel loading, the uncounted first iteration uses data that was loaded during other programs' turns.
+        """
         return [self.program.step(kind)[0] for _ in range(iterations + 1)][1:]
 
 
 class Photographs:
-    """The training JPEGs as a PyTorch data set: float32 (3, 227, 227) at a random crop and mirror, and the label."""
+    """The training JPEGs as a PyTorch data set: float32 (3, 227, 227), randomly cropped and mirrored, and the label."""
 
     def __init__(self, folder):
         classes = sorted(path for path in (folder / "images" / "train").iterdir() if path.is_dir())
@@ -98,7 +104,7 @@ class Photographs:
 
 
 def torch_iterations(data, batch):
-    """The same by PyTorch and its DataLoader."""
+    """Return {kind of loading: generator that runs one PyTorch iteration per item}."""
     import torch
 
     from benchmarks.torch_alexnet import momentum_sgd, torch_alexnet
@@ -108,7 +114,7 @@ def torch_iterations(data, batch):
     optimizer = momentum_sgd(network)
 
     def iterations(processes):
-        endless = torch.utils.data.RandomSampler(photographs, replacement=True, num_samples=10**8)     # no epochs
+        endless = torch.utils.data.RandomSampler(photographs, replacement=True, num_samples=10**8)     # without epochs
         batches = torch.utils.data.DataLoader(photographs, batch, sampler=endless, num_workers=processes)
         for images, labels in batches:
             optimizer.zero_grad()
@@ -120,11 +126,11 @@ def torch_iterations(data, batch):
     return {"parallel": iterations(1), "serial": iterations(0)}
 
 
-# ---- the measuring
+# ---- measurement
 
 
 def measure(contestants, iterations):
-    """kind -> name -> list of seconds; each turn is `iterations` iterations of each kind."""
+    """Return {kind: {name: list of seconds}}; each turn runs `iterations` iterations of each kind."""
     seconds = {kind: {name: [] for name in contestants} for kind in KINDS}
     for name in (name for name in TURNS if name in contestants):
         for kind in KINDS:
@@ -133,7 +139,7 @@ def measure(contestants, iterations):
 
 
 def rows(seconds, batch):
-    """A row for each kind of loading and number of workers, and what parallel loading and a second worker are worth."""
+    """Yield a row per kind of loading and number of workers, and the gains of parallel loading and a second worker."""
     for name in (OURS, TWO):
         for kind, loading in KINDS.items():
             of_20 = {name: [20 * value for value in times] for name, times in seconds[kind].items()}
@@ -141,7 +147,7 @@ def rows(seconds, batch):
             if PYTORCH in of_20:
                 peer = report.row("", of_20[PYTORCH], "s")
                 made |= {"peer": peer["value"], "ratio": peer["value"] / made["value"],
-                         "peer_spread": peer["spread"], "peer_runs": peer["runs"]}  # fmt: skip
+                         "peer_spread": peer["spread"], "peer_runs": peer["runs"]}
             yield made
     median = {(kind, name): float(np.median(times)) for kind in KINDS for name, times in seconds[kind].items()}
     gains = {name: median["serial", name] / median["parallel", name] for name in seconds["parallel"]}
@@ -152,7 +158,7 @@ def rows(seconds, batch):
 
 
 def make_data(folder, batch, files=2):
-    """The made set of preprocess, `files` batch files to train on."""
+    """Write the synthetic data set of preprocess with `files` training batch files."""
     from preprocess.synthetic import make_synthetic
 
     make_synthetic(folder, train=files * batch, validation=10, batch_size=batch)

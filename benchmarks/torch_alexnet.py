@@ -1,4 +1,4 @@
-"""The same AlexNet in PyTorch, with the weights of ours: the independent peer of the comparisons.
+"""The same AlexNet in PyTorch, as an independent implementation for comparisons. It can load this project's weights.
 
 PyTorch's layout is (batch, channel, row, column); filters are (out, in, row, column).
 """
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def torch_alexnet(classes=1000, dropout_rate=0.5):
-    """AlexNet in theano_alexnet's order; PyTorch divides LRN's alpha by n, so it is given 5e-4."""
+    """Return AlexNet with theano_alexnet's layer order. PyTorch divides LRN's alpha by n, so alpha is 5e-4."""
 
     def lrn():
         return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
@@ -23,11 +23,11 @@ def torch_alexnet(classes=1000, dropout_rate=0.5):
         nn.Linear(9216, 4096), nn.ReLU(), nn.Dropout(dropout_rate),
         nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(dropout_rate),
         nn.Linear(4096, classes),
-    )  # fmt: skip
+    )
 
 
 def momentum_sgd(network, learning_rate=1e-3):
-    """PyTorch's update with our constants: biases learn twice as fast and do not decay."""
+    """Return PyTorch's SGD with this project's constants: biases have twice the learning rate and no weight decay."""
     weights, biases = ([p for p in network.parameters() if (p.ndim > 1) == many] for many in (True, False))
     groups = [{"params": weights, "weight_decay": 5e-4, "lr": learning_rate},
               {"params": biases, "weight_decay": 0, "lr": 2 * learning_rate}]
@@ -35,13 +35,16 @@ def momentum_sgd(network, learning_rate=1e-3):
 
 
 def from_c01b(array):
-    """An array of ours as PyTorch has it: filters (in, r, c, out) -> (out, in, r, c), dense (in, out) -> (out, in)."""
+    """Convert a parameter of this project to PyTorch's layout.
+
+    Filters (in, row, column, out) become (out, in, row, column), dense weights (in, out) become (out, in).
+    """
     axes = {4: (3, 0, 1, 2), 2: (1, 0), 1: (0,)}[array.ndim]
     return torch.from_numpy(array.transpose(axes).copy())
 
 
 def load_weights(network, parameters):
-    """Copy name -> array of our parameters, in order, into the PyTorch network."""
+    """Copy this project's parameters, {name: array} in order, into the PyTorch network."""
     with torch.no_grad():
         for target, array in zip(network.parameters(), parameters.values(), strict=True):
             target.copy_(from_c01b(array))

@@ -1,4 +1,4 @@
-"""PyTorch's passes of each layer of AlexNet, one by one, under the names that benchmarks.nodes gives ours."""
+"""The passes of each AlexNet layer in PyTorch, with the names that benchmarks.nodes uses for this project."""
 
 import torch
 from torch import nn
@@ -7,11 +7,11 @@ from benchmarks.torch_alexnet import momentum_sgd, torch_alexnet
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 NAMES = {nn.ReLU: ("bias and ReLU", "ReLU gradient"), nn.MaxPool2d: ("max pool", "max pool gradient"),
-         nn.LocalResponseNorm: ("LRN", "LRN gradient"), nn.Dropout: ("dropout", "dropout gradient")}  # fmt: skip
+         nn.LocalResponseNorm: ("LRN", "LRN gradient"), nn.Dropout: ("dropout", "dropout gradient")}
 
 
 def layer_modules(network):
-    """Name -> modules from a weight layer to the next: conv1, relu, pool, normalisation and so on; no Flatten."""
+    """Return {name: modules}: each weight layer and the modules before the next one, without Flatten."""
     layers, count = {}, 0
     for module in network:
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -24,7 +24,7 @@ def layer_modules(network):
 
 
 def input_shape(module, batch):
-    """Of the images or features that a weight layer of this AlexNet takes."""
+    """Return the shape of the images or features that a weight layer of this AlexNet takes."""
     if isinstance(module, nn.Linear):
         return batch, module.in_features
     side = {3: 227, 96: 27}.get(module.in_channels, 13)
@@ -32,7 +32,7 @@ def input_shape(module, batch):
 
 
 def layer_passes(name, batch, layout):
-    """Pass -> function that runs it, for a layer and what follows it, on random values."""
+    """Return {pass: function that runs it on random values} for a weight layer and the modules after it."""
     network = torch_alexnet().to(memory_format=layout)
     weighted, *others = layer_modules(network)[name]
     y = random(input_shape(weighted, batch), layout)
@@ -50,7 +50,7 @@ def random(shape, layout):
 
 
 def weight_passes(module, x, layout):
-    """Of a convolution or dense layer, with its output."""
+    """Return the passes of a convolution or dense layer, and its output."""
     y = module(x).detach()
     g, w = random(y.shape, layout), module.weight.detach()
     if isinstance(module, nn.Linear):
@@ -63,13 +63,13 @@ def weight_passes(module, x, layout):
 
         gradients = {"input gradient": lambda: backward(True, False), "filter gradient": lambda: backward(False, True)}
     if x.shape[1] == 3:
-        del gradients["input gradient"]                  # nobody asks for the gradient of the images
+        del gradients["input gradient"]                  # the gradient of the images is not needed
     axes = [axis for axis in range(g.ndim) if axis != 1]
     return {"forward": lambda: module(x), **gradients, "bias gradient": lambda: g.sum(axes)}, y
 
 
 def module_passes(module, x, layout):
-    """Of a module without parameters, with its output."""
+    """Return the passes of a module without parameters, and its output."""
     forward, gradient = NAMES[type(module)]
     x = x.requires_grad_()
     y = module(x)
@@ -79,7 +79,7 @@ def module_passes(module, x, layout):
 
 
 def update_pass(module):
-    """One step of the optimizer on the layer's parameters."""
+    """Return the function that runs one optimizer step on the layer's parameters."""
     for parameter in module.parameters():
         parameter.grad = torch.randn_like(parameter)
     return momentum_sgd(module).step

@@ -1,13 +1,13 @@
-"""Two hosts made of one machine: network namespaces with an address each, joined by a cable of the kernel's.
+"""Two simulated hosts on one machine: two network namespaces with one address each, connected by a veth pair.
 
-The second has a host name and a /dev/shm of its own, too.  In ssh's place mpiexec calls a script that enters the
-namespace of the address.  Needs root, and Linux:
+The second host also has a separate host name and /dev/shm. Instead of ssh, mpiexec calls a script that enters the
+namespace of the address. Requires root and Linux:
 
     with Hosts(folder) as hosts:                         # folder: for the script
         within, across, variables = hosts.places(mpiexec)
         subprocess.run([*within, mpiexec, *across, "-n", "2", ...], env=os.environ | variables)
 
-runs two ranks, one on each host.  Both share the machine's processors.
+runs two ranks, one on each host. Both share the machine's processors.
 """
 
 import os
@@ -24,11 +24,11 @@ shift
 exec ip netns exec {space} unshare --uts --mount sh -c '
     hostname second && mount -t tmpfs tmpfs /dev/shm && exec sh -c "$1"' agent "$*"
 """
-SECONDS = 10.0                                   # in which a cable is there
+SECONDS = 10.0                                   # timeout for the link to come up
 
 
 def obstacle():
-    """Why there can be no two hosts here, or None."""
+    """Return the reason why two hosts cannot be created on this machine, or None."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "only root may make network namespaces"
     if not (shutil.which("ip") and shutil.which("unshare")):
@@ -46,7 +46,11 @@ def obstacle():
 
 
 def run(*command):
-    """What the command prints; raises CalledProcessError."""
+    """Run the command and return its standard output.
+
+    Raises:
+        CalledProcessError: the command has failed.
+    """
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -55,10 +59,11 @@ def ip(*arguments):
 
 
 class Hosts:
-    """The two hosts, while its `with` block lasts.
+    """Context manager of the two hosts, which exist inside its `with` block.
 
-    folder  for the script that mpiexec calls
-    rate    of the cable, each way, as `tc` has it ("1gbit"); None: as fast as it can
+    Args:
+        folder: for the script that mpiexec calls.
+        rate: of the link, in each direction, in the notation of `tc` ("1gbit"); None: not limited.
     """
 
     def __init__(self, folder, rate=None):
@@ -80,7 +85,7 @@ class Hosts:
                 ip("-n", space, "link", "set", end, "up")
                 if self._rate is not None:
                     run("tc", "-n", space, "qdisc", "add", "dev", end, "root", "tbf", "rate", self._rate,
-                        "burst", "1mb", "latency", "50ms")  # fmt: skip
+                        "burst", "1mb", "latency", "50ms")
             self._wait()
         except BaseException:
             self.__exit__()
@@ -92,7 +97,10 @@ class Hosts:
             subprocess.run(["ip", "netns", "del", space], capture_output=True)
 
     def _wait(self):
-        """Until the kernel says that both ends run, up to a second later: UCX takes no others, and finds nobody."""
+        """Wait until the kernel reports both ends of the link as up, which can take a second.
+
+        UCX ignores interfaces that are not up, and would find no peer.
+        """
         end = time.monotonic() + SECONDS
         while not all(self._runs(*each) for each in zip(self.spaces, self.ends, strict=True)):
             if time.monotonic() > end:
@@ -100,20 +108,20 @@ class Hosts:
             time.sleep(0.01)
 
     def _runs(self, space, end):
-        place = f"/sys/class/net/{end}"          # to be asked for the carrier has newer kernels look at once
+        place = f"/sys/class/net/{end}"          # newer kernels update the state when carrier is read
         return run("ip", "netns", "exec", space, "cat", f"{place}/carrier", f"{place}/operstate").split() == ["1", "up"]
 
     def places(self, mpiexec):
-        """For one rank on each host: (what goes before mpiexec, what goes after it, variables)."""
+        """Return (arguments before mpiexec, arguments after it, environment variables) for one rank on each host."""
         within = "ip", "netns", "exec", self.spaces[0]
         if "open" in run(mpiexec, "--version").lower():
             across = "--host", f"{A},{B}", "--mca", "btl", "tcp,self", "--mca", "pml", "ob1"
             return within, across, {"PRTE_MCA_plm_ssh_agent": str(self._agent)}
         across = "-launcher", "ssh", "-launcher-exec", str(self._agent), "-hosts", f"{A},{B}", "-ppn", "1"
-        return within, across, {"UCX_TLS": "tcp,self"}           # else it finds out that it is one machine, and copies
+        return within, across, {"UCX_TLS": "tcp,self"}           # otherwise UCX detects one machine and copies
 
 
 def sent():
-    """Bytes that have left the host of this process so far, headers included: of all interfaces but its own loop."""
+    """Return the bytes sent so far by the host of this process, with headers, on all interfaces except loopback."""
     ends = [each for each in Path("/sys/class/net").iterdir() if each.name != "lo"]
     return sum(int((each / "statistics" / "tx_bytes").read_text()) for each in ends)

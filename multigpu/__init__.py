@@ -1,9 +1,11 @@
-"""Processes, device memory and communication: what lies around the training loop.
+"""Processes, device memory and communication around the training loop.
 
-launch    starts a worker for each device, watches them, ends them all
-worker    one training process                  control   its line to the launcher
-meeting   where workers started by hand find each other
-loader    the process beside a worker that fills its input buffers
-device    where buffers lie, and how another process sees them
-process   how a process is started, treats signals, and how its end is told
+launcher       starts one worker per device, monitors and ends them; launcher_link is a worker's connection to it
+worker         one rank of a training
+loader         a process beside a worker that fills its input buffers
+communicator   messages between the workers of one host; rendezvous connects workers started by hand
+mpi            the same over MPI; failure detects dead and hung ranks of an MPI job
+rules          how workers train together; exchange has the strategies that average their arrays
+device         buffers on a device, shared between processes
+process        starting and ending processes, signals, exit status
 """

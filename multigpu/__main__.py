@@ -1,12 +1,12 @@
 """Commands about this machine.
 
-    python -m multigpu devices      what it has to compute on: memory, IPC, peer access, the engine of devices=auto
+    python -m multigpu devices      list the devices: memory, IPC, peer access, and the backend of devices=auto
 """
 
 import argparse
 import sys
 
-from multigpu.devices import report
+from multigpu.device.report import report
 
 
 def main(arguments):

@@ -1,16 +1,17 @@
-"""The loader: a process beside each worker that fills its input buffers while it computes.
+"""The loader: a process beside each worker that fills its input buffers during the computation.
 
-The worker owns a ring of input buffers on its device and exports their handles once.  Then only small messages pass:
+The worker owns a ring of input buffers on its device and exports their handles once.  After that the processes
+exchange only small messages:
 
     worker                                    loader
-    Reading(make_reader)         ---------->  makes its reader, once
+    Reading(make_reader)         ---------->  creates its reader, once
     CalcFinished(slot, request)  ---------->  reads the images of the request, copies them into the slot, synchronises
     computes on another slot     <----------  CopyFinished(slot), or Refused(slot, sentence)
 
-On the host the images are read straight into the slot.  Nothing is copied or pickled between processes, and nobody
-polls: a dead partner is an EOF.
+On the host, images are read directly into the slot.  No image data is copied or pickled between processes, and
+neither process polls.  The death of the other process is seen as an EOF.
 
-Source: Ding et al. 2014, section 2.1 and figure 1; the words are upstream's.
+Source: Ding et al. 2014, section 2.1 and figure 1; the message names are upstream's.
 """
 
 import functools
@@ -27,24 +28,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from alexnet.data import BatchReader, DataError
+from alexnet.data.dataset import BatchReader, DataError
 from multigpu.device import DeviceError, open_device
 from multigpu.process import CONTEXT, end, end_with_parent, how_it_ended, start, take_signals
 
-GRACE = 1.0                                      # seconds that a loader gets to finish its reading when closed
+GRACE = 1.0                                      # seconds that a loader gets to finish its reading on close
 
 
 class Reading(NamedTuple):
-    """Worker to loader, before all else: make_reader() -> reader with .read(request, out), which raises DataError.
+    """Worker to loader, first message: make_reader() returns a reader whose .read(request, out) may raise DataError.
 
-    It holds the mean image, more than a pipe takes in: told at the start, a loader that dies there would not be missed.
+    It contains the mean image, which is larger than a pipe's buffer.  It is therefore not sent at start-up, where the
+    death of the loader would not be noticed.
     """
 
     make_reader: Any
 
 
 class CalcFinished(NamedTuple):
-    """Worker to loader: the computation on this slot is finished; fill it with this request."""
+    """Worker to loader: the computation on this slot has finished; fill the slot with this request."""
 
     slot: int
     request: Any
@@ -57,14 +59,14 @@ class CopyFinished(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """Loader to worker: the request cannot be read, and why; the slot is free again."""
+    """Loader to worker: the request cannot be read, with the reason; the slot is free again."""
 
     slot: int
     sentence: str
 
 
 class Ring(NamedTuple):
-    """The input buffers as the loader is told of them: each holds (channel, row, column, batch) of dtype."""
+    """Description of the input buffers for the loader: each has shape (channel, row, column, batch) and this dtype."""
 
     handles: tuple
     shape: tuple[int, int, int, int]
@@ -72,30 +74,31 @@ class Ring(NamedTuple):
 
 
 class LoaderDied(RuntimeError):
-    """The loader process is gone; the message says how."""
+    """The loader process has exited; the message gives its exit status or signal."""
 
 
 def load_batches(pipe, device_name, ring):
     """Entry point of the loader process; returns when the worker closes its end of the pipe.
 
-    pipe         Connection to the worker; the messages are above
-    device_name  of the device that the ring's buffers lie on
-    ring         the worker's input buffers
+    Args:
+        pipe: Connection to the worker, for the messages above.
+        device_name: the device that holds the ring's buffers.
+        ring: the worker's input buffers.
     """
-    take_signals(signal.SIG_IGN)                 # a SIGTERM to the whole group is for the worker to act on
+    take_signals(signal.SIG_IGN)                 # a SIGTERM to the process group is handled by the worker
     end_with_parent()
     try:
         with open_device(device_name) as device:
             slots = [device.open(handle) for handle in ring.handles]
             fill_slots(pipe, device, slots, ring, pipe.recv().make_reader())
     except DeviceError as error:
-        sys.exit(f"the loader cannot go on: {error}")
+        sys.exit(f"the loader cannot continue: {error}")
     except (EOFError, ConnectionError):
         return
 
 
 def fill_slots(pipe, device, slots, ring, reader):
-    """Fill slots as the worker asks, until it closes the pipe, which is an EOFError or a ConnectionError."""
+    """Fill slots on request until the worker closes the pipe, which raises EOFError or ConnectionError."""
     while True:
         slot, request = pipe.recv()
         images = device.staging(slots[slot], batch_shape(ring.shape, request), ring.dtype)
@@ -105,12 +108,15 @@ def fill_slots(pipe, device, slots, ring, reader):
             answer = CopyFinished(slot)
         except DataError as error:
             answer = Refused(slot, str(error))
-        device.synchronise()                     # before the message: a copy to a GPU may still be on its way
+        device.synchronise()                     # before the message, because copies to a GPU are asynchronous
         pipe.send(answer)
 
 
 def batch_shape(shape, request):
-    """The shape a request fills of an input buffer's `shape`: the last batch of an epoch may be smaller."""
+    """Return the shape of a request's images in an input buffer of `shape`.
+
+    The last batch of an epoch may be smaller than the buffer.
+    """
     images = sum(segment.stop - segment.start for segment in request.segments)
     if not 1 <= images <= shape[3]:
         raise ValueError(f"a request of {images} images does not fit an input buffer of {shape[3]}")
@@ -118,20 +124,23 @@ def batch_shape(shape, request):
 
 
 class Batches:
-    """What both ways of loading have in common: closing, and one reading at a time."""
+    """Base class of both loading modes: closing, and the check that only one reading is open."""
 
     def __init__(self, shape, dtype):
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
-        self.waited = 0.0                        # seconds that reading has kept the worker waiting, in all
+        self.waited = 0.0                        # total seconds that the worker has waited for images
         self._open, self._reading = True, False
 
     def read(self, requests):
-        """Generator of the images of each request, (channel, row, column, batch): a view, valid until the next.
+        """Yield the images of each request, (channel, row, column, batch), as a view that is valid until the next one.
 
-        requests is any iterable and is asked a few requests ahead of the images, as many as there are slots.
-        Where one reading ends and the next begins nothing is in flight; chain the iterables of, say, training
-        and validation into one reading, and the first batch of the second is loaded during the last of the first.
-        A reading may be left early.  Raises DataError for a request that cannot be read.
+        `requests` is any iterable.  The generator consumes it a few requests ahead of the images, one per slot.  No
+        request is in flight between two readings.  To avoid a gap, chain the iterables (for example of training and
+        validation) into one reading; the first batch of the second is then loaded during the last batch of the first.
+        A reading may be abandoned early.
+
+        Raises:
+            DataError: a request cannot be read.
         """
         if not self._open:
             raise ValueError("these batches are closed; read before close()")
@@ -151,7 +160,7 @@ class Batches:
 
 
 class SerialBatches(Batches):
-    """Batches read in the worker itself, one after the other (`para_load: false`): the same bytes, no overlap."""
+    """Batches read in the worker, sequentially (`para_load: false`): the same bytes, without overlap."""
 
     loader_pid = None
 
@@ -179,14 +188,16 @@ class SerialBatches(Batches):
 class ParallelBatches(Batches):
     """Batches that a loader process reads into a ring of input buffers, ahead of the computation.
 
-    reader_arguments  of make_reader, which is called in the loader; a top-level function or class
-    shape, dtype      of one full input buffer: (channel, row, column, batch)
-    slots             input buffers in the ring, at least 2; slots - 1 requests are in flight during a computation
-    device            where the ring lies; stays open when these batches are closed.  None: in shared memory
-    on_death          called with one sentence, from a thread, as soon as the loader dies, also amid a computation
-    What is read are arrays of the device, as its buffers' array() makes them.
-    Create it before anything slow: the loader starts meanwhile.  The thread that creates it must outlive it.
-    A read raises LoaderDied when the loader is gone.
+    The generator yields arrays of the device, as returned by its buffers' array().  Create the object before any slow
+    work, so that the loader starts in parallel.  The thread that creates it must outlive it.  A read raises LoaderDied
+    if the loader has exited.
+
+    Args:
+        reader_arguments: arguments of make_reader, a top-level function or class that is called in the loader.
+        shape, dtype: of one full input buffer: (channel, row, column, batch).
+        slots: input buffers in the ring, at least 2; slots - 1 requests are in flight during a computation.
+        device: holds the ring, and stays open when the batches are closed. None: the ring is in shared memory.
+        on_death: called with one message, from a thread, as soon as the loader dies, even during a computation.
     """
 
     def __init__(self, reader_arguments, shape, dtype, slots=2, *, make_reader=BatchReader, device=None, on_death=None):
@@ -202,7 +213,7 @@ class ParallelBatches(Batches):
         arguments = theirs, device.name, ring
         self._process = CONTEXT.Process(target=load_batches, args=arguments, name="loader", daemon=True)
         start(self._process, threads=1)
-        theirs.close()                           # else its death would never be an EOF here
+        theirs.close()                           # otherwise the loader's death would not cause an EOF here
         self.loader_pid = self._process.pid
         self._closing = threading.Event()
         self._end = util.Finalize(self, end_loader, (self._pipe, self._process, self._closing), exitpriority=1)
@@ -211,7 +222,7 @@ class ParallelBatches(Batches):
             watch.start()
 
     def _images(self, requests):
-        while self._in_flight:                   # of a reading that was left early
+        while self._in_flight:                   # of a reading that was abandoned early
             self._answer()
         for slot in range(len(self._slots)):
             self._ask(slot, requests)
@@ -221,11 +232,11 @@ class ParallelBatches(Batches):
             if isinstance(answer, Refused):
                 raise DataError(answer.sentence)
             yield self._slots[slot].array(shape, self.dtype)
-            # whoever asks for more images has the cost of these as a number, so a GPU has ended computing on them too
+            # the caller asks for the next images after it has read the cost of these, so the GPU has finished with them
             self._ask(slot, requests)
 
     def _ask(self, slot, requests):
-        """Give the free slot to the loader with the next request, if there is one."""
+        """Pass the free slot to the loader with the next request, if there is one."""
         request = next(requests, None)
         if self._untold:
             self._talk(self._pipe.send, self._untold)
@@ -244,15 +255,15 @@ class ParallelBatches(Batches):
         return answer
 
     def _talk(self, call, *message):
-        """Send or receive; raises LoaderDied, with how it ended, when nobody is there."""
+        """Send or receive; raise LoaderDied with the exit status if the loader has exited."""
         try:
             return call(*message)
         except (EOFError, ConnectionError) as error:
-            end(self._process, GRACE)            # the pipe ends a moment before the process does
+            end(self._process, GRACE)            # the EOF arrives shortly before the process exits
             raise LoaderDied(obituary(self.loader_pid, self._process.exitcode)) from error
 
     def close(self):
-        """End the loader, at the latest after GRACE seconds, then free the input buffers: it let go of them first."""
+        """End the loader within GRACE seconds, then free the input buffers; the loader has closed them by then."""
         self._open = False
         self._end()
         for buffer in self._slots:
@@ -260,7 +271,7 @@ class ParallelBatches(Batches):
 
 
 def device_of_ring(device):
-    """The device that the ring can lie on: this one, or the host where the loader cannot open its buffers."""
+    """Return the device for the ring: this one, or the host if the loader cannot open buffers on this device."""
     obstacle = device and device.can_reach(device.name)
     if obstacle:
         warnings.warn(f"{obstacle}; images are loaded into the host's memory, which is slower", stacklevel=3)
@@ -268,17 +279,17 @@ def device_of_ring(device):
 
 
 def end_loader(pipe, process, closing):
-    """Close the pipe, which ends an idle loader, and kill one that goes on reading; it is reaped on return."""
+    """Close the pipe, which ends an idle loader, and kill a loader that is still reading; it is reaped on return."""
     closing.set()
     pipe.close()
     end(process, GRACE)
 
 
 def tell_of_death(pid, closing, on_death):
-    """Wait until the loader is dead, without reaping it, and say so unless it was meant to end."""
+    """Wait for the loader's exit without reaping it, and call on_death unless the loader was meant to end."""
     try:
         end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    except ChildProcessError:                    # already reaped by a reading or by close(), which know
+    except ChildProcessError:                    # already reaped by a reading or by close(), which report it
         return
     if not closing.is_set():
         on_death(obituary(pid, end.si_status if end.si_code == os.CLD_EXITED else -end.si_status))

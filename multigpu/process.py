@@ -1,6 +1,7 @@
-"""Processes: how one is started, what signals mean to it, and how its end is told.
+"""Processes: starting and ending them, their signals, and descriptions of their exit status.
 
-Processes are spawned, never forked: a fork inherits the pipe ends of others, and then no death is seen as an EOF.
+Processes are spawned, never forked.  A forked process inherits the pipe ends of others, so that a death no longer
+causes an EOF.
 """
 
 import ctypes
@@ -15,12 +16,12 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
 CONTEXT = multiprocessing.get_context("spawn")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)      # finish the step, save, end; the last is batch systems'
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)      # finish the step, save, end; batch systems send SIGUSR1
 PR_SET_PDEATHSIG = 1                             # linux/prctl.h
 
 
 def pipes_between(ranks):
-    """A pipe between every two of the ranks: {rank: {other: that one's Connection to the other}}."""
+    """Create a pipe between every two ranks; return {rank: {other: the Connection of rank to other}}."""
     pipes = {rank: {} for rank in ranks}
     for one, other in itertools.combinations(pipes, 2):
         pipes[one][other], pipes[other][one] = CONTEXT.Pipe()
@@ -28,15 +29,15 @@ def pipes_between(ranks):
 
 
 def start(process, threads):
-    """Start a process that uses `threads` OpenMP and BLAS threads, with SIGNALS held back in it.
+    """Start a process that uses `threads` OpenMP and BLAS threads, with SIGNALS blocked in it.
 
-    Held back, they wait until the process has said what they mean to it (take_signals), so that neither a
-    Ctrl-C nor a SIGTERM to the whole group can hit it while it still imports.
+    The signals stay pending until the process has installed its handlers (take_signals), so that neither a Ctrl-C nor a
+    SIGTERM to the process group can interrupt its imports.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        resource_tracker.ensure_running()        # it ignores SIGINT and SIGTERM, and keeps the third blocked for good
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)        # which starting it has lifted
+        resource_tracker.ensure_running()        # it ignores SIGINT and SIGTERM, and keeps SIGUSR1 blocked
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)        # starting the tracker has unblocked them
         with environment(OMP_NUM_THREADS=str(threads)):
             process.start()
     finally:
@@ -45,7 +46,7 @@ def start(process, threads):
 
 @contextmanager
 def environment(**variables):
-    """Environment variables as they are to be for processes started within the with block."""
+    """Set environment variables for the processes that are started within the with block."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -59,7 +60,7 @@ def environment(**variables):
 
 
 def take_signals(on_terminate):
-    """What signals mean to a child: SIGTERM calls on_terminate(number, frame), others nothing: its parent decides."""
+    """Install a child's signal handlers: SIGTERM calls on_terminate(number, frame), the parent handles the others."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, on_terminate)
@@ -67,18 +68,18 @@ def take_signals(on_terminate):
 
 
 def end_with_parent():
-    """Have the kernel kill this process as soon as the parent's thread that started it is gone (Linux)."""
+    """Have the kernel kill this process as soon as the parent's thread that started it ends (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != multiprocessing.parent_process().pid:
-        sys.exit(1)                              # it died before the kernel was asked
+        sys.exit(1)                              # the parent died before the prctl call
 
 
 class Watch:
     """Calls on_death(key), from a thread, as soon as the other end of one of `pipes`, {key: Connection}, is closed.
 
-    Also while this process computes, and with messages unread.  Close it before such an end is meant: the pipes must
-    outlive it.
+    It works while this process computes, and with unread messages in the pipe.  Close it before an expected end of a
+    peer.  The pipes must outlive it.
     """
 
     def __init__(self, pipes, on_death):
@@ -92,13 +93,13 @@ class Watch:
         poll = select.poll()
         poll.register(self._closing, select.POLLIN)
         for pipe in self._keys:
-            poll.register(pipe, 0)               # no event is asked for, which leaves the end of the other end
+            poll.register(pipe, 0)               # no event is requested; poll always reports a hang-up
         ready = [pipe for pipe, _ in poll.poll()]
         if self._closing not in ready:
             self._on_death(self._keys[ready[0]])
 
     def close(self):
-        """Watch no longer; once this returns, on_death is not called any more.  Calling it again does nothing."""
+        """Stop watching; on_death is not called after this returns.  Further calls do nothing."""
         if self._close is not None:
             os.write(self._close, b".")
             self._thread.join()
@@ -114,7 +115,7 @@ class Watch:
 
 
 def end(process, grace):
-    """Wait `grace` seconds for a process to end, then kill it; it is gone and reaped on return."""
+    """Wait `grace` seconds for a process to end, then kill it; it has ended and is reaped on return."""
     process.join(grace)
     if process.exitcode is None:
         process.kill()
@@ -122,7 +123,7 @@ def end(process, grace):
 
 
 def how_it_ended(exitcode):
-    """The end of a process, negative for the signal that killed it, as the end of a sentence."""
+    """Describe an exit code, negative for the signal that killed the process, as the end of a sentence."""
     if exitcode >= 0:
         return f"ended with status {exitcode}"
     names = {number.value: number.name for number in signal.Signals}

@@ -1,8 +1,8 @@
-"""JPEG folders -> hickle batches, labels and mean image; and a made data set for a first run.
+"""JPEG folders -> hickle batches, labels and mean image; also makes a synthetic data set for a first run.
 
-batches    images of alexnet.sources, read by alexnet.images -> batch files, in parallel, resumable
-manifest, journal    what a finished set holds; what an unfinished one has so far
-verify     a finished set against its manifest
-workers    a pool of processes that ends with its parent
-figures, synthetic   the made data set
+batches              images of alexnet.data.image_listing -> batch files; parallel, resumable
+manifest, journal    contents of a finished set; progress of an unfinished one
+verify               compares a finished set with its manifest
+workers              a pool of processes that ends with its parent
+figures, synthetic   the synthetic data set
 """

@@ -2,7 +2,7 @@
 
 import sys
 
-if __name__ == "__main__":                       # worker processes import this file too, and need none of it
+if __name__ == "__main__":                       # worker processes import this file too, but do not need it
     from preprocess.command import main
 
     sys.exit(main())

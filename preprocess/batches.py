@@ -1,7 +1,7 @@
-"""Images -> batch files, labels, mean image and manifest: in parallel, resumable, the same to the byte.
+"""Images -> batch files, labels, mean image and manifest: parallel, resumable, reproducible to the byte.
 
-A job is one batch file.  Its bytes depend on its images alone, so neither the number of processes nor a kill
-in between changes anything; what an earlier run finished is checked by its checksum, and kept.
+A job is one batch file.  Its bytes depend only on its images.  The result is therefore independent of the number of
+processes and of interruptions.  Files that an earlier run has finished are verified by their checksum, and kept.
 """
 
 import contextlib
@@ -14,26 +14,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet import hkl
-from alexnet.augment import IMAGE_SIZE
-from alexnet.folders import read_manifest
-from alexnet.hkl import DataError, name_of
-from alexnet.images import BadImage, read_image, turn
-from alexnet.progress import Progress, duration
+from alexnet.data import batch_file
+from alexnet.data.augment import IMAGE_SIZE
+from alexnet.data.batch_file import DataError, name_of
+from alexnet.data.images import BadImage, read_image, turn
+from alexnet.data.layout import read_manifest
+from alexnet.data.progress import Progress, duration
 from preprocess.journal import JOURNAL, opened_journal, refuse_difference
 from preprocess.manifest import HALVES, counted, file_sha256, folder_name, write_manifest
 from preprocess.workers import answers
 
 IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE
-PIECE = 64                                       # images read before they are turned: a cache line of the batch file
+PIECE = 64                                       # images transposed at a time: a cache line of the batch file
 HEADER_BYTES = 16 * 1024                         # of a batch file, at most
 SAMPLE = 32                                      # images read for the estimate
-WRITING = 1e-3                                   # seconds of one core to turn, write and sum an image
-REREADING = 4e-4                                 # and to check one of an earlier run
+WRITING = 1e-3                                   # core seconds to transpose, write and sum an image
+REREADING = 4e-4                                 # core seconds to verify an image of an earlier run
 
 
 class Settings(NamedTuple):
-    """What the bytes of a data set depend on, besides its images."""
+    """The settings that determine the bytes of a data set, besides its images."""
 
     batch_size: int = 256                        # images in a batch file
     resize: str = "squash"                       # or "crop"
@@ -52,33 +52,33 @@ class Job(NamedTuple):
     names: tuple[str, ...]
     resize: str
     on_bad_image: str
-    record: dict | None                          # what an earlier run wrote, if it finished this file
+    record: dict | None                          # record of an earlier run, if it finished this file
 
 
 def make_batch(job):
-    """Make one batch file, or find it finished: its record, and the sum of its training images, uint32.
+    """Make one batch file, or verify a finished one; return its record and the sum of its training images, uint32.
 
-    Raises DataError for bad images, where they are to fail.
+    Raises DataError for bad images if on_bad_image is "fail".
     """
     record, images = job.record, None
     if record is None or not still_there(job.path, record):
         record, images = written(job)
     elif record["images"]:
         images = np.empty((3, IMAGE_SIZE, IMAGE_SIZE, record["images"]), np.uint8)
-        hkl.read_into(job.path, images)
+        batch_file.read_into(job.path, images)
     summed = job.half == "train" and record["images"]
     return record, images.sum(axis=3, dtype=np.uint32) if summed else None
 
 
 def still_there(path, record):
-    """Whether the file an earlier run made is the same today."""
+    """Return whether the file of an earlier run is unchanged."""
     if record["images"] == 0:
         return True
     return path.is_file() and (path.stat().st_size, file_sha256(path)) == (record["bytes"], record["sha256"])
 
 
 def written(job):
-    """Read, resize and write the images of a job; returns its record and the images."""
+    """Read, resize and write the images of a job; return its record and the images."""
     images = np.empty((3, IMAGE_SIZE, IMAGE_SIZE, len(job.names)), np.uint8)
     good, bad = 0, []
     for first in range(0, len(job.names), PIECE):
@@ -92,13 +92,13 @@ def written(job):
     images = np.ascontiguousarray(images[..., :good])
     record = {"half": job.half, "number": job.number, "images": good, "bytes": 0, "sha256": "", "bad": bad}
     if good:
-        hkl.write(job.path, images)
+        batch_file.write(job.path, images)
         record |= {"bytes": job.path.stat().st_size, "sha256": file_sha256(job.path)}
     return record, images
 
 
 def read_piece(job, names):
-    """The images of these names that can be used, uint8 (image, row, column, channel), and (name, why) of the rest."""
+    """Return the readable images, uint8 (image, row, column, channel), and (name, reason) of the bad ones."""
     images, good, bad = np.empty((len(names), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8), 0, []
     for name in names:
         try:
@@ -110,22 +110,22 @@ def read_piece(job, names):
 
 
 def make_batches(sources, out, settings, workers, ignore_space=False):
-    """Turn Sources into a data set in folder out, and return its manifest.
+    """Preprocess Sources into a data set in folder out, and return its manifest.
 
-    Goes on where a killed run stopped, and does nothing where a run was complete.  Raises DataError; where the set
-    does not fit on the disk before anything is written, unless ignore_space.
+    An interrupted run is continued; if the set is already complete, nothing is done.  Raises DataError, for example
+    if the set does not fit on the disk, before anything is written and unless ignore_space is given.
     """
     out = Path(out)
     signature = settings._asdict() | {"sources": sources.digest()}
     manifest = read_manifest(out)
     if manifest is not None:
         refuse_difference(out, manifest.get("settings", {}), signature)
-        (out / JOURNAL).unlink(missing_ok=True)              # of a run that was killed as it ended
+        (out / JOURNAL).unlink(missing_ok=True)              # left over by a run that was killed at its end
         print(f"{name_of(out)} is complete: {counted(manifest)}; nothing to do")
         return manifest
     if not (out / JOURNAL).exists() and any(out.glob("*_hkl*/*.hkl")):
         raise DataError(f"{name_of(out)} holds batch files of unknown origin; choose another folder")
-    signature["versions"] = versions()                       # those that made what is complete do not matter
+    signature["versions"] = versions()                       # versions do not matter for a complete set
     with opened_journal(out / JOURNAL, signature) as journal:
         jobs = list_jobs(sources, out, settings, journal.finished)
         estimate(sources, out, jobs, workers, ignore_space)
@@ -137,17 +137,17 @@ def make_batches(sources, out, settings, workers, ignore_space=False):
 
 
 def versions():
-    """The packages that decide bytes."""
+    """Return the versions of the packages that affect the bytes."""
     return {name: version(name) for name in ("pillow", "hickle", "h5py", "numpy")}
 
 
 def list_jobs(sources, out, settings, finished):
-    """The jobs of both halves, in order; their folders are made."""
+    """Return the jobs of both halves, in order; create their folders."""
     jobs = []
     for half, images in (("train", sources.train), ("validation", sources.validation)):
         folder = out / folder_name(half, settings.batch_size)
         folder.mkdir(parents=True, exist_ok=True)
-        hkl.remove_partial(folder)
+        batch_file.remove_partial(folder)
         for number, start in enumerate(range(0, len(images.names), settings.batch_size)):
             names = images.names[start:start + settings.batch_size]
             jobs.append(Job(
@@ -158,7 +158,7 @@ def list_jobs(sources, out, settings, finished):
 
 
 def estimate(sources, out, jobs, workers, ignore_space):
-    """Print what is going to be made, and in what time; raise DataError where it does not fit on the disk."""
+    """Print size and time of the work to be done; raise DataError if it does not fit on the disk."""
     waiting = [job for job in jobs if job.record is None]
     images = sum(len(job.names) for job in waiting)
     kept = sum(len(job.names) for job in jobs) - images
@@ -175,22 +175,22 @@ def estimate(sources, out, jobs, workers, ignore_space):
     if need > free and not ignore_space:
         raise DataError(
             f"{name_of(out)} has {free / 1e9:.1f} GB free, but {need / 1e9:.2f} GB are to be written; "
-            "--ignore-space writes them all the same, where the file system compresses"
+            "--ignore-space writes them anyway, for file systems that compress"
         )
 
 
 def reading_time(jobs):
-    """Seconds to read and resize one image of these jobs: the mean of a few of them, here and now."""
+    """Measure the seconds to read and resize one image of these jobs, as the mean over a sample."""
     names = [os.path.join(job.root, job.names[0]) for job in jobs[::len(jobs) // SAMPLE + 1]]
     began = time.perf_counter()
     for name in names:
-        with contextlib.suppress(BadImage):                  # its batch will say so
+        with contextlib.suppress(BadImage):                  # reported when its batch is made
             read_image(name)
     return (time.perf_counter() - began) / max(len(names), 1)
 
 
 def run(jobs, journal, workers):
-    """Do all jobs; returns {(half, number): record} and the exact mean training image, float64."""
+    """Run all jobs; return {(half, number): record} and the exact mean training image, float64."""
     records, total = {}, np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.int64)
     progress = Progress("preprocess", sum(len(job.names) for job in jobs))
     for job, (record, part) in answers(make_batch, jobs, workers):

@@ -1,14 +1,14 @@
-"""The commands of python -m preprocess."""
+"""Preprocess images into a data set, make a synthetic one, or verify one."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from alexnet.augment import RESIZES
-from alexnet.data import open_dataset
-from alexnet.hkl import DataError, name_of
-from alexnet.progress import Progress
-from alexnet.sources import find_images
+from alexnet.data.augment import RESIZES
+from alexnet.data.batch_file import DataError, name_of
+from alexnet.data.dataset import open_dataset
+from alexnet.data.image_listing import find_images
+from alexnet.data.progress import Progress
 from preprocess.batches import Settings, make_batches
 from preprocess.synthetic import BATCH, TRAIN, VALIDATION, make_synthetic
 from preprocess.verify import checks, examine, faults
@@ -16,7 +16,7 @@ from preprocess.workers import answers, default_workers
 
 
 def imagenet(arguments):
-    """Class folders of JPEG or PNG files -> a data set in OUT."""
+    """Preprocess class folders of JPEG or PNG files into a data set in OUT."""
     a = arguments
     for folder in (a.train_dir, a.val_dir):
         if not Path(folder).is_dir():
@@ -28,14 +28,14 @@ def imagenet(arguments):
 
 
 def synthetic(arguments):
-    """A made set of ten classes, drawn and preprocessed into OUT."""
+    """Make a synthetic data set of ten classes and preprocess it into OUT."""
     a = arguments
     make_synthetic(a.out, a.train, a.validation, a.seed, a.batch_size, a.workers)
     return 0
 
 
 def verify(arguments):
-    """Compare every file of OUT with its manifest; exit status 1 when one differs."""
+    """Compare every file of OUT with its manifest; exit status 1 if any differs."""
     out, listed = arguments.out, checks(arguments.out)
     progress = Progress("verify", sum(check.images for check in listed))
     findings = {}
@@ -52,7 +52,7 @@ def verify(arguments):
 
 
 def positive(text):
-    """A whole number of at least 1."""
+    """Parse an integer of at least 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
@@ -60,15 +60,15 @@ def positive(text):
 
 
 def seed(text):
-    """What NumPy takes as a seed."""
+    """Parse a seed for NumPy."""
     number = int(text)
     if not 0 <= number < 2**32:
-        raise argparse.ArgumentTypeError(f"must lie in 0 to 2**32 - 1, got {number}")
+        raise argparse.ArgumentTypeError(f"must be in 0 to 2**32 - 1, got {number}")
     return number
 
 
 def parser():
-    """The commands and their options."""
+    """Return the parser of the commands and their options."""
     top = argparse.ArgumentParser(prog="python -m preprocess", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="imagenet | synthetic | verify")
 
@@ -103,7 +103,7 @@ def parser():
 
 
 def main(arguments=None):
-    """Run a command; returns its exit status: 0, 1 (verify found damage), 2 (refused) or 130 (Ctrl-C)."""
+    """Run a command; return its exit status: 0, 1 (verify found damage), 2 (refused) or 130 (Ctrl-C)."""
     parsed = parser().parse_args(arguments)
     try:
         return parsed.run(parsed)
@@ -111,5 +111,5 @@ def main(arguments=None):
         print(f"preprocess: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("preprocess: interrupted; the same command goes on where this stopped", file=sys.stderr)
+        print("preprocess: interrupted; the same command resumes where this stopped", file=sys.stderr)
         return 130

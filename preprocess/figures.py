@@ -1,11 +1,12 @@
-"""Made pictures of ten classes that differ in shape and texture, never in colour.
+"""Synthetic pictures of ten classes that differ in shape and texture, but not in colour.
 
-Every picture has its own two colours, either of them the figure's, with a mean near grey whatever the class;
-its own size, turn, position, light and noise.  A class reads the same in a mirror.  Each is a function of the
-plane: (x, y, random) -> the distance in pixels to the figure's edge, positive inside, more or less.
+Every picture has two random colours, either of which can be the figure's; their mean is near grey in every class.
+Size, rotation, position, lighting and noise are random, too.  A mirrored picture belongs to the same class.  Each
+figure is a function of the plane: (x, y, random) -> approximate distance in pixels to the figure's edge, positive
+inside.
 
-The contrast is strong and the textures are fine because AlexNet's first weights are small: the larger the
-differences between classes that random filters see, the sooner it leaves the plateau it starts on.
+The contrast is strong and the textures are fine because AlexNet's initial weights are small: the more the responses
+of random filters differ between classes, the sooner training leaves its initial plateau.
 """
 
 import math
@@ -13,39 +14,39 @@ import math
 import numpy as np
 
 MIDDLE = (108, 148)                              # grey levels, mean of a picture in each channel
-CONTRAST = (70, 110)                             # grey levels between either colour and halfway, in each channel
+CONTRAST = (70, 110)                             # grey levels between either colour and their mean, in each channel
 NOISE = 5                                        # grey levels, standard deviation
 LIGHT = 12                                       # grey levels, largest change from the middle to an edge
-TURN = 0.15                                      # radians, largest turn to either side
+TURN = 0.15                                      # radians, largest rotation in either direction
 
 
 def turned(x, y, random):
-    """The plane turned by a small random angle."""
+    """Rotate the plane by a small random angle."""
     angle = random.uniform(-TURN, TURN)
     cosine, sine = math.cos(angle), math.sin(angle)
     return cosine * x - sine * y, sine * x + cosine * y
 
 
 def tiled(x, y, random):
-    """The plane as a lattice of cells, 51 to 85 pixels wide: x, y from each cell's centre, and a radius that fits."""
+    """Divide the plane into cells of 51 to 85 pixels; return x, y from each cell's centre and a fitting radius."""
     cell = 256 / int(random.integers(3, 6))
     x, y = ((v + random.uniform(0, cell)) % cell - cell / 2 for v in (x, y))
     return *turned(x, y, random), cell * random.uniform(0.28, 0.4)
 
 
 def wave(x, y, random):
-    """A turned plane, with a period of 11 to 22 pixels."""
+    """Rotate the plane; return x, y and a random period of 11 to 22 pixels."""
     return *turned(x, y, random), random.uniform(11, 22)
 
 
 def centred(x, y, random):
-    """Distance and angle from a centre near the middle."""
+    """Return the distance and angle from a random centre near the middle."""
     x, y = (v - random.uniform(-60, 60) for v in (x, y))
     return np.hypot(x, y) + 1e-3, np.arctan2(y, x)
 
 
 def swing(phase, period):
-    """Pixels to the edge of a stripe, from the phase of a sine of that period."""
+    """Return the distance in pixels to the edge of a stripe, from the phase of a sine of that period."""
     return np.sin(phase) * period / 6
 
 
@@ -112,7 +113,7 @@ FIGURES = (
 
 
 def draw(figure, width, height, random):
-    """A picture of a figure, such as those of FIGURES, uint8 (height, width, 3); random is a numpy Generator."""
+    """Draw a figure, such as those of FIGURES: uint8 (height, width, 3); random is a numpy Generator."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     x, y = x - width / 2, y - height / 2
     inside = np.clip(figure(x, y, random) + 0.5, 0, 1)[..., np.newaxis]

@@ -1,24 +1,24 @@
-"""The record of a run in progress: its settings, the last ones counting, and a JSON line per finished batch file.
+"""Journal of an unfinished run: its settings (the last entry is valid), and a JSON line per finished batch file.
 
-It lets a run that was killed go on where it stopped, keeps two runs out of one folder, and is gone once the
-manifest is written.
+It lets a killed run be continued, prevents two runs from using one folder, and is removed once the manifest is
+written.
 """
 
 import fcntl
 import json
 from contextlib import contextmanager
 
-from alexnet.hkl import DataError, name_of
+from alexnet.data.batch_file import DataError, name_of
 
 JOURNAL = "misc/journal.jsonl"
 
 
 @contextmanager
 def opened_journal(path, settings):
-    """The Journal at path, locked within a with block.
+    """Open the Journal at path, locked within a with block.
 
-    Raises DataError when another run holds it, or when the earlier run had other settings; but one that failed at a
-    bad image may go on with on_bad_image "skip", for what it finished holds none.
+    Raises DataError if another run has locked it, or if the earlier run had other settings.  A run that failed at a bad
+    image may continue with on_bad_image "skip", because the files that it has finished contain no bad image.
     """
     folder = path.parents[1]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def opened_journal(path, settings):
             raise DataError(f"another run of preprocess is writing into {name_of(folder)}") from error
         file.seek(0)
         records, whole = whole_lines(file.read())
-        file.truncate(whole)                                 # a kill can leave half a line
+        file.truncate(whole)                                 # an interrupted write can leave a partial line
         journal = Journal(path, file, [record for record in records if "half" in record])
         before = next((record for record in reversed(records) if "half" not in record), None)
         if before is not None:
@@ -41,24 +41,24 @@ def opened_journal(path, settings):
 
 
 class Journal:
-    """misc/journal.jsonl: `finished` is {(half, number): record} of the run it goes on from."""
+    """misc/journal.jsonl: `finished` is {(half, number): record} of the run that is continued."""
 
     def __init__(self, path, file, records):
         self.path, self.file = path, file
         self.finished = {(record["half"], record["number"]): record for record in records}
 
     def append(self, record):
-        """Add one line; it outlives this process when this returns."""
+        """Append one line; on return it survives the end of this process."""
         self.file.write(json.dumps(record).encode() + b"\n")
         self.file.flush()
 
     def remove(self):
-        """The run is complete: nothing is left to go on from."""
+        """Delete the journal, because the run is complete."""
         self.path.unlink()
 
 
 def whole_lines(text):
-    """The records of the whole lines at the start of a journal, and how many bytes they take."""
+    """Return the records of the complete lines at the start of a journal, and their number of bytes."""
     records, whole = [], 0
     for line in text.splitlines(keepends=True):
         try:
@@ -73,7 +73,7 @@ def whole_lines(text):
 
 
 def refuse_difference(folder, before, now):
-    """Raise DataError when two runs into one folder differ in a setting, naming the first."""
+    """Raise DataError, which names the setting, at the first difference between two runs into one folder."""
     for name in now:
         if before.get(name) != now[name]:
             what = "the list of images" if name == "sources" else name.replace("_", "-")

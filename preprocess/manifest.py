@@ -7,10 +7,10 @@ import os
 
 import numpy as np
 
-from alexnet.augment import IMAGE_SIZE
-from alexnet.folders import MANIFEST, MANIFEST_FORMAT
+from alexnet.data.augment import IMAGE_SIZE
+from alexnet.data.layout import MANIFEST, MANIFEST_FORMAT
 
-HALVES = {"train": "train", "validation": "val"}             # and their short names, in files
+HALVES = {"train": "train", "validation": "val"}             # and their short names, in file names
 ARRAYS = (
     "labels/train_labels.npy", "labels/val_labels.npy", "misc/img_mean.npy", "misc/train.txt", "misc/val.txt",
     "misc/shuffled_train_filenames.npy",
@@ -18,18 +18,18 @@ ARRAYS = (
 
 
 def folder_name(half, batch_size):
-    """Upstream's name of the folder of batch files."""
+    """Return upstream's name of the folder of batch files."""
     return f"{HALVES[half]}_hkl_b{batch_size}_b_{batch_size}"
 
 
 def file_sha256(path):
-    """sha256 of a file's bytes, in hexadecimal."""
+    """Return the sha256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(sources, out, records, mean, signature):
-    """Write labels, mean, lists of names and, last, the manifest, which is returned."""
+    """Write labels, mean, lists of names and, last, the manifest; return the manifest."""
     kept = {half: keep(images, records, half)
             for half, images in (("train", sources.train), ("validation", sources.validation))}
     for folder in ("labels", "misc"):
@@ -49,26 +49,26 @@ def write_manifest(sources, out, records, mean, signature):
 
 
 def npy(array):
-    """The bytes of a .npy file."""
+    """Return an array as the bytes of a .npy file."""
     file = io.BytesIO()
     np.save(file, array)
     return file.getbuffer()
 
 
 def own_sha256(manifest):
-    """sha256 of a manifest without its own, in hexadecimal."""
+    """Return the sha256 of a manifest without its sha256 entry, in hexadecimal."""
     rest = {name: value for name, value in manifest.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def keep(images, records, half):
-    """The images that made it into the batches, in order."""
+    """Return the images that are in the batches, in order."""
     bad = {name for (h, _), record in records.items() if h == half for name, _ in record["bad"]}
     return images.take([i for i, name in enumerate(images.names) if name not in bad])
 
 
 def describe(sources, out, records, kept, signature):
-    """The manifest as a dictionary; docs/data_format.md says what each entry means."""
+    """Return the manifest as a dictionary; docs/data_format.md describes its entries."""
     halves = {}
     for half, images in kept.items():
         ordered = [record for (h, _), record in sorted(records.items()) if h == half]
@@ -91,7 +91,7 @@ def describe(sources, out, records, kept, signature):
 
 
 def write_whole(path, data):
-    """Write bytes so that path is whole or not there at all."""
+    """Write bytes atomically: path is complete or does not exist."""
     partial = path.with_name(path.name + ".partial")
     with open(partial, "wb") as file:
         file.write(data)
@@ -100,13 +100,13 @@ def write_whole(path, data):
     os.replace(partial, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)                                     # so that the name outlives a loss of power, too
+        os.fsync(folder)                                     # makes the renaming survive a power failure
     finally:
         os.close(folder)
 
 
 def counted(manifest):
-    """One line on what a data set holds."""
+    """Describe the contents of a data set in one line."""
     train, validation = manifest["train"], manifest["validation"]
     skipped = len(train["skipped"]) + len(validation["skipped"])
     return (

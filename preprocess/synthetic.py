@@ -1,4 +1,4 @@
-"""A small made data set, learnable in minutes: JPEGs in ILSVRC's own layout, through the same chain.
+"""A small synthetic data set, learnable in minutes: JPEGs in ILSVRC's layout, preprocessed like ILSVRC.
 
     OUT/images/train/n90000001/n90000001_1.JPEG ...         ten classes of figures.py
     OUT/images/val/ILSVRC2012_val_00000001.JPEG ...         flat
@@ -13,18 +13,18 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from alexnet.hkl import DataError, name_of
-from alexnet.progress import Progress
-from alexnet.sources import GROUND_TRUTHS, find_images
+from alexnet.data.batch_file import DataError, name_of
+from alexnet.data.image_listing import GROUND_TRUTHS, find_images
+from alexnet.data.progress import Progress
 from preprocess.batches import Settings, make_batches
 from preprocess.figures import FIGURES, draw
 from preprocess.manifest import write_whole
 from preprocess.workers import answers, default_workers
 
 TRAIN, VALIDATION = 2000, 400                    # images
-BATCH = 200                                      # images in a batch file: every class alike
+BATCH = 200                                      # images in a batch file: the same number of each class
 CHUNK = 40                                       # images drawn in one job
-SIDES = (240, 300)                               # pixels, of either side
+SIDES = (240, 300)                               # minimum and maximum of width and height, in pixels
 
 
 class Chunk(NamedTuple):
@@ -34,17 +34,17 @@ class Chunk(NamedTuple):
 
 
 def wnid(label):
-    """The synset of a made class; WordNet has none that begins with n9."""
+    """Return the synset id of a synthetic class; no WordNet id begins with n9."""
     return f"n9{label + 1:07d}"
 
 
 def devkit_id(label):
-    """The class id in the ground truth: as in ILSVRC, another order than that of the sorted folders."""
+    """Return the class id in the ground truth; as in ILSVRC, its order differs from that of the sorted folders."""
     return len(FIGURES) - label
 
 
 def draw_chunk(chunk):
-    """Draw and save the images of a chunk; returns their number."""
+    """Draw and save the images of a chunk; return their number."""
     for path, label, seed in chunk.pictures:
         random = np.random.default_rng(seed)
         width, height = random.integers(*SIDES, 2, endpoint=True)
@@ -55,7 +55,7 @@ def draw_chunk(chunk):
 
 
 def draw_images(folder, train, validation, seed, workers):
-    """Make the images, their ground truth and the synset table.  Raises DataError where another set lies."""
+    """Make the images, their ground truth and the synset table.  Raises DataError if another set exists."""
     devkit = folder / "ILSVRC2012_devkit_t12" / "data"
     for made in (devkit, folder / "val", *(folder / "train" / wnid(label) for label in range(len(FIGURES)))):
         made.mkdir(parents=True, exist_ok=True)
@@ -85,10 +85,10 @@ def draw_pictures(pictures, workers):
 
 
 def in_turns(images, seed):
-    """Images in an order in which the classes take turns, each image's place in its class drawn by seed.
+    """Reorder images so that the classes alternate; the seed determines the order within each class.
 
-    So every ten images hold all ten classes.  Batches of a few images each with its own share of the classes
-    would push the biases of the last layer about, and keep a short run on the plateau where it starts.
+    Every ten consecutive images then contain all ten classes.  Small batches with varying class frequencies would make
+    the biases of the last layer fluctuate, and would keep a short run on its initial plateau.
     """
     random = np.random.default_rng(seed)
     ranks = np.empty(len(images.labels))
@@ -99,7 +99,7 @@ def in_turns(images, seed):
 
 
 def refuse_other_set(file, settings):
-    """Raise DataError when the images in this folder were made with other settings; note them if none were."""
+    """Raise DataError if this folder's images were made with other settings; record those of a new folder."""
     if not file.exists():
         write_whole(file, json.dumps(settings).encode() + b"\n")
     elif (before := json.loads(file.read_bytes())) != settings:
@@ -107,9 +107,9 @@ def refuse_other_set(file, settings):
 
 
 def make_synthetic(out, train=TRAIN, validation=VALIDATION, seed=1, batch_size=BATCH, workers=None):
-    """Draw the set and preprocess it into folder out; returns the manifest.  Raises DataError.
+    """Draw the set and preprocess it into folder out; return the manifest.  Raises DataError.
 
-    The same numbers of images and seed give the same bytes.  A second, complete run does nothing.
+    The same numbers of images and the same seed give the same bytes.  If the set is already complete, nothing is done.
     """
     out, workers = Path(out), workers or default_workers()
     if min(train, validation) < len(FIGURES):

@@ -1,16 +1,16 @@
-"""A data set compared with its manifest: what is damaged, missing, exchanged or foreign, in one sentence each."""
+"""Compares a data set with its manifest; reports each damaged, missing, swapped or unknown file in one sentence."""
 
 from pathlib import Path
 from typing import NamedTuple
 
-from alexnet import hkl
-from alexnet.folders import MANIFEST, read_manifest
-from alexnet.hkl import DataError, name_of
+from alexnet.data import batch_file
+from alexnet.data.batch_file import DataError, name_of
+from alexnet.data.layout import MANIFEST, read_manifest
 from preprocess.manifest import HALVES, file_sha256, own_sha256
 
 
 class Check(NamedTuple):
-    """One file to compare with the manifest."""
+    """A file to compare with the manifest."""
 
     path: Path
     sha256: str
@@ -18,14 +18,14 @@ class Check(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What one file is: its checksum where it could be read, and what is wrong about it, None if nothing is."""
+    """Result of one file: its checksum if it could be read, and the error, None if there is none."""
 
     sha256: str | None
     fault: str | None
 
 
 def checks(out):
-    """The Checks that the manifest of a data set asks for.  Raises DataError where there is no readable one."""
+    """Return the Checks listed in the manifest of a data set.  Raises DataError if there is no readable manifest."""
     manifest = read_manifest(out)
     if manifest is None:
         raise DataError(f"{name_of(out)} has no {MANIFEST}, so there is nothing to compare its files with")
@@ -41,15 +41,15 @@ def checks(out):
 
 
 def examine(check):
-    """The Finding of one file."""
+    """Return the Finding of one file."""
     name = name_of(check.path)
     if check.path.exists() and not check.path.is_file():
-        return Finding(None, f"{name} is not a file")            # a pipe would be waited for, for ever
+        return Finding(None, f"{name} is not a file")            # reading a pipe would block forever
     try:
         found = file_sha256(check.path)
         if found != check.sha256:
             return Finding(found, f"{name} is damaged or of another set: its checksum differs from the manifest's")
-        if check.images and hkl.check(check.path)[3] != check.images:
+        if check.images and batch_file.check(check.path)[3] != check.images:
             return Finding(found, f"{name} does not hold {check.images} images")
     except FileNotFoundError:
         return Finding(None, f"{name} is missing")
@@ -59,7 +59,7 @@ def examine(check):
 
 
 def faults(out, findings):
-    """Sentences on all that is wrong with the data set in folder out, sorted; findings is {Check: Finding}."""
+    """Return all errors of the data set in folder out as sorted sentences; findings is {Check: Finding}."""
     batches = [check for check in findings if check.images]
     if len(batches) > 1 and not any(findings[check].sha256 == check.sha256 for check in batches):
         return [f"{name_of(out)}/{MANIFEST} describes another set: not one of its {len(batches):,} batch files is here"]
@@ -77,6 +77,6 @@ def faults(out, findings):
 
 
 def strangers(out, findings):
-    """Batch files and arrays of labels that lie in the set's folders, though its manifest does not know them."""
+    """Return batch files and label arrays in the set's folders that its manifest does not list."""
     known = {check.path for check in findings}
     return [path for glob in ("*_hkl*/*.hkl", "labels/*.npy") for path in Path(out).glob(glob) if path not in known]

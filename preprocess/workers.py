@@ -1,15 +1,15 @@
-"""A pool of processes that ends with its parent: each worker's pipe is its only tie, and its end is an EOFError."""
+"""A pool of processes that ends with its parent: a worker exits at an EOFError of its pipe."""
 
 import multiprocessing
 import os
 import signal
 from multiprocessing.connection import wait
 
-from alexnet.hkl import DataError
+from alexnet.data.batch_file import DataError
 
 
 def default_workers():
-    """One worker for each core this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -34,8 +34,11 @@ def serve(pipe, work):
 def answers(work, jobs, workers):
     """Yield (job, work(job)) for every job as it is finished, in any order, from `workers` processes.
 
-    work is a function of a module, given again to each process (start method spawn).  Raises what work
-    raised, if that is a DataError or an OSError, or RuntimeError when a process dies.
+    work is a module-level function, because each process is spawned and imports it.
+
+    Raises:
+        DataError, OSError: raised by work.
+        RuntimeError: a process died.
     """
     context = multiprocessing.get_context("spawn")
     jobs = list(jobs)[::-1]
@@ -52,14 +55,14 @@ def answers(work, jobs, workers):
             pipe.close()
     finally:
         for pipe, process in team.items():
-            if not pipe.closed:                              # something went wrong: do not wait for half a job
+            if not pipe.closed:                              # after an error: do not wait for an unfinished job
                 process.terminate()
                 pipe.close()
             process.join()
 
 
 def exchanged(jobs, team):
-    """Hand jobs (the last one first) to the pipes of team and yield (job, answer) until none is left."""
+    """Send jobs, the last one first, to the pipes of team; yield (job, answer) until no job is left."""
     doing = {}
 
     def give(pipe):
@@ -83,5 +86,5 @@ def exchanged(jobs, team):
         process.join()
         raise RuntimeError(
             f"a worker process died with exit status {process.exitcode} (killed for lack of memory, perhaps); "
-            "the same command goes on where this stopped"
+            "the same command resumes where this stopped"
         ) from error

@@ -1,8 +1,8 @@
-"""Caffe's networks in float64 and Caffe's files byte by byte, written from their definitions and nothing of ours.
+"""Caffe's networks in float64 and Caffe's files byte by byte, written from their definitions without our code.
 
 Images are BGR (channel, row, column), filters (out, in / groups, row, column), dense weights (out, in).
 
-Source: caffe.berkeleyvision.org/tutorial/layers.html; src/caffe/proto/caffe.proto, whose field numbers stand below;
+Source: caffe.berkeleyvision.org/tutorial/layers.html; src/caffe/proto/caffe.proto, whose field numbers are below;
 protobuf.dev/programming-guides/encoding.
 """
 
@@ -13,13 +13,13 @@ import numpy as np
 SHAPES = {
     "conv1": (96, 3, 11, 11), "conv2": (256, 48, 5, 5), "conv3": (384, 256, 3, 3), "conv4": (384, 192, 3, 3),
     "conv5": (256, 192, 3, 3), "fc6": (4096, 9216), "fc7": (4096, 4096), "fc8": (1000, 4096),
-}  # fmt: skip
+}
 ORDERS = {"caffenet": ("pool", "norm"), "bvlc_alexnet": ("norm", "pool")}
 NET_NAMES = {"caffenet": b"CaffeNet", "bvlc_alexnet": b"AlexNet"}
 
 
 def random_blobs(rng):
-    """Layer -> (weights, bias), float32, large enough that normalisation and every bias tell in the outputs."""
+    """Return layer -> (weights, bias), float32, large enough that normalisation and every bias affect the outputs."""
     blobs = {}
     for name, shape in SHAPES.items():
         weights = rng.standard_normal(shape, dtype=np.float32)
@@ -32,11 +32,11 @@ def random_blobs(rng):
 
 
 def outputs(blobs, image, model):
-    """What the softmax makes probabilities of, float64 (classes,), for a centred BGR image."""
+    """Return the inputs of the softmax, float64 (classes,), for a mean-subtracted BGR image."""
     x = image.astype(np.float64)
     for name, stride, pad, groups in (
         ("conv1", 4, 0, 1), ("conv2", 1, 2, 2), ("conv3", 1, 1, 1), ("conv4", 1, 1, 2), ("conv5", 1, 1, 2),
-    ):  # fmt: skip
+    ):
         x = np.maximum(convolution(x, *blobs[name], stride, pad, groups), 0)
         if name in ("conv1", "conv2"):
             for step in ORDERS[model]:
@@ -59,7 +59,7 @@ def convolution(x, weights, bias, stride, pad, groups):
 
 
 def max_pool(x, size=3, stride=2):
-    """Caffe's: as many windows as begin inside, rounded up, the last ones cut at the border."""
+    """Caffe's max pooling: the number of windows is rounded up, and the last windows are cut at the border."""
     rows, columns = (-(-(n - size) // stride) + 1 for n in x.shape[1:])
     y = np.empty((len(x), rows, columns))
     for r in range(rows):
@@ -86,7 +86,7 @@ def varint(number):
 
 
 def field(number, value):
-    """One field: bytes (also a message), a whole number, or a float, by the wire type of its kind."""
+    """Encode one field: bytes (also a message), an integer, or a float, with the wire type of its Python type."""
     if isinstance(value, bytes):
         return varint(number << 3 | 2) + varint(len(value)) + value
     if isinstance(value, float):
@@ -95,13 +95,13 @@ def field(number, value):
 
 
 def fields(numbers, **values):
-    """The fields of a message, whose numbers are given by name; a list is a field said again and again."""
+    """Encode the fields of a message, given by name; a list encodes a repeated field."""
     said = ((numbers[name], each) for name, value in values.items() for each in np.atleast_1d(np.array(value, object)))
     return b"".join(field(number, each) for number, each in said)
 
 
 CONVOLUTION = {"num_output": 1, "bias_term": 2, "pad": 3, "kernel_size": 4, "group": 5, "stride": 6, "pad_h": 9,
-               "pad_w": 10, "stride_h": 13, "stride_w": 14, "dilation": 18}  # fmt: skip
+               "pad_w": 10, "stride_h": 13, "stride_w": 14, "dilation": 18}
 INNER_PRODUCT = {"num_output": 1, "axis": 5, "transpose": 6}
 LRN = {"local_size": 1, "alpha": 2, "beta": 3, "norm_region": 4, "k": 5}
 POOLING = {"pool": 1, "kernel_size": 2, "stride": 3, "pad": 4, "global_pooling": 12}
@@ -109,17 +109,18 @@ RELU = {"negative_slope": 1}
 DROPOUT = {"dropout_ratio": 1}
 TRANSFORMATION = {"scale": 1, "mirror": 2, "crop_size": 3, "mean_file": 4, "mean_value": 5}
 
-# type: (number in V1LayerParameter.LayerType, settings in V1LayerParameter, settings in LayerParameter, their fields)
+# type: (number in V1LayerParameter.LayerType, field of its settings in V1LayerParameter, the same in LayerParameter,
+# their fields)
 TYPES = {
     "Data": (5, 36, 100, TRANSFORMATION), "Convolution": (4, 10, 106, CONVOLUTION), "ReLU": (18, 30, 123, RELU),
     "Pooling": (17, 19, 121, POOLING), "LRN": (15, 18, 118, LRN), "InnerProduct": (14, 17, 117, INNER_PRODUCT),
     "Dropout": (6, 12, 108, DROPOUT), "SoftmaxWithLoss": (21, 39, 125, {}), "Split": (22, None, None, {}),
     "Accuracy": (1, 27, 102, {}), "Concat": (3, 9, 104, {}),
-}  # fmt: skip
+}
 
 
 def blob(array, shaped=False, dims=None, data=None):
-    """A BlobProto: its four lengths as older files have them, or `shaped`, the message of later ones."""
+    """Encode a BlobProto: with its four lengths, as in older files, or with the shape message of newer files."""
     dims = array.shape if dims is None else dims
     data = np.ascontiguousarray(array, "<f4").tobytes() if data is None else data
     if shaped:
@@ -130,7 +131,7 @@ def blob(array, shaped=False, dims=None, data=None):
 
 
 def layer(kind, name, bottom, top, blobs=(), v1=True, **settings):
-    """A layer of NetParameter: `layers` (V1LayerParameter), or `layer` (LayerParameter)."""
+    """Encode a layer of NetParameter: `layers` (V1LayerParameter), or `layer` (LayerParameter)."""
     number, v1_settings, later_settings, numbers = TYPES[kind]
     said = fields(numbers, **settings)
     if v1:
@@ -143,10 +144,10 @@ def layer(kind, name, bottom, top, blobs=(), v1=True, **settings):
 
 
 def caffemodel(model, blobs, v1=True, changed=None, data=None):
-    """The pieces of a file as Caffe's snapshot in training has them: its name, then its layers, in order.
+    """Return the pieces of a file as a Caffe training snapshot contains them: its name, then its layers, in order.
 
-    blobs    layer -> (weights, bias), or the bytes of two BlobProto; the last may have any name
-    changed  name of a layer -> settings that are otherwise than they should be
+    blobs    layer -> (weights, bias), or the bytes of two BlobProto; the last layer may have any name
+    changed  name of a layer -> wrong settings that replace its own
     data     settings of the data layer
     """
     changed, names = changed or {}, list(blobs)
@@ -162,7 +163,7 @@ def caffemodel(model, blobs, v1=True, changed=None, data=None):
     for name, filters, size, given in (
         ("conv1", 96, 11, {"stride": 4}), ("conv2", 256, 5, {"pad": 2, "group": 2}), ("conv3", 384, 3, {"pad": 1}),
         ("conv4", 384, 3, {"pad": 1, "group": 2}), ("conv5", 256, 3, {"pad": 1, "group": 2}),
-    ):  # fmt: skip
+    ):
         own, number = name.encode(), name[-1]
         add("Convolution", name, [at], [own], num_output=filters, kernel_size=size, **given)
         add("ReLU", f"relu{number}", [own], [own])

@@ -12,8 +12,8 @@ import alexnet  # sets flags of PyTensor, so before it
 # isort: split
 import pytensor
 
-from alexnet.dispatch import ENGINES, mode_of
-from alexnet.dispatch.cpu import build
+from alexnet.backends import ENGINES, mode_of
+from alexnet.native import compiler
 from tests.cuda_emulator import NotBuilt, find
 
 sys.path.insert(0, str(Path(alexnet.__file__).parents[1]))
@@ -26,7 +26,7 @@ os.environ["PYTENSOR_FLAGS"] = f"{os.environ['PYTENSOR_FLAGS']},on_opt_error=rai
 @pytest.fixture(params=ENGINES)
 def engine(request):
     """Each engine's name; those that this machine lacks are skipped."""
-    if request.param == "cpu" and not build.compiler_available():
+    if request.param == "cpu" and not compiler.compiler_available():
         pytest.skip("the cpu engine needs a C compiler")
     if request.param == "jax":
         pytest.importorskip("jax", reason="the jax engine needs jax, which is not installed")

@@ -1,4 +1,4 @@
-"""Batch files that are not what they should be: a function (open file, folder) for each kind, and its sentence."""
+"""Invalid and malicious batch files: for each kind a function (open file, folder) and the expected error message."""
 
 import warnings
 
@@ -6,16 +6,16 @@ import h5py
 import hickle
 import numpy as np
 
-from alexnet import hkl
+from alexnet.data import batch_file
 
 
 def images(n, size=256, seed=0):
-    """Random images, uint8 (3, size, size, n)."""
+    """Return random images, uint8 (3, size, size, n)."""
     return np.random.default_rng(seed).integers(0, 256, (3, size, size, n), dtype=np.uint8)
 
 
 class Payload:
-    """Unpickling it makes the file `path`."""
+    """An object whose unpickling creates the file `path`."""
 
     def __init__(self, path):
         self.path = path
@@ -55,7 +55,7 @@ def external_storage(file, folder):
 
 
 def external_link(file, folder):
-    hkl.write(folder / "elsewhere.hkl", images(2))
+    batch_file.write(folder / "elsewhere.hkl", images(2))
     file["data"] = h5py.ExternalLink(str(folder / "elsewhere.hkl"), "/data")
 
 
@@ -65,7 +65,7 @@ def soft_link(file, folder):
 
 
 def virtual(file, folder):
-    hkl.write(folder / "elsewhere.hkl", images(2))
+    batch_file.write(folder / "elsewhere.hkl", images(2))
     layout = h5py.VirtualLayout((3, 256, 256, 2), np.uint8)
     layout[:] = h5py.VirtualSource(str(folder / "elsewhere.hkl"), "data", (3, 256, 256, 2))
     file.create_virtual_dataset("data", layout)
@@ -106,7 +106,7 @@ KINDS = (
 
 
 def make(kind, path, folder):
-    """Make a hostile batch file at path; what else it needs, and what its code would make, lies in folder."""
+    """Write a hostile batch file to path; auxiliary files, and files that its code would create, are in folder."""
     with warnings.catch_warnings(), h5py.File(path, "w") as file:
-        warnings.simplefilter("ignore")                      # hickle's, of what it pickles
+        warnings.simplefilter("ignore")                      # hickle warns about objects that it pickles
         kind(file, folder)

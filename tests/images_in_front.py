@@ -1,4 +1,4 @@
-"""The kinds of image that a program is given sooner or later: those that it must use, and those that it must refuse."""
+"""Unusual images: those that a program must accept, and those that it must refuse."""
 
 import gzip
 import io
@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def photograph(width=300, height=200, seed=0):
-    """A smooth coloured picture: JPEG changes it little."""
+    """Return a smooth colour image, which JPEG changes little."""
     coarse = np.random.default_rng(seed).integers(30, 226, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -23,14 +23,14 @@ def encoded(picture, form="JPEG", **options):
 
 
 def rotated():
-    """A JPEG that its EXIF orientation turns by a quarter."""
+    """Return a JPEG whose EXIF orientation rotates it by 90 degrees."""
     exif = Image.Exif()
     exif[0x0112] = 6
     return encoded(photograph(), exif=exif)
 
 
 def bomb(side=30_000):
-    """A PNG of 30,000 x 30,000 pixels in 4 kB."""
+    """Return a PNG of 30,000 x 30,000 pixels in 4 kB."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -40,7 +40,7 @@ def bomb(side=30_000):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-# kind -> the file, for images that are used
+# kind -> file contents, for images that are accepted
 GOOD = {
     "CMYK": lambda: encoded(photograph().convert("CMYK")),
     "PNG named JPEG": lambda: encoded(photograph(), "PNG"),
@@ -52,7 +52,7 @@ GOOD = {
     "1 x 1": lambda: encoded(Image.new("RGB", (1, 1), (10, 200, 30))),
     "1 x 20,000": lambda: encoded(Image.new("RGB", (1, 20_000), (10, 200, 30))),
 }
-# kind -> the file, and what must be said of it, for those that are not
+# kind -> (file contents, pattern of the expected message), for those that are refused
 BAD = {
     "bomb": (bomb, "is absurdly large"),
     "smaller bomb": (lambda: bomb(12_000), "is absurdly large: 12000 x 12000 pixels"),
@@ -64,10 +64,10 @@ BAD = {
 
 
 def place_all(folder):
-    """Write every kind to a folder as NAME.JPEG; returns path -> None, or the pattern of what must be said of it.
+    """Write every kind of image to a folder as NAME.JPEG; return path -> None or the expected message's pattern.
 
-    With those of GOOD and BAD there are a folder in the place of a file, a pipe that nobody writes to, and a name that
-    is not UTF-8.
+    In addition to GOOD and BAD, the folder contains a dangling link, a pipe without a writer, and a file name that is
+    not UTF-8.
     """
     said = {}
     for kind, make in GOOD.items():

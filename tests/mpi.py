@@ -1,13 +1,13 @@
-"""Ranks for tests: an MPI job that does one task after the other, on its first few ranks, and jobs of train.py.
+"""Ranks for tests: an MPI job that runs tasks on its first few ranks, and jobs of train.py.
 
     team = MpiTeam(4)                                                       # or a module's: team = team_of(4)
     results = team.run("tests.multigpu.asa_tasks:sum_up", 100, size=3)      # sum_up(partners, 100) on ranks 0, 1 and 2
 
-    job = Job(folder, 4, script, "key=value", FAULT="kill")                 # mpiexec, started
-    status, said = job.finish(seconds)                                      # and nothing of it is left
+    job = Job(folder, 4, script, "key=value", FAULT="kill")                 # starts mpiexec
+    status, errors = job.finish(seconds)                                    # checks that no process remains
 
-A task is named, so that the test itself needs no MPI; it gets multigpu.mpi.MpiPartners of so many ranks.  A result is
-what it returned, or the exception that it raised.
+A task is given by name, so the test does not import MPI. It receives an MpiCommunicator of `size` ranks. Its result is
+its return value or the exception that it raised.
 """
 
 import os
@@ -27,13 +27,13 @@ import pytest
 from benchmarks.mpi import NEEDED, VARIABLES, mpiexec
 
 ERRORS = (AssertionError, ValueError, ArithmeticError, RuntimeError)
-# what Open MPI's mpiexec says of a status other than 0, between two lines of dashes, and its zero byte there
+# Open MPI's message about an exit status other than 0, framed by two lines of dashes, with its zero bytes
 FRAMED = re.compile(r"^\0?-{60,}\n(?:(?!-{60}).*\n)*?-{60,}\n\0?", re.MULTILINE)
 needs_mpi = pytest.mark.skipif(mpiexec() is None, reason=NEEDED)
 
 
 def command(size, *arguments):
-    """mpiexec of `size` ranks of this Python under mpi4py."""
+    """Return the mpiexec command for `size` ranks of this Python under mpi4py."""
     return [mpiexec(), "-n", str(size), sys.executable, "-m", "mpi4py", *map(str, arguments)]
 
 
@@ -43,7 +43,7 @@ def environment(**more):
 
 
 class MpiTeam:
-    """`size` ranks, started once; run() gives the first few of them a task."""
+    """`size` ranks that start once; run() executes a task on the first few of them."""
 
     def __init__(self, size):
         self.size, self._folder = size, tempfile.TemporaryDirectory()
@@ -54,12 +54,12 @@ class MpiTeam:
             self._process = subprocess.Popen(
                 command(size, "-m", "tests.mpi", place), env=environment(), stdout=output, stderr=output,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         self._line = listener.accept()
         listener.close()
 
     def run(self, task, *arguments, size=None, seconds=60):
-        """What the task, "module:function", returned on each rank, or the exception that it raised there."""
+        """Run the task "module:function"; return for each rank its return value or the exception it raised."""
         self._line.send((task, size or self.size, arguments))
         if not self._line.poll(seconds):
             self.close(grace=0)
@@ -75,17 +75,17 @@ class MpiTeam:
         try:
             self._process.wait(grace)
         except subprocess.TimeoutExpired:
-            self._process.kill()                 # its ranks end with it
+            self._process.kill()                 # the ranks end with mpiexec
             self._process.wait()
         self._folder.cleanup()
 
 
 class Job:
-    """mpiexec of a script with its arguments, started; what it prints goes to files in the folder.
+    """A started mpiexec of a script with its arguments; its output goes to files in the folder.
 
-    under          how Python runs the script
-    within, across what goes before mpiexec, and after it, where the ranks are on several hosts
-    variables      of the environment; by one of them all its processes are found again
+    under          options with which Python runs the script
+    within, across commands before mpiexec and options after it, for ranks on several hosts
+    variables      environment variables; an additional one identifies all processes of the job
     """
 
     def __init__(self, folder, size, *arguments, under=("-m", "mpi4py"), within=(), across=(), **variables):
@@ -97,10 +97,10 @@ class Job:
             self.process = subprocess.Popen(
                 [*within, mpiexec(), *across, "-n", str(size), sys.executable, *under, *map(str, arguments)],
                 env=environment(**{name: value}, **variables), stdout=printed, stderr=error, start_new_session=True,
-            )  # fmt: skip
+            )
 
     def processes(self, *words):
-        """{pid: its command line} of those that run now, and say these words there."""
+        """Return {pid: command line} of the job's running processes whose command lines contain these words."""
         found = {}
         for place in Path("/proc").iterdir():
             if place.name.isdigit():
@@ -112,14 +112,14 @@ class Job:
         return found
 
     def wait_for(self, condition, seconds=120):
-        """Wait until the condition holds, with the job still there."""
+        """Wait until the condition holds; fail if the job ends first."""
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end and self.process.poll() is None, self.error.read_text()
             time.sleep(0.01)
 
     def finish(self, seconds=120):
-        """(mpiexec's exit status, what others than it said on standard error); nothing is left then."""
+        """Return (mpiexec's exit status, standard error without mpiexec's messages); check that no process remains."""
         try:
             status = self.process.wait(seconds)
             end = time.monotonic() + 5
@@ -131,7 +131,7 @@ class Job:
             self.kill()
 
     def kill(self):
-        """End what is left of it."""
+        """Kill the remaining processes."""
         for pid in self.processes():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -139,7 +139,7 @@ class Job:
 
 
 def orphans():
-    """Names of the files in shared memory that no process has mapped."""
+    """Return the names of shared memory files that no process has mapped."""
     names = set(os.listdir("/dev/shm"))
     for place in Path("/proc").glob("[0-9]*/maps"):
         with suppress(OSError):
@@ -148,7 +148,7 @@ def orphans():
 
 
 def team_of(size):
-    """A module's fixture, an MpiTeam: each test may have the first few of its ranks."""
+    """Return a module-scoped fixture that yields an MpiTeam; each test can use its first few ranks."""
 
     @pytest.fixture(scope="module")
     def team():
@@ -160,7 +160,7 @@ def team_of(size):
 
 
 def results(found):
-    """What the ranks, or workers, returned; raises the first error of one."""
+    """Return the results of the ranks or workers; raise the first exception among them."""
     for each in found:
         if isinstance(each, Exception):
             raise each
@@ -168,8 +168,8 @@ def results(found):
 
 
 def serve(place):
-    """A rank of an MpiTeam: one task after the other, until the test hangs up."""
-    mpi = pkgutil.resolve_name("multigpu.mpi")
+    """Main function of an MpiTeam's rank: run tasks until the test closes the connection."""
+    mpi = pkgutil.resolve_name("multigpu.mpi.communicator")
     world = mpi.MPI.COMM_WORLD
     world.Barrier()
     mpi.leave_no_files()
@@ -177,7 +177,7 @@ def serve(place):
     while (order := told(world, next_order(line)) if line else heard(world)) is not None:
         task, size, arguments = order
         comm = world.Split(world.rank < size, world.rank)
-        result = attempt(task, mpi.MpiPartners(comm), arguments) if world.rank < size else None
+        result = attempt(task, mpi.MpiCommunicator(comm), arguments) if world.rank < size else None
         found = world.gather(result)
         if line:
             line.send(found[:size])
@@ -185,14 +185,14 @@ def serve(place):
 
 
 def told(world, order):
-    """Have the other ranks hear an order of rank 0; returns it."""
+    """Send an order of rank 0 to the other ranks; return it."""
     for other in range(1, world.size):
         world.send(order, other)
     return order
 
 
 def heard(world):
-    """The next order; it is waited for asleep: in a call of MPI's the ranks that a task leaves out would spin."""
+    """Return the next order. Sleep while waiting: in a blocking MPI call, ranks without a task would spin."""
     while not world.iprobe(source=0):
         time.sleep(0.001)
     return world.recv(source=0)

@@ -1,16 +1,16 @@
-"""AlexNet with a few channels: its layers and groups, a thousandth of its weights, for the tests of files."""
+"""AlexNet with few channels, for the tests of file formats: the same layers and groups, a thousandth of the weights."""
 
 import numpy as np
 import pytest
 
-from alexnet.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
 from alexnet.models import MODELS
+from alexnet.nn.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
 from alexnet.pretrained import Weights
 from alexnet.pretrained.weights import shapes
 
 
 class Narrow(Sequential):
-    """theano_alexnet's network, narrow."""
+    """theano_alexnet's network with few channels."""
 
     channels, image_size = 3, 227
 
@@ -24,17 +24,17 @@ class Narrow(Sequential):
             Dense(rng, 144, 12),                                            Dropout(dropout_rate, 6),
             Dense(rng, 12, 12),                                             Dropout(dropout_rate, 7),
             Dense(rng, 12, classes, relu=False),
-        )  # fmt: skip
+        )
 
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """The narrow network stands for alexnet."""
+    """Replace alexnet by the narrow network."""
     monkeypatch.setitem(MODELS, "alexnet", Narrow)
 
 
 def weights_of_narrow(classes=10, mean=True, **others):
-    """Weights of random values; call it where `narrow` is in place."""
+    """Return Weights with random values; requires the fixture `narrow`."""
     rng = np.random.default_rng(0)
     arrays = {name: rng.standard_normal(shape, dtype="float32") for name, shape in shapes("alexnet", classes).items()}
     image = np.linspace(0, 255, 3 * 256 * 256, dtype="float32").reshape(3, 256, 256) if mean else None
@@ -42,7 +42,7 @@ def weights_of_narrow(classes=10, mean=True, **others):
 
 
 def same_bits(arrays, others):
-    """Whether two mappings hold the same names, shapes and bytes."""
+    """Return whether two mappings hold the same names, shapes and bytes."""
     return arrays.keys() == others.keys() and all(
         arrays[name].shape == others[name].shape and arrays[name].tobytes() == others[name].tobytes()
         for name in arrays

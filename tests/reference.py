@@ -1,7 +1,4 @@
-"""Slow, obvious truths in float64: one loop per index of the formula, the batch alone as an array.
-
-Images are (channel, row, column, batch), filters (in / groups, row, column, out).
-"""
+"""Slow, plain reference results in float64: one loop per index of the formula; only the batch is vectorised."""
 
 from itertools import product
 
@@ -30,7 +27,7 @@ def convolution(x, W, stride, pad, groups):
 
 
 def convolution_gradients(x, W, g, stride, pad, groups):
-    """The derivatives of sum(g * y) for x and W."""
+    """Return the derivatives of sum(g * y) with respect to x and W."""
     dx, dW = np.zeros(x.shape), np.zeros(W.shape)
     for o, r, s, c, i, j, channel, row, column in convolution_terms(x.shape, W.shape, stride, pad, groups):
         dx[channel, row, column] += np.float64(W[c, i, j, o]) * g[o, r, s]
@@ -39,7 +36,7 @@ def convolution_gradients(x, W, g, stride, pad, groups):
 
 
 def max_pool(x, size, stride):
-    """(y, index): the maximum of each window, and i * size + j of the first pixel that holds it; NaN is largest."""
+    """Return (y, index): the maximum of each window, and i * size + j of its first pixel; NaN counts as largest."""
     channels, height, width, batch = x.shape
     rows, columns = (height - size) // stride + 1, (width - size) // stride + 1
     y, index = np.zeros((channels, rows, columns, batch), x.dtype), np.zeros((channels, rows, columns, batch), int)
@@ -65,7 +62,7 @@ def lrn(x, n, k, alpha, beta):
 
 
 def lrn_scale(x, n, k, alpha):
-    """k + alpha * sum of x ** 2 over the channels at most n // 2 away."""
+    """Return k + alpha * sum of x ** 2 over the channels at most n // 2 away."""
     scale = np.full(x.shape, k, np.float64)
     for c, j in product(range(len(x)), repeat=2):
         if abs(c - j) <= n // 2:
@@ -74,7 +71,7 @@ def lrn_scale(x, n, k, alpha):
 
 
 def lrn_gradient(x, g, n, k, alpha, beta):
-    """The derivative of sum(g * y): that of y[j] for x[c], one pair of channels at a time."""
+    """Return the derivative of sum(g * y), from those of y[j] with respect to x[c] for each pair of channels."""
     x, s, dx = x.astype(np.float64), lrn_scale(x, n, k, alpha), np.zeros(x.shape)
     for c, j in product(range(len(x)), repeat=2):
         derivative = s[j] ** -beta if c == j else 0

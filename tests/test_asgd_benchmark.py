@@ -1,4 +1,4 @@
-"""benchmarks.asgd: its rows, claims and figures, of experiments so small that they show nothing."""
+"""benchmarks.asgd: its rows, claims and figures, from experiments too small to give meaningful results."""
 
 import json
 
@@ -13,12 +13,12 @@ from multigpu.virtual import Costs, Stretch
 
 TINY = Sizes(
     (2, 1), 10, (1, 2), 10, 40, (10, 20), (1, 2), 20, 60, 2, (0.02,), 40, (3,), 60, train=320, test=40, seeds=2
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """The rows of all experiments, as they are read back."""
+    """The rows of all experiments, as read back from disk."""
     folder, said = tmp_path_factory.mktemp("asgd"), []
     asgd.rows_of(asgd.EXPERIMENTS, TINY, folder, processes=0, compiled=False, tell=said.append)
     assert len(said) == len(asgd.EXPERIMENTS)
@@ -56,7 +56,7 @@ def test_the_same_trial_gives_the_same_row(rows, task):
     for name, lot in trials(TINY).items():
         again = run_trial(lot[0], task)
         (before,) = (row for row in rows[name] if all(row[key] == getattr(lot[0], key) for key in
-                     ("n_sync", "clients", "name", "seed")))  # fmt: skip
+                     ("n_sync", "clients", "name", "seed")))
         assert told(before) == told(json.loads(json.dumps(again)))
 
 
@@ -64,7 +64,7 @@ def test_every_figure_is_drawn_and_every_claim_has_a_number(rows, tmp_path, caps
     pictures = asgd_figures.draw(rows, tmp_path)
     assert {path.name for path in pictures} == {
         *(f"asgd_figure{n}.png" for n in (1, 2, 3, 4)), "asgd_rules.png", "asgd_large.png", "asgd_server.png"
-    }  # fmt: skip
+    }
     assert all(path.stat().st_size > 10_000 for path in pictures)
     claims = asgd_claims.claims(rows)
     of_the_paper = [claim for claim in claims if claim.shows is not None]
@@ -81,7 +81,7 @@ def test_every_figure_is_drawn_and_every_claim_has_a_number(rows, tmp_path, caps
 def test_a_claim_that_does_not_show_is_said_so():
     def warm(ends):
         return [{"n_sync": n, "clients": k, "end": end, "teeth": n / 1e5, "jagged": n / 1e4, "minibatches": 10 * n}
-                for (n, k), end in ends.items()]  # fmt: skip
+                for (n, k), end in ends.items()]
 
     good = {(100, 1): 0.5, (100, 8): 0.4, (900, 1): 0.5, (900, 8): 0.45}
     shown = asgd_claims.claims({"warm": warm(good)})
@@ -135,7 +135,7 @@ def test_the_curve_is_a_moving_average_at_the_end_of_its_window():
 def test_a_line_has_the_slope_that_it_falls_by():
     times = np.arange(1, 2001.0)
     found = summary(times, 0.9 - 1e-4 * times)
-    assert found["slope"] == pytest.approx(-10)                  # points in 1,000 s
+    assert found["slope"] == pytest.approx(-10)                  # points per 1,000 s
     assert (found["early"], found["end"]) == (pytest.approx(0.875, abs=1e-3), pytest.approx(0.71, abs=1e-3))
 
 
@@ -154,10 +154,10 @@ def test_one_worker_of_bsp_and_of_gosgd_trains_as_one_client_does(task):
     for rule, settings in (("bsp", ()), ("gosgd", (("p", 0.0),))):
         row = run_trial(
             Trial("one", seconds=30.0, costs=Costs(1.0), jitter=0, rule=rule, settings=settings), task
-        )  # fmt: skip
+        )
         assert (row["minibatches"], row["end"], row["tests"]) == (30, alone["end"], alone["tests"])
 
 
 def test_bsp_waits_for_the_slowest_and_for_the_ring(task):
     row = run_trial(Trial("ring", 4, rule="bsp", seconds=30.0, costs=Costs(1.0, 0.5, 2.0), jitter=0), task)
-    assert row["minibatches"] == 4 * 6           # 1 + 2 x 0.5 + 2 x 3/4 x 2 seconds a step: the sixth ends at 26
+    assert row["minibatches"] == 4 * 6           # 1 + 2 x 0.5 + 2 x 3/4 x 2 s per step: the sixth ends at 26

@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic and their report; nothing is measured here, and PyTorch is not needed."""
+"""The arithmetic and the report of the benchmarks; the tests measure nothing and do not need PyTorch."""
 
 import contextlib
 import json
@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from alexnet.compile import Network
-from alexnet.data import centre_crop, open_dataset
-from alexnet.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
-from alexnet.updates import momentum_sgd
+from alexnet.data.dataset import centre_crop, open_dataset
+from alexnet.nn.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
+from alexnet.training.network import Network
+from alexnet.training.updates import momentum_sgd
 from benchmarks import __main__ as benchmarks
 from benchmarks import (
     ceilings,
@@ -32,7 +32,7 @@ from benchmarks.program import environment, last_line, take_turns, warm_up
 from multigpu.device import DeviceError
 
 ROW = {"name": "train step, batch 128, ours", "value": 40.0, "unit": "images/s", "spread": 0.05, "runs": 7,
-       "peer": 20.0, "ratio": 2.0, "peer_is": "PyTorch eager"}  # fmt: skip
+       "peer": 20.0, "ratio": 2.0, "peer_is": "PyTorch eager"}
 
 
 def section(rows=(ROW,), failure=None, module="step"):
@@ -63,7 +63,7 @@ def test_a_benchmark_that_wrote_nothing_has_no_rows(tmp_path):
     assert report.read(tmp_path / "rows") == []
 
 
-# ---- two programs in turn
+# ---- two interleaved programs
 
 
 def test_a_side_is_an_interpreter_and_a_checkout(tmp_path):
@@ -91,13 +91,13 @@ def test_a_step_program_prints_nothing_without_pytorch(monkeypatch, capsys):
 
 
 def test_the_best_mode_is_the_one_with_the_smallest_median():
-    assert step.fastest({"eager": [2.0, 2.2, 9.0], "compile": [1.0, 2.5, 2.6]}) == "eager"       # mean, least: compile
+    assert step.fastest({"eager": [2.0, 2.2, 9.0], "compile": [1.0, 2.5, 2.6]}) == "eager"       # mean, min: compile
     assert step.fastest({}) is None
 
 
 def test_each_kind_of_step_is_held_against_its_own_best_mode(monkeypatch):
     seconds = {"validate": {"ours": [1.0], "eager": [2.0], "compile": [4.0]},
-               "train": {"ours": [2.0], "eager": [8.0], "compile": [6.0]}}  # fmt: skip
+               "train": {"ours": [2.0], "eager": [8.0], "compile": [6.0]}}
     memory = {kind: dict.fromkeys(modes, 100.0) for kind, modes in seconds.items()}
     best = {"validate": "eager", "train": "compile"}
     monkeypatch.setattr(step, "measure", lambda *_: (seconds, memory, best))
@@ -125,7 +125,7 @@ def test_with_avx512_both_sides_are_held_to_avx2(monkeypatch):
 
 
 class Fake:
-    """A program whose steps take as long as it is told."""
+    """A program whose steps take a given time."""
 
     def __init__(self, journal, name, **seconds):
         self.journal, self.name, self.seconds = journal, name, seconds
@@ -174,7 +174,7 @@ def test_table1_takes_pytorch_between_two_turns_of_ours():
 
     contestants = [Contestant("one worker", parallel=1.0, serial=1.5),
                    Contestant("two workers", parallel=1.25, serial=2.0),
-                   Contestant("PyTorch", parallel=2.0, serial=4.0)]  # fmt: skip
+                   Contestant("PyTorch", parallel=2.0, serial=4.0)]
     seconds = table1.measure({each.name: each for each in contestants}, iterations=3)
     turns = ["one worker", "two workers", "PyTorch", "one worker"]
     assert journal == [(name, kind) for name in turns for kind in ("parallel", "serial")]
@@ -213,7 +213,7 @@ def test_of_pytorchs_modes_only_the_best_go_on_to_take_turns_with_ours(monkeypat
     programs = {"ours": Fake(journal, "ours", validate=1.0, train=2.0),
                 "eager": Fake(journal, "eager", validate=3.0, train=4.0),
                 "compile": Fake(journal, "compile", validate=2.0, train=5.0),
-                "channels_last": Fake(journal, "channels_last", validate=9.0, train=9.0)}  # fmt: skip
+                "channels_last": Fake(journal, "channels_last", validate=9.0, train=9.0)}
     monkeypatch.setattr(step, "program", lambda mode, *_: programs[mode])
     plan = step.Plan(("eager", "channels_last", "compile"), runs=7, trial=2, threads=2)
     seconds, memory, best = step.measure(16, plan)
@@ -231,14 +231,14 @@ def test_of_pytorchs_modes_only_the_best_go_on_to_take_turns_with_ours(monkeypat
 
 @pytest.fixture(scope="module")
 def tiny_step():
-    """(seconds, watched nodes) of three steps of a network with AlexNet's kinds of layers, large enough for kernels."""
+    """Return (seconds, watched nodes) of three steps of a network with AlexNet's kinds of layers and real kernels."""
     rng = np.random.default_rng(0)
     model = Sequential(
         Conv(rng, 3, 16, size=11, stride=8, pool=(3, 2)), LRN(),                         # 16 x 13 x 13
         Conv(rng, 16, 16, size=3, pad=1), Flatten(),
         Dense(rng, 2704, 64), Dropout(0.5, 3),
         Dense(rng, 64, 80, relu=False),
-    )  # fmt: skip
+    )
     model.channels, model.image_size = 3, 227
     network = Network(model, np.zeros((3, 256, 256), "float32"), momentum_sgd)
     watched = nodes.watch(network.train)
@@ -258,7 +258,7 @@ def test_every_node_of_a_step_has_its_layer_and_pass(tiny_step):
         "fc3": ["forward", "bias and ReLU", "dropout", "dropout gradient", "ReLU gradient", "bias gradient",
                 "input gradient"],
         "fc4": ["forward", "bias", "input gradient"],
-    }  # fmt: skip
+    }
     names = set(nodes.by_name(tiny_step[1]))
     wanted = {f"{layer} {each}" for layer in passes for each in passes[layer]} | {"crop mirror", nodes.REST}
     apart, fused = {"fc3 filter gradient", "fc3 update"}, {"fc3 filter gradient update"}
@@ -284,7 +284,7 @@ def test_a_node_is_charged_for_the_arrays_it_reads_and_writes(tiny_step):
     ("name", "text"),
     [("Convolution", "forward"), ("ConvolutionInputGradient", "input gradient"), ("LRNGradient", "LRN gradient"),
      ("MaxPool", "max pool"), ("FilterGradientUpdate", "filter gradient update")],
-)  # fmt: skip
+)
 def test_a_class_name_is_read_as_words(name, text):
     assert nodes.words(name) == text
 
@@ -321,7 +321,7 @@ def test_sums_of_a_step_hold_all_its_parts():
         name: pytest.approx(pair)
         for name, pair in {"all convolutions": (40, 80), "all dense layers": (20, 50), "all else": (40, 70),
                            "the whole step": (100, 200)}.items()
-    }  # fmt: skip
+    }
     assert rows["all convolutions"]["of_ceiling"] == pytest.approx(10 / 40)
 
 
@@ -358,7 +358,7 @@ def test_the_report_has_machine_summary_sections_and_what_was_written_by_hand():
     short = "| train step, batch 128, ours | 40.0 | **2.00** | PyTorch eager |"
     wanted = ["# Results", "a made one", "## In short", short,
               "## The step", "`python -m benchmarks.step --quick` (1:01 min)", "| 5 % | 7 |",
-              "How near the network's outputs", "## Trainings\n\nBy hand.\n"]  # fmt: skip
+              "Error of the network's", "## Trainings\n\nBy hand.\n"]
     places = [text.index(part) for part in wanted]
     assert places == sorted(places)
     assert text.count("train step, batch 128, ours") == 3                # the summary names it once
@@ -368,7 +368,7 @@ def test_a_failure_is_told_at_the_top_and_in_its_section():
     text = markdown(section(failure="it ended with status 1: no memory"))
     assert "**`step` failed**" in text
     assert "**This benchmark failed:** it ended with status 1: no memory" in text
-    assert text.count(ROW["name"]) == 2                                  # what it had measured is shown
+    assert text.count(ROW["name"]) == 2                                  # rows measured before the failure are shown
 
 
 @pytest.mark.parametrize("module", [benchmark.module for benchmark in benchmarks.BENCHMARKS])
@@ -378,12 +378,12 @@ def test_every_benchmark_says_what_it_measures(module):
     assert "python -m benchmarks" not in text
 
 
-# ---- running them all
+# ---- running all benchmarks
 
 
 @pytest.fixture
 def scripts(tmp_path, monkeypatch):
-    """A folder benchmarks/ with one that works, one that fails and one that takes too long."""
+    """A folder benchmarks/ with one program that works, one that fails and one that takes too long."""
     package = tmp_path / "benchmarks"
     package.mkdir()
     row = json.dumps({"name": "a", "value": 1.5, "unit": "s"}) + "\n"
@@ -421,7 +421,7 @@ def test_the_shortest_runs_first_and_leaves_its_time_to_the_longest(monkeypatch)
 
     monkeypatch.setattr(benchmarks, "run", run)
     sections = benchmarks.run_all([benchmarks.Benchmark(*each) for each in (("step", "", 9), ("loader", "", 1))], False)
-    assert [each.module for each in sections] == ["step", "loader"]      # as they are reported
+    assert [each.module for each in sections] == ["step", "loader"]      # in the order of the report
     assert list(limits) == ["loader", "step"]
     assert limits == pytest.approx({"loader": 60, "step": 600}, abs=1)
 
@@ -449,7 +449,8 @@ def test_all_limits_add_up_to_what_the_benchmarks_say():
 def test_every_way_to_exchange_is_held_against_a_copy_of_its_bytes():
     memcpy, *ways = exchange.rows(exchange.Amount(4096, 1, (2,)))
     assert memcpy["name"] == "memcpy of 0.0 MB by one thread"
-    names = ("weights and momentum, Slices", "weights and momentum, Pair", "gradients, Slices")
+    both = "weights and momentum"
+    names = (f"{both}, ShardedAverage", f"{both}, PairwiseAverage", "gradients, ShardedAverage")
     assert [row["name"] for row in ways] == [f"2 workers, {name}" for name in names]
     for row in ways:
         assert row["ratio"] == row["value"] / row["peer"] > 0
@@ -490,7 +491,7 @@ def test_an_evaluation_is_held_against_pytorchs_best():
 
 def test_programs_that_count_differently_are_refused(tmp_path):
     (tmp_path / "ours.json").write_text("[100, 200, 6.5]")
-    (tmp_path / "eager.json").write_text("[101, 200, 6.5001]")           # one image whose logits nearly tie
+    (tmp_path / "eager.json").write_text("[101, 200, 6.5001]")           # one image whose logits are nearly equal
     evaluate.refuse_difference(tmp_path, "eager")
     for other in ("[140, 200, 6.5]", "[100, 200, 6.6]"):
         (tmp_path / "eager.json").write_text(other)
@@ -508,11 +509,11 @@ def test_an_error_is_reached_by_the_first_of_two_looks_running():
 
 
 def test_classes_of_fine_tuning_are_other_pictures(tmp_path):
-    """Of each class all pictures, and no class in both sets."""
+    """Each class has all its pictures, and no class is in both sets."""
     plan = finetune.Plan(first=(20, 10), train=4, validation=2)
     before, after = (open_dataset(folder) for folder in finetune.made_sets(tmp_path, plan))
     assert (before.classes, before.train.n, before.validation.n) == (10, 20, 10)
     assert (after.classes, after.train.n, after.validation.n) == (6, 24, 12)
     assert set(before.class_names).isdisjoint(after.class_names)
     assert after.validation.labels.tolist() == sorted(after.validation.labels)
-    assert [sorted(after.train.labels[i:i + 6]) for i in (0, 6)] == [[0, 1, 2, 3, 4, 5]] * 2      # classes take turns
+    assert [sorted(after.train.labels[i:i + 6]) for i in (0, 6)] == [[0, 1, 2, 3, 4, 5]] * 2      # classes alternate

@@ -1,6 +1,6 @@
-"""The emulated GPUs keep to what CUDA promises, and to no more: copies end late, handles and contexts are checked.
+"""The emulated GPUs promise no more than CUDA: copies complete late, handles and contexts are checked.
 
-Each test runs a program of tests/cuda_emulator/programs.py, on the real PyCUDA, in a process of its own.
+Each test runs a program of tests/cuda_emulator/programs.py with the real PyCUDA in a separate process.
 """
 
 import json
@@ -16,12 +16,12 @@ from tests.cuda_emulator import NotBuilt, build, find
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 60
-N = 1024                                         # floats of the programs' buffers
+N = 1024                                         # number of floats in the programs' buffers
 ILLEGAL = "an illegal memory access was encountered"
 
 
 class Program:
-    """A program that runs: tell() it a line, hear() one; it is killed where the test does not hear its last."""
+    """A running program that exchanges lines with the test; leaving the context kills it."""
 
     def __init__(self, emulator, name, *arguments, **settings):
         command = [sys.executable, "-m", "tests.cuda_emulator.programs", name, *map(str, arguments)]
@@ -32,7 +32,7 @@ class Program:
         )
 
     def tell(self, *lines):
-        """Say each line, and return what the program answers to the last."""
+        """Send each line and read its answer; return the last answer."""
         for line in lines:
             self.process.stdin.write(json.dumps(line) + "\n")
             self.process.stdin.flush()
@@ -40,18 +40,18 @@ class Program:
         return answer
 
     def hear(self):
-        """The next line that the program says."""
+        """Read the next line of the program."""
         line = self.process.stdout.readline()
         assert line, self.process.communicate(timeout=SECONDS)[1]
         return json.loads(line)
 
     def end(self):
-        """Tell it to end; its standard error."""
+        """Ask the program to end; return its standard error."""
         assert self.tell("end") == "ended"
         return self.ended()
 
     def ended(self, status=0):
-        """Its standard error, once it has ended with this status."""
+        """Wait for the end with this status; return the standard error."""
         errors = self.process.communicate(timeout=SECONDS)[1]
         assert self.process.returncode == status, errors
         return errors
@@ -66,13 +66,13 @@ class Program:
 
 @pytest.fixture
 def start(cuda_emulator):
-    """Start a program: start(name, *arguments, **settings of the emulator)."""
+    """Return a function that starts a program: start(name, *arguments, **settings of the emulator)."""
     return lambda name, *arguments, **settings: Program(cuda_emulator, name, *arguments, **settings)
 
 
 @pytest.fixture
 def result_of(start):
-    """What a program alone returns; it must write nothing to standard error that is not expected of it."""
+    """Return a function that runs a program, checks its standard error, and returns its result."""
 
     def run(name, *arguments, says="", **settings):
         with start(name, *arguments, **settings) as program:
@@ -104,7 +104,7 @@ def test_copies_of_page_locked_memory_and_to_the_host_have_ended_when_they_retur
 def test_pageable_memory_is_taken_over_and_page_locked_memory_is_read_late(result_of):
     assert result_of("taken_over") == {
         "taken": [2.0, 3.0, 3.0],
-        "registered": [0, 712, 0, 713],          # twice, and twice taken back
+        "registered": [0, 712, 0, 713],          # registered twice, unregistered twice
         "to the host": [0, 3.0, 3.0],
     }
 
@@ -244,10 +244,10 @@ def test_memory_is_exhausted_by_all_processes_of_a_device_together_and_comes_bac
 def test_a_handle_names_the_whole_allocation_and_opens_it_in_another_process(start):
     with start("exporter") as exporter, start("importer") as importer:
         said = exporter.hear()
-        assert said["handle"] == said["same"]    # of a pointer into the allocation, and to its start
+        assert said["handle"] == said["same"]    # for a pointer into the allocation and for its start
         assert importer.tell(["open", said["handle"]]) == "no error"
         assert importer.tell("look") == [1.0, 2.0 * N, True, 8 * N]
-        assert importer.tell("used") == 8 * N    # two processes have it, and it is there once
+        assert importer.tell("used") == 8 * N    # open in two processes, allocated once
         assert importer.tell(["open", said["handle"]], "same") == 1      # again: the same pointer
         assert importer.tell("close", "close") == 0
         assert (importer.end(), exporter.end()) == ("", "")
@@ -324,7 +324,7 @@ def test_what_is_not_emulated_says_its_name_where_asked(result_of, monkeypatch):
     assert result_of("not_emulated", says="emucuda: cuCtxGetLimit is not emulated") == "operation not supported"
 
 
-# ---- loading and building it ----
+# ---- loading and building the emulator ----
 
 
 def test_a_process_that_loads_it_has_devices_and_so_has_its_child(cuda_emulator):

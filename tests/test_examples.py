@@ -1,4 +1,4 @@
-"""The examples run as their docstrings say."""
+"""The examples run as their docstrings describe."""
 
 import os
 import re
@@ -12,15 +12,15 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "two_workers_mlp.py"
 
 
 def run(*arguments, **environment):
-    """(status, what it printed, what it complained of) of the example, in another folder than its own."""
+    """Run the example in another folder; return (exit status, standard output, standard error)."""
     program = subprocess.run([sys.executable, EXAMPLE, *arguments], capture_output=True, text=True, timeout=60, cwd="/",
-                             env=os.environ | environment)  # fmt: skip
+                             env=os.environ | environment)
     return program.returncode, program.stdout, program.stderr
 
 
 @pytest.fixture(scope="module")
 def on_the_host():
-    """What the example prints where no device is given."""
+    """The output of the example without a device argument."""
     status, printed, complaints = run()
     assert (status, complaints) == (0, "")
     return printed
@@ -44,7 +44,7 @@ def test_two_workers_on_gpus_print_what_those_on_the_host_do(cuda_emulator, on_t
 @pytest.mark.parametrize("devices, sentence", [
     ("cpu", "two devices are needed, as in cpu,cpu or cuda0,cuda1, got cpu"),
     ("cpu,gpu1", "worker 1: a device is called cpu, or cuda and a number as in cuda0, got 'gpu1'"),
-])  # fmt: skip
+])
 def test_device_that_cannot_be_is_told_in_a_sentence(devices, sentence):
     status, printed, complaints = run(devices)
     assert (status, printed) == (1, "")
@@ -54,3 +54,12 @@ def test_device_that_cannot_be_is_told_in_a_sentence(devices, sentence):
 
 def test_the_example_is_a_page():
     assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) < 80
+
+
+def test_training_in_process_lowers_the_cost_in_forty_lines():
+    example = EXAMPLE.with_name("train_in_process.py")
+    done = subprocess.run([sys.executable, example], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    costs = [float(cost) for cost in re.findall(r"cost (\d+\.\d+)", done.stdout)]
+    assert len(costs) == 19 and costs[-1] < 0.5 * costs[0]
+    assert len(example.read_text(encoding="utf-8").splitlines()) <= 40

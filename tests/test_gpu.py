@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alexnet import checkpoint
-from alexnet.augment import draw_crop
-from alexnet.compile import Network
+from alexnet.data.augment import draw_crop
 from alexnet.models import model_class
-from alexnet.updates import momentum_sgd
+from alexnet.run import checkpoint_format
+from alexnet.training.network import Network
+from alexnet.training.updates import momentum_sgd
 from multigpu.device import DeviceError, open_device
 from tests import tiny, tiny_train
 
@@ -39,7 +39,7 @@ def costs_and_state(model, engine, steps):
     network = Network(
         model_class(model)(np.random.default_rng(1), 10), np.full((3, 256, 256), 110, "float32"), momentum_sgd,
         engine=engine, device=DEVICE if engine == "jax" else "cpu", seed=3,
-    )  # fmt: skip
+    )
     rng = np.random.default_rng(2)
     costs = []
     for _ in range(steps):
@@ -64,14 +64,14 @@ def test_training_steps_match_the_cpu_backend(model):
 def trained(folder, data, **settings):
     """Run train.py for the tiny network and return the arrays of its last checkpoint."""
     given = {"data": data, "output": folder, "run_name": "run", "model": "tiny", "dropout_rate": 0, "engine": "jax",
-             "rand_crop": "false", "learning_rate": 0.02, "n_epochs": 9, "n_iterations": 10} | settings  # fmt: skip
+             "rand_crop": "false", "learning_rate": 0.02, "n_epochs": 9, "n_iterations": 10} | settings
     command = [sys.executable, tiny_train.__file__, *(f"{key}={value}" for key, value in given.items())]
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=200, env=os.environ | {"PYTHONPATH": path}
     )
     assert (done.returncode, done.stderr) == (0, "")
-    return checkpoint.load(checkpoint.latest(folder / "run"))[0]
+    return checkpoint_format.load(checkpoint_format.latest(folder / "run"))[0]
 
 
 @pytest.mark.parametrize("exchange_what", ["weights_and_momentum", "gradients"])

@@ -1,4 +1,4 @@
-"""Hostile data through the commands: one line, its status, at once, and no code of theirs runs."""
+"""Hostile data passed to the commands: one line of error, its exit status, no delay, and no code execution."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alexnet.data import DataError, open_dataset
+from alexnet.data.dataset import DataError, open_dataset
 from preprocess.command import main as preprocess
 from tests import hostile_batches, tiny
 from tests.hostile_batches import Payload
@@ -25,7 +25,7 @@ def data(tmp_path):
 
 
 def describe(folder):
-    """Give a folder a manifest that fits whatever lies in it, as an attacker would."""
+    """Write a manifest that matches all files in a folder, as an attacker would."""
     def half(name):
         files = [{"name": f.name, "images": 3, "bytes": f.stat().st_size, "sha256": sha256(f)}
                  for f in sorted((folder / name).glob("*.hkl"))]

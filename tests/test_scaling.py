@@ -1,4 +1,4 @@
-"""The benchmarks of many workers: the cost model's formulas against counting and simulating, and a job that is real."""
+"""The benchmarks of many workers: the cost model's formulas against counting and simulation, and a real job."""
 
 import heapq
 import json
@@ -15,11 +15,11 @@ from benchmarks.links import LINKS, LOADS, Link, Load, Measured
 from tests.mpi import needs_mpi
 
 MIB = 1 << 20
-# powers of two: sums are exact
+# powers of two, so that sums are exact
 LINK = Link(2.0**-10, 2.0**20)
 
 
-# ---- what is on the critical path
+# ---- the critical path
 
 
 @pytest.mark.parametrize("strategy, workers, n, expected", [
@@ -28,7 +28,7 @@ LINK = Link(2.0**-10, 2.0**20)
     ("nccl32", 8, 1000, (14, 1750)), ("nccl16", 8, 1000, (14, 875)),
     ("copper", 2, 1000, (2, 2000)), ("copper", 4, 4 * MIB, (4, 10 * MIB)), ("copper", 5, 4 * MIB, (6, 15 * MIB)),
     ("copper16", 4, 4 * MIB, (4, 6 * MIB)), ("peer", 2, 1000, (2, 1000)), ("peer", 4, 1000, (4, 1500)),
-])  # fmt: skip
+])
 def test_messages_and_bytes_are_those_counted_by_hand(strategy, workers, n, expected):
     assert links.path(strategy, workers, n) == expected
 
@@ -50,7 +50,7 @@ def test_an_unknown_strategy_is_refused():
 
 @pytest.mark.parametrize("workers", [2, 3, 4, 7, 8])
 def test_a_rings_bytes_are_those_that_its_busiest_rank_sends(workers):
-    """Reduce-scatter and all-gather, step by step: in each, every rank hands a slice to the next."""
+    """Simulate reduce-scatter and all-gather: in each step every rank sends a slice to the next."""
     n = 840 * workers
     slices = [n * (rank + 1) // workers - n * rank // workers for rank in range(workers)]
     sent = [sum(slices[(rank - step) % workers] for step in range(workers - 1))
@@ -64,24 +64,24 @@ def test_an_exchange_takes_its_messages_latency_and_its_bytes_over_the_bandwidth
     assert links.exchange_seconds("asa16", 4, 2**20, LINK) == 6 * 2.0**-10 + 0.75
 
 
-# ---- workers that go on alone
+# ---- workers without a barrier
 
 
 def simulated_easgd(workers, tau, step, message, rounds=200):
-    """Mean seconds of a step: each worker computes tau steps, then the server takes it, first come, first served."""
+    """Return the mean seconds per step of workers that compute tau steps and then queue for the server (FIFO)."""
     arrivals, free, ends = [(tau * step, worker) for worker in range(workers)], 0.0, []
     for _ in range(rounds * workers):
         arrived, worker = heapq.heappop(arrivals)
         free = max(arrived, free) + 2 * message
         ends.append(free)
         heapq.heappush(arrivals, (free + tau * step, worker))
-    half = len(ends) // 2                                     # what the beginning was like has been forgotten
+    half = len(ends) // 2                                     # skip the transient
     return (ends[-1] - ends[half - 1]) * workers / ((len(ends) - half) * tau)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 5, 6, 20])
 def test_easgd_takes_what_a_simulated_server_takes_until_it_has_no_time_left(workers):
-    load = Load(parameters=2**18, batch=4, seconds_per_image=1.0)               # a message: 1 s and a bit
+    load = Load(parameters=2**18, batch=4, seconds_per_image=1.0)               # a message takes slightly more than 1 s
     message = LINK.latency + 1.0
     expected = simulated_easgd(workers, 2, 4.0, message) - load.step
     assert links.seconds_per_step("easgd", workers, load, LINK, tau=2) == pytest.approx(expected, rel=1e-9)
@@ -99,7 +99,7 @@ def test_gossip_takes_its_share_of_a_message():
 def made(link, strategies=("asa32",), workers=(2, 3, 4, 8), cores=2, noise=None):
     lengths = (1000, 10**5, 10**7, 488_000_000)
     found = [Measured(name, n, size, max(1.0, n / cores) * links.exchange_seconds(name, n, size, link))
-             for name in strategies for n in workers for size in lengths]  # fmt: skip
+             for name in strategies for n in workers for size in lengths]
     noise = np.ones(len(found)) if noise is None else noise
     return [each._replace(seconds=each.seconds * factor) for each, factor in zip(found, noise, strict=True)]
 
@@ -120,22 +120,22 @@ def test_a_fit_to_noise_is_the_best_on_a_grid_and_says_how_far_it_is_off(rng):
     def squares(latency, bandwidth):
         link = Link(latency, bandwidth)
         return sum(math.log(each.seconds / max(1, each.workers / 2) / links.exchange_seconds(
-            "asa32", each.workers, each.bytes, link)) ** 2 for each in measured)  # fmt: skip
+            "asa32", each.workers, each.bytes, link)) ** 2 for each in measured)
 
     best = squares(*found.link[:2])
     around = [squares(found.link.latency * a, found.link.bandwidth * b) for a in (0.99, 1, 1.01)
-              for b in (0.99, 1, 1.01) if (a, b) != (1, 1)]  # fmt: skip
+              for b in (0.99, 1, 1.01) if (a, b) != (1, 1)]
     assert best < min(around)
     assert found.deviation == pytest.approx(math.exp(math.sqrt(best / 16)))
     assert found.link.latency == pytest.approx(2e-6, rel=0.4)
     assert found.link.bandwidth == pytest.approx(3e9, rel=0.4)
 
 
-# ---- predictions, and what was published
+# ---- predictions and published results
 
 
 def test_a_prediction_is_computation_and_exchanges_of_5120_images():
-    load = Load(parameters=2**18, batch=64, seconds_per_image=0.125)             # 8 s a step, 1 MiB
+    load = Load(parameters=2**18, batch=64, seconds_per_image=0.125)             # 8 s per step, 1 MiB
     found = links.predict("asa32", 4, load, LINK)
     assert found.train == 5120 / 4 * 0.125
     assert found.comm == 20 * (6 * 2.0**-10 + 1.5)
@@ -155,15 +155,15 @@ def test_no_published_exchange_is_faster_than_its_link_and_the_fit_is_within_a_q
     assert links.fit(links.published()).deviation < 1.25
 
 
-# ---- the benchmark of the model
+# ---- the cost model's benchmark
 
 
 def strategy_rows():
     found = made(Link(2e-6, 4e9), ["asa32", "copper"], workers=(2, 4), cores=cost_model.CORES)
     rows = [{"name": "a", "value": 1.0, "unit": "s", "strategy": each.strategy, "ranks": each.workers,
-             "bytes": each.bytes, "seconds": each.seconds} for each in found]  # fmt: skip
+             "bytes": each.bytes, "seconds": each.seconds} for each in found]
     return [*rows, {"name": "nccl32", "value": None, "unit": "", "note": "no GPU", "strategy": "nccl32"},
-            {"name": "a memcpy", "value": 3.0, "unit": "s", "bytes": 1000, "seconds": 3.0}]  # fmt: skip
+            {"name": "a memcpy", "value": 3.0, "unit": "s", "bytes": 1000, "seconds": 3.0}]
 
 
 def test_the_cost_model_makes_rows_and_a_picture_of_what_was_measured(tmp_path, monkeypatch, capsys):
@@ -207,7 +207,7 @@ def test_links_of_one_machine_cost_no_host_and_those_between_hosts_cost_what_was
     assert cost_model.host_of("asa16", "10 Gbit Ethernet", fits) == 0             # not measured
 
 
-# ---- the benchmark of training
+# ---- the training benchmark
 
 
 def speed(seconds, comm, sync):
@@ -227,7 +227,7 @@ def test_each_strategy_is_measured_with_more_than_one_rank_and_one_rank_once():
     assert len(todo) == 2 * (1 + 2 * len(scaling.STRATEGIES))
     assert [(job.model, job.ranks, job.strategy) for job in todo[:3]] == [
         ("alexnet", 1, "auto"), ("alexnet", 2, "ar"), ("alexnet", 2, "asa32"),
-    ]  # fmt: skip
+    ]
 
 
 def test_a_job_that_fails_or_comes_too_late_is_a_row_that_says_so(monkeypatch):
@@ -259,7 +259,7 @@ def test_a_real_job_of_two_ranks_has_the_times_of_both_of_each_step(tmp_path, mo
 
 def test_a_job_that_takes_too_long_is_ended(tmp_path, monkeypatch):
     command = tmp_path / "mpiexec"
-    command.write_text("#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 0.1; done\n")            # nor does it heed a word
+    command.write_text("#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 0.1; done\n")            # ignores SIGTERM
     command.chmod(0o755)
     monkeypatch.setattr(scaling, "mpiexec", lambda: str(command))
     monkeypatch.setattr(scaling, "GRACE", 0.2)

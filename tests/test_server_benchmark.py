@@ -1,4 +1,4 @@
-"""The benchmark of the parameter server: every update has a row, alone and over MPI; nothing is measured here."""
+"""The benchmark of the parameter server: every update has a row, with and without MPI; the tests measure nothing."""
 
 import pytest
 

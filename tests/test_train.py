@@ -1,4 +1,4 @@
-"""train.py as its user meets it: a real run, what it leaves, what it refuses and with which status."""
+"""train.py from a user's view: a real run, the files it writes, what it refuses and with which exit status."""
 
 import os
 import shutil
@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from alexnet import checkpoint
-from alexnet.recorder import read_records
+from alexnet.run import checkpoint_format
+from alexnet.run.recorder import read_records
 from tests import tiny
 
 TOP = Path(__file__).parent.parent
 
 
 def train(*arguments, cwd, **environment):
-    """Run train.py in a process of its own, in folder `cwd`."""
+    """Run train.py in a separate process, in folder `cwd`."""
     command = [sys.executable, str(TOP / "train.py"), *map(str, arguments)]
     given = {"env": os.environ | environment, "timeout": 300}
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, **given)
@@ -34,12 +34,12 @@ def test_alexnet_trains_saves_and_goes_on(data, tmp_path):
     folder = tmp_path / "runs" / "first"
     left = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "log.txt", "records.jsonl", "learning_curves.png", "filters.png"} <= left
-    assert checkpoint.latest(folder) == checkpoint.snapshot_path(folder, 4)
+    assert checkpoint_format.latest(folder) == checkpoint_format.snapshot_path(folder, 4)
 
     again = train("resume_train=latest", "n_iterations=5", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "after 4 iterations" in again.stdout
-    assert checkpoint.latest(folder) == checkpoint.snapshot_path(folder, 5)
+    assert checkpoint_format.latest(folder) == checkpoint_format.snapshot_path(folder, 5)
 
 
 @pytest.mark.compatibility
@@ -55,7 +55,7 @@ def test_every_network_trains_without_a_word_on_stderr(model, engine, data, tmp_
     assert "warning" not in done.stdout
     costs = [record["cost"] for record in read_records(tmp_path / "runs" / "run") if record["kind"] == "train"]
     assert len(costs) == 2 and all(0 < cost < 20 for cost in costs)
-    shutil.rmtree(tmp_path / "runs")             # VGG-16's checkpoint has 1.1 GB
+    shutil.rmtree(tmp_path / "runs")             # VGG-16's checkpoint takes 1.1 GB
 
 
 def test_without_a_compiler_it_trains_and_says_once_what_to_install(data, tmp_path):
@@ -77,7 +77,8 @@ def test_a_stopped_run_saves_its_last_step(number, data, tmp_path):
     assert process.returncode == 128 + number
     assert errors == f"stopped by {number.name}\n"
     last = [line.split()[1] for line in [said, *rest.splitlines()] if line.startswith("iteration")][-1]
-    assert checkpoint.latest(tmp_path / "runs" / "it") == checkpoint.snapshot_path(tmp_path / "runs" / "it", int(last))
+    folder = tmp_path / "runs" / "it"
+    assert checkpoint_format.latest(folder) == checkpoint_format.snapshot_path(folder, int(last))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_a_stopped_run_saves_its_last_step(number, data, tmp_path):
         (["data={data}", "batch_size=7"], "batch size 7 is larger than the set of 6 images"),
         (["data={data}", "classes=2"], "classes"),
         (["data={data}", "model=alexnett"], "did you mean alexnet?"),
-        (["data={data}", "devices=cpu,auto"], "devices must be auto alone"),
+        (["data={data}", "devices=cpu,auto"], "devices must be only auto"),
         (["data={data}", "batch_size=2", "devices=cpu,cuda0"], "cuda0 needs PyCUDA"),
         (["data={data}", "batch_size=4", "devices=cpu,cpu"], "batch size 8 is larger than the set of 6 images"),
         (["resume_train=nowhere"], "there is no run folder or checkpoint file nowhere"),

@@ -1,18 +1,19 @@
-"""A small network and a small data set, for the tests of everything around them."""
+"""A small network and a small data set for tests."""
 
 from pathlib import Path
 
 import numpy as np
 
-from alexnet import config, hkl
-from alexnet.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
+from alexnet.config import schema
+from alexnet.data import batch_file
 from alexnet.models import MODELS
+from alexnet.nn.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
 from multigpu import worker
-from multigpu.partners import Partners
+from multigpu.communicator import PipeCommunicator
 
 
 class Tiny(Sequential):
-    """AlexNet's kinds of layers, a thousandth of its work."""
+    """A network with AlexNet's kinds of layers and a thousandth of its work."""
 
     channels, image_size = 3, 227
 
@@ -22,19 +23,19 @@ class Tiny(Sequential):
             Conv(rng, 4, 6, size=3, stride=2, pad=1, groups=2, bias=0.1), Flatten(),     # 6 x 7 x 7
             Dense(rng, 294, 8), Dropout(dropout_rate, 3),
             Dense(rng, 8, classes, relu=False, std=0.01, bias=0.0),
-        )  # fmt: skip
+        )
 
 
 MODELS["tiny"] = Tiny
 
 
 def tiny_work(*arguments):
-    """multigpu.worker.work in a process that knows the tiny network, because it imports this file."""
+    """multigpu.worker.work in a process where the tiny network is registered, because it imports this module."""
     worker.work(*arguments)
 
 
 def make_data(folder, train=24, validation=10, per_file=8, classes=3, seed=0):
-    """A data set in upstream's layout: random images whose brightness tells the class."""
+    """Create a data set in upstream's layout: random images whose brightness depends on the class."""
     rng = np.random.default_rng(seed)
     folder = Path(folder)
     for part in ("labels", "misc"):
@@ -45,20 +46,20 @@ def make_data(folder, train=24, validation=10, per_file=8, classes=3, seed=0):
         images = rng.integers(0, 100, (3, 256, 256, n)) + 50 * labels
         for number, first in enumerate(range(0, n, per_file)):
             path = folder / f"{name}_hkl_b{per_file}_b_{per_file}" / f"{number:04d}.hkl"
-            hkl.write(path, images[..., first : first + per_file].astype("uint8"))
+            batch_file.write(path, images[..., first : first + per_file].astype("uint8"))
         np.save(folder / "labels" / f"{name}_labels.npy", labels)
     np.save(folder / "misc" / "img_mean.npy", np.full((3, 256, 256), 100, "float32"))
     return folder
 
 
 def settings(data, output, **changes):
-    """The Config of a small run."""
+    """Return the Config of a small run."""
     given = {"data": data, "output": output, "run_name": "run", "model": "tiny", "batch_size": 4, "n_epochs": 2}
-    return config.load_config([f"{key}={value}" for key, value in (given | changes).items()])
+    return schema.load_config([f"{key}={value}" for key, value in (given | changes).items()])
 
 
 class Line:
-    """The worker's line to a launcher that is not there; asks to stop after `stop_after` questions."""
+    """A replacement for the worker's link to its launcher; it requests a stop after `stop_after` queries."""
 
     def __init__(self, stop_after=None):
         self.left = stop_after
@@ -73,6 +74,6 @@ class Line:
 
 
 def run(data, output, line=None, **changes):
-    """Train in this process; returns the run's folder."""
-    worker.work(settings(data, output, **changes), "cpu", line or Line(), Partners(0, {}))
+    """Train in this process; return the folder of the run."""
+    worker.work(settings(data, output, **changes), "cpu", line or Line(), PipeCommunicator(0, {}))
     return Path(output) / changes.get("run_name", "run")

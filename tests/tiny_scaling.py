@@ -1,4 +1,4 @@
-"""benchmarks.scaling for the tiny network of tests/tiny.py, which only its ranks import."""
+"""benchmarks.scaling for the tiny network of tests/tiny.py, which is imported only by the ranks."""
 
 import sys
 

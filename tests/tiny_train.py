@@ -1,4 +1,4 @@
-"""train.py for the tiny network of tests/tiny.py, which only its workers import."""
+"""train.py for the tiny network of tests/tiny.py, which is imported only by the workers."""
 
 import sys
 

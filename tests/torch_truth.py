@@ -1,9 +1,9 @@
-"""GoogLeNet and VGG-16 in PyTorch's functions, from our parameters by name: the independent truth, in any float type.
+"""GoogLeNet and VGG-16 in PyTorch functions with our parameters: an independent reference in any float type.
 
-Images are (batch, channel, row, column), as PyTorch has them.  Of the millions of decisions of ReLU (is it above zero?)
-and of max pooling (which pixel is the largest?) rounding takes a few otherwise, in any implementation, and then whole
-gradients move by 1e-4 to 1e-2.  So the truth can be made to take the decisions that ours took, and counts those that
-it would have taken otherwise.
+Images are (batch, channel, row, column), as in PyTorch. A step makes millions of discrete decisions: ReLU decides
+whether a value is above zero, max pooling decides which pixel is the largest. Rounding changes a few of them in any
+implementation, and each change moves whole gradients by 1e-4 to 1e-2. The reference can therefore reuse the decisions
+of our implementation. It counts those that differ from its own.
 """
 
 from contextlib import contextmanager
@@ -14,28 +14,29 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from alexnet import layers, ops
+from alexnet import ops
+from alexnet.nn import layers
 
 BLOCKS = ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
 
 
 class Results(NamedTuple):
-    """Of a training step, in our layout."""
+    """Results of a training step, in our layout."""
 
     logits: np.ndarray          # (class, batch)
     cost: float
     gradients: dict             # name -> array
     decisions: list             # torch tensors, in order: above zero, or the largest pixel of each window
-    otherwise: int              # of the decisions given, how many it would have taken otherwise
+    otherwise: int              # number of given decisions that differ from its own
 
 
 @contextmanager
 def noting_decisions():
-    """A list of variables, to which the layers called meanwhile append: a ReLU its output, a max pooling its index.
+    """Yield a list to which layers append during the context: ReLU its output, max pooling its index.
 
-    They are decided in this order by the network of this file, too.
+    The networks of this module make their decisions in the same order.
     """
-    noted, rectify = [], layers.rectify
+    noted, rectify = [], layers.relu
 
     def pool(self, x, noise=None):
         y, index = ops.MaxPool(self.size, self.stride, self.pad)(x)
@@ -46,15 +47,15 @@ def noting_decisions():
         noted.append(rectify(x))
         return noted[-1]
 
-    with mock.patch.object(layers, "rectify", relu), mock.patch.object(layers.MaxPool, "__call__", pool):
+    with mock.patch.object(layers, "relu", relu), mock.patch.object(layers.MaxPool, "__call__", pool):
         yield noted
 
 
 class Parameters:
-    """Our parameters as PyTorch's tensors by name, which want gradients; and the decisions on the way through them.
+    """Our parameters by name as PyTorch tensors that require gradients, and the decisions of the forward pass.
 
-    decisions  those to take: of ReLU arrays in our layout, positive where above zero; of max pooling ours' index; or
-               tensors, as `taken` of another; None: its own
+    decisions  decisions to reuse: for ReLU, arrays in our layout that are positive where the value is above zero;
+               for max pooling, our index; or tensors, as in `taken` of another instance. None: make its own.
     """
 
     def __init__(self, arrays, dtype=torch.float64, decisions=None):
@@ -85,7 +86,7 @@ class Parameters:
 
 
 def flat_index(index, image, size, stride, pad):
-    """Ours, row * size + column in the window, as PyTorch's: row * width + column in the image."""
+    """Convert our index, row * size + column in the window, to PyTorch's, row * width + column in the image."""
     rows, columns = np.divmod(index.astype(np.int64), size)
     rows += stride * np.arange(index.shape[1])[:, None, None] - pad
     columns += stride * np.arange(index.shape[2])[:, None] - pad
@@ -102,7 +103,7 @@ def in_our_layout(tensor):
 
 
 def conv(w, name, x, stride=1, pad=0, pool=None):
-    """Pooling before ReLU, as ours: that changes neither values nor gradients."""
+    """Convolution, max pooling, ReLU, in our order; pooling before ReLU changes neither values nor gradients."""
     x = F.conv2d(x, w[f"{name}.W"], w[f"{name}.b"], stride, pad)
     return w.relu(w.max_pool(x, *pool) if pool else x)
 
@@ -112,7 +113,7 @@ def dense(w, name, x):
 
 
 def normalised(x):
-    """PyTorch divides alpha by n = 5."""
+    """Local response normalisation; PyTorch divides alpha by n = 5."""
     return F.local_response_norm(x, 5, alpha=5e-4, beta=0.75, k=2.0)
 
 
@@ -130,7 +131,7 @@ def tower(w, name, x):
 
 
 def googlenet(w, x):
-    """[logits of 4a, of 4d, of the network]."""
+    """Return [logits of 4a, logits of 4d, logits of the network]."""
     logits = []
     x = normalised(conv(w, "conv1", x, 2, 3, pool=(3, 2, 1)))
     x = normalised(conv(w, "conv3", conv(w, "conv2", x), pad=1, pool=(3, 2, 1)))
@@ -144,7 +145,7 @@ def googlenet(w, x):
 
 
 def vgg16(w, x):
-    """[logits]."""
+    """Return [logits]."""
     for n in range(1, 14):
         x = conv(w, f"conv{n}", x, pad=1, pool=(2, 2) if n in (2, 4, 7, 10, 13) else None)
     x = w.relu(dense(w, "fc15", w.relu(dense(w, "fc14", x.flatten(1)))))
@@ -152,7 +153,7 @@ def vgg16(w, x):
 
 
 def results(network, arrays, images, labels, dtype=torch.float64, decisions=None):
-    """The Results of a function of this file; images are ours, c01b."""
+    """Return the Results of a network function of this module; images are in our layout, c01b."""
     w = Parameters(arrays, dtype, decisions)
     *auxiliary, logits = network(w, in_torchs_layout(images).to(dtype))
     labels = torch.tensor(labels).long()
@@ -163,5 +164,5 @@ def results(network, arrays, images, labels, dtype=torch.float64, decisions=None
 
 
 def distance(array, truth):
-    """The largest difference, relative to the largest of the truth."""
+    """Return the largest difference, relative to the largest value of the reference."""
     return float(np.abs(array - truth).max() / np.abs(truth).max())

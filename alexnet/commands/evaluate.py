@@ -1,7 +1,7 @@
-"""Cost, top-1 and top-5 of trained weights over all images of a data set's half, or of a folder of images.
+"""Compute cost, top-1 and top-5 of trained weights over one half of a data set, or over a folder of images.
 
-OUT is a data set of preprocess or of theano_alexnet, a folder with a folder of JPEG or PNG files for each class, named
-as the weights name it (by its wnid, or its whole name), or ILSVRC's flat validation folder with its devkit.
+OUT is one of: a data set written by preprocess or theano_alexnet; a folder with one subfolder of JPEG or PNG files per
+class, named by the wnid or the full class name of the weights; ILSVRC's flat validation folder with its devkit.
 """
 
 import argparse
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alexnet.commands.options import add_machine, add_weights, network_of, positive, weights_of
-from alexnet.compile import engine_of
-from alexnet.evaluate import BATCH_SIZE, CROPS, Counts, evaluate
-from alexnet.hkl import name_of
-from alexnet.labelled import DatasetHalf, ImageFolder, is_dataset
+from alexnet.data.batch_file import name_of
+from alexnet.data.progress import Progress, duration
+from alexnet.inference.evaluate import BATCH_SIZE, CROPS, Counts, evaluate
+from alexnet.inference.evaluation_data import DatasetHalf, ImageFolder, is_dataset
 from alexnet.pretrained import Weights
-from alexnet.progress import Progress, duration
-from alexnet.recorder import replacing
+from alexnet.run.recorder import replacing
+from alexnet.training.network import engine_of
 
-SHOWN = 10                                       # bad images named on the screen; the JSON has all
+SHOWN = 10                                       # bad images listed on the screen; the JSON file lists all
 
 
 def configure(parser):
@@ -31,8 +31,8 @@ def configure(parser):
     parser.add_argument("--half", choices=("validation", "train"), help="of a data set (validation)")
     parser.add_argument("--crops", type=int, choices=CROPS, default=1, help="1: the middle of each image; 10: the "
                         "paper's corners, middle, and their mirror images, probabilities averaged (%(default)s)")
-    parser.add_argument("--limit", type=positive, metavar="N", help="so many images: of a data set the first, of a "
-                        "folder a sample that is always the same")
+    parser.add_argument("--limit", type=positive, metavar="N", help="number of images: the first of a data set, "
+                        "a fixed sample of a folder")
     parser.add_argument("--batch-size", type=positive, default=BATCH_SIZE, metavar="N", help="images that the network "
                         "takes together (%(default)s)")
     parser.add_argument("--ground-truth", metavar="FILE", help="of a flat folder of images")
@@ -64,7 +64,12 @@ def run(options):
 
 
 def labelled_of(options, weights):
-    """The images to evaluate on; raises DataError, or ValueError for an option that means nothing for them."""
+    """Return the images to evaluate on.
+
+    Raises:
+        DataError: the images cannot be used.
+        ValueError: an option does not apply to this kind of images.
+    """
     data = name_of(options.data)
     if is_dataset(options.data):
         for name in ("ground_truth", "synsets", "on_bad_image"):
@@ -78,18 +83,18 @@ def labelled_of(options, weights):
     return ImageFolder(
         options.data, weights.classes, weights.class_names, weights.resize, options.ground_truth, options.synsets,
         options.on_bad_image or "fail", options.limit,
-    )  # fmt: skip
+    )
 
 
 def note(text):
     print(f"note: {text}", file=sys.stderr, flush=True)
 
 
-# ---- what is told
+# ---- output
 
 
 class Outcome(NamedTuple):
-    """What was asked for, of which weights and images, what was counted, and the seconds that it took."""
+    """The options, weights, images and results of an evaluation, and its duration in seconds."""
 
     options: argparse.Namespace
     weights: Weights
@@ -99,12 +104,12 @@ class Outcome(NamedTuple):
 
     @property
     def names(self):
-        """A name for each class."""
+        """The name of each class."""
         return self.weights.class_names or tuple(f"class {label}" for label in range(self.weights.classes))
 
 
 def tell(outcome):
-    """Write the files that were asked for, then print the tables, the most important last."""
+    """Write the requested files, then print the tables, the most important last."""
     options, counts = outcome.options, outcome.counts
     if options.confusion:
         with replacing(options.confusion) as file:
@@ -118,7 +123,7 @@ def tell(outcome):
 
 
 def lines(outcome):
-    """The last block on the screen."""
+    """Yield the lines of the summary, which is printed last."""
     options, weights, labelled, counts, seconds = outcome
     found, n = counts.summary(), counts.n
     crops = "the centre crop" if options.crops == 1 else f"{options.crops} crops"
@@ -137,7 +142,7 @@ def lines(outcome):
 
 
 def class_lines(counts, names):
-    """A table of the classes."""
+    """Yield the lines of the table of classes."""
     width = len(f"{counts.n:,}")
     yield f"{'images':>{max(width, 6)}}  {'top-1':>7}  {'top-5':>7}  {'cost':>8}  class"
     for name, found in zip(names, counts.per_class(), strict=True):
@@ -147,7 +152,7 @@ def class_lines(counts, names):
 
 
 def results(outcome):
-    """All of it, as JSON has it."""
+    """Return all results as a mapping for JSON."""
     options, weights, labelled, counts, seconds = outcome
     found = {
         "weights": name_of(options.weights), "origin": weights.origin, "model": weights.model,
@@ -156,7 +161,7 @@ def results(outcome):
         "skipped": [{"image": name, "reason": why} for name, why in counts.bad],
         "engine": engine_of(options.engine, options.device), "device": options.device, "precision": options.precision,
         "seconds": seconds, "images_per_second": counts.n / seconds,
-    }  # fmt: skip
+    }
     if options.per_class:
         named = zip(outcome.names, counts.per_class(), strict=True)
         found["per_class"] = [{"label": label, "name": name, **each} for label, (name, each) in enumerate(named)]
@@ -164,14 +169,14 @@ def results(outcome):
 
 
 def write_confusion(file, confusion, names):
-    """Write the matrix as CSV: a row for each class of the labels, a column for each class of the answers."""
+    """Write the confusion matrix as CSV: one row per label, one column per predicted class."""
     table = csv.writer(file, lineterminator="\n")
     table.writerow(["label", *names])
     table.writerows([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
 
 
 def refuse_unwritable(file):
-    """Raise ValueError, before the work, where a file cannot be written."""
+    """Raise ValueError if a file cannot be written, so that the error occurs before the evaluation."""
     if file.is_dir():
         raise ValueError(f"{name_of(file)} is a folder; the results need the name of a file")
     if not file.absolute().parent.is_dir():

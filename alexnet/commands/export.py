@@ -1,18 +1,18 @@
-"""Write trained weights, of any kind that is read, so that others can read them.
+"""Convert trained weights of any supported format to safetensors, ONNX or theano_alexnet's files.
 
     python -m alexnet export --weights runs/alexnet --to alexnet.safetensors     one file with checksums
-    python -m alexnet export --weights runs/alexnet --to alexnet.onnx            for onnxruntime and its like
+    python -m alexnet export --weights runs/alexnet --to alexnet.onnx            for onnxruntime and other runtimes
     python -m alexnet export --weights runs/alexnet --to alexnet.zip             theano_alexnet's W_0_65.npy …
     python -m alexnet export --weights runs/alexnet --to alexnet                 the same in a folder
 
-What is there already is not replaced.
+Existing files are not overwritten.
 """
 
 from pathlib import Path
 
 from alexnet import pretrained
 from alexnet.commands.options import add_weights, weights_of
-from alexnet.hkl import name_of
+from alexnet.data.batch_file import name_of
 
 
 def configure(parser):
@@ -28,10 +28,10 @@ def run(options):
     print(name_of(
         f"wrote {options.to}, {size_of(Path(options.to).expanduser()) / 1e6:.1f} MB: {weights.model}, "
         f"{parameters:,} parameters, {weights.classes} classes, {mean} mean image; from {weights.origin}"
-    ))  # fmt: skip
+    ))
     return 0
 
 
 def size_of(path):
-    """Bytes of a file, or of the files in a folder."""
+    """Return the size in bytes of a file, or of all files in a folder."""
     return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size

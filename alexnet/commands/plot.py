@@ -1,14 +1,14 @@
-"""Draw the learning curves of one run or several, where their time went, and the filters of their first layer.
+"""Plot the learning curves, the time split and the first-layer filters of one or several runs.
 
-Of runs with different numbers of workers the speed-up, too, against the ideal.
+For runs with different numbers of workers, also plot the speed-up relative to the ideal.
 
-    python -m alexnet plot runs/a                                 into the run's folder
-    python -m alexnet plot runs/a runs/b --over hours             on one figure, into the folder that holds them
+    python -m alexnet plot runs/a                                 write to the folder of the run
+    python -m alexnet plot runs/a runs/b --over hours             one figure, written to the parent folder
     python -m alexnet plot runs/* --to pictures --format svg
 """
 
 from alexnet import plots
-from alexnet.hkl import name_of
+from alexnet.data.batch_file import name_of
 from alexnet.plots.records import TICKS
 from alexnet.plots.style import FORMATS
 
@@ -27,7 +27,7 @@ def run(options):
 
 
 def formats(text):
-    """The formats in a list such as png,svg; raises ValueError."""
+    """Parse a list of formats such as png,svg; raises ValueError."""
     chosen = tuple(dict.fromkeys(text.split(",")))
     if not set(chosen) <= set(FORMATS):
         raise ValueError(text)

@@ -1,7 +1,7 @@
-"""The most probable classes of images, with their WordNet numbers, words and probabilities.
+"""Print the most probable classes of images, with their WordNet IDs, words and probabilities.
 
-Answers come in the order of the images, as batches of them are finished.  An image that cannot be used is told on
-standard error, the others go on, and the exit status is 1.
+Results are printed in the order of the images, after each batch. An unusable image is reported on standard error; the
+remaining images are still processed, and the exit status is 1.
 """
 
 import json
@@ -10,10 +10,10 @@ import sys
 from itertools import chain
 
 from alexnet.commands.options import add_machine, add_weights, network_of, positive, weights_of
-from alexnet.evaluate import CROPS
-from alexnet.hkl import name_of
-from alexnet.images import BadImage
-from alexnet.predict import BATCH_SIZE, Predictor
+from alexnet.data.batch_file import name_of
+from alexnet.data.images import BadImage
+from alexnet.inference.evaluate import CROPS
+from alexnet.inference.predict import BATCH_SIZE, Predictor
 
 STDIN = "-"
 
@@ -38,13 +38,13 @@ def run(options):
     predictor = Predictor(weights, options.crops, network_of(weights, options))
     try:
         return tell(predictor.each(names(options), options.top, options.batch_size), options.json)
-    except BrokenPipeError:                      # whoever reads the answers has seen enough
+    except BrokenPipeError:                      # the reader of the output has exited, for example head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def tell(answers, as_json):
-    """Print each answer as it comes; returns 1 if an image was bad, else 0."""
+    """Print each result as soon as it is available; returns 1 if an image was bad, else 0."""
     status = 0
     for path, answer in answers:
         name, bad = name_of(path), isinstance(answer, BadImage)
@@ -59,14 +59,14 @@ def tell(answers, as_json):
 
 
 def names(options):
-    """The images' names, those of standard input in the place of -, or last."""
+    """Return the names of the images. Names from standard input replace -, or come last."""
     given = [*options.images, STDIN] if options.stdin and STDIN not in options.images else options.images
     separator = b"\0" if options.null else b"\n"
     return chain.from_iterable(listed(sys.stdin.buffer, separator) if name == STDIN else [name] for name in given)
 
 
 def listed(stream, separator):
-    """Yield the names in a binary stream, each ended by the separator, as they come; empty ones do not count."""
+    """Yield the names in a binary stream as they arrive, split at the separator; empty names are skipped."""
     rest = b""
     while data := stream.read1():
         *whole, rest = (rest + data).split(separator)
@@ -76,14 +76,14 @@ def listed(stream, separator):
 
 
 def text_of(name, guesses):
-    """The answer for an image: its name, and a line for each guess."""
+    """Return the result for an image as text: its name, and one line per guess."""
     lines = (f"  {guess.probability:6.1%}".replace("%", " %") + "".join(f"  {word}" for word in guess[2:] if word)
-             for guess in guesses)  # fmt: skip
+             for guess in guesses)
     return "\n".join((name, *lines))
 
 
 def json_of(name, answer):
-    """The answer for an image as one line of JSON."""
+    """Return the result for an image as one line of JSON."""
     if isinstance(answer, BadImage):
         return json.dumps({"image": name, "error": str(answer)})
     return json.dumps({"image": name, "top": [guess._asdict() for guess in answer]})

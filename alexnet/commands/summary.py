@@ -1,8 +1,8 @@
-"""Each layer's output shape, parameters and forward multiply-adds per image, and their totals."""
+"""Print the output shape, parameters and forward multiply-adds per image of each layer, and the totals."""
 
 from alexnet.commands.options import positive
-from alexnet.layers import Auxiliary
 from alexnet.models import MODELS
+from alexnet.nn.layers import Auxiliary
 
 
 def configure(parser):
@@ -16,7 +16,7 @@ def run(options):
 
 
 def table(model):
-    """The layers of `model` as text: name, output shape, parameters, forward multiply-adds per image, and totals."""
+    """Return the table of layers as text: name, output shape, parameters, forward multiply-adds per image, totals."""
     shape = (model.channels, model.image_size, model.image_size)
     layers = list(model.describe(shape))
     rows = [("layer", "output", "parameters", "MACs per image"), ("input", size(shape), "", "")]
@@ -33,7 +33,10 @@ def table(model):
 
 
 def used_elsewhere(model, layers):
-    """Parameters and multiply-adds of all but training, where those of training are more; else None."""
+    """Return (parameters, multiply-adds) without the auxiliary classifiers, which only training uses.
+
+    None if the model has no auxiliary classifiers.
+    """
     names = tuple(f"{layer.name}." for layer in model.layers if isinstance(layer, Auxiliary))
     kept = [layer for layer in layers if not layer.name.startswith(names)]
     return (sum(layer.parameters for layer in kept), sum(layer.macs for layer in kept)) if names else None

@@ -1,6 +1,6 @@
-"""The networks, by the name that the setting `model` gives them."""
+"""The networks, by their value of the setting `model`."""
 
-from alexnet.config import check_known
+from alexnet.config.schema import check_known
 from alexnet.models.alexnet import AlexNet
 from alexnet.models.caffenet import BVLCAlexNet, CaffeNet
 from alexnet.models.googlenet import GoogLeNet
@@ -16,6 +16,6 @@ MODELS = {
 
 
 def model_class(name):
-    """The class of MODELS; raises ConfigError for a name that is not there."""
+    """Return the class of a name in MODELS. Raises ConfigError for an unknown name."""
     check_known(name, MODELS, "model: there is no network")
     return MODELS[name]

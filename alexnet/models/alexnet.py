@@ -1,16 +1,16 @@
-"""AlexNet, as a table that can be held against the paper."""
+"""AlexNet, as a table that can be compared with the paper."""
 
-from alexnet.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
+from alexnet.nn.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
 
 
 class AlexNet(Sequential):
-    """Krizhevsky et al. 2012, figure 2, in the order of theano_alexnet: pooling precedes normalisation.
+    """The network of Krizhevsky et al. 2012, figure 2. As in theano_alexnet, pooling precedes normalisation.
 
-    rng           numpy Generator of the initial weights, or None: see alexnet.layers.weights_and_biases
-    classes       outputs of the last layer
-    dropout_rate  of the two Dropout layers
+    rng           NumPy Generator for the initial weights, or None; see alexnet.nn.layers.weights_and_biases
+    classes       number of outputs of the last layer
+    dropout_rate  rate of the two Dropout layers
 
-    60,965,224 parameters with 1000 classes.  Source: Ding et al. 2014, section 2.
+    60,965,224 parameters with 1000 classes. Source: Ding et al. 2014, section 2.
     """
 
     channels = 3
@@ -26,4 +26,4 @@ class AlexNet(Sequential):
             Dense(rng, 9216, 4096, std=0.005, bias=0.1),                               Dropout(dropout_rate, 6),
             Dense(rng, 4096, 4096, std=0.005, bias=0.1),                               Dropout(dropout_rate, 7),
             Dense(rng, 4096, classes, relu=False, std=0.01, bias=0.0),
-        )  # fmt: skip
+        )

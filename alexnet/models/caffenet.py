@@ -1,4 +1,6 @@
-"""The two networks that Caffe published weights of, as tables: AlexNet but for constants, initial biases and one order.
+"""The two AlexNet variants for which Caffe published weights, as tables.
+
+They differ from AlexNet in the constants of the normalisation and in initial biases, BVLCAlexNet also in layer order.
 
 Caffe's normalisation is x / (1 + (alpha / n) * sum)**beta; theano_alexnet's is x / (2 + alpha * sum)**beta.
 
@@ -7,7 +9,7 @@ Source: BVLC Caffe, models/bvlc_reference_caffenet and models/bvlc_alexnet (trai
 
 from functools import partial
 
-from alexnet.layers import LRN, Conv, Dense, Dropout, Flatten, MaxPool, Sequential
+from alexnet.nn.layers import LRN, Conv, Dense, Dropout, Flatten, MaxPool, Sequential
 
 CaffeLRN = partial(LRN, n=5, k=1.0, alpha=1e-4 / 5, beta=0.75)
 
@@ -15,9 +17,9 @@ CaffeLRN = partial(LRN, n=5, k=1.0, alpha=1e-4 / 5, beta=0.75)
 class CaffeNet(Sequential):
     """bvlc_reference_caffenet: pooling precedes normalisation.
 
-    rng           numpy Generator of the initial weights, or None: see alexnet.layers.weights_and_biases
-    classes       outputs of the last layer
-    dropout_rate  of the two Dropout layers
+    rng           NumPy Generator for the initial weights, or None; see alexnet.nn.layers.weights_and_biases
+    classes       number of outputs of the last layer
+    dropout_rate  rate of the two Dropout layers
     """
 
     channels = 3
@@ -33,13 +35,13 @@ class CaffeNet(Sequential):
             Dense(rng, 9216, 4096, std=0.005, bias=1.0),                               Dropout(dropout_rate, 6),
             Dense(rng, 4096, 4096, std=0.005, bias=1.0),                               Dropout(dropout_rate, 7),
             Dense(rng, 4096, classes, relu=False, std=0.01, bias=0.0),
-        )  # fmt: skip
+        )
 
 
 class BVLCAlexNet(Sequential):
     """bvlc_alexnet: normalisation precedes pooling, as in Krizhevsky et al. 2012, section 3.5.
 
-    rng, classes, dropout_rate  as CaffeNet's
+    rng, classes, dropout_rate  as for CaffeNet
     """
 
     channels = 3
@@ -55,4 +57,4 @@ class BVLCAlexNet(Sequential):
             Dense(rng, 9216, 4096, std=0.005, bias=0.1),                               Dropout(dropout_rate, 6),
             Dense(rng, 4096, 4096, std=0.005, bias=0.1),                               Dropout(dropout_rate, 7),
             Dense(rng, 4096, classes, relu=False, std=0.01, bias=0.0),
-        )  # fmt: skip
+        )

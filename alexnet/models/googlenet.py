@@ -1,8 +1,8 @@
-"""GoogLeNet, as a table that can be held against the paper."""
+"""GoogLeNet, as a table that can be compared with the paper."""
 
 from functools import partial
 
-from alexnet.layers import (
+from alexnet.nn.layers import (
     LRN,
     Auxiliary,
     AveragePool,
@@ -18,17 +18,21 @@ from alexnet.layers import (
 
 
 class GoogLeNet(Sequential):
-    """Szegedy et al. 2014, table 1, in the order of Theano-MPI: pooling precedes normalisation, both times.
+    """The network of Szegedy et al. 2014, table 1. As in Theano-MPI, pooling precedes both normalisations.
 
-    rng           numpy Generator of the initial weights, or None: see alexnet.layers.weights_and_biases
-    classes       outputs of the last layer and of both auxiliary classifiers
-    dropout_rate  0: no dropout; another leaves the paper's 0.4, and 0.7 of the auxiliary classifiers
+    rng           NumPy Generator for the initial weights, or None; see alexnet.nn.layers.weights_and_biases
+    classes       number of outputs of the last layer and of both auxiliary classifiers
+    dropout_rate  0 disables dropout; any other value selects the rates of the paper, 0.4 for the last layer and 0.7 for
+                  the auxiliary classifiers
 
-    13,378,280 parameters with 1000 classes, 6,998,552 of them without the auxiliary classifiers on 4a and 4d, whose
-    costs count 0.3 each in training and which are not computed otherwise.  The paper normalises conv3 before it pools;
-    BVLC Caffe's pooling windows begin with the first pixel, these one before it, as cuDNN's.
+    With 1000 classes there are 13,378,280 parameters, of which 6,998,552 are outside the auxiliary classifiers. These
+    are attached to 4a and 4d and computed only in training, where each cost has weight 0.3.
 
-    Initial weights and biases, learning_rate=0.01 lr_policy=poly weight_decay=0.0002: BVLC Caffe, bvlc_googlenet.
+    The paper normalises conv3 before pooling. Pooling windows start one pixel before the image, as in cuDNN; those of
+    BVLC Caffe start at the first pixel.
+
+    Source of initial weights and biases, and of learning_rate=0.01 lr_policy=poly weight_decay=0.0002: BVLC Caffe,
+    bvlc_googlenet.
     """
 
     channels = 3
@@ -54,4 +58,4 @@ class GoogLeNet(Sequential):
             block("inception_5b", 832,  384, (192, 384), (48, 128),  128),         AveragePool(7, 1), Flatten(),
             Dropout(0.4 if dropout_rate else 0, 3),
             Dense(rng, 1024, classes, relu=False, std=xavier, bias=0.0),
-        )  # fmt: skip
+        )

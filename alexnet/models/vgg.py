@@ -1,20 +1,20 @@
-"""VGG-16, as a table that can be held against the paper."""
+"""VGG-16, as a table that can be compared with the paper."""
 
 from functools import partial
 
-from alexnet.layers import Conv, Dense, Dropout, Flatten, Sequential, xavier
+from alexnet.nn.layers import Conv, Dense, Dropout, Flatten, Sequential, xavier
 
 
 class VGG16(Sequential):
-    """Simonyan and Zisserman 2014, table 1, configuration D: 3 x 3 filters alone, sixteen layers with weights.
+    """Configuration D of Simonyan and Zisserman 2014, table 1: only 3 x 3 filters, sixteen layers with weights.
 
-    rng           numpy Generator of the initial weights, or None: see alexnet.layers.weights_and_biases
-    classes       outputs of the last layer
-    dropout_rate  of the two Dropout layers
+    rng           NumPy Generator for the initial weights, or None; see alexnet.nn.layers.weights_and_biases
+    classes       number of outputs of the last layer
+    dropout_rate  rate of the two Dropout layers
 
-    138,357,544 parameters with 1000 classes.  The authors trained a smaller network first and began with its weights;
-    later they found that initial weights by Glorot and Bengio's rule need no such beginning (section 3.1), and so it is
-    here.  Each of its layers with ReLU halves the squares, so grey levels of 60 end as logits near 1.
+    138,357,544 parameters with 1000 classes. The authors initialised the network with the weights of a smaller trained
+    network. They later found that this is unnecessary with the initialisation of Glorot and Bengio (section 3.1), which
+    is used here. Each layer with ReLU halves the mean square, so grey levels around 60 become logits near 1.
     """
 
     channels = 3
@@ -31,4 +31,4 @@ class VGG16(Sequential):
             Dense(rng, 25088, 4096, std=xavier, bias=0.0),                                Dropout(dropout_rate, 14),
             Dense(rng, 4096, 4096, std=xavier, bias=0.0),                                 Dropout(dropout_rate, 15),
             Dense(rng, 4096, classes, relu=False, std=xavier, bias=0.0),
-        )  # fmt: skip
+        )

@@ -1,9 +1,11 @@
-"""The Ops of the networks, in c01b layout (channel, row, column, batch); each file: meaning, gradient, NumPy reference.
+"""PyTensor Ops in c01b layout (channel, row, column, batch). Each file defines formula, gradient and NumPy reference.
 
-convolution  cross-correlation with stride, padding and groups, and its two adjoints
-pool         max pooling, with the place of each maximum            average_pool  average pooling
-lrn          local response normalisation across channels
-crop         uint8 images -> cropped, mirrored, mean-free floats            dropout  counter-based inverted dropout
+convolution   cross-correlation with stride, padding and groups, and its two adjoints
+max_pool      max pooling that also returns the position of each maximum
+average_pool  average pooling
+lrn           local response normalisation across channels
+crop          uint8 images -> cropped, mirrored, mean-subtracted floats
+dropout       counter-based inverted dropout
 """
 
 from alexnet.ops.average_pool import AveragePool, AveragePoolGradient
@@ -11,7 +13,7 @@ from alexnet.ops.convolution import Convolution, ConvolutionFilterGradient, Conv
 from alexnet.ops.crop import CropMirror
 from alexnet.ops.dropout import Dropout
 from alexnet.ops.lrn import LRN, LRNGradient
-from alexnet.ops.pool import MaxPool, MaxPoolGradient
+from alexnet.ops.max_pool import MaxPool, MaxPoolGradient
 
 __all__ = [
     "LRN",

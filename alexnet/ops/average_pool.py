@@ -1,8 +1,9 @@
-"""Average pooling without padding, and its adjoint, which shares g out evenly.
+"""Average pooling without padding, and its adjoint, which distributes g evenly over each window.
 
     y[c, r, s, b] = sum over i, j < size of x[c, r * stride + i, s * stride + j, b] / size**2
 
-Source: Szegedy et al. 2014, section 5 (7 x 7 before the classifier, 5 x 5 by 3 before the auxiliary ones).
+Source: Szegedy et al. 2014, section 5 (7 x 7 before the classifier, 5 x 5 with stride 3 before the
+auxiliary classifiers).
 """
 
 import numpy as np
@@ -13,9 +14,10 @@ from alexnet.ops.windows import WindowOp
 
 
 class AveragePool(WindowOp):
-    """y: the mean of each window of x, float (channel, row, column, batch).
+    """Compute the mean of each window of x; x is float (channel, row, column, batch).
 
-    Raises ValueError if the window is larger than the image.
+    Raises:
+        ValueError: the window is larger than the image.
     """
 
     def make_node(self, x):
@@ -39,7 +41,7 @@ class AveragePool(WindowOp):
 
 
 class AveragePoolGradient(WindowOp):
-    """dx of height x width pixels: to each the g of the windows that cover it, divided by the pixels of a window."""
+    """Compute dx with height x width pixels: for each pixel, the sum of g over the windows that cover it, / size**2."""
 
     def make_node(self, g, height, width):
         g = float_tensor(self, "g", g)
@@ -51,7 +53,7 @@ class AveragePoolGradient(WindowOp):
         return [(channels, length(inputs[1]), length(inputs[2]), batch)]
 
     def check(self, g_shape, height, width):
-        """Raise ValueError if g is not of the shape that pooling height x width pixels makes."""
+        """Raise ValueError if g does not have the shape that pooling of height x width pixels produces."""
         pooled = tuple(self.pooled(height, width))
         if g_shape[1:3] != pooled:
             raise ValueError(f"{self}: g must have {pooled} rows and columns, got shape {g_shape}")

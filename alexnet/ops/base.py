@@ -1,4 +1,4 @@
-"""What the Ops share: one formula for static and symbolic shapes, and the refusal of wrong inputs."""
+"""Shared code of the Ops: static and symbolic output shapes from one formula, and validation of inputs."""
 
 import operator
 
@@ -8,30 +8,36 @@ from pytensor.graph.op import Op
 
 
 class ShapedOp(Op):
-    """An Op that states its output shapes once, in shapes(inputs, input_shapes).
+    """An Op that defines its output shapes once, in shapes(inputs, input_shapes).
 
-    A length in input_shapes is an int, None (unknown while the graph is built) or a symbolic integer; None stays None.
+    Each length in input_shapes is an int, None (unknown at graph construction) or a symbolic integer. A length that
+    depends on None is None.
     """
 
     def shapes(self, inputs, input_shapes):
-        """Return one tuple of lengths per output."""
+        """Return a tuple of lengths for each output."""
         raise NotImplementedError(f"{type(self).__name__} does not state its output shapes")
 
     def apply(self, inputs, dtypes):
-        """Return the node of this Op on inputs, with one output of each dtype and its static shape."""
+        """Return an Apply node with one output per dtype; each output gets its static shape."""
         shapes = self.shapes(inputs, [variable.type.shape for variable in inputs])
         static = [tuple(n if isinstance(n, int) else None for n in shape) for shape in shapes]
         outputs = [pt.tensor(dtype=dtype, shape=shape) for dtype, shape in zip(dtypes, static, strict=True)]
         return Apply(self, inputs, outputs)
 
     def infer_shape(self, *arguments):
-        """Symbolic output shapes; PyTensor 3.0 passes (fgraph, node, shapes), newer ones (node, shapes)."""
+        """Return symbolic output shapes. PyTensor 3.0 passes (fgraph, node, shapes), newer versions (node, shapes)."""
         node, input_shapes = arguments[-2:]
         return self.shapes(node.inputs, input_shapes)
 
 
 def whole_number(name, value, least):
-    """Return value as int; raises TypeError if it is not an integer and ValueError if it is below least."""
+    """Return value as an int.
+
+    Raises:
+        TypeError: value is not an integer.
+        ValueError: value is below least.
+    """
     try:
         number = operator.index(value)
     except TypeError:
@@ -42,7 +48,11 @@ def whole_number(name, value, least):
 
 
 def float_tensor(op, name, value, ndim=4):
-    """Return value as a float32 or float64 variable of ndim axes (None: any); raises TypeError otherwise."""
+    """Return value as a symbolic variable.
+
+    Raises:
+        TypeError: the dtype is not float32 or float64, or the variable does not have ndim axes (None: any number).
+    """
     variable = pt.as_tensor_variable(value)
     if variable.type.dtype not in ("float32", "float64"):
         raise TypeError(f"{op}: {name} must be float32 or float64, got {variable.type.dtype}")
@@ -52,7 +62,11 @@ def float_tensor(op, name, value, ndim=4):
 
 
 def integer_tensor(op, name, value, dtype, ndim):
-    """Return value as a variable of the integer dtype and ndim axes; raises TypeError where that loses values."""
+    """Return value as a symbolic variable of the given integer dtype. Integer scalars of other dtypes are cast.
+
+    Raises:
+        TypeError: the variable does not have ndim axes, or has another dtype and is not an integer scalar.
+    """
     if ndim == 0 and isinstance(value, int):
         return pt.constant(value, dtype=dtype)
     variable = pt.as_tensor_variable(value)
@@ -66,7 +80,7 @@ def integer_tensor(op, name, value, dtype, ndim):
 
 
 def same_dtype(op, *variables):
-    """Return the dtype all variables share; raises TypeError if they differ."""
+    """Return the common dtype of the variables. Raises TypeError if they differ."""
     dtypes = {variable.type.dtype for variable in variables}
     if len(dtypes) > 1:
         raise TypeError(f"{op}: inputs must share one dtype, got {', '.join(sorted(dtypes))}")
@@ -74,20 +88,20 @@ def same_dtype(op, *variables):
 
 
 def length(variable):
-    """Return the int behind a constant scalar, else the variable itself."""
+    """Return the value of a constant scalar as an int, or the variable itself if it is not constant."""
     return int(variable.data) if isinstance(variable, Constant) else variable
 
 
 def known(*lengths):
-    """Whether none of the lengths is None."""
+    """Return True if no length is None."""
     return all(n is not None for n in lengths)
 
 
 def windows_along(n, size, stride, pad=0):
-    """Return how many windows of a size fit on n elements padded by pad at both ends, a stride apart."""
+    """Return the number of windows of `size` with `stride` on n elements padded by `pad` on both sides, or None."""
     return (n + 2 * pad - size) // stride + 1 if known(n, size) else None
 
 
 def row_and_column_lengths(x):
-    """Return the numbers of rows and columns of x: ints where they are static, else symbolic."""
+    """Return the numbers of rows and columns of x, each as an int if static, otherwise symbolic."""
     return [x.shape[axis] if x.type.shape[axis] is None else x.type.shape[axis] for axis in (1, 2)]

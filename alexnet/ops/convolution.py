@@ -1,9 +1,11 @@
-"""Convolution as networks mean it (cross-correlation), and the two gradients that are its adjoints.
+"""Convolution in the sense of neural networks (cross-correlation), and its two gradients, which are its adjoints.
 
     y[o, r, s, b] = sum over c, i, j of W[c, i, j, o] * x[c, r * stride + i - pad, s * stride + j - pad, b]
 
-Images are (channel, row, column, batch), filters (in / groups, row, column, out).  With groups, the g-th part of the
-output channels sees the g-th part of the input channels alone.  Source: Krizhevsky et al. 2012, section 3.5.
+Images are (channel, row, column, batch), filters (in / groups, row, column, out). Input and output channels are split
+into groups; output group g depends only on input group g.
+
+Source: Krizhevsky et al. 2012, section 3.5.
 """
 
 import numpy as np
@@ -23,7 +25,7 @@ from alexnet.ops.base import (
 
 
 class _ConvolutionOp(ShapedOp):
-    """What the three share: stride, pad (pixels on each side) and groups, and the check of static shapes."""
+    """Base class of the three Ops: stride, pad (pixels on each side), groups, and validation of shapes."""
 
     __props__ = ("stride", "pad", "groups")
 
@@ -34,11 +36,11 @@ class _ConvolutionOp(ShapedOp):
 
     @property
     def geometry(self):
-        """(stride, pad, groups), in the order of every kernel."""
+        """(stride, pad, groups), in the order that every kernel expects."""
         return self.stride, self.pad, self.groups
 
     def check(self, x_shape, W_shape, g_shape=(None,) * 4):
-        """Raise ValueError if the shapes of images, filters and outputs, as far as they are known, do not fit."""
+        """Raise ValueError if the shapes of images, filters and outputs are inconsistent; None means unknown."""
         channels, per_group, out = x_shape[0], W_shape[0], W_shape[3]
         if known(channels, per_group) and channels != per_group * self.groups:
             raise ValueError(
@@ -62,9 +64,11 @@ class _ConvolutionOp(ShapedOp):
 
 
 class Convolution(_ConvolutionOp):
-    """y = x * W, of shape (out, rows, columns, batch); x and W share float32 or float64.
+    """Compute y = x * W, of shape (out, rows, columns, batch). x and W are both float32 or both float64.
 
-    Raises ValueError where channels, groups or sizes do not fit, TypeError on another dtype or number of axes.
+    Raises:
+        ValueError: channels, groups or sizes are inconsistent.
+        TypeError: an input has another dtype or number of axes.
     """
 
     def make_node(self, x, W):
@@ -94,7 +98,7 @@ class Convolution(_ConvolutionOp):
 
 
 class ConvolutionInputGradient(_ConvolutionOp):
-    """The adjoint of x -> x * W: spreads g (out, rows, columns, batch) over images of height x width pixels."""
+    """Adjoint of x -> x * W: maps g (out, rows, columns, batch) to images of height x width pixels."""
 
     def make_node(self, W, g, height, width):
         W, g = float_tensor(self, "W", W), float_tensor(self, "g", g)
@@ -130,7 +134,7 @@ class ConvolutionInputGradient(_ConvolutionOp):
 
 
 class ConvolutionFilterGradient(_ConvolutionOp):
-    """The adjoint of W -> x * W: gathers x times g into filters of size_r x size_c pixels."""
+    """Adjoint of W -> x * W: accumulates products of x and g into filters of size_r x size_c pixels."""
 
     def make_node(self, x, g, size_r, size_c):
         x, g = float_tensor(self, "x", x), float_tensor(self, "g", g)
@@ -166,7 +170,7 @@ class ConvolutionFilterGradient(_ConvolutionOp):
 
 
 def forward(x, W, stride, pad, groups, out):
-    """Fill out with x * W, one filter pixel at a time, and return it."""
+    """Write x * W to out, one filter pixel at a time, and return out."""
     padded = _padded(x, pad)
     out[...] = 0
     for xg, Wg, yg in zip(_split(padded, groups, 0), _split(W, groups, 3), _split(out, groups, 0), strict=True):
@@ -176,7 +180,7 @@ def forward(x, W, stride, pad, groups, out):
 
 
 def input_gradient(W, g, stride, pad, groups, out):
-    """Fill out, shaped like the images, with the adjoint of x -> x * W at g, and return it."""
+    """Write the adjoint of x -> x * W at g to out, which has the shape of the images, and return out."""
     channels, height, width, batch = out.shape
     padded = np.zeros((channels, height + 2 * pad, width + 2 * pad, batch), out.dtype)
     for dxg, Wg, gg in zip(_split(padded, groups, 0), _split(W, groups, 3), _split(g, groups, 0), strict=True):
@@ -187,7 +191,7 @@ def input_gradient(W, g, stride, pad, groups, out):
 
 
 def filter_gradient(x, g, stride, pad, groups, out):
-    """Fill out, shaped like the filters, with the adjoint of W -> x * W at g, and return it."""
+    """Write the adjoint of W -> x * W at g to out, which has the shape of the filters, and return out."""
     padded = _padded(x, pad)
     for xg, dWg, gg in zip(_split(padded, groups, 0), _split(out, groups, 3), _split(g, groups, 0), strict=True):
         for i, j, pixels in _taps(xg, out, g, stride):
@@ -200,12 +204,12 @@ def _padded(x, pad):
 
 
 def _split(array, groups, axis):
-    """Views of the groups along an axis."""
+    """Return views of the groups along an axis."""
     return np.split(array, groups, axis)
 
 
 def _taps(padded, W, y, stride):
-    """For each filter pixel (i, j): the view of the padded images that it meets, one image pixel per output pixel."""
+    """Yield (i, j, view) per filter pixel: the padded image pixels it multiplies, one per output pixel."""
     rows, columns = y.shape[1:3]
     for i in range(W.shape[1]):
         for j in range(W.shape[2]):

@@ -1,4 +1,4 @@
-"""Crop, mirror and mean subtraction: what turns stored images into the network's input.
+"""Cropping, mirroring and mean subtraction: convert stored images to network input.
 
 Source: Krizhevsky et al. 2012, section 4.1 (random crops and mirrors), section 2 (mean image subtracted).
 """
@@ -10,11 +10,19 @@ from alexnet.ops.base import ShapedOp, float_tensor, integer_tensor, whole_numbe
 
 
 class CropMirror(ShapedOp):
-    """(image - mean), cut to size x size pixels at each image's own corner, mirrored left-right where asked.
+    """Subtract the mean, then crop each image to size x size pixels and optionally mirror it left to right.
 
-    images   uint8 (channel, row, column, batch)          mean     float (channel, row, column)
-    rows, columns   int32 (batch,): the corner            mirrors  uint8 (batch,): not 0 = mirror
-    Returns mean's dtype, (channel, size, size, batch).  Raises ValueError where a corner lies outside.
+    Args:
+        images: uint8 (channel, row, column, batch).
+        mean: float (channel, row, column), subtracted before cropping.
+        rows, columns: int32 (batch,), the top left corner of each crop.
+        mirrors: uint8 (batch,), nonzero to mirror the image.
+
+    Returns:
+        (channel, size, size, batch) of the dtype of mean.
+
+    Raises:
+        ValueError: a crop extends beyond its image.
     """
 
     __props__ = ("size",)
@@ -37,7 +45,7 @@ class CropMirror(ShapedOp):
         return [(channels, self.size, self.size, batch)]
 
     def check(self, images, mean, rows, columns, mirrors):
-        """Raise ValueError if an array does not fit the images, or a corner lies outside them."""
+        """Raise ValueError if the shape of an array does not match the images, or a crop extends beyond them."""
         self.check_shapes(images, mean, rows, columns, mirrors)
         self.check_corners(images.shape, rows, columns)
 
@@ -52,7 +60,7 @@ class CropMirror(ShapedOp):
         for name, corner, n in (("row", rows, image_shape[1]), ("column", columns, image_shape[2])):
             if corner.size and not 0 <= corner.min() <= corner.max() <= n - self.size:
                 worst = corner.min() if corner.min() < 0 else corner.max()
-                raise ValueError(f"{self}: the {name} of a crop must lie in 0..{n - self.size}, got {worst}")
+                raise ValueError(f"{self}: the {name} of a crop must be in 0..{n - self.size}, got {worst}")
 
     def perform(self, node, inputs, outputs):
         images, mean, rows, columns, mirrors = inputs

@@ -1,6 +1,7 @@
-"""Inverted dropout whose mask is a pure function of (seed, stream, step, element), so that every engine draws the same.
+"""Inverted dropout. The mask is a pure function of (seed, stream, step, element), so it is the same on every backend.
 
-Source: Krizhevsky et al. 2012, section 4.2, with the factor moved from testing to training: y = x * mask / (1 - rate).
+Source: Krizhevsky et al. 2012, section 4.2. The factor is applied in training, not in testing:
+y = x * mask / (1 - rate).
 """
 
 import numpy as np
@@ -10,10 +11,14 @@ from alexnet.ops.base import ShapedOp, float_tensor, integer_tensor, whole_numbe
 
 
 class Dropout(ShapedOp):
-    """y = x / (1 - rate) where the mask keeps an element, else 0; linear in x and its own adjoint.
+    """Compute x / (1 - rate) for elements that the mask keeps, else 0. The Op is linear in x and self-adjoint.
 
-    x float of any shape; seed and step integer scalars.  stream, a whole number, tells layers apart.
-    An element is kept if its random 32-bit number is at least rate * 2 ** 32.
+    The inputs are x (float of any shape) and the integer scalars seed and step. An element is kept if its random
+    32-bit number is at least rate * 2**32.
+
+    Args:
+        rate: probability of dropping an element, at least 0 and below 1.
+        stream: integer, at least 0; layers of a network use different streams, so their masks differ.
     """
 
     __props__ = ("rate", "stream")
@@ -26,7 +31,7 @@ class Dropout(ShapedOp):
 
     @property
     def threshold(self):
-        """The least random number that keeps an element."""
+        """The smallest random number for which an element is kept."""
         return min(round(self.rate * 2**32), 2**32 - 1)
 
     def make_node(self, x, seed, step):
@@ -50,13 +55,13 @@ class Dropout(ShapedOp):
 
 
 def random_words(count, key, second_key):
-    """uint32 (count,): element i is mix(mix(i ^ key) + second_key)."""
+    """Return uint32 (count,); element i is mix(mix(i ^ key) + second_key)."""
     index = np.arange(count, dtype=np.uint64).astype(np.uint32)
     return mix(mix(index ^ np.uint32(key)) + np.uint32(second_key))
 
 
 def keys(seed, stream, step):
-    """Two uint32 keys, from all 64 bits of each of the three numbers."""
+    """Return two uint32 keys that depend on all 64 bits of each of the three numbers."""
     key = np.zeros(1, np.uint32)
     for number in (seed, stream, step):
         for word in (number & 0xFFFFFFFF, number >> 32 & 0xFFFFFFFF):
@@ -65,9 +70,9 @@ def keys(seed, stream, step):
 
 
 def mix(words):
-    """A bijection of uint32 in which each input bit flips each output bit half of the time.
+    """Apply a bijection of uint32 in which each input bit flips each output bit with probability 1/2.
 
-    Source: C. Wellons, "Prospecting for hash functions" (2018), the one called lowbias32.
+    Source: C. Wellons, "Prospecting for hash functions" (2018), function lowbias32.
     """
     words = words ^ words >> np.uint32(16)
     words = words * np.uint32(0x7FEB352D)

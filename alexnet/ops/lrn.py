@@ -2,7 +2,9 @@
 
     y[c] = x[c] / s[c] ** beta,   s[c] = k + alpha * sum of x[j] ** 2 over |j - c| <= n // 2
 
-alpha is not divided by n (Caffe and PyTorch divide it).  Source: Krizhevsky et al. 2012, section 3.3.
+alpha is not divided by n (Caffe and PyTorch divide it).
+
+Source: Krizhevsky et al. 2012, section 3.3.
 """
 
 import numpy as np
@@ -12,7 +14,7 @@ from alexnet.ops.base import ShapedOp, float_tensor, same_dtype, whole_number
 
 
 class _LRNOp(ShapedOp):
-    """What the two share: n channels in the window, k, alpha and beta."""
+    """Base class of the two Ops: n (channels in the window, odd), k, alpha and beta."""
 
     __props__ = ("n", "k", "alpha", "beta")
 
@@ -30,18 +32,18 @@ class _LRNOp(ShapedOp):
         return [input_shapes[0]]
 
     def window_sum(self, values):
-        """Sum over the n neighbouring channels of each channel; beyond the first and the last there is nothing."""
+        """Return the sum over the n channels around each channel, with zero padding at both ends."""
         half, channels = self.n // 2, len(values)
         padded = np.pad(values, ((half, half), (0, 0), (0, 0), (0, 0)))
         return sum(padded[start : start + channels] for start in range(self.n))
 
     def scale(self, x):
-        """s of the module's formula."""
+        """Return s of the formula in the module docstring."""
         return x.dtype.type(self.k) + x.dtype.type(self.alpha) * self.window_sum(x * x)
 
 
 class LRN(_LRNOp):
-    """y = x / (k + alpha * sum of x ** 2 over n channels) ** beta; x float (channel, row, column, batch)."""
+    """Compute y = x / (k + alpha * sum of x ** 2 over n channels) ** beta; x is float (channel, row, column, batch)."""
 
     def make_node(self, x):
         x = float_tensor(self, "x", x)
@@ -56,7 +58,10 @@ class LRN(_LRNOp):
 
 
 class LRNGradient(_LRNOp):
-    """dx[c] = g[c] * s[c] ** -beta - 2 alpha beta x[c] * sum of (g x s ** (-beta - 1))[j] over |j - c| <= n // 2."""
+    """Compute the gradient of LRN.
+
+        dx[c] = g[c] * s[c] ** -beta - 2 alpha beta x[c] * sum of (g x s ** (-beta - 1))[j] over |j - c| <= n // 2
+    """
 
     def make_node(self, x, g):
         x, g = float_tensor(self, "x", x), float_tensor(self, "g", g)

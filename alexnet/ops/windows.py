@@ -1,4 +1,4 @@
-"""Windows of size x size pixels, a stride apart, as the pooling Ops have them; pixels beyond the last are left out."""
+"""Pooling windows of size x size pixels, `stride` pixels apart. Pixels after the last full window are ignored."""
 
 from itertools import product
 
@@ -6,7 +6,7 @@ from alexnet.ops.base import ShapedOp, whole_number, windows_along
 
 
 class WindowOp(ShapedOp):
-    """An Op on the windows of an image; one that pads it says so in its own __init__."""
+    """An Op on the windows of an image. Subclasses that pad the image set `pad` in __init__."""
 
     __props__ = ("size", "stride")
     pad = 0
@@ -16,17 +16,17 @@ class WindowOp(ShapedOp):
         self.stride = whole_number("pooling stride", stride, least=1)
 
     def pooled(self, height, width):
-        """Rows and columns of windows on height x width pixels; None where that is not known."""
+        """Return the numbers of rows and columns of windows on height x width pixels; None if unknown."""
         return [windows_along(n, self.size, self.stride, self.pad) for n in (height, width)]
 
     def views(self, x, rows, columns):
-        """For each pixel of a window, row by row: the view of the padded x that it meets in all windows."""
+        """Yield for each pixel of a window, row by row, the view of the padded x with that pixel of every window."""
         for i, j in product(range(self.size), repeat=2):
             row_slice = slice(i, i + self.stride * (rows - 1) + 1, self.stride)
             yield x[:, row_slice, j : j + self.stride * (columns - 1) + 1 : self.stride]
 
     def check(self, shape):
-        """Raise ValueError if a known height or width is below the window's size; gradients check what they get."""
+        """Raise ValueError if a known height or width is below the window size. The gradient Ops override this."""
         for n in shape[1:3]:
             if n is not None and n + 2 * self.pad < self.size:
                 pixels = f"{n + 2 * self.pad} padded" if self.pad else n

@@ -1,17 +1,16 @@
-"""Pictures of runs, PNG or SVG: learning curves, where the time went, the filters of the first layer.
+"""Plots of runs as PNG or SVG: learning curves, time split, filters of the first layer.
 
-    records   what the runs recorded, as arrays      curves   cost and errors, of one run or of several
+    records   records of the runs as arrays          curves   cost and errors of one or several runs
     style     colours, axes, files                   times    calc, sync, comm and wait
-    tiles     filters                                speedup  what more workers gain, against the ideal
-    pushes    what a parameter server got, and how stale
+    tiles     filters of the first layer             speedup  speed-up of more workers, relative to the ideal
+    pushes    pushes to a parameter server and their staleness
 
-The only user of matplotlib; figures are drawn off screen, so no display is needed.
+This is the only package that uses matplotlib. Figures are rendered off screen, so no display is needed.
 """
 
 import os
 from pathlib import Path
 
-from alexnet import checkpoint
 from alexnet.plots.curves import comparison, learning_curves
 from alexnet.plots.pushes import pushes
 from alexnet.plots.records import read_runs
@@ -19,20 +18,27 @@ from alexnet.plots.speedup import speedup
 from alexnet.plots.style import PNG
 from alexnet.plots.tiles import filters, filters_of_runs
 from alexnet.plots.times import times_of_runs, times_over_run
+from alexnet.run import checkpoint_format
 
 __all__ = [
     "comparison", "draw", "filters", "filters_of_runs", "learning_curves", "pushes", "speedup", "times_of_runs",
     "times_over_run",
-]  # fmt: skip
+]
 
 
 def draw(folders, to=None, formats=PNG, over="epochs"):
-    """Draw what run folders have records and checkpoints for; returns the paths of the pictures.
+    """Draw all plots for which the run folders have records and checkpoints; returns the paths of the files.
 
-    to       folder for the pictures, made if need be; None: that of the one run, or the one that all runs lie in
-    formats  "png", "svg" or both
-    over     "epochs" or "hours": what the curves run over
-    Raises FileNotFoundError when there are no records, CheckpointError when no checkpoint of a run loads.
+    Args:
+        folders: run folders.
+        to: output folder, created if it does not exist. None: the folder of a single run, or the common parent folder
+            of several runs.
+        formats: "png", "svg" or both.
+        over: x axis of the curves, "epochs" or "hours".
+
+    Raises:
+        FileNotFoundError: a folder has no records.
+        CheckpointError: a run has checkpoints but none of them loads.
     """
     runs = read_runs(folders)
     alone = len(runs) == 1
@@ -50,6 +56,6 @@ def draw(folders, to=None, formats=PNG, over="epochs"):
 
 
 def first_layer(folder):
-    """The filters of the first layer in a run's newest checkpoint; None where there is none."""
-    found = checkpoint.load_latest(folder, lambda metadata: ["conv1.W"])
+    """Return the filters of the first layer in the newest checkpoint of a run, or None if there is none."""
+    found = checkpoint_format.load_latest(folder, lambda metadata: ["conv1.W"])
     return None if found is None else found[1].get("conv1.W")

@@ -1,4 +1,4 @@
-"""Learning curves: cost and errors of one run, or of several side by side."""
+"""Learning curves: cost and errors of one run, or of several runs in one figure."""
 
 import math
 
@@ -7,20 +7,23 @@ import numpy as np
 from alexnet.plots.records import TICKS, Run, averaged, in_order, read_run, what_differs
 from alexnet.plots.style import PNG, finish, literal, new_figure, saved, shortened, styles
 
-POINTS = 300                            # of a training curve at most: more would be a band of noise
+POINTS = 300                            # maximum points of a training curve; more would show only noise
 TRAINING, TOP1, TOP5 = "#8a9bb0", "#c8452f", "#2f6fa8"
 ERRORS = {"top1_error": "top-1", "top5_error": "top-5"}
-LOWEST_TOP = 5                          # %, of an axis of errors: where all are 0 there is no range to take
-MARKED = 30                             # validations: more markers would hide each other's lines
+LOWEST_TOP = 5                          # %, minimum upper limit of an error axis, for runs in which all errors are 0
+MARKED = 30                             # maximum validations with markers; more markers would hide the lines
 NAMES = {"epochs": "learning_curves", "hours": "learning_curves_over_hours"}
 
 
 def learning_curves(run, to=None, formats=PNG, over="epochs"):
-    """Draw cost and errors of a run, learning-rate drops marked; returns the paths.
+    """Plot cost and errors of a run and mark the drops of the learning rate; returns the paths.
 
-    run  a Run or its folder
-    to   folder of the picture; None: the run's
-    Raises FileNotFoundError when the folder has no records.
+    Args:
+        run: a Run or its folder.
+        to: output folder; None for the folder of the run.
+
+    Raises:
+        FileNotFoundError: the folder has no records.
     """
     run = run if isinstance(run, Run) else read_run(run)
     x, figure = TICKS[over], new_figure(8, 7.5)
@@ -44,7 +47,7 @@ def learning_curves(run, to=None, formats=PNG, over="epochs"):
 
 
 def comparison(runs, to, formats=PNG, over="epochs"):
-    """Draw cost, top-1 and top-5 error of several runs, a colour for each; returns the paths."""
+    """Plot cost, top-1 and top-5 error of several runs, one colour per run; returns the paths."""
     x, figure = TICKS[over], new_figure(13, 4.6 + 0.24 * math.ceil(len(runs) / 2))
     differs = what_differs(runs)
     cost, *errors = figure.subplots(1, 3)
@@ -71,9 +74,9 @@ def comparison(runs, to, formats=PNG, over="epochs"):
 
 
 def smoothed(train, x, field, scale=1):
-    """(x, scale * field): means of equal stretches of iterations, at most POINTS of them.
+    """Return (x, scale * field), averaged over intervals of equal numbers of records, at most POINTS of them.
 
-    A stretch of workers that go on without each other has a step of each at least.
+    For asynchronous workers, an interval has at least as many records as there are workers.
     """
     apart = len(np.unique(train["worker"][~np.isnan(train["worker"])]))
     means = averaged(in_order(train, x), (x, field), min(POINTS, max(1, len(train[x]) // max(1, apart))))
@@ -81,7 +84,7 @@ def smoothed(train, x, field, scale=1):
 
 
 def mark_drops(train, x, panels):
-    """A dashed line in each panel wherever the learning rate fell to half or less, with the new rate on the first."""
+    """Mark each drop of the learning rate to half or less with a dashed line; the first panel shows the new rate."""
     train = of_one_worker(train)
     rate, place = train["learning_rate"], train[x]
     for after in 1 + np.flatnonzero(rate[1:] <= rate[:-1] / 2):
@@ -92,7 +95,10 @@ def mark_drops(train, x, panels):
 
 
 def of_one_worker(train):
-    """The records of one of the workers, where they go on without each other and their rates cross; else all."""
+    """Return the records of one worker if the workers are asynchronous, else all records.
+
+    Asynchronous workers may change their learning rates at different times.
+    """
     worker = train["worker"]
     first = ~np.isnan(worker) & (worker == np.nanmin(worker)) if not np.isnan(worker).all() else np.isnan(worker)
     return {name: column[first] for name, column in train.items()}
@@ -105,7 +111,7 @@ def heading(run):
 
 
 def in_legend(run, differs=""):
-    """A run's name, in what it differs from the others, and its errors after the last epoch."""
+    """Return the legend of a run: its name, its differences from other runs, and its errors after the last epoch."""
     name = f"{shortened(run.name)} ({differs})" if differs else shortened(run.name)
     if not run.validation["epoch"].size:
         return f"{name}: not validated yet"

@@ -1,19 +1,21 @@
-"""What a parameter server got: how stale its clients' pushes were, and how long they waited for it.
+"""Pushes to a parameter server: their staleness, and the time that clients waited for the server.
 
-Source: Paine et al. 2013, section 2.3 (staleness and the cost of a push); multigpu.rules.parameter_server.Pushed.
+The fields are those of PushRecord.
+
+Source: Paine et al. 2013, section 2.3 (staleness and the cost of a push).
 """
 
 import numpy as np
 
 from alexnet.plots.style import PNG, RUNS, new_figure, plain, saved
 
-MOST = 60                               # bars of a histogram that can be told apart
-FEW = 10                                # clients whose numbers are all written
-ASIDE = 0.1                             # of a client's place: the two bars stand beside each other
+MOST = 60                               # maximum bars of the histogram
+FEW = 10                                # maximum clients for which every tick has a label
+ASIDE = 0.1                             # horizontal offset of the two markers of a client
 
 
 def pushes(run, to, formats=PNG):
-    """Draw the pushes of a run; returns the paths, none where there was no server."""
+    """Plot the pushes of a run; returns the paths, none if the run had no parameter server."""
     if not run.push["version"].size:
         return []
     figure = new_figure(11, 4.6)
@@ -26,7 +28,7 @@ def pushes(run, to, formats=PNG):
 
 
 def staleness_of(axes, push):
-    """How many pushes were how stale."""
+    """Plot the histogram of staleness."""
     staleness, most = push["staleness"], int(push["staleness"].max())
     width = -(-(most + 1) // MOST)
     edges = np.arange(0, most + width + 1, width) - 0.5
@@ -40,14 +42,14 @@ def staleness_of(axes, push):
 
 
 def waiting_of(axes, push):
-    """How long each client waited, and was served."""
+    """Plot the waiting and serving time of each client."""
     clients = np.unique(push["client"]).astype(int)
     of_each = [push["client"] == client for client in clients]
     for field, aside, colour in (("waiting", -ASIDE, RUNS[4]), ("serving", ASIDE, RUNS[0])):
         medians, most = np.array([np.quantile(push[field][own], (0.5, 0.95)) for own in of_each]).T
         above = np.zeros_like(medians), most - medians
         axes.errorbar(clients + aside, medians, above, fmt="o", color=colour, capsize=3, markersize=5,
-                      label=f"{field}: median, 95 %")  # fmt: skip
+                      label=f"{field}: median, 95 %")
     axes.set_xticks(clients if len(clients) <= FEW else clients[:: -(-len(clients) // FEW)])
     axes.set_title("the clients' time at the server")
     axes.set_xlabel("client")

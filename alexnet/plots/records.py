@@ -1,4 +1,4 @@
-"""What runs recorded, as arrays: the epochs, the hours, costs, errors and times of each; and their settings."""
+"""Read the records of runs as arrays (epochs, hours, costs, errors, times), and their settings."""
 
 from array import array
 from collections import Counter
@@ -7,20 +7,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.config import ConfigError, read_settings
-from alexnet.recorder import FIELDS, each_record
+from alexnet.config.schema import ConfigError, read_settings
+from alexnet.run.recorder import FIELDS, each_record
 
 NUMBERS = {kind: [field for field in fields if field != "at"] for kind, fields in FIELDS.items()}
-TICKS = {"epochs": "epoch", "hours": "hours"}    # what curves may run over -> the array that says it
+TICKS = {"epochs": "epoch", "hours": "hours"}    # x axis of the curves -> field with its values
 
 
 class Run(NamedTuple):
-    """The records of a run: field -> float64 array for each kind; NaN where the record has null.
+    """The records of a run: for each kind, field -> float64 array. A null in a record becomes NaN.
 
-    Besides the recorder's fields there are `hours`: since the run began, in training and validation, across all times
-    that it was resumed; the time between them, or for saving, does not count.  Where workers go on without each other
-    each has hours of its own, and validation those of the worker that has the most.
-    settings: those in the folder's config.yaml, {} where there is none that can be read.
+    In addition to the fields of the recorder, each kind has `hours`: the cumulative time of training and validation
+    since the start of the run, including resumed runs. Saving and the time between runs are not included. Asynchronous
+    workers have separate hours, and a validation has the hours of the worker with the most.
+
+    settings  the settings in the config.yaml of the folder; {} if it cannot be read
     """
 
     folder: Path
@@ -33,25 +34,27 @@ class Run(NamedTuple):
 
     @property
     def workers(self):
-        """How many trained, as far as the records say: the most in a lap, or that took steps of their own; else 0."""
+        """The number of workers: the largest in a lap, or the number of asynchronous workers; 0 if unknown."""
         apart = self.train["worker"][~np.isnan(self.train["worker"])]
         return max(int(self.speed["workers"].max(initial=0)), len(np.unique(apart)))
 
 
 def read_runs(folders):
-    """The Runs in folders, without repetition, with names that tell them apart.
+    """Read the Runs in folders, without duplicates and with distinct names.
 
-    Raises FileNotFoundError for a folder without records, ValueError for damaged ones.
+    Raises:
+        FileNotFoundError: a folder has no records.
+        ValueError: the records are damaged.
     """
     places = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
     return [read_run(place, name) for place, name in zip(places, distinct_names(places), strict=True)]
 
 
 def read_run(folder, name=None):
-    """The Run in a folder; it is called as its folder, if not otherwise."""
+    """Read the Run in a folder. Its name defaults to that of the folder."""
     folder = Path(folder).resolve()
     values = {kind: {field: array("d") for field in fields} for kind, fields in NUMBERS.items()}
-    hours, seconds = {kind: array("d") for kind in NUMBERS}, Counter()           # seconds of each worker, or of all
+    hours, seconds = {kind: array("d") for kind in NUMBERS}, Counter()           # worker (None: all) -> seconds
     for record in each_record(folder):
         kind, worker = record["kind"], record.get("worker")
         if kind == "train" or (kind == "validation" and seconds.keys() <= {None}):
@@ -67,7 +70,7 @@ def read_run(folder, name=None):
 
 
 def settings_of(folder):
-    """The settings that a run was started with, {} where they cannot be read."""
+    """Return the settings of a run, or {} if they cannot be read."""
     try:
         return read_settings(folder / "config.yaml")
     except ConfigError:
@@ -75,7 +78,11 @@ def settings_of(folder):
 
 
 def what_differs(runs):
-    """Name -> the rule, strategy and number of workers of a run, where the runs differ in it and its name is silent."""
+    """Return name -> description of the differences of a run.
+
+    The description lists the rule, strategy and number of workers if the runs differ in them and the name of the run
+    does not contain them.
+    """
     told = {run.name: {"rule": rule_of(run), "strategy": strategy_of(run), "workers": workers_of(run)} for run in runs}
     texts = {}
     for name, own in told.items():
@@ -85,13 +92,13 @@ def what_differs(runs):
 
 
 def rule_of(run):
-    """bsp avg, bsp cdd, easgd or gosgd; None where nobody says."""
+    """Return the rule of a run, such as bsp avg, bsp cdd, easgd or gosgd; None if unknown."""
     rule = run.settings.get("rule")
     return f"bsp {run.settings['sync']}" if rule == "bsp" and "sync" in run.settings else rule
 
 
 def strategy_of(run):
-    """The strategy of a run of rule bsp, else None."""
+    """Return the strategy of a run with rule bsp, else None."""
     return run.settings.get("exchange") if run.settings.get("rule") == "bsp" else None
 
 
@@ -105,7 +112,7 @@ def number(record, field, otherwise):
 
 
 def distinct_names(folders):
-    """The last parts of different paths: so many, for those that end alike, as tell them apart."""
+    """Return a distinct name for each of several different paths: the last part, or more parts for equal names."""
     names, length = [folder.name for folder in folders], 1
     while len(set(names)) < len(names):
         length += 1
@@ -114,13 +121,13 @@ def distinct_names(folders):
 
 
 def in_order(columns, field):
-    """The records in the order of a field: those of workers that go on without each other lie mixed."""
+    """Sort records by a field, because the records of asynchronous workers are interleaved."""
     order = np.argsort(columns[field], kind="stable")
     return {name: column[order] for name, column in columns.items()}
 
 
 def averaged(columns, fields, points):
-    """Field -> means of equal stretches of records, at most `points` of them."""
+    """Return field -> means over intervals of equal numbers of records, at most `points` of them."""
     n = len(columns["epoch"])
     stretch = max(1, -(-n // points))
     starts = np.arange(0, n, stretch)

@@ -1,8 +1,8 @@
-"""Speed-up: what runs with more workers gain, against the ideal, and what exchanging costs them.
+"""Speed-up over the number of workers, relative to the ideal, and the cost of communication.
 
-Images per second come from the laps, so a run must have taken 5,120 images.  The runs of a model with one rule and one
-strategy are a line; it is relative to the model's run of one worker, or, where there is none, to its own with the
-fewest, which is then put on the ideal.
+Images per second are computed from the laps, so a run must have processed 5,120 images. The runs of one model, rule and
+strategy form a line. It is relative to the run of the model with one worker. If there is none, it is relative to its
+run with the fewest workers, which is placed on the ideal line.
 
 Source: Ma et al. 2016, table 1 (speed-up of N workers).
 """
@@ -15,22 +15,22 @@ import numpy as np
 from alexnet.plots.records import rule_of, strategy_of
 from alexnet.plots.style import PNG, RUNS, literal, new_figure, plain, saved
 from alexnet.plots.times import exchanging
-from alexnet.stopwatch import LAP
+from alexnet.run.timing import LAP
 
-LOGARITHMIC = 16                        # workers from which on the axes double instead of adding
+LOGARITHMIC = 16                        # workers from which the axes are logarithmic
 IDEAL = "0.6"
 
 
 class Point(NamedTuple):
-    """A run in the figure."""
+    """A run in the plot."""
 
     workers: int
     rate: float                         # images/s of all workers
-    exchanging: float                   # share of the time in comm and sync
+    exchanging: float                   # fraction of the time in comm and sync
 
 
 def speedup(runs, to, formats=PNG):
-    """Draw speed-up and cost over the number of workers; returns the paths, none if all runs have as many workers."""
+    """Plot speed-up and cost over the number of workers; returns the paths, none if all runs have the same number."""
     lines = lines_of([run for run in runs if run.workers and run.speed["seconds"].sum() > 0])
     counts = sorted({point.workers for points in lines.values() for point in points})
     if len(counts) < 2:
@@ -45,7 +45,7 @@ def speedup(runs, to, formats=PNG):
         gain.plot(workers, gains, "o-", color=colour, markersize=5, label=literal(label))
         cost.plot(workers, [100 * point.exchanging for point in points], "o-", color=colour, markersize=5)
         gain.annotate(f"{gains[-1]:.2f}×", (workers[-1], gains[-1]), (6, 0), textcoords="offset points", fontsize=9,
-                      va="center", color=colour)  # fmt: skip
+                      va="center", color=colour)
     gain.set_title("speed-up, images/s")
     cost.set_title("comm and sync (% of the time)")
     cost.set_ylim(bottom=0)
@@ -62,7 +62,7 @@ def speedup(runs, to, formats=PNG):
 
 
 def lines_of(runs):
-    """Name -> Points, by the number of workers; of several runs with as many the fastest counts."""
+    """Return name -> Points sorted by the number of workers. Of runs with equal numbers, the fastest is used."""
     alone, lines = {}, {}
     for run in runs:
         model, point = run.settings.get("model", ""), point_of(run)
@@ -82,19 +82,19 @@ def point_of(run):
 
 
 def fastest(points):
-    """One Point of each number of workers, the fewest first."""
+    """Return the fastest Point for each number of workers, in increasing order of workers."""
     return [max((point for point in points if point.workers == n), key=lambda point: point.rate)
-            for n in sorted({point.workers for point in points})]  # fmt: skip
+            for n in sorted({point.workers for point in points})]
 
 
 def relative(points):
-    """Images/s of each in units of a worker of the first, whose number of workers is its own speed-up."""
+    """Return the speed-ups of Points, defined so that the speed-up of the first is its number of workers."""
     base = points[0]
     return [base.workers * point.rate / base.rate for point in points]
 
 
 def scale(axes, counts):
-    """The axis of workers: a tick for each number that there is."""
+    """Scale the axis of workers, with a tick for each number of workers."""
     axes.set_xlabel("workers")
     if counts[-1] >= LOGARITHMIC:
         axes.set_xscale("log", base=2)

@@ -1,4 +1,4 @@
-"""How pictures look, and how they are written."""
+"""The style of the plots, and writing them to files."""
 
 import os
 from itertools import product
@@ -9,25 +9,25 @@ from matplotlib.ticker import MaxNLocator
 
 PNG = ("png",)
 FORMATS = ("png", "svg")
-# told apart by those who do not see red from green; Okabe and Ito 2008
+# distinguishable with red-green colour blindness; Okabe and Ito 2008
 RUNS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#404040")
 SECTIONS = {"calc": "#2f6fa8", "sync": "#8fb8d8", "comm": "#e0a030", "wait": "#c8452f", "other": "#c9c9c9"}
-LONGEST_NAME = 34                                # characters, in a legend
+LONGEST_NAME = 34                                # maximum characters of a name in a legend
 
 
 def styles():
-    """(colour, line style) of one run after the other."""
+    """Yield (colour, line style) for successive runs, without end."""
     while True:
         yield from ((colour, line) for line, colour in product(("-", "--", ":", "-."), RUNS))
 
 
 def new_figure(width, height):
-    """A Figure of this size in inches."""
+    """Return a Figure of this size in inches."""
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
 def finish(axes, over="epochs", bottom=0):
-    """What all curves share: ticks, a light grid, no box."""
+    """Apply the common style of curves: ticks, light grid, no top and right spines."""
     if over == "epochs":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
     axes.set_xlabel("epoch" if over == "epochs" else "hours of training and validation")
@@ -43,19 +43,19 @@ def plain(axes):
 
 
 def shortened(name):
-    """A name that fits into a legend: its end, which tells dates and attempts apart."""
+    """Shorten a name for a legend. The end is kept, because it distinguishes dates and attempts."""
     return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME:]}"
 
 
 def literal(text):
-    """The text as it is, where matplotlib would take what lies between two dollars for a formula."""
+    """Escape dollar signs, because matplotlib renders text between two of them as a formula."""
     return text.replace("$", r"\$")
 
 
 def saved(figure, path, formats=PNG):
-    """Write a figure to `path`, with the ending of each of the formats; returns the paths.
+    """Write a figure to `path` with the suffix of each format; returns the paths.
 
-    Each file is written beside its name first: whoever looks at it sees a whole picture.
+    Each file is written under a temporary name and then renamed, so an incomplete picture is never visible.
     """
     pictures = [Path(path).with_suffix(f".{ending}") for ending in formats]
     for picture, ending in zip(pictures, formats, strict=True):

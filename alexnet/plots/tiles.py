@@ -1,4 +1,4 @@
-"""The filters of the first layer as tiles of colour."""
+"""The filters of the first layer as a grid of RGB tiles."""
 
 import math
 
@@ -6,11 +6,11 @@ import numpy as np
 
 from alexnet.plots.style import PNG, literal, new_figure, saved, shortened
 
-MOST_COLUMNS = 3                        # pictures beside each other
+MOST_COLUMNS = 3                        # maximum panels per row
 
 
 def filters(weights, path, formats=PNG):
-    """Draw the filters (3, row, column, n) as a grid of tiles, each over its own range; returns the paths."""
+    """Plot filters (3, row, column, n) as a grid of tiles, each scaled to its maximum; returns the paths."""
     grid = mosaic(weights)
     figure = new_figure(8, 8 * grid.shape[0] / grid.shape[1] + 0.6)
     show(figure.subplots(), grid)
@@ -20,9 +20,10 @@ def filters(weights, path, formats=PNG):
 
 
 def filters_of_runs(weights, path, formats=PNG):
-    """Draw the filters of several runs beside each other; returns the paths.
+    """Plot the filters of several runs, one panel per run; returns the paths.
 
-    weights  a run's name -> its filters (3, row, column, n)
+    Args:
+        weights: name of the run -> filters (3, row, column, n).
     """
     across = min(math.ceil(math.sqrt(len(weights))), MOST_COLUMNS)
     down = math.ceil(len(weights) / across)
@@ -43,7 +44,7 @@ def show(axes, grid):
 
 
 def mosaic(weights):
-    """RGB picture (row, column, 3) in [0, 1] of the filters (3, row, column, n), row by row, with white seams."""
+    """Arrange filters (3, row, column, n) in an RGB image (row, column, 3) in [0, 1], row by row, with white seams."""
     channels, rows, columns, n = weights.shape
     if channels != 3:
         raise ValueError(f"filters to draw must see 3 channels, got weights of shape {weights.shape}")

@@ -1,6 +1,7 @@
-"""Where the time of training goes, as upstream splits it: calc, sync, comm and wait.
+"""The time of training, split as in upstream: calc, sync, comm and wait.
 
-In seconds per 20 iterations of a worker, and, where a run was long enough to have ended a lap, per 5,120 images of all.
+Units are seconds per 20 iterations of a worker and, if a run has completed a lap, seconds per 5,120 images of all
+workers.
 
 Source: Ding et al. 2014, table 1 (seconds per 20 iterations); Ma et al. 2016 (per 5,120 images).
 """
@@ -11,18 +12,18 @@ import numpy as np
 
 from alexnet.plots.records import averaged, in_order
 from alexnet.plots.style import PNG, SECTIONS, finish, literal, new_figure, plain, saved, shortened
-from alexnet.stopwatch import LAP
+from alexnet.run.timing import LAP
 
-POINTS = 100                            # of a run's history: bars that can be seen
+POINTS = 100                            # maximum bars for a run
 ITERATIONS = 20
 MEASURED = [section for section in SECTIONS if section != "other"]
 
 
 class Unit(NamedTuple):
-    """What seconds are given for.
+    """A unit of time.
 
-    kind    of the records that say it, a field of Run      label  of the axis
-    factor  from a record's seconds to the unit's           text   (Run) -> what is said of a run in it
+    kind    kind of the records, a field of Run             label  axis label
+    factor  from the seconds of a record to the unit        text   (Run) -> description of a run in this unit
     """
 
     kind: str
@@ -32,13 +33,13 @@ class Unit(NamedTuple):
 
 
 def of_iterations(run):
-    """Seconds per 20 iterations, and images per second, of a run."""
+    """Describe a run by its seconds per 20 iterations and images per second."""
     seconds, images = np.nanmean(run.train["seconds"]), np.nanmean(run.train["images"])
     return f"{ITERATIONS * seconds:.1f} s, {rate_text(images / seconds)}"
 
 
 def of_images(run):
-    """Seconds per 5,120 images, images per second, and what exchanging takes of them."""
+    """Describe a run by its seconds per 5,120 images, images per second, and fraction of time in comm and sync."""
     seconds = run.speed["seconds"].mean()
     return f"{seconds:.1f} s, {rate_text(LAP / seconds)}, {exchanging(run):.0%} comm and sync"
 
@@ -54,7 +55,7 @@ UNITS = (
 
 
 def times_over_run(run, to, formats=PNG):
-    """Draw how the time was split as the run went on; returns the paths, none if no time passed."""
+    """Plot the time split over the course of a run; returns the paths, none if no time was recorded."""
     units = [unit for unit in UNITS if timed(run, unit)]
     if not units:
         return []
@@ -69,11 +70,11 @@ def times_over_run(run, to, formats=PNG):
 
 
 def stack(axes, run, unit):
-    """Draw a stack of bars for each stretch of a run."""
+    """Plot a stacked bar for each interval of a run."""
     records = in_order(with_other(getattr(run, unit.kind)), "epoch")
     means = averaged(records, ("epoch", *SECTIONS), POINTS)
     ends = means["epoch"]
-    if unit.kind == "speed":                     # a lap ends where it is recorded
+    if unit.kind == "speed":                     # a lap is recorded at its end
         left, right = np.concatenate([[0], ends[:-1]]), ends
     else:
         right = np.append((ends[1:] + ends[:-1]) / 2, records["epoch"][-1])
@@ -89,7 +90,7 @@ def stack(axes, run, unit):
 
 
 def times_of_runs(runs, to, formats=PNG):
-    """Draw the mean times of several runs as bars below each other; returns the paths, none if no time passed."""
+    """Plot the mean times of several runs as horizontal bars; returns the paths, none if no time was recorded."""
     shown = {unit: timed_runs for unit in UNITS if (timed_runs := [run for run in runs if timed(run, unit)])}
     if not shown:
         return []
@@ -104,7 +105,7 @@ def times_of_runs(runs, to, formats=PNG):
 
 
 def bars(axes, runs, unit):
-    """Draw a bar for each run."""
+    """Plot a stacked bar for each run."""
     rows, left = np.arange(len(runs)), np.zeros(len(runs))
     for section, colour in SECTIONS.items():
         width = unit.factor * np.array([np.nanmean(with_other(getattr(run, unit.kind))[section]) for run in runs])
@@ -114,7 +115,7 @@ def bars(axes, runs, unit):
         axes.text(left[row], row, f"  {unit.text(run)}", va="center", fontsize=9)
     axes.set_yticks(rows, [literal(shortened(run.name)) for run in runs])
     axes.invert_yaxis()
-    axes.set_xlim(0, (1.35 if unit.kind == "train" else 1.6) * left.max())          # room for the text
+    axes.set_xlim(0, (1.35 if unit.kind == "train" else 1.6) * left.max())          # space for the text
     axes.set_xlabel(unit.label)
     plain(axes)
     axes.grid(visible=False, axis="y")
@@ -125,17 +126,17 @@ def timed(run, unit=UNITS[0]):
 
 
 def with_other(records):
-    """The records with what no section has measured, drawing a record for example, as `other`."""
+    """Add `other` to records: the time that no section has measured."""
     measured = sum(records[section] for section in MEASURED)
     return records | {"other": np.maximum(records["seconds"] - measured, 0)}
 
 
 def share(run, unit, section):
-    """The part of a run's time that a section takes."""
+    """Return the fraction of the time of a run that a section takes."""
     records = getattr(run, unit.kind)
     return np.nansum(with_other(records)[section]) / np.nansum(records["seconds"])
 
 
 def exchanging(run):
-    """The part of a run's laps that goes into comm and sync."""
+    """Return the fraction of the laps of a run that comm and sync take."""
     return (run.speed["comm"] + run.speed["sync"]).sum() / run.speed["seconds"].sum()

@@ -1,11 +1,12 @@
-"""Trained weights of others and of ours: load any kind, told apart by its content, and save what others read.
+"""Load and save trained weights in several formats. The format of a file is detected from its content.
 
-    own        a run's folder, its checkpoints, and exported weights: safetensors with checksums
+    own        run folders, their checkpoints, and exported weights: safetensors with checksums
     upstream   theano_alexnet's folder or zip of W_0_65.npy, W0_1_65.npy …
     caffe      bvlc_reference_caffenet.caffemodel and bvlc_alexnet.caffemodel
-    onnx       AlexNet and CaffeNet of the ONNX model zoo, and our exports
+    onnx       AlexNet and CaffeNet of the ONNX model zoo, and files exported by this package
 
-Nothing is unpickled; whatever is not one of these, or does not fit its network in every name and shape, is refused.
+Pickles are never loaded. Any other format is refused, and so are weights whose names or shapes do not all match the
+network.
 """
 
 import importlib.util
@@ -13,14 +14,14 @@ import os
 import pkgutil
 from pathlib import Path
 
-from alexnet.compile import Network, engine_of
 from alexnet.models import MODELS
 from alexnet.pretrained import kinds
 from alexnet.pretrained.weights import Weights, WeightsError, checked, imagenet_names
+from alexnet.training.network import Network, engine_of
 
 __all__ = ["FORMATS", "Weights", "WeightsError", "build", "imagenet_names", "kind_of", "load", "save"]
 
-# by name: a format's library is imported by those who use it
+# module names instead of modules: the library of a format is imported on first use
 FORMATS = {
     "own": "alexnet.pretrained.own",
     "upstream": "alexnet.pretrained.upstream",
@@ -31,12 +32,16 @@ ENDINGS = {".safetensors": "own", ".onnx": "onnx", ".zip": "upstream", "": "upst
 
 
 def load(path, unflipped=False, epoch=None):
-    """The Weights in a file or folder, of any of the FORMATS; raises WeightsError for all else.
+    """Load the Weights from a file or folder in any of the FORMATS.
 
-    Two choices about theano_alexnet's sets:
+    Args:
+        path: file or folder.
+        unflipped: only for theano_alexnet's format: the filters already are those of a cross-correlation, as trained
+            with lib_conv "cudaconvnet".
+        epoch: only for theano_alexnet's format: the epoch to load; None for the newest.
 
-    unflipped  the filters are a correlation's already, as lib_conv "cudaconvnet" trains them
-    epoch      which of several; None: the newest
+    Raises:
+        WeightsError: the format is unknown, or the weights do not match their network.
     """
     kind, place = kinds.found(expanded(path))
     reader = module_of(kind)
@@ -48,9 +53,14 @@ def load(path, unflipped=False, epoch=None):
 
 
 def save(weights, path):
-    """Write Weights so that others can read them; raises WeightsError, also where something is there already.
+    """Write Weights in the format given by the suffix of `path`.
 
-    The ending says how: .safetensors, .onnx, .zip, or none for a folder (theano_alexnet's files).
+    Args:
+        weights: the Weights to write.
+        path: ends in .safetensors, .onnx or .zip. A path without a suffix becomes a folder of theano_alexnet's files.
+
+    Raises:
+        WeightsError: the weights cannot be written, or `path` exists and is not an empty folder.
     """
     path = expanded(path)
     if path.suffix not in ENDINGS:
@@ -66,29 +76,33 @@ def save(weights, path):
 
 
 def module_of(kind):
-    """The module of one of FORMATS; raises WeightsError where its library is not installed."""
+    """Import the module of one of FORMATS; raises WeightsError if its library is not installed."""
     if kind == "onnx" and importlib.util.find_spec("onnx") is None:
         raise WeightsError('ONNX needs the package onnx, which is not installed: pip install -e ".[onnx]"')
     return pkgutil.resolve_name(FORMATS[kind])
 
 
 def kind_of(path):
-    """Which of FORMATS a file or folder is, by its content; raises WeightsError."""
+    """Detect which of FORMATS a file or folder has, from its content; raises WeightsError."""
     return kinds.found(expanded(path))[0]
 
 
 def expanded(path):
-    """The path with ~ as the user's home; one that is nobody's stays as it is."""
+    """Replace ~ and ~user with the home folder. The ~ of an unknown user is kept."""
     return Path(os.path.expanduser(path))
 
 
 def build(weights, engine="auto", precision="float32", device="cpu", crop=True):
-    """The compiled Network of Weights, for images that are cropped in the graph (alexnet.compile.Network).
+    """Compile the Network for some Weights. It has no update rule, so it predicts but cannot train.
 
-    It has no update rule, so it predicts and does not train.  Raises WeightsError where there is no mean image.
+    Args:
+        crop: crop the images in the graph (alexnet.training.network.Network).
+
+    Raises:
+        WeightsError: the weights have no mean image.
     """
     if weights.mean is None:
-        raise WeightsError(f"{weights.origin} comes without a mean image; say which with --mean FILE")
+        raise WeightsError(f"{weights.origin} comes without a mean image; give it with --mean FILE")
     model = MODELS[weights.model](None, classes=weights.classes)
     network = Network(
         model, weights.mean, engine=engine_of(engine, device), crop=crop, precision=precision, device=device

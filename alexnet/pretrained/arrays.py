@@ -1,6 +1,7 @@
-"""The .npy files in a folder or a zip: read without unpacking, pickles refused, no more than what is expected.
+"""Read and write .npy files in a folder or a zip archive.
 
-A file's header is read before its values: nothing of another shape or type, however large it says it is, takes memory.
+Archives are read without unpacking, and pickles are refused. The header of a file is checked before its values are
+decoded, and at most the expected number of bytes is read, so a file cannot exhaust the memory.
 
 Source: NEP 1 (.npy); APPNOTE.TXT (zip).
 """
@@ -18,12 +19,12 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from alexnet.checkpoint import sync
-from alexnet.hkl import one_line
+from alexnet.data.batch_file import one_line
 from alexnet.pretrained.weights import TORCHVISION, WeightsError, whole
+from alexnet.run.checkpoint_format import sync
 
-HEADER = 1 << 16                                 # bytes that a .npy's header may take
-WIDEST = 8                                       # bytes of a value: that a file holds doubles is found in its header
+HEADER = 1 << 16                                 # maximum size of a .npy header, in bytes
+WIDEST = 8                                       # maximum bytes per value, so float64 is reported from the header
 READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 BAD_HEADER = (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError, EOFError)
 DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError)
@@ -32,7 +33,7 @@ METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 @contextmanager
 def opened(path, pattern):
-    """The Files in the folder or zip `path`, of which some have names of this pattern; raises WeightsError."""
+    """Open the folder or zip `path` as Files. In a zip, `pattern` selects the folder; raises WeightsError."""
     if path.is_dir():
         yield Folder(path)
         return
@@ -45,11 +46,12 @@ def opened(path, pattern):
 
 
 class Files:
-    """Files by name, some of them arrays; `sums` (name -> SHA-256) are compared where they are known.
+    """Access to files by name, some of which are arrays.
 
-    path    of the folder or zip
-    names   of the files that lie directly in the folder
+    path    path of the folder or zip
+    names   names of the files directly in the folder
     packed  whether it is a zip
+    sums    name -> expected SHA-256; files without an entry are not verified
     """
 
     packed = False
@@ -58,7 +60,7 @@ class Files:
         self.path, self.sums = path, {}
 
     def read(self, name, limit):
-        """The bytes of a file, which may be `limit` long; raises WeightsError."""
+        """Return the content of a file of at most `limit` bytes; raises WeightsError."""
         content = self.content(name, limit)
         if len(content) > limit:
             raise WeightsError(f"{self.path}: {name} is longer than {limit} bytes, which is all it can need")
@@ -67,7 +69,7 @@ class Files:
         return content
 
     def array(self, name, shape):
-        """The float32 array of this shape in a .npy file; raises WeightsError."""
+        """Read a float32 array of the given shape from a .npy file; raises WeightsError."""
         content = self.read(name, math.prod(shape) * WIDEST + HEADER)
         held, order, dtype, start = self.header(name, content)
         if held != shape or dtype != np.float32:
@@ -75,7 +77,7 @@ class Files:
         return self.values(name, content, held, order, dtype, start)
 
     def small(self, name, largest):
-        """The array of a .npy file, of any shape and kind of number, and at most `largest` values."""
+        """Read an array of any shape and numeric type, with at most `largest` values; raises WeightsError."""
         content = self.read(name, largest * WIDEST + HEADER)
         held, order, dtype, start = self.header(name, content)
         if math.prod(held) > largest or dtype.kind not in "fiu":
@@ -83,11 +85,11 @@ class Files:
         return self.values(name, content, held, order, dtype, start)
 
     def header(self, name, content):
-        """(shape, order in memory, dtype, where the values begin) of the content of a .npy file."""
+        """Return (shape, memory order, dtype, offset of the values) of the content of a .npy file."""
         file = io.BytesIO(content)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)      # Python 2 wrote 3L for 3
+                warnings.simplefilter("ignore", UserWarning)      # NumPy on Python 2 wrote 3L instead of 3
                 shape, fortran, dtype = READERS[np.lib.format.read_magic(file)](file)
         except KeyError as error:
             raise WeightsError(f"{self.path}: {name} is a .npy of version {error}; 1.0 and 2.0 are read") from error
@@ -126,7 +128,7 @@ class Folder(Files):
 
 
 class Archive(Files):
-    """The files of the one folder in a zip that has files whose names match `pattern`."""
+    """The files of a folder in a zip: the only folder with file names that match `pattern`."""
 
     packed = True
 
@@ -167,12 +169,12 @@ class Archive(Files):
             raise WeightsError(f"{self.path}: {name} is encrypted, or compressed in a way that is not read")
         try:
             with self.archive.open(info) as file:
-                return file.read(limit + 1)      # to the end, where the CRC-32 is compared
+                return file.read(limit + 1)      # zipfile verifies the CRC-32 at the end of the file
         except DAMAGE as error:
             raise WeightsError(f"{self.path}: {name} is damaged: {one_line(error)}") from error
 
     def title(self, published):
-        """The path, and whether it is the file with the SHA-1 `published`."""
+        """Return the path, and whether the SHA-1 of the file is `published`."""
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha1").hexdigest()
         return f"{self.path} ({'the' if digest == published else 'not the'} published file: SHA-1 {digest})"
@@ -182,7 +184,7 @@ class Archive(Files):
 
 
 def npy(array):
-    """The bytes of a .npy file."""
+    """Return an array as the content of a .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
@@ -190,9 +192,10 @@ def npy(array):
 
 @contextmanager
 def writing(path):
-    """A NewFolder, or a NewArchive where the path ends in .zip, that gets its name when the block ends well.
+    """Yield a NewFolder, or a NewArchive if `path` ends in .zip. It is renamed to `path` when the block succeeds.
 
-    Raises WeightsError where the disk refuses, or where something is there already.
+    Raises:
+        WeightsError: writing fails, or `path` exists and cannot be replaced.
     """
     kind = NewArchive if path.suffix == ".zip" else NewFolder
     with whole(path) as partial, kind(partial) as target:
@@ -200,7 +203,7 @@ def writing(path):
 
 
 class NewFolder:
-    """A folder that is filled; `sums` are the SHA-256 of its files."""
+    """A new folder; `sums` are the SHA-256 of the files added to it."""
 
     def __init__(self, path):
         self.path, self.sums = path, {}
@@ -210,7 +213,7 @@ class NewFolder:
         return self
 
     def __exit__(self, *_):
-        """Every file is closed and synced."""
+        """Do nothing: add() closes and syncs each file."""
 
     def add(self, name, content):
         self.sums[name] = hashlib.sha256(content).hexdigest()
@@ -219,7 +222,7 @@ class NewFolder:
 
 
 class NewArchive:
-    """A zip that is filled, not compressed, for weights are noise; the same content makes the same bytes."""
+    """A new zip archive, uncompressed because weights hardly compress. The same content gives the same bytes."""
 
     def __init__(self, path):
         self.path, self.sums = path, {}
@@ -234,5 +237,5 @@ class NewArchive:
     def add(self, name, content):
         self.sums[name] = hashlib.sha256(content).hexdigest()
         info = zipfile.ZipInfo(name)
-        info.external_attr = 0o644 << 16         # readable by all, once unpacked
+        info.external_attr = 0o644 << 16         # permissions of the unpacked file: rw-r--r--
         self.archive.writestr(info, content)

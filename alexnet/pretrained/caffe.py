@@ -1,8 +1,8 @@
-"""Caffe's weights: bvlc_reference_caffenet.caffemodel, bvlc_alexnet.caffemodel, and what was fine-tuned from them.
+"""Load Caffe weights: bvlc_reference_caffenet.caffemodel, bvlc_alexnet.caffemodel, and networks fine-tuned from them.
 
-A .caffemodel is a NetParameter with each layer's settings and blobs, in `layers` (as the published files have it) or in
-`layer`.  The layers and their constants decide which of our models it is.  Filters are (out, in / groups, row, column)
-for BGR images, dense weights (out, in); the outputs are Caffe's for the RGB images of this project.
+A .caffemodel is a NetParameter with the settings and blobs of each layer, in `layers` (as in the published files) or in
+`layer`. The model is identified from the layers and their constants. Filters are (out, in / groups, row, column) for
+BGR images, dense weights are (out, in). The converted network takes RGB images and computes the same outputs as Caffe.
 
 Source: BVLC Caffe, src/caffe/proto/caffe.proto and models/*/readme.md.
 """
@@ -27,7 +27,7 @@ from alexnet.pretrained.protobuf import contents, parsed
 from alexnet.pretrained.protobuf import printable as words
 from alexnet.pretrained.weights import Weights, WeightsError, checked
 
-PUBLISHED = {                           # sha1 -> file, from the readme.md of each
+PUBLISHED = {                           # SHA-1 -> file, from the readme.md of each model
     "4c8d77deb20ea792f84eb5e6d0a11ca0a8660a46": "bvlc_reference_caffenet.caffemodel",
     "9116a64c0fbe4459d18f4bb6b56d647b63920377": "bvlc_alexnet.caffemodel",
 }
@@ -37,22 +37,22 @@ V1_TYPES = {                            # V1LayerParameter.LayerType -> LayerPar
     14: "InnerProduct", 15: "LRN", 17: "Pooling", 18: "ReLU", 19: "Sigmoid", 20: "Softmax", 21: "SoftmaxWithLoss",
     22: "Split", 23: "TanH", 24: "WindowData", 25: "Eltwise", 29: "MemoryData", 30: "ArgMax", 32: "DummyData",
     36: "Silence", 39: "Deconvolution",
-}  # fmt: skip
-HANDING_ON = ("Dropout", "Flatten", "Split")         # the values, unchanged
-ENDS = (                                             # what lies before and after a network
+}
+HANDING_ON = ("Dropout", "Flatten", "Split")         # layers that do not change the values
+ENDS = (                                             # layers before and after the network itself
     "Data", "DummyData", "HDF5Data", "ImageData", "Input", "MemoryData", "WindowData",
     "Accuracy", "ArgMax", "Silence", "Softmax", "SoftmaxWithLoss",
-)  # fmt: skip
+)
 
 
 def load(path):
-    """The Weights of a .caffemodel, converted exactly; raises WeightsError."""
+    """Load the Weights of a .caffemodel. The conversion is exact; raises WeightsError."""
     data = contents(path)
     if is_text(data):
         raise WeightsError(f"{path} is a text, as a prototxt, which has no weights; they are in a .caffemodel")
     sha1 = hashlib.sha1(data, usedforsecurity=False).hexdigest()
     net = parsed(MESSAGES["NetParameter"](), data, path, ".caffemodel")
-    del data                                           # the message has a copy
+    del data                                           # frees memory: the message has a copy
     layers = chain_of(net, path)
     found = with_flatten([step for _, step in layers])
     model = identified(net, found, path)
@@ -63,7 +63,7 @@ def load(path):
         arrays=arrays,
         mean=mean,
         origin=f"{model} of Caffe's {path}, {publication(sha1)}, with {mean_origin}",
-    ), path)  # fmt: skip
+    ), path)
 
 
 def is_text(data):
@@ -71,19 +71,22 @@ def is_text(data):
 
 
 def publication(sha1):
-    """Whether a file is one that Caffe published, in words."""
+    """Describe whether a file is one of those that Caffe published."""
     if sha1 in PUBLISHED:
         return f"the published {PUBLISHED[sha1]}"
     return f"none of the files that Caffe published (sha1 {sha1})"
 
 
-# ---- which network it is
+# ---- identifying the model
 
 
 def chain_of(net, path):
-    """(layer, step) of each layer that computes, in order; raises WeightsError where they are no chain of known layers.
+    """Return (layer, step) of each layer that computes something, in order.
 
-    Each must take what the one before it gave; what a file does not say of that is not checked.
+    The input of each layer must be the output of the previous one. This is checked only where the file names inputs.
+
+    Raises:
+        WeightsError: the layers are not a chain of known layers.
     """
     chain, given = [], set()
     for layer in [*net.layers, *net.layer]:
@@ -101,14 +104,14 @@ def chain_of(net, path):
 
 
 def type_of(layer, path):
-    """The type of a layer of either kind; raises WeightsError for those that networks of ours do not have."""
+    """Return the type of a V1LayerParameter or LayerParameter; raises WeightsError for unsupported types."""
     if isinstance(layer, MESSAGES["V1LayerParameter"]):
         if layer.HasField("layer"):
             raise WeightsError(f"{path} is of Caffe before 2014 (V0); convert it with its upgrade_net_proto_binary")
         kind = V1_TYPES.get(layer.type, f"number {layer.type}")
     else:
         kind = words(layer.type)
-    if not layer.HasField("type") and layer.blobs:     # weights that lost their settings
+    if not layer.HasField("type") and layer.blobs:     # the file has weights but no layer settings
         kind = "Convolution" if words(layer.name).startswith("conv") else "InnerProduct"
     if kind not in STEPS and kind not in HANDING_ON and kind not in ENDS:
         raise WeightsError(f"{path} is another network than ours: its layer {words(layer.name)} is of type {kind!r}")
@@ -142,7 +145,10 @@ def pooling(layer, source):
 
 
 def both(said, name, short, default):
-    """A setting for rows and columns: the one number where they are alike, else both.  Caffe has two ways to say it."""
+    """Return a setting for rows and columns as one number if both are equal, else as a tuple.
+
+    Caffe has two notations: the repeated field `name`, and the fields `short`_h and `short`_w.
+    """
     values = list(getattr(said, name)) or [default]
     if said.HasField(f"{short}_h") or said.HasField(f"{short}_w"):
         values = [getattr(said, f"{short}_h"), getattr(said, f"{short}_w")]
@@ -153,7 +159,8 @@ def normalisation(layer, source):
     said = layer.lrn_param
     if said.norm_region:
         raise WeightsError(f"{source} must normalise across channels, got norm_region {said.norm_region}")
-    return Normalisation(said.local_size, said.k, said.alpha / max(said.local_size, 1), said.beta)    # Caffe's is / n
+    # Caffe divides alpha by n
+    return Normalisation(said.local_size, said.k, said.alpha / max(said.local_size, 1), said.beta)
 
 
 def rectifier(layer, source):
@@ -169,60 +176,60 @@ def inner_product(layer, source):
     return Dense(bias.size)
 
 
-STEPS = {                               # type -> (layer, what a sentence calls it) -> step
+STEPS = {                               # type -> function (layer, name for messages) -> step
     "Convolution": convolution, "InnerProduct": inner_product, "LRN": normalisation, "Pooling": pooling,
     "ReLU": rectifier,
-}  # fmt: skip
+}
 
 
 def with_flatten(steps):
-    """The steps with Flatten before the first dense one, which flattens for itself in Caffe."""
+    """Insert Flatten before the first dense step. In Caffe, InnerProduct flattens its input implicitly."""
     first = next((at for at, step in enumerate(steps) if isinstance(step, Dense)), len(steps))
     return steps if all(map(has_weights, steps)) else [*steps[:first], Flatten(), *steps[first:]]
 
 
 def identified(net, found, path):
-    """The model's name: by the steps, or by the net's name where the file lost all steps but those with weights."""
+    """Identify the model from the steps, or from the name of the net if the file has only steps with weights."""
     if not found or not all(map(has_weights, found)):
         return model_of(found, path)
     if (name := words(net.name)) not in NET_NAMES:
         raise WeightsError(
-            f"{path} has layers with weights alone, which do not tell whether it pools or normalises first, nor does "
-            f"its name {name!r}, which would have to be {' or '.join(NET_NAMES)}"
+            f"{path} has only layers with weights, so only its name can tell whether it pools or normalises first: "
+            f"expected {' or '.join(NET_NAMES)}, got {name!r}"
         )
     return model_of(found, path, only=NET_NAMES[name])
 
 
-# ---- its arrays
+# ---- arrays
 
 
 def shape_and_bias(layer, source):
-    """(shape that the weights say they have, bias) of a layer."""
+    """Return (declared shape of the weights, bias) of a layer."""
     if len(layer.blobs) != 2:
         raise WeightsError(f"{source} must have two blobs, weights and bias, got {len(layer.blobs)}")
     return shape_of(layer.blobs[0]), array_of(layer.blobs[1], f"{source}: its bias").reshape(-1)
 
 
 def pairs_of(layers, path):
-    """(weights, bias) of each layer in order, float32, dense weights (out, in)."""
+    """Yield (weights, bias) of each layer in order, float32. Dense weights have shape (out, in)."""
     for layer, step in layers:
         source = f"{path}: {words(layer.name)}"
         weights, (_, bias) = array_of(layer.blobs[0], f"{source}: its weights"), shape_and_bias(layer, source)
         yield weights.reshape(weights.shape[-2:]) if isinstance(step, Dense) else weights, bias
 
 
-# ---- its images
+# ---- mean image
 
 
 def mean_of(net, path, image_size):
-    """(mean image, where it is from): the file's own values for each channel, else what lies beside it."""
+    """Return (mean image, its origin): from the channel means in the file, else from a file in the same folder."""
     for layer in [*net.layers, *net.layer]:
         said = layer.transform_param
         if said.scale != 1:
             raise WeightsError(f"{path} takes images multiplied by {said.scale:g}; ours have grey levels from 0 to 255")
         if said.crop_size not in (0, image_size):
             raise WeightsError(f"{path} takes crops of {said.crop_size} pixels, our network {image_size}")
-        if said.mean_value:                            # one for all channels, or one for each
+        if said.mean_value:                            # one value for all channels, or one per channel
             values = [*said.mean_value] * (3 if len(said.mean_value) == 1 else 1)
             if len(values) != 3:
                 raise WeightsError(f"{path} must have a mean_value for each of 3 channels, got {len(values)}")

@@ -1,4 +1,4 @@
-"""Caffe's messages, as far as weights need them, and its blobs as arrays.
+"""The Caffe protobuf messages that loading weights needs, and conversion of blobs to arrays.
 
 Source: BVLC Caffe, src/caffe/proto/caffe.proto.
 """
@@ -10,8 +10,8 @@ import numpy as np
 from alexnet.pretrained.protobuf import messages
 from alexnet.pretrained.weights import WeightsError
 
-# data is a packed repeated float in caffe.proto, which lies in a file as bytes do: so sixty million values are read as
-# one piece.  Names are strings there; as bytes they need not be UTF-8.
+# In caffe.proto, data is a packed repeated float. Its wire format is that of bytes, so declaring it as bytes reads
+# sixty million values in one piece. Names are strings in caffe.proto; declared as bytes, they need not be valid UTF-8.
 MESSAGES = messages("""
 message BlobShape {
   repeated int64 dim = 1;
@@ -109,9 +109,13 @@ message NetParameter {
 
 
 def array_of(blob, source):
-    """The float32 array of a BlobProto; raises WeightsError where its shape and its values do not belong together.
+    """Return a BlobProto as a float32 array.
 
-    source  what the message calls the blob
+    Args:
+        source: name of the blob in error messages.
+
+    Raises:
+        WeightsError: the shape does not match the number of values.
     """
     shape = shape_of(blob)
     kind, pieces = ("<f4", blob.data) if blob.data else ("<f8", blob.double_data)
@@ -124,12 +128,12 @@ def array_of(blob, source):
 
 
 def shape_of(blob):
-    """The lengths of a blob: of the message shape, or the four that older files have."""
+    """Return the shape of a blob: from the field `shape`, or from the four fields of older files."""
     if blob.HasField("shape"):
         return tuple(blob.shape.dim)
     return blob.num, blob.channels, blob.height, blob.width
 
 
 def brief(shape):
-    """A shape for a sentence, whatever a hostile file says."""
+    """Format a shape for an error message; a malicious file may contain a very long one."""
     return str(shape) if len(shape) <= 8 else f"({', '.join(map(str, shape[:8]))}, …) of {len(shape)} lengths"

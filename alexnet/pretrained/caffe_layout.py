@@ -1,16 +1,23 @@
-"""How Caffe lays out what our networks lay out otherwise: colours BGR, since OpenCV reads images so, filters
-(out, in / groups, row, column), dense weights (out, in)."""
+"""Convert parameters from Caffe's layout.
+
+Caffe uses BGR channels, as OpenCV does, filters (out, in / groups, row, column) and dense weights (out, in).
+"""
 
 import numpy as np
 
 from alexnet.models import MODELS
 from alexnet.pretrained.chain import Convolution, has_weights, steps_of
 
-STRIPE = 16                             # rows: floats of a cache line of 64 bytes
+STRIPE = 16                             # rows: as many float32 values as a cache line of 64 bytes holds
 
 
 def parameters(pairs, model):
-    """Name -> array of a model's parameters, for RGB images, from Caffe's (weights, bias) of each layer, in order."""
+    """Return name -> array of the parameters of a model, for RGB images.
+
+    Args:
+        pairs: Caffe's (weights, bias) of each layer, in order.
+        model: name in MODELS.
+    """
     layers = [(name, step) for name, step in steps_of(MODELS[model](None)) if has_weights(step)]
     arrays = {}
     for (name, step), (weights, bias) in zip(layers, pairs, strict=True):
@@ -24,12 +31,12 @@ def parameters(pairs, model):
 
 
 def rgb(array):
-    """An array whose first axis is BGR, as RGB."""
+    """Convert the first axis of an array from BGR to RGB."""
     return np.ascontiguousarray(array[::-1])
 
 
 def transposed(matrix):
-    """A contiguous copy of the transpose, made in stripes: four times as fast as NumPy's for a large one."""
+    """Return a contiguous transposed copy, made in stripes: four times as fast as NumPy for a large matrix."""
     out = np.empty(matrix.shape[::-1], matrix.dtype)
     for row in range(0, len(matrix), STRIPE):
         out[:, row : row + STRIPE] = matrix[row : row + STRIPE].T

@@ -1,23 +1,26 @@
-"""The mean image that belongs to Caffe's networks.
+"""The mean image of Caffe networks.
 
 Source: BVLC Caffe, tools/compute_image_mean.cpp and examples/00-classification.ipynb.
 """
 
 import numpy as np
 
-from alexnet.augment import IMAGE_SIZE
+from alexnet.data.augment import IMAGE_SIZE
 from alexnet.pretrained.caffe_blobs import MESSAGES, array_of
 from alexnet.pretrained.caffe_layout import rgb
 from alexnet.pretrained.protobuf import contents, parsed
 from alexnet.pretrained.weights import WeightsError
 
-PUBLISHED = (104.0069879317889, 116.66876761696767, 122.6789143406786)   # BGR: ilsvrc_2012_mean.npy over its pixels
+PUBLISHED = (104.0069879317889, 116.66876761696767, 122.6789143406786)   # BGR: pixel mean of ilsvrc_2012_mean.npy
 SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
 
 
 def mean_beside(path):
-    """(mean image, where it is from) for the weights `path`: of the one *mean*.binaryproto in their folder, else what
-    Caffe published for each channel of ImageNet."""
+    """Return (mean image, its origin) for the weights `path`.
+
+    The mean image is read from the *mean*.binaryproto in the folder of the weights, if there is exactly one. Otherwise
+    it is constant per channel, with the channel means that Caffe published for ImageNet.
+    """
     files = sorted(path.parent.glob("*mean*.binaryproto"))
     if len(files) == 1:
         return read_mean(files[0]), f"the mean image of {files[0].name}"
@@ -26,7 +29,7 @@ def mean_beside(path):
 
 
 def read_mean(path):
-    """The mean image of a .binaryproto file, float32 (3, 256, 256), RGB; raises WeightsError."""
+    """Read the mean image from a .binaryproto file: float32 (3, 256, 256), RGB; raises WeightsError."""
     blob = parsed(MESSAGES["BlobProto"](), contents(path), path, "mean image of Caffe")
     image = array_of(blob, f"{path}: the mean image")
     if image.shape[-3:] != SHAPE or image.size != np.prod(SHAPE):
@@ -35,5 +38,5 @@ def read_mean(path):
 
 
 def constant_mean(values):
-    """The mean image with one value, given in the order BGR, for each channel: float32 (3, 256, 256), RGB."""
+    """Return the mean image for one value per channel, given in BGR order: float32 (3, 256, 256), RGB."""
     return rgb(np.broadcast_to(np.array(values, np.float32)[:, None, None], SHAPE))

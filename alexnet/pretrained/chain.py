@@ -1,22 +1,23 @@
-"""A network as the chain of steps that other frameworks write it in, and which of our models a chain is.
+"""Represent a network as the chain of steps used by Caffe and ONNX, and identify the model of a chain.
 
-Caffe and ONNX have a step for each thing that is done; our Conv is three of them (alexnet.layers pools before bias and
-ReLU, which gives the same values).  A file's chain must be that of a model in every step and constant: so weights
-never meet another order of the layers, another stride or another constant than they were trained with.
+Caffe and ONNX have one step per operation. Our Conv corresponds to three steps: convolution, ReLU and max pooling
+(alexnet.nn.layers pools before bias and ReLU, which gives the same values). The chain of a file must match a model in
+every step and constant. Weights are therefore never used with a layer order, stride or constant that differs from those
+they were trained with.
 """
 
 import math
 from typing import NamedTuple
 
-from alexnet import layers
 from alexnet.models import MODELS
+from alexnet.nn import layers
 from alexnet.pretrained.weights import TORCHVISION, WeightsError
 
-TOLERANCE = 1e-5                        # relative: files hold constants as float32, and alpha times n
+TOLERANCE = 1e-5                        # relative: files store constants as float32, and alpha multiplied by n
 
 
 class Convolution(NamedTuple):
-    """Cross-correlation with size x size filters, and a bias.  None stands for what a file does not say."""
+    """Cross-correlation with size x size filters, plus a bias. None: the file does not specify the value."""
 
     size: int
     stride: int | None
@@ -28,11 +29,11 @@ class Convolution(NamedTuple):
 class Relu(NamedTuple):
     """max(x, 0)."""
 
-    slope: float = 0.0                  # of what is negative
+    slope: float = 0.0                  # factor for negative values
 
 
 class MaxPool(NamedTuple):
-    """The largest of size x size pixels, each stride pixels."""
+    """Maximum over windows of size x size pixels, one every `stride` pixels."""
 
     size: int
     stride: int
@@ -40,14 +41,14 @@ class MaxPool(NamedTuple):
 
 
 class AveragePool(NamedTuple):
-    """The mean of size x size pixels, each stride pixels."""
+    """Mean over windows of size x size pixels, one every `stride` pixels."""
 
     size: int
     stride: int
 
 
 class Branches(NamedTuple):
-    """Chains of (name, step) on the same images; what they end in is joined along the channels."""
+    """Parallel chains of (name, step) on the same input. Their outputs are concatenated along the channels."""
 
     chains: tuple
 
@@ -62,7 +63,7 @@ class Normalisation(NamedTuple):
 
 
 class Flatten(NamedTuple):
-    """(channel, row, column) to features, channels outermost."""
+    """Reshape (channel, row, column) to one feature axis; the channel varies slowest."""
 
 
 class Dense(NamedTuple):
@@ -72,16 +73,18 @@ class Dense(NamedTuple):
 
 
 def steps_of(model):
-    """(name, step) of each step of a Sequential; the name is its layer's: conv1, lrn1, pool1, conv2 …
+    """Return (name of the layer, step) of each step of a Sequential. Names are conv1, lrn1, pool1, conv2 …
 
-    Dropout and auxiliary classifiers are no steps: they do nothing but in training.  Raises WeightsError for a layer
-    that has no step.
+    Dropout and auxiliary classifiers have no steps because they are used only in training.
+
+    Raises:
+        WeightsError: a layer cannot be expressed as a step.
     """
     return [(name, step) for layer, name in zip(model.layers, model.names, strict=True) for step in layer_steps(layer)]
 
 
 def layer_steps(layer):
-    """The steps of one layer."""
+    """Yield the steps of one layer."""
     match layer:
         case layers.Conv():
             op = layer.convolution
@@ -111,15 +114,20 @@ def layer_steps(layer):
 
 
 def model_of(found, source, only=None):
-    """The name of the model that the steps `found` are; raises WeightsError for another network.
+    """Return the name of the model with the steps `found`.
 
-    source  what the message calls them: their path
-    only    the one model that it may be, by those steps alone that have weights
+    Args:
+        found: steps of a network.
+        source: name of the network in error messages, usually its path.
+        only: name of a model. Compare only with this model, and only the steps that have weights.
+
+    Raises:
+        WeightsError: no model has these steps.
     """
     names = (only,) if only else tuple(MODELS)
     if not found or not isinstance(found[-1], Dense):
         raise WeightsError(f"{source} is another network than {either(names)}: it does not end in a dense layer")
-    found = [*found[:-1], Dense(1)]                     # any number of classes
+    found = [*found[:-1], Dense(1)]                     # the number of classes may differ
     chains = {name: steps_of(MODELS[name](None, classes=1)) for name in names}
     if only:
         chains = {name: [(at, step) for at, step in chain if has_weights(step)] for name, chain in chains.items()}
@@ -136,12 +144,12 @@ def has_weights(step):
 
 
 def is_same(step, named):
-    """Whether a step is that of a (name, step), in kind and constants."""
+    """Whether a step has the type and constants of the step in the pair `named`, (name, step)."""
     return type(step) is type(named[1]) and not differing(step, named[1])
 
 
 def differing(step, wanted):
-    """The names of the fields in which two steps of one kind are not the same."""
+    """Return the names of the fields in which two steps of one type differ."""
     return [name for name, value, right in zip(step._fields, step, wanted, strict=True) if not agrees(value, right)]
 
 
@@ -150,7 +158,11 @@ def agrees(value, right):
 
 
 def first_difference(found, chain, alike, model):
-    """Where and how the steps leave a model's chain, in words; alike says which are the same."""
+    """Describe the first difference between the steps `found` and the chain of a model.
+
+    Args:
+        alike: for each step, whether it equals that of the model.
+    """
     if all(alike):
         end = len(alike)
         return f"it ends before {chain[end][0]} of {model}" if end < len(chain) else f"it goes on where {model} ends"
@@ -171,7 +183,7 @@ def either(names):
 
 
 def torchvisions(found):
-    """What to add where a chain looks like torchvision's network of the same name."""
+    """Return a hint for the error message if the chain looks like torchvision's AlexNet, else an empty string."""
     convolutions = [step for step in found if isinstance(step, Convolution)]
     if convolutions and convolutions[0].filters == 64 and not any(isinstance(step, Normalisation) for step in found):
         return f"; {TORCHVISION}"

@@ -1,6 +1,6 @@
-"""ONNX: our exports, which load back to the bit, and the AlexNet and CaffeNet of the ONNX model zoo.
+"""ONNX: files exported by this package, which load bit for bit, and AlexNet and CaffeNet of the ONNX model zoo.
 
-The package onnx is an extra; alexnet.pretrained says so before it imports this.
+The package onnx is an optional dependency. alexnet.pretrained checks for it before importing this module.
 """
 
 from onnx import ModelProto
@@ -13,7 +13,7 @@ save = onnx_export.save
 
 
 def load(path):
-    """The Weights of an ONNX file; raises WeightsError for all that is no network of ours."""
+    """Load the Weights of an ONNX file; raises WeightsError if it contains none of our models."""
     model = parsed(ModelProto(), contents(path), path, "ONNX file")
     if not model.graph.node:
         raise WeightsError(f"{path} is no ONNX file of a network: it has no graph (nor has a .solverstate of Caffe)")

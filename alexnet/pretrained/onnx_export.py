@@ -1,12 +1,13 @@
-"""Our networks as ONNX, for every runtime that reads it: from grey levels to probabilities, the mean image inside.
+"""Export networks to ONNX for any runtime. The graph includes the mean image and the softmax.
 
-    images         float32 (batch, 3, size, size), RGB, grey levels from 0 to 255; size is the network's, 227 or 224
-    probabilities  float32 (batch, class); logits beside it
+    images         input: float32 (batch, 3, size, size), RGB, grey levels from 0 to 255; size is 227 or 224
+    probabilities  output: float32 (batch, class)
+    logits         output: float32 (batch, class)
 
-The nodes are made from the model's layers; auxiliary classifiers have none, and their weights travel all the same, so
-that the file is whole.  The mean image travels whole, 3 x 256 x 256, and the graph subtracts its
-centre; so it comes back when the file is loaded.  metadata_props hold what else belongs to Weights, with the CRC-32 of
-every tensor and of the metadata.  Opset 13 of IR 7: ONNX 1.8 (2020) and later.
+The nodes are created from the layers of the model. Auxiliary classifiers have no nodes, but the file includes their
+weights, so that no parameter is lost. The file stores the full mean image, 3 x 256 x 256, so that loading restores it;
+the graph subtracts its centre. metadata_props store the other fields of Weights, and the CRC-32 of every tensor and of
+the metadata. Opset 13 of IR 7: ONNX 1.8 (2020) and later.
 
 Source: onnx.ai/onnx/operators.
 """
@@ -16,8 +17,7 @@ import json
 import numpy as np
 from onnx import TensorProto, helper
 
-from alexnet.augment import IMAGE_SIZE
-from alexnet.checkpoint import checksum
+from alexnet.data.augment import IMAGE_SIZE
 from alexnet.models import MODELS
 from alexnet.pretrained.chain import (
     AveragePool,
@@ -33,6 +33,7 @@ from alexnet.pretrained.chain import (
 )
 from alexnet.pretrained.onnx_tensors import array_of, tensors_of
 from alexnet.pretrained.weights import Weights, WeightsError, checked, whole
+from alexnet.run.checkpoint_format import checksum
 
 PRODUCER = "alexnet-pytensor"
 VERSION = 1
@@ -46,7 +47,7 @@ TO_ONNX, FROM_ONNX = (3, 0, 1, 2), (1, 2, 3, 0)       # filters (in, row, column
 
 
 def nodes_of(model):
-    """The nodes of a model of alexnet.models, one after the other; raises WeightsError for a layer without a form."""
+    """Yield the nodes of a model of alexnet.models; raises WeightsError for a layer that ONNX cannot express."""
     yield helper.make_node("Slice", [MEAN, FIRST, LAST, AXES], ["centre"], "centre")
     yield helper.make_node("Sub", ["images", "centre"], ["centred"], "centred")
     yield from chain_nodes(steps_of(model), "centred", "logits")
@@ -54,7 +55,12 @@ def nodes_of(model):
 
 
 def chain_nodes(chain, below, end):
-    """The nodes of (name, step)s on the tensor `below`; the last one's output is named `end`."""
+    """Yield the nodes of a chain of (name, step).
+
+    Args:
+        below: name of the input tensor.
+        end: name of the output tensor.
+    """
     for at, (name, step) in enumerate(chain):
         kind, attributes = form(step)
         above = end if at == len(chain) - 1 else f"{name}.{kind.lower()}"
@@ -69,7 +75,7 @@ def chain_nodes(chain, below, end):
 
 
 def form(step):
-    """(operator, attributes) of a step."""
+    """Return (ONNX operator, attributes) of a step."""
     match step:
         case Convolution():
             window = {"kernel_shape": [step.size] * 2, "strides": [step.stride] * 2, "pads": [step.pad] * 4}
@@ -92,7 +98,7 @@ def form(step):
 
 
 def model_proto(weights):
-    """The ModelProto of Weights."""
+    """Return the ModelProto of some Weights."""
     model = MODELS[weights.model](None, classes=weights.classes)
     images = ["batch", model.channels, model.image_size, model.image_size]
     outputs = ["probabilities", "logits"]
@@ -112,11 +118,11 @@ def model_proto(weights):
 
 
 def tensors_for(weights, image_size):
-    """(name, array) of each initializer."""
+    """Yield (name, array) of each initializer."""
     for name, array in weights.arrays.items():
         yield name, array.transpose(TO_ONNX) if array.ndim == 4 else array
     yield MEAN, weights.mean
-    first = (IMAGE_SIZE - image_size) // 2             # where alexnet.augment.centre_crop begins
+    first = (IMAGE_SIZE - image_size) // 2             # first row and column of alexnet.data.augment.centre_crop
     for name, values in ((FIRST, [first] * 2), (LAST, [first + image_size] * 2), (AXES, [1, 2])):
         yield name, np.array(values, np.int64)
 
@@ -125,16 +131,16 @@ def tensors_for(weights, image_size):
 
 
 def save(weights, path):
-    """Write Weights to an ONNX file, or not at all; raises WeightsError."""
+    """Write Weights to an ONNX file atomically; raises WeightsError."""
     if weights.mean is None:
-        raise WeightsError(f"{weights.origin} comes without a mean image, which ONNX needs; say which with --mean FILE")
+        raise WeightsError(f"{weights.origin} comes without a mean image, which ONNX needs; give it with --mean FILE")
     content = model_proto(weights).SerializeToString()
     with whole(path) as partial:
         partial.write_bytes(content)
 
 
 def metadata_of(weights, graph):
-    """Name -> text of what Weights say of themselves, and the checksums."""
+    """Return the metadata of Weights and the checksums, as name -> string."""
     metadata = {
         "format_version": str(VERSION),
         "model": weights.model,
@@ -151,7 +157,7 @@ def checksum_of(metadata):
 
 
 def weights_of(proto, path):
-    """The Weights of a ModelProto of ours, every bit of them checked; raises WeightsError."""
+    """Return the Weights of a ModelProto exported by this module, with all checksums verified; raises WeightsError."""
     metadata = checked_metadata(proto, path)
     if list(proto.graph.node) != list(nodes_of(MODELS[metadata["model"]](None))):
         raise WeightsError(f"{path} is an export of ours whose graph was changed since; load what it was made from")
@@ -171,13 +177,18 @@ def weights_of(proto, path):
         class_names=metadata["class_names"],
         resize=metadata["resize"],
         origin=f"{metadata['model']} of {path}, exported from: {metadata['origin']}",
-    ), path)  # fmt: skip
+    ), path)
 
 
 def checked_metadata(proto, path):
-    """Name -> value of what metadata_of wrote; raises WeightsError where it is damaged or of another version."""
+    """Return name -> value of the metadata written by metadata_of.
+
+    Raises:
+        WeightsError: the metadata are damaged or of another version.
+    """
     said = ((prop.key, prop.value) for prop in proto.metadata_props)
-    metadata = {key: value for key, value in said if isinstance(key, str) and isinstance(value, str)}   # else no UTF-8
+    # values that are not valid UTF-8 are not str
+    metadata = {key: value for key, value in said if isinstance(key, str) and isinstance(value, str)}
     if metadata.pop("metadata_crc32", None) != checksum_of(metadata):
         raise WeightsError(f"{path} is damaged: its metadata are not as they were saved (CRC-32)")
     if metadata.keys() != METADATA or metadata["format_version"] != str(VERSION):

@@ -1,4 +1,4 @@
-"""The float32 arrays of an ONNX file."""
+"""Read the float32 arrays of an ONNX file."""
 
 import math
 
@@ -9,7 +9,7 @@ from alexnet.pretrained.weights import WeightsError
 
 
 def tensors_of(graph, path):
-    """Name -> TensorProto of the graph's initializers; raises WeightsError where two have one name."""
+    """Return name -> TensorProto of the initializers of a graph; raises WeightsError for duplicate names."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     if len(tensors) != len(graph.initializer):
         raise WeightsError(f"{path} has several initializers of one name")
@@ -17,9 +17,13 @@ def tensors_of(graph, path):
 
 
 def array_of(tensor, source):
-    """The float32 array of a TensorProto, read-only; raises WeightsError, also for data in another file.
+    """Return a TensorProto as a float32 array, which may be read-only.
 
-    source  what the message calls the tensor
+    Args:
+        source: name of the tensor in error messages.
+
+    Raises:
+        WeightsError: the tensor is malformed, is not float32, or stores its data in another file.
     """
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
         raise WeightsError(f"{source} lies in another file, which is not followed; save it with the data inside")

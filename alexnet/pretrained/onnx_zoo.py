@@ -1,9 +1,9 @@
-"""AlexNet and CaffeNet as the ONNX model zoo has them: bvlcalexnet-*.onnx and caffenet-*.onnx.
+"""Load AlexNet and CaffeNet of the ONNX model zoo: bvlcalexnet-*.onnx and caffenet-*.onnx.
 
-They are Caffe's published networks, converted by way of Caffe2, so they take BGR images less Caffe's mean.  Their input
-is declared as 224 x 224, an artefact of the conversion, as is the pooling's pad at the end that makes up for it; our
-networks take 227 x 227, as Caffe does.  The graph must be a chain of nodes that is, in every step and constant, one of
-our models; two files of the zoo may differ in opset, and in how their tensors are stored.
+They are the networks published by Caffe, converted with Caffe2, so they take BGR images minus Caffe's mean. Their input
+is declared as 224 x 224, which is an artefact of the conversion, and so is the end padding of the pooling that
+compensates for it. Our networks take 227 x 227, as Caffe does. The graph must be a chain of nodes that matches one of
+our models in every step and constant. Files of the zoo may differ in opset and in the storage of tensors.
 
 Source: github.com/onnx/models, validated/vision/classification/alexnet and caffenet; onnx.ai/onnx/operators.
 """
@@ -26,14 +26,14 @@ from alexnet.pretrained.onnx_tensors import array_of, tensors_of
 from alexnet.pretrained.protobuf import printable as words
 from alexnet.pretrained.weights import Weights, WeightsError, checked
 
-HANDING_ON = ("Dropout", "Identity")                  # the values, unchanged
+HANDING_ON = ("Dropout", "Identity")                  # nodes that do not change the values
 KINDS = AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.INTS, AttributeProto.STRING
 QUANTISED = ("QLinear", "Quantize", "Integer")
-END_PADS = ([0, 0, 0, 0], [0, 0, 1, 1])               # of pooling; on 227 pixels no window reaches the pad
+END_PADS = ([0, 0, 0, 0], [0, 0, 1, 1])               # pads of pooling; with 227 pixels no window reaches the padding
 
 
 def weights_of(proto, path):
-    """The Weights of a ModelProto; raises WeightsError."""
+    """Return the Weights of a ModelProto; raises WeightsError."""
     chain = chain_of(proto.graph, path)
     found = [step for step, _ in chain]
     model = model_of(found, path)
@@ -44,19 +44,22 @@ def weights_of(proto, path):
 
 
 def chain_of(graph, path):
-    """[(step, (weights, bias) or None)] of the graph's nodes; raises WeightsError where they are no chain of ours.
+    """Return [(step, (weights, bias) or None)] of the nodes of a graph.
 
-    Each node must take what the one before it gave.
+    The input of each node must be the output of the previous one.
+
+    Raises:
+        WeightsError: the nodes are not a chain of supported nodes.
     """
     tensors = tensors_of(graph, path)
-    inputs = [value.name for value in graph.input if value.name not in tensors]    # old files list the weights, too
+    inputs = [value.name for value in graph.input if value.name not in tensors]    # old files list the weights too
     if len(inputs) != 1:
         raise WeightsError(f"{path} must have one input, the images, got {len(inputs)}")
     chain, given = [], inputs[0]
     for node in graph.node:
         kind = words(node.op_type)
         if kind == "Constant":
-            continue                                   # the shape that a Reshape takes
+            continue                                   # the shape argument of a Reshape
         name = words(node.name) or kind
         if not node.input or node.input[0] != given or not node.output:
             what = f"{name} does not take what the node before it gave"
@@ -71,14 +74,14 @@ def chain_of(graph, path):
 
 
 def reason(kind):
-    """Why a node of this kind cannot be in a network of ours."""
+    """Explain why a node of this type is not supported."""
     if any(word in kind for word in QUANTISED):
         return f"is a quantised network (it has a node {kind}); take the one in float32"
     return f"is another network than ours: it has a node {kind}"
 
 
 def value_of(attribute):
-    """An attribute's value; of what no node of ours has, such as a graph, the words for it."""
+    """Return the value of an attribute, or a description if its type is not supported, such as a graph."""
     if attribute.type not in KINDS or attribute.ref_attr_name:
         return f"of kind {attribute.type}"
     return helper.get_attribute_value(attribute)
@@ -112,7 +115,7 @@ def normalisation(node, attributes, tensors, source):
     if not isinstance(n, int) or n < 1 or not isinstance(alpha, float):
         raise WeightsError(f"{source} must have a size of channels, got {n!r}")
     step = Normalisation(n, attributes.get("bias", 1.0), alpha / n, attributes.get("beta", 0.75))
-    return step, None                                  # ONNX divides alpha by n
+    return step, None                                  # alpha / n, because ONNX divides alpha by n
 
 
 def dense(node, attributes, tensors, source):
@@ -134,14 +137,14 @@ def flattening(node, attributes, tensors, source):
     return Flatten(), None
 
 
-STEPS = {                               # op_type -> (node, attributes, tensors, what a sentence calls it) -> step, pair
+STEPS = {                               # op_type -> function (node, attributes, tensors, message name) -> (step, pair)
     "Conv": convolution, "Relu": rectifier, "MaxPool": pooling, "LRN": normalisation, "Gemm": dense,
     "Flatten": flattening, "Reshape": flattening,
-}  # fmt: skip
+}
 
 
 def pair_of(node, tensors, source):
-    """(weights, bias) of a node, which must be in the file."""
+    """Return (weights, bias) of a node; raises WeightsError unless both are initializers."""
     names = node.input[1:]
     if len(names) != 2 or any(name not in tensors for name in names):
         given = ", ".join(map(words, names)) or "none"
@@ -151,14 +154,14 @@ def pair_of(node, tensors, source):
 
 
 def check_plain(attributes, source):
-    """Raise WeightsError for windows with gaps, or pads that the file does not say."""
+    """Raise WeightsError for dilated windows or automatic padding."""
     auto_pad, dilations = attributes.get("auto_pad", b"NOTSET"), attributes.get("dilations", [1])
     if auto_pad not in (b"NOTSET", b"VALID") or alike(dilations) != 1:
         raise WeightsError(f"{source} must have dilations 1 and no auto_pad, got {dilations} and {auto_pad}")
 
 
 def alike(values):
-    """The one number that all values are, else all of them."""
+    """Return the common value if all values are equal, else all of them as a tuple."""
     if not isinstance(values, list | tuple) or not values:
         return values
     return values[0] if len(set(values)) == 1 else tuple(values)

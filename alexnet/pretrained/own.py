@@ -1,20 +1,23 @@
-"""Our own files: a run's folder, its checkpoints, and weights alone in the same format (`python -m alexnet export`)."""
+"""Load our own format: run folders, checkpoints, and files of weights only, written by `python -m alexnet export`."""
 
-from alexnet import checkpoint
-from alexnet.checkpoint import MEAN, CheckpointError, ForeignFile
 from alexnet.models import MODELS
 from alexnet.pretrained.weights import TORCHVISION, Weights, WeightsError, checked, classes_of, shapes
+from alexnet.run import checkpoint_format
+from alexnet.run.checkpoint_format import MEAN, CheckpointError, ForeignFile
 
 OF_TORCHVISION = "features.0.weight"
 
 
 def load(path):
-    """The Weights of a safetensors file of ours, or of the newest checkpoint in a run's folder; raises WeightsError.
+    """Load the Weights of one of our safetensors files, or of the newest checkpoint in a run folder.
 
-    Of a run's checkpoint, the velocities are not read.
+    The velocities in a checkpoint are not read.
+
+    Raises:
+        WeightsError: the file cannot be read or has another format.
     """
     try:
-        path, arrays, metadata = checkpoint.load_from(path, names_of_weights)
+        path, arrays, metadata = checkpoint_format.load_from(path, names_of_weights)
     except ForeignFile as error:
         why = f"; {TORCHVISION}" if OF_TORCHVISION in error.names else ""
         raise WeightsError(f"{error}{why}") from error
@@ -36,19 +39,19 @@ def load(path):
 
 
 def names_of_weights(metadata):
-    """The arrays that a network of this metadata has; none where it says of none that is known."""
+    """Return the names of the arrays to read for the model in the metadata; empty if the model is unknown."""
     model = metadata.get("model")
     return [MEAN, *shapes(model, 1)] if isinstance(model, str) and model in MODELS else []
 
 
 def save(weights, path):
-    """Write Weights to a safetensors file, every bit with a checksum; raises WeightsError."""
+    """Write Weights to a safetensors file with checksums of all its content; raises WeightsError."""
     arrays = dict(weights.arrays)
     if weights.mean is not None:
         arrays[MEAN] = weights.mean
     names = list(weights.class_names) if weights.class_names else None
     metadata = {"model": weights.model, "classes": weights.classes, "class_names": names, "resize": weights.resize}
     try:
-        checkpoint.save(path, arrays, metadata)
+        checkpoint_format.save(path, arrays, metadata)
     except CheckpointError as error:
         raise WeightsError(str(error)) from error

@@ -1,4 +1,4 @@
-"""Protocol buffers: message classes made from a text of fields, and whole files parsed or refused.
+"""Protocol buffers: create message classes from a .proto text, and parse files with error reporting.
 
 Source: protobuf.dev/programming-guides/encoding.
 """
@@ -10,16 +10,16 @@ from google.protobuf.message import DecodeError
 
 from alexnet.pretrained.weights import WeightsError
 
-LARGEST = 2**31 - 1                     # bytes of a message, by its definition
+LARGEST = 2**31 - 1                     # maximum size of a message in bytes, defined by the format
 LONGEST_NAME = 60
 MESSAGE = re.compile(r"message (\w+) \{(.*?)\}", re.DOTALL)
 FIELD = re.compile(r"(optional|repeated) (\w+) (\w+) = (\d+)(?: \[default = (\S+)\])?;")
 
 
 def messages(text):
-    """Name -> class of each message in a text that is written as a .proto file is.
+    """Return name -> class of each message in a text with the syntax of a .proto file.
 
-    Fields that the text leaves out are passed over when a message is read; enums are int32, the same on the wire.
+    Parsing ignores fields that the text omits. Enums are declared as int32, which has the same wire format.
     """
     file = descriptor_pb2.FileDescriptorProto(name="messages.proto", syntax="proto2")
     for name, body in MESSAGE.findall(text):
@@ -43,9 +43,13 @@ def value_of(enum, name):
 
 
 def parsed(message, data, path, kind):
-    """The message, filled from the bytes of a file; raises WeightsError.
+    """Parse the content of a file into `message` and return it.
 
-    kind  what the file should be, for the sentence
+    Args:
+        kind: expected type of the file, for the error message.
+
+    Raises:
+        WeightsError: the content is not such a message.
     """
     try:
         message.ParseFromString(data)
@@ -55,13 +59,13 @@ def parsed(message, data, path, kind):
 
 
 def printable(value):
-    """A name in a file for a sentence: in one line and of a readable length, whatever a hostile file says."""
+    """Format a name from an untrusted file for an error message: one line of printable characters, limited length."""
     name = value.decode(errors="replace") if isinstance(value, bytes) else value
     return "".join(letter if letter.isprintable() else "?" for letter in name[:LONGEST_NAME])
 
 
 def contents(path):
-    """The bytes of a file of one message; raises WeightsError."""
+    """Read a file that contains one message; raises WeightsError."""
     try:
         size = path.stat().st_size
         if not 0 < size <= LARGEST:

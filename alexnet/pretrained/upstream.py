@@ -1,14 +1,16 @@
 """theano_alexnet's weights: a folder or a zip of W_0_65.npy, b_0_65.npy, W0_1_65.npy, W1_1_65.npy, b0_1_65.npy …
 
-A name is W or b, which half of a grouped layer, the layer (0 to 4 are conv1 to conv5, 5 to 7 fc6 to fc8), the epoch.
+A file name consists of W or b, the half of a grouped layer, the layer (0 to 4: conv1 to conv5; 5 to 7: fc6 to fc8), and
+the epoch.
 
-    conv    (in, row, column, out) of a true convolution: rows and columns run the other way than a correlation's
-    halves  of conv2, conv4 and conv5, along out
-    fc      (in, out); in testing the outputs of fc6 and fc7 are multiplied by 0.5, the share that dropout keeps
+    conv    (in, row, column, out), for a true convolution: rows and columns are reversed relative to a correlation
+    halves  conv2, conv4 and conv5 are split in two files along out
+    fc      (in, out); theano_alexnet multiplies the outputs of fc6 and fc7 by 0.5, the keep probability of dropout,
+            at test time
 
-Our dropout divides by that share in training instead, so fc7 and fc8 take the 0.5: a power of two, which changes no
-bit of a significand.  What we write is read back to the bit.  Of others' values, those below 2**-125 may be rounded
-by 2**-150; ours from 2**127 on are refused.
+Our dropout divides by the keep probability during training instead, so loading multiplies fc7.W and fc8.W by 0.5. A
+power of two leaves the significand unchanged, so files written by save() load bit for bit. In files from other
+programs, values below 2**-125 may be rounded by 2**-150. save() refuses values of 2**127 and above in fc7.W and fc8.W.
 
 Source: Ding et al. 2014, theano_alexnet: lib/layers.py (ConvPoolLayer, DropoutLayer), lib/tools.py (save_weights).
 """
@@ -18,29 +20,33 @@ import re
 
 import numpy as np
 
-from alexnet.augment import IMAGE_SIZE
+from alexnet.data.augment import IMAGE_SIZE
 from alexnet.pretrained.arrays import Folder, npy, opened, writing
 from alexnet.pretrained.weights import MAX_CLASSES, Weights, WeightsError, checked, shapes
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 HALVED = ("conv2", "conv4", "conv5")
 AFTER_DROPOUT = ("fc7.W", "fc8.W")
-KEPT = np.float32(0.5)                           # the share that dropout keeps
+KEPT = np.float32(0.5)                           # keep probability of dropout
 NAME = re.compile(r"[Wb][01]?_(?P<layer>[0-9]{1,4})_(?P<epoch>[0-9]{1,9})\.npy")
-MEANS = ("img_mean.npy", "misc/img_mean.npy")    # in the folder, or beside it
-LARGEST_MEAN = 3 * IMAGE_SIZE**2                 # values
-LISTING = "weights.json"                         # what our export says of the files
-LONGEST_LISTING = 1 << 24                        # bytes
+MEANS = ("img_mean.npy", "misc/img_mean.npy")    # in the folder or its parent
+LARGEST_MEAN = 3 * IMAGE_SIZE**2                 # maximum number of values
+LISTING = "weights.json"                         # metadata and checksums of our exports
+LONGEST_LISTING = 1 << 24                        # maximum size in bytes
 PUBLISHED_SHA1 = "58950804f50f8d1a76705e1b28d3546e12ea8a81"      # parameters_releasing.zip, hdl.handle.net/10864/10911
-PUBLISHED_EPOCH = 65                             # programs that read the published set look for these names
+PUBLISHED_EPOCH = 65                             # programs that read the published weights expect this epoch in names
 
 
 def load(path, unflipped=False, epoch=None):
-    """The Weights in theano_alexnet's folder or zip; velocities, rates and records there are left alone.
+    """Load the Weights in theano_alexnet's folder or zip. Files of velocities, learning rates and records are ignored.
 
-    unflipped  the filters are a correlation's already, as lib_conv "cudaconvnet" (FilterActs) trains them
-    epoch      which of several; None: the newest
-    Raises WeightsError.
+    Args:
+        unflipped: the filters already are those of a cross-correlation, as trained with lib_conv "cudaconvnet"
+            (FilterActs).
+        epoch: the epoch to load; None for the newest.
+
+    Raises:
+        WeightsError: the files cannot be read or do not match the network.
     """
     with opened(path, NAME) as files:
         listing = listing_of(files)
@@ -68,11 +74,11 @@ def load(path, unflipped=False, epoch=None):
         class_names=listing.get("class_names"),
         resize=listing.get("resize", "squash"),
         origin="; ".join([origin, *filter(None, notes)]),
-    ), path)  # fmt: skip
+    ), path)
 
 
 def files_of(classes, epoch):
-    """Name of our parameter -> [(file, shape)]: one file, or two halves in order."""
+    """Return parameter name -> [(file, shape)], with one file, or the files of both halves in order."""
     plan = {}
     for name, shape in shapes("alexnet", classes).items():
         layer, letter = name.split(".")
@@ -83,7 +89,7 @@ def files_of(classes, epoch):
 
 
 def ours(name, parts, unflipped=False):
-    """Our parameter from the arrays of its files."""
+    """Convert the arrays of a parameter's files to our layout."""
     array = np.concatenate(parts, axis=-1)
     if array.ndim == 4 and not unflipped:
         array = array[:, ::-1, ::-1, :]
@@ -91,7 +97,7 @@ def ours(name, parts, unflipped=False):
 
 
 def theirs(name, array):
-    """The arrays of a parameter's files: the inverse of ours."""
+    """Convert a parameter to the arrays of its files; the inverse of `ours`."""
     if array.ndim == 4:
         array = array[:, ::-1, ::-1, :]
     if name in AFTER_DROPOUT:
@@ -103,7 +109,7 @@ def theirs(name, array):
 
 
 def epochs_in(files):
-    """The epochs of which there are arrays, sorted; raises WeightsError where there is none."""
+    """Return the sorted epochs in the file names; raises WeightsError if there are none."""
     epochs = {int(match["epoch"]) for match in map(NAME.fullmatch, files.names) if match}
     if not epochs:
         raise WeightsError(f"{files.path} has no file of theano_alexnet's arrays W_0_65.npy …")
@@ -115,7 +121,7 @@ def listed(epochs):
 
 
 def refuse_others(files, plan, epoch):
-    """Raise WeightsError when a file of the plan is missing, or one of the epoch is there that the network lacks."""
+    """Raise WeightsError if a file of the plan is missing, or the epoch has an array that the network does not have."""
     needed = {file: name for name, parts in plan.items() for file, _ in parts}
     for file in needed:
         if file not in files.names:
@@ -128,7 +134,7 @@ def refuse_others(files, plan, epoch):
 
 
 def mean_of(files):
-    """(name, array) of the mean image in the files' folder or beside it; two times None where there is none."""
+    """Return (name, array) of the mean image in the folder or its parent, or (None, None) if there is none."""
     beside = [(files, f"../{name}") for name in MEANS]
     if files.packed:
         beside += [(Folder(files.path.parent), name) for name in MEANS]
@@ -138,11 +144,17 @@ def mean_of(files):
     return None, None
 
 
-# ---- what our export says of its files
+# ---- weights.json, which our export writes
 
 
 def listing_of(files):
-    """weights.json as a dictionary, every file that it lists checked; empty where there is none."""
+    """Return weights.json as a dictionary, or {} if there is none.
+
+    The checksums that it lists are set in `files`, which verifies them on reading.
+
+    Raises:
+        WeightsError: weights.json is malformed, belongs to another network, or lists a missing file.
+    """
     if not files.has(LISTING):
         return {}
     try:
@@ -159,10 +171,13 @@ def listing_of(files):
 
 
 def save(weights, path, epoch=PUBLISHED_EPOCH):
-    """Write Weights as theano_alexnet's folder, or zip where the path ends so, whole or not at all.
+    """Write Weights atomically as theano_alexnet's folder, or as a zip if the path ends in .zip.
 
-    epoch  in the files' names
-    Raises WeightsError, also for networks other than alexnet.
+    Args:
+        epoch: the epoch in the file names.
+
+    Raises:
+        WeightsError: the network is not alexnet, or the files cannot be written.
     """
     if weights.model != "alexnet":
         raise WeightsError(

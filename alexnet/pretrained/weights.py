@@ -1,4 +1,4 @@
-"""A trained network without the run that made it, and what each file format makes of it."""
+"""The trained weights of a network, independent of the run that produced them and of the file format."""
 
 import os
 import shutil
@@ -8,30 +8,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.augment import IMAGE_SIZE, RESIZES
-from alexnet.checkpoint import sync
+from alexnet.data.augment import IMAGE_SIZE, RESIZES
 from alexnet.models import MODELS
+from alexnet.run.checkpoint_format import sync
 
 IMAGENET_CLASSES = 1000
-MAX_CLASSES = 100_000                   # all of ImageNet has 21,841; more is damage, or meant to fill the memory
+MAX_CLASSES = 100_000                   # the full ImageNet has 21,841; more means a damaged or malicious file
 TORCHVISION = "torchvision's AlexNet is another network (64 filters in its first layer, no groups, no normalisation)"
 NAMES_FILE = Path(__file__).with_name("ilsvrc2012.txt")
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be read, used or written: the message is one sentence."""
+    """Weights cannot be read, used or written. The message is one sentence."""
 
 
 class Weights(NamedTuple):
-    """The parameters of a network, for RGB images, and what belongs to them.
+    """The parameters of a network for RGB images, and the information needed to use them.
 
     model        a name of alexnet.models.MODELS
     arrays       name -> float32 array of every parameter, conv1.W … fc8.b: filters (in / groups, row, column, out) of
                  a cross-correlation, dense weights (in, out)
-    mean         float32 (3, 256, 256), grey levels, RGB: subtracted from every image; None where nobody said
-    class_names  "wnid words" of each class in the order of the labels; None where nobody said
-    resize       how images become 256 x 256 pixels: "squash" or "crop", alexnet.images
-    origin       where they come from, for the reader: what kind of file, which path, what was assumed
+    mean         float32 (3, 256, 256), grey levels, RGB: subtracted from every image; None if unknown
+    class_names  "wnid words" of each class in the order of the labels; None if unknown
+    resize       how images are resized to 256 x 256 pixels: "squash" or "crop", see alexnet.data.images
+    origin       description of the source: format, path, and the assumptions made
     """
 
     model: str
@@ -43,16 +43,21 @@ class Weights(NamedTuple):
 
     @property
     def classes(self):
-        """Outputs of the last layer."""
+        """The number of classes, which is the number of outputs of the last layer."""
         return list(self.arrays.values())[-1].shape[-1]
 
 
 def checked(weights, source):
-    """The Weights with their arrays in the model's order, everything of them checked; raises WeightsError.
+    """Validate Weights and return them with their arrays in the order of the model.
 
-    The mean image becomes float32; 1000 classes without names get ILSVRC2012's, and the origin says so.
+    The mean image is converted to float32. If there are 1000 classes without names, they get the names of ILSVRC2012,
+    and the origin notes this assumption.
 
-    source  what the message calls them: their path
+    Args:
+        source: name of the weights in error messages, usually their path.
+
+    Raises:
+        WeightsError: a field is invalid or does not match the model.
     """
     classes = classes_of(weights, source)
     arrays = {name: fitting(weights, name, shape, source) for name, shape in shapes(weights.model, classes).items()}
@@ -68,7 +73,11 @@ def checked(weights, source):
 
 
 def classes_of(weights, source):
-    """Outputs of the network as its last biases have them; raises WeightsError where nothing can be said."""
+    """Return the number of classes, from the biases of the last layer.
+
+    Raises:
+        WeightsError: the model is unknown, or the biases are missing or invalid.
+    """
     if not isinstance(weights.model, str) or weights.model not in MODELS:
         raise WeightsError(f"{source} holds a network {weights.model!r}; there are {', '.join(MODELS)}")
     name = f"{last_layer(weights.model)}.b"
@@ -80,7 +89,7 @@ def classes_of(weights, source):
 
 
 def fitting(weights, name, shape, source):
-    """The array `name` of Weights, contiguous, if it is float32 of this shape and finite."""
+    """Return the array `name` of Weights, contiguous; raises WeightsError unless it is finite float32 of `shape`."""
     array = weights.arrays.get(name)
     if array is None:
         raise WeightsError(f"{source} has no {name}, which {weights.model} needs")
@@ -94,7 +103,7 @@ def fitting(weights, name, shape, source):
 
 
 def checked_mean(mean, source):
-    """The mean image as float32, or None where there is none."""
+    """Return the mean image as float32, or None if it is None; raises WeightsError."""
     if mean is None:
         return None
     shape = (3, IMAGE_SIZE, IMAGE_SIZE)
@@ -106,7 +115,7 @@ def checked_mean(mean, source):
 
 
 def checked_names(names, classes, source):
-    """The class names as a tuple, or None where there are none."""
+    """Return the class names as a tuple, or None if they are None; raises WeightsError."""
     if names is None:
         return None
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
@@ -117,9 +126,9 @@ def checked_names(names, classes, source):
 
 
 def shapes(model, classes):
-    """Name -> shape of every parameter of a network with `classes` outputs, in the model's order.
+    """Return name -> shape of every parameter of a network with `classes` outputs, in the order of the model.
 
-    Nothing as large as `classes` is allocated, for the number comes out of files.
+    Nothing of size `classes` is allocated, because the number comes from an untrusted file.
     """
     network = MODELS[model](None, classes=1)
     classifiers = {parameter.name for name in network.classifiers for parameter in network.weight_layers[name]}
@@ -130,21 +139,22 @@ def shapes(model, classes):
 
 
 def last_layer(model):
-    """The name of the layer whose outputs are the classes: fc8."""
+    """Return the name of the layer whose outputs are the classes, such as fc8."""
     return list(shapes(model, 1))[-1].split(".")[0]
 
 
 def imagenet_names():
-    """ "wnid words" of ILSVRC2012's 1000 classes, in the order of the labels."""
+    """Return "wnid words" of the 1000 classes of ILSVRC2012, in the order of the labels."""
     lines = NAMES_FILE.read_text(encoding="utf-8").splitlines()
     return tuple(line for line in lines if not line.startswith("#"))
 
 
 @contextmanager
 def whole(path):
-    """A path to write a file or a folder to, which becomes `path` when the block ends well: all of it, or nothing.
+    """Yield a temporary path for writing a file or folder. It is renamed to `path` when the block succeeds.
 
-    Raises WeightsError where the disk refuses, or where something is there that cannot be replaced.
+    Raises:
+        WeightsError: writing fails, or `path` exists and cannot be replaced.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -160,7 +170,7 @@ def whole(path):
 
 
 def remove(path):
-    """Remove a file or a folder that may be there."""
+    """Remove a file or folder if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

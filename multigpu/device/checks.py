@@ -1,4 +1,4 @@
-"""What every device refuses, in one sentence: parts, arrays, copies and means that cannot be."""
+"""Argument checks that all devices share: parts, arrays, copies and means."""
 
 from math import prod
 
@@ -14,13 +14,13 @@ def part(offset, nbytes, size):
 
 
 def fits(shape, dtype, size):
-    """Raise ValueError unless such an array fits a buffer of `size` bytes."""
+    """Raise ValueError unless an array of this shape and dtype fits a buffer of `size` bytes."""
     if prod(shape) * np.dtype(dtype).itemsize > size:
         raise ValueError(f"an array of {np.dtype(dtype)} {tuple(shape)} does not fit a buffer of {size} bytes")
 
 
 def copy(destination, source):
-    """Raise ValueError unless the two buffers are of one size."""
+    """Raise ValueError unless the two buffers have the same size."""
     if destination.nbytes != source.nbytes:
         raise ValueError(f"cannot copy {source.nbytes} bytes to a buffer of {destination.nbytes}")
 

@@ -1,8 +1,9 @@
-"""A GPU as a device: PyCUDA for memory, inter-process handles and copies between GPUs; JAX arrays without a copy.
+"""A GPU as a device: PyCUDA for memory, IPC handles and copies between GPUs; JAX arrays without a copy.
 
-Only what PyCUDA has allocated (cuMemAlloc) is exported: CUDA refuses handles of JAX's own memory.  JAX computes in each
-GPU's primary context, so PyCUDA takes the same.  It is on the thread's stack only while a verb runs, since one left
-there at exit aborts the process.  Copies and means go, in order, to one stream of this device.
+Only memory that PyCUDA has allocated (cuMemAlloc) is exported, because CUDA refuses handles of memory that JAX has
+allocated.  JAX computes in each GPU's primary context, so PyCUDA uses the same context.  The context is on the
+thread's stack only during a method call, because a context that is left on the stack at exit aborts the process.
+Copies and means run in order in one stream of this device.
 
 Use a device in the thread that opened it.
 
@@ -25,12 +26,12 @@ from multigpu.device import MOST_SOURCES, DeviceError, checks, number_of
 from multigpu.device.handles import CudaHandle
 
 KERNEL = Path(__file__).with_name("mean.ptx")
-PARAMETERS = f"P{MOST_SOURCES}PQI"               # of the kernel, as mean.cu lists them
-THREADS, MOST_BLOCKS = 256, 4096                 # of one mean: a million threads keep the memory of any GPU busy
+PARAMETERS = f"P{MOST_SOURCES}PQI"               # of the kernel, in the order of mean.cu
+THREADS, MOST_BLOCKS = 256, 4096                 # of one mean: a million threads saturate the memory of any GPU
 
 
-class About(NamedTuple):
-    """What a GPU is: memory and what is free of it in bytes, and its compute capability as in "9.0"."""
+class GpuInfo(NamedTuple):
+    """Properties of a GPU: total and free memory in bytes, and its compute capability as in "9.0"."""
 
     model: str
     memory: int
@@ -39,28 +40,28 @@ class About(NamedTuple):
 
 
 class CudaBuffer:
-    """`nbytes` bytes of GPU memory, of undefined content when new, from `offset` of an allocation on.
+    """`nbytes` bytes of GPU memory from `offset` of an allocation on, undefined when new.
 
-    memory  PyCUDA's DeviceAllocation, or the IPCMemoryHandle of another process's allocation; None for a part
-    handle  of an opened buffer, the one that it was opened by
-    whole   of a part: the buffer whose memory it is
+    memory:  PyCUDA's DeviceAllocation, or the IPCMemoryHandle of another process's allocation; None for a part
+    handle:  of an opened buffer, the handle that opened it
+    whole:   of a part: the buffer that owns the memory
     """
 
     def __init__(self, device, nbytes, memory, offset=0, handle=None, whole=None):
         self.device, self.nbytes = device, nbytes
         self.is_opened = handle is not None if whole is None else whole.is_opened
-        self.staged = None                       # page-locked memory, once staging() was asked for it
+        self.staged = None                       # page-locked memory, allocated by the first staging()
         self._memory, self._offset, self._handle, self._whole = memory, offset, handle, whole
 
     @property
     def pointer(self):
-        """Address of the first byte in this process; raises DeviceError when the buffer is closed."""
+        """Address of the first byte in this process; raises DeviceError if the buffer is closed."""
         self._check_open()
         return int((self._whole or self)._memory) + self._offset
 
     @property
     def handle(self):
-        """What another process needs to open this buffer, as long as it is open here; DeviceError without IPC."""
+        """Handle with which another process opens this buffer, as long as it is open here; DeviceError without IPC."""
         if self._whole is not None:
             return self._whole.handle._replace(offset=self._offset, nbytes=self.nbytes)
         self._check_open()
@@ -69,37 +70,44 @@ class CudaBuffer:
         return self._handle
 
     def part(self, offset, nbytes):
-        """`nbytes` bytes of this buffer from `offset` on; open as long as the whole is, and closing it does nothing."""
+        """Return `nbytes` bytes from `offset` on as a buffer.
+
+        It is open as long as the whole buffer is; closing it has no effect.
+        """
         self._check_open()
         checks.part(offset, nbytes, self.nbytes)
         return CudaBuffer(self.device, nbytes, None, self._offset + offset, whole=self._whole or self)
 
     def array(self, shape, dtype):
-        """The first bytes as the engine takes them, after the copies under way have ended.
+        """Return the first bytes as an input array of the backend, after all pending copies.
 
-        A jax.Array that is this memory: use it only while the buffer is open, and wait for what was computed from it
-        before the bytes change.  For an engine on the host: a copy, an ndarray.
+        For JAX: a jax.Array that shares this memory. Use it only while the buffer is open, and wait for all results
+        computed from it before the bytes change.  For a backend on the host: a copy, an ndarray.
         """
         self._check_open()
         checks.fits(shape, dtype, self.nbytes)
         return self.device.array(self, shape, dtype)
 
     def close(self):
-        """Free the memory, or let go of another process's; calling it again does nothing."""
+        """Free the memory, or close another process's memory; further calls do nothing."""
         if self._memory is not None:
             self.device.release(self._memory)
         self._memory = self.staged = None
 
     def _check_open(self):
         if (self._whole or self)._memory is None:
-            raise DeviceError(f"this buffer of {self.nbytes} bytes is closed; use it before close() or open it anew")
+            raise DeviceError(f"this buffer of {self.nbytes} bytes is closed; use it before close(), or open it again")
 
 
 class CudaDevice:
-    """GPU number `number` as CUDA counts, with the verbs of multigpu.device.
+    """GPU number `number` in CUDA's numbering, with the methods of multigpu.device.
 
-    on_host  the engine computes with NumPy arrays: array() and unpack() copy to the host, and JAX is never imported
-    Raises DeviceError, with the cure, where it cannot be used.
+    Args:
+        number: the GPU.
+        on_host: the backend computes with NumPy arrays: array() and unpack() copy to the host, and JAX is not imported.
+
+    Raises:
+        DeviceError: the GPU cannot be used; the message includes the remedy.
     """
 
     def __init__(self, number, on_host=True):
@@ -110,16 +118,16 @@ class CudaDevice:
             self._context = self._gpu.retain_primary_context()
         except cuda.Error as error:
             raise DeviceError(f"{self.name} cannot be used ({error}); nvidia-smi shows who uses it") from error
-        # also at exit, where PyCUDA itself would release a primary context as if it were another
+        # also at exit, where PyCUDA itself would release a primary context like an ordinary one
         self._release = weakref.finalize(self, self._context.detach)
         self._buffers = []
-        self._being_read = []                    # arrays that must stay until the copies under way have ended
+        self._being_read = []                    # arrays that must live until the pending copies have ended
         with self._current():
             self._stream = cuda.Stream()
 
     @contextmanager
     def _current(self):
-        """This GPU's context as the current one of the thread."""
+        """Make this GPU's context the thread's current one."""
         self._context.push()
         try:
             yield
@@ -127,7 +135,7 @@ class CudaDevice:
             cuda.Context.pop()
 
     def allocate(self, nbytes):
-        """A new CudaBuffer of `nbytes` bytes; raises DeviceError where there is no memory for it."""
+        """Return a new CudaBuffer of `nbytes` bytes; raises DeviceError if there is not enough memory."""
         if nbytes < 1:
             raise ValueError(f"a buffer holds at least 1 byte, got {nbytes}")
         with self._current():
@@ -141,7 +149,7 @@ class CudaDevice:
                 ) from error
 
     def export(self, buffer):
-        """The handle of a buffer allocated here; raises DeviceError where CUDA has no IPC."""
+        """Return the handle of a buffer allocated here; raises DeviceError if CUDA has no IPC."""
         with self._current():
             try:
                 ipc = bytes(cuda.mem_get_ipc_handle(buffer.pointer))
@@ -153,7 +161,7 @@ class CudaDevice:
         return CudaHandle(os.getpid(), self._gpu.pci_bus_id(), ipc, buffer.nbytes)
 
     def open(self, handle):
-        """The buffer that another process's handle names; raises DeviceError when it cannot be had."""
+        """Open the buffer of another process's handle; raises DeviceError if that is not possible."""
         if not isinstance(handle, CudaHandle):
             raise DeviceError(f"{self.name} cannot open a {type(handle).__name__}, which names no memory of a GPU")
         if handle.pid == os.getpid():
@@ -169,7 +177,7 @@ class CudaDevice:
             return self._keep(CudaBuffer(self, handle.nbytes, memory, handle.offset, handle))
 
     def array(self, buffer, shape, dtype):
-        """CudaBuffer.array."""
+        """Implement CudaBuffer.array."""
         if not self.on_host:
             self.synchronise()
             return jax_array(self._jax_device, buffer, shape, dtype)
@@ -178,7 +186,10 @@ class CudaDevice:
         return array
 
     def staging(self, buffer, shape, dtype):
-        """Page-locked host memory as an ndarray, the same for each call: fill it once its last upload has ended."""
+        """Return page-locked host memory as an ndarray, the same in each call.
+
+        Do not refill it before its last upload has ended.
+        """
         checks.fits(shape, dtype, buffer.nbytes)
         if buffer.staged is None:
             with self._current():
@@ -188,7 +199,7 @@ class CudaDevice:
     def upload(self, buffer, array):
         """Copy an ndarray, or a jax.Array once it is computed, into the first bytes of the buffer.
 
-        It may end later: keep the array as it is, and a jax.Array from being donated, until synchronise().
+        The copy is asynchronous: do not change the array, or donate a jax.Array, before synchronise().
         """
         checks.fits(array.shape, array.dtype, buffer.nbytes)
         source = pointer_of_jax(array)
@@ -201,14 +212,14 @@ class CudaDevice:
         self._being_read.append(array)
 
     def download(self, array, buffer):
-        """Copy the first bytes of the buffer into a contiguous ndarray; the copies before it have ended too."""
+        """Copy the first bytes of the buffer into a contiguous ndarray; earlier copies are complete on return, too."""
         checks.fits(array.shape, array.dtype, buffer.nbytes)
         with self._current():
             cuda.memcpy_dtoh_async(array, buffer.pointer, self._stream)
         self.synchronise()
 
     def unpack(self, buffer, shapes):
-        """The float32 arrays of `shapes` that lie end to end in the buffer, as copies that are made on return."""
+        """Return the concatenated float32 arrays of `shapes` in the buffer as copies, which are complete on return."""
         n = sum(map(prod, shapes))
         flat = self.array(buffer, (n,), np.float32)
         return split(flat, shapes) if self.on_host else jax_split(flat, shapes)
@@ -223,14 +234,14 @@ class CudaDevice:
         if all(buffer.device is self and not buffer.is_opened for buffer in (destination, source)):
             cuda.memcpy_dtod_async(destination.pointer, source.pointer, source.nbytes, self._stream)
         else:
-            # PyCUDA 2026.1 crashes unless both contexts are given, and then takes the current one for both, which is
-            # right for memory opened in it; elsewhere the driver finds the GPU by the address
+            # PyCUDA 2026.1 crashes unless both contexts are given, and then uses the current one for both. That is
+            # correct for memory opened in it; in other cases the driver finds the GPU by the address.
             cuda.memcpy_peer_async(
                 destination.pointer, source.pointer, source.nbytes, self._context, self._context, self._stream
             )
 
     def mean(self, destination, sources, also=()):
-        """Fill `destination`, and the buffers of `also`, with the mean of `sources`; each may be among the sources."""
+        """Fill `destination`, and the buffers of `also`, with the mean of `sources`; each may be one of the sources."""
         checks.mean(destination, sources, also)
         n = destination.nbytes // 4
         pointers = [source.pointer for source in sources] + [0] * (MOST_SOURCES - len(sources))
@@ -257,21 +268,21 @@ class CudaDevice:
 
     @contextmanager
     def lent(self):
-        """This GPU's context as the thread's current one; yields the handle of the stream of its copies.
+        """Make this GPU's context the thread's current one; yield the handle of its copy stream.
 
-        For a library that queues work of its own there, which synchronise() waits for like any other.
+        A library can queue its own work in this stream; synchronise() waits for it as well.
         """
         with self._current():
             yield self._stream.handle
 
     def about(self):
-        """This GPU as About."""
+        """Return the GpuInfo of this GPU."""
         with self._current():
             free, total = cuda.mem_get_info()
-        return About(self._gpu.name(), total, free, "{}.{}".format(*self._gpu.compute_capability()))
+        return GpuInfo(self._gpu.name(), total, free, "{}.{}".format(*self._gpu.compute_capability()))
 
     def can_reach(self, name):
-        """None, or a sentence why another process's buffers on the device of that name cannot be opened here."""
+        """Return None, or a sentence why another process's buffers on the named device cannot be opened here."""
         if name == "cpu":
             return f"{self.name} cannot open buffers in host memory"
         try:
@@ -283,7 +294,7 @@ class CudaDevice:
         return self._no_ipc
 
     def has_peer_access(self, name):
-        """Whether this GPU can read and write the memory of another; raises DeviceError when there is none such."""
+        """Return whether this GPU can access another one's memory; raises DeviceError if that GPU does not exist."""
         return self._gpu.can_access_peer(find(number_of(name)))
 
     @cached_property
@@ -299,7 +310,7 @@ class CudaDevice:
         return jax_device(self._number)
 
     def close(self):
-        """Close every buffer, first those of other processes, and release the GPU; calling it again does nothing."""
+        """Close every buffer, those of other processes first, and release the GPU; further calls do nothing."""
         if not self._release.alive:
             return
         self.synchronise()
@@ -311,7 +322,7 @@ class CudaDevice:
         self._release()
 
     def release(self, memory):
-        """Free an allocation, or let go of another process's."""
+        """Free an allocation, or close another process's memory."""
         with self._current():
             if isinstance(memory, cuda.IPCMemoryHandle):
                 memory.close()
@@ -330,7 +341,7 @@ class CudaDevice:
 
 
 def count():
-    """How many GPUs CUDA has here; raises DeviceError where it cannot be used."""
+    """Return the number of GPUs that CUDA finds; raises DeviceError if CUDA cannot be used."""
     try:
         cuda.init()
         return cuda.Device.count()
@@ -341,7 +352,7 @@ def count():
 
 
 def find(number):
-    """PyCUDA's Device of that number; raises DeviceError, saying what is there, when there is none."""
+    """Return PyCUDA's Device of that number; raises DeviceError, which lists the existing ones, if there is none."""
     if number < count():
         return cuda.Device(number)
     there = ", ".join(f"cuda{each} ({cuda.Device(each).name()})" for each in range(count())) or "no GPU"
@@ -349,17 +360,17 @@ def find(number):
 
 
 def split(flat, shapes):
-    """One after the other, pieces of a flat array in these shapes."""
+    """Split a flat array into consecutive pieces of these shapes."""
     ends = np.cumsum([prod(shape) for shape in shapes])
     return [flat[end - prod(shape) : end].reshape(shape) for end, shape in zip(ends.tolist(), shapes, strict=True)]
 
 
-# ---- How a PyCUDA buffer becomes a jax.Array without a copy, and back: nowhere else.  JAX is imported only here, by
-# ---- name, when an engine that computes with it asks.
+# ---- Conversion between PyCUDA buffers and jax.Arrays without a copy.  JAX is imported only here, by name, when a
+# ---- JAX backend needs it.
 
 
-class Memory:
-    """A buffer as JAX takes it over, which does not keep this alive: __cuda_array_interface__, version 3."""
+class BufferInterface:
+    """A buffer for import into JAX, which does not keep this object alive: __cuda_array_interface__, version 3."""
 
     def __init__(self, buffer, shape, dtype):
         self.__cuda_array_interface__ = {
@@ -368,13 +379,13 @@ class Memory:
             "shape": tuple(shape),
             "typestr": np.dtype(dtype).str,
             "strides": None,
-            "stream": None,                      # nothing is under way: CudaDevice.array() has synchronised
+            "stream": None,                      # no copy is pending: CudaDevice.array() has synchronised
         }
 
 
 def jax_device(number):
-    """The JAX device of GPU `number`; raises DeviceError when JAX does not see it."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")     # if this is JAX's first use: it would take all
+    """Return the JAX device of GPU `number`; raises DeviceError if JAX does not find it."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")     # at JAX's first use; else it takes all memory
     try:
         devices = import_module("jax").local_devices(backend="cuda")
     except (ImportError, RuntimeError) as error:
@@ -386,24 +397,24 @@ def jax_device(number):
 
 
 def jax_array(device, buffer, shape, dtype):
-    """The first bytes of the buffer as a jax.Array on this JAX device, not a copy."""
+    """Return the first bytes of the buffer as a jax.Array on this JAX device, without a copy."""
     jax = import_module("jax")
-    return jax.device_put(jax.numpy.asarray(Memory(buffer, shape, dtype)), device)
+    return jax.device_put(jax.numpy.asarray(BufferInterface(buffer, shape, dtype)), device)
 
 
 def jax_split(flat, shapes):
-    """Pieces of a flat jax.Array in these shapes, as arrays of JAX's own that are computed on return."""
+    """Split a flat jax.Array into arrays of these shapes in JAX's own memory, computed on return."""
     return import_module("jax").block_until_ready(jax_splitter(tuple(map(tuple, shapes)))(flat))
 
 
 @cache
 def jax_splitter(shapes):
-    """split() compiled for these shapes; what a compiled function of JAX returns is new memory."""
+    """Compile split() for these shapes; a compiled JAX function returns new memory."""
     return import_module("jax").jit(lambda flat: split(flat, shapes))
 
 
 def pointer_of_jax(array):
-    """Where a jax.Array on a GPU lies, once it is computed; None for an array on the host."""
+    """Return the address of a jax.Array on a GPU, once it is computed; None for an array on the host."""
     if isinstance(array, np.ndarray | np.generic) or next(iter(array.devices())).platform != "gpu":
         return None
     return array.block_until_ready().unsafe_buffer_pointer()

@@ -1,4 +1,7 @@
-"""Names of buffers, which travel between processes: plain, so that whoever passes one on needs neither device."""
+"""Handles of buffers, which are sent between processes.
+
+They are plain tuples, so that a process that forwards them needs neither device.
+"""
 
 from typing import NamedTuple
 
@@ -6,13 +9,13 @@ from multigpu.device import checks
 
 
 def part_of(handle, offset, nbytes):
-    """The handle of `nbytes` bytes of this buffer from `offset` on."""
+    """Return the handle of `nbytes` bytes of this buffer from `offset` on."""
     checks.part(offset, nbytes, handle.nbytes)
     return handle._replace(offset=handle.offset + offset, nbytes=nbytes)
 
 
 class HostHandle(NamedTuple):
-    """Names a buffer to another process: file `fd` of process `pid`, and the bytes of it that are meant."""
+    """Identifies a buffer to another process: file `fd` of process `pid`, and a range of its bytes."""
 
     pid: int
     fd: int
@@ -24,7 +27,7 @@ class HostHandle(NamedTuple):
 
 
 class CudaHandle(NamedTuple):
-    """Names a buffer to another process: CUDA's handle of the whole allocation, and the bytes of it that are meant."""
+    """Identifies a buffer to another process: CUDA's handle of the whole allocation, and a range of its bytes."""
 
     pid: int
     gpu: str                                     # its address on the PCI bus: the same in every process

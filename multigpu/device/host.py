@@ -1,8 +1,8 @@
 """The host as a device: buffers in shared memory.
 
-A buffer is a file in memory without a name (memfd).  Nothing of it is ever seen in /dev/shm, and the kernel frees
-it when the last process that maps it is gone, also after SIGKILL.  Another process of the same user opens it as
-/proc/<pid>/fd/<fd> and checks the inode, because both numbers may have been given anew since.
+A buffer is an anonymous file in memory (memfd).  It never appears in /dev/shm, and the kernel frees it when the last
+process that maps it exits, even after SIGKILL.  Another process of the same user opens it as /proc/<pid>/fd/<fd> and
+checks the inode, because both numbers may have been reused in the meantime.
 """
 
 import mmap
@@ -24,44 +24,47 @@ class HostBuffer:
         self.nbytes = handle.nbytes
         self._handle = handle
         self._memory = mmap.mmap(fd, handle.offset + handle.nbytes) if whole is None else None
-        self._fd = fd if owned else None         # the owner's fd is what the handle names
-        self._whole = whole                      # of a part: the buffer whose memory it is
+        self._fd = fd if owned else None         # the owner's fd, which the handle names
+        self._whole = whole                      # of a part: the buffer that owns the memory
 
     @property
     def handle(self):
-        """What another process needs to open this buffer, as long as it is open here."""
+        """Handle with which another process opens this buffer, as long as it is open here."""
         self._mapped()
         return self._handle
 
     def part(self, offset, nbytes):
-        """`nbytes` bytes of this buffer from `offset` on; open as long as the whole is, and closing it does nothing."""
+        """Return `nbytes` bytes from `offset` on as a buffer.
+
+        It is open as long as the whole buffer is; closing it has no effect.
+        """
         self._mapped()
         return HostBuffer(self._handle.part(offset, nbytes), None, whole=self._whole or self)
 
     def array(self, shape, dtype):
-        """The first bytes as an ndarray, not a copy; a view held after close() keeps the memory mapped."""
+        """Return the first bytes as an ndarray, without a copy; a view held after close() keeps the memory mapped."""
         checks.fits(shape, dtype, self.nbytes)
         return np.frombuffer(self._mapped(), dtype, prod(shape), self._handle.offset).reshape(shape)
 
     def close(self):
-        """Let go of the memory; calling it again does nothing."""
+        """Release the memory; further calls do nothing."""
         self._memory = None
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
     def _mapped(self):
-        """The mapped memory; raises DeviceError when it is closed."""
+        """Return the mapped memory; raises DeviceError if the buffer is closed."""
         memory = (self._whole or self)._memory
         if memory is None:
-            raise DeviceError(f"this buffer of {self.nbytes} bytes is closed; use it before close() or open it anew")
+            raise DeviceError(f"this buffer of {self.nbytes} bytes is closed; use it before close(), or open it again")
         return memory
 
 
 class HostDevice:
-    """Shared memory of this machine, with the verbs of multigpu.device.
+    """Shared memory of this machine, with the methods of multigpu.device.
 
-    on_host  whether the engine computes with NumPy arrays: unpack() then hands out views, else copies
+    on_host: whether the backend computes with NumPy arrays; unpack() then returns views, else copies.
     """
 
     name = "cpu"
@@ -71,7 +74,7 @@ class HostDevice:
         self._buffers = []
 
     def allocate(self, nbytes):
-        """A new HostBuffer of `nbytes` zero bytes; raises DeviceError where there is no memory for it."""
+        """Return a new HostBuffer of `nbytes` zero bytes; raises DeviceError if there is not enough memory."""
         if not hasattr(os, "memfd_create"):
             raise DeviceError("shared buffers need Linux (memfd_create is missing here); para_load=false works without")
         if nbytes < 1:
@@ -82,11 +85,11 @@ class HostDevice:
             buffer = HostBuffer(HostHandle(os.getpid(), fd, os.fstat(fd).st_ino, nbytes), fd, owned=True)
         except OSError as error:
             os.close(fd)
-            raise DeviceError(f"no {nbytes} bytes of shared memory are to be had: {error.strerror}") from error
+            raise DeviceError(f"cannot allocate {nbytes} bytes of shared memory: {error.strerror}") from error
         return self._keep(buffer)
 
     def open(self, handle):
-        """The buffer that another process's handle names; raises DeviceError when it is not there any more."""
+        """Open the buffer of another process's handle; raises DeviceError if it no longer exists."""
         if not isinstance(handle, HostHandle):
             raise DeviceError(f"cpu cannot open a {type(handle).__name__}, which names no memory of the host")
         if handle.pid == os.getpid():
@@ -105,41 +108,42 @@ class HostDevice:
                 )
             return self._keep(HostBuffer(handle, fd))
         finally:
-            os.close(fd)                         # the mapping stays
+            os.close(fd)                         # the mapping remains valid
 
     def staging(self, buffer, shape, dtype):
-        """The buffer's own memory: what is filled in there needs no upload."""
+        """Return the buffer's own memory; data written there needs no upload."""
         return buffer.array(shape, dtype)
 
     def upload(self, buffer, array):
-        """Copy an array into the first bytes of the buffer; nothing where these are the array's own memory."""
+        """Copy an array into the first bytes of the buffer, unless it is a view of these bytes."""
         array = np.asarray(array)
         place = buffer.array(array.shape, array.dtype)
         if not same_memory(place, array):
             np.copyto(place, array)
 
     def download(self, array, buffer):
-        """Copy the first bytes of the buffer into an ndarray; nothing where these are its own memory."""
+        """Copy the first bytes of the buffer into an ndarray, unless it is a view of these bytes."""
         place = buffer.array(array.shape, array.dtype)
         if not same_memory(place, array):
             np.copyto(array, place)
 
     def unpack(self, buffer, shapes):
-        """The float32 arrays of `shapes` that lie end to end in the buffer, as a list of views or of copies."""
+        """Return the concatenated float32 arrays of `shapes` in the buffer, as a list of views or of copies."""
         flat = buffer.array((sum(map(prod, shapes)),), np.float32)
         pieces = np.split(flat, np.cumsum([prod(shape) for shape in shapes])[:-1])
         arrays = [piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
         return arrays if self.on_host else [array.copy() for array in arrays]
 
     def copy(self, destination, source):
-        """Copy all bytes of buffer `source` to buffer `destination`, of the same size; done on return."""
+        """Copy all bytes of buffer `source` to buffer `destination`, of the same size; complete on return."""
         checks.copy(destination, source)
         np.copyto(destination.array((destination.nbytes,), np.uint8), source.array((source.nbytes,), np.uint8))
 
     def mean(self, destination, sources, also=()):
-        """Fill `destination`, and the buffers of `also`, with the mean of `sources`; done on return.
+        """Fill `destination`, and the buffers of `also`, with the mean of `sources`; complete on return.
 
-        Each may be among the sources.  Piece by piece, so that each byte crosses the memory bus once each way.
+        Each of them may be one of the sources.  The computation is blocked, so that each byte crosses the memory bus
+        once in each direction.
         """
         checks.mean(destination, sources, also)
         n = destination.nbytes // 4
@@ -156,14 +160,14 @@ class HostDevice:
                 result[piece] = mean
 
     def synchronise(self):
-        """Wait for every copy: on the host each has ended before its call returned."""
+        """Do nothing: host copies are complete on return."""
 
     def can_reach(self, name):
-        """None for the cpu, else a sentence: host buffers can be opened by whoever shares this machine's memory."""
+        """Return None for the cpu, else a sentence; any process on this machine can open host buffers."""
         return None if name == "cpu" else f"the cpu cannot open buffers that lie on {name}"
 
     def close(self):
-        """Close every buffer allocated or opened here, the last first."""
+        """Close every buffer allocated or opened here, in reverse order."""
         while self._buffers:
             self._buffers.pop().close()
 
@@ -179,5 +183,5 @@ class HostDevice:
 
 
 def same_memory(one, other):
-    """Whether two arrays of one shape and dtype are the same elements in memory."""
+    """Return whether two arrays of one shape and dtype are the same elements in memory."""
     return one.ctypes.data == other.ctypes.data and one.strides == other.strides

@@ -1,6 +1,6 @@
-"""Whether another process can open memory of a device, as a loader and other workers will: it is tried.
+"""Tests whether another process can open memory of a device, as a loader and other workers do.
 
-A driver exports handles that nobody can open, in some containers for one; so only a trial tells.
+In some containers a driver exports handles that no process can open, so only a trial shows it.
 """
 
 from multigpu.device import DeviceError, open_device
@@ -10,7 +10,7 @@ PATIENCE = 60.0                                  # seconds that the other proces
 
 
 def why_no_ipc(device):
-    """None when another process can open memory of the device, else a sentence."""
+    """Return None if another process can open memory of the device, else a sentence."""
     obstacle = device.can_reach(device.name)
     if obstacle:
         return obstacle
@@ -30,7 +30,7 @@ def why_no_ipc(device):
 
 
 def try_to_open(pipe, name, handle):
-    """Entry point of a process that opens a handle, and says why it could not."""
+    """Entry point of a process that opens a handle and sends the error message, or None."""
     try:
         with open_device(name) as device:
             device.open(handle)

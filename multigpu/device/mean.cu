@@ -1,18 +1,18 @@
-/* The mean of up to 16 buffers of float32, element by element: CudaDevice.mean().
+/* Elementwise mean of up to 16 float32 buffers: CudaDevice.mean().
  *
- * mean.ptx beside this file is made from it, so that no CUDA compiler is needed to run it; the driver compiles that
- * for the GPU at hand.  After a change:
+ * mean.ptx beside this file is generated from it, so that no CUDA compiler is needed at run time; the driver compiles
+ * the PTX code for the installed GPU.  After a change:
  *
  *     nvcc -ptx -arch=compute_75 -o mean.ptx mean.cu
  *
- * and set by hand  .version 4.3  and  .target sm_50 : it uses nothing newer, and so runs from Maxwell on.
+ * Then edit the PTX by hand to  .version 4.3  and  .target sm_50 : it uses no newer feature and runs from Maxwell on.
  *
- * Each addition and the division round to nearest, in the order of the sources: the bits are those of the host.
- * destination may be one of the sources, since each element is read before it is written, by one thread.
+ * Each addition and the division round to nearest, in the order of the sources, so the result is bit-identical to the
+ * host's.  destination may be one of the sources, because one thread reads each element before it writes it.
  *
- * Parameters as they lie in memory, 152 bytes with 4 of padding at the end:
+ * Parameters as laid out in memory, 152 bytes with 4 of padding at the end:
  *       0  destination      pointer to count floats
- *       8  sources          16 pointers, of which n are looked at
+ *       8  sources          16 pointers, of which n are used
  *     136  count            unsigned 64 bits: floats in each
  *     144  n                unsigned 32 bits: sources, 1 to 16
  */
@@ -27,7 +27,7 @@ extern "C" __global__ void mean(float *destination, Sources sources, unsigned lo
     for (unsigned long long i = (unsigned long long) blockIdx.x * blockDim.x + threadIdx.x; i < count; i += step) {
         float sum = sources.pointer[0][i];
 #pragma unroll
-        for (unsigned int k = 1; k < 16; k++)    /* unrolled, the pointers stay where the launch put them */
+        for (unsigned int k = 1; k < 16; k++)    /* unrolled, the pointers stay in the parameter space */
             if (k < n)
                 sum = __fadd_rn(sum, sources.pointer[k][i]);
         destination[i] = __fdiv_rn(sum, (float) n);

@@ -1,27 +1,30 @@
-"""Strategies: how the workers' arrays become their mean; when, and with whom, is a rule's: multigpu.rules.
+"""Exchange strategies: how the arrays of all workers are averaged.
 
-    peer             each worker reads and writes the others' memory itself; one machine       peer.py
-    ar, allreduce    MPI's own Allreduce                                                      allreduce.py
-    asa32, asa16     all to all, sum on the owner of a piece, all gather                      asa.py
-    copper, copper16 a binary tree                                                            copper.py
+When workers exchange, and with whom, is decided by the rule (multigpu.rules).
+
+    peer             direct access to the memory of the other workers; one machine only       peer.py
+    ar, allreduce    MPI's Allreduce                                                          allreduce.py
+    asa32, asa16     alltoall, local sum of one slice per rank, allgather                     asa.py
+    copper, copper16 binary tree                                                              copper.py
     nccl32, nccl16   NCCL's allreduce on the GPUs                                             nccl.py
 
-All but peer move arrays between ranks of an MPI job; names that end in 16 have float16 on the wire.
-A strategy is a file, or a class of one, and a line in EXCHANGES.  connect(...) of its line makes the Strategy that a
-rule is handed:
+All strategies except peer move arrays between the ranks of an MPI job. Names that end in 16 transfer float16.
+A strategy is a module, or a class in one, and an entry in EXCHANGES. The entry names a function that returns the
+Strategy which the rule uses:
 
     connect(config, device, partners, shapes, warn, step=0) -> Strategy
 
-device    of multigpu.device, open     partners  multigpu.partners.Partners, or multigpu.mpi's
-shapes    of the float32 arrays that are exchanged, alike in all workers
-warn      (sentence) -> None, called at rank 0 alone
-Raises ConfigError for what cannot be, DeviceError.
+device    an open device of multigpu.device
+partners  multigpu.communicator.PipeCommunicator or multigpu.mpi.communicator.MpiCommunicator
+shapes    shapes of the float32 arrays to exchange, the same in all workers
+warn      (message) -> None, called on rank 0 only
+connect() is collective. It raises ConfigError for invalid settings, and DeviceError.
 """
 
 import pkgutil
 from abc import ABC, abstractmethod
 
-from alexnet.config import ConfigError, check_known
+from alexnet.config.schema import ConfigError, check_known
 
 EXCHANGES = {
     "peer": "multigpu.exchange.peer:connect",
@@ -34,30 +37,34 @@ EXCHANGES = {
     "nccl32": "multigpu.exchange.nccl:connect32",
     "nccl16": "multigpu.exchange.nccl:connect16",
 }
-BETWEEN_HOSTS = "asa32"                          # what auto means where not all workers share a machine
+BETWEEN_HOSTS = "asa32"                          # meaning of auto if the workers run on several machines
 
 
 class Strategy(ABC):
-    """A flat buffer in each worker, and the way in which all of them become their mean.
+    """A flat buffer in each worker and a method that averages these buffers.
 
-    device  that the buffer lies on
-    flat    multigpu.exchange.flat.Flat
+    device  the device that holds the buffer
+    flat    multigpu.exchange.flat_buffer.FlatBuffer
     """
 
     @abstractmethod
     def average(self, step):
-        """Replace the buffers of all workers by their mean, alike to the bit; every worker calls it.
+        """Replace the buffers of all workers by their mean, bit-identical in all of them. Collective.
 
-        Nobody's buffer may be under way when the last of them calls it.  Raises PartnerDied, OutOfStep.
+        All pending transfers must have completed before this is called. Raises PeerDied, DesyncError.
         """
 
     @abstractmethod
     def close(self):
-        """Let go of the others' memory, then free one's own; every worker calls it."""
+        """Close the buffers of the other workers, then free this worker's buffer. Collective."""
 
 
 def strategy_of(config, partners):
-    """The connect() of the settings' strategy; raises ConfigError for one that is not there, or cannot be here."""
+    """Return the connect() function of the strategy in the settings.
+
+    Raises:
+        ConfigError: the strategy is unknown, or cannot be used with these settings or in this job.
+    """
     name = config.exchange
     if name == "auto":
         name = "peer" if partners.on_one_host else BETWEEN_HOSTS
@@ -86,7 +93,7 @@ def strategy_of(config, partners):
 
 
 def check_gpus(name, config, partners):
-    """Raise ConfigError where the settings give a rank no GPU, or two ranks one."""
+    """Raise ConfigError if the settings assign no GPU to a rank, or the same GPU to two ranks."""
     devices = config.devices
     if "cpu" in devices:
         raise ConfigError(f"exchange={name} needs a GPU for each rank, got devices={','.join(devices)}")

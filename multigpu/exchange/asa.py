@@ -1,27 +1,27 @@
-"""All to all, sum, all gather: each rank sums one slice of the arrays of all ranks, and hands it to all.
+"""Alltoall, sum, allgather: each rank sums one slice of the arrays of all ranks and sends the result to all ranks.
 
-    asa32   s = x_0 + x_1 + ... + x_N-1 in float32, in the order of ranks, then / N for the mean
-    asa16   s = h(x_0) + h(x_1) + ... in float32, in the order of ranks, then / N, then h(s)
+    asa32   s = x_0 + x_1 + ... + x_N-1 in float32, in rank order, then / N for the mean
+    asa16   s = h(x_0) + h(x_1) + ... in float32, in rank order, then / N, then h(s)
 
-where h rounds to float16, to nearest, ties to even.  One rank makes each element and hands out what it made, so all
-ranks end with the same bits.  For n floats on N ranks each sends 2 (N - 1) / N * 4 n bytes, for asa16 half of that.
+where h rounds to float16, to nearest, ties to even. Each element is computed by one rank, which also uses the value
+that it sends, so all ranks end with the same bits. For n floats on N ranks, each rank sends 2 (N - 1) / N * 4 n bytes
+with asa32, and half of that with asa16.
 
-Slices travel in pieces of a size that the cache holds.  While a piece is summed the next is on its way, and what is
-summed is sent at once, so at any time both directions are busy:
+Slices are transferred in pieces that fit into the cache. While one piece is summed, the next is transferred, and each
+sum is sent immediately. Both directions of the link are therefore always busy:
 
-    send piece k + 2 to its owner | sum piece k of one's own slice | send piece k - 1's sum to all
+    send piece k + 2 to its owner | sum piece k of own slice | send the sum of piece k - 1 to all
 
-asa32 sends from the array itself, and receives sums into it.  The last piece of a slice has the Proof before it, on
-the way to its owner that of the sender, on the way back that of the owner for all.
+asa32 sends directly from the array and receives sums into it. The last piece of a slice is preceded by a StepHeader:
+the sender's header on the way to the owner, and the owner's header, combined over all ranks, on the way back.
 
-With error feedback each rank adds to what it sends what rounding took away from what it sent before, and each owner
-does so with its sums:
+With error feedback, each rank adds its previous rounding error to the values that it sends next. Each owner does the
+same with its sums:
 
     y = x + e,   send h(y),   e <- y - h(y)
 
-Then the sum over all steps of what was exchanged differs from the exact one by no more than what the last rounding
-took away, however many steps there were.  The e are zero at the start, of a run that is resumed, too: what is lost
-then is less than one rounding.
+The sum over all steps of the exchanged values then differs from the exact sum by at most the last rounding error,
+independent of the number of steps. All e start at zero, also in a resumed run; this loses less than one rounding.
 
 Source: Ma et al. 2016, "Theano-MPI", section 3.2 (exchange strategies); Seide et al. 2014 (error feedback).
 """
@@ -30,47 +30,47 @@ from functools import partial
 
 import numpy as np
 
-from multigpu.exchange.over_mpi import OverMpi
-from multigpu.exchange.proof import Proof, check
-from multigpu.exchange.wire import Float16, Float32, Place
-from multigpu.mpi import MPI
+from multigpu.exchange.codecs import Float16, Float32, MessageBuffer
+from multigpu.exchange.over_mpi import MpiStrategy
+from multigpu.exchange.step_header import StepHeader, check
+from multigpu.mpi.communicator import MPI
 
 PIECE = 1 << 18                                  # floats, 1 MiB
-WINDOW = 2                                       # pieces on their way at a time
+WINDOW = 2                                       # pieces in transfer at a time
 TO_OWNER, TO_ALL = 1, 2                          # tags
 
 
 def connect32(config, device, partners, shapes, warn, step=0):
-    """asa32 of this rank with its partners, as multigpu.exchange says; all of them call it."""
-    return OverMpi(device, partners, shapes, warn, lambda n: Asa("asa32", partners.comm, n, Float32))
+    """Return the strategy asa32 of this rank; see multigpu.exchange for the arguments. Collective."""
+    return MpiStrategy(device, partners, shapes, warn, lambda n: Asa("asa32", partners.comm, n, Float32))
 
 
 def connect16(config, device, partners, shapes, warn, step=0):
-    """asa16 of this rank with its partners, as multigpu.exchange says; all of them call it."""
+    """Return the strategy asa16 of this rank; see multigpu.exchange for the arguments. Collective."""
     wire = partial(Float16, config.error_feedback)
-    return OverMpi(device, partners, shapes, warn, lambda n: Asa("asa16", partners.comm, n, wire))
+    return MpiStrategy(device, partners, shapes, warn, lambda n: Asa("asa16", partners.comm, n, wire))
 
 
 class Asa:
-    """The reduction of arrays of `n` floats among the ranks of `comm`.
+    """Reduces arrays of `n` floats over the ranks of `comm`.
 
-    name   of the strategy, for errors
-    wire   Float32 or Float16: (floats, slice of them that this rank owns) -> how numbers travel
-    piece  floats that travel together
+    name   of the strategy, for error messages
+    wire   wire format: a function (n, slice that this rank owns) -> Float32 or Float16
+    piece  floats per message
     """
 
     spare = 0
 
     def __init__(self, name, comm, n, wire, piece=PIECE):
         self._name, self._comm, self._rank, self._size = name, comm, comm.rank, comm.size
-        self._others = [(comm.rank + i) % comm.size for i in range(1, comm.size)]     # not all to rank 0 first
+        self._others = [(comm.rank + i) % comm.size for i in range(1, comm.size)]     # not all start with rank 0
         self._ends = [n * rank // comm.size for rank in range(comm.size + 1)]
         longest = -(-n // comm.size)
         self._piece = min(piece, longest)
         self._pieces = -(-longest // self._piece)
         self._wire = wire(n, slice(*self._ends[comm.rank : comm.rank + 2]))
         self._total = np.empty(self._piece, np.float32)
-        # what is sent to an owner, and comes from one; the terms of one's own slice, and their sums
+        # message buffers to each owner and from each owner, and for the terms of own slice
         self._going, self._coming, self._terms = (
             {rank: self._places() for rank in range(comm.size)} for _ in range(3)
         )
@@ -78,11 +78,11 @@ class Asa:
         self.sent = 0
 
     def _places(self):
-        return [Place(self._piece, self._wire.dtype) for _ in range(WINDOW)]
+        return [MessageBuffer(self._piece, self._wire.dtype) for _ in range(WINDOW)]
 
     def reduce(self, array, step, mean=True):
-        """Replace the arrays of all ranks by their sum, or their mean."""
-        self.sent, self._wire.overflow, self._proof, self._proofs = 0, None, Proof(step, step), []
+        """Replace the arrays of all ranks by their sum or mean."""
+        self.sent, self._wire.overflow, self._proof, self._proofs = 0, None, StepHeader(step, step), []
         asked, handed = {}, {}
         for k in range(min(WINDOW, self._pieces)):
             asked[k] = self._ask(array, k)
@@ -92,7 +92,7 @@ class Asa:
             if k >= WINDOW:
                 self._take(array, k - WINDOW, handed.pop(k - WINDOW))
             message = self._sum(array, k, mean)
-            MPI.Request.Waitall(sending)         # before sums come to where that was sent from
+            MPI.Request.Waitall(sending)         # before sums overwrite the memory that was sent
             handed[k] = self._hand_out(array, k, message)
             if k + WINDOW < self._pieces:
                 asked[k + WINDOW] = self._ask(array, k + WINDOW)
@@ -101,12 +101,15 @@ class Asa:
         check(self._proofs, self._name, step, self._size)
 
     def _part(self, rank, k):
-        """Piece k of a rank's slice, which may be empty."""
+        """Return piece k of the slice of a rank; it may be empty."""
         first, end = self._ends[rank : rank + 2]
         return slice(min(first + k * self._piece, end), min(first + (k + 1) * self._piece, end))
 
     def _ask(self, array, k):
-        """Send piece k of each other slice to its owner, and expect that of one's own from each: requests of both."""
+        """Start sending piece k of each other slice to its owner, and receiving piece k of own slice from each rank.
+
+        Returns the send requests and the receive requests.
+        """
         mine, last = self._part(self._rank, k), k == self._pieces - 1
         receiving = [
             self._comm.Irecv(self._terms[rank][k % WINDOW].message(mine.stop - mine.start, last), rank, TO_OWNER)
@@ -120,25 +123,28 @@ class Asa:
         return sending, receiving
 
     def _sum(self, array, k, mean):
-        """Sum piece k of one's own slice, in the array, too; returns the message for all."""
+        """Sum piece k of own slice, store the result in the array, and return the message for all ranks."""
         part, last = self._part(self._rank, k), k == self._pieces - 1
         n = part.stop - part.start
         places = [self._terms[rank][k % WINDOW] for rank in range(self._size)]
         terms = [place.values(n) for place in places]
         terms[self._rank] = self._wire.encode(terms[self._rank], array[part], part)
         if last:
-            self._proof = self._proof.and_(*(Proof.read(places[rank].bytes) for rank in self._others))
+            self._proof = self._proof.and_(*(StepHeader.read(places[rank].bytes) for rank in self._others))
         total = self._wire.sum(terms, self._total[:n])
         place = self._sums[k % WINDOW]
         divisor = np.float32(self._size if mean else 1)
         values = self._wire.result(place.values(n), array[part], total, divisor, part)
         message = self._packed(place, values, last)
         if last:
-            self._proofs.append(Proof.read(place.bytes))
+            self._proofs.append(StepHeader.read(place.bytes))
         return message
 
     def _hand_out(self, array, k, message):
-        """Send the sums of piece k to all, and expect those of the other slices: requests."""
+        """Start sending the sum of piece k to all ranks and receiving the sums of the other slices.
+
+        Returns the requests.
+        """
         receiving = []
         for owner in self._others:
             values, place = self._landing(array, owner, k)
@@ -147,22 +153,25 @@ class Asa:
         return receiving + [self._send(message, rank, TO_ALL) for rank in self._others]
 
     def _take(self, array, k, requests):
-        """Wait until piece k's sums are there, and have been sent; put them into the array."""
+        """Wait for the requests of piece k, then write the received sums to the array."""
         MPI.Request.Waitall(requests)
         for owner in self._others:
             values, place = self._landing(array, owner, k)
             self._wire.decode(array[self._part(owner, k)], values)
             if k == self._pieces - 1:
-                self._proofs.append(Proof.read(place.bytes))
+                self._proofs.append(StepHeader.read(place.bytes))
 
     def _landing(self, array, owner, k):
-        """(where the sums of piece k come from their owner, the Place that this may be in)."""
+        """Return the array that receives the sum of piece k from its owner, and its MessageBuffer.
+
+        The array may be part of the MessageBuffer.
+        """
         place, part = self._coming[owner][k % WINDOW], self._part(owner, k)
         room = place.values(part.stop - part.start)
         return (room if k == self._pieces - 1 else self._wire.landing(room, array[part])), place
 
     def _packed(self, place, values, last):
-        """What is sent: values, in the place or elsewhere; of a slice's last piece the place, with a proof."""
+        """Return the data to send: the values, or for the last piece the whole message buffer with a header."""
         if not last:
             return values
         return place.packed(values, self._proof.noting(self._rank, self._wire.overflow))

@@ -1,18 +1,19 @@
-"""A binary tree: sums go up to rank 0, which hands the result down again.
+"""A binary tree: partial sums go up to rank 0, which sends the result down the tree.
 
     copper     s_r = ((x_r + s_c1) + s_c2) + ...     over the children c1 < c2 < ... of rank r, in float32
-    copper16   s_r = h(h(h(x_r) + s_c1) + s_c2) ...  where h rounds to float16: after every add
-    mean       s_0 / N at rank 0, before it is handed down; for copper16 h(s_0 / N)
+    copper16   s_r = h(h(h(x_r) + s_c1) + s_c2) ...  where h rounds to float16, after each addition
+    mean       s_0 / N at rank 0, before it is sent down; h(s_0 / N) for copper16
 
-The parent of a rank is the rank without its lowest bit that is set, the binomial tree, which takes any N.  For 6 ranks:
+The tree is binomial and works for any N: the parent of a rank is the rank with its lowest set bit cleared. For 6 ranks:
 
     0 <- 1     2 <- 3     4 <- 5          then     0 <- 2          then     0 <- 4
 
-Rank 0 makes what all get, so all end with the same bits.  Arrays travel in pieces, so that the levels of the tree work
-on different ones at a time.  Of n floats a rank sends 4 n bytes to its parent and to each child: at most
-4 n log2 N, twice what asa moves and more; over few ranks, and for short arrays, it takes fewer messages.
+Rank 0 computes the result for all ranks, so all ranks end with the same bits. Arrays are transferred in pieces, so
+the levels of the tree work on different pieces concurrently. For n floats, a rank sends 4 n bytes to its parent and
+to each child: at most 4 n log2 N, compared with less than 8 n for asa. For few ranks and for short arrays, copper
+needs fewer messages.
 
-The last piece has the Proof before it: on the way up that of all below, on the way down that of all.
+The last piece is preceded by the StepHeader: on the way up it combines the ranks below, on the way down all ranks.
 
 Source: Ma et al. 2016, "Theano-MPI", whose copper was written for 2, 4, 8 and 16 ranks.
 """
@@ -21,28 +22,28 @@ from functools import partial
 
 import numpy as np
 
-from multigpu.exchange.over_mpi import OverMpi
-from multigpu.exchange.proof import Proof, check
-from multigpu.exchange.wire import Float16, Float32, Place
-from multigpu.mpi import MPI
+from multigpu.exchange.codecs import Float16, Float32, MessageBuffer
+from multigpu.exchange.over_mpi import MpiStrategy
+from multigpu.exchange.step_header import StepHeader, check
+from multigpu.mpi.communicator import MPI
 
 PIECE = 1 << 18                                  # floats, 1 MiB
 UP, DOWN = 3, 4                                  # tags
 
 
 def connect32(config, device, partners, shapes, warn, step=0):
-    """copper of this rank with its partners, as multigpu.exchange says; all of them call it."""
-    return OverMpi(device, partners, shapes, warn, lambda n: Copper("copper", partners.comm, n, Float32))
+    """Return the strategy copper of this rank; see multigpu.exchange for the arguments. Collective."""
+    return MpiStrategy(device, partners, shapes, warn, lambda n: Copper("copper", partners.comm, n, Float32))
 
 
 def connect16(config, device, partners, shapes, warn, step=0):
-    """copper16 of this rank with its partners, as multigpu.exchange says; all of them call it."""
+    """Return the strategy copper16 of this rank; see multigpu.exchange for the arguments. Collective."""
     wire = partial(Float16, False)
-    return OverMpi(device, partners, shapes, warn, lambda n: Copper("copper16", partners.comm, n, wire))
+    return MpiStrategy(device, partners, shapes, warn, lambda n: Copper("copper16", partners.comm, n, wire))
 
 
 def family(rank, size):
-    """(parent, children) of a rank in the binomial tree of `size` ranks; rank 0 has no parent: None."""
+    """Return (parent, children) of a rank in the binomial tree of `size` ranks. The parent of rank 0 is None."""
     reach = rank & -rank if rank else size
     children, distance = [], 1
     while distance < reach and rank + distance < size:
@@ -52,11 +53,11 @@ def family(rank, size):
 
 
 class Copper:
-    """The reduction of arrays of `n` floats among the ranks of `comm`.
+    """Reduces arrays of `n` floats over the ranks of `comm`.
 
-    name   of the strategy, for errors
-    wire   Float32 or Float16 of multigpu.exchange.wire
-    piece  floats that travel together
+    name   of the strategy, for error messages
+    wire   Float32 or Float16 of multigpu.exchange.codecs
+    piece  floats per message
     """
 
     spare = 0
@@ -66,7 +67,7 @@ class Copper:
         self._parent, self._children = family(comm.rank, comm.size)
         self._piece = min(piece, n)
         self._pieces = -(-n // self._piece)
-        self._ahead = 2 * (comm.size - 1).bit_length() + 2       # pieces between going up and coming down, at most
+        self._ahead = 2 * (comm.size - 1).bit_length() + 2       # maximum pieces between sending up and receiving down
         self._wire = wire(n, slice(0, n))
         self._total = np.empty(self._piece, np.float32)
         self._terms = {rank: self._places() for rank in self._children}
@@ -74,11 +75,11 @@ class Copper:
         self.sent = 0
 
     def _places(self):
-        return [Place(self._piece, self._wire.dtype) for _ in range(self._ahead)]
+        return [MessageBuffer(self._piece, self._wire.dtype) for _ in range(self._ahead)]
 
     def reduce(self, array, step, mean=True):
-        """Replace the arrays of all ranks by their sum, or their mean."""
-        self.sent, self._wire.overflow, self._proof = 0, None, Proof(step, step)
+        """Replace the arrays of all ranks by their sum or mean."""
+        self.sent, self._wire.overflow, self._proof = 0, None, StepHeader(step, step)
         divisor = np.float32(self._size if mean else 1)
         terms, going_up, going_down = {}, {}, {}
         for k in range(min(self._ahead, self._pieces)):
@@ -104,7 +105,7 @@ class Copper:
         return k == self._pieces - 1
 
     def _expect(self, k):
-        """Expect piece k from the children: requests."""
+        """Start receiving piece k from the children; returns the requests."""
         part = self._part(k)
         return [
             self._comm.Irecv(places[k % self._ahead].message(part.stop - part.start, self._last(k)), child, UP)
@@ -112,7 +113,10 @@ class Copper:
         ]
 
     def _sum_up(self, array, k, divisor):
-        """Add the children's piece k to one's own, and send it on, up or, from rank 0, down: requests."""
+        """Add piece k of the children to own piece and start sending it up, or down from rank 0.
+
+        Returns the requests.
+        """
         part, place = self._part(k), self._sums[k % self._ahead]
         own, total = array[part], self._total[: part.stop - part.start]
         message = self._wire.encode(place.values(total.size), own, part)
@@ -121,7 +125,7 @@ class Copper:
             total = self._wire.sum([message, term.values(total.size)], total)
             message = self._wire.result(place.values(total.size), own, total, np.float32(1), part)
             if self._last(k):
-                self._proof = self._proof.and_(Proof.read(term.bytes))
+                self._proof = self._proof.and_(StepHeader.read(term.bytes))
         if self._parent is None:
             message = self._wire.result(
                 place.values(total.size), own, self._wire.sum([message], total), divisor, part
@@ -134,7 +138,10 @@ class Copper:
         return self._send(message, [self._parent], UP)
 
     def _bring_down(self, array, k):
-        """Receive the result of piece k, put it into the array, and send it to the children: requests."""
+        """Receive the result of piece k, write it to the array and start sending it to the children.
+
+        Returns the requests.
+        """
         if self._parent is None:
             return []
         part, place = self._part(k), self._results[k % self._ahead]
@@ -145,7 +152,7 @@ class Copper:
         requests = self._send(message, self._children, DOWN)
         self._wire.decode(array[part], landing)
         if self._last(k):
-            self._proof = Proof.read(place.bytes)
+            self._proof = StepHeader.read(place.bytes)
         return requests
 
     def _send(self, message, ranks, tag):

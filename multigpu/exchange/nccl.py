@@ -1,11 +1,11 @@
-"""NCCL's allreduce, between the memories of the GPUs.
+"""NCCL's allreduce on GPU memory.
 
-    nccl32   float32; the order of the sum is NCCL's
-    nccl16   each rank's numbers rounded to float16 once, summed by NCCL in float16, divided in float32
+    nccl32   float32; NCCL chooses the order of the sum
+    nccl16   the values of each rank are rounded to float16 once, summed by NCCL in float16, and divided in float32
 
-NCCL refuses two ranks on one GPU.  The ranks find each other by MPI, which brings rank 0's identifier to all.  The
-Digits that prove a reduction are float32 in either: of nccl32 in the same call, of nccl16 in another on its stream.
-What float16 cannot hold, all tell each other over MPI.
+NCCL does not support two ranks on one GPU. The ranks connect through MPI, which broadcasts the identifier from rank 0.
+The header lanes of a reduction are always float32: nccl32 sums them in the same call, nccl16 in a second call on the
+same stream. Values that float16 cannot represent are reported to all ranks over MPI.
 
 Source: NVIDIA, nccl4py's Communicator (nccl.core).
 """
@@ -13,26 +13,26 @@ Source: NVIDIA, nccl4py's Communicator (nccl.core).
 import nccl.core as nccl
 import numpy as np
 
-from alexnet.config import ConfigError
-from multigpu.exchange.over_mpi import Memory, OnGpu
-from multigpu.exchange.proof import DIGITS, Overflowed, Proof, check
-from multigpu.partners import On
+from alexnet.config.schema import ConfigError
+from multigpu.communicator import DeviceInfo
+from multigpu.exchange.over_mpi import GpuArrayInterface, GpuStrategy
+from multigpu.exchange.step_header import DIGITS, Overflowed, StepHeader, check
 
 
 def connect32(config, device, partners, shapes, warn, step=0):
-    """nccl32 of this rank with its partners, as multigpu.exchange says; all of them call it."""
+    """Return the strategy nccl32 of this rank; see multigpu.exchange for the arguments. Collective."""
     return Nccl32("nccl32", device, partners, shapes, step)
 
 
 def connect16(config, device, partners, shapes, warn, step=0):
-    """nccl16 of this rank with its partners, as multigpu.exchange says; all of them call it."""
+    """Return the strategy nccl16 of this rank; see multigpu.exchange for the arguments. Collective."""
     if device.on_host:
         raise ConfigError("exchange=nccl16 rounds on the GPU, which engine=jax can; take that, or exchange=nccl32")
     return Nccl16("nccl16", device, partners, shapes, step)
 
 
-class Nccl32(OnGpu):
-    """What a rule is handed.  Raises ConfigError where a rank has no GPU, or two have one."""
+class Nccl32(GpuStrategy):
+    """The strategy nccl32. Raises ConfigError if a rank has no GPU or two ranks share one."""
 
     def __init__(self, name, device, partners, shapes, step):
         check_devices(name, device, partners, step)
@@ -56,24 +56,24 @@ class Nccl32(OnGpu):
 
 
 class Nccl16(Nccl32):
-    """As Nccl32, by way of float16."""
+    """The strategy nccl16: as Nccl32, but the sum is computed in float16."""
 
     def __init__(self, name, device, partners, shapes, step):
         super().__init__(name, device, partners, shapes, step)
         self._halves = device.allocate(2 * self._n)
 
     def reduce(self, step, mean=True):
-        """Replace the buffers of all ranks by their mean, or by their sum; as average()."""
+        """Replace the buffers of all ranks by their mean or sum; see average()."""
         self._step = step
         super().reduce(step, mean)
 
     def _add_up_in_place(self, memory):
-        """The ranks' float32 become the sum of their float16; the digits at the end are float32 all the same."""
+        """Replace the float32 values by the sum of the ranks' float16 values; header lanes stay float32."""
         values = self.flat.array()
         rounded = values.astype(np.float16)
         self._tell(values, rounded, False)
-        self._allreduce(rounded, Memory(self._halves, self._n, np.float16))
-        digits = Memory(self._digits, DIGITS)
+        self._allreduce(rounded, GpuArrayInterface(self._halves, self._n, np.float16))
+        digits = GpuArrayInterface(self._digits, DIGITS)
         self._allreduce(digits, digits)
         sums = self._halves.array((self._n,), np.float16)
         self._tell(sums, sums, True)
@@ -82,8 +82,8 @@ class Nccl16(Nccl32):
         self.device.synchronise()
 
     def _tell(self, values, rounded, summed):
-        """Raise Overflow on all ranks where one has an infinity."""
-        infinite, proof = abs(rounded) == np.inf, Proof(self._step, self._step)
+        """Raise Overflow on all ranks if a value of any rank is infinite."""
+        infinite, proof = abs(rounded) == np.inf, StepHeader(self._step, self._step)
         if bool(infinite.any()):
             index = int(infinite.argmax())
             proof = proof.noting(self._partners.rank, Overflowed(summed, False, index, float(values[index])))
@@ -96,8 +96,9 @@ class Nccl16(Nccl32):
 
 
 def check_devices(name, device, partners, step):
-    """Raise ConfigError, on all ranks, where one has no GPU, or two of a machine have one."""
-    places = list(zip(partners.hosts, (on.device for on in partners.meet(On(step, device.name))), strict=True))
+    """Raise ConfigError on all ranks if a rank has no GPU, or two ranks on one machine share a GPU."""
+    devices = [info.device for info in partners.allgather(DeviceInfo(step, device.name))]
+    places = list(zip(partners.hosts, devices, strict=True))
     for rank, (host, where) in enumerate(places):
         if where == "cpu":
             raise ConfigError(f"exchange={name} needs a GPU for each rank, but rank {rank} on {host} computes on cpu")

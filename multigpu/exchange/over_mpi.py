@@ -1,28 +1,28 @@
-"""What all strategies over MPI share: a flat buffer, and its way to where MPI can read it.
+"""Common base of the strategies over MPI: a flat buffer, and its transfer to memory that MPI can access.
 
-A reduction works on an array of the host, in place:
+A reduction works in place on a host array:
 
-    reduction.reduce(array, step, mean=True)      float32; becomes the sum over all ranks, or their mean
-    reduction.sent                                bytes that the last one has handed to MPI, or to NCCL, on this rank
-    reduction.spare                               floats at the array's end that are its own
+    reduction.reduce(array, step, mean=True)      replaces a float32 array by its sum or mean over all ranks
+    reduction.sent                                bytes that this rank passed to MPI or NCCL in the last call
+    reduction.spare                               number of floats at the end of the array reserved for the reduction
 
-Raises OutOfStep where what came cannot be what all ranks have sent in this step; Overflow.
+reduce() raises DesyncError if the received data cannot come from all ranks at this step, and Overflow.
 
-The host's buffer is that array.  A GPU's is copied to page-locked memory of the host and back.
+A host buffer is used directly as that array. A GPU buffer is copied to page-locked host memory and back.
 """
 
 import numpy as np
 
 from multigpu.exchange import Strategy
-from multigpu.exchange.flat import Flat
-from multigpu.exchange.proof import DIGITS, check_digits, write_digits
+from multigpu.exchange.flat_buffer import FlatBuffer
+from multigpu.exchange.step_header import DIGITS, check_digits, write_digits
 
 
-class OverMpi(Strategy):
-    """What a rule is handed: a reduction of the flat buffer, on the host.
+class MpiStrategy(Strategy):
+    """Strategy that reduces the flat buffer on the host.
 
-    device, partners, shapes, warn  of connect(), as multigpu.exchange says
-    reduction                       (floats) -> one that reduces arrays of so many, the `spare` at the end included
+    device, partners, shapes, warn  see connect() in multigpu.exchange
+    reduction                       (n) -> reduction of arrays of n floats, including the `spare` floats at the end
     """
 
     def __init__(self, device, partners, shapes, warn, reduction, spare=0):
@@ -37,7 +37,7 @@ class OverMpi(Strategy):
         self.reduce(step)
 
     def reduce(self, step, mean=True):
-        """Replace the buffers of all ranks by their mean, or by their sum; as average()."""
+        """Replace the buffers of all ranks by their mean or sum; see average()."""
         self.device.download(self._array, self.flat.buffer)
         with self._partners.waiting():
             self.reduction.reduce(self._array, step, mean)
@@ -49,11 +49,11 @@ class OverMpi(Strategy):
         self.flat.close()
 
 
-class OnGpu(Strategy):
-    """What a rule is handed: a sum that a library makes in the GPUs' own memory.
+class GpuStrategy(Strategy):
+    """Strategy whose sum is computed by a library in GPU memory.
 
     name    of the strategy
-    add_up  (Memory) -> None, which has the ranks' float32 there become their sum
+    add_up  (GpuArrayInterface) -> None, replaces the float32 values of all ranks by their sum
     """
 
     def __init__(self, name, device, partners, shapes, add_up):
@@ -66,13 +66,13 @@ class OnGpu(Strategy):
         self.reduce(step)
 
     def reduce(self, step, mean=True):
-        """Replace the buffers of all ranks by their mean, or by their sum; as average()."""
+        """Replace the buffers of all ranks by their mean or sum; see average()."""
         digits = np.empty(DIGITS, np.float32)
         write_digits(digits, step)
         self.device.upload(self._digits, digits)
         self.device.synchronise()
         with self._partners.waiting():
-            self._add_up(Memory(self.flat.buffer, self._n))
+            self._add_up(GpuArrayInterface(self.flat.buffer, self._n))
         self.device.download(digits, self._digits)
         check_digits(digits, self._name, step, self._partners.size)
         if mean:
@@ -84,19 +84,22 @@ class OnGpu(Strategy):
 
 
 def new_flat(device, shapes, spare):
-    """A Flat of zeros: the gaps between its arrays travel, too, and a GPU's new memory holds anything."""
-    flat = Flat(device, shapes, spare)
+    """Return a FlatBuffer filled with zeros.
+
+    The gaps between its arrays are transferred, too, and new GPU memory is uninitialised.
+    """
+    flat = FlatBuffer(device, shapes, spare)
     if device.name != "cpu":
         device.upload(flat.buffer, np.zeros(flat.buffer.nbytes // 4, np.float32))
         device.synchronise()
     return flat
 
 
-class Memory:
-    """The first `n` numbers of a GPU's buffer, as MPI and NCCL take them: __cuda_array_interface__, version 3."""
+class GpuArrayInterface:
+    """The first `n` values of a GPU buffer as __cuda_array_interface__, version 3, for MPI and NCCL."""
 
     def __init__(self, buffer, n, dtype=np.float32):
         self.__cuda_array_interface__ = {
             "version": 3, "data": (buffer.pointer, False), "shape": (n,), "typestr": np.dtype(dtype).str,
-            "strides": None, "stream": None,     # the device is synchronised before
-        }  # fmt: skip
+            "strides": None, "stream": None,     # the caller has synchronised the device
+        }

@@ -1,40 +1,41 @@
-"""Exchange between peers: each worker reads and writes the others' memory itself.
+"""Exchange by direct access to the memory of the other workers, on one machine.
 
-Every worker's arrays lie in a flat buffer that all others have opened: over CUDA IPC on GPUs, in shared memory on the
-host.  One exchange has two barriers; between them the buffers belong to the strategy:
+The arrays of each worker are stored in a flat buffer that all other workers have opened: over CUDA IPC on GPUs, in
+shared memory on the host. An exchange has two barriers; between them the strategy has exclusive access to the buffers:
 
-    update   own batch; arrays into own buffer           (nothing is copied where they lie there already)
-             synchronise, Ready                          all buffers may be read
-    Pair     copy the other's buffer, synchronise, Done, average both       (figure 2: two GPUs)
-    Slices   average one's own slice of all buffers, write it into all, synchronise, Done
-             arrays out of own buffer
+    update   train on own batch; copy the arrays to own buffer      (no copy if they are stored there already)
+             synchronise, Ready                                     all buffers can be read
+    PairwiseAverage  copy the other buffer, synchronise, Done, average both            (figure 2: two GPUs)
+    ShardedAverage   average own slice of all buffers, write it to all, synchronise, Done
+             copy the arrays out of own buffer
 
-Every mean is the same float32 sum in the order of ranks, divided once, so all workers hold the same bits.
+Every mean is the same float32 sum in rank order, divided once, so all workers get the same bits.
 
-What was considered for overlap.  On a GPU, copying 488 MB takes some 20 ms over PCIe 4 and averaging them 0.5 ms, so
-averaging one piece while the next is copied gains less than 3 %; copies and means are queued one after the other and
-the host waits once, at the end.  Both directions of the link are busy in either strategy.  The weights of a layer
-could only travel while later layers are updated, which one compiled step does not show.  What pays is done by others:
-the loader reads the next images meanwhile, and costs and requests to stop travel with Ready.  On the host a slice is
-averaged and handed out piece by piece within the cache (HostDevice.mean), which halves the traffic.
+Overlapping these phases gains little. On a GPU, copying 488 MB takes about 20 ms over PCIe 4 and averaging takes
+0.5 ms, so averaging one piece during the copy of the next gains less than 3 %. Copies and means are therefore queued
+in sequence, and the host waits once, at the end. Both strategies use both directions of the link. Transferring the
+weights of a layer during the update of later layers is not possible, because one compiled step does not expose the
+layers. The effective overlaps are elsewhere: the loader reads the next images during the exchange, and Ready carries
+the costs and stop requests. On the host, a slice is averaged and written in cache-sized pieces (HostDevice.mean),
+which halves the memory traffic.
 
 Source: Ding et al. 2014, sections 2.2 and 4.3, figure 2.
 """
 
-from alexnet.config import ConfigError
+from alexnet.config.schema import ConfigError
+from multigpu.communicator import BufferHandle, Closed, DeviceInfo, Done, Reachability
 from multigpu.device import MOST_SOURCES, DeviceError
 from multigpu.device.host import HostDevice
 from multigpu.exchange import Strategy
-from multigpu.exchange.flat import Flat
-from multigpu.partners import Closed, Done, Export, On, Reach
+from multigpu.exchange.flat_buffer import FlatBuffer
 
-UNIT = 256                                       # bytes: slices begin at multiples of it
+UNIT = 256                                       # bytes: slices start at multiples of this
 
 
 def connect(config, device, partners, shapes, warn, step=0):
-    """The Peer of this worker with its partners, as multigpu.exchange says; all of them call it.
+    """Return the Peer strategy of this worker; see multigpu.exchange for the arguments. Collective.
 
-    Where any worker cannot reach another's memory, all exchange through the host's, and rank 0 warns once.
+    If a worker cannot access another worker's memory, all workers exchange through host memory and rank 0 warns once.
     """
     if partners.size > MOST_SOURCES:
         raise ConfigError(f"exchange=peer takes up to {MOST_SOURCES} workers, got {partners.size}")
@@ -45,12 +46,12 @@ def connect(config, device, partners, shapes, warn, step=0):
         mesh, obstacle = open_mesh(HostDevice(device.on_host), partners, shapes, step)
     if obstacle:
         raise DeviceError(obstacle)
-    return Peer(mesh, Pair if partners.size == 2 and mesh.device.name != "cpu" else Slices)
+    return Peer(mesh, PairwiseAverage if partners.size == 2 and mesh.device.name != "cpu" else ShardedAverage)
 
 
 def open_mesh(device, partners, shapes, step):
-    """(a Mesh on the device, None), or (None, the sentence why there can be none); alike in all workers."""
-    devices = [on.device for on in partners.meet(On(step, device.name))]
+    """Return (Mesh on the device, None), or (None, reason) if it cannot be opened; the same in all workers."""
+    devices = [on.device for on in partners.allgather(DeviceInfo(step, device.name))]
     obstacle = agree(partners, step, next(filter(None, map(device.can_reach, devices)), None))
     if obstacle:
         return None, obstacle
@@ -62,14 +63,15 @@ def open_mesh(device, partners, shapes, step):
 
 
 def agree(partners, step, sentence):
-    """The first worker's sentence of why it cannot go on so; None where all can."""
-    return next(filter(None, (reach.sentence for reach in partners.meet(Reach(step, sentence)))), None)
+    """Return the reason of the first worker that reports one, or None. Collective."""
+    return next(filter(None, (reach.sentence for reach in partners.allgather(Reachability(step, sentence)))), None)
 
 
-class Pair:
-    """Two workers, as figure 2 draws it: each copies the other's whole buffer, then averages both.
+class PairwiseAverage:
+    """Averaging for two workers: each copies the other's whole buffer, then averages both (figure 2).
 
-    own     this worker's buffer       others  {rank: its buffer, opened}, a single one
+    own     this worker's buffer
+    others  {rank: opened buffer}, with one entry
     """
 
     def __init__(self, device, partners, own, others):
@@ -79,17 +81,18 @@ class Pair:
         self._both = [own, self._received] if partners.rank < rank else [self._received, own]
 
     def average(self, step):
-        """Replace own and other's buffer by their mean; begins after Ready, and has said Done on return."""
+        """Replace both buffers by their mean. Called after Ready; sends Done before it returns."""
         self._device.copy(self._received, self._other)
         self._device.synchronise()
-        self._partners.meet(Done(step))          # before it the other may not change what is copied here
+        self._partners.allgather(Done(step))          # until Done, the other worker must not modify its buffer
         self._device.mean(self._own, self._both)
 
 
-class Slices:
-    """N workers: each averages one slice of all buffers, and writes the mean into all of them.
+class ShardedAverage:
+    """Averaging for N workers: each averages one slice of all buffers and writes the mean to all of them.
 
-    Slices are disjoint, so nobody waits within.  The host reads the others' memory where it lies; a GPU copies first.
+    Slices are disjoint, so the average needs no internal synchronisation. The host reads the other buffers in place;
+    a GPU copies them first.
     """
 
     def __init__(self, device, partners, own, others):
@@ -101,25 +104,26 @@ class Slices:
         self._sources = [sources[rank] for rank in sorted(sources)]
 
     def average(self, step):
-        """Replace all buffers by their mean; begins after Ready, and has said Done on return."""
+        """Replace all buffers by their mean. Called after Ready; sends Done before it returns."""
         for rank, received in self._received.items():
             self._device.copy(received, self._theirs[rank])
         self._device.mean(self._mine, self._sources, also=list(self._theirs.values()))
         self._device.synchronise()
-        self._partners.meet(Done(step))
+        self._partners.allgather(Done(step))
 
 
 def share(nbytes, rank, size):
-    """(first byte, bytes) of a worker's slice of a buffer."""
+    """Return (offset, size) in bytes of a worker's slice of a buffer."""
     units = nbytes // UNIT
     first, end = (UNIT * (units * each // size) for each in (rank, rank + 1))
     return first, end - first
 
 
 class Peer(Strategy):
-    """What a rule is handed; made by connect().
+    """The strategy `peer`; created by connect().
 
-    mesh  the Mesh that the values go through        kind   Pair or Slices
+    mesh  the Mesh of flat buffers
+    kind  PairwiseAverage or ShardedAverage
     """
 
     def __init__(self, mesh, kind):
@@ -134,15 +138,21 @@ class Peer(Strategy):
 
 
 class Mesh:
-    """A flat buffer for each worker, open in all: `flat` is this one's, others {rank: buffer of that worker}."""
+    """One flat buffer per worker, opened by all workers.
+
+    `flat` is this worker's buffer; `others` is {rank: opened buffer of that worker}.
+    """
 
     def __init__(self, device, partners, shapes, step):
         self.device, self.partners, self._step = device, partners, step
-        self.flat, self.others = Flat(device, shapes), {}
+        self.flat, self.others = FlatBuffer(device, shapes), {}
 
     def open(self):
-        """Export the own buffer and open every partner's; returns None, or the sentence why this worker cannot."""
-        exports = enumerate(self.partners.meet(Export(self._step, self.flat.buffer.handle)))
+        """Export own buffer and open those of all other workers.
+
+        Returns None, or the reason why this worker cannot open a buffer.
+        """
+        exports = enumerate(self.partners.allgather(BufferHandle(self._step, self.flat.buffer.handle)))
         try:
             for rank, export in exports:
                 if rank != self.partners.rank:
@@ -151,8 +161,8 @@ class Mesh:
             return str(error)
 
     def close(self):
-        """Close the others' buffers, wait until they have closed this one, then free it."""
+        """Close the buffers of the others, wait until the others have closed this one, then free it."""
         for buffer in self.others.values():
             buffer.close()
-        self.partners.meet(Closed(self._step))
+        self.partners.allgather(Closed(self._step))
         self.flat.close()

@@ -1,57 +1,59 @@
-"""Rules: when workers exchange, and with whom; how the bytes move is a strategy's, multigpu.exchange.
+"""Rules: when workers exchange, and with whom. How arrays are moved is decided by the strategy (multigpu.exchange).
 
-    bsp     after each step, everybody with everybody: all hold the same weights      multigpu/rules/bsp.py
-    easgd   every tau steps each worker with a server, which holds a centre            multigpu/rules/easgd.py
-    asgd    each with a server that adds up what they push, when they come           multigpu/rules/asgd.py
-    gosgd   now and then one worker with another, at random                            multigpu/rules/gosgd.py
-    alone   the rule of a single worker                                                multigpu/rules/alone.py
+    bsp     after each step, all workers: all have the same weights                    multigpu/rules/bsp.py
+    easgd   every tau steps, each worker with a server that holds a center variable    multigpu/rules/easgd.py
+    asgd    asynchronously, each worker with a server that adds up pushed updates      multigpu/rules/asgd.py
+    gosgd   at random steps, one worker with another                                   multigpu/rules/gosgd.py
+    single  no exchange; the job has one worker                                        multigpu/rules/single.py
 
-server.py and client.py are any rule's that has a server, turns.py is what they say to each other; post.py moves the
-messages that no barrier waits for.
+parameter_server/ contains the server, the client and the protocol of the rules that have a server. channel.py sends
+asynchronous messages.
 
-A rule is a file, with its equations as pure functions, and a line in RULES.  connect(...) of its module makes the
-Exchange that the training loop is handed:
+A rule is a module, with its equations as pure functions, and an entry in RULES. The connect() function of the module
+returns the Synchronizer that the training loop uses:
 
-    connect(config, network, device, partners, recorder, step=0) -> Exchange
+    connect(config, network, device, partners, recorder, step=0) -> Synchronizer
 
-config    what all workers must have alike is checked here
-network   alexnet.compile.Network, its state settled: initial weights, or those of the checkpoint
-device    of multigpu.device, open; it outlives the exchange
-partners  multigpu.partners.Partners, or multigpu.mpi's in an MPI job
-recorder  alexnet.recorder.Recorder, or Silent: warn(sentence), told at rank 0 alone, and time(section)
-step      steps done before
-Raises ConfigError where the workers do not belong together; PartnerDied, OutOfStep; DeviceError.
+config    connect() checks here that all workers have the same settings
+network   alexnet.training.network.Network, with its state set: initial weights, or those of the checkpoint
+device    an open device of multigpu.device; it is closed after the Synchronizer
+partners  multigpu.communicator.PipeCommunicator, or in an MPI job multigpu.mpi.communicator.MpiCommunicator
+recorder  alexnet.run.recorder.Recorder or WorkerRecorder: warn(message), called on rank 0 only, and time(section)
+step      number of steps done before
+Raises ConfigError if the workers are inconsistent; PeerDied, DesyncError; DeviceError.
 
-What the training loop sees of an Exchange:
+How the training loop uses a Synchronizer:
 
-    with exchange:                               on an error nobody is waited for; else as close()
-        position = exchange.run(run, position)   the whole of this rank's part: training, or serving those who train
-        cost, error = exchange.step(*images, labels, rate=rate)
-                                                 the computation: with the update, or up to the gradients
-        cost, error, stop = exchange.after_step(step, cost, error, rate, stop, last)
-                                                 called by every worker after each step; counts its own time
-        laps = exchange.gather(lap)              what rank 0 knows of where the workers' time went
-        with exchange.consensus(stop) as stop:   around validation, and around saving; whether all stop there
-        sums, stop = exchange.total(values, stop)
-                                                 called by every worker, as after its part of the validation
-        exchange.close()                         tells the others, then lets go of their memory, then of its own
+    with synchronizer:                           calls close() on success; on an error, does not wait for other workers
+        position = synchronizer.run(run, position)
+                                                 this rank's whole part: training, or serving the clients
+        cost, error = synchronizer.step(*images, labels, rate=rate)
+                                                 the computation: including the update, or up to the gradients
+        cost, error, stop = synchronizer.after_step(step, cost, error, rate, stop, last)
+                                                 called by every worker after each step; measures its own time
+        laps = synchronizer.gather(lap)          timing of all workers, as known to rank 0
+        with synchronizer.consensus(stop) as stop:
+                                                 around validation and saving; whether all workers stop there
+        sums, stop = synchronizer.total(values, stop)
+                                                 called by every worker, for example after its share of the validation
+        synchronizer.close()                     notifies the others, closes their memory, then frees its own
 """
 
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from typing import NamedTuple
 
-from alexnet.config import DEFAULTS, ConfigError, check_known, read_settings
-from alexnet.training import train
+from alexnet.config.schema import DEFAULTS, ConfigError, check_known, read_settings
+from alexnet.training.loop import train
 from multigpu.exchange import strategy_of
 
 
 class Rule(NamedTuple):
-    """Where a rule lies, by name so that only a run that follows it imports it.
+    """Where a rule is implemented, and its properties. The name is a string, so a run imports only the rule it uses.
 
-    over_mpi  whether it works between the ranks of an MPI job alone
-    served    whether rank 0 does not train, but serves those who do: then the workers are the ranks from 1 on
-    lone      whether the server does without a worker that comes late, leaves or dies: multigpu.job
+    over_mpi  whether the rule requires an MPI job
+    served    whether rank 0 is a server that does not train; the workers are then the ranks from 1 on
+    lone      whether the rule is elastic: training survives workers that join late, leave or die; see multigpu.mpi.job
     """
 
     connect: str
@@ -66,18 +68,18 @@ RULES = {
     "asgd": Rule("multigpu.rules.asgd:connect", served=True, lone=True),
     "gosgd": Rule("multigpu.rules.gosgd:connect"),
 }
-ALONE = Rule("multigpu.rules.alone:connect", over_mpi=False)
-POST = "multigpu.rules.post:Post"                # by name: it starts MPI
-OF_BSP = ("sync", "exchange", "exchange_what", "error_feedback", "average_every")  # settings of no other rule
+ALONE = Rule("multigpu.rules.single:connect", over_mpi=False)
+POST = "multigpu.rules.channel:Channel"                # a name, because the import initialises MPI
+OF_BSP = ("sync", "exchange", "exchange_what", "error_feedback", "average_every")  # settings that only bsp uses
 
 
-class Part(NamedTuple):
-    """What of a job a rank does.
+class Role(NamedTuple):
+    """The part of a job that a rank performs.
 
-    worker, workers  which of the workers it is, of how many: the shard of the training images, and the seed of its
-                     random streams; a server has the first's, and uses neither
-    validates        (rank, size): its share of the validation images
-    functions        of the Network, that it calls
+    worker, workers  index of the worker and number of workers: they determine the shard of the training images and the
+                     seed of the random streams; a server has the values of the first worker, but uses neither
+    validates        (rank, size): the rank's share of the validation images
+    functions        names of the Network functions that the rank calls
     """
 
     worker: int
@@ -86,8 +88,8 @@ class Part(NamedTuple):
     functions: tuple[str, ...]
 
 
-class Agreed(NamedTuple):
-    """What the workers know together after a step: means of cost and error, and whether any of them has to stop."""
+class StepResult(NamedTuple):
+    """Result of a synchronised step: mean cost and error of the workers, and whether any worker has to stop."""
 
     cost: float
     error: float
@@ -95,9 +97,10 @@ class Agreed(NamedTuple):
 
 
 def rule_of(config, partners):
-    """The Rule of the settings among these partners.
+    """Return the Rule of the settings for these workers.
 
-    Raises ConfigError for one that is not there, or cannot be, and for settings that mean nothing with it.
+    Raises:
+        ConfigError: the rule is unknown or cannot be used in this job, or a setting has no effect with it.
     """
     check_known(config.rule, RULES, "rule: there is no rule")
     rule = RULES[config.rule]
@@ -109,14 +112,14 @@ def rule_of(config, partners):
     if rule.served and partners.size < 2:
         raise ConfigError(f"rule={config.rule} needs a server and at least one worker, so 2 ranks or more, got 1")
     if config.rule == "bsp":
-        strategy_of(config, partners)            # refuses here what would be refused after compiling
+        strategy_of(config, partners)            # detects errors before compilation
     else:
         refuse_settings_of_bsp(config)
     return ALONE if partners.size == 1 else rule
 
 
 def refuse_settings_of_bsp(config):
-    """Raise ConfigError for a setting that only rule bsp reads, where it is not left as it is by default."""
+    """Raise ConfigError if a setting that only rule bsp uses differs from its default."""
     settings, defaults = config.model_dump(mode="json"), read_settings(DEFAULTS)
     for name in OF_BSP:
         if settings[name] != defaults[name]:
@@ -126,20 +129,20 @@ def refuse_settings_of_bsp(config):
             )
 
 
-def part_of(rule, config, partners):
-    """The Part of a rank among its partners, by the rule_of them."""
+def role_of(rule, config, partners):
+    """Return the Role of a rank under the given Rule."""
     rank, size = partners.rank, partners.size
     if not rule.served:
         apart = rule is not ALONE and config.rule == "bsp" and exchanged(config, partners) == "gradients"
         step = ("compute", "apply") if apart else ("train",)
-        return Part(rank, size, (rank, size), (*step, "validate"))
+        return Role(rank, size, (rank, size), (*step, "validate"))
     if rank == 0:
-        return Part(0, size - 1, (0, 1), ("validate",))
-    return Part(rank - 1, size - 1, (0, 1), ("train",))
+        return Role(0, size - 1, (0, 1), ("validate",))
+    return Role(rank - 1, size - 1, (0, 1), ("train",))
 
 
 def exchanged(config, partners):
-    """What rule bsp exchanges, settled: weights_and_momentum, weights or gradients."""
+    """Return what rule bsp exchanges: weights_and_momentum, weights or gradients; resolves `auto`."""
     if config.exchange_what != "auto":
         return config.exchange_what
     if config.sync == "cdd" or config.adapts:
@@ -147,11 +150,14 @@ def exchanged(config, partners):
     return "weights" if partners.over_mpi else "weights_and_momentum"
 
 
-class Exchange(ABC):
-    """What the training loop is handed."""
+class Synchronizer(ABC):
+    """Synchronises a worker with the others. The training loop calls it between steps."""
 
     def run(self, run, position):
-        """Do this rank's part of the whole training, an alexnet.training.Run; returns the Position where it ended."""
+        """Perform this rank's part of the training; returns the final Position.
+
+        run  alexnet.training.loop.Run
+        """
         return train(run, position)
 
     @abstractmethod
@@ -164,37 +170,37 @@ class Exchange(ABC):
 
     @abstractmethod
     def after_step(self, step, cost, error, rate, stop, last):
-        """Exchange with the others, if the rule says so; returns Agreed.
+        """Exchange with the other workers, if the rule requires it after this step; returns StepResult.
 
-        step   counts from 1 and goes on in a run that is resumed
+        step   counts from 1 and continues in a resumed run
         rate   the learning rate of the update
-        stop   whether this worker has been asked to stop
-        last   whether something follows that concerns all: an epoch's end, a checkpoint
-        A step that nobody is waited for has this worker's cost and error, and stop False.
-        What waiting for others takes counts as sync, the rest as comm.  Raises PartnerDied, OutOfStep.
+        stop   whether this worker was requested to stop
+        last   whether an operation of all workers follows: the end of an epoch, or a checkpoint
+        For a step without synchronisation, the result contains this worker's cost and error, and stop is False.
+        Waiting for other workers counts as sync, the rest as comm. Raises PeerDied, DesyncError.
         """
 
     def consensus(self, stop=False):
-        """A context in which the network holds what stands for all workers: what is validated, and saved.
+        """Return a context in which the network holds the state of the whole job, for validation and saving.
 
-        stop  whether this worker enters because it was asked to stop
-        All workers that validate or save enter it.  Its value is whether one of them had to stop, and all end there:
-        what the network holds is saved, and they meet no more.  Most rules have nothing to do: after the `last` step
-        all are alike, and they stop after the same step.
+        stop  whether this worker enters because it was requested to stop
+        All workers that validate or save enter the context. Its value is True if any worker has to stop. In that case
+        all workers end there: the state in the network is saved, and no further exchange follows. Most rules do
+        nothing here, because after the `last` step all workers have the same state and stop after the same step.
         """
         return nullcontext(False)
 
     def gather(self, lap):
-        """The alexnet.stopwatch.Laps that rank 0 knows of by now, its own among them; [] at the other ranks."""
+        """Return the alexnet.run.timing.Lap of each worker, as known to rank 0; [] on other ranks."""
         return [lap]
 
     @abstractmethod
     def total(self, values, stop):
-        """(float64 array of the values, each summed over all workers, whether any of them has to stop)."""
+        """Return a float64 array with each value summed over all workers, and whether any worker has to stop."""
 
     @abstractmethod
     def close(self):
-        """Let go of everything, in the order that CUDA needs: of the others' memory before they free it."""
+        """Release all resources, in the order that CUDA requires: memory of other workers before they free it."""
 
     def __enter__(self):
         return self

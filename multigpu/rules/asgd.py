@@ -1,19 +1,22 @@
-"""Asynchronous SGD: clients train apart, and a parameter server adds up what they have learned, whoever comes.
+"""Asynchronous SGD: clients train independently, and a parameter server adds up their updates as they arrive.
 
-Client k, at its step s, with weights w, velocities v and updates D; server, with weights W, the centre, and a version:
+Client k, at its step s, has weights w, velocities v and updates D. The server has weights W, the center variable, and a
+version:
 
     s % n_fetch == 0     w <- W + D, remember the version
     each step            v <- mu v - lr (g + eta w),  w <- w + v,  D <- D + v
     s % n_push == 0      push D,  D <- 0;  the server, on arrival:  W <- W + c D,  version <- version + 1
 
-So a fetch before the push applies D again, and no update is lost; with n_fetch = n_push (n_sync) it is the paper's, one
-round trip.  c is server_scale, 1/K of K clients if it is not said: with c = 1 the sum of many updates from one W goes
-too far.  The server may take D for the step of another rule, and the less the staler it is: server_updates.  The
-staleness of a push is the server's version now, less the one that was fetched: K - 1 for K clients alike.
+A fetch before the push applies D again, so no update is lost. With n_fetch = n_push (n_sync) this is the algorithm of
+the paper, with one round trip. c is server_scale; the default is 1/K for K clients, because c = 1 overshoots when many
+updates start from the same W. The server can also treat D as the step of another rule, and can scale it down with its
+staleness: parameter_server/updates.py. The staleness of a push is the current version of the server minus the fetched
+version: K - 1 for K identical clients.
 
-D is the difference of w and of what w would be without it, which is kept: one array more of a client's size, on the
-host, and the array that travels.  Where W is still what D is counted from, and c = 1, W + D is w, to the bit: the
-server then takes w itself, so one client trains as momentum SGD does without a server, whatever n_sync is.
+D is the difference between w and the weights without these updates. The client stores the latter: one additional array
+of its size on the host, which is also the array that is sent. If W is still the value from which D is counted, and
+c = 1, then W + D equals w bit by bit. The server then takes w itself, so training with one client is identical to
+momentum SGD without a server, for any n_sync.
 
 Source: Paine et al. 2013, sections 2.2 and 2.3; Dean et al. 2012, section 4.1.
 """
@@ -22,56 +25,57 @@ from typing import NamedTuple
 
 import numpy as np
 
-from multigpu.exchange.flat import blocks
-from multigpu.rules import server
-from multigpu.rules.client import Client
-from multigpu.rules.parameter_server import Note, ParameterServer
-from multigpu.rules.turns import SERVER, Fetch, Push
+from multigpu.exchange.flat_buffer import blocks
+from multigpu.rules.parameter_server import server
+from multigpu.rules.parameter_server.center import ParameterServer, PushMeta
+from multigpu.rules.parameter_server.client import Client
+from multigpu.rules.parameter_server.protocol import SERVER, Fetch, Push
 
 
-class Often(NamedTuple):
-    """Steps from one fetch to the next, and from one push to the next."""
+class Schedule(NamedTuple):
+    """Number of steps between two fetches, and between two pushes."""
 
     fetch: int
     push: int
 
     def due(self, step):
-        """Whether a client (fetches, pushes) after a step."""
+        """Return whether a client (fetches, pushes) after a step."""
         return step % self.fetch == 0, step % self.push == 0
 
     def next_after(self, step):
-        """The first step after this one with something due."""
+        """Return the first later step with a fetch or a push."""
         return min((step // each + 1) * each for each in self)
 
 
 def connect(config, network, device, partners, recorder, step=0):
-    """The Server at rank 0, an AsgdClient at the others, as multigpu.rules says; all of them call it."""
+    """Return a Server on rank 0 and an AsgdClient on other ranks; see multigpu.rules. Collective."""
     return server.connect(
         config, network, device, partners, recorder, step,
         keeper=lambda centre, post: ParameterServer(centre, config, partners.size - 1, post.now),
         client=lambda *parts: AsgdClient(*parts, often(config), step),
-    )  # fmt: skip
+    )
 
 
 def often(config):
-    """The Often of the settings."""
-    return Often(config.n_fetch or config.n_sync, config.n_push or config.n_sync)
+    """Return the Schedule of the settings."""
+    return Schedule(config.n_fetch or config.n_sync, config.n_push or config.n_sync)
 
 
 class AsgdClient(Client):
-    """What the training loop of a client is handed.
+    """The Synchronizer of a client of rule asgd.
 
-    often  Often      step  done before; the rest is Client's
+    often  Schedule
+    step   number of steps done before; see Client for the other arguments
     """
 
     def __init__(self, network, variables, flat, post, recorder, often, step=0):
         super().__init__(network, variables, flat, post, recorder)
-        self._often, self._pushed = often, step  # pushed: the last step whose update the server has
+        self._often, self._pushed = often, step  # _pushed: the last step whose update was pushed
         self._version, self._fetch, self._waited = 0, True, 0.0
-        self._apart = np.array(flat.array())     # what the weights would be without the updates not yet pushed
+        self._apart = np.array(flat.array())     # the weights without the pending updates
 
     def note(self):
-        return Note(self._version, self._fetch, self._waited)
+        return PushMeta(self._version, self._fetch, self._waited)
 
     def contact(self, step):
         fetch, push = self._often.due(step)
@@ -82,13 +86,13 @@ class AsgdClient(Client):
         self._pushed = step
 
     def leave(self, step):
-        """Push what has not been pushed, and say that this step was the last."""
+        """Push the remaining updates, then notify the server that this step was the last."""
         if self._pushed < step:
             self._exchange(step, fetch=False, push=True)
         super().leave(step)
 
     def _exchange(self, step, fetch, push):
-        """Fetch, push, or both; returns whether all stop."""
+        """Fetch, push, or both; returns whether all workers stop."""
         self._fetch, began = fetch, self._post.now()
         turn = self.ask(Push if push else Fetch, step)
         self._waited = self._post.now() - began
@@ -105,7 +109,7 @@ class AsgdClient(Client):
         return turn.stop
 
     def _push(self, told, fetch):
-        """Push the updates, or the weights; the array that travels is what then is counted from."""
+        """Push the updates or the weights. New updates are counted from the fetched or current weights."""
         weights, apart = self._flat.array(), self._apart
         if told.weights:
             np.copyto(apart, weights)

@@ -1,34 +1,36 @@
-"""Elastic averaging: every tau steps a worker and a centre pull at each other; between them workers explore apart.
+"""Elastic averaging SGD: every tau steps, a worker and the center variable are pulled towards each other.
 
-    v_i <- mu v_i - lr_p (g_i + eta w_i),  w_i <- w_i + v_i          each step, on worker i alone
+Between exchanges the workers explore independently.
+
+    v_i <- mu v_i - lr_p (g_i + eta w_i),  w_i <- w_i + v_i          each step, on worker i only
     c <- c + alpha (w_i - c),  w_i <- w_i - alpha (w_i - c)          every tau steps of worker i, from the values before
 
-The workers' velocities stay their own.  Each exchange conserves w_i + c.  alpha = 0 leaves the workers to themselves,
-alpha = 1 swaps worker and centre.  Rank 0 is the server that holds the centre, which is what is validated and saved;
-the workers are the ranks from 1 on: multigpu.rules.server.
+The velocities remain local to the workers. Each exchange conserves w_i + c. With alpha = 0 the workers are independent;
+alpha = 1 swaps worker and center variable. Rank 0 is the server and holds the center variable, which is validated and
+saved. The workers are the ranks from 1 on; see multigpu.rules.parameter_server.server.
 
 Source: Zhang et al. 2015, equations 5 and 6 and algorithm 1 (asynchronous EASGD, with momentum as in Ma et al. 2016).
 """
 
 import numpy as np
 
-from multigpu.exchange.flat import blocks
-from multigpu.rules import server
-from multigpu.rules.client import Client
-from multigpu.rules.turns import SERVER, Answer, Keeper, Push
+from multigpu.exchange.flat_buffer import blocks
+from multigpu.rules.parameter_server import server
+from multigpu.rules.parameter_server.client import Client
+from multigpu.rules.parameter_server.protocol import SERVER, CenterPolicy, Push, TransferPlan
 
 
 def connect(config, network, device, partners, recorder, step=0):
-    """The Server at rank 0, an ElasticClient at the others, as multigpu.rules says; all of them call it."""
+    """Return a Server on rank 0 and an ElasticClient on other ranks; see multigpu.rules. Collective."""
     return server.connect(
         config, network, device, partners, recorder, step,
-        keeper=lambda centre, post: Elastic(centre, config.alpha),
+        keeper=lambda centre, post: ElasticPolicy(centre, config.alpha),
         client=lambda *parts: ElasticClient(*parts, config.tau),
-    )  # fmt: skip
+    )
 
 
 class ElasticClient(Client):
-    """A worker, which exchanges every tau steps; the rest is Client's."""
+    """A client that exchanges every tau steps; see Client for the other arguments."""
 
     def __init__(self, network, variables, flat, post, recorder, tau):
         super().__init__(network, variables, flat, post, recorder)
@@ -44,8 +46,8 @@ class ElasticClient(Client):
         return turn.stop
 
 
-class Elastic(Keeper):
-    """The centre that a worker and it pull at each other."""
+class ElasticPolicy(CenterPolicy):
+    """Center policy of EASGD: the center variable and a worker are pulled towards each other."""
 
     def __init__(self, centre, alpha):
         super().__init__(centre)
@@ -53,15 +55,15 @@ class Elastic(Keeper):
 
     def answer(self, push):
         centre = self.centre.array()
-        return Answer(lambda worker, part: elastic_step(worker, centre[part], self._alpha))
+        return TransferPlan(lambda worker, part: elastic_step(worker, centre[part], self._alpha))
 
 
 def elastic_step(worker, centre, alpha):
-    """Move a worker's weights and the centre towards each other, in place.
+    """Move the weights of a worker and the center variable towards each other, in place.
 
         c <- c + alpha (w - c),  w <- w - alpha (w - c)              from the values before
 
-    worker, centre  float arrays of one dimension, alike in length and dtype; no memory of both is the same
+    worker, centre  one-dimensional float arrays of the same length and dtype, without shared memory
     """
     alpha = worker.dtype.type(alpha)
     for w, c, pull in blocks(worker, centre):

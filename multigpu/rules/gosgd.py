@@ -1,20 +1,21 @@
-"""Gossip: after a step a worker pushes its weights to another one, now and then, at random; nobody waits for anybody.
+"""Gossip SGD: after a step, a worker pushes its weights to another worker with some probability, without waiting.
 
-    v_i <- mu v_i - lr_p (g_i + eta w_i),  w_i <- w_i + v_i          each step, on worker i alone
+    v_i <- mu v_i - lr_p (g_i + eta w_i),  w_i <- w_i + v_i          each step, on worker i only
     a_s <- a_s / 2;  push (w_s, a_s) to r                            with probability p, r uniformly another worker
-    w_r <- (a_r w_r + a_s w_s) / (a_r + a_s),  a_r <- a_r + a_s      when it arrives
+    w_r <- (a_r w_r + a_s w_s) / (a_r + a_s),  a_r <- a_r + a_s      on arrival
 
-a_i, the share of worker i in what they all know, begins at 1/N.  The sum of all a, and of all a w, those under way
-included, are what they were: sum of a_i w_i is the consensus, which is validated and saved.
+a_i is the share of worker i and starts at 1/N. The sum of all a and the sum of all a w, including messages in transit,
+are invariant. The sum of a_i w_i is the consensus, which is validated and saved.
 
-A push is a Push, which says the share, and an array.  At most one push of a worker is under way, from a copy of its
-weights; a worker that wants to push again waits for it, and receives meanwhile, so even p = 1 cannot come to a halt.
+A push is a GossipPush message with the share, and an array. Each worker has at most one push in transit, sent from a
+copy of its weights. A worker that needs to push again waits for the previous push and receives in the meantime, so
+even p = 1 cannot deadlock.
 
-Where all have to know what they know together, at the end of an epoch and around saving, they enter consensus(): all
-say how many messages each has sent to each, and receive until nothing is under way; their shares must then add up to
-1.  A worker that is asked to stop tells the others and enters; they do so after their step, wherever they are.  Since
-one enters because it stops, all skip what they have entered for, and rank 0 saves.  Everybody enters the same number of
-times, so nobody waits for one who has ended.  In a run that is resumed all begin at the consensus, with 1/N.
+All workers enter consensus() at the end of an epoch and for saving. They exchange the number of messages that each
+has sent to each, and receive until no message is in transit. Their shares must then add up to 1. A worker that is
+requested to stop notifies the others and enters; the others enter after their current step. If one worker enters
+because it stops, all workers skip the operation for which they entered, and rank 0 saves. All workers enter equally
+often, so no worker waits for one that has ended. In a resumed run, all workers start from the consensus with 1/N.
 
 Source: Blot et al. 2016, algorithms 3 and 4; Ma et al. 2016.
 """
@@ -25,20 +26,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from alexnet.augment import random_stream
+from alexnet.data.augment import random_stream
+from multigpu.communicator import Closed, DesyncError, total, verify_consistency
 from multigpu.device.host import HostDevice
-from multigpu.exchange.flat import Flat, blocks
-from multigpu.partners import Closed, OutOfStep, greet, total
-from multigpu.rules import POST, Agreed, Exchange
+from multigpu.exchange.flat_buffer import FlatBuffer, blocks
+from multigpu.rules import POST, StepResult, Synchronizer
 from multigpu.rules.bsp import shapes_of, weights_and_velocities
 
-GOSSIP = 3                                       # which random stream: alexnet.augment has 1 and 2
-LOOKS = 2                                        # messages of each other worker that a step looks for at most
-ROUNDING = 1e-9                                  # how far the sum of all shares may be from 1
+GOSSIP = 3                                       # id of the random stream; alexnet.data.augment uses 1 and 2
+LOOKS = 2                                        # maximum number of messages per worker that a step receives
+ROUNDING = 1e-9                                  # tolerance for the sum of all shares
 
 
-class Push(NamedTuple):
-    """An array follows, of weights after this step, with this share."""
+class GossipPush(NamedTuple):
+    """Announces an array: the weights after this step, with this share."""
 
     step: int
     sender: int
@@ -46,14 +47,14 @@ class Push(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """I have been asked to stop."""
+    """The sender was requested to stop."""
 
     step: int
     sender: int
 
 
-class Lapped(NamedTuple):
-    """Where my time went, to rank 0."""
+class GossipTiming(NamedTuple):
+    """Timing of the sender, for rank 0."""
 
     step: int
     sender: int
@@ -61,15 +62,15 @@ class Lapped(NamedTuple):
 
 
 def connect(config, network, device, partners, recorder, step=0):
-    """The Gosgd of this worker, as multigpu.rules says; all of them call it."""
-    greet(config, network, device, partners, step)
+    """Return the Gosgd synchronizer of this worker; see multigpu.rules for the arguments. Collective."""
+    verify_consistency(config, network, device, partners, step)
     host = HostDevice(device.on_host)
-    lots = [Lot(each, Flat(host, shapes_of(each))) for each in weights_and_velocities(network) if each]
+    lots = [WeightedGroup(each, FlatBuffer(host, shapes_of(each))) for each in weights_and_velocities(network) if each]
     return Gosgd(network, lots, config, partners, recorder)
 
 
 def receiver(seed, rank, size, step, p):
-    """Whom a worker pushes to after a step: another rank, or None; a function of the seed, the rank and the step."""
+    """Return the rank to which a worker pushes after a step, or None; a function of seed, rank and step."""
     draw = random_stream(seed, GOSSIP, rank, step)
     if draw.random() >= p:
         return None
@@ -78,16 +79,16 @@ def receiver(seed, rank, size, step, p):
 
 
 def halved(share):
-    """a <- a / 2: what a worker keeps, and what it pushes."""
+    """a <- a / 2: return the share that the worker keeps and the share that it pushes."""
     return share / 2, share / 2
 
 
 def merged(weights, share, pushed, pushed_share):
-    """Merge what was pushed into a worker's weights, in place; returns its new share.
+    """Merge pushed weights into a worker's weights, in place; returns its new share.
 
         w_r <- (a_r w_r + a_s w_s) / (a_r + a_s) = w_r + a_s / (a_r + a_s) (w_s - w_r),  a_r <- a_r + a_s
 
-    weights, pushed  float arrays of one dimension, alike in length and dtype
+    weights, pushed  one-dimensional float arrays of the same length and dtype
     """
     both = share + pushed_share
     part = weights.dtype.type(pushed_share / both)
@@ -98,14 +99,14 @@ def merged(weights, share, pushed, pushed_share):
     return both
 
 
-class Lot(NamedTuple):
-    """Shared variables, and the Flat that they lie in: on the host it is their own memory."""
+class WeightedGroup(NamedTuple):
+    """Shared variables and the FlatBuffer that holds them; on the host, the variables use its memory."""
 
     variables: list
-    flat: Flat
+    flat: FlatBuffer
 
     def pack(self):
-        """The array of them all, up to date."""
+        """Copy the variables to the buffer and return it as an array."""
         self.flat.pack(self.variables)
         return self.flat.array()
 
@@ -113,10 +114,10 @@ class Lot(NamedTuple):
         self.flat.unpack(self.variables)
 
 
-class Gosgd(Exchange):
-    """What the training loop is handed; made by connect().
+class Gosgd(Synchronizer):
+    """The Synchronizer of rule gosgd; created by connect().
 
-    lots  weights, and velocities if there are any
+    lots  list of WeightedGroup: the weights, and the velocities if there are any
     """
 
     def __init__(self, network, lots, config, partners, recorder):
@@ -127,8 +128,8 @@ class Gosgd(Exchange):
             lot.pack()
             lot.unpack()
         self._weights, self._share = lots[0], 1 / self._size
-        self._copy, room = (np.empty_like(lot.flat.array()) for lot in (lots[0], lots[-1]))    # of pushes; of the rest
-        self._kept, self._room = (self._copy, room), room[: self._copy.size]     # around a consensus; of what arrives
+        self._copy, room = (np.empty_like(lot.flat.array()) for lot in (lots[0], lots[-1]))    # pushes; the rest
+        self._kept, self._room = (self._copy, room), room[: self._copy.size]     # in consensus; for arrivals
         self._leaving, self._arriving = None, None
         self._stop, self._over, self._entries, self._totals, self._laps = False, False, 0, 0, {}
 
@@ -146,46 +147,46 @@ class Gosgd(Exchange):
             self._stop = True
             for other in self._others():
                 self._post.send(Stop(step, self._rank), other)
-        return Agreed(float(cost), float(error), self._stop)
+        return StepResult(float(cost), float(error), self._stop)
 
     def _others(self):
         return [rank for rank in range(self._size) if rank != self._rank]
 
     def _push(self, step, other):
-        """Push the weights and half of the share, once the last push has left."""
+        """Push the weights and half of the share, after the previous push has been sent."""
         with self._recorder.time("sync"):
             self._until(self._left)
         with self._recorder.time("comm"):
             np.copyto(self._copy, self._weights.pack())
             self._share, pushed = halved(self._share)
-            self._post.send(Push(step, self._rank, pushed), other)
+            self._post.send(GossipPush(step, self._rank, pushed), other)
             self._leaving = self._comm.Isend(self._copy, other, self._post.ARRAY)
 
     def _left(self):
-        """Whether the last push has left its copy."""
+        """Return whether the copy of the previous push has been sent."""
         return self._leaving is None or self._leaving.Test()
 
     def _until(self, look):
-        """Wait until look() is true, and receive meanwhile."""
+        """Wait until look() is true; receive in the meantime."""
         self._post.until(lambda: look() or self._receive() and False)
 
     def _receive(self):
-        """Take one message, or the array that the last one has announced; returns whether anything has come."""
+        """Receive one message, or the array that the last message announced; returns whether anything arrived."""
         if self._arriving:
             return self._receive_array()
         message = self._post.take()
-        if type(message) is Push:
+        if type(message) is GossipPush:
             self._arriving = message, self._comm.Irecv(self._room, message.sender, self._post.ARRAY)
         elif type(message) is Stop:
             self._stop = True
-        elif type(message) is Lapped and self._rank == 0:
+        elif type(message) is GossipTiming and self._rank == 0:
             self._laps[message.sender] = message.lap
         elif message is not None:
             self._post.refuse(message, "Push or Stop")
         return message is not None
 
     def _receive_array(self):
-        """Merge the array if it is here."""
+        """Merge the announced array if it has arrived; returns whether it has."""
         push, request = self._arriving
         if not request.Test():
             return False
@@ -196,7 +197,7 @@ class Gosgd(Exchange):
 
     @contextmanager
     def consensus(self, stop=False):
-        """See Exchange; every worker goes on from its own weights and velocities, unless all stop."""
+        """See Synchronizer. Afterwards each worker continues from its own weights and velocities, unless all stop."""
         if not self._over:
             self._over = self._enter(stop or self._stop)
             self._mix()
@@ -207,29 +208,30 @@ class Gosgd(Exchange):
                 self._unmix()
 
     def _enter(self, stop):
-        """Wait for all, and until nothing is under way; returns whether one of them has to stop."""
+        """Wait for all workers, and until no message is in transit; returns whether any worker has to stop."""
         self._entries += 1
         told = self._gather(np.array([self._entries, stop, *self._post.sent]))
         if set(told[:, 0]) != {self._entries}:
-            raise OutOfStep(
+            raise DesyncError(
                 f"the ranks have entered consensus {', '.join(map(str, told[:, 0]))} times, by rank: "
-                "their runs have parted; start all anew from one checkpoint"
+                "the workers are out of step; restart all of them from one checkpoint"
             )
         owed = told[:, 2 + self._rank].sum()
         self._until(lambda: self._post.received >= owed and not self._arriving and self._left())
         shares = self._gather(np.array([self._share]))
         if abs(shares.sum() - 1) > ROUNDING:
-            raise OutOfStep(f"the shares of all ranks must add up to 1, got {shares.ravel().tolist()}: a push was lost")
+            found = shares.ravel().tolist()
+            raise DesyncError(f"the shares of all ranks must add up to 1, got {found}: a push was lost")
         return bool(told[:, 1].any())
 
     def _gather(self, own):
-        """The arrays of all ranks, by rank; receives meanwhile."""
+        """Return the arrays of all ranks, by rank; receives in the meantime."""
         of_all = np.empty((self._size, own.size), own.dtype)
         self._until(self._comm.Iallgather(own, of_all).Test)
         return of_all
 
     def _mix(self):
-        """Have the network hold the sum of a_i w_i, and of a_i v_i, over the workers."""
+        """Set the network to the sums of a_i w_i and of a_i v_i over the workers."""
         for lot, kept in zip(self._lots, self._kept, strict=False):
             array = lot.pack()
             np.copyto(kept, array)
@@ -238,14 +240,14 @@ class Gosgd(Exchange):
             lot.unpack()
 
     def _unmix(self):
-        """Have the network hold this worker's own weights and velocities again."""
+        """Restore this worker's own weights and velocities in the network."""
         for lot, kept in zip(self._lots, self._kept, strict=False):
             np.copyto(lot.flat.array(), kept)
             lot.unpack()
 
     def gather(self, lap):
         if self._rank:
-            self._post.send(Lapped(lap.iteration, self._rank, lap), 0)
+            self._post.send(GossipTiming(lap.iteration, self._rank, lap), 0)
             return []
         return [lap, *self._laps.values()]
 
@@ -255,6 +257,6 @@ class Gosgd(Exchange):
 
     def close(self):
         self._post.close()
-        self._partners.meet(Closed(0))
+        self._partners.allgather(Closed(0))
         for lot in self._lots:
             lot.flat.close()

@@ -1,18 +1,18 @@
-"""Virtual time: a server and its clients, the code that runs over MPI, in one process and on a clock of given costs.
+"""Virtual time: simulates a server and its clients in one process, with the code that runs over MPI and given costs.
 
-    Simulation   of rule asgd or easgd: who comes when, and what each has of the shared network     simulation.py
-    Costs        seconds of a step, a copy, a transfer and an update of the centre                  post.py
-    measured     the Costs of this machine                                                          measure.py
+    Simulation   of rule asgd or easgd: order of the contacts, and each client's arrays       simulation.py
+    Costs        seconds of a step, a copy, a transfer and an update of the center variable   post.py
+    measured     the Costs of this machine                                                    measure.py
 
-A client computes, comes to the server, waits until those who came before are served, and goes on:
+A client computes, contacts the server, waits until earlier contacts have been served, and continues:
 
     ended   = begun + steps x costs.step x its pace          arrived = ended + costs.copy
-    turn    = max(arrived, when the server is free)          served  = turn + transfers + costs.apply
+    turn    = max(arrived, time at which the server is free) served  = turn + transfers + costs.apply
     begun   = served + costs.copy                            of its next stretch of steps
 
-So its steps take costs.step + (copies, transfers, update and waiting) / n_sync each.  Nothing depends on the machine or
-on chance that is not seeded: the same settings give the same bits.  One to thousands of clients share one compiled
-network.
+One step therefore takes costs.step + (copies, transfers, update and waiting) / n_sync.  The result depends neither on
+the machine nor on unseeded random numbers: the same settings give the same bits.  One to thousands of clients share
+one compiled network.
 
 Source: Paine et al. 2013, sections 2.3 and 3.
 """

@@ -1,7 +1,8 @@
-"""What a step and an exchange cost on this machine, for the virtual clock.
+"""Measures the costs of a step and of an exchange on this machine, for the virtual clock.
 
-The step is timed as it is.  An exchange is what ranks on one host pay for it: a copy, through memory that both ends
-see, twice in each direction, and the server's update.  Each is the median of some runs, so one disturbance is nothing.
+The step is timed directly.  The cost of an exchange is that of ranks on one host: two copies through shared memory in
+each direction, and the server's update.  Each value is the median of several runs, so that one disturbance has no
+effect.
 """
 
 import statistics
@@ -9,14 +10,17 @@ import time
 
 import numpy as np
 
-from multigpu.rules.server_updates import plain
+from multigpu.rules.parameter_server.updates import plain
 from multigpu.virtual.post import Costs
 
 
 def measured(take_step, length, runs=20):
-    """The Costs of this machine.
+    """Return the Costs of this machine.
 
-    take_step  () -> None: a step of a client           length  float32 numbers that are exchanged
+    Args:
+        take_step: () -> None: one step of a client.
+        length: number of float32 values exchanged.
+        runs: calls per measurement.
     """
     one, other = np.zeros((2, length), np.float32)
     copy = seconds_of(lambda: np.copyto(one, other), runs)
@@ -25,7 +29,7 @@ def measured(take_step, length, runs=20):
 
 
 def seconds_of(work, runs):
-    """The median of the seconds that `runs` calls take; one more, before them, does not count."""
+    """Return the median duration of `runs` calls, in seconds; one warm-up call is not counted."""
     work()
     taken = []
     for _ in range(runs):

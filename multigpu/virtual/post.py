@@ -1,8 +1,8 @@
-"""Messages and arrays between a server and its clients in one process, on clocks of their own.
+"""Messages and arrays between a server and its clients in one process, each with its own virtual clock.
 
-Post stands in for multigpu.rules.post.Post: the same verbs, to the same bits.  A client that waits for its turn has the
-server serve right there; the server, which would wait for the client's array, leaves word of what is to be done with it
-instead, and the client does that when it hands the array over, before anything else happens.
+Post replaces multigpu.rules.channel.Channel: the same methods, the same bits. When a client waits for its turn, the
+server serves it at once. Where the server would wait for the client's array, it stores a callback; the client runs it
+when it sends the array, before any other event.
 """
 
 from contextlib import nullcontext
@@ -10,18 +10,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from multigpu.communicator import desync_error
 from multigpu.device.host import HostDevice
-from multigpu.partners import parted
-from multigpu.rules.server import Leave
+from multigpu.rules.parameter_server.server import Leave
 
 
 class Costs(NamedTuple):
     """Seconds on the virtual clock.
 
-    step      of a client, computing and updating
-    copy      of a client's array from its device to the host, or back
-    transfer  of an array from the client to the server, or back; the server serves nobody else meanwhile
-    apply     of the server's update with it
+    step:      a client's computation and update
+    copy:      a client's array from its device to the host, or back
+    transfer:  an array from the client to the server, or back; the server serves no other client during it
+    apply:     the server's update with the array
     """
 
     step: float
@@ -30,15 +30,15 @@ class Costs(NamedTuple):
     apply: float = 0.0
 
     def turn(self, there=True, back=True):
-        """Of the server, for an exchange in which an array comes, goes back, or both."""
+        """Return the server's time for an exchange in which an array comes, goes back, or both."""
         return self.transfer * (there + back) + self.apply * there
 
 
 class Office:
-    """Where all Posts of a simulation meet.
+    """State that all Posts of a simulation share.
 
-    now   rank -> seconds: how far each of them is; rank 0 is the server
-    serve  () -> None: has the server look what has come; set once there is one
+    now:    rank -> seconds on the clock of this rank; rank 0 is the server
+    serve:  () -> None: lets the server process its messages; set once the server exists
     """
 
     def __init__(self, clients, costs):
@@ -49,7 +49,7 @@ class Office:
 
 
 class Word(NamedTuple):
-    """What the server left to be done with a client's array."""
+    """The server's pending operation on a client's array."""
 
     update: object
     there: bool
@@ -57,7 +57,7 @@ class Word(NamedTuple):
 
 
 class Post:
-    """One rank's messages to and from the others; see multigpu.rules.post.Post for the verbs."""
+    """Messages between one rank and the others; see multigpu.rules.channel.Channel for the methods."""
 
     def __init__(self, office, rank):
         self._office, self.rank, self.size = office, rank, office.size
@@ -72,15 +72,15 @@ class Post:
         self._office.letters[other].append((self.now(), message))
 
     def take(self):
-        """The message that came first, or None; whoever takes it is then at least as far as when it was sent."""
+        """Return the oldest message, or None; the receiver's clock advances at least to the time of sending."""
         if not self._office.letters[self.rank]:
             return None
         sent, message = self._office.letters[self.rank].pop(0)
-        if type(message) is not Leave:           # which the server hears between others, and does not wait for
+        if type(message) is not Leave:           # the server receives it between others, without waiting
             self._catch_up(sent)
         return message
 
-    def hear(self, kind, step, sender):
+    def recv(self, kind, step, sender):
         if not self._office.letters[self.rank]:
             self._office.serve()
         message = self.take()
@@ -89,15 +89,16 @@ class Post:
         return message
 
     def refuse(self, message, awaited):
-        raise parted("a rank" if message is None else f"rank {message.sender}", message, f"rank {self.rank}", awaited)
+        other = "a rank" if message is None else f"rank {message.sender}"
+        raise desync_error(other, message, f"rank {self.rank}", awaited)
 
     def take_over(self, client, length, update, there=True, back=True):
-        """The server's side of an exchange: it is busy as long as that takes."""
+        """Run the server's side of an exchange; it is busy for the cost of the exchange."""
         self._office.word = Word(update, there, back)
         self._office.now[self.rank] += self._office.costs.turn(there, back)
 
     def hand_over(self, array, server, there=True, back=True):
-        """A client's side, and all that is done with its array; it then goes on as soon as it may."""
+        """Run a client's side of an exchange and the server's operation on its array; advance the client's clock."""
         word, self._office.word = self._office.word, None
         if word is None or (word.there, word.back) != (there, back):
             raise ValueError(f"the server waits for {word}, and the client hands over there={there}, back={back}")
@@ -121,18 +122,18 @@ class Post:
         return self._office.room
 
     def close(self):
-        """Nothing is under way."""
+        """Do nothing: no transfer is pending."""
 
 
 class Memory(HostDevice):
-    """The host's verbs on memory of this process alone: a thousand clients need no thousand files."""
+    """A host device with process-private memory, so that a thousand clients do not need a thousand memory files."""
 
     def allocate(self, nbytes):
         return Piece(np.zeros(nbytes, np.uint8))
 
 
 class Piece:
-    """A buffer of Memory, as multigpu.device.host.HostBuffer."""
+    """A buffer of Memory, the counterpart of multigpu.device.host.HostBuffer."""
 
     def __init__(self, memory):
         self._memory, self.nbytes = memory, memory.nbytes
@@ -145,4 +146,4 @@ class Piece:
         return flat.view(dtype).reshape(shape)
 
     def close(self):
-        """It is freed with the last view of it."""
+        """Do nothing: the memory is freed with its last view."""

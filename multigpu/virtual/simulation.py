@@ -1,7 +1,8 @@
-"""The event queue: whoever comes to the server first is run up to there, served, and comes again.
+"""Event queue of the simulation: the client that reaches the server first runs up to that contact and is served.
 
-A client's state depends on its own steps and on what the server told it.  So it can be run from one contact to the next
-at once, in the order in which the contacts arrive; nothing else of the order matters, and nothing needs a thread.
+A client's state depends only on its own steps and on the server's answers.  A client can therefore run from one
+contact to the next without interruption, in the order in which the contacts arrive.  No other ordering matters, and
+no threads are needed.
 """
 
 import heapq
@@ -10,25 +11,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.augment import random_stream
-from alexnet.recorder import Silent
-from multigpu.exchange.flat import Flat
+from alexnet.data.augment import random_stream
+from alexnet.run.recorder import WorkerRecorder
+from multigpu.exchange.flat_buffer import FlatBuffer
 from multigpu.rules.asgd import AsgdClient, often
 from multigpu.rules.bsp import shapes_of, weights_and_velocities
-from multigpu.rules.easgd import Elastic, ElasticClient
-from multigpu.rules.parameter_server import ParameterServer
-from multigpu.rules.server import SERVER, Server
+from multigpu.rules.easgd import ElasticClient, ElasticPolicy
+from multigpu.rules.parameter_server.center import ParameterServer
+from multigpu.rules.parameter_server.server import SERVER, Server
 from multigpu.virtual.post import Memory, Office, Post
 
-PACE = 4                                         # which random stream: alexnet.augment has 1 and 2, gosgd 3
-APART = 1 << 40                                  # between the clients' counters of random layers
+PACE = 4                                         # index of the random stream: alexnet.data.augment has 1 and 2, gosgd 3
+APART = 1 << 40                                  # distance between the clients' counters of random layers
 
 
 class Rule(NamedTuple):
-    """What of a rule a Simulation needs.
+    """The parts of a rule that a Simulation needs.
 
-    keeper      (config, centre, post, clients) -> Keeper        client  (config, parts of a Client) -> Client
-    next_after  (config, step) -> the first step after this one that ends with a contact
+    keeper:      (config, centre, post, clients) -> CenterPolicy
+    client:      (config, constructor arguments of a client) -> client
+    next_after:  (config, step) -> the first step after this one that ends with a contact
     """
 
     keeper: Callable
@@ -43,7 +45,7 @@ RULES = {
         lambda config, step: often(config).next_after(step),
     ),
     "easgd": Rule(
-        lambda config, centre, post, clients: Elastic(centre, config.alpha),
+        lambda config, centre, post, clients: ElasticPolicy(centre, config.alpha),
         lambda config, *parts: ElasticClient(*parts, config.tau),
         lambda config, step: (step // config.tau + 1) * config.tau,
     ),
@@ -53,8 +55,10 @@ RULES = {
 class Stretch(NamedTuple):
     """The steps of a client from one contact to the next, and the contact.
 
-    first, last      steps, counted from 1               begun, ended  seconds when they did
-    arrived, served  seconds at the server: come, and done with     told    of each step, what take_step returned
+    first, last:      steps, counted from 1
+    begun, ended:     time in seconds at which they began and ended
+    arrived, served:  time in seconds of the arrival at the server and of the end of service
+    told:             return value of take_step for each step
     """
 
     client: int
@@ -67,13 +71,13 @@ class Stretch(NamedTuple):
     told: list
 
     def times(self):
-        """When each step ended."""
+        """Return the time at which each step ended."""
         steps = self.last - self.first + 1
         return self.begun + (self.ended - self.begun) * np.arange(1, steps + 1) / steps
 
 
 class Plan(NamedTuple):
-    """A Stretch that is to come; leaves: it is the client's last."""
+    """A future Stretch; leaves: it is the client's last."""
 
     last: int
     begun: float
@@ -82,7 +86,7 @@ class Plan(NamedTuple):
 
 
 class Seat:
-    """What of a network that all share is one user's own: its arrays lie in the network between take() and leave()."""
+    """One user's copy of the shared network's arrays; they are in the network between take() and leave()."""
 
     def __init__(self, variables):
         self._variables, self.arrays = variables, [np.array(v.get_value(borrow=True)) for v in variables]
@@ -95,8 +99,8 @@ class Seat:
         self.arrays = [variable.container.storage[0] for variable in self._variables]
 
 
-class PushLog(Silent):
-    """The server's recorder: pushes as dicts (multigpu.rules.parameter_server.Pushed), and the sentences of reports."""
+class PushLog(WorkerRecorder):
+    """The server's recorder: keeps pushes as dicts (with the fields of PushRecord), and the text of its reports."""
 
     def __init__(self):
         super().__init__(SERVER)
@@ -110,15 +114,22 @@ class PushLog(Silent):
 
 
 class Simulation:
-    """A server and `clients` clients of config.rule (asgd, easgd), which begin with what the network holds.
+    """A server and `clients` clients of config.rule (asgd, easgd), which start from the weights in the network.
 
-    network  alexnet.compile.Network, or what has its parameters_and_velocities, learning, step and train
-    costs    Costs
-    paces    by client: how many times as long as costs.step its steps take; None: all alike
-    jitter   in [0, 1): a stretch of steps takes up to this share longer or less, drawn from config.random_seed
+    Each client has its own weights, velocities and counter of random layers; the server has the center variable.
 
-    Each client has weights, velocities and a counter of the random layers of its own; the server has the centre.
-    Raises ValueError for a rule that has no server, and for paces that are not one of each client.
+    Args:
+        config: the settings.
+        network: alexnet.training.network.Network, or an object with its parameters_and_velocities, learning, step
+            and train.
+        clients: number of clients.
+        costs: Costs.
+        paces: duration of each client's steps as a multiple of costs.step; None: 1 for all.
+        jitter: in [0, 1): the duration of a stretch of steps varies randomly by up to this fraction in either
+            direction, seeded by config.random_seed.
+
+    Raises:
+        ValueError: the rule has no server, paces is not one positive value per client, or jitter is out of range.
     """
 
     def __init__(self, config, network, clients, costs, paces=None, jitter=0.0):
@@ -145,28 +156,33 @@ class Simulation:
     def _open_server(self):
         weights, _ = weights_and_velocities(self.network)
         shapes, post, device = shapes_of(weights), Post(self._office, SERVER), Memory()
-        self._keeper = self._rule.keeper(self._config, Flat(device, shapes), post, self._office.size - 1)
-        return Server(self.network, weights, Flat(device, shapes), self._keeper, post, self.log)
+        self._keeper = self._rule.keeper(self._config, FlatBuffer(device, shapes), post, self._office.size - 1)
+        return Server(self.network, weights, FlatBuffer(device, shapes), self._keeper, post, self.log)
 
     def _open_client(self, client):
         weights, velocities = weights_and_velocities(self.network)
         for velocity in velocities:
             velocity.container.storage[0] = np.array(velocity.get_value(borrow=True))
         self.network.step.set_value(self.network.step.get_value() + APART * (client - 1))
-        parts = self.network, weights, Flat(Memory(), shapes_of(weights)), Post(self._office, client), Silent(client)
+        flat, post = FlatBuffer(Memory(), shapes_of(weights)), Post(self._office, client)
+        parts = self.network, weights, flat, post, WorkerRecorder(client)
         made, seat = self._rule.client(self._config, *parts), Seat(self._variables)
-        seat.leave()                             # the arrays themselves: the weights lie in the Flat
+        seat.leave()                             # keep the arrays themselves: the weights are in the FlatBuffer
         return made, seat
 
-    # ---- the queue
+    # ---- event queue
 
     def run(self, take_step, seconds=np.inf, steps=None, order=None):
-        """Yield each Stretch, in the order of the contacts, until all have left.
+        """Yield each Stretch, in the order of the contacts, until all clients have left.
 
-        take_step  (exchange, client, step) -> what is told of the step: has exchange.step(*inputs, rate=rate) compute
-        seconds    no step ends later         steps  of each client; one of the two has to be given
-        order      clients in the order in which they came to a server elsewhere, instead of the clock's: order_of()
-        Raises ValueError where nothing ends the run, or the order names who is not there.
+        Args:
+            take_step: (exchange, client, step) -> a value for the Stretch; it calls exchange.step(*inputs, rate=rate).
+            seconds: no step ends later than this time. Either seconds or steps is required.
+            steps: number of steps of each client.
+            order: clients in the order of contacts to replay, instead of the clock's order; see order_of().
+
+        Raises:
+            ValueError: neither seconds nor steps is given, or the order names an unknown client.
         """
         if steps is None and not np.isfinite(seconds):
             raise ValueError("a simulation needs an end: seconds or steps")
@@ -180,7 +196,7 @@ class Simulation:
                 plans[client] = self._plan(client, seconds, steps)
 
     def _sequence(self, plans, order):
-        """The clients by arrival, or in the given order; plans changes meanwhile."""
+        """Yield the clients by arrival, or in the given order; the caller updates plans between the items."""
         for client in order or ():
             if client not in plans:
                 raise ValueError(f"the order names client {client}, who is not here; here are {sorted(plans)}")
@@ -197,7 +213,7 @@ class Simulation:
         return plan.ended + self._costs.copy
 
     def _plan(self, client, seconds, steps):
-        """The Plan from where the client is now."""
+        """Return the Plan that starts at the client's current state."""
         done, begun = self._done[client], self._office.now[client]
         pace = self._costs.step * self.paces[client - 1] * self._drawn(client)
         fit = np.inf if not np.isfinite(seconds) else done + max(0, int((seconds - begun) / pace + 1e-9))
@@ -206,7 +222,7 @@ class Simulation:
         return Plan(last, begun, begun + (last - done) * pace, last == end)
 
     def _drawn(self, client):
-        """How much longer than it should the client's next stretch takes."""
+        """Return the random factor on the duration of the client's next stretch."""
         if not self._jitter:
             return 1.0
         self._stretches[client] += 1
@@ -214,7 +230,7 @@ class Simulation:
         return 1 + self._jitter * draw.uniform(-1, 1)
 
     def _advance(self, client, plan, take_step):
-        """Run the client through its plan, and have it served."""
+        """Run the client through its plan and its contact with the server."""
         exchange, seat, arrived = self._clients[client], self._seats[client], self._arrival(plan)
         first, told = self._done[client] + 1, []
         seat.take()
@@ -229,19 +245,19 @@ class Simulation:
         self._done[client] = plan.last
         return Stretch(client, first, plan.last, plan.begun, plan.ended, arrived, self._office.now[SERVER], told)
 
-    # ---- what is to be seen
+    # ---- results
 
     def centre(self):
-        """A context in which the network holds the centre as it is now."""
+        """Return a context in which the network holds the current center variable."""
         self._shown.take()
         return self._server.consensus()
 
     def arrays(self, client):
-        """A client's weights and velocities as they are now, the arrays themselves."""
+        """Return a client's current weights and velocities, without a copy."""
         return self._seats[client].arrays[:-1]
 
     def report(self):
-        """What the server says of its load and of the staleness of what it gets: a sentence; none if turns cost 0."""
+        """Return the server's report on its load and on the staleness of the pushes; empty if a turn costs 0."""
         if not self._costs.turn():
             return ""
         self._keeper.report(self._office.size - 1, self.log)
@@ -249,5 +265,5 @@ class Simulation:
 
 
 def order_of(pushes):
-    """The clients in the order in which a server took their pushes: of its records, a dict of each."""
+    """Return the clients in the order of their pushes, from the server's records (one dict per push)."""
     return [push["client"] for push in sorted(pushes, key=lambda push: push["version"])]

@@ -1,4 +1,4 @@
-"""python -m alexnet export: any weights that are read, written so that others can read them."""
+"""python -m alexnet export: convert weights of any readable format to another format."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ __all__ = ["narrow"]
 
 @pytest.fixture
 def weights(narrow, tmp_path):
-    """Weights in a file of ours, and that file."""
+    """Return weights and the path of a file in our format that contains them."""
     weights = weights_of_narrow(class_names=tuple(f"class {i}" for i in range(10)))
     pretrained.save(weights, tmp_path / "given.safetensors")
     return weights, str(tmp_path / "given.safetensors")
@@ -61,7 +61,7 @@ def test_filters_that_correlate_already_and_the_epoch_are_taken_as_told(weights,
     (["--to", "{}/w.pth"], "must end in .safetensors, .onnx or .zip, or be a folder's name without an ending"),
     (["--to", "{}/w.zip", "--epoch", "3"], "are choices about theano_alexnet's sets, and"),
     (["--to", "{}/w.zip", "--mean", "{}/none.npy"], "none.npy is missing"),
-])  # fmt: skip
+])
 def test_what_cannot_be_exported_ends_in_a_sentence(weights, tmp_path, capsys, arguments, sentence):
     _, given = weights
     before = sorted(tmp_path.iterdir())

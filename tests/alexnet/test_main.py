@@ -1,4 +1,4 @@
-"""python -m alexnet: the paper's table, and pictures of a run."""
+"""python -m alexnet: the paper's table, and plots of a run."""
 
 import io
 import time
@@ -6,7 +6,7 @@ import time
 import pytest
 
 from alexnet.__main__ import main
-from alexnet.recorder import Recorder
+from alexnet.run.recorder import Recorder
 
 
 def test_summary_adds_up_to_the_papers_figures(capsys):

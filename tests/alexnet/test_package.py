@@ -1,4 +1,4 @@
-"""Importing the package settles float32 before PyTensor is used, and costs nothing else."""
+"""Importing the package sets floatX=float32 and does not import PyTensor or NumPy."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Pictures: drawn from what runs leave, legible without them, and the pixels are the filters."""
+"""Plots: data, labels and filter pixels match the files of a run."""
 
 import io
 import json
@@ -10,15 +10,16 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from alexnet import checkpoint, plots
+from alexnet import plots
 from alexnet.plots import records, style
 from alexnet.plots.tiles import mosaic
-from alexnet.recorder import Recorder
-from alexnet.stopwatch import Lap
+from alexnet.run import checkpoint_format
+from alexnet.run.recorder import Recorder
+from alexnet.run.timing import Lap
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that only tests advance."""
 
     def __init__(self):
         self.now = 0.0
@@ -28,7 +29,7 @@ class Clock:
 
 
 def record(folder, iterations=40, per_epoch=8, cost=lambda iteration: 2.3 * 0.95**iteration, validated=True):
-    """A made-up run: the rate drops after half of the iterations; each takes 0.5 s calc, 0.2 wait and 0.1 other."""
+    """Record a synthetic run: each iteration takes 0.5 s calc, 0.2 s wait, 0.1 s other; the rate drops half-way."""
     clock = Clock()
     with Recorder(folder, stream=io.StringIO(), clock=clock) as recorder:
         for iteration in range(1, iterations + 1):
@@ -40,13 +41,13 @@ def record(folder, iterations=40, per_epoch=8, cost=lambda iteration: 2.3 * 0.95
             recorder.train_iteration(
                 iteration=iteration, epoch=iteration / per_epoch, cost=cost(iteration), error=0.9 * 0.97**iteration,
                 learning_rate=rate, images=8,
-            )  # fmt: skip
+            )
             if validated and iteration % per_epoch == 0:
                 clock.now += 3
                 recorder.epoch(
                     epoch=iteration // per_epoch, iteration=iteration, cost=cost(iteration), top1_error=0.5,
                     top5_error=0.125, learning_rate=rate, images=50,
-                )  # fmt: skip
+                )
 
 
 def size_of(path):
@@ -58,7 +59,7 @@ def size_of(path):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that were saved."""
+    """Return the list of saved figures."""
     figures, savefig = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (figures.append(figure), savefig(figure, *a, **k)))
     return figures
@@ -96,7 +97,7 @@ def test_a_long_training_curve_is_averaged(tmp_path, drawn):
     record(tmp_path, iterations=901, cost=float)
     plots.learning_curves(tmp_path)
     points = drawn[0].axes[0].lines[0].get_xydata()
-    assert len(points) == 226                               # stretches of four, and the last one
+    assert len(points) == 226                               # intervals of four, and the last one
     np.testing.assert_allclose(points[0], [(1 + 2 + 3 + 4) / 4 / 8, 2.5])
     np.testing.assert_allclose(points[-1], [901 / 8, 901])
 
@@ -139,9 +140,10 @@ def test_filters_of_another_number_of_channels_are_refused(tmp_path):
 def test_a_run_is_drawn_into_its_folder_from_its_records_and_newest_checkpoint(tmp_path):
     record(tmp_path)
     assert plots.draw([tmp_path]) == [tmp_path / "learning_curves.png", tmp_path / "times.png"]
-    checkpoint.save(checkpoint.snapshot_path(tmp_path, 3), {"conv1.W": np.ones((3, 5, 5, 6), dtype="float32")}, {})
+    weights = {"conv1.W": np.ones((3, 5, 5, 6), dtype="float32")}
+    checkpoint_format.save(checkpoint_format.snapshot_path(tmp_path, 3), weights, {})
     assert plots.draw([tmp_path])[-1] == tmp_path / "filters.png"
-    assert not list(tmp_path.glob(".*"))         # nothing half-written stays
+    assert not list(tmp_path.glob(".*"))         # no partial files remain
 
 
 # ---- time
@@ -158,12 +160,12 @@ def test_hours_add_up_over_validations_and_resumes(tmp_path):
                     clock.now += 450
                 recorder.train_iteration(
                     iteration=iteration, epoch=iteration / 8, cost=1, error=0, learning_rate=0.1, images=8
-                )  # fmt: skip
+                )
             clock.now += 1800
             recorder.epoch(
                 epoch=first // 8 + 1, iteration=first + 8, cost=1.0, top1_error=0.5, top5_error=0.1,
                 learning_rate=0.1, images=8,
-            )  # fmt: skip
+            )
     run = records.read_run(tmp_path)
     seconds = [json.loads(line)["seconds"] for line in (tmp_path / "records.jsonl").read_text().splitlines()]
     hours = [total / 3600 for total in accumulate(seconds)]
@@ -182,7 +184,7 @@ def test_curves_over_hours_have_a_picture_of_their_own(tmp_path, drawn):
 
 
 def heights(axes):
-    """Label of each stack of bars -> (left edges, heights)."""
+    """Return {label: (left edges, heights)} of each bar group."""
     return {
         group.get_label().split()[0]: np.array([(bar.get_x(), bar.get_height()) for bar in group]).T
         for group in axes.containers
@@ -203,18 +205,18 @@ def test_the_time_of_a_run_is_stacked_in_seconds_per_20_iterations(tmp_path, dra
     assert last.get_x() + last.get_width() == iterations / 8
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == [
         "calc 62.5%", "sync 0.0%", "comm 0.0%", "wait 25.0%", "other 12.5%",
-    ]  # fmt: skip
+    ]
 
 
 def laps(folder, workers, rate, n=2, exchanging=0.25, **settings):
-    """A made-up run of `workers` whose laps come at `rate` images/s; a share of the time goes into comm and sync."""
+    """Record a synthetic run of `workers` at `rate` images/s, with a fraction `exchanging` of comm and sync time."""
     seconds = 5120 / rate
     with Recorder(folder, stream=io.StringIO()) as recorder:
         for lap in range(1, n + 1):
             recorder.laps([
                 Lap(lap, lap / 2, 5120, seconds, (1 - exchanging) * seconds, 0.2 * exchanging * seconds,
                     0.8 * exchanging * seconds, 0.0)
-            ] * workers)  # fmt: skip
+            ] * workers)
     if settings:
         (folder / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
 
@@ -226,7 +228,7 @@ def test_a_run_with_laps_has_its_time_per_5120_images_too(tmp_path, drawn):
     iterations, images = drawn[0].axes
     assert (iterations.get_ylabel(), images.get_ylabel()) == (
         "seconds per 20 iterations", "seconds per 5,120 images",
-    )  # fmt: skip
+    )
     stacks = heights(images)
     for section, seconds in (("calc", 7.5), ("sync", 0.5), ("comm", 2.0), ("wait", 0), ("other", 0)):
         np.testing.assert_allclose(stacks[section], [[0, 0.5], [seconds] * 2], atol=1e-9)
@@ -249,7 +251,7 @@ def test_laps_are_no_hours(tmp_path):
 
 
 def apart(folder, steps, seconds):
-    """A made-up run of workers that go on without each other: one has taken its steps before the next tells of its."""
+    """Record a synthetic run of asynchronous workers; all steps of one worker are recorded before those of the next."""
     clock = Clock()
     with Recorder(folder, stream=io.StringIO(), clock=clock) as recorder:
         for worker, (n, each) in enumerate(zip(steps, seconds, strict=True)):
@@ -258,19 +260,19 @@ def apart(folder, steps, seconds):
                     iteration=step, epoch=step / 4, cost=10 * step + worker, error=0.5, worker=worker,
                     learning_rate=0.1 if step <= n / 2 else 0.01, images=8,
                     times={"seconds": each, "calc": each, "sync": 0.0, "comm": 0.0, "wait": 0.0},
-                )  # fmt: skip
+                )
         with recorder.time("calc"):
             clock.now += 18000
             recorder.epoch(
                 epoch=1, iteration=4, cost=1.0, top1_error=0.5, top5_error=0.1, learning_rate=0.1, images=8
-            )  # fmt: skip
+            )
 
 
 def test_curves_of_workers_that_go_on_alone_are_drawn_over_all_of_them(tmp_path, drawn):
     apart(tmp_path, (8, 8), (900, 1800))
     run = records.read_run(tmp_path)
     np.testing.assert_allclose(run.train["hours"], [*np.arange(1, 9) / 4, *np.arange(1, 9) / 2])
-    np.testing.assert_allclose(run.validation["hours"], [4])              # nobody waits for it
+    np.testing.assert_allclose(run.validation["hours"], [4])              # validation is asynchronous
     assert run.workers == 2
     plots.learning_curves(run)
     plots.learning_curves(run, over="hours")
@@ -284,14 +286,14 @@ def test_runs_are_told_apart_by_what_differs_between_them(tmp_path, drawn):
     rules = {
         "a": {"rule": "bsp", "sync": "avg", "exchange": "ar"}, "b": {"rule": "bsp", "sync": "cdd", "exchange": "asa16"},
         "easgd": {"rule": "easgd", "sync": "avg", "exchange": "auto"}, "d": {"rule": "gosgd"},
-    }  # fmt: skip
+    }
     for name, settings in rules.items():
         record(tmp_path / name, validated=False)
         (tmp_path / name / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
     plots.comparison(records.read_runs([tmp_path / name for name in rules]), tmp_path)
     assert [text.get_text().split(":")[0] for text in drawn[0].legends[0].get_texts()] == [
         "a (bsp avg, ar)", "b (bsp cdd, asa16)", "easgd", "d (gosgd)",
-    ]  # fmt: skip
+    ]
 
 
 def test_speed_up_is_images_per_second_over_those_of_one_worker(tmp_path, drawn):
@@ -353,7 +355,7 @@ def test_a_folder_from_before_there_were_laps_is_drawn(tmp_path):
 
 @pytest.fixture
 def three_runs(tmp_path):
-    """Two runs of one name, one that has not been validated."""
+    """Record three runs: two of the same name, and one without validation."""
     record(tmp_path / "a" / "run")
     record(tmp_path / "b" / "run", cost=lambda iteration: 3.0)
     record(tmp_path / "c_$x$", validated=False)
@@ -361,16 +363,17 @@ def three_runs(tmp_path):
 
 
 def test_several_runs_are_drawn_on_one_figure_beside_them(three_runs, tmp_path, drawn):
-    checkpoint.save(checkpoint.snapshot_path(three_runs[1], 3), {"conv1.W": np.ones((3, 5, 5, 6), dtype="float32")}, {})
-    pictures = plots.draw([*three_runs, three_runs[0]])                  # one of them twice
+    weights = {"conv1.W": np.ones((3, 5, 5, 6), dtype="float32")}
+    checkpoint_format.save(checkpoint_format.snapshot_path(three_runs[1], 3), weights, {})
+    pictures = plots.draw([*three_runs, three_runs[0]])                  # one run is given twice
     assert pictures == [tmp_path / f"{name}.png" for name in ("learning_curves", "times", "filters")]
     curves, times, filters = drawn
     assert [axes.get_title() for axes in curves.axes] == [
         "cost (nats per image)", "top-1 error (% of images)", "top-5 error (% of images)",
-    ]  # fmt: skip
+    ]
     named = {text.get_text(): line for text, line in zip(
         curves.legends[0].get_texts(), curves.legends[0].get_lines(), strict=True
-    )}  # fmt: skip
+    )}
     assert list(named) == [
         "a/run: top-1 50.0%, top-5 12.5%, epoch 5",
         "b/run: top-1 50.0%, top-5 12.5%, epoch 5",
@@ -419,7 +422,7 @@ def test_damaged_records_are_refused_by_their_line(tmp_path, line):
     record(tmp_path, iterations=2)
     with (tmp_path / "records.jsonl").open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(ValueError, match=r"line 3 of .*records\.jsonl is no record of a run"):
+    with pytest.raises(ValueError, match=r"line 3 of .*records\.jsonl is not a record of a run"):
         plots.learning_curves(tmp_path)
 
 
@@ -428,7 +431,7 @@ def test_pushes_are_drawn_by_how_stale_they_were_and_how_long_their_clients_wait
     with Recorder(tmp_path, stream=io.StringIO()) as recorder:
         for version, (client, staleness, waiting) in enumerate([(1, 0, 2.0), (2, 1, 4.0), (1, 1, 6.0), (2, 4, 8.0)], 1):
             recorder.push(client=client, iteration=version, version=version, staleness=staleness, waiting=waiting,
-                          serving=1.0, bytes=8)  # fmt: skip
+                          serving=1.0, bytes=8)
     assert tmp_path / "pushes.png" in plots.draw([tmp_path])
     stale, waits = next(figure for figure in drawn if "staleness" in figure.axes[0].get_title()).axes
     assert [bar.get_height() for bar in stale.patches] == [1, 2, 0, 0, 1]

@@ -1,6 +1,6 @@
-"""A CUDA driver for machines without a GPU, under the real PyCUDA: README.md says what it proves and what it cannot.
+"""CUDA driver emulator for machines without a GPU, used with the real PyCUDA. README.md lists what it can check.
 
-    emulator = find()                            # NotBuilt, with the reason, where build.py has not built it
+    emulator = find()                            # raises NotBuilt with the reason if build.py has not built it
     subprocess.run(..., env=os.environ | emulator.environment(devices=4))
 """
 
@@ -11,34 +11,37 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-CACHE = Path(sys.prefix) / "cuda_emulator"       # what build.py has built, for this Python's packages
-REASON = CACHE / "not_built.txt"                 # why it could not
+CACHE = Path(sys.prefix) / "cuda_emulator"       # what build.py builds, for this Python's packages
+REASON = CACHE / "not_built.txt"                 # why the build failed
 
 
 class NotBuilt(RuntimeError):
-    """The emulator is not there; the message is one sentence that says why."""
+    """The emulator has not been built; the message gives the reason in one sentence."""
 
 
 class Emulator(NamedTuple):
-    """Where the emulated driver lies (a folder with libcuda.so.1), and the folder of PyCUDA and its dependencies."""
+    """Folder of the emulated driver (libcuda.so.1), and folder of PyCUDA and its dependencies."""
 
     library: Path
     packages: Path
 
     def environment(self, devices=2, memory_mib=256, peer=True, ipc=True, defer="sync", strict=True):
-        """Environment variables of a process that shall find `devices` emulated GPUs, to be added to os.environ.
+        """Return the environment variables, to be added to os.environ, of a process with `devices` emulated GPUs.
 
-        memory_mib  memory of each device, shared by all processes that this one starts
-        peer        whether devices reach each other's memory: True, False, or the pairs that do, as "0-1,2-3"
-        ipc         whether memory can be opened by another process
-        defer       when copies are executed: "sync", once something waits for them; 0, at once; or milliseconds
-        strict      whether what CUDA leaves undefined, such as freeing memory that another process has open, ends
-                    the process that does it; else it writes a line
+        Args:
+            devices: number of emulated GPUs.
+            memory_mib: memory of each device in MiB, shared by all processes that this one starts.
+            peer: whether devices have peer access: True, False, or the pairs that do, such as "0-1,2-3".
+            ipc: whether other processes can open memory.
+            defer: when operations are executed: "sync", when something waits for them; 0, immediately; else the
+                delay in milliseconds.
+            strict: whether undefined behaviour, such as freeing memory that another process has open, aborts the
+                process. If False, it prints a line.
         """
         return {
             "LD_LIBRARY_PATH": path_before(self.library, "LD_LIBRARY_PATH"),
             "PYTHONPATH": path_before(self.packages, "PYTHONPATH"),
-            "JAX_PLATFORMS": "cpu",              # JAX's own GPU code would find the driver, and what it lacks
+            "JAX_PLATFORMS": "cpu",              # JAX's GPU code would load the driver and fail on missing functions
             "EMUCUDA_MACHINE": os.environ.get("EMUCUDA_MACHINE", str(os.getpid())),
             "EMUCUDA_DEVICES": str(devices),
             "EMUCUDA_MEMORY_MIB": str(memory_mib),
@@ -49,7 +52,7 @@ class Emulator(NamedTuple):
         }
 
     def load(self, **settings):
-        """Give this process, which has not imported PyCUDA, and those it starts emulated GPUs, for its whole life."""
+        """Set up emulated GPUs in this process and its children. PyCUDA must not be imported yet; cannot be undone."""
         os.environ.update(self.environment(**settings))
         ctypes.CDLL(str(self.library / "libcuda.so.1"), ctypes.RTLD_GLOBAL)
         if str(self.packages) not in sys.path:
@@ -57,13 +60,13 @@ class Emulator(NamedTuple):
 
 
 def path_before(folder, variable):
-    """The list of folders that an environment variable holds, with `folder` as the first of them."""
+    """Return the folder list of an environment variable with `folder` moved or added to the front."""
     others = [each for each in os.environ.get(variable, "").split(os.pathsep) if each not in ("", str(folder))]
     return os.pathsep.join([str(folder), *others])
 
 
 def find():
-    """The Emulator that build.py has built; raises NotBuilt, with the reason, where it has not."""
+    """Return the Emulator that build.py has built; raise NotBuilt with the reason if there is none."""
     try:
         return pkgutil.resolve_name("tests.cuda_emulator.build:built")()
     except (NotBuilt, OSError) as error:
@@ -72,5 +75,5 @@ def find():
 
 
 def pending():
-    """How many copies, fills and kernels of this process have been asked for and are not yet executed."""
+    """Return the number of queued copies, fills and kernels of this process that have not been executed yet."""
     return ctypes.CDLL("libcuda.so.1").emucuda_pending()

@@ -1,11 +1,11 @@
-"""Build the emulated driver and the real PyCUDA above it: python -m tests.cuda_emulator.build
+"""Build the emulated driver and the real PyCUDA for it: python -m tests.cuda_emulator.build
 
-It takes half a minute the first time and nothing later: both are kept in Path(sys.prefix) / "cuda_emulator", under
-names that hold all that matters to them.  Where something is missing, one sentence says what, the status is 0, and the
-tests that need the emulator are skipped with that sentence.
+The first build takes half a minute. Both results are cached in Path(sys.prefix) / "cuda_emulator", under names that
+contain a hash of all inputs. If something is missing, the program prints the reason and exits with status 0; tests
+that need the emulator are then skipped with that reason.
 
-PyCUDA comes from its source distribution, which pip fetches.  It is compiled here and not by its setup.py, since that
-takes two minutes: no optimisation, Boost.Python's 28 files as one, the rest side by side.
+pip downloads the source distribution of PyCUDA. It is compiled here because its setup.py takes two minutes. This build
+omits optimisation, compiles the 28 files of Boost.Python as one, and compiles the rest in parallel.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ import numpy as np
 from tests.cuda_emulator import CACHE, REASON, Emulator, NotBuilt
 
 PYCUDA = "2026.1"
-NEEDS = {                                        # what PyCUDA imports, and what that imports: module: distribution
+NEEDS = {                                        # dependencies of PyCUDA, including indirect ones: module: distribution
     "pytools": "pytools",
     "platformdirs": "platformdirs",
     "mako": "mako",
@@ -38,7 +38,7 @@ NEEDS = {                                        # what PyCUDA imports, and what
     "siphash24": "siphash24",
     "typing_extensions": "typing_extensions",
 }
-CUDA = "13.0"                                    # of the headers, where the machine has no toolkit
+CUDA = "13.0"                                    # version of the headers if the machine has no toolkit
 HEADERS = ("nvidia-cuda-runtime", "nvidia-cuda-profiler-api", "nvidia-cuda-crt")
 
 FLAGS = ["-std=gnu11", "-O2", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread"]
@@ -47,13 +47,13 @@ PYCUDA_FLAGS = [
     "-Isrc/cpp", "-Ibpl-subset/bpl_subset", "-DBOOST_PYTHON_SOURCE=1", "-DBOOST_ALL_NO_LIB=1",
     "-DBOOST_THREAD_BUILD_DLL=1", "-DBOOST_THREAD_DONT_USE_CHRONO=1", "-DBOOST_MULTI_INDEX_DISABLE_SERIALIZATION=1",
     "-DPYGPU_PACKAGE=pycuda", "-DPYGPU_PYCUDA=1",
-]  # fmt: skip
+]
 BOOST = "bpl-subset/bpl_subset/libs"
 SOURCES = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".c", ".h"))
 
 
 def main():
-    """Build what is missing; prints one line of what it did, or why it could not."""
+    """Build what is missing and print one line with the result or the reason for failure."""
     started = time.monotonic()
     try:
         if sys.platform != "linux":
@@ -73,7 +73,7 @@ def main():
 
 
 def built():
-    """The Emulator whose PyCUDA is there; its driver is compiled anew where its sources have changed."""
+    """Return the Emulator, whose PyCUDA must exist; recompile the driver if its sources have changed."""
     include = toolkit_headers() or wheel_headers(fetch=False)
     packages = pycuda(include, fetch=False)
     return Emulator(library(include), packages)
@@ -83,7 +83,7 @@ def built():
 
 
 def toolkit_headers():
-    """The folder of cuda.h in the machine's CUDA toolkit, or None; EMUCUDA_TOOLKIT=0 looks for none."""
+    """Return the folder of cuda.h in the installed CUDA toolkit, or None if there is none or EMUCUDA_TOOLKIT=0."""
     if os.environ.get("EMUCUDA_TOOLKIT") == "0":
         return None
     homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
@@ -97,7 +97,7 @@ def toolkit_headers():
 
 
 def wheel_headers(fetch):
-    """The folder of cuda.h from NVIDIA's small wheels, 2.4 MB, fetched by pip where `fetch` says so."""
+    """Return the folder of cuda.h from NVIDIA's header wheels (2.4 MB); download them with pip if `fetch` is true."""
     folder = CACHE / f"headers-{CUDA}"
     if not folder.exists():
         if not fetch:
@@ -115,7 +115,7 @@ def wheel_headers(fetch):
 
 
 def cuda_version(include):
-    """CUDA_VERSION of the headers: functions' names in the driver depend on it."""
+    """Return CUDA_VERSION of the headers; function names in the driver depend on it."""
     return re.search(r"#define CUDA_VERSION (\d+)", (include / "cuda.h").read_text(encoding="utf-8")).group(1)
 
 
@@ -123,7 +123,7 @@ def cuda_version(include):
 
 
 def library(include):
-    """The folder of the emulated libcuda.so.1, compiled where its sources have changed."""
+    """Return the folder of the emulated libcuda.so.1; compile it if its sources have changed."""
     what = [cuda_version(include), platform.machine(), *FLAGS, *(path.read_text(encoding="utf-8") for path in SOURCES)]
     folder = CACHE / f"driver-{hash_of(what)}"
     if not folder.exists():
@@ -131,7 +131,7 @@ def library(include):
             command = [*compiler("CC", "cc", "gcc", "clang"), *FLAGS, f"-I{include}", "-shared"]
             command += ["-Wl,-soname,libcuda.so.1", "-o", str(new / "libcuda.so.1")]
             command += [str(path) for path in SOURCES if path.suffix == ".c"]
-            run(command, refused=RuntimeError)   # a fault of ours, which nothing may skip over
+            run(command, refused=RuntimeError)   # a bug in the emulator must not skip tests
     return folder
 
 
@@ -139,7 +139,7 @@ def library(include):
 
 
 def pycuda(include, fetch):
-    """The folder of PyCUDA and what it needs, fetched and compiled where `fetch` says so."""
+    """Return the folder of PyCUDA and its dependencies; download and compile them if `fetch` is true."""
     what = [PYCUDA, cuda_version(include), sys.version, np.__version__.split(".")[0], platform.machine(), *PYCUDA_FLAGS]
     folder = CACHE / f"pycuda-{PYCUDA}-{hash_of(what)}"
     if folder.exists():
@@ -161,7 +161,7 @@ def pycuda(include, fetch):
 
 
 def fetch_pycuda(scratch):
-    """Return the unpacked source distribution. To download it, pip runs its setup.py, which needs setuptools."""
+    """Download and unpack the source distribution. pip runs its setup.py to do so, which needs setuptools."""
     tools = scratch / "tools"
     if missing := [name for name in ("setuptools", "wheel") if find_spec(name) is None]:
         pip("install", "--target", tools, *missing)
@@ -175,10 +175,10 @@ def fetch_pycuda(scratch):
 
 
 def compile_pycuda(source, into, include):
-    """Compile the two extension modules into the folder `into`."""
+    """Compile the two extension modules of PyCUDA into the folder `into`."""
     command = [*compiler("CXX", "c++", "g++", "clang++"), *PYCUDA_FLAGS, f"-I{include}", f"-I{np.get_include()}"]
     command += [f"-I{sysconfig.get_paths()['include']}"]
-    boost = source / "boost_python.cpp"          # one file, since reading the headers takes most of the time
+    boost = source / "boost_python.cpp"          # one file, because parsing the headers takes most of the time
     files = sorted((source / BOOST / "python").rglob("*.cpp"))
     boost.write_text("".join(f'#include "{path.relative_to(source)}"\n' for path in files), encoding="utf-8")
     rest = [*(source / BOOST / "thread/src/pthread").glob("*.cpp"), *(source / BOOST / "system/src").glob("*.cpp")]
@@ -205,9 +205,9 @@ def compile_pycuda(source, into, include):
 
 @contextmanager
 def made(folder):
-    """A new folder that gets the name `folder` once the block has filled it, and one for what is only needed in it.
+    """Yield a new folder, renamed to `folder` when the block ends, and a temporary folder for intermediate files.
 
-    Another process may build the same at the same time: the first to end wins.
+    If another process builds the same folder concurrently, the first to finish wins.
     """
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-") as scratch:
         new = Path(scratch) / "new"
@@ -221,7 +221,7 @@ def made(folder):
 
 
 def compiler(variable, *names):
-    """The command of a compiler as a list: the environment variable's, else the first of the names that is there."""
+    """Return the compiler command as a list: from the environment variable, else the first name found on the path."""
     command = shlex.split(os.environ.get(variable, "")) or [name for name in names if shutil.which(name)][:1]
     if not command or shutil.which(command[0]) is None:
         raise NotBuilt(f"no compiler was found (tried {', '.join(names)}; Debian, Ubuntu: apt install g++)")
@@ -229,7 +229,7 @@ def compiler(variable, *names):
 
 
 def pip(*arguments, environment=None):
-    """Run pip of this Python; raises NotBuilt with its last error line."""
+    """Run pip of this Python; raise NotBuilt with the line of its output that reports an error."""
     if find_spec("pip") is None:
         raise NotBuilt("this Python has no pip")
     quiet = ["--quiet", "--disable-pip-version-check", "--no-input", "--retries=2"]
@@ -237,11 +237,11 @@ def pip(*arguments, environment=None):
 
 
 def run(command, folder=None, environment=None, refused=NotBuilt):
-    """Run a command; raises `refused` with the first line in which it speaks of an error, where it fails."""
+    """Run a command; if it fails, raise `refused` with the first output line that mentions an error, else the last."""
     result = subprocess.run(
         command, cwd=folder, env=os.environ | (environment or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL, text=True, errors="replace",
-    )  # fmt: skip
+    )
     if result.returncode:
         lines = result.stdout.strip().splitlines() or ["it said nothing"]
         line = next((line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)), lines[-1])
@@ -249,7 +249,7 @@ def run(command, folder=None, environment=None, refused=NotBuilt):
 
 
 def hash_of(texts):
-    """A short hash of a list of strings."""
+    """Return a short hash of a list of strings."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 

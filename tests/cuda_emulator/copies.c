@@ -1,13 +1,12 @@
-/* Copies and fills: which of them the host waits for, and which are done later.
+/* Copies and fills, synchronous and deferred.
  *
- *   host to device, pageable       what the stream has to do is done first; then the bytes are taken over, and
- *                                  arrive later
- *   host to device, page-locked    done on return; Async: later, from what the memory holds then
- *   device to host                 done on return; Async to page-locked memory: later
- *   device to device, peer, fill   later
+ *   host to device, pageable       waits for the stream, then stages the bytes; the copy to the device is deferred
+ *   host to device, page-locked    complete on return; Async: deferred, reads the memory at execution time
+ *   device to host                 complete on return; Async to page-locked memory: deferred
+ *   device to device, peer, fill   deferred
  *
- * Pageable memory and Async "might be synchronous": to the device it is taken over at once and arrives later, without
- * waiting for the stream; from the device it is done on return.
+ * Async copies of pageable memory "might be synchronous".  To the device, the bytes are staged immediately, without
+ * waiting for the stream, and the copy is deferred.  From the device, the copy is complete on return.
  *
  * Source: CUDA Driver API, "API synchronization behavior".
  */
@@ -28,7 +27,7 @@ static void run_fill(struct operation *operation)
         memcpy(operation->destination + offset, &operation->value, operation->width);      /* little-endian */
 }
 
-/* Where copies find the bytes that a device pointer points to; an error where not all of them are one allocation's. */
+/* Get the host address of the bytes at a device pointer; an error if they are not all inside one allocation. */
 static CUresult bytes_at(CUdeviceptr pointer, size_t size, char **bytes)
 {
     struct block *block = find_block(pointer, size);
@@ -143,7 +142,7 @@ CUresult cuMemcpyDtoDAsync(CUdeviceptr destination, CUdeviceptr source, size_t s
     return copy(destination, source, size, stream, NULL, NULL);
 }
 
-/* In order with everything of the three contexts. */
+/* Ordered with all operations in the default streams of the three contexts. */
 CUresult cuMemcpyPeer(CUdeviceptr destination, CUcontext destination_context, CUdeviceptr source,
                       CUcontext source_context, size_t size)
 {
@@ -153,7 +152,7 @@ CUresult cuMemcpyPeer(CUdeviceptr destination, CUcontext destination_context, CU
     return copy(destination, source, size, NULL, destination_context, source_context);
 }
 
-/* In order with its stream alone. */
+/* Ordered only with operations of the given stream. */
 CUresult cuMemcpyPeerAsync(CUdeviceptr destination, CUcontext destination_context, CUdeviceptr source,
                            CUcontext source_context, size_t size, CUstream stream)
 {

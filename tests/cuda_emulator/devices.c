@@ -1,4 +1,4 @@
-/* Devices and contexts, the settings that describe them, and the objects behind every handle. */
+/* Devices, contexts, settings, and the registry of objects that handles point to. */
 #define _GNU_SOURCE
 #include "driver.h"
 
@@ -11,20 +11,20 @@
 pthread_mutex_t the_lock = PTHREAD_MUTEX_INITIALIZER;
 struct settings settings;
 
-static pid_t initialised_by;                     /* 0 before cuInit; CUDA does not outlive a fork */
+static pid_t initialised_by;                     /* process id; 0 before cuInit. CUDA is unusable after a fork. */
 static struct object *objects;
 static struct CUctx_st *primary[MAX_DEVICES];
 
-/* Each thread has its own stack of contexts. */
+/* Context stack of each thread. */
 enum { MAX_NESTED_CONTEXTS = 1024 };
 static _Thread_local CUcontext stack[MAX_NESTED_CONTEXTS];
 static _Thread_local unsigned depth;
 
-/* ---- what is said ---- */
+/* ---- messages ---- */
 
 static void write_line(const char *format, va_list arguments)
 {
-    char line[512];                              /* written at once, so that lines of two processes do not mix */
+    char line[512];                              /* one write, so that lines of several processes do not interleave */
     vsnprintf(line, sizeof line, format, arguments);
     fprintf(stderr, "emucuda: %s\n", line);
 }
@@ -108,7 +108,7 @@ bool is_alive(const void *handle, enum kind kind)
 
 /* ---- settings ---- */
 
-/* The number that variable `name` holds, or `otherwise` where it is not set; -1 and a line if it holds none. */
+/* Return the number in variable `name`, or `otherwise` if it is not set; if it is invalid, print a line, return -1. */
 static long number_from(const char *name, long otherwise, long most)
 {
     const char *text = getenv(name);
@@ -123,7 +123,7 @@ static long number_from(const char *name, long otherwise, long most)
     return number;
 }
 
-/* EMUCUDA_PEER: 1 all reach each other, 0 none, or pairs that do: "0-1,2-3". */
+/* EMUCUDA_PEER: 1 for peer access between all devices, 0 for none, or pairs such as "0-1,2-3". */
 static bool read_peers(const char *text)
 {
     bool all = !text || !*text || strcmp(text, "1") == 0;
@@ -323,7 +323,7 @@ static CUresult push(CUcontext context)
     return CUDA_SUCCESS;
 }
 
-/* End one use of the context; the last ends it with all that it owns. */
+/* Decrement the reference count of the context; at zero, destroy it and free its memory. */
 static void release(CUcontext context)
 {
     if (--context->uses)
@@ -332,7 +332,7 @@ static void release(CUcontext context)
     free_blocks_of(context);
     context->object.alive = false;
     memset(context->reaches, 0, sizeof context->reaches);
-    if (context->primary)                        /* its next life has the same handle */
+    if (context->primary)                        /* retaining it again returns the same handle */
         return;
     if (depth && stack[depth - 1] == context)
         depth--;
@@ -400,7 +400,7 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device)
     return CUDA_SUCCESS;
 }
 
-/* Unlike cuCtxDestroy it takes the context off no stack. */
+/* Unlike cuCtxDestroy, this does not pop the context from the stack. */
 CUresult cuDevicePrimaryCtxRelease(CUdevice device)
 {
     LOCKED;

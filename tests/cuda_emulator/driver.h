@@ -1,14 +1,20 @@
-/* What the files of the emulator share: its settings, its objects, its memory and its queue.
+/* Declarations shared by the files of the emulator: settings, objects, memory and queue.
  *
- * README.md says what the emulator is for.  devices.c has devices and contexts, memory.c device and host memory and
- * IPC, queue.c streams, events and late execution, copies.c what moves bytes, kernels.c modules and launches.
+ * README.md describes the purpose of the emulator.
  *
- * One lock guards everything: each function of the driver's interface takes it by LOCKED, all others expect it held.
+ *   devices.c       devices and contexts
+ *   memory.c        device memory, page-locked host memory and IPC
+ *   queue.c         streams, events and deferred execution
+ *   copies.c        copies and fills
+ *   kernels.c       modules and kernel launches
+ *   not_emulated.c  functions that return "operation not supported"
+ *
+ * One lock guards everything. Each function of the driver API takes it with LOCKED; all others require it to be held.
  */
 #ifndef EMUCUDA_DRIVER_H
 #define EMUCUDA_DRIVER_H
 
-#pragma GCC visibility push(default)             /* the library exports what cuda.h declares, and this */
+#pragma GCC visibility push(default)             /* the exported symbols: those of cuda.h, and this one */
 #include <cuda.h>
 unsigned long emucuda_pending(void);             /* copies, fills and kernels of this process not yet executed */
 #pragma GCC visibility pop
@@ -21,7 +27,7 @@ unsigned long emucuda_pending(void);             /* copies, fills and kernels of
 
 enum { MAX_DEVICES = 16, CONTEXTS_OF_A_PEER_COPY = 3 };
 
-/* ---- the lock, and how an error leaves a function ---- */
+/* ---- lock and error handling ---- */
 
 extern pthread_mutex_t the_lock;
 
@@ -36,7 +42,7 @@ static inline void release_lock(pthread_mutex_t **lock)
     pthread_mutex_unlock(*lock);
 }
 
-/* Hold the lock until the function returns, wherever that is. */
+/* Take the lock and release it at any return of the function. */
 #define LOCKED __attribute__((cleanup(release_lock), unused)) pthread_mutex_t *held = take_lock()
 
 #define TRY(call)                                                                                                      \
@@ -46,7 +52,7 @@ static inline void release_lock(pthread_mutex_t **lock)
             return result;                                                                                             \
     } while (0)
 
-/* ---- settings: the environment, read once by cuInit ---- */
+/* ---- settings: environment variables, read once by cuInit ---- */
 
 enum { WHEN_SYNCHRONISED = -1, AT_ONCE = 0 };    /* values of settings.delay; others are milliseconds */
 
@@ -55,8 +61,8 @@ struct settings {
     size_t memory;                               /* bytes of each device */
     long delay;
     bool ipc, strict;
-    bool peers[MAX_DEVICES][MAX_DEVICES];        /* which device reaches which */
-    const char *machine;                         /* processes of one name share the devices' memory */
+    bool peers[MAX_DEVICES][MAX_DEVICES];        /* [a][b]: device a can access device b */
+    const char *machine;                         /* processes with the same name share the devices' memory */
 };
 
 extern struct settings settings;
@@ -64,14 +70,14 @@ extern struct settings settings;
 /* Write one line to standard error. */
 void tell(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* The same for what CUDA leaves undefined; ends the process if EMUCUDA_STRICT asks for it. */
+/* Report undefined behaviour the same way; abort the process if EMUCUDA_STRICT=1. */
 void fault(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* ---- objects: what a handle points to ---- */
+/* ---- objects: targets of handles ---- */
 
 enum kind { CONTEXT, STREAM, EVENT, MODULE, FUNCTION };
 
-/* The head of each.  None is ever freed, so that a handle used too late is recognised. */
+/* First member of each object.  Objects are never freed, so that stale handles can be detected. */
 struct object {
     enum kind kind;
     bool alive;
@@ -86,13 +92,13 @@ struct CUctx_st {
     int device;
     bool primary;
     unsigned uses;
-    bool reaches[MAX_DEVICES];                   /* cuCtxEnablePeerAccess was called for a context there */
+    bool reaches[MAX_DEVICES];                   /* cuCtxEnablePeerAccess was called for a context of that device */
 };
 
 struct CUstream_st {
     struct object object;
     CUcontext context;
-    bool blocking;                               /* it and the default stream wait for each other */
+    bool blocking;                               /* synchronises with the default stream, and vice versa */
 };
 
 struct CUevent_st {
@@ -100,31 +106,31 @@ struct CUevent_st {
     CUcontext context;
     bool timed, recorded;
     uint64_t mark;                               /* sequence number of its operation in the queue */
-    uint64_t time;                               /* nanoseconds, when that was reached */
+    uint64_t time;                               /* when the operation was executed, in nanoseconds */
 };
 
-/* The calling thread's context; an error where there is none, or it has been destroyed. */
+/* Get the current context of the calling thread; an error if there is none or it has been destroyed. */
 CUresult current_context(CUcontext *context);
 CUresult check_context(CUcontext context);
 CUresult check_device(CUdevice device);
 
 /* ---- memory ---- */
 
-/* Device memory: bytes that this process allocated, or opened by another's handle. */
+/* Device memory that this process allocated, or opened with a handle of another process. */
 struct block {
     CUdeviceptr base;
     size_t size;
-    char *bytes;                                 /* where copies and kernels find them: never the device pointer */
+    char *bytes;                                 /* host address for copies and kernels, not the device pointer */
     int device, fd;
     pid_t owner;
     ino_t inode;
     CUcontext context;
-    unsigned opened;                             /* times opened, 0 for one's own */
+    unsigned opened;                             /* times opened; 0 if allocated by this process */
     bool exported;
     struct block *next;
 };
 
-/* The block that holds all of `size` bytes from `pointer` on, or NULL. */
+/* Return the block that contains all `size` bytes starting at `pointer`, or NULL. */
 struct block *find_block(CUdeviceptr pointer, size_t size);
 void free_blocks_of(CUcontext context);
 bool is_page_locked(const void *pointer, size_t size);
@@ -134,15 +140,15 @@ bool is_device_memory(const void *pointer, size_t size);
 
 struct launch;
 
-/* Something that a stream does after the call that asked for it has returned. */
+/* An operation in a stream that is executed after its call has returned. */
 struct operation {
-    void (*run)(struct operation *operation);    /* NULL: a mark, which other operations wait for */
+    void (*run)(struct operation *operation);    /* NULL: a mark that other operations can wait for */
     char *destination;
     const char *source;
-    size_t size, width;                          /* bytes; of one element of a fill */
+    size_t size, width;                          /* bytes: total, and of one element of a fill */
     uint32_t value;
-    void *owned;                                 /* freed when it has run: staged host memory, or a launch */
-    CUevent event;                               /* of a mark */
+    void *owned;                                 /* freed after execution: staged host memory or a launch */
+    CUevent event;                               /* for a mark: its event */
 
     CUcontext contexts[CONTEXTS_OF_A_PEER_COPY]; /* the caller's, then those of a peer copy */
     CUstream stream;                             /* NULL: the default stream of the contexts */
@@ -157,7 +163,7 @@ void wait_for_stream(CUcontext context, CUstream stream);
 void wait_for_context(CUcontext context);
 void wait_for_everything(void);
 
-/* Check `stream`, which may be NULL, against the context; CU_STREAM_LEGACY becomes NULL. */
+/* Check that `stream`, which may be NULL, belongs to the context; CU_STREAM_LEGACY becomes NULL. */
 CUresult check_stream(CUcontext context, CUstream *stream);
 
 #endif

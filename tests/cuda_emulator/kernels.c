@@ -1,7 +1,8 @@
-/* Modules and kernels: what a module offers and how parameters lie is read from its PTX text; what a kernel computes
- * is written here in C, under its name.  So a launch proves names, parameters, bounds and order, not the PTX.
+/* Modules and kernels.  The names of a module's kernels and their parameter layout are parsed from its PTX text.  The
+ * computation of each kernel is implemented here in C, under the same name.  A launch therefore checks names,
+ * parameters, bounds and order, but not the PTX.
  *
- * A launch is checked when it is asked for, and executed late, as copies are.
+ * A launch is checked at its call; its execution is deferred, like that of copies.
  */
 #define _GNU_SOURCE
 #include "driver.h"
@@ -24,10 +25,10 @@ struct CUfunc_st {
     CUmodule module;
     CUfunction next;
     char name[NAME_LENGTH];
-    const struct kernel *kernel;                 /* NULL: not among those below */
+    const struct kernel *kernel;                 /* NULL: not implemented below */
     unsigned parameters;
     struct parameter parameter[MOST_PARAMETERS];
-    size_t size;                                 /* of all parameters, bytes */
+    size_t size;                                 /* of all parameters, in bytes */
 };
 
 struct CUmod_st {
@@ -36,7 +37,7 @@ struct CUmod_st {
     CUfunction functions;
 };
 
-/* A kernel on its way: a copy of its parameters, and the pointers among them as the host finds them. */
+/* A queued launch: a copy of the parameters, and the host addresses of the pointers among them. */
 struct launch {
     CUfunction function;
     CUcontext context;
@@ -44,7 +45,7 @@ struct launch {
     char bytes[];
 };
 
-/* What a kernel computes: `check` before the launch is accepted, `run` when its time has come. */
+/* Implementation of a kernel: `check` is called at the launch, `run` at execution. */
 struct kernel {
     const char *name;
     unsigned parameters;
@@ -52,16 +53,16 @@ struct kernel {
     void (*run)(struct operation *operation);
 };
 
-/* ---- for the kernels ---- */
+/* ---- helpers for kernels ---- */
 
-/* Parameter `index`, of `size` bytes, into `value`. */
+/* Copy parameter `index`, `size` bytes, into `value`. */
 static void get(const struct launch *launch, unsigned index, void *value, size_t size)
 {
     const struct parameter *parameter = &launch->function->parameter[index];
     memcpy(value, launch->bytes + parameter->offset, size < parameter->size ? size : parameter->size);
 }
 
-/* Check that the kernel may read or write `size` bytes at `pointer`, and set *bytes to where the host finds them. */
+/* Check that the kernel may access `size` bytes at `pointer`, and set *bytes to their host address. */
 static CUresult reach(const struct launch *launch, CUdeviceptr pointer, size_t size, char **bytes)
 {
     struct block *block = find_block(pointer, size);
@@ -80,7 +81,7 @@ static CUresult reach(const struct launch *launch, CUdeviceptr pointer, size_t s
 
 /* ---- the kernels ---- */
 
-/* multigpu/device/mean.cu: mean(destination, sources[16] by value, count of floats, number of sources). */
+/* multigpu/device/mean.cu: mean(destination, sources[16] by value, number of floats, number of sources). */
 enum { MEAN_DESTINATION, MEAN_SOURCES, MEAN_COUNT, MEAN_NUMBER, MEAN_PARAMETERS, MEAN_MOST_SOURCES = 16 };
 
 static CUresult check_mean(struct launch *launch)
@@ -120,9 +121,9 @@ static const struct kernel KERNELS[] = {
     {"mean", MEAN_PARAMETERS, check_mean, run_mean},
 };
 
-/* ---- reading PTX ---- */
+/* ---- PTX parser ---- */
 
-/* A copy of the text without comments. */
+/* Return a copy of the text without comments. */
 static char *without_comments(const char *text)
 {
     char *copy = strdup(text), *to = copy;
@@ -143,7 +144,7 @@ static char *without_comments(const char *text)
     return copy;
 }
 
-/* The next word or mark of the text, which moves behind it; words are of letters, digits and _ . $ % */
+/* Read the next word or punctuation mark and advance *text past it.  Words consist of letters, digits and _ . $ % */
 static bool next_token(const char **text, char token[NAME_LENGTH])
 {
     const char *at = *text + strspn(*text, " \t\r\n");
@@ -160,7 +161,7 @@ static bool next_token(const char **text, char token[NAME_LENGTH])
     return true;
 }
 
-/* Bytes of a type such as .u64 or .b8, 0 for any other word. */
+/* Return the size in bytes of a type such as .u64 or .b8; 0 for any other word. */
 static size_t size_of_type(const char *word)
 {
     if (word[0] != '.' || !word[1] || !strchr("busf", word[1]))
@@ -169,8 +170,8 @@ static size_t size_of_type(const char *word)
     return bits == 8 || bits == 16 || bits == 32 || bits == 64 ? bits / 8 : 0;
 }
 
-/* Read one parameter, such as  .param .align 8 .b8 name[128]  or  .param .u64 .ptr .global .align 4 name , up to the
- * comma or bracket behind it. */
+/* Read one parameter, such as  .param .align 8 .b8 name[128]  or  .param .u64 .ptr .global .align 4 name , up to and
+ * including the comma or bracket that follows. */
 static bool read_parameter(const char **text, CUfunction function, char token[NAME_LENGTH])
 {
     size_t element = 0, alignment = 0, count = 1;
@@ -181,7 +182,7 @@ static bool read_parameter(const char **text, CUfunction function, char token[NA
         else if (strcmp(token, ".align") == 0) {
             if (!next_token(text, token))
                 return false;
-            if (!element)                        /* behind the type it is the alignment of what a pointer points to */
+            if (!element)                        /* after the type, it is the alignment of the pointer's target */
                 alignment = atoi(token);
         } else if (strcmp(token, "[") == 0) {
             if (!next_token(text, token))
@@ -201,7 +202,7 @@ static bool read_parameter(const char **text, CUfunction function, char token[NA
     return true;
 }
 
-/* Read  name ( parameters ) ; a kernel that takes none may have no brackets. */
+/* Read  name ( parameters ) ; a kernel without parameters may omit the brackets. */
 static bool read_entry(const char **text, CUmodule module)
 {
     CUfunction function = new_object(FUNCTION, sizeof *function);
@@ -307,7 +308,7 @@ CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfuncti
     return CUDA_SUCCESS;
 }
 
-/* PyCUDA sets the shape of the block before some launches; cuLaunchKernel is told it anyway. */
+/* PyCUDA sets the block shape before some launches.  It is ignored, because cuLaunchKernel receives it as well. */
 CUresult cuFuncSetBlockShape(CUfunction function, int x, int y, int z)
 {
     LOCKED;
@@ -317,7 +318,7 @@ CUresult cuFuncSetBlockShape(CUfunction function, int x, int y, int z)
 
 /* ---- launches ---- */
 
-/* Copy the parameters from either form in which they may be given: one by one, or as one buffer. */
+/* Copy the parameters, which are given either as a list of pointers or as one buffer. */
 static CUresult copy_parameters(struct launch *launch, void **one_by_one, void **extra)
 {
     const struct CUfunc_st *function = launch->function;

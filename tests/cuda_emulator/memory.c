@@ -1,14 +1,15 @@
-/* Device memory, the handles by which other processes open it, and page-locked host memory.
+/* Device memory, IPC handles, and page-locked host memory.
  *
- * An allocation is a file in memory without a name (memfd), mapped for copies at `bytes`.  Its device pointer is
- * another range of addresses, as long, which nobody may touch: a program that takes it for host memory faults, as
- * beside a GPU, and so does one that runs over its ends.  New memory holds 0xA5, not zero.
+ * An allocation is an anonymous memory file (memfd), mapped at `bytes` for copies.  Its device pointer is a separate
+ * address range of the same length with guard pages at both ends, mapped without access.  A program that dereferences
+ * it on the host faults, as with a real GPU.  New memory contains 0xA5, not zero.
  *
- * A handle names process, file, inode, size and device.  Who opens it opens /proc/<pid>/fd/<fd> and checks the inode,
- * because both numbers may have been given anew since.  An open file keeps its bytes, whoever else closes it.
+ * A handle contains the process id, file descriptor, inode, size and device.  To open it, a process opens
+ * /proc/<pid>/fd/<fd> and checks the inode, because the process id and the descriptor may have been reused.  An open
+ * file keeps its contents when another process closes it.
  *
- * Nothing else is shared, and the kernel keeps the books: what a device's memory holds is the sum over the files that
- * processes have open, found in /proc, so a process that is killed leaves nothing behind.
+ * Processes share nothing else.  The memory in use on a device is the sum over the files that processes have open, as
+ * listed in /proc.  A killed process therefore leaves nothing behind.
  */
 #define _GNU_SOURCE
 #include "driver.h"
@@ -24,7 +25,7 @@
 
 enum { PAGE = 4096, GUARD = 16 * PAGE, UNDEFINED = 0xA5, PATH_LENGTH = 300 };
 static const size_t MEBIBYTE = 1 << 20;
-static const char LINK_OF_A_MEMORY[] = "/memfd:emucuda:";      /* so /proc calls a memfd of name "emucuda:..." */
+static const char LINK_OF_A_MEMORY[] = "/memfd:emucuda:";      /* how /proc names a memfd "emucuda:..." */
 
 static struct block *blocks;
 
@@ -36,7 +37,7 @@ static size_t whole_pages(size_t size)
 struct block *find_block(CUdeviceptr pointer, size_t size)
 {
     for (struct block *block = blocks; block; block = block->next) {
-        size_t offset = pointer - block->base;   /* a pointer below the base wraps round to a very large one */
+        size_t offset = pointer - block->base;   /* a pointer below the base wraps around to a very large offset */
         if (offset < block->size && size <= block->size - offset)
             return block;
     }
@@ -52,7 +53,7 @@ bool is_device_memory(const void *pointer, size_t size)
     return false;
 }
 
-/* ---- the books: who has which memory open ---- */
+/* ---- accounting: which process has which memory open ---- */
 
 typedef void visitor(pid_t process, const char *link, const struct stat *file, void *result);
 
@@ -61,7 +62,7 @@ static void visit_process(pid_t process, visitor *visit, void *result)
     char path[PATH_LENGTH], link[PATH_LENGTH];
     snprintf(path, sizeof path, "/proc/%d/fd", process);
     DIR *folder = opendir(path);
-    if (!folder)                                 /* it has ended, or is another user's */
+    if (!folder)                                 /* the process has exited or belongs to another user */
         return;
     for (struct dirent *entry; (entry = readdir(folder));) {
         ssize_t length = readlinkat(dirfd(folder), entry->d_name, link, sizeof link - 1);
@@ -74,7 +75,7 @@ static void visit_process(pid_t process, visitor *visit, void *result)
     closedir(folder);
 }
 
-/* Visit each memory of an emulated device that a process has open; some are visited many times. */
+/* Visit each allocation of an emulated device that a process has open; some are visited more than once. */
 static void visit_memories(visitor *visit, void *result)
 {
     DIR *folder = opendir("/proc");
@@ -111,7 +112,7 @@ static void add_bytes(pid_t process, const char *link, const struct stat *file, 
     sum->bytes += file->st_size;
 }
 
-/* Bytes of a device's memory that processes of this machine hold. */
+/* Return the bytes of a device's memory that processes of this machine hold. */
 static size_t bytes_in_use(int device)
 {
     struct sum sum = {.bytes = 0};
@@ -168,7 +169,7 @@ static void unmap(struct block *block)
     free(block);
 }
 
-/* Free a block of our own; nobody may have it open, CUDA leaves undefined what happens to them. */
+/* Free a block that this process allocated.  Freeing it while another process has it open is undefined in CUDA. */
 static void free_block(struct block *block)
 {
     struct search search = {.inode = block->inode};
@@ -189,7 +190,7 @@ void free_blocks_of(CUcontext context)
     }
 }
 
-/* All of a small block is filled; of a large one what its ends and every mebibyte hold, since the rest costs time. */
+/* Fill a small block completely.  Of a large block, fill the ends and one page per mebibyte, to save time. */
 static void make_undefined(char *bytes, size_t size)
 {
     size_t step = size <= 16 * MEBIBYTE ? MEBIBYTE : PAGE;
@@ -217,7 +218,7 @@ CUresult cuMemAlloc(CUdeviceptr *pointer, size_t size)
         return CUDA_ERROR_OUT_OF_MEMORY;
     struct stat file;
     struct block *block = NULL;
-    /* the books are read with this file in them, so that two who ask at once cannot both get the last bytes */
+    /* the sum already includes this file, so that two concurrent allocations cannot both get the last bytes */
     if (ftruncate(fd, whole_pages(size)) == 0 && fstat(fd, &file) == 0 &&
         bytes_in_use(context->device) <= settings.memory)
         block = map(fd, (struct block){.size = size, .device = context->device, .owner = getpid(),
@@ -282,7 +283,7 @@ struct handle {
 _Static_assert(sizeof(struct handle) <= CU_IPC_HANDLE_SIZE, "a handle must fit CUDA's");
 static const char MAGIC[8] = "emucuda";
 
-/* The handle names the whole allocation, wherever in it the pointer points. */
+/* The handle refers to the whole allocation, even if the pointer is not its start. */
 CUresult cuIpcGetMemHandle(CUipcMemHandle *result, CUdeviceptr pointer)
 {
     LOCKED;
@@ -302,7 +303,7 @@ CUresult cuIpcGetMemHandle(CUipcMemHandle *result, CUdeviceptr pointer)
     return CUDA_SUCCESS;
 }
 
-/* The file that the handle names, or -1 where it is not there any more. */
+/* Open the file of the handle; return -1 if it no longer exists. */
 static int open_file_of(const struct handle *handle)
 {
     char path[PATH_LENGTH], link[PATH_LENGTH];
@@ -344,7 +345,7 @@ CUresult cuIpcOpenMemHandle(CUdeviceptr *pointer, CUipcMemHandle given, unsigned
     for (struct block *block = blocks; block; block = block->next)
         if (block->opened && block->inode == handle.inode && block->context->device == context->device) {
             close(fd);
-            if (block->context != context)       /* one context of a device may open it */
+            if (block->context != context)       /* only one context of a device may open it */
                 return CUDA_ERROR_INVALID_CONTEXT;
             block->opened++;
             *pointer = block->base;
@@ -379,7 +380,7 @@ CUresult cuIpcCloseMemHandle(CUdeviceptr pointer)
 struct range {
     char *start;
     size_t size;
-    bool registered;                             /* the program's own memory; else allocated here */
+    bool registered;                             /* memory of the program; if false, allocated here */
     unsigned flags;
     struct range *next;
 };

@@ -1,8 +1,8 @@
-/* What PyCUDA links against and the emulator does not have: arrays, textures, surfaces, linking at run time, managed
- * memory, copies of two and three dimensions, events between processes, the launches of before CUDA 4.
+/* Functions that PyCUDA links against and that are not emulated: arrays, textures, surfaces, run-time linking, managed
+ * memory, 2-D and 3-D copies, inter-process events, and the launch functions from before CUDA 4.
  *
- * Each answers CUDA_ERROR_NOT_SUPPORTED, and says its name where EMUCUDA_VERBOSE=1.  This file must not see cuda.h:
- * a function without parameters can stand for each of them.
+ * Each returns CUDA_ERROR_NOT_SUPPORTED and prints its name if EMUCUDA_VERBOSE=1.  This file must not include cuda.h,
+ * because every function is defined without parameters.
  */
 #include <stdio.h>
 #include <stdlib.h>

@@ -2,8 +2,8 @@
 
     python -m tests.cuda_emulator.programs NAME [ARGUMENTS]
 
-Each is a function: what it finds out it returns, and that is printed as one line of JSON.  Those that take part with
-another process say() and hear() lines before.
+Each program is a function. Its return value is printed as one line of JSON. Programs that interact with the test or
+with another process first exchange lines of JSON with it.
 """
 
 import ctypes
@@ -20,27 +20,27 @@ import pycuda.driver as cuda
 from multigpu.device.cuda import KERNEL, PARAMETERS
 from tests.cuda_emulator import pending
 
-N = 1024                                         # floats of a buffer
-NEW = np.full(4, 0xA5, np.uint8).view(np.float32)[0].item()      # what memory holds that nobody has written to
-NON_BLOCKING = 1                                 # flag of a stream that does not wait for the default stream
+N = 1024                                         # number of floats in a buffer
+NEW = np.full(4, 0xA5, np.uint8).view(np.float32)[0].item()      # content of uninitialised memory
+NON_BLOCKING = 1                                 # CU_STREAM_NON_BLOCKING: no synchronisation with the default stream
 PTX = KERNEL.read_bytes() + b"\0"
 OTHER_PTX = b".version 4.3\n.target sm_50\n.visible .entry other() { ret; }\0"
-driver = ctypes.CDLL("libcuda.so.1")             # for what PyCUDA has no function for, or does not let fail
+driver = ctypes.CDLL("libcuda.so.1")             # for calls that PyCUDA does not offer or whose errors it hides
 
 
 def say(value):
-    """One line to the test."""
+    """Print `value` to the test as one line of JSON."""
     print(json.dumps(value), flush=True)
 
 
 def hear():
-    """One line of the test."""
+    """Read one line of JSON from the test."""
     return json.loads(sys.stdin.readline())
 
 
 @contextmanager
 def device(number=0):
-    """The primary context of a device, as the current one."""
+    """Make the primary context of a device current."""
     cuda.init()
     context = cuda.Device(number).retain_primary_context()
     context.push()
@@ -49,11 +49,11 @@ def device(number=0):
     finally:
         cuda.Context.pop()
         context.detach()
-        driver.cuCtxPopCurrent_v2(None)          # PyCUDA pushes it to release it, and leaves it there
+        driver.cuCtxPopCurrent_v2(None)          # PyCUDA pushes the context to release it and does not pop it
 
 
 def error_of(call, *arguments):
-    """What the driver said to a call, or "no error"."""
+    """Return the driver's error message for a call, or "no error"."""
     try:
         call(*arguments)
     except cuda.Error as error:
@@ -62,12 +62,12 @@ def error_of(call, *arguments):
 
 
 def ones(value=1.0):
-    """N floats in pageable memory."""
+    """Return N floats in pageable memory, all `value`."""
     return np.full(N, value, np.float32)
 
 
 def memory(value=None):
-    """A buffer of N floats; of undefined content, or all `value`."""
+    """Return a device buffer of N floats, uninitialised or all `value`."""
     buffer = cuda.mem_alloc(4 * N)
     if value is not None:
         cuda.memcpy_htod(buffer, ones(value))
@@ -76,28 +76,28 @@ def memory(value=None):
 
 
 def glance(buffer):
-    """The last float of a buffer as it is now: read in a stream that waits for nobody."""
+    """Return the current last float of a buffer, read in a stream that does not wait for other streams."""
     host = ones()
     cuda.memcpy_dtoh_async(host, buffer, cuda.Stream(NON_BLOCKING))
     return host[-1].item()
 
 
 def mean_kernel():
-    """The kernel of multigpu/device/mean.ptx."""
+    """Return the kernel of multigpu/device/mean.ptx."""
     return get_kernel(PTX, "mean").prepare(PARAMETERS)
 
 
 def mean(function, destination, sources, n=N, stream=None):
-    """Launch it."""
+    """Launch the mean kernel."""
     pointers = [int(source) for source in sources] + [0] * (16 - len(sources))
     function.prepared_async_call((1, 1), (256, 1, 1), stream, int(destination), *pointers, n, len(sources))
 
 
-# ---- late execution ----
+# ---- deferred execution ----
 
 
 def late():
-    """Of each operation that may end after its call: what is seen before, how many are pending, what is seen after."""
+    """For each deferred operation: value and number of pending operations before and after a synchronise."""
     seen = {}
     with device() as context:
         two, locked = memory(2.0), cuda.pagelocked_empty(N, np.float32)
@@ -124,7 +124,7 @@ def late():
 
 
 def prompt():
-    """What has ended when its call returns: page-locked memory to the device, the device to the host."""
+    """Check copies that are complete on return: page-locked memory to the device, and device to host."""
     with device():
         locked = cuda.pagelocked_empty(N, np.float32)
         locked[:] = 2.0
@@ -132,15 +132,15 @@ def prompt():
         cuda.memcpy_htod(buffer, locked)
         uploaded = glance(buffer), pending()
         cuda.memcpy_dtod(copy, buffer, 4 * N)
-        cuda.memcpy_dtoh(host, copy)             # waits for the copy before it
+        cuda.memcpy_dtoh(host, copy)             # waits for the previous copy
         return {"uploaded": uploaded, "downloaded": [host[-1].item(), pending()]}
 
 
 def taken_over():
-    """Which bytes arrive where host memory changes after the call: pageable, page-locked, registered."""
+    """Which bytes arrive if host memory changes after the call: pageable, page-locked, registered."""
     with device():
         results = []
-        registered = ones()                      # by the driver: PyCUDA's function crashes with NumPy 2
+        registered = ones()                      # registered through the driver: PyCUDA's function crashes with NumPy 2
         address = ctypes.c_void_p(registered.ctypes.data)
         said = [driver.cuMemHostRegister_v2(address, ctypes.c_size_t(4 * N), 0) for _ in range(2)]
         for host in (ones(), cuda.pagelocked_empty(N, np.float32), registered):
@@ -154,13 +154,13 @@ def taken_over():
         late, host = cuda.pagelocked_empty(N, np.float32), ones()
         late[:] = 0.0
         cuda.memcpy_dtoh_async(late, buffer)
-        cuda.memcpy_dtoh_async(host, buffer)     # in the same stream, and it waits: so the one before has ended
+        cuda.memcpy_dtoh_async(host, buffer)     # waits; the previous copy is earlier in the stream and thus complete
         before = pending(), late[-1].item(), host[-1].item()
         return {"taken": results, "registered": said, "to the host": before}
 
 
 def streams():
-    """How many of some copies are left after each wait: a stream's own, an event's, those of the default stream."""
+    """Number of copies pending after each kind of wait: on a stream, an event, and the default stream."""
     left = {}
     with device():
         source, buffers = memory(2.0), [memory() for _ in range(4)]
@@ -174,12 +174,12 @@ def streams():
         one.synchronize()
         left["one of three streams"] = pending()
         cuda.memcpy_dtoh(ones(), source)
-        left["default stream"] = pending()       # not of the stream that is apart
+        left["default stream"] = pending()       # does not wait for the non-blocking stream
         cuda.Context.synchronize()
         left["context"] = pending()
 
         copies(one, None, two)
-        two.synchronize()                        # waits for the default stream, and that for the first
+        two.synchronize()                        # waits for the default stream, which waits for the first stream
         left["blocking stream"] = pending()
 
         event = cuda.Event()
@@ -206,7 +206,7 @@ def streams():
 
 
 def chain():
-    """Means of means, in three streams in turn that wait for each other by events: pending, the result, the host's."""
+    """Chain means across three streams that are ordered by events; return pending, result and expected value."""
     with device():
         kernel, value = mean_kernel(), np.float32(0)
         result, terms = memory(0.0), [memory(float(i)) for i in range(20)]
@@ -222,7 +222,7 @@ def chain():
 
 
 def contexts_apart():
-    """How many copies are left after one of two devices is waited for; a peer copy is of both."""
+    """Number of copies pending after a wait for one of two devices; a peer copy belongs to both."""
     with device(1) as second:
         there, there_too = memory(2.0), memory()
         with device(0) as first:
@@ -235,9 +235,9 @@ def contexts_apart():
             left.append(pending())
             cuda.memset_d32(there, 0x40400000, N)
             cuda.Context.pop()
-            # PyCUDA takes the current context for both, whatever it is given
+            # PyCUDA ignores its arguments and passes the current context for both
             result = driver.cuMemcpyPeer(*(ctypes.c_void_p(each) for each in (
-                int(here), first.handle, int(there), second.handle)), ctypes.c_size_t(4 * N))  # fmt: skip
+                int(here), first.handle, int(there), second.handle)), ctypes.c_size_t(4 * N))
             left.append(pending())
             second.push()
             cuda.Context.synchronize()
@@ -247,7 +247,7 @@ def contexts_apart():
 
 
 def after_milliseconds():
-    """Whether a copy is there at once, after a wait for it, and by itself."""
+    """Whether a copy is complete immediately, after a wait, and after a delay without a wait."""
     with device():
         source, buffers = memory(2.0), [memory(), memory()]
         seen = []
@@ -269,7 +269,7 @@ def after_milliseconds():
 
 
 def kernels():
-    """The mean of three buffers, launched in both forms, and what the driver says to wrong launches."""
+    """The mean of three buffers, launched in both forms, and the driver's errors for invalid launches."""
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=N).astype(np.float32) for _ in range(3)]
     with device(1) as second, device(0) as context:
@@ -285,7 +285,7 @@ def kernels():
         cuda.memcpy_dtoh(host, destination)
         equal = [host.tolist() == expected.tolist()]
 
-        mean(function, sources[0], sources)      # onto one of its sources
+        mean(function, sources[0], sources)      # in place: the destination is one of the sources
         cuda.memcpy_dtoh(host, sources[0])
         equal.append(host.tolist() == expected.tolist())
 
@@ -314,7 +314,7 @@ def kernels():
 
 
 def launch_one_by_one(destination, sources):
-    """The same launch as mean(), by a list of pointers to the parameters; the driver's answer."""
+    """Launch as mean() does, with a list of pointers to the parameters; return the driver's result."""
     function, module = ctypes.c_void_p(), ctypes.c_void_p()
     driver.cuModuleLoadData(ctypes.byref(module), PTX)
     driver.cuModuleGetFunction(ctypes.byref(function), module, b"mean")
@@ -326,7 +326,7 @@ def launch_one_by_one(destination, sources):
 
 
 def get_kernel(text, name):
-    """The kernel of that name in a PTX text."""
+    """Return the kernel `name` of a PTX text."""
     return cuda.module_from_buffer(text).get_function(name)
 
 
@@ -334,7 +334,7 @@ def get_kernel(text, name):
 
 
 def devices():
-    """What the machine has."""
+    """Properties of the emulated devices."""
     cuda.init()
     all_of_them = [cuda.Device(i) for i in range(cuda.Device.count())]
     return {
@@ -348,7 +348,7 @@ def devices():
 
 
 def contexts():
-    """What the driver says where no context is current, or a wrong one."""
+    """The driver's results if no context is current, or a wrong one."""
     said, pointer = {}, ctypes.c_uint64()
     allocate = driver.cuMemAlloc_v2
     size = ctypes.c_size_t(64)
@@ -367,7 +367,7 @@ def contexts():
         thread.join()
         again = cuda.Device(0).retain_primary_context()
         said["one primary context"] = again.handle == context.handle
-        driver.cuDevicePrimaryCtxRelease_v2(0)   # the second use; the first goes on
+        driver.cuDevicePrimaryCtxRelease_v2(0)   # drops the second reference; the first remains
         said["released once"] = allocate(ctypes.byref(pointer), size)
         with device(1):
             said["stream of another"] = driver.cuStreamSynchronize(ctypes.c_void_p(stream.handle))
@@ -386,14 +386,14 @@ def contexts():
         free, total = cuda.mem_get_info()
         said["left of ended contexts"] = total - free
     say(said)
-    os._exit(0)                                  # PyCUDA holds objects of contexts that were ended behind its back
+    os._exit(0)                                  # PyCUDA still holds objects of contexts that the driver destroyed
 
 
 # ---- memory ----
 
 
 def stray():
-    """What the driver says to pointers and sizes that are not an allocation's."""
+    """The driver's results for pointers and sizes outside of allocations."""
     with device():
         buffer, gone = memory(), cuda.mem_alloc(4 * N)
         old = int(gone)
@@ -414,21 +414,21 @@ def stray():
 
 
 def free_twice():
-    """The answers to freeing page-locked memory twice."""
+    """Free page-locked memory twice and return both results."""
     pointer = ctypes.c_void_p()
     driver.cuMemHostAlloc(ctypes.byref(pointer), ctypes.c_size_t(64), 0)
     return [driver.cuMemFreeHost(pointer), driver.cuMemFreeHost(pointer)]
 
 
 def touch():
-    """Read device memory as if it were the host's; does not return."""
+    """Read device memory as if it were host memory; does not return."""
     with device():
         buffer = memory()
         return ctypes.c_float.from_address(int(buffer)).value
 
 
 def new_memory():
-    """The bytes that new memory holds: at its ends, and all of it where it is small."""
+    """Content of uninitialised memory: a small buffer, and the ends of a large one."""
     with device():
         large = cuda.mem_alloc(20 << 20)
         host = np.empty(20 << 20, np.uint8)
@@ -437,7 +437,7 @@ def new_memory():
 
 
 def exhaust(mebibytes):
-    """Take device 0's memory in pieces of 1 MiB until there is none; how many there were, and what is free."""
+    """Allocate device 0's memory in pieces of 1 MiB until none is left; report the pieces, the error and free MiB."""
     with device():
         pieces = []
         error = "no error"
@@ -451,7 +451,7 @@ def exhaust(mebibytes):
 
 
 def exporter(number="0"):
-    """Hand out a buffer that holds 1 to 2 N; do as told until the end: open it, read its last float, free it."""
+    """Export a buffer of the numbers 1 to 2 N; then execute orders until "end": own (open it here), read, free."""
     with device(int(number)):
         whole = cuda.mem_alloc(8 * N)
         part = int(whole) + 4 * N
@@ -467,13 +467,13 @@ def exporter(number="0"):
                 say(host[-1].item())
             elif order == "free":
                 whole.free()
-                whole = cuda.mem_alloc(8 * N)    # takes the number of its file
+                whole = cuda.mem_alloc(8 * N)    # reuses its file descriptor
                 say("freed")
         return "ended"
 
 
 def importer(number="0"):
-    """Open the handle that is heard, and do as told until the end."""
+    """Execute orders from the test until "end", such as opening an IPC handle and reading or writing its memory."""
     with device(int(number)):
         memories = []
         while (order := hear()) != "end":
@@ -511,7 +511,7 @@ def importer(number="0"):
 
 
 def not_emulated():
-    """What the driver says to something that it does not have."""
+    """The driver's error for a function that is not emulated."""
     with device():
         return error_of(cuda.Context.get_limit, cuda.limit.STACK_SIZE)
 

@@ -1,13 +1,13 @@
-/* Streams and events: what has been asked for and not yet been done.
+/* Streams, events, and the queue of operations that have not been executed yet.
  *
- * CUDA may end a copy long after the call that asked for it.  So operations lie in one queue, in the order of the
- * calls, and are executed as late as is allowed: when something waits for them (EMUCUDA_DEFER=sync), or so many
- * milliseconds later (EMUCUDA_DEFER=300), and then exactly those and what they depend on themselves:
+ * CUDA may complete a copy long after its call.  The emulator therefore keeps operations in one queue, in the order of
+ * the calls, and executes them as late as CUDA allows: when something waits for them (EMUCUDA_DEFER=sync) or after a
+ * number of milliseconds (EMUCUDA_DEFER=300).  A wait executes only the operations it waits for and their dependencies:
  *
  *   - earlier operations of the same stream;
- *   - the default stream waits for every stream of its context, and they for it (the "legacy" default stream),
- *     except streams made non-blocking;
- *   - an operation of several contexts (cuMemcpyPeer) counts as one of each one's default stream;
+ *   - the default stream waits for every stream of its context, and they wait for it (the "legacy" default stream),
+ *     except non-blocking streams;
+ *   - an operation on several contexts (cuMemcpyPeer) counts as an operation in the default stream of each;
  *   - cuStreamWaitEvent waits for the event's mark.
  */
 #define _GNU_SOURCE
@@ -36,9 +36,9 @@ unsigned long emucuda_pending(void)
     return pending;
 }
 
-/* ---- who waits for whom ---- */
+/* ---- dependencies ---- */
 
-/* What a caller waits for: an operation that is not in the queue, of a stream, of all streams, or of all contexts. */
+/* A point that a caller waits for: a hypothetical next operation of one stream, of all streams, or of all contexts. */
 struct point {
     struct operation operation;
     enum { ONE_STREAM, ALL_STREAMS, ALL_CONTEXTS } scope;
@@ -73,7 +73,7 @@ static bool waits_for(const struct point *point, const struct operation *operati
     }
 }
 
-/* Mark what must have been executed before the point is reached, among the operations up to `limit`; how many. */
+/* Mark the operations up to `limit` that must be executed before the point is reached; return their number. */
 static unsigned mark_needed(const struct point *point, uint64_t limit)
 {
     unsigned count = 0;
@@ -101,7 +101,7 @@ static void execute(struct operation *operation)
     free(operation);
 }
 
-/* Execute what is marked: all of it, or only the first. */
+/* Execute all marked operations, or only the first. */
 static void execute_needed(bool all)
 {
     for (struct operation *operation = first, *next; operation; operation = next) {
@@ -119,12 +119,12 @@ static void reach(const struct point *point)
     uint64_t limit = sequence;
     while (mark_needed(point, limit))
         if (settings.delay > 0)
-            pthread_cond_wait(&progress, &the_lock);      /* a wait takes as long as the work does */
+            pthread_cond_wait(&progress, &the_lock);      /* the wait lasts until the thread has executed them */
         else
             execute_needed(true);
 }
 
-/* The thread that executes each operation when its time has come (EMUCUDA_DEFER=<milliseconds>). */
+/* The thread that executes each operation when it is due (EMUCUDA_DEFER=<milliseconds>). */
 static void *execute_when_due(void *unused)
 {
     pthread_mutex_lock(&the_lock);
@@ -146,7 +146,7 @@ static void *execute_when_due(void *unused)
     return unused;
 }
 
-/* When the operation ends: a device takes longer than those before it, and nothing ends before what it waits for. */
+/* Return when the operation completes: later on devices with a higher number, and never before its dependencies. */
 static uint64_t due_time(const struct operation *new)
 {
     uint64_t due = now() + settings.delay * NANOSECONDS_OF_A_MILLISECOND * (1 + new->contexts[0]->device);
@@ -214,7 +214,7 @@ void wait_for_everything(void)
     reach(&point);
 }
 
-/* Whether the point is reached.  Work goes on while a program asks: each answer "not yet" is one operation more. */
+/* Query whether the point is reached.  To model progress, each answer "not ready" executes one more operation. */
 static CUresult ask(const struct point *point)
 {
     if (!mark_needed(point, sequence))
@@ -248,7 +248,7 @@ CUresult cuStreamCreate(CUstream *stream, unsigned flags)
     return CUDA_SUCCESS;
 }
 
-/* What the stream has still to do is done nevertheless. */
+/* Operations that are still queued in the stream are executed nevertheless. */
 CUresult cuStreamDestroy(CUstream stream)
 {
     LOCKED;
@@ -329,7 +329,7 @@ CUresult cuEventRecord(CUevent event, CUstream stream)
     return CUDA_SUCCESS;
 }
 
-/* An event that was never recorded counts as reached. */
+/* Return the point of an event; an event that was never recorded counts as reached. */
 static struct point mark_of(CUevent event)
 {
     return (struct point){.operation = {.after = event->mark}, .scope = ONE_STREAM};

@@ -1,4 +1,4 @@
-"""What ranks do for tests/multigpu/test_asgd.py, as tests.mpi.MpiTeam has it: rank 0 serves, others are clients."""
+"""Rank functions of tests/multigpu/rules/test_asgd.py: rank 0 is the server, the others are clients."""
 
 from contextlib import contextmanager
 
@@ -10,18 +10,19 @@ from tests.multigpu.rules_doubles import RATE, Learner, Told, toy_settings
 
 @contextmanager
 def joined(partners, network, recorder, on_host=True, **changes):
-    """This rank's exchange."""
+    """Yield (settings, Synchronizer of this rank)."""
     config = toy_settings(rule="asgd", **changes)
     with open_device("cpu", on_host) as device, asgd.connect(config, network, device, partners, recorder) as exchange:
         yield config, exchange
 
 
 def train(partners, learners, changes, steps, on_host=True, length=LONG):
-    """Each client takes so many steps from weights 1, and leaves.
+    """Each client starts with weights of 1, takes `steps` steps, and leaves.
 
     learners  {rank: Learner's arguments}
-    Returns of rank 0 (the centre at the end, pushes recorded, what was logged), of a client (what it holds at the end,
-    the sum of its own updates of each number).
+
+    Rank 0 returns (center variable at the end, recorded pushes, log messages). A client returns (its values at the end,
+    the elementwise sum of its updates).
     """
     network, recorder = Learner(length, **learners.get(partners.rank, {})), Told(partners.rank)
     network.set(1)

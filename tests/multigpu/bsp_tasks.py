@@ -1,4 +1,4 @@
-"""What ranks do for the tests of rule BSP: train the smallest network on made batches, as the settings say."""
+"""Rank functions of tests/multigpu/rules/test_bsp.py."""
 
 import zlib
 from functools import partial
@@ -6,23 +6,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.compile import Network
-from alexnet.updates import adadelta, adagrad, momentum_sgd, nesterov, sgd
+from alexnet.training.network import Network
+from alexnet.training.updates import adadelta, adagrad, momentum_sgd, nesterov, sgd
 from multigpu.device import open_device
 from multigpu.rules import bsp
-from multigpu.rules.alone import Alone
+from multigpu.rules.single import SingleWorker
 from tests.multigpu.exchange_doubles import Listening, Smallest, made_batch
 from tests.tiny import settings
 
 UPDATES = {
     "momentum": partial(momentum_sgd, momentum=0.9), "nesterov": partial(nesterov, momentum=0.9), "sgd": sgd,
     "adagrad": adagrad, "adadelta": adadelta,
-}  # fmt: skip
-KEPT = (1, 60)                                   # steps whose state is kept
+}
+KEPT = (1, 60)                                   # steps whose state is stored
 
 
 class Trained(NamedTuple):
-    """The state after the steps KEPT and the last, a checksum of the weights, and of all, after each, and costs."""
+    """States after the steps KEPT and the last; after each step, cost and checksums of weights and of all arrays."""
 
     states: dict
     weights: list
@@ -31,14 +31,14 @@ class Trained(NamedTuple):
 
 
 def train(partners, steps, changes, factor=1.0, parts=1, update="momentum", stop_at=None):
-    """Train and exchange by the settings `changes`; the rate drops to a tenth half-way; returns Trained.
+    """Train and exchange with the settings `changes`; the rate drops to a tenth half-way; return Trained.
 
-    factor   of the rate
-    parts    batches that a rank takes as one
-    stop_at  {rank: the step from which on it is asked to stop}
+    factor   multiplies the learning rate
+    parts    number of batches that a rank combines into one
+    stop_at  {rank: first step at which a stop is requested}
     """
     network = Network(Smallest(np.random.default_rng(0)), np.zeros((3, 6, 6), "float32"), UPDATES[update], "cpu",
-                      crop=False)  # fmt: skip
+                      crop=False)
     trained = Trained({}, [], [], [])
     with open_device("cpu") as device, join(partners, device, network, changes) as exchange:
         for step in range(1, steps + 1):
@@ -60,16 +60,16 @@ def train(partners, steps, changes, factor=1.0, parts=1, update="momentum", stop
 
 def join(partners, device, network, changes):
     if partners.size == 1:
-        return Alone(network)
+        return SingleWorker(network)
     config = settings("none", "none", **changes)
     return bsp.connect(config, network, device, partners, Listening())
 
 
 def together(partners, steps, parts, factor=1.0, update="momentum"):
-    """What one worker learns from the batches of `parts` ranks as one."""
+    """Train one worker on the combined batches of `parts` ranks."""
     return train(partners, steps, {}, factor, parts, update)
 
 
 def differ(partners):
-    """Begin with another momentum at each rank."""
+    """Connect with a different momentum on each rank."""
     return train(partners, 1, {"momentum": 0.9 - 0.1 * partners.rank})

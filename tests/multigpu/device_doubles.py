@@ -1,6 +1,7 @@
-"""Devices in processes of their own, driven from a test: it opens, fills, copies and closes in each as it likes.
+"""Devices in separate processes that a test controls: it opens, fills, copies and closes buffers in each of them.
 
-A GPU needs that, because the emulator is for the whole life of a process, and so does every fact about two processes.
+A GPU needs a separate process, because a process loads the emulator for its whole life. Every test about two processes
+also needs separate processes.
 """
 
 import importlib
@@ -20,10 +21,10 @@ REFUSALS = (DeviceError, ValueError, AttributeError)
 
 
 class Process:
-    """A process that does what its toolbox is asked to, one thing after the other.
+    """A process that executes the operations of its toolbox on request, in order.
 
-    emulated  keywords of Emulator.environment, where the process is to find GPUs
-    toolbox   makes what it can do at first
+    emulated  keywords of Emulator.environment, if the process should find GPUs
+    toolbox   creates the initial operations
     """
 
     def __init__(self, emulated=None, toolbox=None):
@@ -36,7 +37,7 @@ class Process:
         self.toolbox = Proxy(self.ask, 0)
 
     def ask(self, *question):
-        """What the attribute of an object there is, or what calling it returns or raises."""
+        """Return the attribute of a remote object, or the result of calling it; raise what the call raises."""
         self._pipe.send(question)
         kind, answer = self._pipe.recv()
         if kind == "raised":
@@ -48,14 +49,14 @@ class Process:
         self._process.join()
 
     def close(self):
-        """End the process, which closes nothing by itself; returns its exit status."""
+        """End the process without closing its buffers; return its exit status."""
         self._pipe.close()
         end(self._process, 20)
         return self._process.exitcode
 
 
 class Proxy:
-    """Stands for object `number` of another process; its methods and attributes are asked for there."""
+    """A proxy of object `number` in another process; attribute reads and calls are executed there."""
 
     def __init__(self, ask, number):
         self._ask, self._number = ask, number
@@ -70,11 +71,11 @@ class Proxy:
 
 
 class Named(int):
-    """The number of an object, on its way to where it lives."""
+    """The number that represents a remote object in a message."""
 
 
 def pack(given):
-    """Arguments with a number for each Proxy."""
+    """Replace each Proxy in the arguments by its number."""
     if isinstance(given, Proxy):
         return Named(given._number)
     if isinstance(given, dict):
@@ -91,17 +92,17 @@ def unpack(given, objects):
 
 
 class Toolbox:
-    """What a Process can do at first."""
+    """The initial operations of a Process."""
 
     def open_device(self, name, on_host=True):
         return open_device(name, on_host)
 
     def open_for_jax(self):
-        """A GPU as it would be for JAX, were there one for it."""
+        """Open a GPU in the mode that JAX uses, even if JAX has no GPU."""
         return importlib.import_module("multigpu.device.cuda").CudaDevice(0, on_host=False)
 
     def fill_through_staging(self, device, buffer, array):
-        """Upload what was written into the staging memory, the same whenever it is asked for."""
+        """Write to the staging memory and upload it; every call of staging() returns the same memory."""
         device.staging(buffer, array.shape, array.dtype)[...] = array
         device.upload(buffer, device.staging(buffer, array.shape, array.dtype))
 
@@ -111,13 +112,13 @@ class Toolbox:
         return array
 
     def download_to_staging(self, device, buffer, other):
-        """Download the bytes of `buffer` into the page-locked memory of `other`, to which the GPU may write late."""
+        """Download the bytes of `buffer` into the page-locked memory of `other`; the GPU may write there late."""
         array = device.staging(other, (buffer.nbytes,), np.uint8)
         device.download(array, buffer)
         return array
 
     def closing_order(self, device):
-        """Close a CudaDevice; returns the types of what it lets go of, in order."""
+        """Close a CudaDevice; return the types of the memory that it releases, in order."""
         order, release = [], device.release
         device.release = lambda memory: (order.append(type(memory).__name__), release(memory))
         device.close()
@@ -131,11 +132,11 @@ class Toolbox:
             return False
 
     def upload_of_jax(self, device, buffer, array):
-        """Upload a jax.Array of these values that lies on the host."""
+        """Upload a jax.Array of these values that is stored on the host."""
         device.upload(buffer, importlib.import_module("jax").numpy.asarray(array))
 
     def split_by_jax(self, array, shapes):
-        """What CudaDevice.unpack() does on a GPU: the pieces of a jax.Array, and whether one is its memory."""
+        """Split a jax.Array as CudaDevice.unpack() does on a GPU; return the pieces, and whether any is its memory."""
         cuda, jax = map(importlib.import_module, ("multigpu.device.cuda", "jax"))
         flat = jax.numpy.asarray(array)
         pieces = cuda.jax_split(flat, shapes)
@@ -143,7 +144,7 @@ class Toolbox:
         return [np.asarray(each) for each in pieces], any(each.unsafe_buffer_pointer() in memory for each in pieces)
 
     def pending_when_jax_takes(self, device, buffer):
-        """How many copies are pending when the buffer's memory is handed to JAX, which is not there."""
+        """Return the number of pending copies when the buffer's memory is passed to JAX, which is mocked."""
         cuda = importlib.import_module("multigpu.device.cuda")
         device._jax_device = None
         with mock.patch.object(cuda, "jax_array", lambda *_: self.pending()):
@@ -156,12 +157,12 @@ class Toolbox:
         return "EMUCUDA_DEVICES" in os.environ
 
     def pending(self):
-        """Copies and kernels of this process that are not yet executed, as far as one can know."""
+        """Return the number of copies and kernels of this process not executed yet; 0 without the emulator."""
         return cuda_emulator.pending() if self.is_emulated() else 0
 
 
 def serve(pipe, emulated, toolbox):
-    """Entry point of a Process: answers questions until the pipe is closed."""
+    """Main function of a Process: answer requests until the pipe is closed."""
     if emulated is not None:
         cuda_emulator.find().load(**emulated)
     objects, numbers = {0: toolbox()}, itertools.count(1)

@@ -1,7 +1,7 @@
-"""train.py for the tiny network, whose ranks note their process ids, and raise when told to by a signal.
+"""train.py for the tiny network; its ranks write their process ids and raise an exception on a signal.
 
-Run as a script:  drawn_doubles.py key=value ...  It draws no pictures, for a run that saves every few steps would do
-little else.
+Run as a script:  drawn_doubles.py key=value ...  It draws no plots, because a run that saves every few steps would
+spend most of its time on them.
 """
 
 import os
@@ -14,11 +14,11 @@ from multigpu import worker
 from tests import tiny
 from tests.multigpu.process_doubles import mark
 
-RAISE = signal.SIGUSR2                           # which no MPI and no part of a run makes use of
+RAISE = signal.SIGUSR2                           # a signal that neither MPI nor the run uses
 
 
 def work(config, device, control, partners):
-    """multigpu.worker.work; the process id of rank 1 is in the file rank1 of the folder `output`."""
+    """multigpu.worker.work; writes the process id of rank R to the file rankR in the folder `output`."""
     signal.signal(RAISE, fail)
     mark(Path(config.output) / f"rank{partners.rank}", os.getpid())
     worker.PLOTS = __name__
@@ -26,16 +26,16 @@ def work(config, device, control, partners):
 
 
 def fail(number, frame):
-    """Whatever the rank does at this moment, it fails there."""
+    """Signal handler: raise wherever the rank is executing."""
     raise RuntimeError("this moment was drawn")
 
 
 def learning_curves(folder):
-    """No picture."""
+    """Draw no plot."""
 
 
 def filters(weights, path):
-    """No picture."""
+    """Draw no plot."""
 
 
 if __name__ == "__main__":

@@ -1,21 +1,26 @@
-"""Ranks killed, raising and silent at drawn moments: does the job end, name them, and does its run go on?
+"""Inject faults at random moments: check that the job ends, reports the failed rank, and that the run can resume.
 
     python -m tests.multigpu.drawn_faults [--of 5] [--rules bsp,easgd] [--kinds killed,raising,silent] [--seed 0]
 
-For each rule and each kind of fault one run of the tiny network on three ranks, which saves every few steps.  So often
-as --of says: a rank, servers too, and a moment within SPAN seconds of the first checkpoint are drawn from the seed, the
-rank gets its fault, and the run is started again from its newest checkpoint; the last time it goes on to its end.  Of
-rule asgd it is the server always: a client's fault ends nothing, tests/multigpu/test_membership.py.
+For each rule and each kind of fault, the program runs the tiny network on three ranks with frequent checkpoints. It
+injects as many faults as --of specifies. For each fault it draws from the seed a rank (servers included) and a moment
+within SPAN seconds after the first checkpoint. It injects the fault, then restarts the run from its newest checkpoint.
+After the last fault the run continues to its end. With rule asgd the fault always hits the server, because a client's
+fault does not end the job (see tests/multigpu/failure/test_membership.py).
 
     killed   SIGKILL
-    raising  an exception in the rank's main thread, wherever that is
+    raising  an exception in the rank's main thread, at whatever code it executes
     silent   SIGSTOP
 
-What has to hold each time: the job is over within GONE seconds, silent ranks' within time_out and GONE; its status is
-not 0; one sentence on standard error names this rank, its process, and how it failed; the newest checkpoint loads, and
-no process and no shared memory is left; the restart goes on from that checkpoint, to the next one or with status 0 to
-its end.  A line tells each fault, a table all.  Status 1 if anything did not hold.  Shared memory is a machine's:
-what other programs leave there meanwhile counts, too.
+Checks after each fault:
+
+- The job ends within GONE seconds; for silent ranks, within time_out + GONE. Its exit status is not 0.
+- One line on standard error names the rank, its process, and how it failed.
+- The newest checkpoint loads. No process and no shared memory remains.
+- The restart continues from that checkpoint: to the next checkpoint, or to its end with status 0.
+
+The program prints one line per fault and a table at the end. It exits with status 1 if any check failed. The shared
+memory check covers the whole machine, so files that other programs leave there during the run count as failures.
 """
 
 import argparse
@@ -32,25 +37,25 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from alexnet import checkpoint, snapshots
+from alexnet.run import checkpoint, checkpoint_format
 from tests import tiny
 from tests.mpi import Job
 from tests.multigpu import drawn_doubles
 
 SCRIPT = Path(drawn_doubles.__file__)
 RANKS = 3
-SPAN = 4.0                                       # seconds after the first checkpoint, in which a fault comes
-TIME_OUT = 5                                     # seconds, of ranks that fall silent
-GONE = 10.0                                      # seconds in which a job has to end
-LONGEST = 300.0                                  # seconds that a start, or an end, is waited for
-MORE = 10                                        # steps from the last checkpoint to the run's end
+SPAN = 4.0                                       # seconds after the first checkpoint within which a fault is injected
+TIME_OUT = 5                                     # seconds until a silent rank is reported
+GONE = 10.0                                      # seconds within which a job must end
+LONGEST = 300.0                                  # timeout in seconds for a start or an end
+MORE = 10                                        # steps from the last checkpoint to the end of the run
 RULES = {"bsp": {}, "easgd": {"tau": 2}, "gosgd": {"p": 0.5}, "asgd": {"n_sync": 2}}
 COMMON = {"model": "tiny", "batch_size": 2, "learning_rate": 0.001, "n_epochs": 10**6, "snapshot_iterations": 3,
-          "time_out": TIME_OUT}  # fmt: skip
+          "time_out": TIME_OUT}
 
 
 class Kind(NamedTuple):
-    """A fault: the signal that does it, and what is to be said of the rank."""
+    """A kind of fault: the signal that causes it, and the message expected about the rank."""
 
     signal: int
     said: str
@@ -64,7 +69,7 @@ KINDS = {
 
 
 class Strike(NamedTuple):
-    """A fault and what came of it; seconds from the signal to the job's end, wrong: sentences of what did not hold."""
+    """A fault and its outcome. seconds: from the signal to the end of the job; wrong: descriptions of failed checks."""
 
     rule: str
     kind: str
@@ -77,7 +82,10 @@ class Strike(NamedTuple):
 
 
 def strikes(folder, data, rule, kind, of, draw):
-    """The Strikes of one run, struck `of` times at moments from draw, a random.Random; fewer if it does not go on."""
+    """Yield the Strikes of one run.
+
+    The run gets `of` faults at moments from draw, a random.Random; fewer if it does not resume.
+    """
     run, common = folder / "run", COMMON | RULES[rule] | {"data": data, "output": folder, "rule": rule}
     job = start(folder, common | {"run_name": "run"})
     try:
@@ -89,10 +97,10 @@ def strikes(folder, data, rule, kind, of, draw):
             stood = at(run)
             end = {} if left else {"n_iterations": stood + MORE}
             try:
-                checkpoint.load(checkpoint.snapshot_path(run, stood))
+                checkpoint_format.load(checkpoint_format.snapshot_path(run, stood))
                 job = start(folder, common | {"resume_train": run} | end)
                 went_on = goes_on(job, run, stood, **end)
-            except (AssertionError, checkpoint.CheckpointError) as error:
+            except (AssertionError, checkpoint_format.CheckpointError) as error:
                 went_on, wrong = False, [*wrong, f"no restart: {error}"]
             yield Strike(rule, kind, rank, after, seconds, named, went_on, wrong)
             if not went_on:
@@ -102,25 +110,25 @@ def strikes(folder, data, rule, kind, of, draw):
 
 
 def start(folder, settings):
-    """The job, started; ranks note their process ids anew."""
+    """Start the job and return it; its ranks write their process ids again."""
     for rank in range(RANKS):
         (folder / f"rank{rank}").unlink(missing_ok=True)
     return Job(folder, RANKS, SCRIPT, *(f"{key}={value}" for key, value in settings.items()))
 
 
 def at(run):
-    """The iteration of the newest checkpoint of a run's folder, 0 without one."""
-    newest = snapshots.newest(run)
-    return int(checkpoint.NAME.fullmatch(newest.name)[1]) if newest else 0
+    """Return the iteration of the newest checkpoint in the folder of a run, or 0 without one."""
+    newest = checkpoint.newest(run)
+    return int(checkpoint_format.NAME.fullmatch(newest.name)[1]) if newest else 0
 
 
 def await_checkpoint(job, run, stood):
-    """Wait for a checkpoint of a later iteration than this one."""
+    """Wait for a checkpoint of an iteration later than `stood`."""
     job.wait_for(lambda: at(run) > stood, LONGEST)
 
 
 def strike(job, kind, rank, pid):
-    """Have a rank fail; returns the seconds until the job was over, whether the rank was named, and what was wrong."""
+    """Inject a fault; return the seconds until the job ended, whether the rank was named, and the failed checks."""
     began, wrong = time.monotonic(), []
     os.kill(pid, kind.signal)
     try:
@@ -137,23 +145,26 @@ def strike(job, kind, rank, pid):
 
 
 def goes_on(job, run, stood, n_iterations=None):
-    """Whether a restart goes on from this iteration: to n_iterations and status 0, or (None) to another checkpoint."""
+    """Return whether a restart resumes from iteration `stood`.
+
+    It must reach n_iterations and exit with status 0; with n_iterations=None, it must write another checkpoint.
+    """
     if n_iterations is None:
         await_checkpoint(job, run, stood)
     else:
         assert job.finish(LONGEST) == (0, "") and at(run) == n_iterations, job.error.read_text()
-    starts = re.findall(r"going on from .*, after (\d+) iterations", (run / "log.txt").read_text())
+    starts = re.findall(r"resuming from .*, after (\d+) iterations", (run / "log.txt").read_text())
     return starts[-1:] == [str(stood)]
 
 
 def table(found):
-    """Rows of a table, in Markdown: what came of each rule and kind."""
+    """Return the Markdown rows of a table with the results of each rule and kind."""
     head = ("rule", "kind", "faults", "named", "slowest end", "restarts that went on", "wrong")
     rows = [f"| {' | '.join(head)} |", "|---|---" + "|---:" * 5 + "|"]
     for rule, kind in dict.fromkeys((each.rule, each.kind) for each in found):
         mine = [each for each in found if (each.rule, each.kind) == (rule, kind)]
         counts = [sum(each.named for each in mine), f"{max(each.seconds for each in mine):.1f} s",
-                  sum(each.went_on for each in mine), sum(bool(each.wrong) for each in mine)]  # fmt: skip
+                  sum(each.went_on for each in mine), sum(bool(each.wrong) for each in mine)]
         rows.append(f"| {' | '.join(map(str, (rule, kind, len(mine), *counts)))} |")
     return "\n".join(rows)
 
@@ -168,7 +179,7 @@ def parsed(arguments):
 
 
 def told(each):
-    """The line of a Strike."""
+    """Return the line that reports a Strike."""
     return (
         f"{each.rule}, rank {each.rank} {each.kind} after {each.after:.2f} s: over in {each.seconds:.1f} s, went on: "
         f"{each.went_on}, load {os.getloadavg()[0]:.1f}; {each.wrong or 'all holds'}"

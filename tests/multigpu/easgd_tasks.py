@@ -1,41 +1,43 @@
-"""What ranks do for tests/multigpu/test_easgd.py, as tests.mpi.MpiTeam has it: rank 0 serves, others are clients."""
+"""Rank functions of tests/multigpu/rules/test_easgd.py: rank 0 is the server, the others are clients."""
 
 import pkgutil
 from contextlib import contextmanager
 
 import numpy as np
 
-from alexnet.stopwatch import Lap
-from alexnet.training import Position
+from alexnet.run.timing import Lap
+from alexnet.training.loop import Position
 from multigpu.device import open_device
 from multigpu.rules import POST, easgd
-from multigpu.rules.post import PIECE
-from multigpu.rules.server import Leave, Push
+from multigpu.rules.channel import PIECE
+from multigpu.rules.parameter_server.server import Leave, Push
 from tests.multigpu.rules_doubles import RATE, Told, Toy, toy_settings, training
 
-LONG = 2 * PIECE + 77                            # floats: three pieces, the last of them short
+LONG = 2 * PIECE + 77                            # floats: three pieces, the last one partial
 
 
 @contextmanager
 def joined(partners, network, recorder, on_host=True, **changes):
-    """(the settings, this rank's exchange); on_host: as of an engine that computes there, or on a GPU."""
+    """Yield (settings, Synchronizer of this rank); on_host: whether the backend computes on the host or on a GPU."""
     config = toy_settings(rule="easgd", **changes)
     with open_device("cpu", on_host) as device, easgd.connect(config, network, device, partners, recorder) as exchange:
         yield config, exchange
 
 
 def serve(partners, network, recorder, config, exchange, stop_after=None, begin=Position()):
-    """The server's whole part; returns (position, [what each save was of])."""
+    """Run the server until the end; return (position, [(position, values) of each save])."""
     saved = []
     run = training(network, exchange, recorder, 0, partners.size - 1, config, saved, stop_after)
     return exchange.run(run, begin), saved
 
 
 def in_order(partners, alpha, weights, order, on_host):
-    """Clients of these weights exchange one after the other in this order; returns the numbers of this rank at the
-    end of each of its exchanges, of rank 0 the centre's at the end of all."""
+    """Let clients with these weights exchange in this order.
+
+    Return the values of this rank after each of its exchanges; on rank 0, those of the center variable at the end.
+    """
     network, recorder, found = Toy(LONG), Told(), []
-    network.set(0, velocity=5)                   # as a checkpoint of another rule has it
+    network.set(0, velocity=5)                   # as from a checkpoint of another rule
     with joined(partners, network, recorder, on_host, alpha=alpha, tau=1) as (config, exchange):
         if partners.rank == 0:
             return serve(partners, network, recorder, config, exchange)[1][-1][1]
@@ -50,7 +52,7 @@ def in_order(partners, alpha, weights, order, on_host):
 
 
 def by_turns(partners, *arguments):
-    """in_order, where the clients have a barrier of their own."""
+    """Run in_order with a separate barrier for the clients."""
     clients = partners.comm.Split(partners.rank > 0, partners.rank)
     partners.meet_clients = clients.Barrier
     try:
@@ -60,8 +62,11 @@ def by_turns(partners, *arguments):
 
 
 def walk(partners, exchanges):
-    """Clients walk at random and exchange after each step; returns (sum of this rank's numbers, of what its own steps
-    have added), of the server the centre's and 0."""
+    """Let clients perform random walks and exchange after each step.
+
+    Return (sum of this rank's numbers, sum of what its own steps added); on the server, the sum of the center variable
+    and 0.
+    """
     network, recorder = Toy(11), Told()
     with joined(partners, network, recorder, alpha=0.3, tau=1) as (config, exchange):
         if partners.rank == 0:
@@ -79,9 +84,9 @@ def walk(partners, exchanges):
 
 
 def train(partners, dawdles, changes, stops=None, begin=Position()):
-    """A whole training; returns what there is to see of this rank, a dict.
+    """Run a whole training; return a dict of what this rank observed.
 
-    dawdles  {rank: seconds of a step}      stops  {rank: on which question it is told to stop}
+    dawdles  {rank: seconds per step}      stops  {rank: number of the stop_requested() call that first returns True}
     """
     rank, stops = partners.rank, stops or {}
     recorder, network = Told(rank), Toy(dawdle=dawdles.get(rank, 0), pull=0.125)
@@ -92,13 +97,13 @@ def train(partners, dawdles, changes, stops=None, begin=Position()):
             return {
                 "position": position, "saved": saved, "trained": recorder.trained, "validated": network.validated,
                 "marks": network.marks, "validations": recorder.validations, "step": int(network.step.get_value()),
-            }  # fmt: skip
+            }
         run = training(network, exchange, recorder, rank - 1, partners.size - 1, config, None, stops.get(rank))
         return {"position": exchange.run(run, begin), "steps": network.steps}
 
 
 def resume(partners, update, step):
-    """Begin after so many steps, and leave; returns the server's warnings."""
+    """Connect after `step` steps and leave; return the server's warnings."""
     network, recorder = Toy(), Told()
     config = toy_settings(rule="easgd", update=update)
     with open_device("cpu") as device, easgd.connect(config, network, device, partners, recorder, step) as exchange:
@@ -109,7 +114,7 @@ def resume(partners, update, step):
 
 
 def tell_laps(partners):
-    """Each client ends two laps, in its own time; returns what the server has recorded of them."""
+    """Each client finishes two laps at different times; return the laps that the server recorded."""
     network, recorder = Toy(), Told()
     with joined(partners, network, recorder, tau=1) as (config, exchange):
         if partners.rank == 0:
@@ -122,7 +127,7 @@ def tell_laps(partners):
 
 
 def say(partners, case):
-    """Client 1 says what it may not say, client 2 leaves; the server finds out."""
+    """Client 1 sends an invalid message and client 2 leaves; the server detects the error."""
     network, recorder = Toy(), Told()
     with open_device("cpu") as device:
         config = toy_settings(rule="easgd", tau=1)

@@ -1,6 +1,6 @@
-"""Workers for the tests of the exchange: a team of processes, each joined to all others, that do what they are told.
+"""Worker processes for the tests of the exchange: a team of connected processes that run tasks for the test.
 
-Run in each process, a task is task(seat, *arguments) and its result goes back to the test.
+A task is a function task(seat, *arguments). Each process runs it and returns its result to the test.
 """
 
 import os
@@ -18,16 +18,16 @@ from unittest import mock
 import numpy as np
 import pytensor
 
-from alexnet.compile import Network
-from alexnet.layers import Conv, Dense, Flatten, Sequential
-from alexnet.recorder import Silent
-from alexnet.updates import momentum_sgd
+from alexnet.nn.layers import Conv, Dense, Flatten, Sequential
+from alexnet.run.recorder import WorkerRecorder
+from alexnet.training.network import Network
+from alexnet.training.updates import momentum_sgd
+from multigpu.communicator import PipeCommunicator
 from multigpu.device import DeviceError, open_device
 from multigpu.exchange import peer
-from multigpu.partners import Partners
 from multigpu.process import CONTEXT, end, environment, pipes_between, start
 from multigpu.rules import bsp
-from multigpu.rules.alone import Alone
+from multigpu.rules.single import SingleWorker
 from tests.tiny import settings
 
 BATCH, CLASSES, RATE = 4, 3, np.float32(0.05)
@@ -38,7 +38,7 @@ SHAPES = {"W": (7, 5), "b": (5,), "scalar": (), "V": (3, 33, 11)}
 
 
 class Seat(NamedTuple):
-    """Where a worker sits: its rank, how many there are, and the pipes to the others by their ranks."""
+    """The place of a worker in its team: its rank, the number of workers, and the pipes to the others by rank."""
 
     rank: int
     size: int
@@ -46,7 +46,7 @@ class Seat(NamedTuple):
 
 
 class Team:
-    """`size` worker processes, each joined to all others; run() gives all, or the first few, one task."""
+    """`size` connected worker processes; run() executes a task in all of them or in the first few."""
 
     def __init__(self, size, **variables):
         self.size, self.variables = size, variables
@@ -56,19 +56,19 @@ class Team:
         self.pipes, self.processes = [], []
         ends = pipes_between(range(self.size))
         path = [*filter(None, self.variables.get("PYTHONPATH", "").split(os.pathsep)), *sys.path]
-        with environment(**self.variables), mock.patch.object(sys, "path", path):    # a spawned process takes it
+        with environment(**self.variables), mock.patch.object(sys, "path", path):    # for spawned processes
             for rank in range(self.size):
                 pipe, theirs = CONTEXT.Pipe()
                 self.pipes.append(pipe)
                 self.processes.append(CONTEXT.Process(target=sit, args=(rank, ends[rank], theirs)))
                 start(self.processes[-1], threads=1)
                 theirs.close()
-        for pipes in ends.values():              # else a death would never be an EOF
+        for pipes in ends.values():              # close our copies: otherwise a worker's death causes no EOF
             for pipe in pipes.values():
                 pipe.close()
 
     def run(self, task, *arguments, size=None, seconds=60):
-        """What the task returned in each worker, the exception that it raised, or None of one that died."""
+        """Return one entry per worker: the task's result, the exception it raised, or None if the worker died."""
         if not self.pipes:
             self.start()
         pipes = self.pipes[: size or self.size]
@@ -87,7 +87,7 @@ class Team:
                 except (EOFError, ConnectionError):
                     continue
         if any(result is None or isinstance(result, Exception) for result in results):
-            self.close()                         # messages may be left in the pipes
+            self.close()                         # unread messages may remain in the pipes
         return results
 
     def close(self, grace=5):
@@ -99,7 +99,7 @@ class Team:
 
 
 def sit(rank, pipes, control):
-    """A worker's process: one task after the other, until the test hangs up."""
+    """Main function of a worker process: run tasks until the test closes the pipe."""
     try:
         while True:
             task, size, arguments = control.recv()
@@ -113,8 +113,8 @@ def sit(rank, pipes, control):
         return
 
 
-class Listening(Silent):
-    """A recorder that hands warnings on."""
+class Listening(WorkerRecorder):
+    """A recorder that passes warnings to a callback."""
 
     def __init__(self, warn=print):
         super().__init__(0)
@@ -122,7 +122,7 @@ class Listening(Silent):
 
 
 class Watched:
-    """A pipe's end that counts the messages by kind, and refuses to send one while copies are under way."""
+    """A pipe end that counts messages by type and refuses to send while copies are pending."""
 
     def __init__(self, pipe, pending, sent):
         self._pipe, self._pending, self._sent = pipe, pending, sent
@@ -137,7 +137,7 @@ class Watched:
 
 
 class Mortal:
-    """A pipe's end of a worker that is killed instead of sending its message number `left[0]`."""
+    """A pipe end of a worker that kills itself instead of sending its message number `left[0]`."""
 
     def __init__(self, pipe, left):
         self._pipe, self._left = pipe, left
@@ -151,10 +151,10 @@ class Mortal:
 
 
 def watched(seat, sent):
-    """The Partners of a seat, their pipes watched; where GPUs are emulated, for copies under way, too."""
+    """Return a PipeCommunicator with counted messages; with emulated GPUs it also checks for pending copies."""
     emulated = os.environ.get("EMUCUDA_DEVICES")
     pending = pkgutil.resolve_name("tests.cuda_emulator:pending") if emulated else lambda: 0
-    return Partners(seat.rank, {other: Watched(pipe, pending, sent) for other, pipe in seat.pipes.items()})
+    return PipeCommunicator(seat.rank, {other: Watched(pipe, pending, sent) for other, pipe in seat.pipes.items()})
 
 
 # ---- training
@@ -170,11 +170,11 @@ class Smallest(Sequential):
             Conv(rng, 3, 4, size=3, std=0.1), Flatten(),                                 # 4 x 4 x 4
             Dense(rng, 64, 128, std=0.1),
             Dense(rng, 128, CLASSES, relu=False, std=0.1, bias=0.0),
-        )  # fmt: skip
+        )
 
 
 class Trained(NamedTuple):
-    """What came of train(): the state after each step and its checksums, costs, warnings, messages sent by kind."""
+    """Result of train(): state and checksums after each step, costs, warnings, and number of messages sent by type."""
 
     states: list
     digests: list
@@ -184,10 +184,10 @@ class Trained(NamedTuple):
 
 
 def train(seat, devices, steps, changes, parts=1, stop_at=None, engine="cpu"):
-    """Train on made batches, exchanging as the settings `changes` say; returns Trained.
+    """Train on synthetic batches with the exchange that the settings `changes` select; return Trained.
 
-    parts    batches that this worker takes as one
-    stop_at  {rank: the step from which on it is asked to stop}
+    parts    number of batches that this worker combines into one
+    stop_at  {rank: first step at which a stop is requested}
     """
     network, trained = make_network(engine), Trained([], [], [], [], Counter())
     on_host = network.computes_on_host
@@ -206,7 +206,7 @@ def train(seat, devices, steps, changes, parts=1, stop_at=None, engine="cpu"):
 
 
 def arrays_in_place(seat, steps):
-    """For each step, the names of arrays that lie in the flat buffer when the network has updated them."""
+    """Return for each step the names of the arrays stored in the flat buffer after the network's update."""
     network, trained, found = make_network(), Trained([], [], [], [], Counter()), []
     with open_device("cpu") as device, join(seat, device, network, trained, {}) as exchange:
         flat = exchange._lots[0].strategy._mesh.flat.array()
@@ -219,21 +219,24 @@ def arrays_in_place(seat, steps):
 
 
 def join(seat, device, network, trained, changes):
-    """The exchange of a seat by the settings `changes`."""
+    """Connect this worker with the settings `changes` and return its Synchronizer."""
     if seat.size == 1:
-        return Alone(network)
+        return SingleWorker(network)
     config = settings("none", "none", **changes)
     return bsp.connect(config, network, device, watched(seat, trained.sent), Listening(trained.warnings.append))
 
 
 def make_network(engine="cpu"):
-    """The same on every call."""
+    """Return a network with the same initial weights on every call."""
     model, rule = Smallest(np.random.default_rng(0)), partial(momentum_sgd, momentum=0.9)
     return Network(model, np.zeros((3, 6, 6), "float32"), rule, engine, crop=False)
 
 
 def made_batch(step, rank, size, parts):
-    """Images and labels of `parts` batches of BATCH: the rank's, of size * parts made from the step's number."""
+    """Return this rank's images and labels, `parts` batches of BATCH.
+
+    All ranks slice the same size * parts batches, which are generated from the step number.
+    """
     rng, n = np.random.default_rng(step), size * parts * BATCH
     images = rng.normal(size=(3, 6, 6, n)).astype("float32")
     labels = rng.integers(0, CLASSES, n, dtype=np.int32)
@@ -245,7 +248,7 @@ def made_batch(step, rank, size, parts):
 
 
 class Numbers:
-    """A network's double: its variables hold numbers made from the step and the rank."""
+    """A fake network: its variables hold numbers generated from the step and the rank."""
 
     computes_on_host, frozen, learning = True, (), ()
 
@@ -268,7 +271,7 @@ def numbers(step, rank):
 
 
 def mean_of(step, size):
-    """The mean over all ranks' numbers of a step, to the bit."""
+    """Return the bit-exact mean over the numbers of all ranks at a step."""
     total, *rest = (numbers(step, rank) for rank in range(size))
     for each in rest:
         total = [one + other for one, other in zip(total, each, strict=True)]
@@ -276,15 +279,15 @@ def mean_of(step, size):
 
 
 def exchange_numbers(seat, devices, steps, kind=None, slow=None, lame=None, skip=None, changes=None):
-    """Exchange `steps` times and check every mean; returns (warnings, messages sent by kind).
+    """Exchange `steps` times and check every mean; return (warnings, messages sent by type).
 
-    kind  the strategy's name, Pair or Slices; None: the one that connect() takes
-    slow  (rank, verb): this worker's device dawdles before it does this
-    lame  (rank, verb): this worker's device cannot do this
-    skip  {rank: a step that it leaves out}
+    kind  name of the strategy, PairwiseAverage or ShardedAverage; None: the choice of connect()
+    slow  (rank, verb): the device of this worker delays this operation
+    lame  (rank, verb): the device of this worker cannot perform this operation
+    skip  {rank: a step that this rank omits}
     """
     network, warnings, sent = Numbers(), [], Counter()
-    strategies = {name: getattr(peer, kind or name) for name in ("Pair", "Slices")}
+    strategies = {name: getattr(peer, kind or name) for name in ("PairwiseAverage", "ShardedAverage")}
     with mock.patch.multiple(peer, **strategies), open_device(devices[seat.rank]) as device:
         if slow and seat.rank == slow[0]:
             dawdle(device, slow[1])
@@ -303,7 +306,7 @@ def exchange_numbers(seat, devices, steps, kind=None, slow=None, lame=None, skip
 
 
 def dawdle(device, verb):
-    """Have the device's verb begin late."""
+    """Make an operation of the device start late."""
     prompt = getattr(device, verb)
 
     def late(*arguments, **named):
@@ -314,14 +317,14 @@ def dawdle(device, verb):
 
 
 def refuse(device, verb):
-    """Have the device reach nobody's memory: can_reach says so, or open only finds out."""
+    """Make the memory of other workers unreachable for the device: can_reach reports it, or open raises."""
     sentence = f"this device cannot {verb}"
     error = DeviceError(sentence) if verb == "open" else None
     setattr(device, verb, mock.Mock(return_value=sentence, side_effect=error))
 
 
 def sum_up(seat, values, stops):
-    """exchange.total() twice."""
+    """Call exchange.total() twice."""
     with open_device("cpu") as device:
         config = settings("none", "none")
         with bsp.connect(config, Numbers(), device, watched(seat, Counter()), Listening()) as exchange:
@@ -330,7 +333,7 @@ def sum_up(seat, values, stops):
 
 
 def greet(seat, changes, steps, weight):
-    """connect() of workers that have not all the same settings, steps done or weights."""
+    """Call connect() with settings, step counts and weights that may differ between workers."""
     network = Numbers()
     network.set(0, weight[seat.rank])
     with open_device("cpu") as device:
@@ -340,7 +343,7 @@ def greet(seat, changes, steps, weight):
 
 
 def close_in_order(seat, folder):
-    """Close an exchange; the names of those who had not yet let go of this worker's buffer when it was freed."""
+    """Close an exchange; return the workers that still had this worker's buffer open when it was freed."""
     with open_device("cpu") as device:
         exchange = bsp.connect(settings("none", "none"), Numbers(), device, watched(seat, Counter()), Listening())
         late, mesh = [], exchange._lots[0].strategy._mesh
@@ -355,12 +358,13 @@ def close_in_order(seat, folder):
 
 
 def die(seat, message):
-    """Two exchanges and a sum, in which worker 1 is killed instead of sending its message number `message`."""
+    """Run two exchanges and a sum; worker 1 is killed instead of sending its message number `message`."""
     left = [message]
     pipes = {other: Mortal(pipe, left) for other, pipe in seat.pipes.items()} if seat.rank == 1 else seat.pipes
     network = Numbers()
     with open_device("cpu") as device:
-        exchange = bsp.connect(settings("none", "none"), network, device, Partners(seat.rank, pipes), Listening())
+        comm = PipeCommunicator(seat.rank, pipes)
+        exchange = bsp.connect(settings("none", "none"), network, device, comm, Listening())
         for step in (1, 2):
             network.set(step, seat.rank)
             exchange.after_step(step, 0.0, 0.0, RATE, False, False)

@@ -1,4 +1,4 @@
-"""What ranks do for tests/multigpu/test_gosgd.py, as tests.mpi.MpiTeam has it."""
+"""Rank functions of tests/multigpu/rules/test_gosgd.py, run by a tests.mpi.MpiTeam."""
 
 import time
 from contextlib import contextmanager
@@ -6,25 +6,27 @@ from unittest import mock
 
 import numpy as np
 
-from alexnet.stopwatch import Lap
-from alexnet.training import Position
+from alexnet.run.timing import Lap
+from alexnet.training.loop import Position
 from multigpu.device import open_device
 from multigpu.rules import gosgd
-from multigpu.rules.server import Turn
+from multigpu.rules.parameter_server.server import Grant
 from tests.multigpu.rules_doubles import RATE, STEPS, Told, Toy, toy_settings, training
 
 
 @contextmanager
 def joined(partners, network, recorder, on_host=True, **changes):
-    """(the settings, this rank's exchange); on_host: as of an engine that computes there, or on a GPU."""
+    """Yield (settings, Synchronizer of this rank); on_host: whether the backend computes on the host or on a GPU."""
     config = toy_settings(rule="gosgd", **changes)
     with open_device("cpu", on_host) as device, gosgd.connect(config, network, device, partners, recorder) as exchange:
         yield config, exchange
 
 
 def by_hand(partners, weights, pushes, on_host):
-    """Ranks of these weights push as told, [(from, to), ...], one step each; returns (W's first number, share) of
-    this rank after each step, when nothing is under way."""
+    """Let ranks with these weights push as listed, [(from, to), ...], one push per step.
+
+    Return (first number of W, share) of this rank after each step, once no message is pending.
+    """
     network, found = Toy(), []
     with joined(partners, network, Told(), on_host) as (_, exchange):
         network.set(weights[partners.rank])
@@ -39,7 +41,10 @@ def by_hand(partners, weights, pushes, on_host):
 
 
 def gossip(partners, steps, p, dawdles):
-    """Each rank begins at its own numbers and only gossips; returns a dict of what it had, has and sees."""
+    """Gossip without training, with different initial values on each rank.
+
+    Return a dict of the initial values, the consensus, the own values, the share and what arrived.
+    """
     network, rng = Toy(length=1000), np.random.default_rng(partners.rank)
     with joined(partners, network, Told(), p=p) as (_, exchange):
         network.set(rng.normal(size=1), velocity=rng.normal(size=1))
@@ -52,11 +57,15 @@ def gossip(partners, steps, p, dawdles):
         return {
             "begun": begun, "mixed": mixed, "own": network.values(), "share": exchange._share, "stop": stop,
             "arrived": exchange._post.received,
-        }  # fmt: skip
+        }
 
 
 def late(partners):
-    """Rank 1 pushes and enters at once; rank 0 receives nothing until all have said what they sent; its share then."""
+    """Return the share of this rank when a push is received as late as possible.
+
+    Rank 1 pushes and enters the consensus at once. Rank 0 receives nothing until all ranks have reported what they
+    sent.
+    """
     with joined(partners, Toy(), Told()) as (_, exchange):
         gather = exchange._gather
 
@@ -72,9 +81,9 @@ def late(partners):
 
 
 def train(partners, dawdles, changes, stops=None, begin=Position(), steps=STEPS):
-    """A whole training; returns what there is to see of this rank, a dict.
+    """Run a whole training; return a dict of what this rank observed.
 
-    dawdles  {rank: seconds of a step}      stops  {rank: on which question it is told to stop}
+    dawdles  {rank: seconds per step}      stops  {rank: number of the stop_requested() call that first returns True}
     """
     rank, size = partners.rank, partners.size
     recorder, network, saved = Told(rank), Toy(dawdle=dawdles.get(rank, 0), pull=0.125), []
@@ -82,16 +91,16 @@ def train(partners, dawdles, changes, stops=None, begin=Position(), steps=STEPS)
         stop_after = (stops or {}).get(rank)
         run = training(
             network, exchange, recorder, rank, size, config, saved, stop_after, shares=(rank, size), steps=steps
-        )  # fmt: skip
+        )
         position = exchange.run(run, begin)
     return {
         "position": position, "saved": saved, "steps": network.steps, "validated": network.validated,
         "validations": recorder.validations, "trained": recorder.trained,
-    }  # fmt: skip
+    }
 
 
 def tell_laps(partners):
-    """Every rank ends a lap; returns what this one then knows of."""
+    """Every rank finishes a lap; return the laps known to this rank afterwards."""
     with joined(partners, Toy(), Told()) as (_, exchange):
         exchange.gather(Lap(1, 0.5, 5120, float(partners.rank), 0, 0, 0, 0))
         with exchange.consensus():
@@ -100,7 +109,7 @@ def tell_laps(partners):
 
 
 def fail(partners, case):
-    """Rank 1 does what it must not; the others find out."""
+    """Rank 1 violates the protocol; the other ranks detect it."""
     with open_device("cpu") as device:
         config = toy_settings(rule="gosgd")
         exchange = gosgd.connect(config, Toy(), device, partners, Told())
@@ -109,6 +118,6 @@ def fail(partners, case):
         if partners.rank == 1 and case == "once too often":
             exchange._entries += 1
         if partners.rank == 1 and case == "another rule's message":
-            return exchange._post.send(Turn(7, 1, False), 0)
+            return exchange._post.send(Grant(7, 1, False), 0)
         with exchange.consensus():
             return "nothing"

@@ -1,4 +1,4 @@
-"""A loader and its worker on emulated GPUs, driven from a test as device_doubles.Process is."""
+"""A loader and its worker on emulated GPUs, controlled by a test through device_doubles.Process."""
 
 import sys
 import warnings
@@ -16,7 +16,7 @@ NBYTES = prod(SHAPE)
 
 
 class Watched:
-    """The loader's end of the pipe: adds to each answer what was pending when it was sent."""
+    """The loader's end of the pipe; it adds the number of pending copies to each answer."""
 
     def __init__(self, pipe):
         self._pipe, self.recv = pipe, pipe.recv
@@ -26,25 +26,25 @@ class Watched:
 
 
 def load_watched(pipe, *arguments):
-    """Entry point of a loader process that is watched."""
+    """Main function of a loader process with a Watched pipe."""
     load_batches(Watched(pipe), *arguments)
 
 
 class LoaderToolbox:
-    """What a process of these tests does."""
+    """The operations that the processes of these tests offer."""
 
     def read(self, name, starts, slots=2):
-        """Read requests through a ring on the device; returns the images, and what was warned of."""
+        """Read requests through a ring on the device; return the images and the warnings."""
         requests = [request(start, 8 if start % 2 else 5) for start in starts]
         with warnings.catch_warnings(record=True) as warned, open_device(name) as device:
             warnings.simplefilter("always")
             with ParallelBatches((), SHAPE, "uint8", slots, make_reader=Reader, device=device) as batches:
                 images = [np.array(each) for each in batches.read(requests)]
-            device.allocate(1)                   # it is still open
+            device.allocate(1)                   # fails if the device is closed
         return images, [str(warning.message) for warning in warned]
 
     def refused(self, name, starts):
-        """The sentence of the request that cannot be read, and the images of the next reading."""
+        """Return the error message of an unreadable request, and the images of the next read."""
         with (
             open_device(name) as device,
             ParallelBatches((), SHAPE, "uint8", make_reader=Reader, device=device) as batches,
@@ -55,7 +55,7 @@ class LoaderToolbox:
                 return str(error), [np.array(each) for each in batches.read([request(3)])]
 
     def watch(self, name, starts):
-        """Fill the slots of a ring in turn; for each the loader's answer, what was pending then, and the images."""
+        """Fill the slots of a ring in turn; return the loader's answer, what was pending, and the images of each."""
         with open_device(name) as device:
             slots = [device.allocate(NBYTES) for _ in range(2)]
             ring = Ring(tuple(slot.handle for slot in slots), SHAPE, np.dtype("uint8"))
@@ -73,7 +73,7 @@ class LoaderToolbox:
             return seen, loader.exitcode
 
     def load_into_closed_buffer(self, name):
-        """The exit status of a loader whose slot is gone."""
+        """Return the exit status of a loader whose slot has been closed."""
         with open_device(name) as device:
             slot = device.allocate(NBYTES)
             ring = Ring((slot.handle,), SHAPE, np.dtype("uint8"))

@@ -1,14 +1,15 @@
-"""Clients that come late, leave and die: the doubles of several_doubles under rule asgd, with arrays of three pieces.
+"""Clients that join late, leave and die: the fakes of several_doubles with rule asgd and arrays of three pieces.
 
-Run as a script it is train.py for them, as several_doubles is.  FAULT fails at its points, and at these:
+Run as a script, it replaces train.py, like several_doubles. FAULT accepts the points of several_doubles and these:
 
     coming       after a step
-    joining      before a client, which has its device and its data, comes to the server
-    moving       before each piece of an exchange goes or comes
+    joining      before a client, which has its device and its data, connects to the server
+    moving       before each piece of an exchange is sent or received
 
-Each step adds 1 to the weights, which begin at 0; with server_scale=1 the centre is the number of steps pushed.  In
-the folder `output` a client marks that it has done LATER_STEPS, and at its end (its iteration, its steps, the weights
-at its first one); the server marks with each save (the iteration, the steps recorded of each client, the centre).
+Each step adds 1 to the weights, which start at 0. With server_scale=1 the center variable therefore equals the number
+of steps pushed. In the folder `output`, a client marks that it has done LATER_STEPS. At its end it marks (its
+iteration, its steps, its weights before its first step). At each save the server marks (the iteration, the steps
+recorded of each client, the center variable).
 """
 
 import os
@@ -19,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet.data import Dataset, Split
-from alexnet.recorder import Silent
-from alexnet.training import Position, Run
+from alexnet.data.dataset import Dataset, Split
+from alexnet.run.recorder import WorkerRecorder
+from alexnet.training.loop import Position, Run
 from multigpu.device import open_device
 from multigpu.loader import ParallelBatches
-from multigpu.rules import part_of, rule_of
-from multigpu.stand_in import stand_in
+from multigpu.mpi.rank_wrapper import wrap_rank
+from multigpu.rules import role_of, rule_of
 from multigpu.worker import Present
 from tests.multigpu import several_doubles
 from tests.multigpu.process_doubles import mark
@@ -33,12 +34,12 @@ from tests.multigpu.several_doubles import STEPS, Points, Reader, Variable
 from train import JOB, load_settings, with_run
 
 LONG = (2 << 20) + 77                            # floats: three pieces
-LATER_STEPS = 12                                 # a client has begun for good
+LATER_STEPS = 12                                 # steps after which a client counts as started
 PATIENCE = 30.0                                  # seconds
 
 
 def come_late():
-    """Wait until another client has begun for good."""
+    """Wait until another client has done LATER_STEPS steps."""
     end = time.monotonic() + PATIENCE
     while not any(Path(os.environ["WENT"]).parent.glob("runs/begun*")) and time.monotonic() < end:
         time.sleep(0.01)
@@ -48,7 +49,7 @@ several_doubles.FAULTS["late"] = come_late
 
 
 class Network(several_doubles.Network):
-    """A network of three pieces that computes nothing, and counts its steps."""
+    """A network of three pieces that computes nothing and counts its steps."""
 
     def __init__(self, points, begun):
         super().__init__(points)
@@ -66,8 +67,8 @@ class Network(several_doubles.Network):
         return super().train(*inputs)
 
 
-class Recorder(Silent):
-    """The server's log, and whose steps it has recorded."""
+class Recorder(WorkerRecorder):
+    """Writes the server's log and stores the steps recorded of each client."""
 
     def __init__(self, rank, log):
         super().__init__(rank)
@@ -83,17 +84,17 @@ class Recorder(Silent):
         super().train_iteration(**{name: record[name] for name in record.keys() - {"times", "worker"}})
 
     def push(self, **record):
-        """It is the log of pushes' own."""
+        """Ignore pushes."""
 
 
 def work(config, device, control, partners):
-    """multigpu.worker.work without PyTensor, and anything to see."""
+    """multigpu.worker.work without PyTensor and output."""
     folder, rank = Path(config.output), partners.rank
     points, rule = Points(folder, rank), rule_of(config, partners)
-    part, recorder = part_of(rule, config, partners), Recorder(rank, Path(folder, config.run_name, "log.txt"))
+    part, recorder = role_of(rule, config, partners), Recorder(rank, Path(folder, config.run_name, "log.txt"))
     if rank == 0:
         Path(folder, config.run_name, "log.txt").touch()
-    partners.meet(Present())
+    partners.allgather(Present())
     n = STEPS * part.workers * config.batch_size
     split = Split((Path("none"),), np.array([n]), np.zeros(n, np.int32))
     shares = split.shard(part.worker, part.workers), split.shard(*part.validates)
@@ -122,7 +123,7 @@ def work(config, device, control, partners):
 
 
 def main(arguments):
-    stand_in()
+    wrap_rank()
     given = ["data=none", "batch_size=2", "rand_crop=false", "rule=asgd", "server_scale=1", *arguments]
     return pkgutil.resolve_name(JOB)(lambda: with_run(load_settings(given)), "tests.multigpu.membership_doubles:work")
 

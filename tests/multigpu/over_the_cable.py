@@ -1,6 +1,6 @@
-"""Run by the ranks of two hosts: what the strategies send of `n` floats, and what the cable has seen of it.
+"""Run by the ranks of two hosts: compare what the strategies send for `n` floats with the bytes on the network.
 
-over_the_cable.py n     prints {strategy: [bytes that rank 0 has handed to MPI, bytes that have left its host]}
+over_the_cable.py n     prints {strategy: [bytes that rank 0 passed to MPI, bytes that left its host]}
 """
 
 import json
@@ -19,14 +19,14 @@ def measure(comm, name, n, step):
     comm.Barrier()
     before = sent()
     reduction.reduce(array, step)
-    comm.Barrier()                               # all of it is there
+    comm.Barrier()                               # all data has arrived
     assert (array[:n] == 0.5).all()
     return reduction.sent, sent() - before
 
 
 def main(n):
-    comm = pkgutil.resolve_name("multigpu.mpi:MPI").COMM_WORLD
-    pkgutil.resolve_name("multigpu.mpi:leave_no_files")()
+    comm = pkgutil.resolve_name("multigpu.mpi.communicator:MPI").COMM_WORLD
+    pkgutil.resolve_name("multigpu.mpi.communicator:leave_no_files")()
     names = ("ar", "asa32", "asa16", "copper", "copper16")
     found = {name: measure(comm, name, n, step) for step, name in enumerate(names)}
     if comm.rank == 0:

@@ -1,6 +1,6 @@
-"""Doubles for the tests of multigpu: readers, workers and processes small enough to be killed by the dozen.
+"""Fakes for the tests of multigpu: readers, workers and processes that are small enough to be killed often.
 
-Run as a script it is a launcher:  process_doubles.py FUNCTION FOLDER key=value ...
+Run as a script, it is a launcher:  process_doubles.py FUNCTION FOLDER key=value ...
 """
 
 import ctypes
@@ -14,14 +14,14 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from alexnet.config import ConfigError
-from alexnet.data import DataError, Request, Segment
-from multigpu.launch import launch
+from alexnet.config.schema import ConfigError
+from alexnet.data.dataset import DataError, Request, Segment
+from multigpu.communicator import PeerDied
+from multigpu.launcher import launch
 from multigpu.loader import ParallelBatches
-from multigpu.partners import PartnerDied
 
 SHAPE = (3, 4, 4, 8)
-BAD = 1000                                       # a request that starts here cannot be read
+BAD = 1000                                       # requests that start here or later cannot be read
 
 
 def request(start, images=SHAPE[3]):
@@ -29,13 +29,13 @@ def request(start, images=SHAPE[3]):
 
 
 def expected(request, dtype="uint8"):
-    """What a Reader puts into a batch: the request's first image number, plus each value's place."""
+    """Return the batch that a Reader produces: the request's first image number plus the index of each value."""
     start, stop = request.segments[0][1:]
     return (start + np.arange(3 * 4 * 4 * (stop - start))).reshape(3, 4, 4, -1).astype(dtype)
 
 
 class Reader:
-    """Writes each request's name into `log`, sleeps for `reading` seconds, then fills the batch."""
+    """Writes the first image number of each request to `log`, sleeps for `reading` seconds, then fills the batch."""
 
     def __init__(self, reading=0.0, log=os.devnull):
         self.reading, self.log = reading, log
@@ -51,14 +51,14 @@ class Reader:
 
 
 class ZeroReader:
-    """Batches of any shape, all zero."""
+    """A reader of all-zero batches of any shape."""
 
     def read(self, request, out):
         out[...] = 0
 
 
 def train(config, device, control, partners):
-    """A worker that reads and computes for ever, or for `steps`: marks each step, and its end, in the folder."""
+    """Read and compute for `steps` batches, or until stopped; mark each step and the end in the folder."""
     folder, rank, size = Path(config.folder), partners.rank, partners.size
     log = folder / f"reads{rank}"
     with ParallelBatches((config.reading, log), SHAPE, "uint8", make_reader=Reader, on_death=control.report) as batches:
@@ -76,20 +76,20 @@ def train(config, device, control, partners):
 
 
 def compute(seconds):
-    """A computation that Python cannot interrupt: one call into C, resumed when a signal cuts it short."""
+    """Compute without checking for Python signals: sleep in C, and resume when a signal interrupts the call."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         ctypes.CDLL(None).usleep(int(left * 1e6))
 
 
 def never_stop(config, device, control, partners):
-    """A worker that hears no order."""
+    """A worker that ignores stop requests."""
     mark(Path(config.folder) / f"computing{partners.rank}", 0)
     compute(60)
 
 
 def fail(config, device, control, partners):
-    """Worker 1 of two, or the only one, fails as config.error says; the other goes on computing."""
+    """Worker 1 of two, or the only worker, fails as config.error specifies; the other one keeps computing."""
     if partners.rank < partners.size - 1:
         return never_stop(config, device, control, partners)
     errors = {"config": ConfigError, "data": DataError, "bug": ZeroDivisionError}
@@ -97,16 +97,17 @@ def fail(config, device, control, partners):
 
 
 def miss_partner(config, device, control, partners):
-    """Worker 0 misses worker 1, which fails as config.error says a moment later, or computes on if it says nothing.
+    """Worker 0 reports the death of worker 1.
 
-    config.error "own": worker 0 itself has a reason, which it tells after it has missed worker 1.
+    Worker 1 fails a moment later as config.error specifies; without config.error it keeps computing. With config.error
+    "own", worker 0 itself raises an error after it has reported worker 1.
     """
     if partners.rank == 0:
         control.report("worker 1 has died", follows=True)
         compute(0.3)
         if config.error == "own":
             raise ConfigError("the own is wrong")
-        raise PartnerDied("worker 1 has died")
+        raise PeerDied("worker 1 has died")
     if config.error == "own":
         compute(60)
     compute(0.3)
@@ -114,7 +115,7 @@ def miss_partner(config, device, control, partners):
 
 
 def leave_partner(config, device, control, partners):
-    """All workers but the first end at once and well; it waits until it knows, and marks who has left it a word."""
+    """All workers except worker 0 send it a message and exit; worker 0 waits and marks each message and each exit."""
     rank, size, pipes = partners.rank, partners.size, partners._pipes
     if rank == 0:
         for other, pipe in pipes.items():
@@ -134,7 +135,7 @@ def mark(path, value):
 
 
 def abandon(config):
-    """A program that leaves a slow loader behind, without closing it."""
+    """Exit without closing a slow loader."""
     batches = ParallelBatches((60.0,), SHAPE, "uint8", make_reader=Reader)
     images = batches.read(map(request, itertools.count()))
     batches._ask(0, iter([request(0)]))

@@ -1,7 +1,7 @@
-"""A whole training without a network, for the tests of the rules: ranks of an MpiTeam do these tasks.
+"""A complete training run without a real network, for the tests of the rules; ranks of an MpiTeam run these tasks.
 
-Toy learns nothing of its images.  What each rank does, and how fast, is the test's: a rank's weights begin at its own
-number where a task says so, which a rule's connect() would refuse, so they are set afterwards.
+Toy does not learn from its images. The test chooses what each rank does and how fast. Some tasks give each rank its own
+initial weights. connect() of a rule would reject different weights, so the tasks set them after connecting.
 """
 
 import subprocess
@@ -11,27 +11,27 @@ from pathlib import Path
 import numpy as np
 import pytensor
 
-from alexnet.data import Dataset, Split
-from alexnet.recorder import Silent
-from alexnet.training import Run
-from multigpu.rules import part_of, rule_of
+from alexnet.data.dataset import Dataset, Split
+from alexnet.run.recorder import WorkerRecorder
+from alexnet.training.loop import Run
+from multigpu.rules import role_of, rule_of
 from tests import mpi
 from tests.tiny import settings
 
-BATCH, STEPS = 4, 5                              # images of a step, and steps of an epoch, of each worker
+BATCH, STEPS = 4, 5                              # images per step, and steps per epoch, of each worker
 RATE = np.float32(0.1)
 
 
 class Toy:
-    """A network's double: weights W and velocities V of `length` numbers, and a small b; W <- W - pull, V <- V + 1.
+    """A fake network: weights W and velocities V of `length` numbers, and a small b; W <- W - pull, V <- V + 1.
 
-    dawdle  seconds that a step takes      pull  what a step takes away
+    dawdle  seconds per step      pull  amount subtracted per step
     """
 
     frozen, computes_on_host = (), True
 
     class model:
-        """What the loop asks for."""
+        """The attributes of a model that the training loop reads."""
 
         image_size = 4
 
@@ -46,12 +46,12 @@ class Toy:
         self.validated, self.marks, self.mark = [], [], lambda: None
 
     def set(self, weights, velocity=0):
-        """Change the numbers where they lie."""
+        """Set the values in place."""
         for variable, value in zip(self.parameters_and_velocities, [weights, weights, velocity, velocity], strict=True):
             variable.get_value(borrow=True)[...] = value
 
     def values(self):
-        """Copies of W, b, and their velocities."""
+        """Return copies of W, b and their velocities."""
         return [np.array(variable.get_value()) for variable in self.parameters_and_velocities]
 
     def train(self, *inputs_and_rate):
@@ -64,7 +64,7 @@ class Toy:
         return np.float32(self.steps), np.float32(0.5)
 
     def validate(self, *inputs):
-        """The cost is W's first number, which is kept, with the mark of that moment."""
+        """Use the first number of W as the cost; store it together with mark()."""
         time.sleep(self.dawdle)
         self.marks.append(self.mark())
         self.validated.append(float(self.parameters_and_velocities[0].get_value(borrow=True)[0]))
@@ -72,7 +72,7 @@ class Toy:
 
 
 class Learner(Toy):
-    """Momentum SGD towards 0 of W and b, with a noise that only the seed and the step decide."""
+    """Momentum SGD of W and b towards 0, with noise that depends only on the seed and the step."""
 
     def __init__(self, length=10, seed=0, momentum=0.9, noise=0.1, dawdle=0.0):
         super().__init__(length, dawdle)
@@ -83,7 +83,7 @@ class Learner(Toy):
         variables = [variable.get_value(borrow=True) for variable in self.parameters_and_velocities]
         draw = np.random.default_rng([self.seed, self.steps])
         for w, v in zip(variables[:2], variables[2:], strict=True):
-            v -= np.float32(1)                   # Toy's
+            v -= np.float32(1)                   # undo the update of Toy
             v *= self.momentum
             v -= RATE * (w + self.noise * draw.standard_normal(w.shape, "float32"))
             w += v
@@ -91,15 +91,15 @@ class Learner(Toy):
 
 
 class Zeros:
-    """Batches of nothing."""
+    """A reader of all-zero batches."""
 
     def read(self, requests):
         for request in requests:
             yield np.zeros((3, 4, 4, sum(segment.stop - segment.start for segment in request.segments)), "float32")
 
 
-class Told(Silent):
-    """A recorder that keeps what it is told."""
+class Told(WorkerRecorder):
+    """A recorder that stores everything it receives."""
 
     def __init__(self, rank=0):
         super().__init__(rank)
@@ -130,10 +130,10 @@ class Told(Silent):
 def training(
     network, exchange, recorder, worker, workers, config, saved=None, stop_after=None, shares=(0, 1), steps=STEPS
 ):
-    """A Run of a worker on a set of so many steps an epoch, and as many batches to validate on.
+    """Return the Run of one worker on a data set with `steps` batches per epoch for training and for validation.
 
-    saved       a list that gets (position, what the network held) of each save; None: this rank does not save
-    stop_after  the question on which stop_requested() begins to say yes; None: never
+    saved       list that receives (position, values of the network) at each save; None: this rank does not save
+    stop_after  number of the stop_requested() call that first returns True; None: never
     """
     n = steps * BATCH * workers
     labels = np.zeros(n, "int32")
@@ -145,17 +145,17 @@ def training(
         save=lambda position: None if saved is None else saved.append((position, network.values())),
         stop_requested=lambda: stop_after is not None and next(asked) >= stop_after,
         rank=worker,
-    )  # fmt: skip
+    )
 
 
 def toy_settings(**changes):
-    """The Config of such a run."""
+    """Return the Config of such a run."""
     given = {"batch_size": BATCH, "use_data_layer": "false", "rand_crop": "false", "shuffle": "false"}
     return settings("none", "none", **(given | changes))
 
 
 class Ranks:
-    """What settings are held against: a rank of an MPI job."""
+    """A minimal communicator for the validation of settings: a rank of an MPI job."""
 
     over_mpi = on_one_host = True
 
@@ -164,18 +164,18 @@ class Ranks:
 
 
 def part_at(config, rank, size):
-    """The Part of a rank of so many."""
+    """Return the Role of a rank in a job of `size` ranks."""
     ranks = Ranks(rank, size)
-    return part_of(rule_of(config, ranks), config, ranks)
+    return role_of(rule_of(config, ranks), config, ranks)
 
 
 def train_py(ranks, output, **settings):
-    """What a job of train.py of the tiny network says; it ends well."""
+    """Run train.py with the tiny network as an MPI job, check its exit status, and return its standard output."""
     given = {"output": output, "model": "tiny", "batch_size": 4, "para_load": "false"} | settings
     arguments = [f"{name}={value}" for name, value in given.items()]
     job, house = mpi.command(ranks, "-m", "tests.tiny_train", *arguments), Path(mpi.__file__).parents[1]
     done = subprocess.run(
         job, env=mpi.environment(), capture_output=True, text=True, timeout=240, check=False, cwd=house
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,4 +1,4 @@
-"""A launcher under test: started as a shell would, watched with all its descendants, killed at will."""
+"""A launcher under test: started as from a shell, observed with all its descendants, and killed on request."""
 
 import json
 import os
@@ -13,18 +13,18 @@ from tests.mpi import orphans
 from tests.multigpu import process_doubles as doubles
 
 DOUBLES = Path(doubles.__file__)
-GONE = 5.0                                       # seconds in which every process of a run has to be gone
+GONE = 5.0                                       # seconds within which every process of a run must end
 
 
 class Child(NamedTuple):
-    """A process, told from a later one of the same number by when it started."""
+    """A process; the start time distinguishes it from a later process with the same pid."""
 
     pid: int
     started: str
 
 
 class Run:
-    """A launcher of the doubles in a process group of its own, as a shell would start it, and all its children."""
+    """A launcher of the fakes in a separate process group, as a shell starts it, and all its children."""
 
     def __init__(self, folder, arguments, script=DOUBLES, name="stderr"):
         self.folder = folder
@@ -45,7 +45,7 @@ class Run:
         return self.error.with_suffix(".printed").read_text()
 
     def wait_for(self, name):
-        """The value of a mark, once a worker has made it."""
+        """Wait until a worker writes a mark; return its value."""
         end = time.monotonic() + 20
         while not (self.folder / name).exists():
             assert time.monotonic() < end and self.launcher.poll() is None, self.error.read_text()
@@ -64,7 +64,7 @@ class Run:
         return self.launcher.pid if which == "launcher" else self.wait_for(f"pids{rank}")[which]
 
     def kill(self, pid):
-        """SIGKILL to one process of the run; the rest of it has to be gone in time."""
+        """Send SIGKILL to one process of the run; check that all others end in time."""
         members = family(self.launcher.pid)
         assert pid in [child.pid for child in members]
         began = time.monotonic()
@@ -74,7 +74,7 @@ class Run:
         return ended
 
     def all_gone(self, members, seconds=GONE):
-        """Wait for the end; returns the exit status and what was said, after the checks that hold for every end."""
+        """Wait for the end and check what holds for every end; return the exit status and the standard error."""
         status = self.launcher.wait(seconds)
         end = time.monotonic() + GONE
         while (left := [child for child in members if is_running(child)]) and time.monotonic() < end:
@@ -89,7 +89,7 @@ class Run:
 
 
 def state_of(pid):
-    """State, parent, and start time of a process; None when there is none."""
+    """Return the state, parent and start time of a process; None if it does not exist."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -98,7 +98,7 @@ def state_of(pid):
 
 
 def family(root):
-    """root and all processes that descend from it, as Child."""
+    """Return root and all its descendants as Child."""
     states = {int(name): state_of(name) for name in os.listdir("/proc") if name.isdigit()}
     states = {pid: state for pid, state in states.items() if state}
     members = [root]
@@ -117,7 +117,7 @@ def lines(text):
 
 
 def clean_up(runs):
-    """End what is left of runs, of which a test may have failed."""
+    """Kill the remaining processes of the runs, for tests that fail."""
     for prepared in runs:
         members = family(prepared.launcher.pid) if prepared.launcher.poll() is None else []
         for child in members:

@@ -1,9 +1,9 @@
-"""Workers to be killed: the real processes, loop, loader and exchange around a network of nothing, stopping where told.
+"""Workers for tests that kill processes: real processes, loop, loader and exchange, but a network without computation.
 
-Run as a script it is train.py for them:  several_doubles.py key=value ...; a rank of an MPI job where MPI starts it.
-PAUSE=POINT,RANK in the environment has worker RANK, or its loader, mark that point in the folder `output` and wait.
-FAULT=KIND,POINT,RANK,TIME has it fail there, the TIMEth time that it comes to the point, in one of the ways of FAULTS,
-and mark the file WENT before.
+Run as a script, it replaces train.py:  several_doubles.py key=value ...; started by MPI, it is a rank of an MPI job.
+PAUSE=POINT,RANK in the environment: worker RANK, or its loader, marks this point in the folder `output` and waits.
+FAULT=KIND,POINT,RANK,TIME: worker RANK writes the file WENT and fails when it reaches the point for the TIMEth time,
+in one of the ways listed in FAULTS.
 """
 
 import os
@@ -16,18 +16,18 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from alexnet.data import DataError, Dataset, Split
-from alexnet.recorder import Silent
-from alexnet.training import Position, Run
+from alexnet.data.dataset import DataError, Dataset, Split
+from alexnet.run.recorder import WorkerRecorder
+from alexnet.training.loop import Position, Run
 from multigpu.device import open_device
-from multigpu.launch import launch
+from multigpu.launcher import launch
 from multigpu.loader import ParallelBatches
-from multigpu.rules import part_of, rule_of
+from multigpu.rules import role_of, rule_of
 from tests.multigpu.process_doubles import mark
 from train import JOB, load_settings, started_by_mpi, with_run
 
-STEPS = 6                                        # of an epoch
-SECOND = 2                                       # a point is waited at the second time that it is reached
+STEPS = 6                                        # steps per epoch
+SECOND = 2                                       # pause the second time that a point is reached
 
 
 def go_wrong():
@@ -50,7 +50,7 @@ FAULTS = {
 
 
 class Points:
-    """Where this process waits: at one point, if it is this worker's, until asked to stop; computing, till killed."""
+    """Pause points of this process: it pauses at one of them until stop is requested; at "computing", until killed."""
 
     def __init__(self, folder, rank, stop_requested=lambda: False):
         self.point, _, pausing = os.environ.get("PAUSE", "").partition(",")
@@ -60,7 +60,7 @@ class Points:
         self.failing, self.left = failing == str(rank), int(left)
 
     def reach(self, point, since=1):
-        """Mark this point and wait, if it is the one and reached for the `since`-th time; fail, if it is to fail."""
+        """If this point is selected, mark it and pause at its `since`-th call; if a fault is due here, inject it."""
         if self.failing and point == self.fault_point:
             self.left -= 1
             if not self.left:
@@ -75,7 +75,7 @@ class Points:
                 time.sleep(0.01)
 
     def around(self, owner, name, before=None, after=None):
-        """Have these points before and after each call of a method of `owner`, an object."""
+        """Call reach() for these points before and after each call of a method of the object `owner`."""
         method = getattr(owner, name)
 
         def call(*arguments, **named):
@@ -88,7 +88,7 @@ class Points:
 
 
 class Reader:
-    """Batches of zeros, which the loader's points come before."""
+    """A reader of zeros that reaches the loader's pause points first."""
 
     def __init__(self, folder, rank):
         self.points = Points(folder, rank)
@@ -99,7 +99,7 @@ class Reader:
 
 
 class Variable:
-    """A shared variable, as far as an exchange sees it."""
+    """The part of a shared variable that an exchange uses."""
 
     name = "weights"
 
@@ -114,7 +114,7 @@ class Variable:
 
 
 class Network:
-    """A network that computes nothing, at points."""
+    """A network that computes nothing and reaches pause points."""
 
     computes_on_host, frozen, model = True, (), SimpleNamespace(image_size=4)
 
@@ -134,18 +134,18 @@ class Network:
 
 
 def points_of(exchange):
-    """Where an exchange may be stopped: (an object, its method, the point before a call, the point after it)."""
+    """Return the pause points of an exchange: (object, method, point before a call, point after a call)."""
     found = [(exchange, "after_step", "before Ready", "after the exchange"), (exchange, "total", "before the sums"),
-             (exchange, "close", "closing")]  # fmt: skip
-    if hasattr(exchange, "_lots"):               # of bsp and gosgd
+             (exchange, "close", "closing")]
+    if hasattr(exchange, "_lots"):               # bsp and gosgd
         found += [(lot.strategy, "average", "between Ready and Done", "after Done")
-                  for lot in exchange._lots if hasattr(lot, "strategy")]  # fmt: skip
+                  for lot in exchange._lots if hasattr(lot, "strategy")]
     inner = {"_exchange": "serving", "contact": "coming", "_push": "pushing", "_enter": "entering"}
     return found + [(exchange, name, point) for name, point in inner.items() if hasattr(exchange, name)]
 
 
 def work(config, device, control, partners):
-    """multigpu.worker.work without files, PyTensor, and anything to see."""
+    """multigpu.worker.work without files, PyTensor and output."""
     folder, rank = Path(config.output), partners.rank
     points = Points(folder, rank, control.stop_requested)
     mark(folder / f"worker{rank}", os.getpid())
@@ -153,7 +153,7 @@ def work(config, device, control, partners):
     if partners.over_mpi and rank == 0:
         Path(folder, config.run_name, "log.txt").touch()
     rule, reader = rule_of(config, partners), (folder, rank)
-    part = part_of(rule, config, partners)
+    part = role_of(rule, config, partners)
     n = STEPS * part.workers * config.batch_size
     split = Split((Path("none"),), np.array([n]), np.zeros(n, np.int32))
     with (
@@ -165,7 +165,7 @@ def work(config, device, control, partners):
         mark(folder / f"loader{rank}", batches.loader_pid)
         points.reach("connecting")
         network = Network(points)
-        exchange = pkgutil.resolve_name(rule.connect)(config, network, device, partners, Silent(rank))
+        exchange = pkgutil.resolve_name(rule.connect)(config, network, device, partners, WorkerRecorder(rank))
         for owner, *point in points_of(exchange):
             points.around(owner, *point)
         shares = split.shard(part.worker, part.workers), split.shard(*part.validates)
@@ -175,10 +175,11 @@ def work(config, device, control, partners):
             points.reach("saving")
             mark(folder / f"saved{rank}", position.iteration)
 
-        run = Run(config, network, data, batches, exchange, Silent(rank), save, control.stop_requested, part.worker)
+        recorder = WorkerRecorder(rank)
+        run = Run(config, network, data, batches, exchange, recorder, save, control.stop_requested, part.worker)
         exchange.run(run, Position())
         watch.close()
-        points.times = 1                         # there is but one end
+        points.times = 1                         # close() happens only once
         exchange.close()
 
 

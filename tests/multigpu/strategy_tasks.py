@@ -1,4 +1,4 @@
-"""What the ranks of a team do in the tests of the strategies over MPI, and the plain truths that they are held to."""
+"""Rank functions for the tests of the strategies over MPI, and the plain reference results they are compared with."""
 
 import sys
 import zlib
@@ -15,20 +15,20 @@ from multigpu.device.host import HostBuffer, HostDevice
 from multigpu.exchange import allreduce, strategy_of
 from multigpu.exchange.allreduce import Allreduce
 from multigpu.exchange.asa import Asa
+from multigpu.exchange.codecs import Float16, Float32
 from multigpu.exchange.copper import Copper
-from multigpu.exchange.wire import Float16, Float32
 
 SHAPES = {"W": (7, 5), "b": (5,), "scalar": (), "V": (3, 33, 11)}
 
 
-# ---- values, and truths: float16 by NumPy, one array after the other
+# ---- values and reference results: float16 by NumPy, sequential sums
 
 
 def values_of(kind, rank, n):
     rng = np.random.default_rng([rank, n])
     if kind == "integers":
         return rng.integers(-100, 101, n).astype(np.float32)
-    # of every size that float16 has, below its normal ones, too
+    # all magnitudes of float16, subnormal numbers included
     return (rng.normal(size=n) * 2.0 ** rng.integers(-24, 10, n)).astype(np.float32)
 
 
@@ -44,7 +44,7 @@ def in_rank_order(arrays, divisor, rounded=lambda x: x):
 
 
 def up_the_tree(arrays, divisor, rounded=lambda x: x):
-    """Neighbours first, then neighbours of those: the binomial tree, level by level."""
+    """Sum along the binomial tree, level by level: adjacent ranks first, then ranks at twice the distance."""
     sums, distance = [rounded(each) for each in arrays], 1
     while distance < len(sums):
         for rank in range(0, len(sums) - distance, 2 * distance):
@@ -65,7 +65,7 @@ TRUTHS = {
 
 
 class Counting:
-    """A communicator that counts the bytes and messages it is handed, and may change what is sent."""
+    """A communicator that counts the bytes and messages passed to it and can modify what is sent."""
 
     def __init__(self, comm, change=lambda number, message: message):
         self.comm, self.rank, self.size, self._change = comm, comm.rank, comm.size, change
@@ -92,8 +92,11 @@ def reduction_of(name, comm, n, piece=None, feedback=False):
 
 
 def reduce_lengths(partners, name, kind, lengths, mean, piece=None):
-    """For each length: (checksum of the result's bits, bytes handed to MPI, messages, bytes as the reduction counts),
-    and at rank 0 the result."""
+    """Return one tuple per length.
+
+    Each holds the checksum of the result's bits, the bytes passed to MPI, the number of messages, the bytes that the
+    reduction counts, and on rank 0 the result.
+    """
     return [reduce_one(partners, name, values_of(kind, partners.rank, n), mean, piece) for n in lengths]
 
 
@@ -107,7 +110,7 @@ def reduce_one(partners, name, values, mean, piece=None, step=4100):
 
 
 def reduce_alexnet(partners, name, n):
-    """Whether the mean over two ranks has the bits of the truth."""
+    """Return whether the mean over two ranks is bit-identical to the reference."""
     ours, theirs = (np.arange(n, dtype=np.uint32) * np.uint32(2654435761 + 2 * rank) for rank in (0, 1))
     arrays = [each.astype(np.int32).astype(np.float32) / np.float32(2**31) for each in (ours, theirs)]
     reduction = reduction_of(name, partners.comm, n)
@@ -118,7 +121,7 @@ def reduce_alexnet(partners, name, n):
 
 
 def overflow(partners, name, culprit, value, mean=True, everybody=0.0, piece=None):
-    """(the sentence of the error, whether the array is finite after it)."""
+    """Return (the error message, whether the array is finite afterwards)."""
     array = np.zeros(100, np.float32)
     array[70] = value if partners.rank == culprit else everybody
     try:
@@ -129,7 +132,7 @@ def overflow(partners, name, culprit, value, mean=True, everybody=0.0, piece=Non
 
 
 def part(partners, name, late):
-    """Two steps, in the second of which rank `late` believes that it is in the third."""
+    """Run two steps; in the second, rank `late` uses the number of the third step."""
     reduction = reduction_of(name, partners.comm, 300, 64)
     array = np.zeros(300 + reduction.spare, np.float32)
     reduction.reduce(array, 1)
@@ -137,7 +140,7 @@ def part(partners, name, late):
 
 
 def repeat_a_message(partners, name):
-    """Rank 1's last message of the second step is the one that it sent in the first."""
+    """In the second step, rank 1 sends its last message of the first step again."""
     sent = {}
 
     def change(number, message):
@@ -152,7 +155,7 @@ def repeat_a_message(partners, name):
 
 
 def lose_an_addend(partners):
-    """An MPI whose Allreduce leaves out what rank 1 has, and calls it success."""
+    """Simulate an MPI whose Allreduce drops the contribution of rank 1 and reports success."""
     comm = Counting(partners.comm)
 
     def add_up(place, array):
@@ -165,7 +168,7 @@ def lose_an_addend(partners):
 
 
 def exchange_by_hand(partners, n):
-    """The benchmark's peer: the mean that it makes."""
+    """Return the mean computed by the benchmark's own peer exchange."""
     array = values_of("all", partners.rank, n)
     by_hand(partners.comm, array, 1)
     return array
@@ -175,11 +178,11 @@ def exchange_by_hand(partners, n):
 
 
 def run_feedback(partners, feedback, steps):
-    """(largest distance of the running sum of means from the exact one, the weight after steps of 1e-5)."""
+    """Return (largest distance of the running sum of means from the exact sum, the weight after steps of 1e-5)."""
     reduction = reduction_of("asa16", partners.comm, 2, feedback=feedback)
     value = np.float32([1 + 0.3 * 2**-10, -3.7 + 1e-4 * partners.rank])
     exact = np.mean([np.float64(np.float32([1 + 0.3 * 2**-10, -3.7 + 1e-4 * rank]))
-                     for rank in range(partners.size)], axis=0)  # fmt: skip
+                     for rank in range(partners.size)], axis=0)
     seen, worst = np.zeros(2), 0.0
     for step in range(1, steps + 1):
         array = value.copy()
@@ -194,18 +197,18 @@ def run_feedback(partners, feedback, steps):
 
 
 def first_with_feedback(partners):
-    """Whether the first exchange with error feedback is that without."""
+    """Return whether the first exchange is the same with and without error feedback."""
     arrays = [values_of("all", partners.rank, 500) for _ in range(2)]
     for array, feedback in zip(arrays, (False, True), strict=True):
         reduction_of("asa16", partners.comm, 500, feedback=feedback).reduce(array, 1)
     return bool((arrays[0] == arrays[1]).all())
 
 
-# ---- strategies, as a rule is handed them
+# ---- strategies as a rule uses them
 
 
 class Gpu(HostDevice):
-    """The host's memory behind the manners of a GPU: buffers that are no arrays of the host, and a pointer to each."""
+    """Host memory with the interface of a GPU: buffers are not host arrays, and each has a pointer."""
 
     name = "cuda0"
 
@@ -215,7 +218,7 @@ class Gpu(HostDevice):
 
     def allocate(self, nbytes):
         buffer = super().allocate(nbytes)
-        buffer.array((nbytes,), np.uint8)[:] = 0x7F          # 3.4e38: more than float16 holds
+        buffer.array((nbytes,), np.uint8)[:] = 0x7F          # 3.4e38: exceeds the range of float16
         return buffer
 
     def staging(self, buffer, shape, dtype):
@@ -243,10 +246,10 @@ def address(buffer):
 
 @mock.patch.object(HostBuffer, "pointer", property(address), create=True)
 def exchange(partners, name, feedback=False, gpu=False, aware=False, on_host=True):
-    """(the arrays after one exchange, what was warned of, the copies between a GPU and its host in that exchange)."""
+    """Return (the arrays after one exchange, the warnings, the copies between GPU and host during that exchange)."""
     warned = []
     variables = [pytensor.shared(values_of("all", partners.rank, n).reshape(SHAPES[name]), name=name)
-                 for name, n in zip(SHAPES, (35, 5, 1, 1089), strict=True)]  # fmt: skip
+                 for name, n in zip(SHAPES, (35, 5, 1, 1089), strict=True)]
     config = settings(name, feedback)
     with Gpu(on_host) if gpu else HostDevice() as device, mock.patch.object(allreduce, "is_cuda_aware", lambda: aware):
         strategy = strategy_of(config, partners)(config, device, partners, list(SHAPES.values()), warned.append, 6)
@@ -262,7 +265,7 @@ def exchange(partners, name, feedback=False, gpu=False, aware=False, on_host=Tru
 
 
 class FakeNccl:
-    """nccl4py's Communicator, by MPI, on memory of the host."""
+    """A replacement for nccl4py's Communicator, implemented with MPI on host memory."""
 
     def __init__(self, comm):
         self._comm = comm
@@ -276,7 +279,7 @@ class FakeNccl:
 
 
 def array_of(memory):
-    """The array of the host that a __cuda_array_interface__ speaks of."""
+    """Return the host array that a __cuda_array_interface__ describes."""
     if isinstance(memory, np.ndarray):
         return memory
     about = memory.__cuda_array_interface__
@@ -285,7 +288,7 @@ def array_of(memory):
 
 
 def exchange_by_nccl(partners, name):
-    """exchange() over a made-up NCCL, each rank on a machine of its own."""
+    """Run exchange() over a fake NCCL with each rank on its own host."""
     core = ModuleType("nccl.core")
     core.SUM = "sum"
     core.get_unique_id = lambda: SimpleNamespace(as_bytes=b"0" * 128)

@@ -1,4 +1,4 @@
-"""The loader: the same images as without it, read while the worker computes, and never left behind."""
+"""The loader: it returns the same images as serial reading, reads during computation, and ends with its worker."""
 
 import gc
 import itertools
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alexnet import hkl
-from alexnet.data import Request, Segment, centre_crop, crop_stream, draw_crop
+from alexnet.data import batch_file
+from alexnet.data.dataset import Request, Segment, centre_crop, crop_stream, draw_crop
 from multigpu.loader import CopyFinished, DataError, LoaderDied, ParallelBatches, SerialBatches
 from multigpu.process import how_it_ended
 from tests.multigpu import process_doubles as doubles
@@ -30,7 +30,7 @@ DOUBLES = Path(doubles.__file__)
 
 @pytest.fixture(scope="module")
 def quick():
-    """One loader whose reader takes no time, shared by the tests that do not harm it."""
+    """A loader without reading delay, shared by the tests that leave it usable."""
     with ParallelBatches((), SHAPE, "uint8", make_reader=Reader) as batches:
         yield batches
 
@@ -43,7 +43,7 @@ def slow():
 
 
 def log_of_reads(path, count):
-    """The first numbers of the requests read so far, once there are `count` or two seconds have passed."""
+    """Return the first image numbers of the requests read so far, after `count` requests or two seconds."""
     for _ in range(200):
         reads = [int(line.split()[0]) for line in path.read_text().splitlines()] if path.exists() else []
         if len(reads) >= count:
@@ -68,7 +68,7 @@ def test_images_are_those_of_reading_without_a_loader(slots, dtype):
     with ParallelBatches((), SHAPE, dtype, slots, make_reader=Reader) as batches:
         parallel = []
         for images in batches.read(requests):
-            time.sleep(0.01)                     # time for the loader to spoil a slot that is not its own
+            time.sleep(0.01)                     # gives the loader time to overwrite a wrong slot
             parallel.append(images.copy())
     assert len(parallel) == len(serial) == 8
     for one, other, asked in zip(parallel, serial, requests, strict=True):
@@ -81,7 +81,7 @@ def test_batch_files_are_read_alike_with_and_without_a_loader(tmp_path, rng, cro
     files = [tmp_path / "0000.hkl", tmp_path / "0001.hkl"]
     stored = [rng.integers(0, 256, (3, 256, 256, 4), dtype=np.uint8) for _ in files]
     for path, images in zip(files, stored, strict=True):
-        hkl.write(path, images)
+        batch_file.write(path, images)
     mean = rng.uniform(100, 150, (3, 256, 256)).astype("float32")
     first, second = files
     pieces = [(Segment(first, 0, 3),), (Segment(first, 3, 4), Segment(second, 0, 2)), (Segment(second, 2, 4),)]
@@ -112,7 +112,7 @@ def test_chained_epochs_are_read_ahead_across_their_border(tmp_path):
     with ParallelBatches((0.0, tmp_path / "log"), SHAPE, "uint8", make_reader=Reader) as batches:
         images = batches.read(itertools.chain(training, validation))
         next(images)
-        next(images)                             # the last of training; meanwhile the first of validation is read
+        next(images)                             # the last of training; the loader reads the first of validation
         assert log_of_reads(tmp_path / "log", 3) == [0, 1, 50]
 
 
@@ -126,7 +126,7 @@ def test_no_image_passes_through_the_pipe():
 
 
 def written_by(pid):
-    """Bytes that a process has written to files, pipes and sockets."""
+    """Return the number of bytes that a process has written to files, pipes and sockets."""
     lines = Path(f"/proc/{pid}/io").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("wchar")))
 
@@ -134,7 +134,7 @@ def written_by(pid):
 def test_reading_as_slow_as_computing_is_hidden():
     seconds, n = 0.1, 10
     with ParallelBatches((seconds,), SHAPE, "uint8", make_reader=Reader) as batches:
-        list(batches.read([request(0)]))         # the loader has started
+        list(batches.read([request(0)]))         # wait until the loader has started
         batches.waited, began = 0.0, time.perf_counter()
         for _ in batches.read(map(request, range(n))):
             time.sleep(seconds)
@@ -224,7 +224,7 @@ def test_loader_killed_during_a_computation_is_told_at_once():
 
 
 def test_loader_that_dies_as_it_starts_is_not_waited_for():
-    """Its main module is this program, which a child cannot find: more arguments than a pipe takes in stay unread."""
+    """A child cannot import this main module, so the arguments, which exceed the pipe's capacity, stay unread."""
     program = """
 import numpy as np
 from multigpu.loader import ParallelBatches
@@ -313,7 +313,7 @@ def test_reader_of_alexnet_is_the_default(tmp_path):
 
 @pytest.fixture(scope="module", params=["cpu", "cuda0"])
 def on_device(request):
-    """What loads on the device of a name, in a process where GPUs are emulated."""
+    """Return a function that loads on a named device, in a process with emulated GPUs."""
     request.getfixturevalue("cuda_emulator")
     process = Process({}, LoaderToolbox)
     yield process.toolbox, request.param
@@ -352,7 +352,7 @@ def test_loader_that_cannot_open_its_slots_says_so_in_a_sentence(cuda_emulator, 
     assert process.toolbox.load_into_closed_buffer(name) == 1
     process.close()
     said = capfd.readouterr().err.splitlines()
-    assert len(said) == 1 and said[0].startswith("the loader cannot go on: ") and "its owner" in said[0]
+    assert len(said) == 1 and said[0].startswith("the loader cannot continue: ") and "its owner" in said[0]
 
 
 def test_without_ipc_the_ring_is_in_host_memory_and_one_warning_says_why(cuda_emulator):

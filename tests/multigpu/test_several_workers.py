@@ -1,4 +1,4 @@
-"""Several workers through train.py: the same as one, started either way; and gone, all of them, when one is killed."""
+"""Several workers through train.py: results equal those of one worker, and a killed process ends the whole run."""
 
 import os
 import re
@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alexnet import checkpoint, snapshots
-from alexnet.compile import build_network
-from alexnet.recorder import read_records
+from alexnet.run import checkpoint, checkpoint_format
+from alexnet.run.recorder import read_records
+from alexnet.training.network import build_network
 from tests import tiny, tiny_train
 from tests.multigpu import several_doubles
 from tests.multigpu.runs import Run, clean_up, family, lines
 
 TINY, DOUBLES = Path(tiny_train.__file__), Path(several_doubles.__file__)
-GONE = 10.0                                      # seconds in which all has to be gone
+GONE = 10.0                                      # seconds within which all processes must end
 PLAIN = {"dropout_rate": 0, "rand_crop": "false", "learning_rate": 0.02}
 GIVEN = {"model": "tiny", "n_epochs": 9, "n_iterations": 20, "print_freq": 1, "keep_snapshots": "null"}
 
@@ -42,22 +42,22 @@ def arguments_of(**settings):
 
 
 def start(runs, folder, data, name="stderr", variables=None, **settings):
-    """train.py for the tiny network, started; what it prints goes to a file beside its errors."""
+    """Start train.py with the tiny network; its output goes to a file next to that of its errors."""
     given = GIVEN | {"data": data, "output": folder / "runs"} | settings
     runs.append(Run(folder, arguments_of(**given), TINY, name))
     return runs[-1].start(**variables or {})
 
 
 def trained(runs, folder, data, **settings):
-    """The run's folder, once a run has ended well."""
+    """Return the folder of a run after its successful end."""
     folder.mkdir(exist_ok=True)
     assert start(runs, folder, data, run_name="run", **settings).finish(60) == (0, "")
     return folder / "runs" / "run"
 
 
 def state_of(folder, at=None):
-    path = checkpoint.snapshot_path(folder, at) if at else checkpoint.latest(folder)
-    return checkpoint.load(path)
+    path = checkpoint_format.snapshot_path(folder, at) if at else checkpoint_format.latest(folder)
+    return checkpoint_format.load(path)
 
 
 def assert_close(folder, other, tolerance, at=None):
@@ -70,7 +70,7 @@ def assert_close(folder, other, tolerance, at=None):
 
 @pytest.fixture(scope="module")
 def one(data, tmp_path_factory):
-    """One worker of batch 4, saved after steps 10 and 20 among others."""
+    """One worker with batch size 4, with checkpoints after steps 10 and 20, among others."""
     settings = GIVEN | {"snapshot_iterations": 10, "batch_size": 4} | PLAIN
     return tiny.run(data, tmp_path_factory.mktemp("one"), **settings)
 
@@ -94,8 +94,8 @@ def test_two_workers_equal_one_of_twice_the_batch(runs, data, one, tmp_path, wha
 
 @pytest.mark.parametrize("what", ["weights_and_momentum", "gradients"])
 def test_two_workers_fine_tune_as_one_of_twice_the_batch_does(runs, data, one, tmp_path, what):
-    """conv1 and conv2 stay as `one` has left them, and only the others are exchanged."""
-    begun = checkpoint.snapshot_path(one, 10)
+    """conv1 and conv2 keep the values of `one`, and only the other layers are exchanged."""
+    begun = checkpoint_format.snapshot_path(one, 10)
     tuned = {"weights": begun, "frozen_layers": "conv1,conv2", "layer_rates": "fc4:3", "n_iterations": 6} | PLAIN
     alone = tiny.run(data, tmp_path, batch_size=4, **GIVEN | tuned | {"para_load": "false"})
     pair = {"devices": "cpu,cpu", "batch_size": 2, "exchange_what": what}
@@ -112,26 +112,26 @@ def test_two_workers_resume_to_the_bit_and_another_number_only_between_epochs(ru
     straight = trained(runs, tmp_path / "straight", data, **random)
     folder = tmp_path / "runs" / "run"
     shutil.copytree(straight, folder)
-    for path in checkpoint.snapshots(folder):
-        if path not in (checkpoint.snapshot_path(folder, 5), checkpoint.snapshot_path(folder, 7)):
+    for path in checkpoint_format.snapshots(folder):
+        if path not in (checkpoint_format.snapshot_path(folder, 5), checkpoint_format.snapshot_path(folder, 7)):
             path.unlink()
     kept = shutil.copytree(folder, tmp_path / "kept")
 
-    within = checkpoint.snapshot_path(folder, 5)
+    within = checkpoint_format.snapshot_path(folder, 5)
     again = start(runs, tmp_path, data, resume_train=within, **random)
     assert again.finish(60) == (0, "")
     assert_close(folder, straight, 0)
     timed = {"seconds", "calc", "sync", "comm", "wait", "at"}
     records = [[{key: record[key] for key in record.keys() - timed} for record in read_records(run)]
-               for run in (folder, straight)]  # fmt: skip
+               for run in (folder, straight)]
     assert records[0] == records[1]
 
     network = build_network(tiny.settings(data, tmp_path), 3, np.full((3, 256, 256), 100, "float32"))
-    within, border = (checkpoint.snapshot_path(kept, at) for at in (5, 7))
+    within, border = (checkpoint_format.snapshot_path(kept, at) for at in (5, 7))
     sentence = r"within epoch 1, so workers \* batch_size must stay 2 \* 2, got 3 \* 2; a checkpoint between two epochs"
-    with pytest.raises(checkpoint.CheckpointError, match=sentence):
-        snapshots.restore(snapshots.load(within), network, tiny.settings(data, tmp_path, batch_size=2), workers=3)
-    snapshots.restore(snapshots.load(within), network, tiny.settings(data, tmp_path, batch_size=4), workers=1)
+    with pytest.raises(checkpoint_format.CheckpointError, match=sentence):
+        checkpoint.restore(checkpoint.load(within), network, tiny.settings(data, tmp_path, batch_size=2), workers=3)
+    checkpoint.restore(checkpoint.load(within), network, tiny.settings(data, tmp_path, batch_size=4), workers=1)
     three = random | {"devices": "cpu,cpu,cpu", "average_every": 3}
     assert start(runs, tmp_path, data, resume_train=border, **three).finish(60) == (0, "")
     arrays, metadata = state_of(kept)
@@ -190,9 +190,9 @@ def test_a_cost_that_is_no_number_ends_all_workers_with_one_sentence(runs, data,
     assert re.fullmatch(sentence, said), said
 
 
-# ---- killed
+# ---- killed processes
 
-POINTS = [                                       # where one stands, which worker does, and who is killed there
+POINTS = [                                       # (point where a worker pauses, its rank, the process that is killed)
     ("starting", 1, "worker 0"),
     ("starting", 0, "launcher"),
     ("connecting", 1, "worker 1"),
@@ -214,7 +214,7 @@ POINTS = [                                       # where one stands, which worke
 
 
 def paused(runs, folder, point, pausing, name="stderr", **settings):
-    """A run of the doubles, started, of which worker `pausing` will stand at the point."""
+    """Start a run of the fakes in which worker `pausing` pauses at the point."""
     given = {"output": folder, "n_epochs": 1 if point in ("closing", "saving") else 3, "warmup_epochs": 0} | settings
     runs.append(Run(folder, arguments_of(**given), DOUBLES, name))
     return runs[-1].start(PAUSE=f"{point},{pausing}")
@@ -225,7 +225,7 @@ def pid_of(run, who):
 
 
 def sentence_of(who, pid, run):
-    """What has to be said of who was killed."""
+    """Return the expected message about the killed process."""
     kind, _, rank = who.partition(" ")
     if kind == "launcher":
         return rf"the launcher \(pid {pid}\) died; its workers end"
@@ -237,7 +237,7 @@ def sentence_of(who, pid, run):
 def test_one_killed_process_ends_all_and_is_named(runs, tmp_path, point, rank, victim):
     run = paused(runs, tmp_path, point, rank, devices="cpu,cpu")
     run.wait_for("reached")
-    time.sleep(0.1)                              # the others come to where they wait for it
+    time.sleep(0.1)                              # the others reach the point where they wait for it
     pid = pid_of(run, victim)
     sentence = sentence_of(victim, pid, run)
     status, said = run.kill(pid)

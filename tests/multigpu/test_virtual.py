@@ -1,4 +1,4 @@
-"""Virtual time: the clock's cases that can be reckoned, the same bits every time, and as over MPI."""
+"""The simulation in virtual time: the clock matches hand-computed cases, and runs are reproducible and match MPI."""
 
 import re
 from itertools import pairwise
@@ -15,7 +15,7 @@ DEAR = Costs(step=1.0, copy=2.0, transfer=3.0, apply=4.0)
 
 
 class Learners(Learner):
-    """A Learner that all clients share: whose turn it is decides the seed of its noise."""
+    """A Learner that all clients share: the active client selects the seed of its noise."""
 
     def __init__(self, length=10, **how):
         super().__init__(length, **how)
@@ -28,15 +28,15 @@ class Learners(Learner):
 
 
 def simulate(clients, costs=STEP, paces=None, jitter=0.0, length=10, how=None, seconds=np.inf, steps=None, order=None,
-             take_step=None, **settings):  # fmt: skip
-    """(the Simulation at its end, its Stretches) of Learners by rule asgd."""
+             take_step=None, **settings):
+    """Simulate Learners with rule asgd; return (the Simulation at its end, its Stretches)."""
     network = Learners(length, **(how or {}))
     simulation = Simulation(toy_settings(**{"rule": "asgd"} | settings), network, clients, costs, paces, jitter)
     return simulation, list(simulation.run(take_step or network.take_step, seconds, steps, order))
 
 
 def idle(exchange, client, step):
-    """A step of a client that learns nothing, where only the clock is looked at."""
+    """Take a step without training, for tests of the clock only."""
     return client, step
 
 
@@ -60,7 +60,7 @@ def test_a_push_without_a_fetch_lets_the_client_go_when_its_array_has_left():
     _, (push, fetch, _) = simulate(1, DEAR, n_push=5, n_fetch=7, steps=8)
     assert (push.arrived, push.served) == (7, 7 + 3 + 4)
     assert (fetch.begun, fetch.ended, fetch.arrived) == (7 + 3, 12, 14)
-    assert fetch.served == 14 + 3                # nothing comes, and nothing is applied
+    assert fetch.served == 14 + 3                # no upload and no update
 
 
 def test_who_comes_first_is_served_first_and_the_others_wait_for_their_turn():
@@ -89,8 +89,8 @@ def test_clients_of_equal_speed_are_stale_by_the_others(clients, jitter):
 def test_a_client_four_times_slower_is_staler_and_nobody_waits_for_it():
     with_it, stretches = simulate(4, Costs(1.0, 0.1, 0.01, 0.01), [1, 1, 1, 4], n_sync=10, seconds=4000, take_step=idle)
     staleness = {client: np.mean([push["staleness"] for push in with_it.log.pushes if push["client"] == client])
-                 for client in (1, 4)}  # fmt: skip
-    assert staleness[4] == pytest.approx(3 * 4, rel=0.1)         # the others come four times meanwhile
+                 for client in (1, 4)}
+    assert staleness[4] == pytest.approx(3 * 4, rel=0.1)         # each of the others pushes four times in between
     assert 2 < staleness[1] < 3
     steps = {client: sum(len(each.told) for each in stretches if each.client == client) for client in (1, 4)}
     _, without = simulate(3, Costs(1.0, 0.1, 0.01, 0.01), n_sync=10, seconds=4000, take_step=idle)
@@ -99,7 +99,7 @@ def test_a_client_four_times_slower_is_staler_and_nobody_waits_for_it():
 
 
 def test_a_server_that_is_saturated_says_from_how_many_clients_on():
-    """A turn takes 10 of the 100 + 4 + 10 seconds from one to the next, so 11.4 clients keep it busy."""
+    """A client returns every 100 + 4 + 10 seconds; its turn takes 10 of them, so 11.4 clients saturate the server."""
     few, _ = simulate(4, Costs(1.0, 2.0, 3.0, 4.0), n_sync=100, steps=3000, take_step=idle)
     many, stretches = simulate(32, Costs(1.0, 2.0, 3.0, 4.0), n_sync=100, steps=3000, take_step=idle)
     assert re.search("would be saturated from about 1[12] clients on", few.report())
@@ -108,12 +108,12 @@ def test_a_server_that_is_saturated_says_from_how_many_clients_on():
     assert all(later.served >= before.served + 10 for before, later in pairwise(stretches[:-32]))
 
 
-# ---- what is learned
+# ---- training
 
 
 @pytest.mark.parametrize(
     "often", [{"n_sync": 1}, {"n_sync": 3}, {"n_push": 2, "n_fetch": 3}, {"n_push": 3, "n_fetch": 2}]
-)  # fmt: skip
+)
 def test_one_client_trains_to_the_bit_as_momentum_sgd_does(often):
     simulation, _ = simulate(1, steps=7, **often)
     alone = Learners(seed=1)
@@ -129,7 +129,7 @@ def test_two_clients_of_version_0_push_what_was_reckoned_by_hand(scale, expected
     """f(w) = w^2 / 2, rate 0.1, no momentum, W = 1, n_sync 2: D = -0.19 of each."""
     simulation, _ = simulate(
         2, how={"momentum": 0, "noise": 0}, n_push=2, n_fetch=100, server_scale=scale, steps=2
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(centre_of(simulation)[0], expected, rtol=1e-6)
 
 
@@ -138,7 +138,7 @@ def test_the_same_settings_give_the_same_bits_and_another_seed_others():
         simulation, stretches = simulate(
             7, DEAR, np.linspace(1, 2, 7), 0.3, n_sync=3, seconds=300, random_seed=seed, server_update="adagrad",
             server_scale=0.01, staleness_power=1,
-        )  # fmt: skip
+        )
         return simulation.log.pushes, stretches, [array.tobytes() for array in centre_of(simulation)]
 
     assert all_of(1) == all_of(1)
@@ -156,7 +156,7 @@ def test_a_thousand_clients_each_have_weights_and_velocities_of_their_own():
 
 
 def test_elastic_averaging_conserves_what_worker_and_centre_are_together():
-    """Zhang et al. 2015: centre 0, workers 1 and 3, in the order 0, 1, 0, 1, alpha 0.5."""
+    """Zhang et al. 2015: center variable 0, workers 1 and 3, in the order 0, 1, 0, 1, alpha 0.5."""
     network = Learners()
     network.set(0)
     simulation = Simulation(toy_settings(rule="easgd", tau=1, alpha=0.5), network, 2, STEP)
@@ -168,7 +168,7 @@ def test_elastic_averaging_conserves_what_worker_and_centre_are_together():
     assert found == [1.125, 1.4375, 1.4375]
 
 
-# ---- as over MPI
+# ---- comparison with MPI
 
 
 team = team_of(4)
@@ -178,7 +178,7 @@ team = team_of(4)
 @needs_mpi
 @pytest.mark.parametrize("settings", [
     {"n_sync": 3}, {"n_sync": 2, "server_update": "adadelta", "server_scale": 0.5, "staleness_power": 1},
-])  # fmt: skip
+])
 def test_the_order_of_a_run_over_mpi_replayed_gives_its_bits(team, settings):
     learners = {rank: {"seed": rank, "dawdle": 0.001 * rank} for rank in (1, 2, 3)}
     ((centre, pushes, _), *_) = results(team.run("tests.multigpu.asgd_tasks:train", learners, settings, 20, True, 1000))
@@ -199,7 +199,7 @@ def test_the_order_of_a_run_over_mpi_replayed_gives_its_bits(team, settings):
     ({"steps": None}, "a simulation needs an end"),
     ({"order": [1, 3]}, "the order names client 3, who is not here; here are"),
     ({"order": [1], "n_push": 3}, "where n_fetch is n_push"),
-])  # fmt: skip
+])
 def test_what_cannot_be_is_refused(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         simulate(2, **{"steps": 4} | change)

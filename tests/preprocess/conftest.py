@@ -1,4 +1,4 @@
-"""A small tree of class folders with images in them."""
+"""Fixtures: a small tree of class folders with images."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ CLASSES = ("n01440764", "n02119789", "n03000000")
 
 
 def draw(path, seed):
-    """A coarse random picture, as JPEG or PNG by its name."""
+    """Save a small random image, as JPEG or PNG depending on the file name."""
     random = np.random.default_rng(seed)
     width, height = random.integers(20, 60, 2)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -16,7 +16,7 @@ def draw(path, seed):
 
 
 def plant(folder):
-    """20 training and 7 validation images of three classes, as class folders train/ and val/ in a folder."""
+    """Write 20 training and 7 validation images of three classes into class folders below train/ and val/."""
     for i in range(20):
         draw(folder / "train" / CLASSES[i % 3] / f"{i}.{('JPEG', 'png', 'jpg')[i % 3]}", i)
     for i in range(7):
@@ -26,11 +26,11 @@ def plant(folder):
 
 @pytest.fixture
 def tree(tmp_path):
-    """plant()'s tree, free to be spoilt."""
+    """Return a tree of plant() that tests may modify."""
     return plant(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def evergreen(tmp_path_factory):
-    """The same tree, to be left as it is."""
+    """Return a tree of plant() that tests must not modify."""
     return plant(tmp_path_factory.mktemp("evergreen"))

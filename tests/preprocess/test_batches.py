@@ -1,4 +1,4 @@
-"""From folders to a data set: right, the same to the byte however it was made, and refused where it cannot be."""
+"""From folders to a data set: correct contents, byte-identical for every way of making it, and refusals."""
 
 import hashlib
 import json
@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alexnet import hkl
-from alexnet.data import open_dataset
-from alexnet.hkl import DataError
-from alexnet.images import read_image
-from alexnet.sources import find_images
+from alexnet.data import batch_file
+from alexnet.data.batch_file import DataError
+from alexnet.data.dataset import open_dataset
+from alexnet.data.image_listing import find_images
+from alexnet.data.images import read_image
 from preprocess import batches
 from preprocess.batches import Settings, make_batches
 from preprocess.command import main
@@ -25,26 +25,26 @@ ROOT = Path(batches.__file__).parents[1]
 
 
 def made(tree, out="out", workers=1, limit=None, **settings):
-    """Preprocess the tree into a folder of it, batches of 6 images."""
+    """Preprocess the tree into its subfolder `out`, in batches of 6 images."""
     settings = Settings(batch_size=6, limit=limit, **settings)
     make_batches(find_images(tree / "train", tree / "val", settings.seed, limit), tree / out, settings, workers)
     return tree / out
 
 
 def contents(folder):
-    """{name: sha256} of every file in a folder."""
+    """Return {name: sha256} of all files in a folder."""
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
             for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def stored(split):
-    """All images of a Split, (image, row, column, channel)."""
+    """Return all images of a Split as (image, row, column, channel)."""
     return np.concatenate([read(f, n) for f, n in zip(split.files, split.counts, strict=True)])
 
 
 def read(file, images):
     out = np.empty((3, 256, 256, images), np.uint8)
-    hkl.read_into(file, out)
+    batch_file.read_into(file, out)
     return out.transpose(3, 1, 2, 0)
 
 
@@ -132,7 +132,7 @@ def test_limit_is_a_trial_of_so_many_images(tree):
 
 
 def spoil(tree):
-    """Cut one training image short and empty another, and one of validation."""
+    """Truncate one training image, empty another and a validation image; return the names of the training images."""
     cut, emptied = tree / "train/n01440764/3.JPEG", tree / "train/n02119789/4.png"
     cut.write_bytes(cut.read_bytes()[:200])
     for path in (emptied, tree / "val/n01440764/0.JPEG"):
@@ -209,11 +209,11 @@ def test_names_that_are_not_utf8_go_all_the_way(tree):
     assert main(["verify", str(out)]) == 0
 
 
-# ---- interrupted, resumed, crowded
+# ---- interruption, resuming, concurrent runs
 
 
 def started(tree, *options):
-    """python -m preprocess, in a process group of its own."""
+    """Start python -m preprocess in a new session."""
     command = [sys.executable, "-m", "preprocess", "imagenet", str(tree / "train"), str(tree / "val"),
                str(tree / "out"), "--batch-size", "2", *options]
     return subprocess.Popen(command, cwd=ROOT, start_new_session=True,
@@ -221,7 +221,7 @@ def started(tree, *options):
 
 
 def group_of(leader):
-    """Process ids of a session that are alive, from /proc."""
+    """Return the ids of the live processes of a session, from /proc."""
     alive = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -247,10 +247,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tree, lines):
         wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= lines)
         process.kill()
         process.wait()
-        wait_until(lambda: not group_of(process.pid), 10)          # the workers end with their parent
+        wait_until(lambda: not group_of(process.pid), 10)          # the workers exit with their parent
     assert journal.exists() and not (tree / "out" / "manifest.json").exists()
     with open(journal, "ab") as file:
-        file.write(b'{"half": "train", "num')                      # torn by the kill
+        file.write(b'{"half": "train", "num')                      # truncated by the kill
     (tree / "out" / "train_hkl_b2_b_2" / "0000.hkl.1.partial").write_bytes(b"half a file")
     batch_two = Settings(batch_size=2)
     sources = find_images(tree / "train", tree / "val")
@@ -298,7 +298,7 @@ def test_a_journal_torn_twice_keeps_every_whole_line(tmp_path):
 
 @pytest.fixture
 def heard():
-    """SIGINT means to a child what it means at a terminal, also where this program was started in the background."""
+    """Restore the default SIGINT handler for child processes, in case the tests run in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -307,7 +307,7 @@ def heard():
 @pytest.mark.usefixtures("heard")
 def test_ctrl_c_ends_all_with_one_sentence(tree):
     picture = next((tree / "train").glob("*/*.JPEG"))
-    for i in range(400):                                     # so that it is not done before it hears of the signal
+    for i in range(400):                                     # so that it does not finish before the signal arrives
         os.link(picture, picture.with_name(f"again {i}.JPEG"))
     with started(tree, "--workers", "1") as process:
         wait_until(lambda: (tree / "out" / "misc" / "journal.jsonl").exists())
@@ -326,7 +326,7 @@ def test_a_worker_that_dies_is_told(tree):
 
 
 def is_worker(process):
-    """Whether a process is one of multiprocessing's spawned ones."""
+    """Return whether a process was spawned by multiprocessing."""
     try:
         return b"spawn_main" in Path(f"/proc/{process}/cmdline").read_bytes()
     except FileNotFoundError:
@@ -364,7 +364,7 @@ def test_the_estimate_comes_first_and_measures_these_images(tree, capsys, monkey
     clock = [0.0]
 
     def slow(path):
-        clock[0] += 2                                         # seconds, in this process, not in the workers
+        clock[0] += 2                                         # seconds; the clock of this process, not of the workers
 
     monkeypatch.setattr(batches, "read_image", slow)
     monkeypatch.setattr(batches.time, "perf_counter", lambda: clock[0])

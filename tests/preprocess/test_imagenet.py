@@ -1,11 +1,11 @@
-"""A made ImageNet: its names and traps, and the benchmark that kills preprocess over it and compares every byte."""
+"""Synthetic ImageNet: file names and special cases, and the benchmark that kills preprocess and compares all bytes."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet.images import read_image
-from alexnet.sources import find_images
+from alexnet.data.image_listing import find_images
+from alexnet.data.images import read_image
 from benchmarks import imagenet, report
 from benchmarks import made_imagenet as made
 
@@ -51,7 +51,7 @@ def test_the_traps_are_there_by_name_and_are_read_in_their_colours(tree):
         pixels = read_image(path)
         expected = made.colour(made.wnids().index(wnid))
         assert np.abs(pixels[made.INSIDE, made.INSIDE].astype(int) - expected).max() <= 3
-        assert not pixels[imagenet.FAR, imagenet.FAR].any()              # white, were the fourth channel cut off
+        assert not pixels[imagenet.FAR, imagenet.FAR].any()     # white if the fourth channel were dropped
 
 
 def test_killed_and_started_again_the_set_is_the_same_to_the_byte(tmp_path):

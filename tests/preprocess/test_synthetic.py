@@ -1,12 +1,12 @@
-"""The made set: the same bytes from the same seed, right labels in ILSVRC's layout, and no help from colour."""
+"""The synthetic set: deterministic for a seed, correct labels in ILSVRC's layout, and no information in colour."""
 
 import hashlib
 
 import numpy as np
 import pytest
 
-from alexnet.data import open_dataset
-from alexnet.hkl import DataError
+from alexnet.data.batch_file import DataError
+from alexnet.data.dataset import open_dataset
 from preprocess.command import main
 from preprocess.figures import FIGURES, draw
 from preprocess.synthetic import make_synthetic
@@ -42,7 +42,7 @@ def test_it_opens_as_a_data_set_of_ten_equal_classes(made):
 def test_a_label_is_the_class_that_was_drawn(made):
     lines = [line.rsplit(maxsplit=1) for line in (made / "misc" / "train.txt").read_text().splitlines()]
     assert len(lines) == 30 and all(int(name[1:9]) - 90000001 == int(label) for name, label in lines)
-    drawn = np.random.default_rng(1).permutation(np.arange(10))             # before the devkit's table
+    drawn = np.random.default_rng(1).permutation(np.arange(10))             # drawn before the devkit's table
     np.testing.assert_array_equal(open_dataset(made).validation.labels, drawn)
 
 

@@ -1,4 +1,4 @@
-"""What verify finds: every kind of damage in every file, in one sentence that names it, and nothing else."""
+"""verify reports every kind of damage in every file, in one sentence with the file name, and nothing else."""
 
 import json
 import shutil
@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from alexnet.data import open_dataset
-from alexnet.hkl import DataError
-from alexnet.sources import find_images
+from alexnet.data.batch_file import DataError
+from alexnet.data.dataset import open_dataset
+from alexnet.data.image_listing import find_images
 from preprocess.batches import Settings, make_batches
 from preprocess.command import main
 from preprocess.verify import checks, examine, faults
@@ -20,7 +20,7 @@ SMALL = ["labels/train_labels.npy", "labels/val_labels.npy", "misc/img_mean.npy"
 
 
 def made(tree, out, **settings):
-    """The tree preprocessed into a folder, batches of 6 images."""
+    """Preprocess the tree into a folder, in batches of 6 images."""
     settings = Settings(batch_size=6, **settings)
     make_batches(find_images(tree / "train", tree / "val", settings.seed), out, settings, 1)
     return out
@@ -33,12 +33,12 @@ def good(evergreen, tmp_path_factory):
 
 @pytest.fixture
 def finished(good, tmp_path):
-    """A finished set, free to be spoilt."""
+    """Return a copy of a complete data set that tests may modify."""
     return shutil.copytree(good, tmp_path / "out")
 
 
 def told(out):
-    """What verify says, without its processes."""
+    """Return the faults that verify reports, without starting worker processes."""
     return faults(out, {check: examine(check) for check in checks(out)})
 
 

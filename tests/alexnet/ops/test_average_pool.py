@@ -1,4 +1,4 @@
-"""Average pooling against PyTorch in float64, finite differences and its refusals; alike for any number of threads."""
+"""Average pooling against PyTorch in float64 and finite differences, for any number of threads; rejected arguments."""
 
 import numpy as np
 import pytensor
@@ -6,8 +6,8 @@ import pytensor.tensor as pt
 import pytest
 from pytensor.gradient import verify_grad
 
-from alexnet.dispatch import mode_of
-from alexnet.dispatch.cpu import build
+from alexnet.backends import mode_of
+from alexnet.native import compiler
 from alexnet.ops import AveragePool, AveragePoolGradient
 
 pytestmark = pytest.mark.compatibility
@@ -16,7 +16,7 @@ IMAGES = np.zeros((2, 4, 4, 3), "float32")
 
 
 def pool_function(size, stride, mode):
-    """(x, g) -> y, dx."""
+    """Return a compiled function (x, g) -> y, dx."""
     x, g = pt.tensor4("x"), pt.tensor4("g")
     y = AveragePool(size, stride)(x)
     return pytensor.function([x, g], [y, pytensor.grad((y * g).sum(), x)], mode=mode)
@@ -40,14 +40,14 @@ def test_gradient_equals_finite_differences(rng):
     verify_grad(AveragePool(3, 2), [x], rng=rng, mode=mode_of("reference"))
 
 
-@pytest.mark.skipif(not build.compiler_available(), reason="needs a C compiler")
+@pytest.mark.skipif(not compiler.compiler_available(), reason="needs a C compiler")
 def test_threads_change_no_bit(rng):
     x, g = rng.normal(size=(5, 14, 14, 33)).astype("float32"), rng.normal(size=(5, 4, 4, 33)).astype("float32")
     run, found = pool_function(5, 3, mode_of("cpu")), []
     for threads in (1, 2, 3):
-        build.use_threads(threads)
+        compiler.use_threads(threads)
         found.append([array.copy() for array in run(x, g)])
-    build.use_threads(None)
+    compiler.use_threads(None)
     for other in found[1:]:
         for array, alike in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(array, alike)
@@ -59,7 +59,7 @@ def test_threads_change_no_bit(rng):
     (lambda: AveragePool(5, 1)(IMAGES), ValueError, "size 5 need at least as many pixels, got 4"),
     (lambda: AveragePool(2, 1)(IMAGES.astype("uint8")), TypeError, "x must be float32 or float64, got uint8"),
     (lambda: AveragePoolGradient(2, 1)(IMAGES[0], 5, 5), TypeError, "g must have 4 axes, got 3"),
-])  # fmt: skip
+])
 def test_wrong_arguments_are_refused_with_the_value(make, error, message):
     with pytest.raises(error, match=message):
         make()

@@ -8,7 +8,7 @@ import pytensor.tensor as pt
 import pytest
 from pytensor.gradient import verify_grad
 
-from alexnet.dispatch import mode_of
+from alexnet.backends import mode_of
 from alexnet.ops import Convolution, ConvolutionFilterGradient, ConvolutionInputGradient
 from tests import reference
 
@@ -32,7 +32,7 @@ class Case(NamedTuple):
         return self.stride, self.pad, self.groups
 
     def arrays(self, rng, dtype="float32"):
-        """x, W and g of y's shape."""
+        """Return random x and W, and g of the output's shape."""
         x = rng.normal(size=(self.channels, self.height, self.width, self.batch)).astype(dtype)
         W = rng.normal(size=(self.channels // self.groups, self.rows, self.columns, self.out)).astype(dtype)
         y_shape = Convolution(*self.geometry)(x, W).type.shape
@@ -41,10 +41,10 @@ class Case(NamedTuple):
 
 CASES = [
     Case(1, 1, 1, 1, 1, 1, 1),
-    Case(3, 11, 12, 5, 5, 3, 7, stride=4),                     # pixels are left over at the right and the bottom
+    Case(3, 11, 12, 5, 5, 3, 7, stride=4),                     # the right and bottom pixels are unused
     Case(4, 6, 5, 1, 5, 5, 6, pad=2, groups=2),
     Case(6, 5, 4, 17, 3, 3, 9, stride=2, pad=1, groups=3),
-    Case(2, 4, 4, 3, 2, 1, 5, stride=3, pad=2),                # some windows lie in the padding alone
+    Case(2, 4, 4, 3, 2, 1, 5, stride=3, pad=2),                # some windows are entirely in the padding
     Case(5, 1, 1, 50, 1, 1, 13),                               # a dense layer
 ]
 

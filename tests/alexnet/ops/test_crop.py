@@ -1,4 +1,4 @@
-"""Crop, mirror and mean subtraction against one loop per pixel, and against slicing."""
+"""Crop, mirror and mean subtraction against a loop over pixels and against slicing."""
 
 import numpy as np
 import pytensor
@@ -63,7 +63,7 @@ def test_whole_image_is_the_largest_crop(mode, rng):
 def test_corner_outside_the_image_is_refused(mode, row, column, rng):
     images, mean, rows, columns, mirrors = arrays(rng)
     rows[4], columns[4] = row, column
-    with pytest.raises(ValueError, match=rf"of a crop must lie in 0\.\.[23], got {row or column}"):
+    with pytest.raises(ValueError, match=rf"of a crop must be in 0\.\.[23], got {row or column}"):
         crop_function(5, mode)(images, mean, rows, columns, mirrors)
 
 

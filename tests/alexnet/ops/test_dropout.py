@@ -1,4 +1,4 @@
-"""Dropout: its mask is one function of (seed, stream, step, element) on every engine."""
+"""Dropout: the mask is the same function of (seed, stream, step, element) on every backend."""
 
 import numpy as np
 import pytensor
@@ -6,18 +6,18 @@ import pytensor.tensor as pt
 import pytest
 from pytensor.gradient import verify_grad
 
-from alexnet.dispatch import mode_of
+from alexnet.backends import mode_of
 from alexnet.ops import Dropout
 
 pytestmark = pytest.mark.compatibility
 
 SHAPE = (500, 128)
-SIGMA = 0.5 / np.sqrt(np.prod(SHAPE))                          # of the kept share, at rate one half
+SIGMA = 0.5 / np.sqrt(np.prod(SHAPE))                          # standard deviation of the kept fraction at rate 0.5
 
 
 @pytest.fixture(scope="module")
 def mask_of():
-    """(seed, stream, step) -> the reference's mask of SHAPE at rate 0.5."""
+    """Return a function (seed, stream, step) -> the NumPy backend's mask of SHAPE at rate 0.5."""
     x, seed, step = pt.matrix("x"), pt.lscalar("seed"), pt.lscalar("step")
     outputs = [Dropout(0.5, stream)(x, seed, step) for stream in (0, 1)]
     run = pytensor.function([x, seed, step], outputs, mode=mode_of("reference"))

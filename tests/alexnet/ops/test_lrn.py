@@ -6,7 +6,7 @@ import pytensor.tensor as pt
 import pytest
 from pytensor.gradient import NullTypeGradError, verify_grad
 
-from alexnet.dispatch import mode_of
+from alexnet.backends import mode_of
 from alexnet.ops import LRN
 from tests import reference
 

@@ -1,4 +1,4 @@
-"""Files of Caffe, written byte by byte by tests/caffe_truth.py, load with Caffe's outputs; all others are refused."""
+"""Caffe files written byte by byte by tests/caffe_truth.py load and give Caffe's outputs; other files are refused."""
 
 import hashlib
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from alexnet import pretrained
-from alexnet.augment import centre_crop
+from alexnet.data.augment import centre_crop
 from alexnet.pretrained import WeightsError, build, caffe
 from tests import caffe_truth, tiny
 from tests.caffe_truth import blob, field, fields, layer
 
 IMAGENET_MEAN = (104.0069879317889, 116.66876761696767, 122.6789143406786)                  # BGR
-TOLERANCE = 1e-5                                 # of the largest output, float32 against float64
+TOLERANCE = 1e-5                                 # relative to the largest output; float32 against float64
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +26,12 @@ def image(rng):
 
 
 def ours(weights, image):
-    """What our network makes of an image, RGB (3, 256, 256, 1) uint8, with its mean and the centre crop."""
+    """Return our network's logits for the centre crop of an image, RGB (3, 256, 256, 1) uint8."""
     return build(weights).logits(image, *centre_crop(1, 227))[:, 0]
 
 
 def theirs(blobs, image, mean, model):
-    """The same by the float64 reference; mean is BGR."""
+    """Return the outputs of the float64 reference; mean is BGR."""
     return caffe_truth.outputs(blobs, (image[::-1, ..., 0] - mean)[:, 14:241, 14:241], model)
 
 
@@ -40,7 +40,7 @@ def test_caffenets_file_gives_caffes_outputs(tmp_path, blobs, image, rng):
     path.write_bytes(b"".join(caffe_truth.caffemodel("caffenet", blobs)))
     (tmp_path / "imagenet_mean.binaryproto").write_bytes(blob(mean[None]))
     weights = pretrained.load(path)
-    path.unlink()                                # 244 MB that pytest would keep for three runs
+    path.unlink()                                # 244 MB, which pytest would keep for three runs
     assert weights.model == "caffenet" and weights.resize == "squash"
     assert weights.class_names == pretrained.imagenet_names()
     assert "none of the files that Caffe published" in weights.origin and "imagenet_mean" in weights.origin
@@ -61,7 +61,7 @@ def test_a_fine_tuned_alexnet_in_later_layers_gives_caffes_outputs(tmp_path, blo
     np.testing.assert_allclose(ours(weights, image), truth, rtol=0, atol=TOLERANCE * abs(truth).max())
 
 
-# ---- a small network of the same kinds of layers, tests/tiny.py
+# ---- a small network of the same layer types, tests/tiny.py
 
 
 def tiny_arrays(seed=0):
@@ -71,7 +71,7 @@ def tiny_arrays(seed=0):
 
 
 def tiny_pieces(arrays=None, as_blob=blob):
-    """The pieces of a .caffemodel of tests/tiny.py's network."""
+    """Return the parts of a .caffemodel of tests/tiny.py's network, to be concatenated."""
     made = {name: [as_blob(each) for each in pair] for name, pair in (arrays or tiny_arrays()).items()}
     return [
         field(1, b"Tiny"),
@@ -95,7 +95,7 @@ def tiny_pieces(arrays=None, as_blob=blob):
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a .caffemodel of pieces or bytes; returns its path."""
+    """Return a function that writes a .caffemodel, given as bytes or list of bytes, and returns its path."""
 
     def written(content):
         path = tmp_path / "some.caffemodel"
@@ -106,7 +106,7 @@ def write(tmp_path):
 
 
 def refusal(path):
-    """The sentence with which a file is refused."""
+    """Load a file that must be refused; return the error message."""
     with pytest.raises(WeightsError) as raised:
         caffe.load(path)
     sentence = str(raised.value)
@@ -119,7 +119,7 @@ def as_doubles(array):
 
 
 def in_two_pieces(array):
-    """Packed values may be said in several pieces."""
+    """Packed values may be split into several fields."""
     data = array.tobytes()
     return blob(array, data=data[:8]) + field(5, data[8:])
 
@@ -147,7 +147,7 @@ def test_arrays_are_converted_exactly(write, as_blob):
 @pytest.mark.parametrize("files, expected", [
     ((), "no *mean*.binaryproto lies beside it"),
     (("a_mean.binaryproto", "mean_b.binaryproto"), "2 *mean*.binaryproto lie beside it"),
-])  # fmt: skip
+])
 def test_without_one_mean_file_caffes_published_means_are_taken(write, files, expected):
     path = write(tiny_pieces())
     for name in files:
@@ -160,7 +160,7 @@ def test_without_one_mean_file_caffes_published_means_are_taken(write, files, ex
 
 @pytest.mark.parametrize("content", [
     b"", b"\x0f\x0f", blob(np.ones((1, 3, 4, 4))), blob(np.full((3, 256, 256), np.nan)), blob(np.ones((3, 256, 255))),
-])  # fmt: skip
+])
 def test_a_mean_file_that_is_none_is_refused(write, content):
     path = write(tiny_pieces())
     (path.parent / "mean.binaryproto").write_bytes(content)
@@ -191,7 +191,7 @@ def test_truncation_is_refused_wherever_it_is(write):
     ends = np.cumsum([len(piece) for piece in pieces])
     for cut in {*range(0, needed, 211), *range(200), *ends[:12], needed - 1}:
         refusal(write(content[:cut]))
-    caffe.load(write(content[:needed]))          # what follows is about training
+    caffe.load(write(content[:needed]))          # the rest is only used for training
 
 
 def test_no_flipped_byte_does_more_than_be_refused_or_change_a_number(write):
@@ -220,7 +220,7 @@ def test_values_that_are_no_numbers_are_refused(write):
     ((2**32, 2**32, 11, 11), b""),
     ((-4, -3, 11, 11), b"\0" * (4 * 4 * 3 * 121)),
     ((0, 0, 11, 11), b""),
-])  # fmt: skip
+])
 @pytest.mark.parametrize("shaped", [False, True])
 def test_a_blob_whose_lengths_are_not_its_values_is_refused(write, dims, data, shaped):
     pieces = tiny_pieces()
@@ -259,7 +259,7 @@ def test_a_layer_without_bias_is_refused(write, count):
     (field(2, b"\x0b" * 100_000), "damaged, or no .caffemodel"),
     (field(2, field(1, field(1, b"conv1"))), "upgrade_net_proto_binary"),
     (b"\x89HDF\r\n\x1a\n" + bytes(500), "damaged, or no .caffemodel"),
-])  # fmt: skip
+])
 def test_what_is_no_caffemodel_is_refused(write, content, expected):
     assert expected in refusal(write(content))
 
@@ -271,12 +271,12 @@ def test_a_file_beyond_two_gigabytes_is_refused_unread(tmp_path):
     assert "2147483648 bytes" in refusal(path)
 
 
-# ---- which network it is: AlexNet's files, with nothing in the blobs of the weights
+# ---- detecting the network: AlexNet's files with empty weight blobs
 
 
 @pytest.fixture(scope="module")
 def thin(blobs):
-    """Layer -> the bytes of a blob that has a shape alone, and of a bias."""
+    """Return {layer: (weight blob that has only a shape, bias blob)}."""
     return {name: (blob(None, dims=W.shape, data=b""), blob(b)) for name, (W, b) in blobs.items()}
 
 
@@ -311,7 +311,7 @@ def test_each_constant_of_another_value_is_refused_with_it(write, thin, change, 
 @pytest.mark.parametrize("data, expected", [
     ({"scale": 1 / 256}, "images multiplied by 0.00390625"), ({"crop_size": 224}, "crops of 224 pixels"),
     ({"mean_value": [1.0, 2.0]}, "for each of 3 channels, got 2"), ({"mean_value": [-1.0]}, "outside 0 to 255"),
-])  # fmt: skip
+])
 def test_other_preprocessing_is_refused(write, data, expected):
     pieces = tiny_pieces()
     pieces[1] = layer("Data", b"data", [], [b"data", b"label"], **data)
@@ -326,12 +326,12 @@ def test_a_network_of_other_layers_is_refused(write, thin):
     assert "in?ceptionin?ception" in refusal(write([*pieces[:9], evil, *pieces[9:]]))
     assert "no chain of layers: conv1 takes data" in refusal(write([*pieces[:3], pieces[2], *pieces[3:]]))
     for missing, expected in ((3, "has Relu (conv1), it has MaxPool"), (4, "norm1 takes pool1"),
-                              (18, "has Relu (fc6), it has Dense")):  # fmt: skip
+                              (18, "has Relu (fc6), it has Dense")):
         assert expected in refusal(write(pieces[:missing] + pieces[missing + 1 :]))
 
 
 def test_the_order_of_pooling_and_normalisation_decides(write, thin):
-    for model in ("caffenet", "bvlc_alexnet"):           # weights are missing: it was recognised, and then refused
+    for model in ("caffenet", "bvlc_alexnet"):           # recognised, then refused because the weights are missing
         pieces = caffe_truth.caffemodel(model, thin)
         assert "conv1: its weights must have a shape" in refusal(write(pieces))
         net = caffe.parsed(caffe.MESSAGES["NetParameter"](), b"".join(pieces), "", "")
@@ -342,7 +342,7 @@ def test_the_order_of_pooling_and_normalisation_decides(write, thin):
 def test_weights_alone_are_known_by_their_nets_name_or_refused(write, thin):
     def pieces(name):
         return [field(1, name), *(field(100, fields({"name": 1, "blobs": 7}, name=layer.encode(), blobs=list(pair)))
-                                  for layer, pair in thin.items())]  # fmt: skip
+                                  for layer, pair in thin.items())]
 
     for name in (b"CaffeNet", b"AlexNet"):
         assert "conv1: its weights must have a shape" in refusal(write(pieces(name)))

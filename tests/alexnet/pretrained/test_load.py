@@ -1,4 +1,4 @@
-"""Weights of any kind: told apart by their content, and what is no weights ends in its sentence."""
+"""Weight files of every format are detected by content; anything else is refused with a one-sentence error."""
 
 import gzip
 import io
@@ -27,7 +27,7 @@ def refused(path, sentence):
     (b"\x40\0\0\0\0\0\0\0{}", "own"), (b"\x80\x02\0\0\0\0\0\0{", "own"), (b"PK\x03\x04", "upstream"),
     (b"PK\x05\x06", "upstream"), (b"\x08\x03\x12\x07pytorch", "onnx"), (b"\x0a\x07AlexNet", "caffe"),
     (b"\xa2\x06\x10", "caffe"),
-])  # fmt: skip
+])
 def test_a_file_is_told_by_its_first_bytes_whatever_its_name(tmp_path, begins, kind):
     (tmp_path / "weights.txt").write_bytes(begins)
     assert pretrained.kind_of(tmp_path / "weights.txt") == kind
@@ -37,7 +37,7 @@ def test_a_file_is_told_by_its_first_bytes_whatever_its_name(tmp_path, begins, k
     (["checkpoint_00000007.safetensors", "log.txt"], "own"), (["W_0_65.npy"], "upstream"),
     (["weights/W0_1_5.npy", "misc/img_mean.npy"], "upstream"), (["run/checkpoint_00000007.safetensors"], "own"),
     (["W_0_65.npy", "older/W_0_60.npy"], "upstream"),
-])  # fmt: skip
+])
 def test_a_folder_is_told_by_its_files_or_those_of_the_one_folder_in_it(tmp_path, names, kind):
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -50,7 +50,7 @@ def test_a_folder_is_told_by_its_files_or_those_of_the_one_folder_in_it(tmp_path
     (["train_labels.npy", "alexnet.onnx"], "weights of other kinds are named by their file"),
     (["a/W_0_65.npy", "b/W_0_65.npy"], "is a folder without"),
     (["W_0_65.npy", "checkpoint_00000007.safetensors"], "holds checkpoints of a run and theano_alexnet's arrays"),
-])  # fmt: skip
+])
 def test_a_folder_of_other_things_is_refused(tmp_path, names, sentence):
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -109,7 +109,7 @@ def test_files_of_other_things_are_refused(tmp_path, what):
 def test_what_is_not_there_or_no_file_is_refused(tmp_path):
     refused(tmp_path / "weights", "there are no weights")
     refused("~nobody-of-this-name/weights", "there are no weights ~nobody")
-    os.mkfifo(tmp_path / "pipe")                 # reading it would wait for ever
+    os.mkfifo(tmp_path / "pipe")                 # reading it would block forever
     refused(tmp_path / "pipe", "is neither a file nor a folder")
     refused("/dev/zero", "is neither a file nor a folder")
 
@@ -141,7 +141,7 @@ def test_imagenet_has_1000_names_in_the_order_of_their_wnids():
     names = pretrained.imagenet_names()
     assert (len(names), names[0], names[-1]) == (
         1000, "n01440764 tench, Tinca tinca", "n15075141 toilet tissue, toilet paper, bathroom tissue",
-    )  # fmt: skip
+    )
     assert list(names) == sorted(names)
 
 
@@ -176,7 +176,7 @@ def test_other_endings_are_refused(narrow, tmp_path):
 
 def test_weights_without_a_mean_image_are_not_built(narrow):
     weights = weights_of_narrow(mean=False, origin="W")
-    with pytest.raises(WeightsError, match="W comes without a mean image; say which with --mean FILE"):
+    with pytest.raises(WeightsError, match="W comes without a mean image; give it with --mean FILE"):
         pretrained.build(weights)
 
 

@@ -1,4 +1,4 @@
-"""Our exports compute in onnxruntime what our networks do and load back to the bit; the model zoo's files load, too."""
+"""ONNX exports give the same outputs in onnxruntime and load back bit for bit; the model zoo's files load as well."""
 
 import errno
 import importlib.util
@@ -14,19 +14,19 @@ import pytest
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from alexnet import pretrained
-from alexnet.augment import centre_crop
-from alexnet.layers import LRN, Conv, Dense, Dropout, Flatten, MaxPool, Sequential
+from alexnet.data.augment import centre_crop
 from alexnet.models import MODELS
+from alexnet.nn.layers import LRN, Conv, Dense, Dropout, Flatten, MaxPool, Sequential
 from alexnet.pretrained import Weights, WeightsError, build
 from tests import caffe_truth, tiny
 
 CLASSES = 12
-TOLERANCE = 1e-5                                 # of the largest output
+TOLERANCE = 1e-5                                 # relative to the largest output
 
 
 @cache
 def arrays_of(shapes):
-    """Name -> array for (name, shape) of each parameter, large enough that every layer tells in the outputs."""
+    """Return {name: random array}, scaled so that every layer influences the outputs, from (name, shape) pairs."""
     rng, arrays = np.random.default_rng(0), {}
     for name, shape in shapes:
         arrays[name] = rng.standard_normal(shape, dtype=np.float32)
@@ -36,7 +36,7 @@ def arrays_of(shapes):
 
 
 def weights_of(model):
-    """Weights of a model, made up."""
+    """Return random weights of a model."""
     arrays = arrays_of(tuple((each.name, each.shape) for each in MODELS[model](None, classes=CLASSES).parameters))
     mean = np.random.default_rng(1).uniform(90, 130, (3, 256, 256)).astype("float32")
     names = tuple(f"n{n:08d} thing, {n}" for n in range(CLASSES))
@@ -45,7 +45,7 @@ def weights_of(model):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """The tiny network's weights and the file that they were exported to."""
+    """Return the tiny network's weights and the file they are exported to."""
     path, weights = tmp_path_factory.mktemp("onnx") / "tiny.onnx", weights_of("tiny")
     pretrained.save(weights, path)
     return weights, path
@@ -54,11 +54,11 @@ def exported(tmp_path_factory):
 def same(weights, others):
     arrays = all((weights.arrays[name] == others.arrays[name]).all() for name in weights.arrays)
     return arrays and (weights.mean == others.mean).all() and weights._replace(
-        arrays=None, mean=None, origin="") == others._replace(arrays=None, mean=None, origin="")  # fmt: skip
+        arrays=None, mean=None, origin="") == others._replace(arrays=None, mean=None, origin="")
 
 
 def refusal(path):
-    """The sentence with which a file is refused."""
+    """Load a file that must be refused; return the error message."""
     with pytest.raises(WeightsError) as raised:
         pretrained.load(path)
     sentence = str(raised.value)
@@ -77,7 +77,7 @@ def test_onnxruntime_computes_what_our_network_does_and_the_file_loads_back_to_t
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     crops = images[:, 14:241, 14:241].transpose(3, 0, 1, 2).astype("float32")
     probabilities, logits = session.run(["probabilities", "logits"], {"images": crops})
-    path.unlink()                                # 229 MB that pytest would keep for three runs
+    path.unlink()                                # 229 MB, which pytest would keep for three runs
     ours = build(weights).logits(images, *centre_crop(2, 227)).T
     np.testing.assert_allclose(logits, ours, rtol=0, atol=TOLERANCE * abs(ours).max())
     powers = np.exp(ours - ours.max(axis=1, keepdims=True), dtype="float64")
@@ -115,14 +115,14 @@ def test_no_cut_and_no_flipped_bit_gives_other_weights(exported, tmp_path):
         content[place] ^= 1 << rng.integers(8)
         path.write_bytes(content)
         try:
-            assert same(pretrained.load(path), weights)          # a name of a node's, say: nothing that is computed
+            assert same(pretrained.load(path), weights)          # the bit is in an unused field, such as a name
         except WeightsError as error:
             assert "\n" not in str(error)
         content[place] = source.read_bytes()[place]
 
 
 def changed(path, change):
-    """An export with `change` made to its ModelProto."""
+    """Apply `change` to the ModelProto of an export; return the path of the changed file."""
     model = onnx.load(path)
     change(model)
     changed_path = path.with_name("changed.onnx")
@@ -149,7 +149,7 @@ def classes_renamed(model):
 @pytest.mark.parametrize("change, expected", [
     (graph_changed, "graph was changed"), (array_changed, "its tensors are not"), (array_lost, "its tensors are not"),
     (classes_renamed, "its metadata are not"),
-])  # fmt: skip
+])
 def test_an_export_that_was_changed_is_refused(exported, change, expected):
     assert expected in refusal(changed(exported[1], change))
 
@@ -200,7 +200,7 @@ def test_without_the_package_a_sentence_says_how_to_install_it(exported, tmp_pat
 
 
 def zoo_nodes(order=("pool", "norm"), **changes):
-    """The nodes of bvlcalexnet-9.onnx and caffenet-9.onnx; changes are name of a node = attributes."""
+    """Return the nodes of bvlcalexnet-9.onnx or caffenet-9.onnx; `changes` maps node names to attributes."""
     at, nodes = "data_0", []
 
     def add(kind, name, *inputs, outputs=(), **attributes):
@@ -210,9 +210,9 @@ def zoo_nodes(order=("pool", "norm"), **changes):
         at = name
 
     for n, (size, stride, pad, group) in enumerate(((11, 4, 0, 1), (5, 1, 2, 2), (3, 1, 1, 1), (3, 1, 1, 2),
-                                                    (3, 1, 1, 2)), 1):  # fmt: skip
+                                                    (3, 1, 1, 2)), 1):
         add("Conv", f"conv{n}_1", f"conv{n}_w_0", f"conv{n}_b_0", group=group, kernel_shape=[size] * 2,
-            pads=[pad] * 4, strides=[stride] * 2)  # fmt: skip
+            pads=[pad] * 4, strides=[stride] * 2)
         add("Relu", f"conv{n}_2")
         for step in order if n < 3 else ("pool",) if n == 5 else ():
             if step == "pool":
@@ -230,16 +230,16 @@ def zoo_nodes(order=("pool", "norm"), **changes):
     return nodes
 
 
-ZOO_SHAPES = {                                   # AlexNet's, narrow: what is matched is steps and constants
+ZOO_SHAPES = {                                   # AlexNet's, narrow: detection compares layers and constants
     "conv1": (4, 3, 11, 11), "conv2": (6, 2, 5, 5), "conv3": (8, 6, 3, 3), "conv4": (6, 4, 3, 3),
     "conv5": (4, 3, 3, 3), "fc6": (12, 144), "fc7": (12, 12), "fc8": (1000, 12),
-}  # fmt: skip
+}
 ORDERS = {"caffenet": ("pool", "norm"), "bvlc_alexnet": ("norm", "pool")}
 CAFFES_MEAN = np.float32((122.6789143406786, 116.66876761696767, 104.0069879317889))               # RGB
 
 
 class Narrow(Sequential):
-    """Caffe's networks, narrow."""
+    """Caffe's networks with fewer channels."""
 
     channels, image_size = 3, 227
 
@@ -257,19 +257,19 @@ class Narrow(Sequential):
             Dense(rng, 144, 12), Dropout(dropout_rate, 6),
             Dense(rng, 12, 12), Dropout(dropout_rate, 7),
             Dense(rng, 12, classes, relu=False),
-        )  # fmt: skip
+        )
 
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """Narrow networks stand for Caffe's."""
+    """Replace Caffe's networks by narrow ones."""
     for model, order in ORDERS.items():
         monkeypatch.setitem(MODELS, model, partial(Narrow, order=order))
 
 
 @pytest.fixture
 def pairs(rng):
-    """Name -> weights and bias, (out, in, row, column) and (out, in), for BGR images."""
+    """Return {name: (weights, bias)} for BGR images; weights are (out, in, row, column) or (out, in)."""
     made = {}
     for name, shape in ZOO_SHAPES.items():
         W = rng.standard_normal(shape) * (0.02 if name == "fc8" else 1.5) / np.sqrt(np.prod(shape[1:]))
@@ -278,9 +278,9 @@ def pairs(rng):
 
 
 def zoo_model(nodes, pairs, as_tensor=numpy_helper.from_array, opset=9):
-    """A ModelProto as Caffe2 wrote it: IR 3, every initializer among the inputs."""
+    """Return a ModelProto as written by Caffe2: IR version 3, all initializers listed as inputs."""
     tensors = [as_tensor(np.ascontiguousarray(each), f"{name}_{letter}_0")
-               for name, pair in pairs.items() for letter, each in zip("wb", pair, strict=True)]  # fmt: skip
+               for name, pair in pairs.items() for letter, each in zip("wb", pair, strict=True)]
     tensors.append(numpy_helper.from_array(np.array([1, -1], np.int64), "OC2_DUMMY_1"))
     images = helper.make_tensor_value_info("data_0", TensorProto.FLOAT, [1, 3, 227, 227])
     inputs = [helper.make_tensor_value_info(each.name, each.data_type, each.dims) for each in tensors]
@@ -292,7 +292,7 @@ def zoo_model(nodes, pairs, as_tensor=numpy_helper.from_array, opset=9):
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a model's file; returns its path."""
+    """Return a function that writes a model to a file and returns its path."""
 
     def written(model):
         path = tmp_path / "some.onnx"
@@ -303,7 +303,7 @@ def write(tmp_path):
 
 
 def as_floats(array, name):
-    """A tensor whose values are a repeated float, not bytes: older files have them so."""
+    """Return a tensor that stores its values as repeated floats instead of bytes, like older files."""
     return helper.make_tensor(name, TensorProto.FLOAT, array.shape, array.ravel())
 
 
@@ -365,7 +365,7 @@ def test_each_constant_of_another_value_is_refused_with_it(write, narrow, pairs,
 
 
 def graph_with(change):
-    """A zoo's graph, made into another by change(graph)."""
+    """Return a function that builds a model zoo network and applies `change` to its graph."""
 
     def made(pairs):
         model = zoo_model(zoo_nodes(), pairs)
@@ -376,12 +376,12 @@ def graph_with(change):
 
 
 def torchvisions(pairs):
-    """The beginning of torchvision's AlexNet as PyTorch exports it."""
+    """Return a model that begins like torchvision's AlexNet as exported by PyTorch."""
     rng = np.random.default_rng(0)
     conv = helper.make_node("Conv", ["data_0", "conv1_w_0", "conv1_b_0"], ["c"], "/features/0/Conv", dilations=[1, 1],
-                            group=1, kernel_shape=[11, 11], pads=[2] * 4, strides=[4, 4])  # fmt: skip
+                            group=1, kernel_shape=[11, 11], pads=[2] * 4, strides=[4, 4])
     nodes = [conv, helper.make_node("Relu", ["c"], ["r"]), helper.make_node("Flatten", ["r"], ["f"], axis=1),
-             helper.make_node("Gemm", ["f", "fc6_w_0", "fc6_b_0"], ["prob_1"], transB=1)]  # fmt: skip
+             helper.make_node("Gemm", ["f", "fc6_w_0", "fc6_b_0"], ["prob_1"], transB=1)]
     own = rng.random((64, 3, 11, 11)).astype("f4"), np.zeros(64, "f4")
     return zoo_model(nodes, {"conv1": own, "fc6": pairs["fc6"]})
 
@@ -464,7 +464,7 @@ def reference(graph):
 
 def tensor_inside(graph):
     strides = next(each for each in graph.node[0].attribute if each.name == "strides")
-    strides.CopyFrom(AttributeProto(name="strides", type=AttributeProto.TENSOR))          # whose number is 4
+    strides.CopyFrom(AttributeProto(name="strides", type=AttributeProto.TENSOR))          # enum value 4
 
 
 def empty(graph):
@@ -480,7 +480,7 @@ REFUSALS = {
     weights_alone: "has Relu (conv1), it has Convolution", evil_name: "has a node in?ceptionin?ception",
     reference: "conv1 has groups of kind", tensor_inside: "conv1 has stride of kind 4",
     another_input: "must have one input", after_the_end: "no chain of nodes", empty: "has no graph",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("change", REFUSALS, ids=lambda change: change.__name__)
@@ -498,7 +498,7 @@ def test_torchvisions_network_is_refused_as_another_one(write, narrow, pairs):
     (b"\x08\x03" + b"\x0b" * 100_000, "damaged, or no ONNX file"),
     (caffe_truth.field(1, 450000) + caffe_truth.field(2, b"snapshot.caffemodel"), "a .solverstate of Caffe"),
     (caffe_truth.blob(np.ones((1, 3, 4, 4))), "ONNX file"),
-])  # fmt: skip
+])
 def test_what_is_no_onnx_file_is_refused(tmp_path, content, expected):
     (tmp_path / "some.onnx").write_bytes(content)
     assert expected in refusal(tmp_path / "some.onnx")

@@ -1,4 +1,4 @@
-"""Our own weights: a run's checkpoints without their velocities, exports to the bit, and what is refused."""
+"""The native weight format: checkpoints load without velocities, exports are bit-exact, invalid files are refused."""
 
 import json
 import zlib
@@ -7,20 +7,21 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from alexnet import checkpoint, pretrained
+from alexnet import pretrained
 from alexnet.pretrained import WeightsError, own
+from alexnet.run import checkpoint_format
 from tests.narrow import narrow, same_bits, weights_of_narrow
 
 __all__ = ["narrow"]
 
 
 def save_checkpoint(folder, iteration, weights, **metadata):
-    """A checkpoint as a run writes it: weights, velocities, a step, the mean image."""
+    """Save a checkpoint as a run does: weights, velocities, step and mean image; return its path."""
     velocities = {f"{name}.velocity": 0 * array + 1 for name, array in weights.arrays.items()}
     arrays = weights.arrays | velocities | {"step": np.int64(iteration), "mean": weights.mean}
-    path = checkpoint.snapshot_path(folder, iteration)
+    path = checkpoint_format.snapshot_path(folder, iteration)
     said = {"model": weights.model, "classes": weights.classes, "class_names": None, "config": {}}
-    checkpoint.save(path, arrays, said | metadata)
+    checkpoint_format.save(path, arrays, said | metadata)
     return path
 
 
@@ -60,8 +61,8 @@ def test_velocities_are_not_read(narrow, tmp_path):
     assert content.count(ones) >= 1
     path.write_bytes(content.replace(ones, ones[:-1] + b"\0"))
     pretrained.load(path)
-    with pytest.raises(checkpoint.CheckpointError, match="is damaged"):
-        checkpoint.load(path)
+    with pytest.raises(checkpoint_format.CheckpointError, match="is damaged"):
+        checkpoint_format.load(path)
 
 
 def test_a_flipped_bit_in_the_weights_is_refused(narrow, tmp_path):
@@ -83,7 +84,7 @@ def test_a_flipped_bit_in_the_weights_is_refused(narrow, tmp_path):
     ({"class_names": [1] * 10}, "the class names must be a list of texts"),
     ({"class_names": ["one"]}, "names 1 classes, its network has 10"),
     ({"resize": ["squash"]}, r"says resize \['squash'\]; there are squash, crop"),
-])  # fmt: skip
+])
 def test_hostile_metadata_is_refused(narrow, tmp_path, metadata, sentence):
     refused(save_checkpoint(tmp_path, 1, weights_of_narrow(), **metadata), sentence)
 
@@ -97,18 +98,18 @@ def test_hostile_metadata_is_refused(narrow, tmp_path, metadata, sentence):
     ({"fc8.b": np.zeros((), "float32")}, r"fc8\.b must hold one value for each of 1 to 100000 classes, got shape \(\)"),
     ({"fc8.b": None}, r"fc8\.b must hold one value for each of 1 to 100000 classes, got nothing"),
     ({"fc6.b": None}, r"has no fc6\.b, which alexnet needs"),
-])  # fmt: skip
+])
 def test_arrays_that_do_not_fit_are_refused(narrow, tmp_path, change, sentence):
     weights = weights_of_narrow()
     arrays = {n: a for n, a in (weights.arrays | {"mean": weights.mean} | change).items() if a is not None}
-    checkpoint.save(tmp_path / "w.safetensors", arrays, {"model": "alexnet", "classes": 10})
+    checkpoint_format.save(tmp_path / "w.safetensors", arrays, {"model": "alexnet", "classes": 10})
     refused(tmp_path / "w.safetensors", sentence)
 
 
 def test_a_million_classes_take_no_memory(narrow, tmp_path):
     weights = weights_of_narrow()
     arrays = weights.arrays | {"fc8.b": np.zeros(200_000, "float32")}
-    checkpoint.save(tmp_path / "w.safetensors", arrays, {"model": "alexnet", "classes": 200_000})
+    checkpoint_format.save(tmp_path / "w.safetensors", arrays, {"model": "alexnet", "classes": 200_000})
     refused(tmp_path / "w.safetensors", "must hold one value for each of 1 to 100000 classes")
 
 
@@ -121,7 +122,7 @@ def test_safetensors_of_others_are_refused(tmp_path):
 
 @pytest.mark.parametrize("record", [
     "[" * 100_000, "3", "{}", '{"version": 1}', '{"version": 1, "metadata": 3, "arrays": {}}',
-])  # fmt: skip
+])
 def test_a_record_that_is_none_is_refused(tmp_path, record):
     header = {"record": record, "record_crc32": f"{zlib.crc32(record.encode()):08x}"}
     save_file({"W": np.zeros(3, "float32")}, tmp_path / "w.safetensors", header)
@@ -133,14 +134,14 @@ def test_numbers_that_numpy_does_not_know_are_refused(narrow, tmp_path):
     said = {"record": record, "record_crc32": f"{zlib.crc32(record.encode()):08x}"}
     header = json.dumps({
         "__metadata__": said, "fc8.b": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]},
-    }).encode()  # fmt: skip
+    }).encode()
     path = tmp_path / "w.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     refused(path, "damaged|float32")
 
 
 def test_a_checkpoint_that_does_not_say_its_network_is_refused(tmp_path):
-    checkpoint.save(tmp_path / "w.safetensors", {"W": np.zeros(3, "float32")}, {})
+    checkpoint_format.save(tmp_path / "w.safetensors", {"W": np.zeros(3, "float32")}, {})
     refused(tmp_path / "w.safetensors", "does not say which network it holds")
 
 

@@ -1,4 +1,4 @@
-"""theano_alexnet's files: PyTorch's outputs from arrays of an independent script, and ours back to the bit."""
+"""theano_alexnet's format: files of an independent script give PyTorch's outputs; our exports load back bit for bit."""
 
 import io
 import json
@@ -21,23 +21,24 @@ __all__ = ["narrow"]
 NAMES = [
     "W_0", "b_0", "W0_1", "b0_1", "W1_1", "b1_1", "W_2", "b_2", "W0_3", "b0_3", "W1_3", "b1_3",
     "W0_4", "b0_4", "W1_4", "b1_4", "W_5", "b_5", "W_6", "b_6", "W_7", "b_7",
-]  # fmt: skip
+]
 
 
-# ---- the format, against programs that are not ours
+# ---- the format, against an independent implementation
 
 
 def write_by_independent_script(torch, folder):
-    """A network in PyTorch, its arrays in theano_alexnet's files, and images with the logits that it gives.
+    """Build a PyTorch network and write theano_alexnet's files; return images and the network's logits.
 
-    Written from the description of the format alone: filters turned for a true convolution and laid out (in, row,
-    column, out), halves along out, dense weights (in, out), and 0.5 times the outputs of fc6 and fc7 in testing.
+    The script uses only the description of the format. Filters are flipped for a true convolution and stored as (in,
+    row, column, out), in two halves along out. Dense weights are (in, out). At test time, the outputs of fc6 and fc7
+    are multiplied by 0.5.
     """
     functional, generator = torch.nn.functional, torch.Generator().manual_seed(1)
     table = [  # out, in / groups, size, groups
         (96, 3, 11, 1), (256, 48, 5, 2), (384, 256, 3, 1), (384, 192, 3, 2), (256, 192, 3, 2),
         (4096, 9216, 0, 1), (4096, 4096, 0, 1), (1000, 4096, 0, 1),
-    ]  # fmt: skip
+    ]
     layers = []
     for index, (out, inputs, size, groups) in enumerate(table):
         shape = (out, inputs, size, size) if size else (out, inputs)
@@ -78,7 +79,7 @@ def logits(weights, images):
 
 @pytest.fixture
 def large(tmp_path):
-    """A folder whose 244 MB go when the test ends; pytest would keep those of three runs."""
+    """Yield a folder that is deleted after the test, because pytest would keep its 244 MB for three runs."""
     with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
         yield Path(folder)
 
@@ -88,9 +89,9 @@ def test_arrays_written_by_an_independent_script_give_pytorchs_outputs(large):
     images, expected = write_by_independent_script(torch, large)
     weights = pretrained.load(large)
     found = logits(weights, images)
-    assert expected.std() > 0.1                  # the outputs are alive
+    assert expected.std() > 0.1                  # the outputs are not constant
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
-    for name, files in upstream.files_of(1000, 65).items():  # and what we write is what that script wrote
+    for name, files in upstream.files_of(1000, 65).items():  # our files equal the script's
         for (file, _), ours in zip(files, upstream.theirs(name, weights.arrays[name]), strict=True):
             np.testing.assert_array_equal(ours, np.load(large / file))
 
@@ -107,7 +108,7 @@ def test_halves_are_joined_along_out_and_see_half_of_the_channels(rng):
     expected = [
         sum(convolve(x[2 * half + c], halves[half, c, ..., o], mode="valid") for c in range(2))
         for half in range(2) for o in range(5)
-    ]  # fmt: skip
+    ]
     ours = upstream.ours("conv2.W", list(halves))
     np.testing.assert_allclose(reference.convolution(x[..., None], ours, 1, 0, 2)[..., 0], expected, rtol=1e-12)
 
@@ -119,19 +120,19 @@ def test_dense_weights_after_dropout_take_the_share_that_it_keeps(rng):
     np.testing.assert_array_equal(upstream.ours("fc6.W", [theirs]), theirs)
 
 
-# ---- there and back
+# ---- round trip
 
 
 @pytest.fixture
 def exported(narrow, tmp_path):
-    """The folder of an export of narrow weights, without what only our export writes."""
+    """Return the folder of an export of narrow weights, without weights.json, which upstream does not write."""
     upstream.save(weights_of_narrow(), tmp_path / "set")
     (tmp_path / "set" / "weights.json").unlink()
     return tmp_path / "set"
 
 
 def zipped(folder, prefix="", **extra):
-    """The zip beside a folder, of its files and others."""
+    """Zip the files of a folder and `extra` files; return the path of the zip, next to the folder."""
     path = folder.with_suffix(".zip")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(folder.rglob("*")):
@@ -146,7 +147,7 @@ def zipped(folder, prefix="", **extra):
 def test_ours_to_their_files_and_back_is_the_same_to_the_bit(narrow, tmp_path, name):
     weights = weights_of_narrow(class_names=tuple(f"class {i}" for i in range(10)), resize="crop")
     edges = [0.0, -0.0, 1e-45, -1e-45, 1.2e-38, 3 * 2.0**-149, 2.0**127 - 2.0**103]
-    for array in weights.arrays.values():        # denormals, zeros with a sign, the largest that is allowed
+    for array in weights.arrays.values():        # denormals, signed zeros, the largest value allowed
         array.flat[: len(edges)] = edges[: array.size]
     pretrained.save(weights, tmp_path / name)
     loaded = pretrained.load(tmp_path / name)
@@ -192,7 +193,7 @@ def test_filters_that_correlate_already_are_not_turned(exported):
         np.testing.assert_array_equal(array, expected)
 
 
-# ---- what lies in the folder or zip
+# ---- contents of the folder or zip
 
 
 def copy_of_epoch(folder, epoch):
@@ -204,7 +205,7 @@ def copy_of_epoch(folder, epoch):
 def test_the_newest_epoch_is_read_or_the_one_asked_for(exported, packed):
     copy_of_epoch(exported, 7)
     copy_of_epoch(exported, 100)
-    for name in ("mom_0_65", "mom_15_100", "lr_100", "val_record"):      # as its training leaves them
+    for name in ("mom_0_65", "mom_15_100", "lr_100", "val_record"):      # written by upstream's training
         np.save(exported / f"{name}.npy", np.zeros(3))
     path = zipped(exported) if packed else exported
     newest, older = pretrained.load(path), pretrained.load(path, epoch=65)
@@ -263,7 +264,7 @@ def test_files_of_python_2_and_in_fortrans_order_are_read(exported):
     assert same_bits(pretrained.load(exported).arrays, expected)
 
 
-# ---- what is refused
+# ---- refused files
 
 
 def npy(array, **options):
@@ -273,7 +274,7 @@ def npy(array, **options):
 
 
 class Ignites:
-    """Writes a file when it is unpickled."""
+    """Writes a file when unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -287,7 +288,7 @@ def declaring(shape, dtype="<f4"):
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
 
 
-BROKEN = {  # name of a file -> what is written there (None: removed), and the sentence
+BROKEN = {  # case: (file name, new content or None to remove it, expected error)
     "a half is missing": ("W1_1_65.npy", None, r"has no W1_1_65\.npy, and so no whole epoch 65$"),
     "the halves' biases": ("b0_3_65.npy", None, "has no b0_3_65.npy.*early versions of theano_alexnet did not save"),
     "a layer is missing": ("W_2_65.npy", None, r"has no W_2_65\.npy"),
@@ -312,7 +313,7 @@ BROKEN = {  # name of a file -> what is written there (None: removed), and the s
     "version 3": ("b_5_65.npy", b"\x93NUMPY\x03\x00" + bytes(60), "version .3, 0.; 1.0 and 2.0 are read"),
     "mean of another shape": ("img_mean.npy", npy(np.zeros((256, 256, 3))), r"mean image is float \(3, 256, 256\)"),
     "no grey levels": ("img_mean.npy", npy(np.full((3, 256, 256), -1)), "holds values outside 0 to 255"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -390,7 +391,7 @@ def test_a_damaged_zip_is_refused_wherever_the_damage_is(exported):
     for place in rng.integers(4, len(whole), 60):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         try:
-            loaded = pretrained.load(path)       # a date, say, or an attribute
+            loaded = pretrained.load(path)       # the change is in unused metadata, such as a date
         except WeightsError as error:
             assert "\n" not in str(error)
         else:
@@ -406,7 +407,7 @@ def test_an_encrypted_or_strangely_packed_zip_is_refused(exported):
     refused(path, "b_7_65.npy is encrypted, or compressed in a way that is not read")
 
 
-# ---- what our export says of its files
+# ---- weights.json
 
 
 def test_a_file_that_differs_from_the_exported_one_is_refused(narrow, tmp_path):
@@ -428,7 +429,7 @@ def test_a_file_that_differs_from_the_exported_one_is_refused(narrow, tmp_path):
     (lambda listing: json.dumps(listing | {"class_names": 3}), "the class names must be a list of texts"),
     (lambda listing: json.dumps(listing | {"class_names": ["a", "b"]}), "names 2 classes, its network has 10"),
     (lambda listing: json.dumps(listing | {"resize": {}}), "says resize {}; there are squash, crop"),
-])  # fmt: skip
+])
 def test_a_hostile_listing_is_refused(narrow, tmp_path, spoil, sentence):
     upstream.save(weights_of_narrow(), tmp_path / "set")
     file = tmp_path / "set" / "weights.json"

@@ -1,0 +1,14 @@
+"""The CPU backend: C kernels for large arrays, NumPy for everything else.
+
+linker        PyTensor modes, and the rewrite that replaces nodes by kernels
+registry      the table Op -> kernel
+allocator     memory reuse for large arrays
+kernels       one module per kernel, which registers it; the loops are in the .c file of the same name.
+              dot and join call NumPy and have no .c file
+elemwise      generates the C loops of elementwise nodes from PyTensor's scalar Ops
+fused_update  dense layers: weight gradient and parameter update in one kernel
+"""
+
+from alexnet.backends.cpu.linker import cpu_mode, reference_mode
+
+__all__ = ["cpu_mode", "reference_mode"]

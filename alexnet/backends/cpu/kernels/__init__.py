@@ -1,0 +1,1 @@
+"""C kernels of the Ops, and the functions that call them."""

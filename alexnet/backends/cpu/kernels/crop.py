@@ -1,0 +1,26 @@
+"""Crop, mirror and mean subtraction on the CPU; the loops are in crop.c."""
+
+from pathlib import Path
+
+import numpy as np
+
+from alexnet.backends.cpu import allocator
+from alexnet.backends.cpu.registry import kernel
+from alexnet.native import compiler
+from alexnet.ops import CropMirror
+
+SOURCE = Path(__file__).with_suffix(".c")
+
+
+@kernel.register(CropMirror)
+def crop_mirror(op, node):
+    loop = compiler.function(SOURCE, "crop_mirror", "aaaaaannnnn", can_fail=True)
+
+    def run(*arrays):
+        op.check(*arrays)
+        images, *others = map(np.ascontiguousarray, arrays)
+        out = allocator.empty((images.shape[0], op.size, op.size, images.shape[3]), np.float32)
+        loop(images, *others, out, *images.shape, op.size)
+        return (out,)
+
+    return run

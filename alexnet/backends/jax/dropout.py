@@ -1,0 +1,37 @@
+"""Dropout with a mask computed from the element index in uint32; bit-identical to the NumPy reference."""
+
+import jax.numpy as jnp
+from jax import lax
+from pytensor.link.jax.dispatch import jax_funcify
+
+from alexnet.ops import Dropout
+
+GOLDEN = 0x9E3779B9
+
+
+@jax_funcify.register(Dropout)
+def dropout(op, **kwargs):
+    def run(x, seed, step):
+        key, second_key = keys(seed, op.stream, step)
+        index = lax.iota(jnp.uint32, x.size).reshape(x.shape)
+        keep = mix(mix(index ^ key) + second_key) >= jnp.uint32(op.threshold)
+        return jnp.where(keep, x * x.dtype.type(1 / (1 - op.rate)), 0)
+
+    return run
+
+
+def keys(seed, stream, step):
+    """Return the two keys of alexnet.ops.dropout as uint32 scalars, from int64 scalars."""
+    key = jnp.uint32(0)
+    for number in (seed, stream, step):
+        number = jnp.asarray(number, jnp.int64)
+        for word in (number, number >> 32):
+            key = mix((key + jnp.uint32(GOLDEN)) ^ word.astype(jnp.uint32))
+    return key, mix(key + jnp.uint32(GOLDEN))
+
+
+def mix(words):
+    """The hash alexnet.ops.dropout.mix, with the same 32-bit wraparound."""
+    words = (words ^ words >> 16) * jnp.uint32(0x7FEB352D)
+    words = (words ^ words >> 15) * jnp.uint32(0x846CA68B)
+    return words ^ words >> 16

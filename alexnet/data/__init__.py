@@ -1,0 +1,1 @@
+"""Batch files, data sets, augmentation and image folders."""

@@ -1,0 +1,111 @@
+"""Crop, mirror and mean subtraction of whole batches in NumPy, and the random streams for them.
+
+Every stream is counter based: a pure function of seed, rank and iteration or epoch. A checkpoint therefore stores
+only these numbers.
+
+Source: Ding et al. 2014, section 2.1 and footnote 2; Krizhevsky et al. 2012, section 4.1.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+IMAGE_SIZE = 256                                 # pixels, rows and columns of a stored image
+RESIZES = ("squash", "crop")                     # how to resize to IMAGE_SIZE: the whole image, or its central square
+CROPS, FILES = 1, 2                              # stream numbers: the second word of the key
+
+
+class Crop(NamedTuple):
+    """The crop window of each image of a batch, and whether the window is mirrored left to right."""
+
+    rows: np.ndarray                             # int32 (batch,), first row of the window
+    columns: np.ndarray                          # int32 (batch,), first column of the window
+    mirrors: np.ndarray                          # uint8 (batch,), 1 = mirrored
+
+
+def random_stream(seed, which, *position):
+    """Return a NumPy Generator at counter `position` (two integers) of stream `which` of `seed`."""
+    return np.random.Generator(np.random.Philox(key=[seed, which], counter=[0, 0, *position]))
+
+
+def crop_stream(seed, rank, iteration):
+    """Return the Generator for the crops of worker `rank` at `iteration`, counted from the start of the run."""
+    return random_stream(seed, CROPS, rank, iteration)
+
+
+def draw_crop(generator, batch, image_size, per_batch=False):
+    """Draw a uniformly random window of image_size pixels and a fair mirror flag for each image of a batch.
+
+    Args:
+        per_batch: draw once for the whole batch (upstream's batch_crop_mirror).
+    """
+    draws = 1 if per_batch else batch
+    rows = generator.integers(0, IMAGE_SIZE - image_size + 1, draws, dtype=np.int32)
+    columns = generator.integers(0, IMAGE_SIZE - image_size + 1, draws, dtype=np.int32)
+    mirrors = generator.integers(0, 2, draws, dtype=np.uint8)
+    return Crop(*(np.resize(drawn, batch) for drawn in (rows, columns, mirrors)))
+
+
+def centre_crop(batch, image_size):
+    """Return the centre window of every image, not mirrored, as used in validation."""
+    corner = np.full(batch, (IMAGE_SIZE - image_size) // 2, np.int32)
+    return Crop(corner, corner.copy(), np.zeros(batch, np.uint8))
+
+
+def ten_crops(batch, image_size):
+    """Return ten Crops of every image: its four corners and its centre, then their mirror images.
+
+    Source: Krizhevsky et al. 2012, section 4.1.
+    """
+    last = IMAGE_SIZE - image_size
+    corners = ((0, 0), (0, last), (last, 0), (last, last), (last // 2, last // 2))
+    return [
+        Crop(np.full(batch, row, np.int32), np.full(batch, column, np.int32), np.full(batch, mirror, np.uint8))
+        for mirror in (0, 1)
+        for row, column in corners
+    ]
+
+
+def file_order(seed, epoch, n_files, shuffle=True):
+    """Return the order in which an epoch reads its batch files: a permutation of range(n_files)."""
+    if not shuffle:
+        return np.arange(n_files)
+    return random_stream(seed, FILES, 0, epoch).permutation(n_files)
+
+
+def crop_batch(images, mean, crop, out):
+    """Write the cropped and mirrored windows of images - mean to out: the same pixels as upstream, in float32.
+
+        out[:, i, j, b] = images[:, r + i, c + j, b] - mean[:, r + i, c + j]
+
+    (r, c) is the first corner of b's window; j counts from the right if b is mirrored.
+
+    Args:
+        images: uint8 (3, row, column, batch).
+        mean: float32 (3, row, column).
+        out: float32 (3, size, size, batch).
+    """
+    size = out.shape[1]
+    if all((drawn == drawn[0]).all() for drawn in crop):
+        window = np.s_[:, crop.rows[0]:crop.rows[0] + size, crop.columns[0]:crop.columns[0] + size]
+        mirror = np.s_[:, :, ::-1] if crop.mirrors[0] else np.s_[:]
+        np.subtract(images[window][mirror], mean[window][mirror][..., np.newaxis], out=out)
+    else:
+        crop_each(images, mean, crop, out)
+
+
+def crop_each(images, mean, crop, out):
+    """crop_batch for windows that differ between images.
+
+    Processes one row of all images at a time, because the batch is the innermost axis in memory.
+    """
+    channels, size, _, batch = out.shape
+    steps = np.arange(size)[:, np.newaxis]
+    columns = crop.columns + np.where(crop.mirrors, size - 1 - steps, steps)
+    pixels = images.reshape(channels, -1)
+    means = mean.reshape(channels, -1)
+    for row in range(size):
+        places = (crop.rows + row) * mean.shape[2] + columns
+        indices = places * batch + np.arange(batch)
+        for channel in range(channels):
+            np.subtract(pixels[channel].take(indices), means[channel].take(places), out=out[channel, row])

@@ -1,0 +1,242 @@
+"""Batch files on disk: find, check, plan and read them.
+
+A data set is a folder with upstream's names:
+
+    train_hkl_b256_b_256/0000.hkl ...   uint8 (3, 256, 256, images): channel, row, column, image
+    val_hkl_b256_b_256/0000.hkl ...     same; the last file may hold fewer images
+    labels/train_labels.npy             integers, one per image, in the order of the files; also val_labels.npy
+    misc/img_mean.npy                   mean training image (3, 256, 256)
+    manifest.json                       counts, checksums and class names, if preprocess created the folder
+
+Upstream's files split for several GPUs (0000_0.hkl, 0000_1.hkl) are read as consecutive pieces of one batch. Labels
+split in the same way (train_labels_0.npy ...) are joined.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from alexnet.data import batch_file, layout
+from alexnet.data.augment import (
+    IMAGE_SIZE,
+    RESIZES,
+    Crop,
+    centre_crop,
+    crop_batch,
+    crop_stream,
+    draw_crop,
+    file_order,
+)
+from alexnet.data.batch_file import DataError, name_of
+
+__all__ = [
+    "BatchReader", "Crop", "DataError", "Dataset", "Request", "Segment", "Split",
+    "centre_crop", "crop_stream", "draw_crop", "file_order", "open_dataset",
+]
+
+
+class Segment(NamedTuple):
+    """Images start..stop of one batch file."""
+
+    path: Path
+    start: int
+    stop: int
+
+
+class Request(NamedTuple):
+    """A batch to read: pieces of files in order, and the crop if the loader applies it."""
+
+    segments: tuple[Segment, ...]
+    crop: Crop | None = None
+
+
+class Split(NamedTuple):
+    """The images of one half of a data set, train or validation, as seen by worker `rank` of `size`."""
+
+    files: tuple[Path, ...]
+    counts: np.ndarray                           # int64 (files,), images per file
+    labels: np.ndarray                           # int32 (n,), in the order of the files
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def n(self):
+        """Number of images of all workers together."""
+        return len(self.labels)
+
+    def shard(self, rank, size):
+        """Return the part of worker `rank` of `size`: the rank-th slice of every batch of size * batch_size images.
+
+        In each step, `size` workers of batch size B see the same images as one worker of batch size size * B.
+        """
+        return self._replace(rank=rank, size=size)
+
+    def dropped(self, batch_size):
+        """Return the number of images that an epoch of whole batches leaves out."""
+        return self.n % (batch_size * self.size)
+
+    def plan(self, batch_size, order=None, keep_last=False):
+        """Return the batches of an epoch: a list of (segments, labels int32 (batch,)).
+
+        Args:
+            order: permutation of the files (file_order). A batch may span several files.
+            keep_last: True keeps the smaller last batch (validation), False drops it (training).
+
+        Raises:
+            DataError: the training set is smaller than one batch.
+        """
+        step = batch_size * self.size
+        if not keep_last and self.n < step:
+            raise DataError(f"batch size {step} is larger than the set of {self.n} images")
+        order = np.arange(len(self.files)) if order is None else np.asarray(order)
+        ends = np.cumsum(self.counts)
+        labels = np.concatenate([self.labels[ends[i] - self.counts[i]:ends[i]] for i in order])
+        batches = []
+        for begin in range(0, self.n if keep_last else self.n - self.n % step, step):
+            images = min(step, self.n - begin)
+            first = begin + images * self.rank // self.size
+            last = begin + images * (self.rank + 1) // self.size
+            if first < last:
+                batches.append((self.segments(order, first, last), labels[first:last]))
+        return batches
+
+    def segments(self, order, first, last):
+        """Return images first..last, counted through the files in `order`, as pieces of files."""
+        ends = np.cumsum(self.counts[order])
+        pieces = []
+        place = int(np.searchsorted(ends, first, side="right"))
+        while first < last:
+            begin = int(ends[place] - self.counts[order[place]])
+            stop = min(last, int(ends[place]))
+            pieces.append(Segment(self.files[order[place]], first - begin, stop - begin))
+            first, place = stop, place + 1
+        return tuple(pieces)
+
+
+class Dataset(NamedTuple):
+    """A checked data set: the location of its images, and their properties."""
+
+    path: Path
+    train: Split
+    validation: Split
+    mean: np.ndarray                             # float32 (3, 256, 256), mean training image
+    class_names: tuple[str, ...] | None
+    classes: int
+    resize: str = "squash"                       # how images were resized; see alexnet.data.augment.RESIZES
+
+
+def open_dataset(path, classes=None):
+    """Open a folder created by preprocess or upstream's scripts, after every inexpensive check. Returns a Dataset.
+
+    Args:
+        classes: number of classes that the labels must fit. Default: the number of class names in the manifest; if it
+            has none, the largest label + 1.
+
+    Raises:
+        DataError: a file is missing, damaged or inconsistent.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise DataError(f"{name_of(path)} is not a folder; expected one that preprocess made")
+    manifest = layout.read_manifest(path)
+    train = open_split(path, manifest, "train")
+    validation = open_split(path, manifest, "validation")
+    mean = layout.load_mean(path / "misc" / "img_mean.npy", checksum(manifest, "misc/img_mean.npy"))
+    names = tuple(manifest.get("class_names", ())) if manifest else ()
+    largest = int(max(train.labels.max(), validation.labels.max()))
+    classes = classes or len(names) or largest + 1
+    if largest >= classes:
+        raise DataError(f"{name_of(path)} has label {largest}; {classes} classes count to {classes - 1}")
+    return Dataset(path, train, validation, mean, names or None, classes, resize_of(path, manifest))
+
+
+def resize_of(path, manifest):
+    """Return how images were resized, from the manifest. Without one: "squash", upstream's method."""
+    settings = (manifest or {}).get("settings")
+    resize = settings.get("resize") if isinstance(settings, dict) else "squash"
+    if resize not in RESIZES:
+        raise DataError(f"the manifest of {name_of(path)} says resize {resize!r}; {' and '.join(RESIZES)} are known")
+    return resize
+
+
+def open_split(path, manifest, half):
+    """Return the checked Split of half "train" or "validation"."""
+    short = {"train": "train", "validation": "val"}[half]
+    if manifest:
+        files, counts = layout.listed_files(path, manifest, half)
+    else:
+        files, counts = layout.found_files(path, short)
+    sha256 = checksum(manifest, f"labels/{short}_labels.npy")
+    labels = layout.load_labels(path / "labels", short, files, counts, sha256)
+    return Split(files, counts, labels)
+
+
+def checksum(manifest, name):
+    """Return the manifest's sha256 of a small file, or None without a manifest."""
+    if manifest is None:
+        return None
+    try:
+        return manifest["checksums"][name]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"the manifest has no checksum of {name}; run preprocess again") from error
+
+
+class BatchReader:
+    """Reads requests into buffers, in the worker or in its loader process.
+
+    The most recently read file stays in memory, so that many small batches read a file of 256 images only once.
+
+    Args:
+        mean: float32 (3, 256, 256), for requests with a crop.
+        image_size: size of the crop window in pixels, for requests with a crop.
+    """
+
+    def __init__(self, mean, image_size):
+        self.mean, self.image_size = np.asarray(mean, np.float32), image_size
+        self.path = None
+        self.file = self.scratch = np.empty((0, 0, 0, 0), np.uint8)
+
+    def read(self, request, out):
+        """Fill out: uint8 (3, 256, 256, batch), or with a crop float32 (3, image_size, image_size, batch).
+
+        Raises:
+            DataError: a file cannot be read or does not match the request.
+        """
+        if request.crop is None:
+            self.gather(request.segments, out)
+            return
+        if out.shape[1:3] != (self.image_size, self.image_size) or out.dtype != np.float32:
+            raise ValueError(f"a crop is float32 of {self.image_size} pixels, got {out.dtype} {out.shape}")
+        self.scratch = fitting(self.scratch, (*self.mean.shape, out.shape[3]))
+        self.gather(request.segments, self.scratch)
+        crop_batch(self.scratch, self.mean, request.crop, out)
+
+    def gather(self, segments, out):
+        """Fill out, uint8 (3, 256, 256, batch), with consecutive pieces of files."""
+        place = 0
+        for path, start, stop in segments:
+            if path != self.path:
+                with batch_file.opened(path, IMAGE_SIZE) as file:
+                    if out.shape == file.shape and (start, stop) == (0, file.shape[3]):
+                        file.read_into(out)
+                        return
+                    self.keep(file)
+            images = self.file.shape[3]
+            if not 0 <= start < stop <= images or place + stop - start > out.shape[3]:
+                raise DataError(f"{name_of(path)} holds {images} images, not those from {start} to {stop}")
+            out[..., place:place + stop - start] = self.file[..., start:stop]
+            place += stop - start
+        if place != out.shape[3]:
+            raise ValueError(f"the request holds {place} images, the buffer {out.shape[3]}")
+
+    def keep(self, file):
+        """Read a whole open batch file into memory."""
+        self.path, self.file = None, fitting(self.file, file.shape)
+        file.read_into(self.file)
+        self.path = file.path
+
+
+def fitting(array, shape):
+    """Return array if it has this shape, else a new one. Reuse avoids page faults, which cost more than reading."""
+    return array if array.shape == shape else np.empty(shape, array.dtype)

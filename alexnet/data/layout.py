@@ -1,0 +1,197 @@
+"""The folder of a data set: its batch files, and the arrays that belong to them.
+
+All inexpensive checks run here, before training starts: existence, headers, sizes, labels, and the checksums of the
+small files. `python -m preprocess verify` checks the checksums of the batch files.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tokenize
+from pathlib import Path
+
+import numpy as np
+
+from alexnet.data import batch_file
+from alexnet.data.augment import IMAGE_SIZE
+from alexnet.data.batch_file import DataError, name_of, one_line
+
+MANIFEST = "manifest.json"
+MANIFEST_FORMAT = 1
+UNREADABLE = (OSError, ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError)     # bad .npy header
+BATCH_NAME = re.compile(r"(\d+)(?:_([01]+))?\.hkl")
+
+
+def read_manifest(path):
+    """Return the manifest of a data set as a dictionary, or None if there is none, as in upstream's folders."""
+    file = Path(path) / MANIFEST
+    try:
+        manifest = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name_of(file)} is not readable JSON: {one_line(error)}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
+        raise DataError(f"{name_of(file)} is no manifest of format {MANIFEST_FORMAT}; run preprocess again")
+    return manifest
+
+
+def listed_files(path, manifest, half):
+    """Return the files (paths) and image counts that the manifest lists for half "train" or "validation".
+
+    The header of each file is checked.
+    """
+    try:
+        folder = manifest[half]["folder"]
+        entries = [(str(e["name"]), int(e["images"]), int(e["bytes"])) for e in manifest[half]["files"]]
+        inside = not {"/", "\\"} & set(folder) and all(BATCH_NAME.fullmatch(name) for name, _, _ in entries)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{name_of(path / MANIFEST)} does not list its {half} files: {error!r}") from error
+    if not inside or not entries:
+        raise DataError(f"{name_of(path / MANIFEST)} must list {half} files such as 0000.hkl in one folder")
+    files = tuple(path / folder / name for name, _, _ in entries)
+    for file, (_, images, size) in zip(files, entries, strict=True):
+        held = batch_file.check(file, IMAGE_SIZE)[3]
+        if held != images or file.stat().st_size != size:
+            raise DataError(
+                f"{name_of(file)} holds {held} images in {file.stat().st_size} bytes, "
+                f"but the manifest says {images} in {size}"
+            )
+    return files, np.array([images for _, images, _ in entries], np.int64)
+
+
+def found_files(path, prefix):
+    """Return the files and image counts of the only folder prefix_hkl* in upstream's layout, with checked headers.
+
+    If upstream wrote both whole batches and halves, the folder of whole batches is used.
+    """
+    folders = {f: batches_in(f) for f in sorted(path.glob(f"{prefix}_hkl*")) if f.is_dir()}
+    folders = {f: batches for f, batches in folders.items() if batches}
+    whole = [f for f, batches in folders.items() if not any(suffix for _, suffix in batches)]
+    choice = whole or list(folders)
+    if len(choice) != 1:
+        names = ", ".join(name_of(f.name) for f in choice) or "none"
+        raise DataError(
+            f"{name_of(path)} must hold one folder {prefix}_hkl* of files such as 0000.hkl, found {names}"
+        )
+    batches = folders[choice[0]]
+    refuse_gaps(choice[0], batches)
+    files = tuple(batches[key] for key in sorted(batches))
+    return files, np.array([batch_file.check(file, IMAGE_SIZE)[3] for file in files], np.int64)
+
+
+def batches_in(folder):
+    """Return {(number, reversed suffix): path} of the batch files in a folder.
+
+    Upstream numbers the pieces of a batch in reversed binary: _00, _10, _01, _11.
+    """
+    found = {}
+    for file in folder.glob("*.hkl"):
+        match = BATCH_NAME.fullmatch(file.name)
+        if match is None:
+            raise DataError(f"{name_of(file)} has no batch file's name: 0000.hkl, or 0000_0.hkl for halves")
+        found[int(match[1]), (match[2] or "")[::-1]] = file
+    return found
+
+
+def refuse_gaps(folder, batches):
+    """Raise DataError if a file is missing in the sequence, because labels would shift to other images."""
+    suffixes = sorted({suffix for _, suffix in batches})
+    for number in range(max(number for number, _ in batches) + 1):
+        for suffix in suffixes:
+            if (number, suffix) not in batches:
+                name = f"{number:04d}" + (f"_{suffix[::-1]}" if suffix else "") + ".hkl"
+                raise DataError(f"{name_of(folder / name)} is missing")
+
+
+def load_array(file, sha256=None):
+    """Return the array of a .npy file; pickled arrays are refused. If sha256 is given, the file must match it.
+
+    The file is memory-mapped before it is copied, so a file that declares more data than it holds is refused without
+    allocating memory.
+    """
+    if not file.is_file():
+        raise DataError(f"{name_of(file)} is {'not a file' if file.exists() else 'missing'}")
+    try:
+        if sha256 is not None and hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+            raise DataError(f"{name_of(file)} is not the file the manifest describes: its checksum differs")
+        return np.array(np.lib.format.open_memmap(file, mode="r"))
+    except DataError:
+        raise
+    except UNREADABLE as error:
+        raise DataError(f"{name_of(file)} is not a readable .npy array of plain values: {one_line(error)}") from error
+
+
+def load_mean(file, sha256=None):
+    """Return the mean image, float32 (3, 256, 256), grey levels 0 to 255."""
+    mean = load_array(file, sha256)
+    if mean.shape != (3, IMAGE_SIZE, IMAGE_SIZE) or mean.dtype.kind not in "fiu":
+        raise DataError(
+            f"{name_of(file)} holds {mean.dtype} {mean.shape}; "
+            f"a mean image is float (3, {IMAGE_SIZE}, {IMAGE_SIZE})"
+        )
+    if not ((mean >= 0) & (mean <= 255)).all():
+        raise DataError(f"{name_of(file)} holds values outside 0 to 255, so it is not a mean image")
+    return mean.astype(np.float32)
+
+
+def load_labels(folder, half, files, counts, sha256=None):
+    """Return int32 labels of half "train" or "val", one per image, joined from halves if necessary."""
+    file = folder / f"{half}_labels.npy"
+    halves = [folder / f"{half}_labels_{i}.npy" for i in (0, 1)]
+    if sha256 is None and all(h.exists() for h in halves):
+        joined = join_halves(halves, files, counts)
+        if not file.exists():
+            refuse_mixed_classes(folder.parent / "misc", half, halves[0], joined)
+            return joined
+        labels = checked_labels(file, load_array(file), counts)
+        if (labels != joined).any():
+            raise DataError(f"{name_of(file)} and its halves {half}_labels_0.npy, _1.npy do not agree")
+        return labels
+    return checked_labels(file, load_array(file, sha256), counts)
+
+
+def checked_labels(file, labels, counts):
+    """Return labels as int32, after checking their dtype, number and range."""
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(f"{name_of(file)} holds {labels.dtype} {labels.shape}, not one integer per image")
+    if len(labels) != counts.sum():
+        raise DataError(f"{name_of(file)} holds {len(labels)} labels for {counts.sum()} images")
+    if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
+        raise DataError(f"{name_of(file)} holds labels {labels.min()} to {labels.max()}; they count from 0")
+    return labels.astype(np.int32)
+
+
+def join_halves(halves, files, counts):
+    """Return the labels of whole batches from the labels of their first and second halves."""
+    if any(BATCH_NAME.fullmatch(file.name)[2] for file in files):
+        sizes = [counts[0::2], counts[1::2]]     # each batch is stored as two files
+    else:
+        sizes = [counts // 2, counts - counts // 2]
+    parts = [
+        np.split(checked_labels(file, load_array(file), size), np.cumsum(size)[:-1])
+        for file, size in zip(halves, sizes, strict=True)
+    ]
+    return np.concatenate([piece for pair in zip(*parts, strict=True) for piece in pair])
+
+
+def refuse_mixed_classes(misc, half, file, labels):
+    """Raise DataError if upstream's list of shuffled names has images of one class under two labels.
+
+    This detects exchanged halves. Without the list, and for validation, no check is possible.
+    """
+    names_file = misc / "shuffled_train_filenames.npy"
+    if half != "train" or not names_file.exists():
+        return
+    names = load_array(names_file)[:len(labels)]
+    if names.ndim != 1 or names.dtype.kind not in "SU":
+        raise DataError(f"{name_of(names_file)} holds {names.dtype} {names.shape}, not one name per image")
+    label_of = {}
+    for name, label in zip(names.tolist(), labels.tolist(), strict=False):
+        folder = Path(os.fsdecode(name)).parent.name
+        if label_of.setdefault(folder, label) != label:
+            raise DataError(
+                f"{name_of(file)} and its other half give class folder {folder} "
+                f"the labels {label_of[folder]} and {label}; are the halves mixed up?"
+            )

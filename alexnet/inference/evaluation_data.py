@@ -1,0 +1,195 @@
+"""Labelled images for evaluating trained weights: the training or validation half of a data set, or an image folder.
+
+Both classes have the same interface:
+
+    batches(batch_size)  yields Batches, which threads prefetch
+    n                    number of images
+    name, notes          description and remarks for the user
+    mean, resize         mean image and resize method of the images, or None if unknown
+"""
+
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from alexnet.data.augment import IMAGE_SIZE
+from alexnet.data.batch_file import DataError, name_of
+from alexnet.data.dataset import BatchReader, Request, open_dataset
+from alexnet.data.image_listing import class_folders, identity, image_names, labelled_images, synset_table
+from alexnet.data.images import BadImage, batch_of, read_image
+from alexnet.data.layout import MANIFEST
+from alexnet.data.prefetch import in_order
+from alexnet.native.cores import cores
+
+CORES = cores()
+LIMIT_SEED = 1                                   # selects the images of a folder that a limit keeps
+
+
+class Batch(NamedTuple):
+    """A batch of labelled images.
+
+    images  uint8 (3, 256, 256, batch)
+    labels  int32 (batch,)
+    bad     (name, reason) of each skipped file
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    bad: tuple[tuple[str, str], ...] = ()
+
+
+class DatasetHalf:
+    """The validation or training half of a data set of batch files, in file order.
+
+    Args:
+        classes, class_names: number and names of the classes of the weights.
+        limit: use only the first `limit` images.
+        resize: resize method of the weights. If the data set was resized differently, a note is added.
+
+    Raises:
+        DataError: the data set cannot be read, or its classes differ from those of the weights.
+    """
+
+    def __init__(self, path, classes, class_names=None, half="validation", limit=None, resize=None):
+        data = open_dataset(path, classes)
+        refuse_other_classes(path, data.class_names, classes, class_names)
+        whole = getattr(data, half)
+        self.half, self.split = half, whole._replace(labels=whole.labels[:limit])
+        self.n, self.mean, self.resize = self.split.n, data.mean, data.resize
+        self.name = f"{'training' if half == 'train' else half} images of {name_of(path)}"
+        self.notes = tuple(notes_on(path, data, classes, resize or data.resize))
+
+    def batches(self, batch_size):
+        """Return an iterator over the Batches; the last may be smaller. Each is prefetched during the previous one.
+
+        Raises:
+            DataError: a batch file cannot be read.
+        """
+        reader = BatchReader(self.mean, None)
+
+        def read(planned):
+            segments, labels = planned
+            images = np.empty((3, IMAGE_SIZE, IMAGE_SIZE, len(labels)), np.uint8)
+            reader.read(Request(segments), images)
+            return Batch(images, labels)
+
+        return in_order(read, self.split.plan(batch_size, keep_last=True))
+
+
+class ImageFolder:
+    """A folder of labelled image files, resized with the method of the weights.
+
+    The folder contains class folders, named by the wnids or the full class names of the weights. Or it is ILSVRC's flat
+    validation folder, used with its ground truth and synset table.
+
+    Args:
+        classes, class_names: number and names of the classes of the weights. Without names, the class folders are
+            numbered in sorted order, and their number must equal `classes`.
+        on_bad_image: "fail": raise BadImage at the first damaged or non-image file. "skip": report its name and the
+            reason in the Batch.
+        limit: use only a random sample of `limit` images with a fixed seed; the first images would share one class.
+
+    Raises:
+        DataError: the folder cannot be read, or has a class that the weights do not have.
+    """
+
+    half, mean, notes = None, None, ()
+
+    def __init__(self, path, classes, class_names=None, resize="squash", ground_truth=None, synsets=None,
+                 on_bad_image="fail", limit=None):
+        images = folder_images(path, classes, class_names, ground_truth, synsets)
+        if limit is not None:
+            chosen = np.random.RandomState(LIMIT_SEED).permutation(len(images.names))[:limit]
+            images = images.take(np.sort(chosen))
+        self.images, self.resize, self.on_bad_image = images, resize, on_bad_image
+        self.n, self.name = len(images.names), f"images of the folder {name_of(path)}"
+
+    def batches(self, batch_size):
+        """Yield Batches of batch_size good images; the last may be smaller. One thread per core decodes the images."""
+        with closing(in_order(self.read, range(self.n), CORES, ahead=batch_size + CORES)) as read:
+            good, labels, bad = [], [], []
+            for place, pixels in enumerate(read):
+                if isinstance(pixels, BadImage):
+                    bad.append(self.passed_over(place, pixels))
+                else:
+                    good.append(pixels)
+                    labels.append(self.images.labels[place])
+                if len(good) == batch_size or place == self.n - 1:
+                    yield Batch(batch_of(good), np.array(labels, np.int32), tuple(bad))
+                    good, labels, bad = [], [], []
+
+    def read(self, place):
+        """Return the pixels of an image, or a BadImage with the reason why it is unusable."""
+        try:
+            return read_image(os.path.join(self.images.root, self.images.names[place]), self.resize)
+        except BadImage as error:
+            return error
+
+    def passed_over(self, place, error):
+        """Return (name, reason) of a bad image; raises BadImage if on_bad_image is "fail"."""
+        name = name_of(self.images.names[place])
+        if self.on_bad_image == "fail":
+            path = os.path.join(name_of(self.images.root), name)
+            raise BadImage(f"{path} {error}; --on-bad-image skip leaves such images out")
+        return name, str(error)
+
+
+def is_dataset(path):
+    """Whether a folder is a data set of batch files instead of an image folder; raises DataError."""
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise DataError(f"{name_of(path)} is not a folder; expected a data set, or a folder of images")
+    return (path / MANIFEST).exists() or any(path.glob("*_hkl*"))
+
+
+def folder_images(path, classes, class_names, ground_truth, synsets):
+    """Return the Images of a folder with the labels of the weights; raises DataError."""
+    path = Path(path).expanduser()
+    if class_names is None:
+        if image_names(path):
+            raise DataError(f"the images of {name_of(path)} are not in class folders, and without class names in "
+                            "the weights the label of a synset is unknown")
+        images, folders = class_folders(path)
+        if len(folders) != classes:
+            raise DataError(f"{name_of(path)} has {len(folders)} class folders, and the weights, which do not name "
+                            f"their classes, have {classes}")
+        return images
+    label_of = {}
+    for label, name in enumerate(class_names):
+        for key in {name, identity(name)}:
+            if label_of.setdefault(key, label) != label:
+                raise DataError(f"the weights name class {label_of[key]} and class {label} alike: {key}")
+    synset_of = synset_table(path, ground_truth, synsets)
+    return labelled_images(path, label_of, "the list of the weights' classes", ground_truth, synset_of)
+
+
+def refuse_other_classes(path, theirs, classes, ours):
+    """Raise DataError unless the data set and the weights have the same classes in the same order.
+
+    Names are compared by wnid if they have one.
+
+    Args:
+        theirs: class names of the data set, or None if unknown.
+        classes: number of classes of the weights.
+        ours: class names of the weights, or None if unknown.
+    """
+    if theirs is None:
+        return
+    if len(theirs) != classes:
+        raise DataError(f"{name_of(path)} has {len(theirs)} classes and the weights {classes}; they must be the same")
+    for label, (its, our) in enumerate(zip(theirs, ours or theirs, strict=True)):
+        if identity(its) != identity(our):
+            raise DataError(f"class {label} is {its} in {name_of(path)} and {our} in the weights; the classes must be "
+                            "the same in the same order")
+
+
+def notes_on(path, data, classes, resize):
+    """Yield notes on small mismatches between a Dataset and weights with `classes` classes and this resize method."""
+    if data.resize != resize:
+        yield f"the images of {name_of(path)} were resized by {data.resize}, the weights expect {resize}"
+    last = int(max(data.train.labels.max(), data.validation.labels.max()))
+    if data.class_names is None and last < classes - 1:
+        yield f"{name_of(path)} does not name its classes; its labels end at {last}, the weights' at {classes - 1}"

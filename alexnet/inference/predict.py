@@ -1,0 +1,107 @@
+"""Predict the most probable classes of images:
+
+    from alexnet.inference.predict import Predictor
+    guesses = Predictor("weights.safetensors")("cat.jpg")
+
+Guesses are sorted by decreasing probability: guesses[0] is Guess(probability=0.63, label=281, wnid="n02123045",
+words="tabby, tabby cat"). An image is the path of a file, or its pixels: uint8 (row, column, 3), RGB, of any size.
+"""
+
+import os
+from contextlib import closing
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+from alexnet import pretrained
+from alexnet.data.batch_file import name_of
+from alexnet.data.image_listing import WNID
+from alexnet.data.images import BadImage, batch_of, pixels_of, read_image
+from alexnet.data.prefetch import in_order
+from alexnet.inference.evaluate import log_sum_exp, scores_of
+from alexnet.inference.evaluation_data import CORES
+
+BATCH_SIZE = 64                                  # images per call of the network
+
+
+class Guess(NamedTuple):
+    """A predicted class. If the weights have no class names, wnid is None and words are, for example, "class 17"."""
+
+    probability: float                           # 0 to 1
+    label: int
+    wnid: str | None                             # WordNet ID of the class, such as n02123045
+    words: str
+
+
+class Predictor:
+    """Predicts the classes of images with trained weights. Not thread-safe.
+
+    Args:
+        weights: path of a file or folder that alexnet.pretrained can load, or Weights.
+        crops: 1: the centre of each image. 10: the mean over the paper's ten crops; better, and ten times slower.
+        network: a network for another device than the CPU: pretrained.build(weights, device="cuda0").
+
+    Raises:
+        WeightsError: the weights cannot be used.
+    """
+
+    def __init__(self, weights, crops=1, network=None):
+        self.weights = weights if isinstance(weights, pretrained.Weights) else pretrained.load(weights)
+        self.crops, self.network = crops, network or pretrained.build(self.weights)
+        self.names = [wnid_and_words(self.weights.class_names, label) for label in range(self.weights.classes)]
+
+    def __call__(self, image, top=5):
+        """Return the `top` most probable Guesses for an image; raises BadImage with the reason if it is unusable."""
+        ((_, answer),) = self.each([image], top)
+        if isinstance(answer, BadImage):
+            raise BadImage(f"{shown(image)} {answer}")
+        return answer
+
+    def each(self, images, top=5, batch_size=BATCH_SIZE):
+        """Yield (image, Guesses) of many images, in order and batch by batch; (image, BadImage) for an unusable image.
+
+        Args:
+            images: any iterable. Threads prefetch the images, so it is consumed some images ahead of the results.
+
+        Raises:
+            ValueError: `top` is less than 1, or the outputs of the network are not finite.
+        """
+        if top < 1:
+            raise ValueError(f"top must be at least 1, got {top}")
+        with closing(in_order(self.read, images, CORES, ahead=batch_size + CORES)) as read:
+            while batch := list(islice(read, batch_size)):
+                good = [pixels for _, pixels in batch if not isinstance(pixels, BadImage)]
+                answers = iter(self.guesses(batch_of(good), top) if good else ())
+                for image, pixels in batch:
+                    yield image, pixels if isinstance(pixels, BadImage) else next(answers)
+
+    def read(self, image):
+        """Return (image, its pixels as uint8 (256, 256, 3)), or (image, BadImage)."""
+        try:
+            if isinstance(image, str | bytes | os.PathLike):
+                return image, read_image(image, self.weights.resize)
+            return image, pixels_of(image, self.weights.resize)
+        except BadImage as error:
+            return image, error
+
+    def guesses(self, images, top):
+        """Yield the `top` Guesses per image of a batch, uint8 (3, 256, 256, batch); ties rank the lower class first."""
+        scores = scores_of(self.network, images, self.crops)
+        probabilities = np.exp(scores - log_sum_exp(scores))
+        order = np.argsort(-scores, axis=0, kind="stable")[:top]
+        for image, labels in enumerate(order.T.tolist()):
+            yield tuple(Guess(float(probabilities[label, image]), label, *self.names[label]) for label in labels)
+
+
+def wnid_and_words(class_names, label):
+    """Return (wnid or None, rest of the name) of a class."""
+    if class_names is None:
+        return None, f"class {label}"
+    found = WNID.fullmatch(class_names[label])
+    return (found[1], found[2]) if found else (None, class_names[label])
+
+
+def shown(image):
+    """Return the name of an image for messages."""
+    return name_of(image) if isinstance(image, str | bytes | os.PathLike) else "an image"

@@ -1,0 +1,1 @@
+"""C compiler driver with a cache of compiled kernels, and the available processor cores."""

@@ -1,0 +1,12 @@
+"""Processor cores available to this process: its CPU affinity, or all cores if the platform has no affinity."""
+
+import os
+
+
+def core_numbers():
+    return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+
+
+def cores():
+    """Return the number of available cores."""
+    return len(core_numbers())

@@ -1,0 +1,112 @@
+"""Max pooling, which records the position of each maximum, and its gradient, which adds g at that position.
+
+Windows start `pad` pixels before the image and end at most `pad` pixels after it. Padding is never the maximum.
+
+Source: Krizhevsky et al. 2012, section 3.4 (overlapping windows, size 3, stride 2).
+"""
+
+import numpy as np
+from pytensor.gradient import DisconnectedType, grad_not_implemented
+
+from alexnet.ops.base import float_tensor, integer_tensor, length, row_and_column_lengths, whole_number
+from alexnet.ops.windows import WindowOp
+
+
+class _PoolOp(WindowOp):
+    """Base class of the two Ops: padded windows, and the index of a pixel within its window."""
+
+    __props__ = ("size", "stride", "pad")
+
+    def __init__(self, size=3, stride=2, pad=0):
+        super().__init__(size, stride)
+        self.pad = whole_number("pooling pad", pad, least=0)
+        if self.size > 16:
+            raise ValueError(f"pooling size must be at most 16 (its window index is a byte), got {self.size}")
+        if self.pad >= self.size:
+            raise ValueError(f"pooling pad must be less than the size, {self.size}, got {self.pad}")
+
+    def first(self, rows, columns):
+        """Return the index of the first pixel of each window that is not padding, uint8 (rows, columns)."""
+        i, j = (np.maximum(self.pad - self.stride * np.arange(n), 0) for n in (rows, columns))
+        return (i[:, None] * self.size + j).astype(np.uint8)
+
+
+class MaxPool(_PoolOp):
+    """Compute the maximum of each window of x and its position; x is float (channel, row, column, batch).
+
+    A NaN in a window is its maximum.
+
+    Returns:
+        y: the maxima, of the dtype of x.
+        index: uint8 of the shape of y; i * size + j for row i and column j of the first maximum in the window.
+
+    Raises:
+        ValueError: the window is larger than the image.
+    """
+
+    def make_node(self, x):
+        x = float_tensor(self, "x", x)
+        self.check(x.type.shape)
+        return self.apply([x], [x.type.dtype, "uint8"])
+
+    def shapes(self, inputs, input_shapes):
+        channels, height, width, batch = input_shapes[0]
+        return [(channels, *self.pooled(height, width), batch)] * 2
+
+    def perform(self, node, inputs, outputs):
+        (x,) = inputs
+        self.check(x.shape)
+        shape = self.shapes(None, [x.shape])[0]
+        y, index = np.full(shape, -np.inf, x.dtype), np.empty(shape, np.uint8)
+        index[:] = self.first(*shape[1:3])[:, :, None]
+        padded = np.pad(x, [(0, 0), *[(self.pad, self.pad)] * 2, (0, 0)], constant_values=-np.inf)
+        for k, pixels in enumerate(self.views(padded, *shape[1:3])):
+            higher = (pixels > y) | (np.isnan(pixels) & ~np.isnan(y))
+            np.copyto(y, pixels, where=higher)
+            np.copyto(index, np.uint8(k), where=higher)
+        outputs[0][0], outputs[1][0] = y, index
+
+    def connection_pattern(self, node):
+        return [[True, False]]
+
+    def pullback(self, inputs, outputs, cotangents):
+        (x,) = inputs
+        gradient = MaxPoolGradient(self.size, self.stride, self.pad)
+        return [gradient(cotangents[0], outputs[1], *row_and_column_lengths(x))]
+
+
+class MaxPoolGradient(_PoolOp):
+    """Compute dx with height x width pixels: each g is added to the pixel of its window that index selects."""
+
+    def make_node(self, g, index, height, width):
+        g, index = float_tensor(self, "g", g), integer_tensor(self, "index", index, "uint8", 4)
+        lengths = [integer_tensor(self, name, n, "int64", 0) for name, n in (("height", height), ("width", width))]
+        return self.apply([g, index, *lengths], [g.type.dtype])
+
+    def shapes(self, inputs, input_shapes):
+        channels, _, _, batch = input_shapes[0]
+        return [(channels, length(inputs[2]), length(inputs[3]), batch)]
+
+    def perform(self, node, inputs, outputs):
+        g, index, height, width = inputs
+        self.check(g.shape, index.shape, int(height), int(width))
+        pad, height, width = self.pad, int(height), int(width)
+        dx = np.zeros((g.shape[0], height + 2 * pad, width + 2 * pad, g.shape[3]), g.dtype)
+        for k, pixels in enumerate(self.views(dx, *g.shape[1:3])):
+            pixels += np.where(index == k, g, g.dtype.type(0))
+        outputs[0][0] = np.ascontiguousarray(dx[:, pad : pad + height, pad : pad + width])
+
+    def check(self, g_shape, index_shape, height, width):
+        """Raise ValueError if g and index do not have the shape that pooling of height x width pixels produces."""
+        pooled = tuple(self.pooled(height, width))
+        if g_shape != index_shape or g_shape[1:3] != pooled:
+            raise ValueError(
+                f"{self}: g and index must both have {pooled} rows and columns, got shapes {g_shape} and {index_shape}"
+            )
+
+    def connection_pattern(self, node):
+        return [[True], [False], [False], [False]]
+
+    def pullback(self, inputs, outputs, cotangents):
+        refused = grad_not_implemented(self, 0, inputs[0], "second derivatives of max pooling are not offered")
+        return [refused, *(DisconnectedType()() for _ in inputs[1:])]

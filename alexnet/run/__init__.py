@@ -1,0 +1,1 @@
+"""The log, timing and checkpoints of a run."""

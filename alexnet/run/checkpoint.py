@@ -1,0 +1,151 @@
+"""Save the checkpoint of a run, and resume a run from it.
+
+    arrays      every parameter, its velocity or accumulators, the step of the random layers, the mean image
+    metadata    position in the training, settings, number of workers, network, class names, resize, versions
+
+The random streams are counter based, so the position determines their state. On the CPU a resumed run is bit-exact.
+"""
+
+import platform
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytensor
+
+from alexnet.data.augment import IMAGE_SIZE
+from alexnet.run import checkpoint_format
+from alexnet.run.checkpoint_format import MEAN, CheckpointError
+from alexnet.training.loop import Diverged, Position
+from alexnet.training.updates import name_of
+
+MEAN_IMAGE = (3, IMAGE_SIZE, IMAGE_SIZE), np.dtype(np.float32)
+MID_EPOCH = ("random_seed", "shuffle")  # fixed within an epoch: with the images per step, they determine its batches
+# defaults for older checkpoints, which have no update setting
+OF_UPDATE = {"update": "auto", "use_momentum": True, "use_nesterov_momentum": False}
+
+
+def save(folder, position, network, data, config):
+    """Write the checkpoint of a run at `position` into its folder and remove those beyond keep_snapshots.
+
+    Raises:
+        Diverged: a parameter or velocity is not finite; existing checkpoints are kept.
+    """
+    arrays = network.get_state() | {MEAN: network.mean}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise Diverged(f"{name} holds values that are not finite after iteration {position.iteration}")
+    metadata = {
+        "position": position._asdict(),
+        "model": config.model,
+        "config": config.model_dump(mode="json"),
+        "workers": data.train.size,
+        "classes": data.classes,
+        "class_names": data.class_names,
+        "resize": data.resize,
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "pytensor": pytensor.__version__},
+    }
+    checkpoint_format.save(checkpoint_format.snapshot_path(folder, position.iteration), arrays, metadata)
+    checkpoint_format.prune(folder, config.keep_snapshots)
+
+
+def newest(folder):
+    """Return the newest checkpoint file of a run's folder, or None."""
+    return next(iter(checkpoint_format.snapshots(folder)), None)
+
+
+class Snapshot(NamedTuple):
+    """A loaded checkpoint: its file, arrays and metadata."""
+
+    path: Path
+    arrays: dict[str, np.ndarray]
+    metadata: dict[str, Any]
+
+    @property
+    def mean(self):
+        """The mean image. Raises CheckpointError if the checkpoint has none."""
+        present = {name: array for name, array in self.arrays.items() if name == MEAN}
+        checkpoint_format.check_arrays(present, {MEAN: MEAN_IMAGE}, self.path)
+        return present[MEAN]
+
+
+def load(place):
+    """Load a checkpoint file, or the newest loadable checkpoint of a run's folder. Returns a Snapshot.
+
+    Raises:
+        CheckpointError: the file, or every checkpoint of the folder, is missing or damaged.
+    """
+    return Snapshot(*checkpoint_format.load_from(place))
+
+
+def restore(snapshot, network, config, workers=1):
+    """Set the network to the state of a Snapshot. Returns the Position to resume from.
+
+    Args:
+        workers: number of workers of this run; may differ from that of the saved run.
+
+    Raises:
+        CheckpointError: the model, the arrays, frozen_layers or the update rule differ, or the checkpoint was saved
+            within an epoch and settings that determine the order of the batches have changed.
+    """
+    path, arrays, metadata = snapshot
+    checkpoint_format.check_metadata(metadata, {"model": config.model}, path)
+    position = position_of(metadata, path)
+    check_frozen(metadata, config, path)
+    check_update(metadata, config, path)
+    expected = {name: (array.shape, array.dtype) for name, array in network.get_state().items()}
+    checkpoint_format.check_arrays(arrays, expected | {MEAN: MEAN_IMAGE}, path)
+    if position.batch:
+        check_order(metadata, position, config, workers, path)
+    network.set_state({name: arrays[name] for name in expected})
+    return position
+
+
+def check_frozen(metadata, config, path):
+    """Raise CheckpointError if frozen_layers differs from that of the checkpoint.
+
+    A frozen layer has no velocity in the checkpoint, so it cannot resume as a trainable layer.
+    """
+    before = metadata.get("config", {}).get("frozen_layers", [])
+    if set(before) != set(config.frozen_layers):
+        was, now = (", ".join(layers) or "none" for layers in (before, config.frozen_layers))
+        raise CheckpointError(
+            f"{path} was saved with frozen_layers {was}, this run has {now}; weights={path} would restart from it"
+        )
+
+
+def check_update(metadata, config, path):
+    """Raise CheckpointError if the update rule differs from that of the checkpoint.
+
+    The state of one rule has no meaning for another. Only momentum and nesterov are interchangeable: both keep
+    velocities.
+    """
+    before = OF_UPDATE | metadata.get("config", {})
+    was, now = (name_of(*(settings[key] for key in OF_UPDATE)) for settings in (before, config.model_dump()))
+    if was != now and {was, now} != {"momentum", "nesterov"}:
+        raise CheckpointError(
+            f"{path} was saved with update {was}, this run has {now}; weights={path} would restart from it"
+        )
+
+
+def check_order(metadata, position, config, workers, path):
+    """Raise CheckpointError unless this run's batches equal those of the checkpoint's unfinished epoch."""
+    before, within = metadata["config"], f"{path} stands within epoch {position.epoch + 1}"
+    for key in MID_EPOCH:
+        if before[key] != getattr(config, key):
+            raise CheckpointError(f"{within}, so {key} must stay {before[key]}, got {getattr(config, key)}")
+    saved = metadata.get("workers", 1)
+    if before["batch_size"] * saved != config.batch_size * workers:
+        raise CheckpointError(
+            f"{within}, so workers * batch_size must stay {saved} * {before['batch_size']}, "
+            f"got {workers} * {config.batch_size}; a checkpoint between two epochs can be resumed with any"
+        )
+
+
+def position_of(metadata, path):
+    """Return the Position stored in a checkpoint's metadata. Raises CheckpointError if there is none."""
+    try:
+        epoch, batch, iteration, errors = (metadata["position"][field] for field in Position._fields)
+        return Position(int(epoch), int(batch), int(iteration), tuple(map(float, errors)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} has no training position, so it is not the checkpoint of a run") from error

@@ -1,0 +1,243 @@
+"""The checkpoint file format: all state needed to resume a run, in one safetensors file, written atomically.
+
+A file holds named arrays and a metadata mapping. Its header stores the record as text: the format version, the
+metadata, and dtype, shape and CRC-32 of every array. The CRC-32 of the record is stored next to it. Any flipped bit
+is therefore detected, and nothing is unpickled. The file is written under a temporary name, synced, then renamed: if
+the process is killed or the disk is full, the previous file remains.
+"""
+
+import json
+import os
+import re
+import shutil
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+VERSION = 1
+MEAN = "mean"                           # name of the mean image's array, in checkpoints and exports
+RECORD = {"version": int, "metadata": dict, "arrays": dict}
+NAME = re.compile(r"checkpoint_([0-9]{8,})\.safetensors")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written, read or used. The message is one sentence."""
+
+
+class ForeignFile(CheckpointError):
+    """A safetensors file that is not a checkpoint. `names` are the names of its arrays."""
+
+    def __init__(self, sentence, names):
+        super().__init__(sentence)
+        self.names = names
+
+
+def snapshot_path(folder, iteration):
+    """Return the path of the checkpoint of `iteration` in the run folder `folder`."""
+    return Path(folder) / f"checkpoint_{iteration:08d}.safetensors"
+
+
+def snapshots(folder):
+    """Return the checkpoint files of the run folder `folder`, newest first."""
+    found = [path for path in Path(folder).glob("checkpoint_*.safetensors") if NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(NAME.fullmatch(path.name)[1]), reverse=True)
+
+
+def save(path, arrays, metadata):
+    """Write `arrays` (name -> ndarray) and `metadata` (JSON-serializable, string keys) atomically to `path`.
+
+    Raises:
+        CheckpointError: the file cannot be written; an existing file at `path` is unchanged.
+    """
+    path = Path(path)
+    # safetensors writes an array's memory unchanged, so it must be C-contiguous and in native byte order
+    arrays = {name: np.require(array, array.dtype.newbyteorder("="), "C") for name, array in arrays.items()}
+    record = json.dumps({
+        "version": VERSION,
+        "metadata": metadata,
+        "arrays": {name: description(array) for name, array in arrays.items()},
+    }, default=plain)
+    # a temporary folder, because safetensors leaves files with unknown names behind if it is killed
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.mkdir(exist_ok=True)
+        save_file(arrays, partial / path.name, {"record": record, "record_crc32": checksum(record.encode())})
+        (partial / path.name).chmod(partial.stat().st_mode & 0o666)      # as the umask specifies
+        sync(partial / path.name)
+        os.replace(partial / path.name, path)
+        sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"the checkpoint {path} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load(path, wanted=None):
+    """Return (arrays, metadata) of the checkpoint `path`. The checksums of all data read are verified.
+
+    Args:
+        wanted: metadata -> names of the arrays to read, where missing ones are ignored; None reads all arrays.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or not a checkpoint.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = file.keys()
+            record = checked_record(file.metadata() or {}, path, names)
+            chosen = set(names if wanted is None else wanted(record["metadata"]))
+            arrays = {name: file.get_tensor(name) for name in names if name in chosen}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint {path}") from error
+    except (OSError, SafetensorError, TypeError) as error:       # TypeError: a dtype that NumPy does not have
+        raise CheckpointError(f"{path} is no checkpoint, or damaged: {error}") from error
+    for name, array in arrays.items():
+        if record["arrays"].get(name) != description(array):
+            raise CheckpointError(f"{path} is damaged: {name} is not as it was saved (CRC-32, shape or type)")
+    if lost := record["arrays"].keys() - set(names):
+        raise CheckpointError(f"{path} is damaged: it lost {min(lost)}")
+    return arrays, record["metadata"]
+
+
+def load_from(place, wanted=None):
+    """Return (path, arrays, metadata) of a checkpoint file, or of the newest loadable checkpoint of a run's folder.
+
+    Args:
+        wanted: see load.
+
+    Raises:
+        CheckpointError: no checkpoint can be loaded.
+    """
+    place = Path(place)
+    if not place.is_dir():
+        return place, *load(place, wanted)
+    found = load_latest(place, wanted)
+    if found is None:
+        raise CheckpointError(f"{place} holds no checkpoint")
+    return found
+
+
+def checked_record(header, path, names):
+    """Return the record in the `header` of a safetensors file whose arrays have these `names`.
+
+    Raises:
+        ForeignFile: the header has no record.
+        CheckpointError: the record is damaged, or its format version is too new.
+    """
+    text = header.get("record")
+    if text is None:
+        raise ForeignFile(f"{path} is a safetensors file, but no checkpoint of a run: it has no record", names)
+    if header.get("record_crc32") != checksum(text.encode()):
+        raise CheckpointError(f"{path} is damaged: its record is not as it was saved (CRC-32)")
+    record = parsed(text)
+    if not all(isinstance(record.get(part), kind) for part, kind in RECORD.items()):
+        raise CheckpointError(f"{path} is no checkpoint of a run: its record is not one")
+    if record["version"] > VERSION:
+        raise CheckpointError(
+            f"{path} has format version {record['version']}, this program reads up to {VERSION}: use a newer one"
+        )
+    return record
+
+
+def parsed(text):
+    """Parse JSON `text`. Returns an empty dictionary if it is not a JSON object."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def check_arrays(arrays, expected, source):
+    """Raise CheckpointError unless `arrays` has exactly the names, shapes and dtypes of `expected`.
+
+    Args:
+        expected: name -> (shape, dtype).
+        source: the checkpoint's path, for the message.
+    """
+    for name, (shape, dtype) in expected.items():
+        if name not in arrays:
+            raise CheckpointError(f"{source} has no array {name}, which this network needs")
+        if arrays[name].shape != tuple(shape):
+            raise CheckpointError(f"{source}: {name} must have shape {tuple(shape)}, got {arrays[name].shape}")
+        if arrays[name].dtype != np.dtype(dtype):
+            raise CheckpointError(f"{source}: {name} must be {np.dtype(dtype)}, got {arrays[name].dtype}")
+    if extra := arrays.keys() - expected.keys():
+        raise CheckpointError(f"{source} has an array {min(extra)}, which this network does not know")
+
+
+def check_metadata(metadata, expected, source):
+    """Raise CheckpointError unless `metadata` has the values of `expected` (name -> value), such as the model."""
+    for name, value in expected.items():
+        if metadata.get(name) != value:
+            raise CheckpointError(f"{source} was saved with {name} {metadata.get(name)!r}, this run has {value!r}")
+
+
+def latest(folder):
+    """Return the newest loadable checkpoint file of a run folder, or None if it has none; see load_latest."""
+    found = load_latest(folder)
+    return found and found[0]
+
+
+def load_latest(folder, wanted=None):
+    """Return (path, arrays, metadata) of the newest loadable checkpoint of a run folder, or None if it has none.
+
+    A checkpoint that cannot be loaded is skipped with a warning.
+
+    Args:
+        wanted: see load.
+
+    Raises:
+        CheckpointError: the folder has checkpoints, but none can be loaded.
+    """
+    found = snapshots(folder)
+    for path in found:
+        try:
+            return path, *load(path, wanted)
+        except CheckpointError as error:
+            warnings.warn(f"passed over: {error}", stacklevel=2)
+    if found:
+        raise CheckpointError(f"none of the {len(found)} checkpoints in {folder} loads")
+    return None
+
+
+def prune(folder, keep):
+    """Delete old checkpoints of a run folder, and the partial files of killed processes.
+
+    Args:
+        keep: number of newest checkpoints to keep; None keeps all.
+    """
+    for path in snapshots(folder)[keep:] if keep else ():
+        path.unlink()
+    for partial in Path(folder).glob(".checkpoint_*.partial"):
+        shutil.rmtree(partial)
+
+
+def description(array):
+    """Return the record's entry of an array: [dtype, shape, CRC-32 of its bytes]."""
+    return [array.dtype.name, list(array.shape), checksum(array.reshape(-1).view("uint8"))]
+
+
+def checksum(data):
+    return f"{zlib.crc32(data):08x}"
+
+
+def plain(value):
+    """Convert a NumPy scalar to a Python number, for JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"checkpoint metadata must be representable in JSON, got {value!r}")
+
+
+def sync(path):
+    """Flush the file `path`, or the directory `path` after a rename, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

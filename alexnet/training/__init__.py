@@ -1,0 +1,1 @@
+"""The compiled network, the training loop, update rules, schedules and objectives."""

@@ -1,0 +1,260 @@
+"""The training loop, shared by single-worker, two-GPU and MPI runs.
+
+The caller passes in the parts that differ between these runs: the batches, the Synchronizer and the recorder. A
+Position and the state of the network together form a checkpoint.
+"""
+
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from alexnet.data.dataset import Crop, Request, centre_crop, crop_stream, draw_crop, file_order
+from alexnet.training.schedules import learning_rate
+
+
+class Diverged(ArithmeticError):
+    """The cost, a parameter or a velocity is not finite."""
+
+
+class Position(NamedTuple):
+    """Progress of the training, between two steps."""
+
+    epoch: int = 0                      # completed epochs
+    batch: int = 0                      # completed steps in this epoch
+    iteration: int = 0                  # completed steps in total
+    errors: tuple[float, ...] = ()      # top-1 validation error after each completed epoch, in [0, 1]
+
+
+class Run(NamedTuple):
+    """The parts of a training run.
+
+        network         alexnet.training.network.Network
+        data            alexnet.data.Dataset
+        batches         .read(requests) yields the images of each request; multigpu.loader
+        exchange        the multigpu.rules.Synchronizer of the rule:
+                        .step(*images, labels, rate=) -> cost, error: computes a step of this worker
+                        .after_step(step, cost, error, rate, stop, last) -> StepResult (cost, error, stop): ends step
+                        number `step` and times itself; `last`: validation or a checkpoint follows
+                        .gather(lap) -> at rank 0 the Laps of the known workers; elsewhere []
+                        .consensus(stop) -> a context manager in which the network holds the state that represents all
+                        workers; its value: whether all workers have agreed to stop and to communicate no more
+                        .total(values, stop) -> the float64 values summed over the workers, and whether any worker stops
+        recorder        alexnet.run.recorder.Recorder
+        save            (Position) -> None: writes a checkpoint
+        stop_requested  () -> bool: whether this worker has been asked to stop; all workers stop after the same step
+        rank            rank of this worker, which selects its random streams
+    """
+
+    config: Any
+    network: Any
+    data: Any
+    batches: Any
+    exchange: Any
+    recorder: Any
+    save: Any
+    stop_requested: Any
+    rank: int = 0
+
+
+class Batch(NamedTuple):
+    """A batch before it is read: the request to the loader, and the inputs that the worker adds to the images."""
+
+    request: Request
+    crop: Crop                          # of each image, applied by the loader or in the graph
+    labels: np.ndarray                  # int32 (batch,)
+
+    def inputs(self, images):
+        """Return the inputs of a compiled function for `images`, with the crop unless the loader has cropped them."""
+        return (images, self.labels) if self.request.crop else (images, *self.crop, self.labels)
+
+
+def train(run, position=Position()):
+    """Train from `position` until the last epoch, n_iterations, a stop or Diverged. Returns the final position."""
+    saved, stop = None, run.exchange.total(np.zeros(1), run.stop_requested())[1]     # a stop requested during startup
+    while not stop and position.epoch < run.config.n_epochs and not at_limit(run, position):
+        position, stop = train_epoch(run, position)
+        if position.batch:                                  # stopped within the epoch
+            break
+        if position.epoch % run.config.snapshot_freq == 0:
+            stop, saved = save(run, position, stop) or stop, position
+    if saved != position:
+        save(run, position, stop)
+    return position
+
+
+def save(run, position, stop=False):
+    """Save the state that represents all workers. Returns whether all workers have agreed to stop.
+
+    Args:
+        stop: whether this worker saves because it stops.
+    """
+    with run.exchange.consensus(stop) as stop:
+        run.save(position)
+    return stop
+
+
+def at_limit(run, position):
+    limit = run.config.n_iterations
+    return limit is not None and position.iteration >= limit
+
+
+def at_snapshot(run, position):
+    every = run.config.snapshot_iterations
+    return every is not None and position.iteration % every == 0
+
+
+def train_epoch(run, position):
+    """Run the remaining steps of an epoch and validate. Returns the new position, and whether training stopped."""
+    batches, steps = training_batches(run, position)
+    stop = False
+    for batch, images in read(run, batches):
+        position, stop = train_step(run, position, steps, batch, images)
+        ends = position.batch < steps and (stop or at_limit(run, position))
+        if at_snapshot(run, position) and not ends:         # otherwise the final checkpoint follows
+            stop = save(run, position, stop) or stop
+        if stop or ends:
+            break
+    return end_epoch(run, position, stop) if position.batch == steps else (position, stop)
+
+
+def end_epoch(run, position, stop=False):
+    """Validate after the last step of an epoch. Returns the new position, and whether training stopped."""
+    after = position._replace(epoch=position.epoch + 1, batch=0)
+    if not run.config.validation:
+        return after, stop
+    error = None if stop else validate(run, position)
+    if error is None:
+        return position, True
+    return after._replace(errors=(*position.errors, error)), False
+
+
+def train_step(run, position, steps, batch, images):
+    """Run one step: compute, synchronise, record. Returns the position after it, and whether to stop.
+
+    After a synchronised step the recorded cost and error are those of all workers.
+
+    Raises:
+        Diverged: the cost is not finite.
+    """
+    rate = learning_rate(run.config, position.epoch + position.batch / steps, position.errors, run.data.train.size)
+    after = position._replace(batch=position.batch + 1, iteration=position.iteration + 1)
+    with run.recorder.time("calc"):
+        cost, error = run.exchange.step(*batch.inputs(images), rate=np.float32(rate))
+    with run.recorder.time("sync"):
+        cost, error = float(cost), float(error)             # a GPU may still be computing them
+    check_cost(cost, rate, after, batch)
+    last = after.batch == steps or at_limit(run, after) or at_snapshot(run, after)
+    agreed = run.exchange.after_step(after.iteration, cost, error, rate, run.stop_requested(), last)
+    run.recorder.train_iteration(
+        iteration=after.iteration,
+        epoch=position.epoch + after.batch / steps,
+        cost=agreed.cost,
+        error=agreed.error,
+        learning_rate=rate,
+        images=len(batch.labels) * run.data.train.size,
+    )
+    if lap := run.recorder.take_lap():
+        run.recorder.laps(run.exchange.gather(lap))
+    return after, agreed.stop
+
+
+def check_cost(cost, rate, position, batch):
+    """Raise Diverged if the cost of the step to `position` is not finite.
+
+    Call it before the exchange, so that no other worker averages with this state.
+    """
+    if not math.isfinite(cost):
+        files = ", ".join(str(segment.path) for segment in batch.request.segments)
+        raise Diverged(
+            f"the cost became {cost} at iteration {position.iteration}, in epoch {position.epoch + 1}, on {files}; "
+            f"a lower learning_rate than {rate:g} or a look at that file's images may help"
+        )
+
+
+def validate(run, position):
+    """Compute and record cost and errors over all validation images. Returns the top-1 error, or None if stopped.
+
+    Each worker validates its share of the images; the sums are identical on all workers.
+
+    Raises:
+        Diverged: the cost is not finite.
+    """
+    totals = np.zeros(4)                                    # sums of cost, top-1 error and top-5 error; images
+    with run.exchange.consensus(run.stop_requested()) as stop:
+        if stop:
+            return None
+        for batch, images in read(run, validation_batches(run)):
+            if run.stop_requested():
+                break
+            totals += len(batch.labels) * np.array([*run.network.validate(*batch.inputs(images)), 1], dtype=float)
+    with run.recorder.time("comm"):
+        totals, stop = run.exchange.total(totals, run.stop_requested())
+    if stop:
+        return None
+    n = int(totals[3])
+    cost, top1_error, top5_error = (totals[:3] / n).tolist()
+    if not math.isfinite(cost):
+        raise Diverged(f"the validation cost became {cost} after epoch {position.epoch + 1}; lower the learning_rate")
+    rate = learning_rate(run.config, position.epoch, position.errors, run.data.train.size)
+    run.recorder.epoch(
+        epoch=position.epoch + 1,
+        iteration=position.iteration,
+        cost=cost,
+        top1_error=top1_error,
+        top5_error=top5_error,
+        learning_rate=rate,
+        images=n,
+    )
+    return top1_error
+
+
+def read(run, batches):
+    """Yield pairs of a Batch and its images, and record the time spent waiting for the loader.
+
+    The image array is valid until the next pair.
+    """
+    batches, ahead = itertools.tee(batches)
+    images = run.batches.read(batch.request for batch in ahead)
+    for batch in batches:
+        with run.recorder.time("wait"):
+            pixels = next(images)
+        yield batch, pixels
+
+
+def steps_of_epoch(run):
+    """Return the number of steps of a worker in an epoch."""
+    return len(run.data.train.plan(run.config.batch_size))
+
+
+def training_batches(run, position):
+    """Return the remaining batches of the epoch, and the number of steps in the whole epoch."""
+    config, split = run.config, run.data.train
+    order = file_order(config.random_seed, position.epoch, len(split.files), config.shuffle)
+    plan = split.plan(config.batch_size, order)
+    first = position.iteration - position.batch
+
+    def batches():
+        for index in range(position.batch, len(plan)):
+            segments, labels = plan[index]
+            crop = training_crop(run, first + index, len(labels))
+            yield Batch(Request(segments, None if config.use_data_layer else crop), crop, labels)
+
+    return batches(), len(plan)
+
+
+def training_crop(run, iteration, batch):
+    config, size = run.config, run.network.model.image_size
+    if not config.rand_crop:
+        return centre_crop(batch, size)
+    generator = crop_stream(config.random_seed, run.rank, iteration)
+    return draw_crop(generator, batch, size, config.batch_crop_mirror)
+
+
+def validation_batches(run):
+    """Yield every validation image once, centre-cropped; the last batch may be smaller."""
+    size, in_graph = run.network.model.image_size, run.config.use_data_layer
+    for segments, labels in run.data.validation.plan(run.config.batch_size, keep_last=True):
+        crop = centre_crop(len(labels), size)
+        yield Batch(Request(segments, None if in_graph else crop), crop, labels)

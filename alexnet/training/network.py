@@ -1,0 +1,338 @@
+"""Compile a model and an update rule into functions, and hold the state that they change.
+
+The rest of the program calls a Network's train, validate and predict; only this module selects the backend.
+"""
+
+from functools import cached_property, partial
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+
+from alexnet.backends import HOST_ENGINES, mode_of, prepare
+from alexnet.config.schema import ConfigError
+from alexnet.models import model_class
+from alexnet.native import compiler
+from alexnet.nn.layers import Background, Noise
+from alexnet.ops import CropMirror
+from alexnet.training.objectives import cross_entropy, top_k_error, training_cost
+from alexnet.training.updates import adadelta, adagrad, momentum_sgd, name_of, nesterov, sgd
+
+
+class Images:
+    """The symbolic images of one compiled function, and the inputs that the caller passes for them.
+
+    With `crop` the inputs are uint8 (3, 256, 256, batch) images and the rows, columns and mirrors of alexnet.data.Crop;
+    the first Op crops, mirrors and subtracts the mean. Without it the input is float32 (3, size, size, batch), prepared
+    by the loader.
+    """
+
+    def __init__(self, model, mean, crop):
+        if crop:
+            images = pt.tensor("images", shape=(*mean.shape, None), dtype="uint8")
+            rows, columns = pt.ivector("rows"), pt.ivector("columns")
+            mirrors = pt.vector("mirrors", dtype="uint8")
+            self.inputs = [images, rows, columns, mirrors]
+            centre = pytensor.shared(mean, name="mean", shape=mean.shape)
+            self.pixels = CropMirror(model.image_size)(images, centre, rows, columns, mirrors)
+        else:
+            shape = (model.channels, model.image_size, model.image_size, None)
+            self.pixels = pt.tensor("pixels", shape=shape, dtype="float32")
+            self.inputs = [self.pixels]
+
+
+class Network:
+    """A model compiled for a backend: train, validate, predict, and the state that training changes.
+
+    Args:
+        model: a Sequential of alexnet.models.
+        mean: float32 (3, 256, 256), grey levels; subtracted from every image.
+        update: (parameters, gradients, learning_rate) -> (pairs, velocities or accumulators), a rule of
+            alexnet.training.updates with its constants bound; None for a network that only validates and predicts.
+        engine: the backend, "cpu", "jax" or "reference"; see alexnet.backends.
+        crop: True: images are uint8 and are cropped in the graph; False: float32, cropped by the loader.
+        seed: seed of the random layers; must differ between workers.
+        wait: () -> None, returns once the initial weights have been drawn. It is called before any object that reads
+            the weights is returned.
+        precision: for the jax backend, "float32", "tf32" or "bfloat16".
+        device: device of the jax backend, "cpu", "cuda0", "cuda1" …
+
+    Each function is compiled on first use. If computes_on_host is true, arrays are NumPy arrays, and large arrays of
+    the state are updated in place. The jax backend keeps the state on its device and also accepts images stored there.
+
+    Raises:
+        ConfigError: the backend is not available on this machine.
+    """
+
+    def __init__(
+        self, model, mean, update=None, engine="cpu", crop=True, seed=0, wait=None, precision="float32", device="cpu"
+    ):
+        self.model, self.crop = model, crop
+        self.mean = np.ascontiguousarray(mean, dtype="float32")
+        self.update, self.seed, self.wait = update, seed, wait or (lambda: None)
+        self.mode, self.computes_on_host = mode_of(engine, precision, device), engine in HOST_ENGINES
+        self.step = pytensor.shared(np.int64(0), name="step")
+
+    @cached_property
+    def training_graph(self):
+        """Symbolic inputs, [cost, error], and the gradient of each trainable parameter.
+
+        Frozen layers below the lowest trainable layer get no gradient.
+        """
+        images, labels = self.images(), pt.ivector("labels")
+        logits, auxiliary = self.model.heads(images.pixels, Noise(np.int64(self.seed), self.step))
+        cost = training_cost(logits, auxiliary, labels)
+        gradients = pytensor.grad(cost, [parameter.variable for parameter in self.learning])
+        return [*images.inputs, labels], [cost, top_k_error(logits, labels, 1)], gradients
+
+    @cached_property
+    def update_graph(self):
+        """Learning rate, symbolic gradients without a value, update pairs, and velocities or accumulators."""
+        rate, gradients = pt.scalar("learning_rate", dtype="float32"), [p.variable.type() for p in self.learning]
+        return rate, gradients, *self.update(self.learning, gradients, rate)
+
+    @cached_property
+    def train(self):
+        """(*images, labels, learning_rate) -> cost in nats, top-1 error; updates the state in place.
+
+        learning_rate is a float32 scalar. Cost and error are those before the update. The cost includes the auxiliary
+        classifiers of the model, if any; the error is that of the main classifier.
+        """
+        inputs, outputs, values = self.training_graph
+        rate, gradients, pairs, _ = self.update_graph
+        givens = zip(gradients, values, strict=True)
+        return self.compile([*inputs, rate], outputs, [*pairs, (self.step, self.step + 1)], givens)
+
+    @cached_property
+    def compute(self):
+        """(*images, labels) -> cost, error: a training step without its update.
+
+        Writes `gradients` and increments the step counter.
+        """
+        inputs, outputs, values = self.training_graph
+        return self.compile(inputs, outputs, [*zip(self.gradients, values, strict=True), (self.step, self.step + 1)])
+
+    @cached_property
+    def apply(self):
+        """(learning_rate) -> []: the in-place update of the state from `gradients`.
+
+        compute followed by apply is equivalent to train.
+        """
+        rate, gradients, pairs, _ = self.update_graph
+        return self.compile([rate], [], pairs, zip(gradients, self.gradients, strict=True))
+
+    @cached_property
+    def gradients(self):
+        """Shared variables that compute writes and apply reads.
+
+        float32, with the shapes of the trainable parameters.
+        """
+        zeros = (np.zeros(p.shape, "float32") for p in self.learning)
+        named = zip((f"{p.name}.gradient" for p in self.learning), zeros, strict=True)
+        return [pytensor.shared(array, name=name, shape=array.shape, borrow=True) for name, array in named]
+
+    @property
+    def parameters(self):
+        """The shared variables of all parameters."""
+        return [parameter.variable for parameter in self.model.parameters]
+
+    @property
+    def learning(self):
+        """The trainable Parameters of the model."""
+        return [parameter for parameter in self.model.parameters if parameter.learns]
+
+    @property
+    def frozen(self):
+        """The shared variables of the frozen parameters."""
+        return [parameter.variable for parameter in self.model.parameters if not parameter.learns]
+
+    @cached_property
+    def parameters_and_velocities(self):
+        """What training changes: float32 shared variables, in the order in which workers exchange them.
+
+        First the trainable parameters, then the state of the update rule: velocities (one per parameter), or the
+        accumulators of adagrad (one per parameter) or adadelta (two per parameter).
+        """
+        self.wait()
+        return [*(parameter.variable for parameter in self.learning), *self.update_graph[3]]
+
+    @cached_property
+    def validate(self):
+        """(*images, labels) -> cost in nats, top-1 error, top-5 error: means over the batch."""
+        images, labels = self.images(), pt.ivector("labels")
+        logits = self.model(images.pixels)
+        errors = [top_k_error(logits, labels, k) for k in (1, 5)]
+        return self.compile([*images.inputs, labels], [cross_entropy(logits, labels), *errors])
+
+    @cached_property
+    def logits(self):
+        """(*images) -> float32 (class, batch): the input of the softmax.
+
+        All kernels are compiled before this function is returned.
+        """
+        images = self.images()
+        function = self.compile(images.inputs, self.model(images.pixels))
+        compiler.precompile()
+        return function
+
+    @cached_property
+    def predict(self):
+        """(*images) -> the probability of each class, float32 (class, batch)."""
+        images = self.images()
+        return self.compile(images.inputs, pt.special.softmax(self.model(images.pixels), axis=0))
+
+    @cached_property
+    def state(self):
+        """Name -> shared variable, for every parameter and everything else that training changes."""
+        variables = dict.fromkeys([*self.parameters, *self.parameters_and_velocities, self.step])
+        return {variable.name: variable for variable in variables}
+
+    def get_state(self):
+        """Return name -> array. The arrays are views of the state: copy what must survive the next step."""
+        return {name: np.asarray(v.get_value(borrow=True)) for name, v in self.state.items()}
+
+    def set_state(self, arrays):
+        """Set the state to the arrays of get_state. Raises ValueError if a name or a shape differs."""
+        if missing := self.state.keys() ^ arrays.keys():
+            raise ValueError(f"the state must hold exactly {sorted(self.state)}, differs in {sorted(missing)}")
+        take_on(self.state, arrays)
+
+    def set_parameters(self, arrays):
+        """Set the parameters named in `arrays` and leave the others unchanged.
+
+        Raises:
+            ValueError: a name is unknown or a shape differs.
+        """
+        self.wait()
+        variables = {variable.name: variable for variable in self.parameters}
+        if unknown := arrays.keys() - variables.keys():
+            raise ValueError(f"this network has the parameters {', '.join(variables)}, and no {min(unknown)}")
+        take_on(variables, arrays)
+
+    def compile_all(self, names=("train", "validate"), batch=None):
+        """Compile the functions with these names, so that no later call compiles.
+
+        Args:
+            batch: images per step; the jax backend needs it to compile in advance.
+        """
+        functions = [getattr(self, name) for name in names]
+        compiler.precompile()
+        if batch and not self.computes_on_host:
+            for function in functions:
+                prepare(function, batch)
+        return functions
+
+    def images(self):
+        return Images(self.model, self.mean, self.crop)
+
+    def compile(self, inputs, outputs, updates=(), givens=()):
+        inputs = [pytensor.In(variable, borrow=True) for variable in inputs]
+        function = pytensor.function(inputs, outputs, updates=list(updates), givens=list(givens), mode=self.mode)
+        function.trust_input = not self.computes_on_host        # the jax linker checks the inputs itself
+        self.wait()
+        return function
+
+
+def take_on(variables, arrays):
+    """Set shared variables to copies of the arrays of the same names. Raises ValueError if a shape differs."""
+    for name, array in arrays.items():
+        shape = np.shape(variables[name].get_value(borrow=True))
+        if array.shape != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+        variables[name].set_value(np.array(array, dtype=variables[name].type.dtype), borrow=True)
+
+
+def update_rule(config):
+    """Return the update rule of the settings, with its constants bound."""
+    rules = {
+        "sgd": sgd,
+        "momentum": partial(momentum_sgd, momentum=config.momentum),
+        "nesterov": partial(nesterov, momentum=config.momentum),
+        "adagrad": partial(adagrad, epsilon=config.adagrad_epsilon),
+        "adadelta": partial(adadelta, rho=config.adadelta_rho, epsilon=config.adadelta_epsilon),
+    }
+    name = name_of(config.update, config.use_momentum, config.use_nesterov_momentum)
+    return partial(rules[name], weight_decay=config.weight_decay)
+
+
+def build_network(config, classes, mean, rank=0, device="cpu"):
+    """Return the Network of the settings on a device.
+
+    The initial weights depend only on random_seed, so they are identical on every worker.
+
+    Raises:
+        ConfigError: the backend is not available on this machine, or the settings name a layer that does not exist.
+    """
+    rng = Background(np.random.default_rng(config.random_seed))
+    model = model_class(config.model)(rng, classes=classes, dropout_rate=config.dropout_rate)
+    apply_layer_settings(model, config)
+    return Network(
+        model,
+        mean,
+        update_rule(config),
+        engine=engine_of(config.engine, device),
+        crop=config.use_data_layer,
+        seed=config.random_seed + 1_000_003 * rank,
+        wait=rng.wait,
+        precision=config.precision,
+        device=device,
+    )
+
+
+def apply_layer_settings(model, config):
+    """Apply the layer learning rates (layer_rates) and frozen_layers to the model.
+
+    Raises:
+        ConfigError: a layer does not exist, or no layer remains trainable.
+    """
+    for name, rate in config.layer_rates.items():
+        for parameter in layer_of(model, name, "layer_rates"):
+            parameter.lr_mult *= rate
+    for name in config.frozen_layers:
+        for parameter in layer_of(model, name, "frozen_layers"):
+            parameter.learns = False
+    if not any(parameter.learns for parameter in model.parameters):
+        raise ConfigError(f"frozen_layers must leave a layer to learn, got all: {', '.join(config.frozen_layers)}")
+
+
+def layer_of(model, name, setting):
+    """Return the parameters of layer or group `name`: inception_3a is the group of inception_3a.1x1 and others.
+
+    Raises:
+        ConfigError: there is no such layer; the message names `setting`.
+    """
+    names = layers_within(model, name)
+    if not names:
+        raise ConfigError(f"{setting}: there is no layer {name!r}; there are {', '.join(model.weight_layers)}")
+    return [parameter for each in names for parameter in model.weight_layers[each]]
+
+
+def layers_within(model, name):
+    """Return the layers with weights that `name` denotes: the layer itself, or the layers of that group."""
+    return [each for each in model.weight_layers if each == name or each.startswith(f"{name}.")]
+
+
+def engine_of(setting, device):
+    """Return the backend that the setting selects on a device. auto selects jax on cuda devices, else cpu."""
+    if setting != "auto":
+        return setting
+    return "cpu" if device == "cpu" else "jax"
+
+
+def describe_engine(setting, device):
+    """Describe the backend that the setting selects on a device, and its C compiler, as part of a sentence."""
+    engine = engine_of(setting, device)
+    if engine != "cpu":
+        return engine
+    command = compiler.compiler()
+    return f"cpu, C kernels compiled by {command[0]}" if command else "cpu, without a C compiler: NumPy, slow"
+
+
+def use_machine(threads, tiles):
+    """Compile kernels for the instruction set `tiles` and run them on `threads` threads.
+
+    threads=None uses as many threads as this process may use.
+    """
+    if tiles != "auto":
+        compiler.use_tiles(tiles)
+    compiler.use_threads(threads)

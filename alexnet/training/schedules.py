@@ -1,0 +1,51 @@
+"""Schedules: from the progress of training to the learning rate.
+
+A schedule is a pure function of the position and of the validation errors so far, so resuming needs no schedule
+state. Epochs count from 0 and may be fractional: 1.5 is the middle of the second epoch.
+"""
+def step(epoch, steps, factor=0.1):
+    """Return the factor at `epoch`: `factor` once per step passed. Source: Ding et al. 2014, lr_policy step."""
+    return factor ** sum(int(epoch) >= at for at in steps)
+
+
+def auto(errors, threshold=0.01, factor=0.1, patience=2, first=5):
+    """Return the factor after validation errors `errors`, one per epoch, in [0, 1].
+
+    The rate drops by `factor` at the end of an epoch if the top-1 error fell by less than `threshold` over the last
+    `patience` epochs. It does not drop before epoch `first`, or within `patience` epochs of the previous drop.
+    Source: theano_alexnet, adjust_learning_rate.
+    """
+    drops, last = 0, 0
+    for epoch in range(len(errors)):
+        stalled = epoch >= patience and errors[epoch - patience] - errors[epoch] < threshold
+        if epoch > first and epoch >= last + patience and stalled:
+            drops, last = drops + 1, epoch
+    return factor**drops
+
+
+def poly(epoch, epochs, power=0.5):
+    """Return the factor (1 - epoch / epochs) ** power. Source: BVLC Caffe, bvlc_googlenet."""
+    return max(0.0, 1 - epoch / epochs) ** power
+
+
+def warm_up(epoch, epochs, start=0.1):
+    """Return the warm-up factor: linear from `start` to 1 over `epochs`. Source: Goyal et al. 2017, section 2.2."""
+    return 1.0 if epoch >= epochs else start + (1 - start) * epoch / epochs
+
+
+def learning_rate(config, epoch, errors, workers=1):
+    """Return the learning rate at `epoch` (fractional), given the validation errors of the completed epochs.
+
+    With lr_scaling linear, the single-worker rate is multiplied by the number of workers. The warm-up then starts at
+    the single-worker rate.
+    Source: Goyal et al. 2017, sections 2.1 and 2.2.
+    """
+    scale = workers if config.lr_scaling == "linear" else 1
+    rate = scale * config.learning_rate * warm_up(epoch, config.warmup_epochs, 1 / scale if scale > 1 else 0.1)
+    if config.lr_policy == "step":
+        return rate * step(epoch, config.lr_step, config.lr_factor)
+    if config.lr_policy == "auto":
+        return rate * auto(errors, config.lr_adapt_threshold, config.lr_factor)
+    if config.lr_policy == "poly":
+        return rate * poly(epoch, config.n_epochs, config.lr_power)
+    return rate

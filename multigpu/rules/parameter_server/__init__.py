@@ -1,0 +1,1 @@
+"""The parameter server of rules easgd and asgd, and its clients."""

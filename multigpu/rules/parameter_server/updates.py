@@ -1,0 +1,115 @@
+"""Server updates of rule asgd: pure functions that work in place on one-dimensional pieces.
+
+A push D is the sum of a client's updates since its last push, so -D takes the role of a gradient:
+
+    plain      W <- W + c D                                     Paine et al. 2013; c = 1: Dean et al. 2012, "Downpour"
+    adagrad    G <- G + D**2,  W <- W + c D / (sqrt(G) + epsilon)                     Duchi et al. 2011, equation 1
+    adadelta   E[D^2] <- rho E[D^2] + (1 - rho) D**2,  d = sqrt(E[d^2] + epsilon) / sqrt(E[D^2] + epsilon) D,
+               E[d^2] <- rho E[d^2] + (1 - rho) d**2,  W <- W + c d                   Zeiler 2012, algorithm 1
+
+Common arguments:
+
+push, centre  D and W: float arrays of the same length and dtype, without shared memory
+squares, ...  accumulators of the rule for each weight, with the shape of centre; initially zero
+scale         c, or the value that by_staleness returns for it
+back          whether the new values of centre overwrite push, for a client that fetches them; otherwise the content
+              of push is undefined afterwards
+
+If a C compiler is available, updates.c makes one pass over the arrays. Otherwise NumPy works block by block, with the
+same bits. On one core, C is limited by memory bandwidth, and NumPy takes two to five times as long.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from alexnet.native import compiler
+from multigpu.exchange.flat_buffer import blocks
+
+SOURCE = Path(__file__).with_suffix(".c").read_text(encoding="utf-8")
+SIGNATURES = {"plain": "aanfn", "adagrad": "aaanffn", "adadelta": "aaaanffffn"}
+
+
+def plain(push, centre, scale, back=True):
+    """W <- W + scale * D; each product and each sum is rounded separately."""
+    scale = centre.dtype.type(scale)
+    if function := compiled("plain", push, centre):
+        return function(push, centre, centre.size, scale, back)
+    for d, w, room in blocks(push, centre):
+        w += np.multiply(d, scale, out=room)
+        if back:
+            np.copyto(d, w)
+
+
+def adagrad(push, centre, squares, scale, epsilon, back=True):
+    """G <- G + D**2,  W <- W + scale * D / (sqrt(G) + epsilon)."""
+    scale, epsilon = map(centre.dtype.type, (scale, epsilon))
+    if function := compiled("adagrad", push, centre, squares):
+        return function(push, centre, squares, centre.size, scale, epsilon, back)
+    for d, w, g, room in blocks(push, centre, squares):
+        g += np.multiply(d, d, out=room)
+        np.sqrt(g, out=room)
+        room += epsilon
+        np.divide(d, room, out=room)
+        room *= scale
+        w += room
+        if back:
+            np.copyto(d, w)
+
+
+def adadelta(push, centre, squares, steps, scale, rho, epsilon, back=True):
+    """E[D^2] <- rho E[D^2] + (1 - rho) D**2,  d = sqrt((E[d^2] + epsilon) / (E[D^2] + epsilon)) D,
+    E[d^2] <- rho E[d^2] + (1 - rho) d**2,  W <- W + scale * d.
+
+    squares, steps  E[D^2] and E[d^2]
+    """
+    scale, rho, rest, epsilon = map(centre.dtype.type, (scale, rho, 1 - rho, epsilon))
+    if function := compiled("adadelta", push, centre, squares, steps):
+        return function(push, centre, squares, steps, centre.size, scale, rho, rest, epsilon, back)
+    for d, w, of_pushes, of_steps, room in blocks(push, centre, squares, steps):
+        keep_mean(of_pushes, d, rho, rest, room)
+        np.add(of_pushes, epsilon, out=room)
+        np.divide(of_steps + epsilon, room, out=room)
+        d *= np.sqrt(room, out=room)
+        keep_mean(of_steps, d, rho, rest, room)
+        w += np.multiply(d, scale, out=room)
+        if back:
+            np.copyto(d, w)
+
+
+def keep_mean(mean, values, rho, rest, room):
+    """mean <- rho * mean + rest * values**2; the last argument is a scratch block."""
+    np.multiply(values, values, out=room)
+    room *= rest
+    mean *= rho
+    mean += room
+
+
+@cache
+def library():
+    """Return {name: function} of updates.c; empty if C cannot be compiled."""
+    try:
+        loaded = compiler.load(SOURCE, "server_updates")
+    except compiler.CompileError:
+        return {}
+    for name, letters in SIGNATURES.items():
+        getattr(loaded, name).argtypes = [compiler.ARGUMENTS[letter] for letter in letters]
+        getattr(loaded, name).restype = None
+    return {name: getattr(loaded, name) for name in SIGNATURES}
+
+
+def compiled(name, *arrays):
+    """Return the C function for these arrays, or None if there is none; C supports only float32."""
+    if any(array.size != arrays[0].size or array.ndim != 1 for array in arrays):
+        raise ValueError(f"a server's update needs arrays alike in length, got {[array.shape for array in arrays]}")
+    return library().get(name) if {array.dtype.name for array in arrays} == {"float32"} else None
+
+
+def by_staleness(scale, staleness, power=1.0):
+    """Return the scale of a push, reduced for stale weights: scale / (1 + staleness)**power.
+
+    staleness is the number of versions between the fetch and the push. power 0 leaves the scale unchanged.
+    Source: Zhang et al. 2016, "Staleness-aware async-SGD", which divides by the staleness unless it is 0.
+    """
+    return scale / (1 + staleness) ** power

@@ -1,0 +1,289 @@
+"""Settings: precedence of their sources, YAML 1.2 scalars, and one-sentence errors."""
+
+import pickle
+
+import pytest
+
+from alexnet.config.schema import DEFAULTS, Config, ConfigError, dump, load_config, parse
+
+
+@pytest.fixture
+def settings_file(tmp_path):
+    def write(text):
+        path = tmp_path / "settings.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def refusal(*arguments, path=None):
+    with pytest.raises(ConfigError) as caught:
+        load_config(arguments, path)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_defaults_are_the_papers():
+    config = load_config(["data=/batches"])
+    assert (config.batch_size, config.n_epochs, config.learning_rate) == (256, 60, 0.01)
+    assert (config.momentum, config.weight_decay, config.dropout_rate) == (0.9, 0.0005, 0.5)
+    assert (config.lr_policy, config.lr_step, config.lr_factor) == ("step", (20, 40), 0.1)
+    assert config.use_momentum and not config.use_nesterov_momentum
+    assert config.para_load and config.random_seed == 23455
+
+
+def test_config_yaml_has_every_setting_with_a_comment_and_no_other():
+    text = DEFAULTS.read_text(encoding="utf-8")
+    settings = parse(text, "config.yaml")
+    first_run = settings.pop("first_run")
+    assert set(settings) == set(Config.model_fields)
+    assert set(first_run) < set(Config.model_fields)
+    for key in settings:
+        line = next(line for line in text.splitlines() if line.startswith(f"{key}:"))
+        assert "#" in line, f"{key} has no comment"
+
+
+def test_later_layers_win(settings_file):
+    first_run = parse(DEFAULTS.read_text(encoding="utf-8"), "config.yaml")["first_run"]
+    path = settings_file("batch_size: 7\nmomentum: 0.5\n")
+    config = load_config(["momentum=0.25", "--config", str(path)])
+    assert config.n_epochs == first_run["n_epochs"]
+    assert (config.batch_size, config.momentum) == (7, 0.25)
+    assert load_config([f"--config={path}"]) == load_config([], path)
+
+
+def test_first_run_holds_only_while_no_data_is_given(settings_file):
+    first_run = parse(DEFAULTS.read_text(encoding="utf-8"), "config.yaml")["first_run"]
+    assert load_config([]).batch_size == first_run["batch_size"] != 256
+    assert load_config(["data=/batches"]).batch_size == 256
+    assert load_config([], settings_file("data: /batches")).batch_size == 256
+    assert load_config(["data=null"], settings_file("data: /batches")).batch_size != 256
+
+
+def test_a_dumped_config_loads_as_itself(settings_file):
+    tuned = "weights=w", "new_layers=none", "layer_rates=fc8:10", "frozen_layers=conv1,conv2"
+    config = load_config([*tuned, "data=/a: b #c", "lr_step=3,5", "run_name=true story", "weight_decay=1e-7"])
+    assert load_config([], settings_file(dump(config))) == config
+
+
+def test_config_is_frozen_and_pickles():
+    config = load_config(["lr_step=[3, 5]"])
+    assert pickle.loads(pickle.dumps(config)) == config
+    with pytest.raises(ValueError, match="frozen"):
+        config.batch_size = 3
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-2", 0.01), ("1E+3", 1000.0), (".5", 0.5), ("-2.", -2.0), ("3", 3), ("010", 10), ("+7", 7),
+        ("1_000", "1_000"), ("0x10", "0x10"), ("1:30", "1:30"), ("2014-12-07", "2014-12-07"), ("=", "="),
+        ("on", "on"), ("yes", "yes"), ("No", "No"), ("true", True), ("False", False), ("null", None), ("~", None),
+        (".inf", float("inf")), ("-.INF", -float("inf")), ("'3'", "3"), ("[1, a]", [1, "a"]),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2(text, value):
+    parsed = parse(text, "text")
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "field", "value"),
+    [
+        ("learning_rate=1e-2", "learning_rate", 0.01),
+        ("learning_rate=1", "learning_rate", 1.0),
+        ("data=42", "data", "42"),
+        ("data=[old] a: b", "data", "[old] a: b"),
+        ("run_name=1e3", "run_name", "1e3"),
+        ("lr_step=3,5", "lr_step", (3, 5)),
+        ("lr_step=3", "lr_step", (3,)),
+        ("lr_step=[]", "lr_step", ()),
+        ("devices=[cpu]", "devices", ("cpu",)),
+        ("devices=cuda0, cuda12", "devices", ("cuda0", "cuda12")),
+        ("resume_train=true", "resume_train", "latest"),
+        ("resume_train=false", "resume_train", None),
+        ("resume_train=runs/a", "resume_train", "runs/a"),
+        ("data=a=b", "data", "a=b"),
+        ("weights=42", "weights", "42"),
+        ("layer_rates=fc8:10, conv1:.1", "layer_rates", {"fc8": 10.0, "conv1": 0.1}),
+        ("layer_rates={fc8: 1e1}", "layer_rates", {"fc8": 10.0}),
+        ("layer_rates={}", "layer_rates", {}),
+        ("new_layers=auto", "new_layers", ("auto",)),
+    ],
+)
+def test_arguments_mean_what_they_say(argument, field, value):
+    assert getattr(load_config([argument]), field) == value
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("batchsize=3", "there is no setting 'batchsize'; did you mean batch_size?"),
+        ("zzz=3", "there is no setting 'zzz'; `python train.py --help` lists all settings"),
+        ("batch_size=1e2", "batch_size must be an integer, got 100.0"),
+        ("batch_size=0", "batch_size must be greater than 0, got 0"),
+        ("batch_size=true", "batch_size must be an integer, got true"),
+        ("batch_size=a", "batch_size must be an integer, got the text 'a'"),
+        ("batch_size={a", "batch_size={a is not valid YAML in line 1: expected ',' or '}', but got '<stream end>'"),
+        ("n_iterations=0", "n_iterations must be greater than 0 or null, got 0"),
+        ("shuffle=on", "shuffle must be true or false, got the text 'on'"),
+        ("shuffle=1", "shuffle must be true or false, got 1"),
+        ("learning_rate=0", "learning_rate must be greater than 0, got 0"),
+        ("learning_rate=.nan", "learning_rate must be a finite number, got .nan"),
+        ("weight_decay=.inf", "weight_decay must be a finite number, got .inf"),
+        ("momentum=1", "momentum must be less than 1, got 1"),
+        ("momentum=true", "momentum must be a number, got true"),
+        ("dropout_rate=1.0", "dropout_rate must be less than 1, got 1.0"),
+        ("lr_policy=stepp", "lr_policy must be 'step', 'auto', 'poly' or 'constant', got the text 'stepp'"),
+        ("lr_step=20,10", "lr_step must be rising epochs, got [20, 10]"),
+        ("lr_step=5,5", "lr_step must be rising epochs, got [5, 5]"),
+        ("lr_step=5,x", "lr_step must be an integer, got the text '5,x'"),
+        ("lr_step=null", "lr_step must be a list, got null"),
+        ("slots=1", "slots must be greater than or equal to 2, got 1"),
+        ("devices=gpu0", "devices must be auto, cpu, or cuda and a number, as cuda0, got the text 'gpu0'"),
+        ("devices=cpu,auto", "devices must be only auto, or name each worker's device, got ['cpu', 'auto']"),
+        ("rank=-1", "rank must be greater than or equal to 0 or null, got -1"),
+        ("rank=0", "a worker started by hand needs rank, size and device together, got only rank=0"),
+        ("average_every=0", "average_every must be greater than 0, got 0"),
+        ("devices=[]", "devices must have at least 1 item, got []"),
+        ("run_name=a/b", "run_name must be a folder's plain name (no slash, no dot first) or null, got the text 'a/b'"),
+        ("output=null", "output must be a string, got null"),
+        ("data=", "data= has no value, data=null would say none"),
+        ("--batch_size=3", "an argument must be key=value, perhaps batch_size=3, got '--batch_size=3'"),
+        ("3", "an argument must be key=value, got '3'"),
+        ("--config", "--config needs a file, got none"),
+        ("--config=/nowhere", "the settings file /nowhere cannot be read: No such file or directory"),
+        ("layer_rates=fc8", "layer_rates must be layers and factors, as fc8:10,conv1:0.1, got the text 'fc8'"),
+        ("layer_rates=fc8:x", "layer_rates must be layers and factors, as fc8:10,conv1:0.1, got the text 'fc8:x'"),
+        ("layer_rates=fc8:1,fc8:2", "layer_rates must name each layer once, got the text 'fc8:1,fc8:2'"),
+        ("layer_rates=fc8:0", "layer_rates must be greater than 0, got the text 'fc8:0'"),
+        ("layer_rates={fc8: .inf}", "layer_rates must be a finite number, got {fc8: .inf}"),
+        ("layer_rates=3", "layer_rates must be layers and factors, as {fc8: 10}, got 3"),
+        ("frozen_layers=null", "frozen_layers must be a list, got null"),
+        ("frozen_layers=a", "frozen_layers and new_layers are about trained weights, so they need weights=, got null"),
+        ("alpha=1.5", "alpha must be less than or equal to 1, got 1.5"),
+        ("p=-0.1", "p must be greater than or equal to 0, got -0.1"),
+        ("tau=0", "tau must be greater than 0, got 0"),
+        ("time_out=0", "time_out must be greater than 0, got 0"),
+        ("sync=sum", "sync must be 'avg' or 'cdd', got the text 'sum'"),
+        ("first_run=3", "there is no setting 'first_run'; `python train.py --help` lists all settings"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(argument, message):
+    assert refusal(argument) == message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["weights=w", "layer_rates=conv1:2", "frozen_layers=conv1,conv2"],
+            "conv1 is one of frozen_layers, so it has no learning rate and begins with no new weights: "
+            "take it from layer_rates, new_layers or frozen_layers",
+        ),
+        (["weights=w", "new_layers=auto,a"], "new_layers must be only auto, or name the layers, got ['auto', 'a']"),
+        (["rank=2", "size=2", "device=cpu"], "rank must be 0 to 1 for size=2, got 2"),
+        (
+            ["rank=0", "size=2"],
+            "a worker started by hand needs rank, size and device together, got only rank=0, size=2",
+        ),
+        (
+            ["rank=0", "size=2", "device=auto"],
+            "device must be cpu, or cuda and a number, for a worker started by hand, got auto",
+        ),
+        (
+            ["exchange_what=gradients", "average_every=4"],
+            "average_every must be 1 when gradients are exchanged, because each is used only in its step, got 4",
+        ),
+        (
+            ["sync=cdd", "average_every=4"],
+            "average_every must be 1 when gradients are exchanged, because each is used only in its step, got 4",
+        ),
+        (
+            ["sync=cdd", "exchange_what=weights"],
+            "exchange_what must be auto or gradients with sync=cdd, which adds updates, got weights",
+        ),
+        (
+            ["sync=cdd", "lr_scaling=linear"],
+            "lr_scaling must be none with sync=cdd, which does not average a step's updates, got linear",
+        ),
+        (
+            ["rule=easgd", "lr_scaling=linear"],
+            "lr_scaling must be none with rule=easgd, which does not average a step's updates, got linear",
+        ),
+        (
+            ["rule=gosgd", "lr_policy=auto"],
+            "lr_policy must not be auto with rule=gosgd, whose workers wait for no validation",
+        ),
+        (["batch_size=1", "batch_size=2"], "batch_size is given twice, the second time as '2': once would be right"),
+        (["n_epochs=3", "warmup_epochs=3"], "warmup_epochs must be less than n_epochs = 3, got 3"),
+        (
+            ["use_nesterov_momentum=true", "use_momentum=false"],
+            "use_nesterov_momentum is true but use_momentum is false: set both or neither",
+        ),
+        (
+            ["use_nesterov_momentum=true", "update=adagrad"],
+            "update is adagrad, but use_nesterov_momentum=true means nesterov: set one of the two",
+        ),
+        (
+            ["use_momentum=false", "update=momentum"],
+            "update is momentum, but use_momentum=false means sgd: set one of the two",
+        ),
+        (
+            ["update=adagrad", "sync=cdd"],
+            "sync must be avg with update=adagrad, whose updates by the parts of a batch do not add up to that by "
+            "the whole, got cdd",
+        ),
+        (
+            ["update=adadelta", "exchange_what=weights"],
+            "exchange_what must be auto or gradients with update=adadelta, because the mean of the workers' "
+            "accumulators is not that of one worker, got weights",
+        ),
+        (
+            ["update=adagrad", "average_every=2"],
+            "average_every must be 1 when gradients are exchanged, because each is used only in its step, got 2",
+        ),
+        (
+            ["lr_policy=auto", "validation=false"],
+            "lr_policy auto follows the validation error, so validation must be true, got false",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(arguments, message):
+    assert refusal(*arguments) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batch_size: 1\nmomentum: 0\nbatch_size: 2\n", " line 3: batch_size is given twice, first in line 1"),
+        ("momentun: 1", ": there is no setting 'momentun'; did you mean momentum?"),
+        ("batch_size: a", ": batch_size must be an integer, got the text 'a'"),
+        ("- 3", " must hold lines of `key: value`, got [3]"),
+        ("", " must hold lines of `key: value`, got None"),
+        ("a: [", " is not valid YAML in line 1: expected the node content, but found '<stream end>'"),
+        ("3: 4", " line 1: a setting's name must be a word, got 3"),
+        ("data: !!python/x []", " is not valid YAML in line 1: could not determine a constructor "
+         + "for the tag 'tag:yaml.org,2002:python/x'"),
+    ],
+)
+def test_a_settings_file_that_cannot_be_meant_is_refused(settings_file, text, message):
+    path = settings_file(text)
+    assert refusal(path=path) == f"{path}{message}"
+
+
+def test_a_settings_file_of_arbitrary_bytes_is_refused(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x80abc\x01")
+    assert str(path) in refusal(path=path)
+
+
+def test_help_prints_every_setting(capsys):
+    with pytest.raises(SystemExit) as caught:
+        load_config(["batch_size=nonsense", "--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n{key}: " in printed for key in Config.model_fields)

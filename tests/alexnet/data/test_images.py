@@ -1,0 +1,217 @@
+"""Image files: every format decodes to an independent reference, and damaged files are refused with a reason."""
+
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from alexnet.data.images import TURNS, BadImage, batch_of, pixels_of, read_image
+from tests.images_in_front import BAD, GOOD, bomb, encoded, photograph
+
+
+def squashed(image):
+    return np.asarray(image.resize((256, 256), Image.Resampling.BILINEAR)).astype(int)
+
+
+def saved(image, path, form="JPEG", **options):
+    with open(path, "wb") as file:
+        image.save(file, form, **({"quality": 95} if form == "JPEG" else {}) | options)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "n01440764_1.JPEG"
+
+
+def test_squash_is_pillows_bilinear_resize(path):
+    saved(photograph(500, 400), path)
+    out = read_image(path)
+    assert out.shape == (256, 256, 3) and out.dtype == np.uint8
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(out, squashed(image))
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (200, 300), (256, 256), (1024, 512)])
+def test_crop_is_the_centre_of_the_shorter_side_at_256(path, width, height):
+    saved(photograph(width, height), path, "PNG")
+    scale = 256 / min(width, height)
+    whole = photograph(width, height).resize(
+        (round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
+    left, top = (whole.width - 256) // 2, (whole.height - 256) // 2
+    expected = np.asarray(whole.crop((left, top, left + 256, top + 256))).astype(int)
+    assert np.abs(read_image(path, "crop") - expected).mean() < 1
+
+
+def test_a_large_jpeg_decoded_in_draft_is_hardly_different(path):
+    saved(photograph(2500, 2100), path)
+    with Image.open(path) as image:
+        difference = np.abs(read_image(path) - squashed(image))
+    assert difference.mean() < 0.3 and difference.max() <= 4
+
+
+def test_cmyk_comes_out_within_a_grey_level(path):
+    rgb = photograph()
+    cmyk = np.empty((200, 300, 4), np.uint8)
+    cmyk[..., :3], cmyk[..., 3] = 255 - np.asarray(rgb), 0             # no black: c = 255 - r
+    saved(Image.frombytes("CMYK", (300, 200), cmyk.tobytes()), path, quality=100)
+    with Image.open(path) as image:
+        assert image.mode == "CMYK"
+    assert np.abs(read_image(path) - squashed(rgb)).mean() < 1
+
+
+def test_cmyk_with_black_is_darkened_by_it(path):
+    cmyk = np.random.default_rng(0).integers(0, 256, (4, 4, 4)).astype(np.uint8)
+    picture = Image.frombytes("CMYK", (4, 4), cmyk.tobytes()).resize((256, 256), Image.Resampling.NEAREST)
+    saved(picture, path, quality=100)
+    c, m, y, k = np.moveaxis(np.asarray(picture).astype(float), 2, 0)
+    expected = np.stack([(255 - ink) * (255 - k) / 255 for ink in (c, m, y)], axis=2)
+    assert np.abs(read_image(path) - expected).mean() < 1
+
+
+def test_a_png_named_jpeg_is_a_png(path):
+    saved(photograph(), path, "PNG")
+    np.testing.assert_array_equal(read_image(path), squashed(photograph()))
+
+
+def test_grey_has_three_equal_channels(path):
+    saved(photograph().convert("L"), path)
+    out = read_image(path)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(out, np.repeat(squashed(image)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_transparent_lies_on_white(path, mode):
+    picture = photograph().convert(mode)
+    alpha = np.zeros((200, 300), np.uint8)
+    alpha[:, 150:] = 255
+    picture.putalpha(Image.fromarray(alpha))
+    saved(picture, path, "PNG")
+    out, opaque = read_image(path), squashed(photograph().convert(mode[:-1]).convert("RGB"))
+    assert (out[:, :120] == 255).all()
+    np.testing.assert_array_equal(out[:, 136:], opaque[:, 136:])
+
+
+def test_a_palette_is_looked_up(path):
+    picture = photograph().quantize(16)
+    saved(picture, path, "PNG")
+    np.testing.assert_array_equal(read_image(path), squashed(picture.convert("RGB")))
+
+
+def test_a_transparent_palette_entry_is_white(path):
+    picture = Image.new("P", (8, 8), 1)
+    picture.putpalette([10, 20, 30, 200, 0, 0])
+    picture.paste(0, (0, 0, 4, 8))
+    saved(picture, path, "PNG", transparency=0)
+    out = read_image(path)
+    assert (out[:, :96] == 255).all() and (out[:, 160:] == [200, 0, 0]).all()
+
+
+def test_sixteen_bit_grey_keeps_its_upper_bits(path):
+    grey = np.random.default_rng(0).integers(0, 2**16, (256, 256), dtype=np.uint16)
+    saved(Image.fromarray(grey), path, "PNG")
+    np.testing.assert_array_equal(read_image(path), np.repeat((grey >> 8)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    saved(photograph(), path, exif=exif)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(read_image(path), squashed(ImageOps.exif_transpose(image)))
+    assert (orientation in TURNS) == (orientation != 1)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")     # raised by Pillow in the test itself
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\0" * 9])
+def test_broken_exif_data_does_not_matter(path, exif):
+    saved(photograph(), path, exif=exif)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(read_image(path), squashed(image))
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 20_000), (20_000, 1)])
+def test_thin_images_are_read(path, resize, width, height):
+    saved(Image.new("RGB", (width, height), (10, 200, 30)), path)
+    assert np.abs(read_image(path, resize).astype(int) - [10, 200, 30]).max() <= 3
+
+
+def test_a_name_that_is_not_utf8_is_read(tmp_path):
+    name = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
+    saved(photograph(), name)
+    assert read_image(os.fsdecode(name)).shape == (256, 256, 3)
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_every_kind_that_can_be_used_is_read(path, kind):
+    path.write_bytes(GOOD[kind]())
+    assert read_image(path).shape == (256, 256, 3)
+
+
+@pytest.mark.parametrize(("content", "reason"), [
+    *((make(), reason) for make, reason in BAD.values()),
+    (encoded(photograph(), "GIF"), "is neither JPEG nor PNG"),
+    (encoded(photograph(), "PNG")[:2000], "is damaged"),
+    (encoded(photograph(), "PNG")[:20], "is "),
+])
+def test_what_is_no_image_is_refused_with_its_reason(path, content, reason):
+    path.write_bytes(content)
+    with pytest.raises(BadImage, match=reason) as caught:
+        read_image(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unreadable_file_is_refused(path):
+    path.mkdir()
+    with pytest.raises(BadImage, match="cannot be opened: Is a directory"):
+        read_image(path)
+    with pytest.raises(BadImage, match="cannot be opened: No such file"):
+        read_image(path / "gone")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(path):
+    os.mkfifo(path)
+    with pytest.raises(BadImage, match="is no file but a pipe or a device"):
+        read_image(path)
+
+
+def test_many_threads_leave_the_filters_of_warnings_as_they_are(path):
+    """Decompression bombs are refused and Pillow's warnings suppressed while other threads read images."""
+    saved(photograph(), path, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\0" * 9)
+    bombs = path.with_name("bomb.png")
+    bombs.write_bytes(bomb(12_000))
+    read_image(path)
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(read_image, each) for each in [path, bombs] * 40]
+    assert all(answer.result().shape == (256, 256, 3) for answer in answers[::2])
+    assert all("is absurdly large" in str(answer.exception()) for answer in answers[1::2])
+    assert warnings.filters == before
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+def test_pixels_in_memory_are_resized_as_those_of_a_file(path, resize):
+    saved(photograph(), path, "PNG")
+    np.testing.assert_array_equal(pixels_of(np.asarray(photograph()), resize), read_image(path, resize))
+
+
+@pytest.mark.parametrize("wrong", [
+    np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), [1],
+])
+def test_pixels_of_another_kind_are_refused(wrong):
+    with pytest.raises(BadImage, match=r"must be uint8 of shape \(rows, columns, 3\), got "):
+        pixels_of(wrong)
+
+
+def test_a_batch_has_the_images_innermost(rng):
+    images = [rng.integers(0, 256, (256, 256, 3), dtype=np.uint8) for _ in range(3)]
+    batch = batch_of(images)
+    assert batch.shape == (3, 256, 256, 3) and batch.flags.c_contiguous
+    for place, image in enumerate(images):
+        np.testing.assert_array_equal(batch[..., place], np.moveaxis(image, 2, 0))

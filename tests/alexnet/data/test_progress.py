@@ -1,0 +1,41 @@
+"""Plain progress lines: count, recent rate, remaining time."""
+
+import pytest
+
+from alexnet.data import progress
+from alexnet.data.progress import Progress, duration
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Replace the clock and return its state, {"now": seconds}, which tests advance."""
+    told = {"now": 100.0}
+    monkeypatch.setattr(progress.time, "monotonic", lambda: told["now"])
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: False, raising=False)
+    return told
+
+
+def test_the_time_left_follows_the_rate_since_the_line_before(clock, capsys):
+    counted = Progress("preprocess", 10_000)
+    for seconds, images in ((10, 5000), (5, 100), (5, 100), (3, 0), (20, 4800)):     # 5000 resumed images, then new
+        clock["now"] += seconds
+        counted.add(images)
+    assert capsys.readouterr().out.splitlines() == [
+        "preprocess 5,000 of 10,000 images, 500 images/s, 10 s left",
+        "preprocess 5,200 of 10,000 images, 20 images/s, 4 min left",
+        "preprocess 10,000 of 10,000 images, 233 images/s, 0 s left",                # average of the whole run
+    ]
+
+
+def test_nothing_new_is_no_line(clock, capsys):
+    counted = Progress("verify", 5)
+    clock["now"] += 60
+    counted.add(0)
+    counted.add(5)
+    counted.add(0)
+    assert capsys.readouterr().out == "verify 5 of 5 images, 0 images/s, 0 s left\n"
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(40, "40 s"), (180, "3 min"), (9000, "2.5 h")])
+def test_durations_are_said_as_a_reader_says_them(seconds, said):
+    assert duration(seconds) == said

@@ -1,0 +1,446 @@
+"""Evaluation: counts match an independent recount, crops match separate predictions, mismatched data is refused."""
+
+import csv
+import json
+import re
+import threading
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+
+from alexnet import pretrained
+from alexnet.__main__ import main
+from alexnet.commands import evaluate as command
+from alexnet.data import batch_file
+from alexnet.data.augment import centre_crop
+from alexnet.data.dataset import DataError
+from alexnet.data.image_listing import find_images
+from alexnet.inference.evaluate import Counts, evaluate, place_of_label, scores_of
+from alexnet.inference.evaluation_data import DatasetHalf, ImageFolder
+from alexnet.pretrained import Weights
+from alexnet.run.recorder import read_records
+from alexnet.training.network import use_machine
+from preprocess.command import main as preprocess
+from tests.images_in_front import encoded, photograph, place_all
+from tests.tiny import Tiny, make_data, run
+
+CLASSES = 10
+NAMES = tuple(f"n9000000{label} thing {label}, object {label}" for label in range(CLASSES))
+WNIDS = [name.split()[0] for name in NAMES]
+
+
+def make_weights(seed=0, **changes):
+    """Return weights of the tiny network whose predictions differ from image to image."""
+    model = Tiny(np.random.default_rng(seed), CLASSES)
+    arrays = {parameter.name: parameter.variable.get_value() for parameter in model.parameters}
+    arrays["fc3.W"] *= 40
+    arrays["fc4.W"] *= 400
+    mean = np.random.default_rng(1).uniform(90, 130, (3, 256, 256)).astype(np.float32)
+    return Weights("tiny", arrays, mean, NAMES)._replace(**changes)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return make_weights()
+
+
+@pytest.fixture(scope="module")
+def network(weights):
+    use_machine(None, "auto")
+    return pretrained.build(weights)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Return a function that saves the weights, with changes given as keywords, and returns the path."""
+
+    def save(**changes):
+        path = tmp_path / f"weights{len(list(tmp_path.glob('weights*')))}.safetensors"
+        pretrained.save(make_weights(**changes), path)
+        return str(path)
+
+    return save
+
+
+def evaluated(*arguments):
+    return main(["evaluate", *map(str, arguments)])
+
+
+# ---- the counts
+
+
+def recount(weights, folder):
+    """Return label, classes by descending probability, and cost of each validation image, by PyTorch in float64."""
+    torch = pytest.importorskip("torch")
+    W = {name: torch.from_numpy(array.astype(np.float64)) for name, array in weights.arrays.items()}
+
+    def conv(x, name, **geometry):
+        return torch.conv2d(x, W[f"{name}.W"].permute(3, 0, 1, 2), W[f"{name}.b"], **geometry)
+
+    def logits(x):
+        x = torch.max_pool2d(torch.relu(conv(x, "conv1", stride=8)), 3, 2)
+        x = torch.nn.functional.local_response_norm(x, 5, alpha=5e-4, beta=0.75, k=2.0)
+        x = torch.relu(conv(x, "conv2", stride=2, padding=1, groups=2)).flatten(1)
+        return torch.relu(x @ W["fc3.W"] + W["fc3.b"]) @ W["fc4.W"] + W["fc4.b"]
+
+    found = []
+    for file in sorted(folder.glob("val_hkl*/*.hkl")):
+        with h5py.File(file) as opened:
+            images = np.moveaxis(opened["data"][:, 14:241, 14:241], 3, 0)
+        for first in range(0, len(images), 50):
+            pixels = images[first : first + 50].astype(np.float64) - weights.mean[:, 14:241, 14:241]
+            found.append(logits(torch.from_numpy(np.ascontiguousarray(pixels))))
+    found, labels = torch.cat(found), np.load(folder / "labels" / "val_labels.npy")
+    costs = torch.nn.functional.cross_entropy(found, torch.from_numpy(labels), reduction="none")
+    return labels, torch.argsort(found, dim=1, descending=True).numpy(), costs.numpy()
+
+
+def thousand(folder):
+    """Make a data set of 1000 validation images, each one of 40 coarse patterns, in files of 300."""
+    make_data(folder, train=4, validation=4, classes=CLASSES)
+    rng = np.random.default_rng(3)
+    patterns = rng.integers(0, 256, (3, 8, 8, 40), dtype=np.uint8).repeat(32, axis=1).repeat(32, axis=2)
+    for number, images in enumerate((300, 300, 300, 100)):
+        path = folder / "val_hkl_b8_b_8" / f"{number:04d}.hkl"
+        batch_file.write(path, np.take(patterns, rng.integers(0, 40, images), axis=3))
+    np.save(folder / "labels" / "val_labels.npy", rng.integers(0, CLASSES, 1000))
+    return folder
+
+
+def test_counts_equal_a_recount_by_another_program_on_1000_images(tmp_path, saved, capsys):
+    """11 batches of 96 images, the last of 40, from 4 files of 300 images, the last of 100."""
+    data = thousand(tmp_path / "data")
+    found, matrix = tmp_path / "found.json", tmp_path / "confusion.csv"
+    assert evaluated("--weights", saved(), "--data", data, "--batch-size", 96, "--json", found,
+                     "--confusion", matrix, "--per-class") == 0
+    labels, order, costs = recount(make_weights(), data)
+    right = {k: int((order[:, :k] == labels[:, np.newaxis]).any(axis=1).sum()) for k in (1, 5)}
+    assert 50 < right[1] < 200 < right[5] < 800 and len(set(order[:, 0])) > 4        # predictions depend on the images
+    told = json.loads(found.read_text())
+    assert told["images"] == 1000
+    for k in (1, 5):
+        assert told[f"top{k}"] == {"right": right[k], "accuracy": right[k] / 1000, "error": (1000 - right[k]) / 1000}
+    assert told["cost"] == pytest.approx(costs.mean(), rel=1e-5)
+    for label, each in enumerate(told["per_class"]):
+        own = labels == label
+        assert (each["name"], each["images"]) == (NAMES[label], own.sum())
+        assert each["top1"]["right"] == (order[own, 0] == label).sum()
+        assert each["cost"] == pytest.approx(costs[own].mean(), rel=1e-5)
+    header, *rows = csv.reader(matrix.read_text().splitlines())
+    assert (header, [row[0] for row in rows]) == (["label", *NAMES], list(NAMES))
+    for label, row in enumerate(rows):
+        np.testing.assert_array_equal(np.array(row[1:], int), np.bincount(order[labels == label, 0], minlength=CLASSES))
+    screen = capsys.readouterr().out
+    assert f"{right[1]} of 1,000 right" in screen and f"{right[5]} of 1,000 right" in screen
+
+
+def test_a_runs_own_validation_is_what_evaluate_finds(tmp_path):
+    """The last checkpoint of a run on its own data; 10 images in batches of 4 in the run and of 3 here."""
+    data = make_data(tmp_path / "data")
+    folder, found = run(data, tmp_path / "out", n_epochs=1), tmp_path / "found.json"
+    (own,) = [record for record in read_records(folder) if record["kind"] == "validation"]
+    assert evaluated("--weights", folder, "--data", data, "--batch-size", 3, "--json", found) == 0
+    told = json.loads(found.read_text())
+    assert told["cost"] == pytest.approx(own["cost"], rel=1e-5)
+    assert told["top1"]["error"] == pytest.approx(own["top1_error"])
+    assert told["top5"]["error"] == pytest.approx(own["top5_error"])
+
+
+def test_of_equal_scores_the_lower_class_is_ahead(rng):
+    scores = rng.integers(0, 4, (7, 200)).astype(float)         # many ties
+    labels = rng.integers(0, 7, 200)
+    expected = [sorted(range(7), key=lambda c: (-column[c], c)).index(label)
+                for column, label in zip(scores.T, labels, strict=True)]
+    np.testing.assert_array_equal(place_of_label(scores, labels), expected)
+
+
+def test_costs_of_huge_scores_are_exact():
+    counts = Counts(3)
+    counts.add(np.array([[1e5, -1e5], [0.0, 0.0], [1e5, -1e5]]), np.array([1, 1]))
+    np.testing.assert_allclose(counts.cost, [0, 1e5 + np.log(2), 0], rtol=1e-12)
+
+
+def test_classes_without_images_have_no_share():
+    counts = Counts(2)
+    counts.add(np.zeros((2, 1)), np.array([1]))
+    empty, full = counts.per_class()
+    assert empty == {"images": 0, "top1": {"right": 0, "accuracy": None, "error": None},
+                     "top5": {"right": 0, "accuracy": None, "error": None}, "cost": None}
+    assert (full["top1"]["right"], full["cost"]) == (0, np.log(2))
+
+
+# ---- crops
+
+
+@pytest.mark.parametrize("batch", [1, 30, 65])                  # ten, four or one view per pass
+def test_ten_crops_are_the_mean_of_ten_separate_predictions(weights, network, rng, batch):
+    separate = pretrained.build(weights, crop=False)            # takes images that are already cropped
+    images = rng.integers(0, 256, (3, 256, 256, batch), dtype=np.uint8)
+    pixels = images - weights.mean[..., np.newaxis]
+    total = np.zeros((CLASSES, batch))
+    for row, column in ((0, 0), (0, 29), (29, 0), (29, 29), (14, 14)):
+        view = pixels[:, row : row + 227, column : column + 227]
+        for each in (view, view[:, :, ::-1]):
+            total += separate.predict(np.ascontiguousarray(each))
+    np.testing.assert_allclose(np.exp(scores_of(network, images, crops=10)), total / 10, rtol=2e-5)
+
+
+def test_one_crop_is_the_centre(network, rng):
+    images = rng.integers(0, 256, (3, 256, 256, 2), dtype=np.uint8)
+    np.testing.assert_array_equal(scores_of(network, images), network.logits(images, *centre_crop(2, 227)))
+
+
+def test_another_number_of_crops_is_refused(network):
+    with pytest.raises(ValueError, match="crops must be 1 or 10, got 5"):
+        scores_of(network, np.zeros((3, 256, 256, 1), np.uint8), crops=5)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+@pytest.mark.parametrize("crops", [1, 10])
+def test_outputs_that_are_not_finite_are_refused(wrong, crops):
+    def logits(images, *crop):
+        return np.full((3, images.shape[3]), wrong, np.float32)
+
+    with pytest.raises(ValueError, match="outputs are not finite"):
+        scores_of(SimpleNamespace(model=Tiny, logits=logits), np.zeros((3, 256, 256, 2), np.uint8), crops)
+
+
+# ---- folders of images
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Return class folders of JPEG and PNG photographs: all classes for training, some for validation."""
+    for part, number in (("train", 10), ("val", 13)):
+        for i in range(number):
+            path = tmp_path / part / WNIDS[i % (10 if part == "train" else 4)] / f"{i}.{('JPEG', 'png')[i % 2]}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(photograph(90 + i, 70, seed=i), "PNG" if i % 2 else "JPEG"))
+    return tmp_path
+
+
+def flat(tree):
+    """Add ILSVRC's layout of the validation images: a flat folder, and ground truth in ids of the devkit's table."""
+    images = find_images(tree / "train", tree / "val").validation
+    devkit = tree / "devkit"
+    devkit.mkdir()
+    (tree / "flat").mkdir()
+    ids = {wnid: number for number, wnid in enumerate(reversed(WNIDS), start=1)}
+    (devkit / "table.txt").write_text("".join(f"{number} {wnid} thing\n" for wnid, number in ids.items()))
+    (devkit / "truth.txt").write_text("".join(f"{ids[name.split('/')[0]]}\n" for name in images.names))
+    for number, name in enumerate(images.names, start=1):
+        content = (tree / "val" / name).read_bytes()
+        (tree / "flat" / f"ILSVRC2012_val_{number:08d}.JPEG").write_bytes(content)
+    return tree / "flat", ["--ground-truth", devkit / "truth.txt", "--synsets", devkit / "table.txt"]
+
+
+def made_of(tree, *options):
+    """Preprocess the class folders of a tree into a data set; return its folder."""
+    folders = [str(tree / part) for part in ("train", "val", "data")]
+    assert preprocess(["imagenet", *folders, "--workers", "1", *options]) == 0
+    return tree / "data"
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+def test_a_folder_gives_what_the_data_set_made_of_it_gives(tree, saved, resize):
+    path, told = saved(resize=resize), {}
+    made_of(tree, "--resize", resize, "--batch-size", "4")
+    folder, options = flat(tree)
+    runs = {"set": (tree / "data", []), "folders": (tree / "val", []), "flat": (folder, options)}
+    for name, (data, more) in runs.items():
+        assert evaluated("--weights", path, "--data", data, "--batch-size", 5, "--json", tree / "told", *more) == 0
+        found = json.loads((tree / "told").read_text())
+        told[name] = {key: found[key] for key in ("images", "top1", "top5", "cost", "resize")}
+    assert told["set"]["images"] == 13
+    assert told["set"] == told["folders"] == told["flat"]
+    pixels = [np.concatenate([batch.images for batch in labelled.batches(5)], axis=3)
+              for labelled in (DatasetHalf(tree / "data", CLASSES), ImageFolder(tree / "val", CLASSES, NAMES, resize))]
+    np.testing.assert_array_equal(*pixels)
+
+
+def test_folders_may_bear_whole_names_and_names_that_are_no_wnids(tmp_path):
+    names = ("n90000000 thing", "cat", "n90000002 other")
+    for folder in ("n90000002 other", "cat", "n90000000"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.jpg").write_bytes(b"")
+    images = ImageFolder(tmp_path, 3, names).images
+    assert dict(zip(images.names, images.labels.tolist(), strict=True)) == {
+        "cat/1.jpg": 1, "n90000000/1.jpg": 0, "n90000002 other/1.jpg": 2}
+
+
+def test_names_that_do_not_tell_two_classes_apart_are_refused(tree):
+    with pytest.raises(DataError, match="the weights name class 0 and class 2 alike: crane"):
+        ImageFolder(tree / "train", 3, ("crane", "cat", "crane"))
+
+
+def test_without_class_names_the_folders_are_counted(tree):
+    assert ImageFolder(tree / "train", CLASSES).images.labels.tolist() == list(range(10))
+    with pytest.raises(DataError, match="has 4 class folders, and the weights, which do not name .* have 10"):
+        ImageFolder(tree / "val", CLASSES)
+
+
+def test_a_limit_takes_images_of_many_classes(tree, network):
+    images = ImageFolder(tree / "train", CLASSES, NAMES, limit=5)
+    assert images.n == 5 and len({name.split("/")[0] for name in images.images.names}) > 2
+    assert evaluate(network, images, Counts(CLASSES), batch_size=2).n == 5
+
+
+# ---- broken images
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """Return a class folder with every kind of image, and the expected error of each."""
+    folder = tmp_path / "hostile" / WNIDS[3]
+    folder.mkdir(parents=True)
+    said = place_all(folder)
+    return folder.parent, {path.removeprefix(f"{folder.parent}/"): sentence for path, sentence in said.items()}
+
+
+def test_every_broken_image_is_counted_named_and_left_out(hostile, saved, tmp_path, capsys):
+    folder, said = hostile
+    found = tmp_path / "found.json"
+    assert evaluated("--weights", saved(), "--data", folder, "--on-bad-image", "skip", "--batch-size", 3,
+                     "--json", found) == 0
+    told = json.loads(found.read_text())
+    bad = {name: sentence for name, sentence in said.items() if sentence}
+    assert told["images"] == len(said) - len(bad)
+    assert sorted(each["image"] for each in told["skipped"]) == sorted(bad)
+    for each in told["skipped"]:
+        assert each["reason"].startswith(bad[each["image"]].split(":")[0]) and "\n" not in each["reason"]
+    assert f"{len(bad)} bad images are left out: " in capsys.readouterr().out
+
+
+def test_a_broken_image_ends_it_in_one_sentence(hostile, saved, capsys):
+    folder, said = hostile
+    for name, sentence in said.items():
+        if sentence is None:
+            (folder / name).unlink()
+    assert evaluated("--weights", saved(), "--data", folder) == 2
+    first = sorted(name for name, sentence in said.items() if sentence)[0]
+    error = capsys.readouterr().err
+    assert error.startswith(f"python -m alexnet evaluate: {folder}/{first} {said[first].split(':')[0]}")
+    assert error.endswith("; --on-bad-image skip leaves such images out\n") and error.count("\n") == 1
+    assert evaluated("--weights", saved(), "--data", folder, "--on-bad-image", "skip") == 2
+    assert f"none of the {len(said) - 10} images of the folder" in capsys.readouterr().err
+
+
+# ---- what does not fit
+
+
+@pytest.fixture
+def data(tmp_path):
+    return make_data(tmp_path / "data", train=4, validation=6, per_file=4, classes=CLASSES)
+
+
+def named(tree, names):
+    """Return a data set whose manifest contains the class names."""
+    for part in ("train", "val"):
+        for name in names:
+            (tree / part / name).mkdir(parents=True)
+            (tree / part / name / "1.png").write_bytes(encoded(photograph(20, 20), "PNG"))
+    return made_of(tree)
+
+
+def test_classes_in_another_order_are_refused_with_the_first_difference(tmp_path, saved, capsys):
+    out = named(tmp_path / "other", [*WNIDS[:4], *(f"n9100000{i}" for i in range(6))])
+    assert evaluated("--weights", saved(), "--data", out) == 2
+    error = capsys.readouterr().err
+    assert f"class 4 is n91000000 in {out} and {NAMES[4]} in the weights; the classes must be the same" in error
+
+
+def test_data_of_fewer_classes_are_refused(tmp_path, saved, capsys):
+    out = named(tmp_path / "other", WNIDS[:3])
+    assert evaluated("--weights", saved(class_names=None), "--data", out) == 2
+    assert "has 3 classes and the weights 10; they must be the same" in capsys.readouterr().err
+
+
+def test_another_resize_is_told(tmp_path, saved, capsys):
+    out = named(tmp_path / "other", WNIDS)
+    assert evaluated("--weights", saved(resize="crop"), "--data", out) == 0
+    assert f"note: the images of {out} were resized by squash, the weights expect crop\n" in capsys.readouterr().err
+
+
+def test_weights_without_a_mean_take_the_data_sets_and_say_so(data, saved, tmp_path, capsys):
+    found = [tmp_path / "own.json", tmp_path / "given.json"]
+    mean = data / "misc" / "img_mean.npy"
+    assert evaluated("--weights", saved(mean=None), "--data", data, "--json", found[0]) == 0
+    assert f"note: the weights come without a mean image; that of {data} is subtracted\n" in capsys.readouterr().err
+    assert evaluated("--weights", saved(), "--mean", mean, "--data", data, "--json", found[1]) == 0
+    own, given = (json.loads(file.read_text()) for file in found)
+    assert own["cost"] == given["cost"]
+
+
+def test_labels_that_end_early_are_told(tmp_path, saved, capsys):
+    data = make_data(tmp_path / "few", train=4, validation=4, classes=3)
+    assert evaluated("--weights", saved(), "--data", data) == 0
+    assert "does not name its classes; its labels end at 2, the weights' at 9\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("half", "expected"), [("validation", 6), ("train", 4)])
+def test_each_half_is_evaluated(data, network, half, expected):
+    assert evaluate(network, DatasetHalf(data, CLASSES, half=half), Counts(CLASSES), batch_size=4).n == expected
+    assert evaluate(network, DatasetHalf(data, CLASSES, half=half, limit=3), Counts(CLASSES), batch_size=2).n == 3
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (["--data", "{data}/nowhere"], "nowhere is not a folder; expected a data set, or a folder of images"),
+    (["--data", "{data}", "--on-bad-image", "skip"], "--on-bad-image is for a folder of images, and "),
+    (["--data", "{data}", "--synsets", "x"], "--synsets is for a folder of images, and "),
+    (["--data", "{tree}/val", "--half", "train"], "--half train is for a data set of batch files, and "),
+    (["--data", "{tree}/other"], "has class folder n91000000, which the list of the weights' classes lacks"),
+    (["--data", "{tree}"], "class folder .*data holds no JPEG or PNG file"),
+    (["--data", "{tree}/val/n90000000"], "ILSVRC2012_validation_ground_truth.txt is not near it"),
+    (["--data", "{data}", "--json", "{data}/nowhere/a.json"], "a.json cannot be written: there is no folder "),
+    (["--data", "{data}", "--confusion", "{data}"], "is a folder; the results need the name of a file"),
+    (["--data", "{data}", "--threads", "0"], "the number of threads must be at least 1, got 0"),
+    (["--data", "{data}", "--weights", "{data}/x"], "there are no weights"),
+])
+def test_what_does_not_fit_is_refused_in_one_sentence(data, tree, saved, arguments, sentence, capsys):
+    (tree / "other" / "n91000000").mkdir(parents=True)
+    (tree / "other" / "n91000000" / "1.png").touch()
+    given = [argument.format(data=data, tree=tree) for argument in arguments]
+    assert evaluated("--weights", saved(), *given) == 2
+    error = capsys.readouterr().err
+    assert re.search(sentence, error.splitlines()[-1])
+
+
+def test_flat_images_need_the_weights_names(tree):
+    folder, _ = flat(tree)
+    with pytest.raises(DataError, match="are not in class folders, and without class names in the weights the label"):
+        ImageFolder(folder, CLASSES)
+
+
+@pytest.mark.parametrize("option", [["--limit", "0"], ["--batch-size", "-1"], ["--crops", "5"], ["--limit", "x"]])
+def test_values_that_mean_nothing_are_refused(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        evaluated("--weights", "w", "--data", "d", *option)
+    assert f"argument {option[0]}" in capsys.readouterr().err
+
+
+# ---- interruption
+
+
+def test_ctrl_c_ends_it_with_its_threads_and_without_a_file(tree, saved, tmp_path, monkeypatch, capsys):
+    def interrupted(self, images):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.Progress, "add", interrupted)
+    found, before = tmp_path / "found.json", threading.active_count()
+    for data in (tree / "val", make_data(tmp_path / "data", classes=CLASSES)):
+        assert evaluated("--weights", saved(), "--data", data, "--batch-size", 2, "--json", found) == 130
+        assert capsys.readouterr().err.endswith("python -m alexnet evaluate: interrupted\n")
+        assert threading.active_count() == before
+    assert not list(tmp_path.glob("found*"))
+
+
+def test_a_batch_file_that_is_damaged_meanwhile_ends_it(data, network):
+    half, before = DatasetHalf(data, CLASSES), threading.active_count()
+    hkl_file = sorted(data.glob("val_hkl*/*.hkl"))[1]
+    hkl_file.write_bytes(hkl_file.read_bytes()[:1000])
+    with pytest.raises(batch_file.DataError, match="0001.hkl is not a readable HDF5 file"):
+        evaluate(network, half, Counts(CLASSES), batch_size=4)
+    assert threading.active_count() == before
+

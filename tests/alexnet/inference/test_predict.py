@@ -1,0 +1,227 @@
+"""Prediction: the two-line Python API, the command's output, and the error for every kind of broken image."""
+
+import io
+import json
+import os
+import re
+import sys
+import threading
+from itertools import count
+
+import numpy as np
+import pytest
+
+from alexnet import pretrained
+from alexnet.__main__ import main
+from alexnet.data.images import BadImage, batch_of, read_image
+from alexnet.inference.predict import Guess, Predictor
+from alexnet.pretrained import Weights
+from tests.images_in_front import encoded, photograph, place_all
+from tests.tiny import Tiny
+
+CLASSES = 7
+NAMES = tuple(f"n9000000{label} thing {label}, object {label}" for label in range(CLASSES))
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Return weights of the tiny network whose predictions differ from image to image."""
+    model = Tiny(np.random.default_rng(2), CLASSES)
+    arrays = {parameter.name: parameter.variable.get_value() for parameter in model.parameters}
+    arrays["fc3.W"] *= 40
+    arrays["fc4.W"] *= 100
+    return Weights("tiny", arrays, np.full((3, 256, 256), 110, np.float32), NAMES, "crop")
+
+
+@pytest.fixture(scope="module")
+def network(weights):
+    return pretrained.build(weights)
+
+
+@pytest.fixture(scope="module")
+def predictor(weights, network):
+    return Predictor(weights, network=network)
+
+
+@pytest.fixture(scope="module")
+def path(weights, tmp_path_factory):
+    """Return the path of a file of the weights."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    pretrained.save(weights, path)
+    return str(path)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Return the paths of five photographs."""
+    paths = [tmp_path / f"{number}.jpg" for number in range(5)]
+    for number, each in enumerate(paths):
+        each.write_bytes(encoded(photograph(200 + 40 * number, 180, seed=number)))
+    return list(map(str, paths))
+
+
+def predicted(*arguments):
+    return main(["predict", *map(str, arguments)])
+
+
+# ---- the Python API
+
+
+def expected(network, path, top):
+    """Return the expected Guesses for one image, predicted separately with the network's softmax."""
+    probabilities = network.predict(batch_of([read_image(path, "crop")]), *([[14]] * 2), [0])[:, 0]
+    order = sorted(range(CLASSES), key=lambda label: -probabilities[label])[:top]
+    return [(label, *NAMES[label].split(maxsplit=1), probabilities[label]) for label in order]
+
+
+def test_two_lines_give_the_most_probable_classes(path, network, photographs):
+    guesses = Predictor(path)(photographs[0], top=3)
+    for guess, (label, wnid, words, probability) in zip(guesses, expected(network, photographs[0], 3), strict=True):
+        assert guess == Guess(pytest.approx(probability, rel=1e-5), label, wnid, words)
+
+
+def test_an_image_in_memory_is_one_in_a_file(predictor, tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(photograph(), "PNG"))
+    assert predictor(np.asarray(photograph())) == predictor(tmp_path / "a.png") == predictor(bytes(tmp_path / "a.png"))
+
+
+def test_many_images_are_answered_in_order_as_each_alone(predictor, photographs):
+    alone = [predictor(each) for each in photographs]
+    assert len(set(alone)) == 5
+    for batch_size in (2, 5, 64):
+        together = list(predictor.each(iter(photographs), batch_size=batch_size))
+        assert [image for image, _ in together] == photographs
+        for (_, guesses), own in zip(together, alone, strict=True):
+            assert [guess[1:] for guess in guesses] == [guess[1:] for guess in own]
+            np.testing.assert_allclose([guess[0] for guess in guesses], [guess[0] for guess in own], rtol=1e-5)
+
+
+def test_an_endless_list_is_answered_as_it_comes(predictor, photographs):
+    taken, before = [], threading.active_count()
+
+    def endless():
+        for number in count():
+            taken.append(number)
+            yield photographs[number % 5]
+
+    answers = predictor.each(endless(), batch_size=2)
+    first = [next(answers) for _ in range(4)]
+    answers.close()
+    assert [image for image, _ in first] == photographs[:4]
+    assert len(taken) < 20 and threading.active_count() == before
+
+
+def test_probabilities_add_up_to_one_and_top_is_at_most_all(predictor, photographs):
+    for crops in (1, 10):
+        guesses = Predictor(predictor.weights, crops, predictor.network)(photographs[0], top=1000)
+        assert len(guesses) == CLASSES
+        assert sum(guess.probability for guess in guesses) == pytest.approx(1)
+        assert sorted(guesses, reverse=True) == list(guesses)
+
+
+@pytest.mark.parametrize(("names", "said"), [
+    (None, (None, "class 0")), (("cat", *"bcdefg"), (None, "cat")), (("n90000000", *"bcdefg"), ("n90000000", "")),
+])
+def test_classes_without_names_are_numbered(weights, network, names, said):
+    assert Predictor(weights._replace(class_names=names), network=network).names[0] == said
+
+
+def test_what_is_no_image_is_refused_by_name(predictor, tmp_path):
+    with pytest.raises(BadImage, match=rf"^{tmp_path}/nowhere.jpg cannot be opened: No such file or directory$"):
+        predictor(tmp_path / "nowhere.jpg")
+    with pytest.raises(BadImage, match=r"^an image must be uint8 of shape \(rows, columns, 3\), got float64 \(2, 2\)$"):
+        predictor(np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="top must be at least 1, got 0"):
+        predictor(np.zeros((2, 2, 3), np.uint8), top=0)
+
+
+# ---- the command
+
+
+def test_the_command_says_what_python_says(path, predictor, photographs, capsys):
+    assert predicted("--weights", path, *photographs, "--top", 2, "--batch-size", 2) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[::3] == photographs
+    for place, each in enumerate(photographs):
+        for line, guess in zip(lines[3 * place + 1 : 3 * place + 3], predictor(each, 2), strict=True):
+            assert line.split() == [f"{100 * guess.probability:.1f}", "%", guess.wnid, *guess.words.split()]
+
+
+def test_json_is_one_object_a_line(path, predictor, photographs, capsys):
+    assert predicted("--weights", path, *photographs, "nowhere.jpg", "--json") == 1
+    *found, bad = map(json.loads, capsys.readouterr().out.splitlines())
+    assert bad == {"image": "nowhere.jpg", "error": "cannot be opened: No such file or directory"}
+    for line, image in zip(found, photographs, strict=True):
+        own = predictor(image)
+        assert line["image"] == image
+        assert [each["label"] for each in line["top"]] == [guess.label for guess in own]
+        assert line["top"][0] == own[0]._asdict() | {"probability": pytest.approx(own[0].probability)}
+
+
+class Stdin:
+    """Standard input that returns the given bytes a few at a time."""
+
+    def __init__(self, data):
+        self.buffer = io.BytesIO(data)
+        self.buffer.read1 = lambda: self.buffer.read(7)
+
+
+@pytest.mark.parametrize(("options", "separator"), [(["-"], b"\n"), (["--stdin"], b"\n"), (["-", "-0"], b"\0")])
+@pytest.mark.parametrize("ended", [True, False])
+def test_names_come_from_standard_input(path, photographs, tmp_path, monkeypatch, capsys, options, separator, ended):
+    strange = os.path.join(os.fsencode(tmp_path), b"caf\xe9\n.jpg" if separator == b"\0" else b"caf\xe9 .jpg")
+    with open(strange, "wb") as file:
+        file.write(encoded(photograph()))
+    listed = separator.join([*map(os.fsencode, photographs), b"", strange]) + separator * ended
+    monkeypatch.setattr(sys, "stdin", Stdin(listed))
+    assert predicted("--weights", path, *options, "--top", 1) == 0
+    names = capsys.readouterr().out.splitlines()[::2]
+    assert names[:5] == photographs
+    assert names[5].endswith(r"caf\xe9\n.jpg" if separator == b"\0" else r"caf\xe9 .jpg")
+
+
+def test_every_kind_of_image_ends_in_an_answer_or_its_sentence(path, tmp_path, capsys):
+    """One call with the 16 kinds of image and some more; a broken image does not affect the others."""
+    said = place_all(tmp_path)
+    assert predicted("--weights", path, *said, "--top", 1, "--batch-size", 4) == 1
+    told = capsys.readouterr()
+    answered, errors = told.out.splitlines()[::2], told.err.splitlines()
+    printable = {name: os.fsencode(name).decode("utf-8", "backslashreplace") for name in said}
+    assert answered == [printable[name] for name, sentence in said.items() if sentence is None]
+    bad = {name: sentence for name, sentence in said.items() if sentence}
+    assert len(errors) == len(bad)
+    for error, (name, sentence) in zip(errors, bad.items(), strict=True):
+        assert error.startswith(f"{name} {sentence.split(':')[0]}")
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    ([], "which images\\? name some, or - to read their names from standard input"),
+    (["a.jpg", "--weights", "nowhere"], "there are no weights nowhere"),
+    (["a.jpg", "--threads", "0"], "the number of threads must be at least 1, got 0"),
+    (["a.jpg", "--precision", "tf32"], "precision tf32 needs engine=jax"),
+])
+def test_what_cannot_be_is_refused(path, arguments, sentence, capsys):
+    assert predicted("--weights", path, *arguments) == 2
+    error = capsys.readouterr().err
+    assert re.match(f"python -m alexnet predict: {sentence}", error) and error.count("\n") == 1
+
+
+def test_who_stops_reading_ends_it(path, photographs, monkeypatch):
+    """`predict … | head -1` closes the pipe early."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as broken:
+        monkeypatch.setattr(sys, "stdout", broken)
+        assert predicted("--weights", path, *photographs) == 1
+        monkeypatch.undo()
+
+
+def test_ctrl_c_ends_it_with_its_threads(path, photographs, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    monkeypatch.setattr("alexnet.commands.predict.text_of", interrupted)
+    assert predicted("--weights", path, *photographs * 20, "--batch-size", 2) == 130
+    assert capsys.readouterr().err == "python -m alexnet predict: interrupted\n"
+    assert threading.active_count() == before

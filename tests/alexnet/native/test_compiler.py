@@ -1,0 +1,215 @@
+"""The C compiler: how it is found, the cache of compiled libraries, and running without a compiler."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from alexnet.native import compiler
+
+needs_compiler = pytest.mark.skipif(not compiler.compiler_available(), reason="needs a C compiler")
+DOUBLE_IT = "void run(const float *x, float *y, long n) { for (long i = 0; i < n; i++) y[i] = 2 * x[i]; }"
+
+
+def in_new_process(program, **environment):
+    """Run a Python program with extra environment variables; return its output, fail if it exits with an error."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@needs_compiler
+def test_source_becomes_a_function_and_one_file(empty_cache):
+    double = compiler.Function(DOUBLE_IT + "//once", "double", "run", "aan")
+    x, y = np.arange(5, dtype="float32"), np.empty(5, "float32")
+    double(x, y, 5)
+    assert y.tolist() == [0, 2, 4, 6, 8]
+    assert [path.suffix for path in empty_cache.iterdir()] == [".so"]
+
+
+@needs_compiler
+def test_strided_array_is_refused(empty_cache):
+    double = compiler.Function(DOUBLE_IT, "double", "run", "aan")
+    with pytest.raises(ctypes.ArgumentError, match="C-contiguous array"):
+        double(np.zeros(10, "float32")[::2], np.zeros(5, "float32"), 5)
+
+
+@needs_compiler
+def test_another_process_loads_what_the_first_compiled(empty_cache):
+    program = f"from alexnet.native import compiler; compiler.load({DOUBLE_IT!r}, 'double')"
+    in_new_process(program)
+    (compiled,) = empty_cache.iterdir()
+    before = compiled.stat().st_mtime_ns
+    in_new_process(program)
+    assert [path.stat().st_mtime_ns for path in empty_cache.iterdir()] == [before]
+
+
+@needs_compiler
+def test_processes_that_compile_the_same_at_once_do_not_disturb_each_other(empty_cache):
+    program = f"from alexnet.native import compiler; compiler.load({DOUBLE_IT!r}, 'double'); print('loaded')"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    assert [process.communicate(timeout=120)[0] for process in processes] == ["loaded\n"] * 3
+    assert len(list(empty_cache.iterdir())) == 1
+
+
+@needs_compiler
+def test_half_a_library_never_has_the_final_name(tmp_path):
+    """The fake compiler first writes a partial file and fails if one is visible under a final name."""
+    cache, slow = tmp_path / "cache", tmp_path / "slow-cc"
+    tear = 'for last; do [ "$previous" = -o ] && echo torn > "$last"; previous="$last"; done'
+    look = f'for found in {cache}/*.so; do [ -e "$found" ] && exit 1; done'
+    slow.write_text(f'#!/bin/sh\n{tear}\n{look}\nexec {compiler.compiler()[0]} "$@"\n')
+    slow.chmod(0o755)
+    program = f"from alexnet.native import compiler; print(compiler.load({DOUBLE_IT!r}, 'double').run)"
+    assert "FuncPtr" in in_new_process(program, ALEXNET_CACHE=str(cache), CC=str(slow))
+
+
+@needs_compiler
+def test_source_that_does_not_compile_says_what_the_compiler_said(empty_cache):
+    with pytest.raises(compiler.CompileError, match="(?s)C compiler failed on broken.*no_such_type"):
+        compiler.load("no_such_type x;", "broken")
+    assert not list(empty_cache.iterdir())
+
+
+@needs_compiler
+def test_each_setting_of_the_tiles_compiles_anew(empty_cache):
+    source = "int tile(void) {\n#ifdef TILE_PORTABLE\nreturn 1;\n#else\nreturn 0;\n#endif\n}"
+    try:
+        tiles = [compiler.load(source, "tile").tile()]
+        compiler.use_tiles("portable")
+        tiles.append(compiler.load(source, "tile").tile())
+    finally:
+        compiler.use_tiles("auto")
+    assert tiles == [0, 1]
+
+
+def test_unknown_settings_are_refused_with_the_value():
+    with pytest.raises(ValueError, match="auto, avx512, avx2, neon, portable, got 'sse'"):
+        compiler.use_tiles("sse")
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        compiler.use_threads(0)
+
+
+def test_threads_follow_omp_num_threads_then_the_cores_of_this_process(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert compiler.threads() == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert compiler.threads() == len(os.sched_getaffinity(0))
+
+
+COUNT_THREADS = """
+int threads(void)
+{
+    int n = 0;
+    #pragma omp parallel reduction(+ : n)
+    n += 1;
+    return n;
+}
+"""
+
+
+@needs_compiler
+def test_kernels_compiled_beforehand_run_on_the_threads_asked_for():
+    """OpenMP stores the number of threads per calling thread, and precompile loads libraries in worker threads."""
+    compiler.use_threads(3)
+    try:
+        compiler.request(COUNT_THREADS, "threads")
+        compiler.precompile()
+        assert compiler.load(COUNT_THREADS, "threads").threads() == 3
+    finally:
+        compiler.use_threads(None)
+
+
+NO_COMPILER = """
+import warnings
+warnings.simplefilter("always")
+with warnings.catch_warnings(record=True) as said:
+    import numpy as np
+    import alexnet
+    import pytensor, pytensor.tensor as pt
+    from alexnet.backends import mode_of
+    from alexnet.ops import LRN, Convolution, Dropout, MaxPool
+
+    rng = np.random.default_rng(0)
+    W = pytensor.shared(rng.normal(size=(3, 3, 3, 8), scale=.1).astype("float32"))
+    V = pytensor.shared(rng.normal(size=(8, 4), scale=.1).astype("float32"))
+    x, labels = pt.tensor("x", shape=(3, 9, 9, None)), pt.ivector("labels")
+    h = pt.maximum(LRN()(MaxPool(3, 2)(Convolution()(x, W))[0]), 0).mean(axis=(1, 2))
+    p = pt.special.log_softmax(V.T @ Dropout(.1)(h, 1, 2), axis=0)
+    cost = -p[labels, pt.arange(labels.shape[0])].mean()
+    updates = [(w, w - np.float32(1) * g) for w, g in zip((W, V), pytensor.grad(cost, [W, V]))]
+    train = pytensor.function([x, labels], cost, updates=updates, mode=mode_of("cpu"))
+    validate = pytensor.function([x, labels], cost, mode=mode_of("cpu"))
+    labels = np.arange(12, dtype="int32") % 4
+    images = (rng.normal(size=(3, 9, 9, 12)) + labels).astype("float32")
+    costs = [float(train(images, labels)) for _ in range(30)]
+assert costs[-1] < 0.8 * costs[0], costs
+print([str(one.message) for one in said])
+"""
+
+
+@pytest.mark.parametrize("missing", [{"CC": "/nonexistent"}, {"PATH": "", "CC": ""}])
+def test_without_a_compiler_a_network_trains_and_one_warning_says_what_to_install(missing, tmp_path):
+    said = in_new_process(NO_COMPILER, ALEXNET_CACHE=str(tmp_path), **missing)
+    assert said.count("no C compiler was found") == 1 and said.count("', '") == 0
+    assert "install gcc" in said
+    assert not list(tmp_path.iterdir())
+
+
+OPS = "tests/alexnet/ops"
+
+
+@needs_compiler
+@pytest.mark.parametrize("tiles", ["portable", "avx2"])
+def test_every_op_test_passes_with_forced_tiles(tiles):
+    if tiles == "avx2" and "avx2" not in compiler.processor():
+        pytest.skip("this processor has no AVX2")
+    program = f"import pytest, sys; sys.exit(pytest.main(['-q', '-k', 'cpu', '{OPS}', '-p', 'no:cacheprovider']))"
+    assert " passed" in in_new_process(program, ALEXNET_TILES=tiles)
+
+
+@needs_compiler
+def test_compiler_without_openmp_is_used_with_one_warning(tmp_path):
+    """The fake compiler rejects -fopenmp, like a compiler without the OpenMP library."""
+    plain = tmp_path / "cc-without-openmp"
+    plain.write_text(f'#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1;; esac\nexec {compiler.compiler()[0]} "$@"\n')
+    plain.chmod(0o755)
+    program = f"""
+from alexnet.native import compiler
+for name in ("one", "two"):
+    assert compiler.load({DOUBLE_IT!r} + "//" + name, name).run
+"""
+    said = in_new_process(program, ALEXNET_CACHE=str(tmp_path / "cache"), CC=str(plain))
+    assert said.count("kernels run on one thread") == 1
+
+
+def test_broken_compiler_ends_the_run_with_its_command(tmp_path):
+    program = """
+import numpy as np, pytensor, pytensor.tensor as pt
+from alexnet.backends import mode_of
+from alexnet.native.compiler import CompileError
+from alexnet.ops import LRN
+x = pt.tensor4("x")
+try:
+    pytensor.function([x], LRN()(x), mode=mode_of("cpu"))(np.ones((1, 1, 1, 1), "float32"))
+except CompileError as error:
+    print(error)
+"""
+    assert "the C compiler failed on lrn-" in in_new_process(program, ALEXNET_CACHE=str(tmp_path), CC="false")

@@ -1,0 +1,336 @@
+"""The recorder: times add up, also over laps; all files agree; the records of a resumed run are continuous."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from alexnet.run.recorder import FIELDS, Recorder, WorkerRecorder, read_records
+from alexnet.run.timing import Lap, Stopwatch
+
+
+class Clock:
+    """A clock that only tests advance."""
+
+    seconds = 100.0
+
+    def __call__(self):
+        return self.seconds
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def iterate(recorder, clock, iteration, cost=2.0, seconds=(0.5, 0.125)):
+    """Record one iteration of 8 images with calc and wait times."""
+    for section, spent in zip(("calc", "wait"), seconds, strict=True):
+        with recorder.time(section):
+            clock.seconds += spent
+    recorder.train_iteration(
+        iteration=iteration, epoch=iteration / 4, cost=cost, error=0.25, learning_rate=0.01, images=8
+    )
+
+
+def validate(recorder, epoch, iteration):
+    recorder.epoch(
+        epoch=epoch, iteration=iteration, cost=1.5, top1_error=0.5, top5_error=0.125, learning_rate=0.01, images=50
+    )
+
+
+def table(folder, kind):
+    with (folder / f"{kind}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def of_kind(folder, kind):
+    return [record for record in read_records(folder) if record["kind"] == kind]
+
+
+def test_an_iteration_is_all_time_since_the_last_and_sections_are_parts_of_it(tmp_path, clock):
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        clock.seconds += 1000                       # compile time belongs to no iteration
+        iterate(recorder, clock, 1)
+        clock.seconds += 0.25                       # time outside of all sections
+        recorder.add("comm", 0.0625)
+        iterate(recorder, clock, 2)
+    first, second = read_records(tmp_path)
+    assert (first["seconds"], first["calc"], first["wait"], first["comm"]) == (0.625, 0.5, 0.125, 0)
+    assert (second["seconds"], second["calc"], second["wait"], second["comm"]) == (0.875, 0.5, 0.125, 0.0625)
+
+
+def test_validation_and_pauses_are_no_iterations_time(tmp_path, clock):
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        iterate(recorder, clock, 1)
+        with recorder.time("wait"):
+            clock.seconds += 3
+        validate(recorder, 1, 1)
+        clock.seconds += 50
+        iterate(recorder, clock, 2)
+        with recorder.paused(), recorder.time("wait"):
+            clock.seconds += 40
+        iterate(recorder, clock, 3)
+    assert [record["seconds"] for record in of_kind(tmp_path, "train")] == [0.625, 0.625, 0.625]
+    assert [record["wait"] for record in of_kind(tmp_path, "train")] == [0.125, 0.125, 0.125]
+    assert [record["seconds"] for record in of_kind(tmp_path, "validation")] == [3]
+
+
+def test_a_section_that_raises_is_counted_too(tmp_path, clock):
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        with pytest.raises(KeyError), recorder.time("calc"):
+            clock.seconds += 2
+            raise KeyError
+        iterate(recorder, clock, 1)
+    assert read_records(tmp_path)[0]["calc"] == 2.5
+
+
+def test_a_silent_recorder_takes_all_and_tells_only_warnings(tmp_path, clock, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stream = io.StringIO()
+    with WorkerRecorder(3, stream) as recorder:
+        iterate(recorder, clock, 1)
+        validate(recorder, 1, 1)
+        with recorder.paused():
+            recorder.truncate(0, epochs=0)
+        recorder.log("a word")
+        recorder.warn("no compiler")
+    assert stream.getvalue() == "worker 3: warning: no compiler\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_section_is_refused(tmp_path):
+    message = "a section of an iteration must be one of calc, sync, comm, wait, got 'lunch'"
+    with Recorder(tmp_path, stream=io.StringIO()) as recorder, pytest.raises(ValueError, match=message):
+        recorder.add("lunch", 1)
+
+
+def test_json_lines_and_csv_say_the_same(tmp_path, clock):
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        iterate(recorder, clock, 1, cost=0.1)
+        iterate(recorder, clock, 2, cost=0.3)
+        validate(recorder, 1, 2)
+        recorder.laps([Lap(2, 1.0, 5120, 3.5, 2.0, 0.25, 0.5, 0.1)])
+        recorder.push(client=3, iteration=2, version=7, staleness=2, waiting=0.5, serving=1.5, bytes=8192)
+    for kind, fields in FIELDS.items():
+        records = of_kind(tmp_path, kind)
+        assert records
+        assert all(set(record) == {"kind", *fields} for record in records)
+        expected = [{field: "" if record[field] is None else str(record[field]) for field in fields}
+                    for record in records]
+        assert table(tmp_path, kind) == expected
+
+
+@pytest.mark.parametrize("cost", [float("nan"), float("inf"), -float("inf")])
+def test_a_cost_that_is_not_finite_is_null_in_strict_json(tmp_path, clock, cost):
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        iterate(recorder, clock, 1, cost=cost)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    line = (tmp_path / "records.jsonl").read_text()
+    assert json.loads(line, parse_constant=refuse)["cost"] is None
+    assert table(tmp_path, "train")[0]["cost"] == ""
+
+
+def test_records_are_on_disk_at_once(tmp_path, clock):
+    with Recorder(tmp_path, print_freq=1, stream=io.StringIO(), clock=clock) as recorder:
+        iterate(recorder, clock, 1)
+        assert len(read_records(tmp_path)) == len(table(tmp_path, "train")) == 1
+        assert "iteration 1" in (tmp_path / "log.txt").read_text()
+
+
+def test_elsewhere_than_on_a_terminal_there_is_a_line_every_print_freq_iterations(tmp_path, clock):
+    stream = io.StringIO()
+    with Recorder(tmp_path, print_freq=2, total_iterations=100, stream=stream, clock=clock) as recorder:
+        for iteration in range(1, 6):
+            iterate(recorder, clock, iteration, cost=iteration)
+        validate(recorder, 1, 5)
+    figures = "error 25.0%, 12.8 images/s, 20.0% wait for the loader"
+    times = "time per 20 iterations: 12.50 s (calc 10.00, sync 0.00, comm 0.00, wait 2.50)"
+    validation = "validation cost 1.5000, top-1 error 50.00%, top-5 error 12.50% (50 images in 0.0 s)"
+    assert stream.getvalue().splitlines() == [
+        f"iteration 2 of 100, epoch 0.50: cost 1.500, {figures}; {times}, 01:01 left",
+        f"iteration 4 of 100, epoch 1.00: cost 3.500, {figures}; {times}, 01:00 left",
+        f"epoch 1: {validation}; learning rate 0.01",
+    ]
+    logged = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line[20:] for line in logged] == stream.getvalue().splitlines()
+
+
+def test_on_a_terminal_there_is_a_bar_and_the_lines_go_to_the_log(tmp_path, clock, monkeypatch):
+    stream = Terminal()
+    monkeypatch.setenv("COLUMNS", "80")
+    with Recorder(tmp_path, print_freq=2, total_iterations=4, stream=stream, clock=clock) as recorder:
+        for iteration in range(1, 5):
+            iterate(recorder, clock, iteration)
+        recorder.log("a word in between")
+    shown = stream.getvalue()
+    assert "cost 2.000, error 25.0%, 12.8 images/s, 20.0% wait" in shown
+    assert "a word in between\n" in shown
+    assert "time per 20 iterations" not in shown
+    assert "time per 20 iterations" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_resumed_run_drops_what_came_after_its_checkpoint_and_adds(tmp_path, clock):
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        for iteration in range(1, 7):
+            iterate(recorder, clock, iteration, cost=iteration)
+            if iteration % 2 == 0:
+                validate(recorder, iteration // 2, iteration)
+    with (tmp_path / "records.jsonl").open("a") as file:
+        file.write('{"kind": "train", "iteration": 7, "epo')             # killed here
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        recorder.truncate(4, epochs=1)                                    # saved before the second validation
+        validate(recorder, 2, 4)
+        iterate(recorder, clock, 5, cost=50)
+    train, validation = of_kind(tmp_path, "train"), of_kind(tmp_path, "validation")
+    assert [(record["iteration"], record["cost"]) for record in train] == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 50)]
+    assert [record["epoch"] for record in validation] == [1, 2]
+    assert [row["iteration"] for row in table(tmp_path, "train")] == ["1", "2", "3", "4", "5"]
+    assert [row["epoch"] for row in table(tmp_path, "validation")] == ["1", "2"]
+
+
+def test_truncating_by_iteration_alone_keeps_the_validation_at_it(tmp_path, clock):
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        for iteration in (1, 2, 3, 4):
+            iterate(recorder, clock, iteration)
+        validate(recorder, 1, 2)
+        validate(recorder, 2, 4)
+        recorder.truncate(2)
+    assert [record["iteration"] for record in read_records(tmp_path)] == [1, 2, 2]
+
+
+def test_truncating_a_new_folder_changes_nothing(tmp_path, clock):
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        recorder.truncate(0)
+        iterate(recorder, clock, 1)
+    assert len(table(tmp_path, "train")) == 1
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["log.txt", "records.jsonl", "speed.csv", "train.csv", "validation.csv"]
+
+
+# ---- laps
+
+
+def step(watch, clock, iteration, images=1024, seconds=(4.0, 0.5, 1.0, 0.25)):
+    """Record a step of `images` images over all workers: the given section times, and 0.25 s outside of sections."""
+    for section, spent in zip(("calc", "sync", "comm", "wait"), seconds, strict=True):
+        with watch.time(section):
+            clock.seconds += spent
+    clock.seconds += 0.25
+    watch.train_iteration(
+        iteration=iteration, epoch=iteration / 8, cost=1.0, error=0.5, learning_rate=0.01, images=images
+    )
+
+
+@pytest.mark.parametrize("make", [
+    lambda folder, clock: Recorder(folder, stream=io.StringIO(), clock=clock),
+    lambda _, clock: WorkerRecorder(1, clock=clock),
+])
+def test_a_lap_ends_with_the_step_at_which_all_workers_have_taken_5120_images(tmp_path, clock, make):
+    with make(tmp_path, clock) as recorder:
+        taken = []
+        for iteration in range(1, 12):
+            step(recorder, clock, iteration, images=1100)
+            taken.append(recorder.take_lap())
+            assert recorder.take_lap() is None                            # a lap is returned only once
+    assert [number for number, lap in enumerate(taken, 1) if lap] == [5, 10]
+    assert taken[4] == Lap(5, 5 / 8, 5500, seconds=30.0, calc=20.0, sync=2.5, comm=5.0, wait=1.25)
+    assert taken[9] == taken[4]._replace(iteration=10, epoch=10 / 8)      # surplus images do not count for the next lap
+
+
+@pytest.mark.parametrize("make", [
+    lambda folder, clock: Recorder(folder, stream=io.StringIO(), clock=clock),
+    lambda _, clock: WorkerRecorder(1, clock=clock),
+])
+def test_validation_and_saving_are_no_laps_time(tmp_path, clock, make):
+    with make(tmp_path, clock) as recorder:
+        for iteration in (1, 2, 3):
+            step(recorder, clock, iteration, images=2000)
+            with recorder.paused(), recorder.time("wait"):
+                clock.seconds += 70
+            if iteration == 2:
+                with recorder.time("wait"):
+                    clock.seconds += 30
+                validate(recorder, 1, 2)
+                clock.seconds += 500
+        lap = recorder.take_lap()
+    assert (lap.seconds, lap.wait) == (18.0, 0.75)
+
+
+def test_laps_are_recorded_as_means_over_the_workers_per_5120_images(tmp_path, clock):
+    stream = io.StringIO()
+    with Recorder(tmp_path, stream=stream, clock=clock) as recorder:
+        recorder.laps([
+            Lap(8, 2.0, 10240, seconds=16.0, calc=12.0, sync=0.4, comm=3.0, wait=0.6),
+            Lap(8, 2.0, 10240, seconds=18.0, calc=15.0, sync=0.2, comm=2.0, wait=0.8),
+        ])
+        recorder.laps([Lap(9, 2.0, 5120, 5.0, 4.0, 0.5, 0.25, 0.125)])        # from only one worker
+        recorder.laps([])                                                       # from none
+    first, second = read_records(tmp_path)
+    assert {field: first[field] for field in ("iteration", "epoch", "images", "workers")} == {
+        "iteration": 8, "epoch": 2.0, "images": 10240, "workers": 2,
+    }
+    assert [first[field] for field in ("seconds", "calc", "sync", "comm", "wait", "slowest")] == pytest.approx(
+        [8.5, 6.75, 0.15, 1.25, 0.35, 9.0]
+    )
+    assert (second["workers"], second["seconds"], second["slowest"]) == (1, 5.0, 5.0)
+    assert stream.getvalue().splitlines() == [
+        "5,120 images in 8.50 s: calc 6.75, sync 0.15, comm 1.25, wait 0.35 (2 workers)",
+        "5,120 images in 5.00 s: calc 4.00, sync 0.50, comm 0.25, wait 0.12 (1 worker)",
+    ]
+    assert [row["slowest"] for row in table(tmp_path, "speed")] == ["9.0", "5.0"]
+
+
+def test_a_resumed_run_drops_the_laps_after_its_checkpoint_and_begins_a_lap_anew(tmp_path, clock):
+    for first in (1, 5):
+        with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+            recorder.truncate(first - 1, 0)
+            for iteration in range(first, first + 8):
+                step(recorder, clock, iteration, images=2000)
+                if lap := recorder.take_lap():
+                    recorder.laps([lap])
+    assert [record["iteration"] for record in of_kind(tmp_path, "speed")] == [3, 7, 10]
+    assert [row["iteration"] for row in table(tmp_path, "speed")] == ["3", "7", "10"]
+
+
+def test_a_step_that_another_worker_took_alone_keeps_its_times_and_costs_this_one_none(tmp_path, clock):
+    kept = []
+    watch = WorkerRecorder(3, clock=clock)
+    watch.keep = kept.append
+    step(watch, clock, 7)
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        with recorder.time("comm"):
+            clock.seconds += 8
+        recorder.train_iteration(**kept[0], worker=2)
+        assert (recorder.elapsed(), recorder.take_lap()) == (8, None)
+        step(recorder, clock, 8)
+    other, own = read_records(tmp_path)
+    assert (other["worker"], other["iteration"], other["seconds"], other["calc"]) == (2, 7, 6.0, 4.0)
+    assert (own["worker"], own["seconds"], own["comm"]) == (None, 14.0, 9.0)
+
+
+def test_a_run_of_an_older_recorder_is_gone_on_with(tmp_path, clock):
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        iterate(recorder, clock, 1)
+    (tmp_path / "speed.csv").unlink()
+    lines = (tmp_path / "records.jsonl").read_text().replace('"worker": null, ', "")
+    (tmp_path / "records.jsonl").write_text(lines)
+    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        recorder.truncate(1)
+        iterate(recorder, clock, 2)
+    assert [row["worker"] for row in table(tmp_path, "train")] == ["", ""]
+
+
+def test_a_stopwatch_whose_steps_have_no_images_never_ends_a_lap(clock):
+    watch = Stopwatch(clock)
+    assert watch.end_iteration(1, 0.5, 0) == {"seconds": 0.0, "calc": 0.0, "sync": 0.0, "comm": 0.0, "wait": 0.0}
+    assert watch.take_lap() is None

@@ -1,0 +1,185 @@
+"""Compiled functions: compute plus apply equals train, updates are in place, invalid arguments are refused."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from alexnet.backends import mode_of
+from alexnet.backends.cpu import elemwise
+from alexnet.config.schema import ConfigError, load_config
+from alexnet.data.augment import centre_crop
+from alexnet.native import compiler
+from alexnet.nn.layers import Conv, Dense, Flatten, Sequential
+from alexnet.training.network import Network, apply_layer_settings, build_network, engine_of, update_rule
+from alexnet.training.updates import adadelta, adagrad, momentum_sgd, nesterov, sgd
+from tests.tiny import Tiny
+
+pytestmark = pytest.mark.compatibility
+
+BATCH, CLASSES = 6, 10
+RULES = {"sgd": sgd, "momentum": momentum_sgd, "nesterov": nesterov, "adagrad": adagrad, "adadelta": adadelta}
+
+
+def network_of(engine, rule=momentum_sgd, **settings):
+    model = Tiny(np.random.default_rng(1), CLASSES)
+    return Network(model, np.full((3, 256, 256), 100, "float32"), rule, engine=engine, **settings)
+
+
+def batches(count):
+    """Yield the arguments of a step, without the learning rate."""
+    rng = np.random.default_rng(2)
+    for _ in range(count):
+        images = rng.integers(0, 256, (3, 256, 256, BATCH)).astype("uint8")
+        yield images, *centre_crop(BATCH, 227), rng.integers(0, CLASSES, BATCH).astype("int32")
+
+
+def rates(count):
+    return [np.float32(0.01 / (1 + n)) for n in range(count)]
+
+
+def assert_same_state(network, other):
+    state, expected = network.get_state(), other.get_state()
+    assert state.keys() == expected.keys()
+    for name, array in state.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_compute_and_apply_are_train_to_the_bit(engine, rule):
+    whole, halves = (network_of(engine, RULES[rule]) for _ in range(2))
+    before = halves.get_state()["fc3.W"].copy()
+    for batch, rate in zip(batches(3), rates(3), strict=True):
+        expected = whole.train(*batch, rate)
+        np.testing.assert_array_equal(halves.compute(*batch), expected)
+        assert halves.apply(rate) == []
+    assert halves.get_state()["step"] == 3
+    assert not np.array_equal(halves.get_state()["fc3.W"], before)
+    assert_same_state(halves, whole)
+
+
+def test_gradients_are_shaped_as_the_parameters_and_what_apply_takes(engine):
+    network = network_of(engine, sgd)
+    network.compute(*next(batches(1)))
+    before = {name: np.array(array) for name, array in network.get_state().items()}
+    for parameter, gradient in zip(network.parameters, network.gradients, strict=True):
+        value = np.asarray(gradient.get_value())
+        assert (value.shape, value.dtype) == (parameter.type.shape, np.float32) and value.any()
+        gradient.set_value(np.full_like(value, 2))
+    network.apply(np.float32(0.5))
+    after = network.get_state()
+    np.testing.assert_allclose(after["fc3.b"], before["fc3.b"] - 2, rtol=1e-6)            # lr_mult 2, no decay
+    np.testing.assert_allclose(after["fc3.W"], before["fc3.W"] * (1 - 0.5 * 0.0005) - 1, rtol=1e-5)
+
+
+@pytest.mark.skipif(not compiler.compiler_available(), reason="needs a C compiler")
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("apart", [False, True], ids=["train", "compute and apply"])
+def test_large_arrays_are_updated_where_they_lie(rule, apart):
+    """On the CPU backend, so that an exchange can use shared memory; small arrays may move."""
+    rng = np.random.default_rng(3)
+    model = Sequential(Conv(rng, 3, 64, size=11, stride=32, pool=(3, 2)), Flatten(), Dense(rng, 576, CLASSES))
+    model.channels, model.image_size = 3, 227
+    network = Network(model, np.zeros((3, 256, 256)), RULES[rule])
+    places = {v: v.get_value(borrow=True) for v in network.parameters_and_velocities}
+    before = {v: array.copy() for v, array in places.items()}
+    (batch,), rate = batches(1), np.float32(0.01)
+    if apart:
+        network.compute(*batch)
+        network.apply(rate)
+    else:
+        network.train(*batch, rate)
+    assert network.computes_on_host
+    for variable, array in places.items():
+        assert not np.array_equal(variable.get_value(borrow=True), before[variable]), variable.name
+        if array.size >= elemwise.SMALL:
+            assert np.shares_memory(variable.get_value(borrow=True), array), variable.name
+
+
+def test_parameters_come_before_velocities_in_the_models_order():
+    network = network_of("cpu")
+    names = [v.name for v in network.parameters_and_velocities]
+    parameters = ["conv1.W", "conv1.b", "conv2.W", "conv2.b", "fc3.W", "fc3.b", "fc4.W", "fc4.b"]
+    assert names == [*parameters, *(f"{name}.velocity" for name in parameters)]
+    assert list(network.state) == [*names, "step"]
+
+
+def paced(engine, **settings):
+    """Return the network with layer learning rates and frozen layers applied."""
+    network = network_of(engine)
+    pairs = [f"{key}={value}" for key, value in settings.items()]
+    apply_layer_settings(network.model, load_config(["data=x", "weights=x", *pairs]))
+    return network
+
+
+def gradients_in(function):
+    """Count the filter gradients and input gradients of convolutions and dense layers in a compiled function."""
+    names = [str(node.op) for node in function.maker.fgraph.toposort()]
+    return [sum(f"Convolution{kind}Gradient" in name for name in names) for kind in ("Filter", "Input")]
+
+
+def test_layers_learn_at_their_own_rates_or_not_at_all(engine):
+    """Matches float64 NumPy on the gradients of a fully trainable network, for train and for compute and apply."""
+    rates = {"conv1": 0, "conv2": 0.25, "fc3": 1, "fc4": 10}
+    network, whole = paced(engine, layer_rates="conv2:0.25,fc4:10", frozen_layers="conv1"), network_of(engine)
+    expected = {name: np.array(array, "float64") for name, array in network.get_state().items() if name != "step"}
+    assert not {name for name in expected if name.startswith("conv1") and "velocity" in name}
+    for batch, apart in zip(batches(2), (False, True), strict=True):
+        whole.compute(*batch)
+        for v, gradient in zip(whole.parameters, whole.gradients, strict=True):
+            factor = rates[v.name.split(".")[0]]
+            if factor:
+                w, decay = expected[v.name], 0.0005 if v.name.endswith("W") else 0
+                rate = 0.01 * factor * (1 if decay else 2)
+                velocity = 0.9 * expected[f"{v.name}.velocity"] - rate * (np.asarray(gradient.get_value()) + decay * w)
+                expected[v.name], expected[f"{v.name}.velocity"] = w + velocity, velocity
+        if apart:
+            network.compute(*batch)
+            network.apply(np.float32(0.01))
+        else:
+            network.train(*batch, np.float32(0.01))
+        state = network.get_state()
+        for name, array in expected.items():
+            np.testing.assert_allclose(state[name], array, rtol=1e-4, atol=1e-7, err_msg=name)
+        for v in network.frozen:
+            np.testing.assert_array_equal(state[v.name], expected[v.name], err_msg=v.name)
+        whole.set_parameters({v.name: np.array(state[v.name]) for v in whole.parameters})
+
+
+def test_going_back_ends_above_the_lowest_layer_that_learns(engine):
+    assert gradients_in(network_of(engine).train) == [4, 3]
+    assert gradients_in(paced(engine, frozen_layers="conv1,conv2").train) == [2, 1]
+    assert gradients_in(paced(engine, frozen_layers="conv2,fc4").train) == [2, 3]  # gradients pass through both
+
+
+def test_compile_all_compiles_what_the_exchange_needs():
+    assert {"train", "compute", "apply", "validate"} & vars(network := network_of("cpu")).keys() == set()
+    network.compile_all(("compute", "apply", "validate"))
+    assert {"train", "compute", "apply", "validate"} & vars(network).keys() == {"compute", "apply", "validate"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "expected"),
+    [("auto", "cpu", "cpu"), ("auto", "cuda1", "jax"), ("cpu", "cuda0", "cpu"), ("jax", "cpu", "jax")],
+)
+def test_auto_means_jax_on_a_gpu_and_cpu_elsewhere(setting, device, expected):
+    assert engine_of(setting, device) == expected
+
+
+def test_network_of_the_settings_computes_as_they_say():
+    config = load_config(["data=x", "model=tiny", "engine=reference", "use_data_layer=false", "learning_rate=0.1"])
+    network = build_network(config, CLASSES, np.zeros((3, 256, 256)), rank=2)
+    assert network.computes_on_host and not network.crop
+    assert network.seed == config.random_seed + 2 * 1_000_003
+    assert update_rule(config).func is momentum_sgd
+
+
+def test_precision_of_an_engine_that_has_none_is_refused():
+    with pytest.raises(ConfigError, match="precision bfloat16 needs engine=jax; engine cpu computes in float32 only"):
+        network_of("cpu", precision="bfloat16")
+
+
+def test_jax_that_is_not_installed_is_named_with_its_cure(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="engine jax needs jax, which is not installed: pip install"):
+        mode_of("jax")

@@ -1,0 +1,221 @@
+"""Rule asgd: clients join late, leave and die while others continue; a run resumes after its server has died."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from alexnet.run import checkpoint_format
+from tests import tiny, tiny_train
+from tests.mpi import Job, needs_mpi
+from tests.multigpu import membership_doubles
+from tests.multigpu.several_doubles import STEPS
+
+pytestmark = [pytest.mark.mpi, needs_mpi]
+
+SCRIPT, TINY = Path(membership_doubles.__file__), Path(tiny_train.__file__)
+EPOCHS = 4
+GONE = 10                                        # seconds within which a job without its server must end
+TIME_OUT = 3                                     # seconds until a silent client is dropped
+LEFT = {3: "1 client is left", 4: "2 clients are left"}          # by number of ranks, after one rank has died
+
+NAME = r"rank {rank} \(pid \d+ on [^)]+\)"
+DIED = NAME + " has died: it was killed, or has crashed; mpiexec may report the signal"
+LOADER = NAME + r": the loader \(pid \d+\) was killed by SIGKILL"
+SILENT = NAME + rf" has been silent for {TIME_OUT} s \(time_out\): it hangs, was stopped, or cannot be reached"
+STILL = (
+    NAME + rf" has not done a step for {TIME_OUT} s, and is not waiting for another rank; "
+    "if a step takes this long, increase time_out"
+)
+
+# (how client 2 dies, where, at which visit of that point, number of ranks, expected message); one exchange reaches
+# "moving" four times
+DEATHS = [
+    ("killed", "joining", 1, 3, DIED),
+    ("killed", "moving", 6, 4, DIED),
+    ("killed", "moving", 8, 3, DIED),
+    ("left", "computing", 3, 3, DIED),
+    ("killed", "loading", 3, 3, LOADER),
+    ("stopped", "moving", 6, 3, SILENT),
+    ("hung", "loading", 3, 4, STILL),
+]
+
+
+def given(**settings):
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def started(folder, fault=None, size=4, n_epochs=EPOCHS, **more):
+    """Start a job of the fakes."""
+    (folder / "runs" / "run").mkdir(parents=True)
+    settings = {"output": folder / "runs", "run_name": "run", "n_epochs": n_epochs, "n_sync": 2, "time_out": 60}
+    settings |= more
+    variables = {"FAULT": fault, "WENT": str(folder / "went")} if fault else {}
+    return Job(folder, size, SCRIPT, *given(**settings), **variables)
+
+
+def told(folder, name):
+    return json.loads((folder / "runs" / name).read_text())
+
+
+def lines_of(folder):
+    return (folder / "runs" / "run" / "log.txt").read_text().splitlines()
+
+
+def trained_to_the_end(folder, clients, n_epochs=EPOCHS):
+    """Assert that these clients did all their steps and that the last checkpoint counts all of them.
+
+    Return (the steps recorded of each client, the sum of all pushes).
+    """
+    iteration, recorded, centre = told(folder, "saved")
+    assert iteration == n_epochs * STEPS
+    for client in clients:
+        assert told(folder, f"ended{client}") == [iteration, iteration, 0]
+        assert recorded[str(client - 1)] == list(range(1, iteration + 1))
+    return recorded, centre
+
+
+@pytest.mark.parametrize(("how", "where", "at", "size", "sentence"), DEATHS)
+def test_a_client_that_dies_is_dropped_and_the_others_train_to_the_end(tmp_path, how, where, at, size, sentence):
+    job = started(tmp_path, f"{how},{where},2,{at}", size, time_out=TIME_OUT)
+    status, said = job.finish()
+    assert status == 0, said
+    expected = sentence.format(rank=2) + "; it is dropped, and " + LEFT[size]
+    found = [line for line in said.splitlines() if line.startswith("rank ")]
+    assert len(found) == 1 and re.fullmatch(expected, found[0]), said
+    assert any(re.fullmatch(rf"\d+-\d+-\d+ \d+:\d+:\d+ {expected}", line) for line in lines_of(tmp_path))
+    recorded, centre = trained_to_the_end(tmp_path, {1, 3} & set(range(size)))
+    rest, gone = (size - 2) * EPOCHS * STEPS, len(recorded.get("1", []))
+    assert abs(centre - rest - gone) <= 1        # its last push reports one step less, and may be incomplete
+    assert not (tmp_path / "runs" / "ended2").exists()
+
+
+def test_a_client_that_fails_ends_the_job_as_under_other_rules(tmp_path):
+    status, said = started(tmp_path, "bug,computing,2,3", 3).finish()
+    assert status == 1
+    assert re.search(f"^{NAME.format(rank=2)}: ended by ZeroDivisionError: the step is wrong$", said, re.MULTILINE)
+
+
+def test_the_last_client_s_death_ends_the_job_with_all_saved(tmp_path):
+    job = started(tmp_path, "killed,computing,1,9", size=2, n_epochs=10**6)
+    status, said = job.finish()
+    assert status == 1
+    assert re.search(f"^{DIED.format(rank=1)}; it is dropped, and no client is left$", said, re.MULTILINE), said
+    iteration, recorded, centre = told(tmp_path, "saved")
+    assert re.search(f"^{NAME.format(rank=0)}: no client is left; all is saved after {iteration} iterations$", said,
+                     re.MULTILINE), said
+    assert (iteration, centre) == (7, 8)         # a push reports the steps before it
+    assert recorded["0"] == list(range(1, iteration + 1))
+
+
+def test_a_client_that_comes_late_begins_where_the_others_are(tmp_path):
+    """Client 3 joins after another client's step 12 and ends with the others."""
+    status, said = started(tmp_path, "late,joining,3,1").finish()
+    assert (status, said) == (0, "")
+    (joined,) = [line for line in lines_of(tmp_path) if "has joined" in line]
+    at = int(re.fullmatch(r"rank 3 has joined at iteration (\d+)", joined)[1])
+    assert membership_doubles.LATER_STEPS // 2 - 2 <= at < EPOCHS * STEPS        # a mean: the other may be at 0
+    iteration, steps, first = told(tmp_path, "ended3")
+    assert (iteration, steps) == (EPOCHS * STEPS, EPOCHS * STEPS - at)
+    assert first >= at                           # includes what the others had pushed
+    recorded, centre = trained_to_the_end(tmp_path, (1, 2))
+    assert recorded["2"] == list(range(at + 1, iteration + 1)) and centre == 2 * iteration + steps
+
+
+def test_a_client_that_is_asked_to_stop_leaves_alone_with_its_last_push_delivered(tmp_path):
+    epochs = 40
+    job = started(tmp_path, n_epochs=epochs, n_sync=7)
+    job.wait_for((tmp_path / "runs" / "begun2").exists)
+    os.kill(pid := told(tmp_path, "worker2"), signal.SIGTERM)
+    job.wait_for(lambda: pid not in job.processes())         # immediately, while the others continue
+    assert not (tmp_path / "runs" / "ended1").exists()
+    assert job.finish() == (0, "")
+    (line,) = [line for line in lines_of(tmp_path) if "was asked to stop" in line]
+    at, steps, _ = told(tmp_path, "ended2")
+    assert line == f"rank 2 was asked to stop, and has left after step {at}; 2 clients are left" and at == steps
+    recorded, centre = trained_to_the_end(tmp_path, (1, 3), epochs)
+    assert recorded["1"] == list(range(1, at + 1)) and centre == 2 * epochs * STEPS + at
+
+
+def test_a_signal_to_mpiexec_stops_all(tmp_path):
+    job = started(tmp_path, n_epochs=10**6)
+    job.wait_for((tmp_path / "runs" / "begun2").exists)
+    os.kill(job.process.pid, signal.SIGUSR1)
+    assert job.finish() == (138, "stopped by SIGUSR1\n")
+    recorded = told(tmp_path, "saved")[1]
+    assert {client: told(tmp_path, f"ended{client}")[1] for client in (1, 2, 3)} == {
+        int(worker) + 1: len(steps) for worker, steps in recorded.items()
+    }
+
+
+# ---- with a network and its checkpoints
+
+
+def test_a_server_that_is_killed_ends_all_and_a_new_run_goes_on_from_the_last_checkpoint(tmp_path):
+    data = tiny.make_data(tmp_path / "set", train=24, validation=9)
+    common = {"data": data, "output": tmp_path / "runs", "model": "tiny", "batch_size": 2, "print_freq": 1,
+              "rule": "asgd", "n_sync": 2, "para_load": "false"}
+    folder = tmp_path / "runs" / "run"
+    job = Job(tmp_path, 3, TINY, *given(**common, run_name="run", n_epochs=10**6))
+    job.wait_for(lambda: len(checkpoint_format.snapshots(folder)) > 1 if folder.exists() else False)
+    (pid,) = [pid for pid in job.processes("tiny_train.py") if rank_of(pid) == 0]
+    began = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    status, said = job.finish(GONE)
+    assert time.monotonic() - began < GONE and status not in (0, None)
+    assert re.search(f"^{DIED.format(rank=0)}$", said, re.MULTILINE) and f"pid {pid}" in said
+    assert re.search(DIED.format(rank=0) + r"\n\Z", (folder / "log.txt").read_text())
+
+    _, _, metadata = checkpoint_format.load_latest(folder)
+    epochs = metadata["position"]["epoch"] + 1
+    job = Job(tmp_path, 3, TINY, *given(resume_train=folder, n_epochs=epochs))
+    assert job.finish() == (0, "")
+    assert checkpoint_format.load_latest(folder)[2]["position"]["iteration"] == 6 * epochs
+    assert "all epochs are done" in (folder / "log.txt").read_text()
+
+
+def rank_of(pid):
+    """Return the rank of a process that has a rank wrapper; None if it has none or is one."""
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    found = dict(each.split(b"=", 1) for each in variables if b"=" in each)
+    return int(found[b"PMI_RANK"]) if b"STAND_IN_FD" in found else None
+
+
+# ---- the rank wrapper
+
+
+RANK = """
+import os, signal, sys
+from multigpu.mpi import rank_wrapper
+rank_wrapper.wrap_rank()
+{}
+"""
+
+
+@pytest.mark.parametrize(
+    ("does", "status", "says"),
+    [
+        ("sys.exit(3)", 3, b""),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, b""),
+        ("rank_wrapper.may_go(); os.kill(os.getpid(), signal.SIGKILL)", 0, b"cmd=finalize\n"),
+        ("rank_wrapper.may_go(); os.kill(os.getppid(), signal.SIGTERM); signal.pause()", 0, b"cmd=finalize\n"),
+        ("rank_wrapper.may_go(); sys.exit(3)", 3, b"cmd=finalize\n"),
+    ],
+)
+def test_a_stand_in_ends_as_its_rank_but_well_where_that_may_go(does, status, says):
+    here, there = socket.socketpair()
+    here.sendall(b"." * len(says))               # the reply to an expected message; unread bytes would be an error
+    environment = os.environ | {"MPI_LOCALRANKID": "0", "PMI_FD": str(there.fileno())}
+    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", RANK.format(does)]
+    with here:
+        assert subprocess.run(command, env=environment, pass_fds=[there.fileno()], timeout=30).returncode == status
+        there.close()
+        assert here.recv(1024) == says

@@ -1,0 +1,100 @@
+"""A-SGD: small hand-computed cases, and a parameter server with its clients over MPI."""
+
+import numpy as np
+import pytest
+
+from alexnet.config.schema import ConfigError
+from multigpu.rules import Role
+from multigpu.rules.asgd import Schedule
+from tests.mpi import needs_mpi, results, team_of
+from tests.multigpu.rules_doubles import Learner, part_at, toy_settings
+
+pytestmark = [pytest.mark.mpi, needs_mpi]
+TASKS = "tests.multigpu.asgd_tasks"
+STEPS = 7
+
+team = team_of(4)
+
+
+def alone(length, steps):
+    """Return the values of a Learner of this length after `steps` steps without a server."""
+    network = Learner(length)
+    network.set(1)
+    for _ in range(steps):
+        network.train()
+    return network.values()
+
+
+# ---- one client
+
+
+@pytest.mark.parametrize(
+    "often", [{"n_sync": 1}, {"n_sync": 2}, {"n_sync": 3}, {"n_sync": 100}, {"n_push": 2, "n_fetch": 3},
+              {"n_push": 3, "n_fetch": 2}, {"n_push": 1, "n_fetch": 100}],
+)
+def test_one_client_trains_to_the_bit_as_momentum_sgd_does_without_a_server(team, often):
+    (centre, pushes, _), (own, _) = results(team.run(f"{TASKS}:train", {}, often, STEPS, size=2))
+    expected = alone(centre[0].size, STEPS)
+    for found, at_the_server, value in zip(own[:2], centre, expected, strict=False):
+        np.testing.assert_array_equal(found, value)
+        np.testing.assert_array_equal(at_the_server, value)
+    np.testing.assert_array_equal(own[2], expected[2])           # its velocity
+    assert {push["staleness"] for push in pushes} == {0}
+
+
+def test_an_engine_with_memory_of_its_own_trains_to_the_same_bits(team):
+    (centre, _, _), _ = results(team.run(f"{TASKS}:train", {}, {"n_push": 3, "n_fetch": 2}, STEPS, False, size=2))
+    np.testing.assert_array_equal(centre[0], alone(centre[0].size, STEPS)[0])
+
+
+# ---- several clients
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(1, 0.62), ("null", 0.81)])
+def test_two_clients_of_version_0_push_what_was_reckoned_by_hand(team, scale, expected):
+    """f(w) = w^2 / 2, rate 0.1, no momentum, W = 1, n_sync 2: D = -0.19 of each."""
+    plain = {rank: {"momentum": 0, "noise": 0} for rank in (1, 2)}
+    changes = {"n_push": 2, "n_fetch": 100, "server_scale": scale}
+    (centre, pushes, _), *_ = results(team.run(f"{TASKS}:train", plain, changes, 2, size=3))
+    np.testing.assert_allclose(centre[0], expected, rtol=1e-6)
+    assert sorted(push["staleness"] for push in pushes) == [0, 1]
+
+
+def test_no_update_is_lost_whenever_clients_push_and_fetch(team):
+    """The center variable changes by the sum of all updates that the three clients computed."""
+    learners = {rank: {"seed": rank} for rank in (1, 2, 3)}
+    changes = {"n_push": 3, "n_fetch": 2, "server_scale": 1}
+    (centre, pushes, _), *clients = results(team.run(f"{TASKS}:train", learners, changes, 20, True, 1000))
+    added = sum(moved for _, moved in clients)
+    np.testing.assert_allclose(centre[0].astype(float) - 1, added, rtol=0, atol=1e-6 * np.abs(added).max() * 20)
+    assert sorted(push["version"] for push in pushes) == list(range(1, 3 * 7 + 1))
+
+
+def test_a_much_slower_client_is_staler_and_nobody_waits_for_it(team):
+    learners = {rank: {"dawdle": 0.06 if rank == 3 else 0.002} for rank in (1, 2, 3)}
+    (_, pushes, logged), *_ = results(team.run(f"{TASKS}:train", learners, {"n_sync": 2}, 40, True, 10))
+    by_client = {client: [push["staleness"] for push in pushes if push["client"] == client] for client in (1, 2, 3)}
+    assert by_client[3][0] > 2 * max(np.mean(by_client[1]), np.mean(by_client[2]))   # later it is the only client
+    assert {push["bytes"] for push in pushes} == {2 * 4 * 1024}      # both directions, with a FlatBuffer of one page
+    assert all(0 <= push["waiting"] < 1000 for push in pushes)
+    assert "would be saturated" in logged[-1] and "staleness" in logged[-1]
+
+
+# ---- settings and roles
+
+
+def test_what_is_due_after_a_step():
+    often = Schedule(fetch=2, push=3)
+    assert [often.due(step) for step in (1, 2, 3, 6)] == [(False, False), (True, False), (False, True), (True, True)]
+    assert [often.next_after(step) for step in (0, 2, 3, 4)] == [2, 3, 4, 6]
+
+
+def test_rank_0_serves_and_validates():
+    config = toy_settings(rule="asgd")
+    assert part_at(config, 0, 4) == Role(0, 3, (0, 1), ("validate",))
+    assert part_at(config, 3, 4) == Role(2, 3, (0, 1), ("train",))
+
+
+def test_a_server_update_without_a_rate_is_refused():
+    with pytest.raises(ConfigError, match="server_scale must be given with server_update=adagrad"):
+        toy_settings(rule="asgd", server_update="adagrad")
