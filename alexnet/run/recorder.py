@@ -315,7 +315,7 @@ def parsed(line, place):
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{place} is no record of a run: {error}") from error
+        raise ValueError(f"{place} is not a record of a run: {error}") from error
     if not isinstance(record, dict) or "kind" not in record:
         raise ValueError(f"{place} is not a record of a run: it has no kind")
     return record

@@ -221,7 +221,7 @@ def test_the_rename_comes_after_the_sync_of_the_file_and_before_that_of_the_fold
 SAVE_FOR_EVER = """
 import itertools, sys
 import numpy as np
-from alexnet.checkpoint import save
+from alexnet.run.checkpoint_format import save
 array = np.zeros(1_000_000, dtype="float32")
 for count in itertools.count(1):
     array[:] = count

@@ -214,7 +214,7 @@ def test_a_proof_travels_as_it_is_and_names_the_first_culprit():
     together = proof.and_(StepHeader(3, 3).noting(2, Overflowed(False, False, 4, 7e4)), StepHeader(3, 3))
     with pytest.raises(Overflow, match="a value of rank 2 is 70000"):
         proofs.check([together], "asa16", 3, 3)
-    with pytest.raises(DesyncError, match="found step 3 of 3 ranks"):
+    with pytest.raises(DesyncError, match="got step 3 of 3 ranks"):
         proofs.check([together], "asa16", 3, 4)
 
 
