@@ -160,7 +160,6 @@ run() {
     name=$1
     seconds=$2
     shift 2
-    status=0
     { timeout -k 5 "$seconds" "$@" 2>&1 || echo "$?" >"$results/status"; } | tee "$results/$name.log"
     if [ -e "$results/status" ]; then
         status=$(cat "$results/status")
