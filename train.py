@@ -61,7 +61,7 @@ def does_without_clients(arguments):
         return False
     with suppress(ConfigError, CheckpointError):
         config = load_settings(arguments)
-        return config.rule in RULES and RULES[config.rule].lone
+        return config.rule in RULES and RULES[config.rule].elastic
     return False
 
 

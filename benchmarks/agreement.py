@@ -1,6 +1,6 @@
 """Error of the network's outputs and gradients relative to PyTorch in float64, with equal weights and decisions.
 
-python -m benchmarks.agreement [--quick] [--json FILE] [--batch 8] [--seed 0] [--engine jax]
+python -m benchmarks.agreement [--quick] [--json FILE] [--batch 8] [--seed 0] [--backend jax]
                                [--device cuda0] [--precision float32 | tf32 | bfloat16]
 
 The network has full size, without dropout. Rounding can decide which of two nearly equal values is the maximum of a
@@ -126,11 +126,11 @@ def distance(array, truth):
     return float(np.linalg.norm(array - truth) / np.linalg.norm(truth))
 
 
-def rows(batch, seed, engine, precision="float32", device="cpu"):
+def rows(batch, seed, backend, precision="float32", device="cpu"):
     rng = np.random.default_rng(seed)
     images = (rng.random((3, 227, 227, batch), dtype=np.float32) - 0.5) * 255
     labels = rng.integers(0, 1000, batch).astype("int32")
-    parameters, result = ours(images, labels, seed, mode_of(engine, precision, device))
+    parameters, result = ours(images, labels, seed, mode_of(backend, precision, device))
     peer = theirs(parameters, images, labels, torch.float32)
     truths = [theirs(parameters, images, labels, torch.float64, r.decisions) for r in (result, peer)]
     for name in result.arrays:
@@ -155,11 +155,11 @@ def main():
     parser = report.parser(__doc__, quick="batch 2")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--engine", default="cpu")
-    parser.add_argument("--device", default="cpu", help="of engine jax")
-    parser.add_argument("--precision", default="float32", choices=BOUNDS, help="of engine jax")
+    parser.add_argument("--backend", default="cpu")
+    parser.add_argument("--device", default="cpu", help="of backend jax")
+    parser.add_argument("--precision", default="float32", choices=BOUNDS, help="of backend jax")
     options = parser.parse_args()
-    computed = options.engine, options.precision, options.device
+    computed = options.backend, options.precision, options.device
     results = list(rows(2 if options.quick else options.batch, options.seed, *computed))
     print(f"{'array':32} {'ours':>10} {'PyTorch float32':>16}   (relative L2 to PyTorch float64)")
     for row in results:

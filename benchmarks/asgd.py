@@ -50,10 +50,10 @@ def rows_of(experiments, sizes, folder, processes=PROCESSES, compiled=True, tell
         processes: number of worker processes; 0 runs the trials in this process.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {name: lot for name, lot in trials(sizes).items() if name in experiments}
+    wanted = {name: group for name, group in trials(sizes).items() if name in experiments}
     found = {}
     with workers(processes) as submit:
-        waiting = {name: [submit(work, trial, sizes, compiled) for trial in lot] for name, lot in wanted.items()}
+        waiting = {name: [submit(work, trial, sizes, compiled) for trial in group] for name, group in wanted.items()}
         for name, futures in waiting.items():
             began = time.perf_counter()
             rows = [future.result() for future in futures]

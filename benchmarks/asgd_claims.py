@@ -48,7 +48,7 @@ def listed(values, form="{:.1f}"):
 
 
 def curves(rows):
-    pairs = [sorted(lot, key=lambda row: row["clients"]) for lot in by(rows, "seed").values()]
+    pairs = [sorted(group, key=lambda row: row["clients"]) for group in by(rows, "seed").values()]
     best = [[min(row["tests"], key=lambda test: test["test"]) for row in pair] for pair in pairs]
     behind = [points(together["test"] - alone["test"]) for alone, together in best]
     clients, seeds = pairs[0][1]["clients"], "by seed" if len(pairs) > 1 else "one seed"
@@ -69,10 +69,10 @@ def curves(rows):
 
 def by(rows, *names):
     """Group the rows by the values of the named fields: {values: list of rows}."""
-    lots = {}
+    groups = {}
     for row in rows:
-        lots.setdefault(tuple(row[name] for name in names), []).append(row)
-    return lots
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return groups
 
 
 def first(tests, level):
@@ -95,9 +95,10 @@ def cold(rows):
 
 def means_of(rows):
     """Return (numbers of clients, error in % in the first quarter, slopes after it), as means over the seeds."""
-    lots = sorted(by(rows, "clients").items())
-    early = [points(np.mean([row["early"] for row in lot])) for _, lot in lots]
-    return [clients for (clients,), _ in lots], early, [np.mean([row["slope"] for row in lot]) for _, lot in lots]
+    groups = sorted(by(rows, "clients").items())
+    early = [points(np.mean([row["early"] for row in group])) for _, group in groups]
+    slopes = [np.mean([row["slope"] for row in group]) for _, group in groups]
+    return [clients for (clients,), _ in groups], early, slopes
 
 
 # ---- experiment 3

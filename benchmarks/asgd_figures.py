@@ -174,15 +174,16 @@ def rules_figure(rows):
 
 def large_figure(rows):
     """Draw the error with many clients: one panel per number of clients, one line per server."""
-    lots = [list(lot) for _, lot in groupby(sorted(rows, key=lambda row: row["clients"]), lambda row: row["clients"])]
+    by_clients = sorted(rows, key=lambda row: row["clients"])
+    groups = [list(group) for _, group in groupby(by_clients, lambda row: row["clients"])]
     names = sorted({row["name"] for row in rows}, key=lambda name: name != "plain")
-    figure = new_figure(3.4 * len(lots) + 0.6, 4.4)
-    panels = figure.subplots(1, len(lots), sharey=True, squeeze=False)[0]
-    for axes, lot in zip(panels, lots, strict=True):
-        for row in sorted(lot, key=lambda row: names.index(row["name"])):
+    figure = new_figure(3.4 * len(groups) + 0.6, 4.4)
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axes, group in zip(panels, groups, strict=True):
+        for row in sorted(group, key=lambda row: names.index(row["name"])):
             plot_curve(axes, row, color=RUNS[names.index(row["name"])], label=row["name"], linewidth=1.3)
         over_time(axes)
-        axes.set_title(f"{many(lot[0]['clients'])}, load {load(lot[0]):.0%}", fontsize=10)
+        axes.set_title(f"{many(group[0]['clients'])}, load {load(group[0]):.0%}", fontsize=10)
         axes.set_xlabel(TIME, fontsize=9)
     panels[0].set_ylabel(f"{ERROR}, mean over 400 minibatches")
     panels[0].legend(frameon=False, title="server")
@@ -192,10 +193,10 @@ def large_figure(rows):
 
 def server_figure(rows):
     """Draw the staleness of the pushes and the load of the server, by number of clients."""
-    lots = sorted((row for row in rows if row["name"] == "plain"), key=lambda row: row["clients"])
+    groups = sorted((row for row in rows if row["name"] == "plain"), key=lambda row: row["clients"])
     figure = new_figure(11, 4.4)
     stale, busy = figure.subplots(1, 2)
-    for row, colour in zip(lots, ramp(len(lots)), strict=True):
+    for row, colour in zip(groups, ramp(len(groups)), strict=True):
         staleness = np.array([int(each) for each in row["staleness"]]) / (row["clients"] - 1)
         pushes = np.array(list(row["staleness"].values()))
         counts, edges = np.histogram(staleness, bins=np.linspace(0, 2.4, 49), weights=pushes)
@@ -204,10 +205,11 @@ def server_figure(rows):
     stale.set_xlabel("staleness / (clients - 1)")
     stale.set_ylabel("pushes (%)")
     stale.legend(frameon=False)
-    clients = [row["clients"] for row in lots]
-    busy.plot(clients, [100 * load(row) for row in lots], "o-", color=RUNS[0], label="time that the server serves (%)")
-    busy.plot(clients, [row["waiting"] for row in lots], "s--", color=RUNS[1], label="wait for a turn (s)")
-    from_on = saturation([row for row in lots if load(row) < 0.9 or row is lots[0]][-1])
+    clients = [row["clients"] for row in groups]
+    busy.plot(clients, [100 * load(row) for row in groups], "o-", color=RUNS[0],
+              label="time that the server serves (%)")
+    busy.plot(clients, [row["waiting"] for row in groups], "s--", color=RUNS[1], label="wait for a turn (s)")
+    from_on = saturation([row for row in groups if load(row) < 0.9 or row is groups[0]][-1])
     busy.axvline(from_on, color="0.6", linestyle=":", label=f"saturated from about {from_on:,.0f} clients on")
     busy.set_xscale("log", base=2)
     busy.set_xticks(clients, [f"{n:,}" for n in clients])

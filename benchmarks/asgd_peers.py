@@ -57,8 +57,8 @@ def run(trial, task):
     for place, array in zip(workers[0].weights(), consensus, strict=True):
         np.copyto(place, array)
     workers[0].show()
-    centre, ten = errors_on_test(task)
-    return np.array(times), np.array(errors), {"tests": [{"seconds": trial.seconds, "test": centre, "ten_crops": ten}]}
+    center, ten = errors_on_test(task)
+    return np.array(times), np.array(errors), {"tests": [{"seconds": trial.seconds, "test": center, "ten_crops": ten}]}
 
 
 def bsp(trial, workers):

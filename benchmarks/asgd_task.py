@@ -130,7 +130,7 @@ def task(train=TRAIN, test=TEST, compiled=True):
     lying = np.float32(1 / 40) * (images.pixels - mean)[: batches * BATCH]
     lying = lying.reshape(batches, BATCH, SIZE, SIZE).transpose(0, 2, 3, 1)
     network = Network(
-        Perceptron(np.random.default_rng(0)), np.zeros((1, CROP, CROP), "float32"), momentum_sgd, "reference",
+        Perceptron(np.random.default_rng(0)), np.zeros((1, CROP, CROP), "float32"), momentum_sgd, "numpy",
         crop=False,
     )
     if compiled:

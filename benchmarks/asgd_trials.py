@@ -80,7 +80,7 @@ def warm_state(task, seconds, rate):
     simulation, take_step = opened(Trial("warm", rate=rate, seconds=seconds, seed=1), task, Rate(rate))
     for _ in simulation.run(take_step, seconds):
         pass
-    with simulation.centre():
+    with simulation.center():
         state = {name: np.array(array) for name, array in task.network.get_state().items()}
     weights = {variable.name for variable in task.network.parameters}
     return {name: array if name in weights else np.zeros_like(array) for name, array in state.items()}
@@ -89,7 +89,7 @@ def warm_state(task, seconds, rate):
 def opened(trial, task, rate):
     """Return the Simulation of a trial and its take_step function."""
     given = {"rule": trial.rule, "random_seed": trial.seed} | dict(trial.settings)
-    given |= {"n_sync": trial.n_sync} if trial.rule == "asgd" else {"tau": trial.n_sync}
+    given |= {"n_sync": trial.n_sync} if trial.rule == "asgd" else {"easgd_tau": trial.n_sync}
     config = load_config([f"{name}={value}" for name, value in given.items()])
     paces = np.geomspace(1, trial.spread, trial.clients)
     simulation = Simulation(config, task.network, trial.clients, trial.costs, paces, trial.jitter)
@@ -127,9 +127,9 @@ def served(trial, task):
 
 
 def tested(simulation, task, seconds, **more):
-    with simulation.centre():
-        centre, ten = errors_on_test(task)
-    return {"seconds": seconds, "test": centre, "ten_crops": ten, **more}
+    with simulation.center():
+        center, ten = errors_on_test(task)
+    return {"seconds": seconds, "test": center, "ten_crops": ten, **more}
 
 
 def train_errors(epochs, times, errors):

@@ -74,13 +74,13 @@ def work(rank, way, floats, pipes, orders):
     variables = [pytensor.shared(np.zeros(floats, "float32"), name=name, borrow=True) for name in names]
     with open_device(way.devices[rank], way.on_host) as device:
         fresh = np.full(floats, rank, "float32") if way.on_host else filled_by_jax(way.devices[rank], floats)
-        partners = PipeCommunicator(rank, pipes)
-        mesh, obstacle = open_mesh(device, partners, [(floats,)] * len(names), 0)
+        comm = PipeCommunicator(rank, pipes)
+        mesh, obstacle = open_mesh(device, comm, [(floats,)] * len(names), 0)
         if obstacle:
             raise SystemExit(obstacle)
         lot, network = ParameterGroup(variables, Peer(mesh, way.kind)), SimpleNamespace(apply=lambda rate: None)
         what = "gradients" if way.gradients else "weights_and_momentum"
-        exchange = Bsp(network, [lot], what, partners, WorkerRecorder(rank))
+        exchange = Bsp(network, [lot], what, comm, WorkerRecorder(rank))
         room, other = device.allocate(mesh.flat.buffer.nbytes), mesh.others[(rank + 1) % way.size]
         for variable in variables:
             variable.container.storage[0] = fresh.copy()

@@ -58,7 +58,7 @@ def our_steps(precision, device, batch, steps):
 
     rng = np.random.default_rng(0)
     mean = np.full((3, 256, 256), 110, np.float32)
-    network = Network(AlexNet(rng), mean, momentum_sgd, engine="jax", precision=precision, device=device)
+    network = Network(AlexNet(rng), mean, momentum_sgd, backend="jax", precision=precision, device=device)
     images = jax.device_put(rng.integers(0, 256, (3, 256, 256, batch), dtype=np.uint8), jax_device(device))
     inputs = images, *centre_crop(batch, 227), rng.integers(0, CLASSES, batch).astype(np.int32), np.float32(1e-3)
 
@@ -157,7 +157,7 @@ def table1_rows(devices, batch, iterations):
         folder = pathlib.Path(folder)
         table1.make_data(folder, batch, files=8)
         for workers in (devices[:1], (devices * 2)[:2]):
-            ours = table1.TrainPy(folder, batch, workers, "engine=jax")
+            ours = table1.TrainPy(folder, batch, workers, "backend=jax")
             for kind, loading in table1.KINDS.items():
                 times = [20 * value for value in ours.turn(kind, iterations)]
                 name = f"20 iterations of {batch}, {','.join(workers)}, parallel loading: {loading}"
@@ -179,7 +179,7 @@ def all_rows(devices, options):
     """Yield every row as it is measured."""
     device, quick = devices[0], ["--quick"] if options.quick else []
     for precision in PRECISIONS:
-        found = rows_of("agreement", *quick, "--engine", "jax", "--device", device, "--precision", precision)
+        found = rows_of("agreement", *quick, "--backend", "jax", "--device", device, "--precision", precision)
         yield from (row | {"name": f"{precision}, {row['name']}"} for row in found)
     yield from step_rows(device, options.batch, options.steps, options.runs)
     for pair in dict.fromkeys(((device, device), tuple((devices * 2)[:2]))):

@@ -38,10 +38,10 @@ def processor():
 
 def instructions_used():
     """Return the name of the vector instruction set that the kernels are compiled for."""
-    tiles = os.environ.get("ALEXNET_TILES", "auto")
+    isa = os.environ.get("ALEXNET_ISA", "auto")
     sets = instruction_sets()
     widest = next((text for flag, text in VECTOR_SETS.items() if flag in sets), "unknown")
-    return f"{widest}, the widest this processor has" if tiles == "auto" else f"ALEXNET_TILES={tiles}"
+    return f"{widest}, the widest this processor has" if isa == "auto" else f"ALEXNET_ISA={isa}"
 
 
 def caches():

@@ -80,15 +80,15 @@ def apply_rows(floats, runs):
 def ways_of(floats):
     """Return {name: (function to time, number of arrays of `floats` floats that it reads and writes)}."""
     rng = np.random.default_rng(0)
-    push, centre, squares, steps, other = (rng.standard_normal(floats, np.float32) for _ in range(5))
+    push, center, squares, steps, other = (rng.standard_normal(floats, np.float32) for _ in range(5))
     np.square(squares, out=squares)
     np.square(steps, out=steps)
     return {
         MEMCPY: (lambda: np.copyto(other, push), 2),
-        "plain": (lambda: plain(push, centre, 0.25), 4),
-        "plain, push only": (lambda: plain(push, centre, 0.25, back=False), 3),
-        "adagrad": (lambda: adagrad(push, centre, squares, 0.01, 1e-10), 6),
-        "adadelta": (lambda: adadelta(push, centre, squares, steps, 1, 0.95, 1e-6), 8),
+        "plain": (lambda: plain(push, center, 0.25), 4),
+        "plain, push only": (lambda: plain(push, center, 0.25, back=False), 3),
+        "adagrad": (lambda: adagrad(push, center, squares, 0.01, 1e-10), 6),
+        "adadelta": (lambda: adadelta(push, center, squares, steps, 1, 0.95, 1e-6), 8),
     }
 
 
@@ -112,11 +112,11 @@ class Order(NamedTuple):
 class Weights:
     """A fake network with one trainable array."""
 
-    frozen = ()
+    frozen_parameters = ()
 
     def __init__(self, floats):
-        self.learning = [pytensor.shared(np.zeros(floats, np.float32), name="W")]
-        self.parameters_and_velocities, self.step = self.learning, pytensor.shared(np.int64(0), name="step")
+        self.trainable_parameters = [pytensor.shared(np.zeros(floats, np.float32), name="W")]
+        self.parameters_and_velocities, self.step = self.trainable_parameters, pytensor.shared(np.int64(0), name="step")
 
 
 class Quiet(WorkerRecorder):
@@ -133,9 +133,9 @@ class Timed(ParameterServer):
         idle: whether pushes leave the center variable unchanged.
     """
 
-    def __init__(self, centre, config, clients, post, idle):
-        super().__init__(centre, config, clients, post.now)
-        self.post, self.times, self.left, self._idle = post, [], 0, idle
+    def __init__(self, center, config, clients, channel, idle):
+        super().__init__(center, config, clients, channel.now)
+        self.channel, self.times, self.left, self._idle = channel, [], 0, idle
 
     def answer(self, push):
         answer = super().answer(push)
@@ -146,19 +146,19 @@ class Timed(ParameterServer):
         if type(message) is server.Leave:
             self.left += 1
         elif not self.left:
-            self.times.append(self.post.now())
+            self.times.append(self.channel.now())
 
 
 def work(order, path):
     """Run the measurement in one rank; rank 0 writes the rows to the path."""
-    partners, rows = pkgutil.resolve_name("multigpu.mpi.communicator:MpiCommunicator")(), []
-    copied = memcpy_seconds(order.floats) if partners.rank == 0 else None
-    partners.comm.Barrier()
+    comm, rows = pkgutil.resolve_name("multigpu.mpi.communicator:MpiCommunicator")(), []
+    copied = memcpy_seconds(order.floats) if comm.rank == 0 else None
+    comm.mpi.Barrier()
     for kind in order.kinds:
-        keeper = pushed(partners, order, kind)
-        if keeper:
-            rows.append(row_of(partners.size - 1, kind, 4 * order.floats, keeper, copied))
-    if partners.rank == 0:
+        policy = pushed(comm, order, kind)
+        if policy:
+            rows.append(row_of(comm.size - 1, kind, 4 * order.floats, policy, copied))
+    if comm.rank == 0:
         report.write(rows, path)
 
 
@@ -168,24 +168,24 @@ def memcpy_seconds(floats):
     return statistics.median([seconds_of(partial(np.copyto, there, here)) for _ in range(4)][1:])
 
 
-def pushed(partners, order, kind):
+def pushed(comm, order, kind):
     """Run all pushes of one kind. Return the Timed server on rank 0 and None on the clients."""
-    clients, (update, fetch), keepers = partners.size - 1, KINDS[kind], []
+    clients, (update, fetch), keepers = comm.size - 1, KINDS[kind], []
     settings = {"data": "none", "rule": "asgd", "server_update": update, "server_scale": 0.5, "n_sync": 1}
     config = load_config([f"{name}={value}" for name, value in settings.items()])
 
-    def keeper_of(centre, post):
-        keepers.append(Timed(centre, config, clients, post, idle=kind == MPI_ALONE))
+    def keeper_of(center, channel):
+        keepers.append(Timed(center, config, clients, channel, idle=kind == MPI_ALONE))
         return keepers[0]
 
     exchange = server.connect(
-        config, Weights(order.floats), HostDevice(), partners, Quiet(partners.rank), 0,
-        keeper=keeper_of, client=lambda *parts: AsgdClient(*parts, Schedule(fetch, 1)),
+        config, Weights(order.floats), HostDevice(), comm, Quiet(comm.rank), 0,
+        policy=keeper_of, client=lambda *parts: AsgdClient(*parts, Schedule(fetch, 1)),
     )
     with exchange:
-        if partners.rank == server.SERVER:
+        if comm.rank == server.SERVER:
             while keepers[0].left < clients:
-                keepers[0].post.until(exchange.serve)
+                keepers[0].channel.until(exchange.serve)
             return keepers[0]
         for step in range(1, order.pushes + 2):          # the first push is not counted
             exchange.after_step(step, 0.0, 0.0, np.float32(0), False, False)
@@ -193,17 +193,17 @@ def pushed(partners, order, kind):
     return None
 
 
-def row_of(clients, kind, nbytes, keeper, copied):
+def row_of(clients, kind, nbytes, policy, copied):
     """Return the row of one kind, in pushes per second.
 
     The interval is from the last client's first push to the last push before a client leaves.
     """
-    times, limit = keeper.times[clients - 1 :], 1 / (COPIES * copied)
+    times, limit = policy.times[clients - 1 :], 1 / (COPIES * copied)
     per_round = [clients / (later - before) for before, later in zip(times, times[clients:], strict=False)]
     found = report.row(f"{clients} clients, {nbytes / 1e6:.1f} MB, {kind}", per_round, "pushes/s")
     found["value"] = (len(times) - 1) / (times[-1] - times[0])
     return found | {
-        "clients": clients, "bytes": nbytes, "kind": kind, "busy": keeper.load.share(keeper.post.now()),
+        "clients": clients, "bytes": nbytes, "kind": kind, "busy": policy.load.share(policy.channel.now()),
         "peer": limit, "ratio": found["value"] / limit, "peer_is": f"{COPIES} memcpys",
     }
 

@@ -17,7 +17,7 @@ slower than float32.
 
 Two further ratios compare this project with itself: 2 threads with 1 thread, and the cost of an image at the smallest
 batch with that at batch 128. These programs also run in turn, for 128 images each, after an uncounted step, as in
-continuous training. Finally, the training step of both projects is limited to AVX2 (ALEXNET_TILES=avx2,
+continuous training. Finally, the training step of both projects is limited to AVX2 (ALEXNET_ISA=avx2,
 ONEDNN_MAX_CPU_ISA=AVX2), if the processor has wider instructions.
 """
 
@@ -38,7 +38,7 @@ PEERS = ("eager", "channels_last", "compile")            # PyTorch's float32 mod
 KINDS = ("validate", "train")                            # this order: the peak of validation excludes training
 CLASSES = 1000
 LONG = 256                                               # from this batch on, a trial has one run
-AVX2 = {"ALEXNET_TILES": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+AVX2 = {"ALEXNET_ISA": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
 # ---- measured programs

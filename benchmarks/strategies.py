@@ -90,43 +90,43 @@ def measure(ranks, order, hosts=None):
 
 def work(order, path):
     """Run the measurement in one rank; rank 0 writes the rows to the path."""
-    partners = pkgutil.resolve_name("multigpu.mpi.communicator:MpiCommunicator")()
+    comm = pkgutil.resolve_name("multigpu.mpi.communicator:MpiCommunicator")()
     rows = []
     for floats in order.sizes:
         with HostDevice() as device:
-            peer = connect(None, device, partners, [(floats,)], print) if partners.on_one_host else None
+            peer = connect(None, device, comm, [(floats,)], print) if comm.on_one_host else None
             array = peer.flat.array()[:floats] if peer else np.empty(floats, np.float32)
-            array[:] = partners.rank
-            found = in_turns(partners, ways_of(partners, peer, array, order.ways), array.nbytes, order.runs)
-            rows += rows_of(order.where, partners, array.nbytes, *found)
+            array[:] = comm.rank
+            found = in_turns(comm, ways_of(comm, peer, array, order.ways), array.nbytes, order.runs)
+            rows += rows_of(order.where, comm, array.nbytes, *found)
             del array
             if peer:
                 peer.close()
-    if partners.rank == 0:
+    if comm.rank == 0:
         report.write(rows, path)
 
 
-def ways_of(partners, peer, array, names):
+def ways_of(comm, peer, array, names):
     """Return {name: function of the step that exchanges the array}; peer is None between hosts."""
     asa, copper, wire = (pkgutil.resolve_name(f"multigpu.exchange.{name}") for name in ("asa", "copper", "codecs"))
     mpi = pkgutil.resolve_name("multigpu.mpi.communicator:MPI")
-    comm, n, other = partners.comm, array.size, np.empty_like(array)
+    group, n, other = comm.mpi, array.size, np.empty_like(array)
     reductions = {
-        "ar": pkgutil.resolve_name("multigpu.exchange.allreduce:Allreduce")(comm),
-        "asa32": asa.Asa("asa32", comm, n, wire.Float32),
-        "asa16": asa.Asa("asa16", comm, n, partial(wire.Float16, False)),
-        "asa16, error feedback": asa.Asa("asa16", comm, n, partial(wire.Float16, True)),
-        "copper": copper.Copper("copper", comm, n, wire.Float32),
-        "copper16": copper.Copper("copper16", comm, n, partial(wire.Float16, False)),
+        "ar": pkgutil.resolve_name("multigpu.exchange.allreduce:Allreduce")(group),
+        "asa32": asa.Asa("asa32", group, n, wire.Float32),
+        "asa16": asa.Asa("asa16", group, n, partial(wire.Float16, False)),
+        "asa16, error feedback": asa.Asa("asa16", group, n, partial(wire.Float16, True)),
+        "copper": copper.Copper("copper", group, n, wire.Float32),
+        "copper16": copper.Copper("copper16", group, n, partial(wire.Float16, False)),
     }
     ways = {
         MEMCPY: lambda step: np.copyto(other, array),
-        BY_MPI: lambda step: comm.Allreduce(mpi.IN_PLACE, other),
+        BY_MPI: lambda step: group.Allreduce(mpi.IN_PLACE, other),
     }
     if peer:
-        ways["peer"] = partial(by_peer, partners, peer)
-    if partners.size == 2:
-        ways = {BY_HAND: partial(by_hand, comm, array)} | ways
+        ways["peer"] = partial(by_peer, comm, peer)
+    if comm.size == 2:
+        ways = {BY_HAND: partial(by_hand, group, array)} | ways
     ways |= {name: partial(reduce, reduction, array) for name, reduction in reductions.items()}
     return ways if names is None else {name: way for name, way in ways.items() if name in names}
 
@@ -135,9 +135,9 @@ def reduce(reduction, array, step):
     reduction.reduce(array, step)
 
 
-def by_peer(partners, peer, step):
+def by_peer(comm, peer, step):
     """Exchange Ready messages, after which no transfer is pending, and average."""
-    partners.allgather(Ready(step, 0.0, 0.0, False))
+    comm.allgather(Ready(step, 0.0, 0.0, False))
     peer.average(step)
 
 
@@ -163,7 +163,7 @@ def by_hand(comm, array, step):
             on_their_way[k + WINDOW] = begin(k + WINDOW)
 
 
-def in_turns(partners, ways, nbytes, runs):
+def in_turns(comm, ways, nbytes, runs):
     """Run all methods in turn; an additional first run is not counted.
 
     Returns:
@@ -173,24 +173,24 @@ def in_turns(partners, ways, nbytes, runs):
     seconds, cable = {name: [] for name in ways}, {name: [] for name in ways}
     for _ in range(runs + 1):
         for name, way in ways.items():
-            partners.comm.Barrier()
+            comm.mpi.Barrier()
             before, began = two_hosts.sent(), time.perf_counter()
             for _ in range(repeats):
                 step += 1
                 way(step)
             took = (time.perf_counter() - began) / repeats
-            seconds[name].append(max(partners.comm.allgather(took)))
+            seconds[name].append(max(comm.mpi.allgather(took)))
             cable[name].append((two_hosts.sent() - before) / repeats)
     return tuple({name: counted[1:] for name, counted in each.items()} for each in (seconds, cable))
 
 
-def rows_of(where, partners, nbytes, seconds, cable):
+def rows_of(where, comm, nbytes, seconds, cable):
     """Yield the rows of one size; between two ranks, compared with the hand-written exchange."""
     by_hand_ms = [1e3 * each for each in seconds.get(BY_HAND, [])]
     for name, taken in seconds.items():
         found = report.row(f"{where}, {size_of(nbytes)}, {name}", [1e3 * each for each in taken], "ms")
-        found |= {"strategy": name, "ranks": partners.size, "bytes": nbytes, "seconds": found["value"] / 1e3}
-        if not partners.on_one_host:
+        found |= {"strategy": name, "ranks": comm.size, "bytes": nbytes, "seconds": found["value"] / 1e3}
+        if not comm.on_one_host:
             found["cable"] = statistics.median(cable[name])
         if by_hand_ms and name != BY_HAND:
             peer = report.row("", by_hand_ms, "ms")["value"]

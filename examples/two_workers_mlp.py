@@ -36,28 +36,28 @@ def make_mlp():
     return pytensor.function([points, labels], cost, updates=updates, mode="FAST_COMPILE"), weights + momentum
 
 
-def train(rank, device, partners):
+def train(rank, device, comm):
     """Run one worker.  Copies are asynchronous, so the order is always: copy, synchronise, message."""
     (step, state), rng = make_mlp(), np.random.default_rng(rank + 1)
     flat = FlatBuffer(device, [variable.get_value().shape for variable in state])      # one buffer that
-    handles = partners.allgather(BufferHandle(0, flat.buffer.handle))                       # the other opens
+    handles = comm.allgather(BufferHandle(0, flat.buffer.handle))                       # the other opens
     theirs = device.open(handles[1 - rank].handle)
-    exchange = PairwiseAverage(device, partners, flat.buffer, {1 - rank: theirs})
+    exchange = PairwiseAverage(device, comm, flat.buffer, {1 - rank: theirs})
     for n in range(1, STEPS + 1):
         points = rng.normal(size=(BATCH, 2)).astype("float32")
         cost = step(points, np.sign(points.prod(axis=1)))                        # 1. update on this worker's batch
         flat.pack(state)
         device.synchronise()
-        costs = [ready.cost for ready in partners.allgather(Ready(n, float(cost), 0.0, False))]
+        costs = [ready.cost for ready in comm.allgather(Ready(n, float(cost), 0.0, False))]
         exchange.average(n)                                                      # 2. exchange   3. average
         flat.unpack(state)
         if rank == 0 and n % 40 == 0:
             print(f"step {n}: cost {sum(costs) / 2:.4f}", flush=True)
     bits = zlib.crc32(b"".join(variable.get_value().tobytes() for variable in state))
-    one, other = partners.allgather(Totals(n, (bits,), False))
+    one, other = comm.allgather(Totals(n, (bits,), False))
     print(f"worker {rank}: weights and momentum are {'identical' if one == other else 'DIFFERENT'} in both\n", end="")
     theirs.close()                                                               # before the other frees it
-    partners.allgather(Closed(n))
+    comm.allgather(Closed(n))
 
 
 def work(rank, name, pipe):

@@ -12,7 +12,7 @@ from multigpu.device.report import report
 def main(arguments):
     parser = argparse.ArgumentParser(prog="python -m multigpu", description="About this machine's devices.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("devices", help="what there is to compute on, and which engine devices=auto would use")
+    commands.add_parser("devices", help="what there is to compute on, and which backend devices=auto would use")
     parser.parse_args(arguments)
     print(report())
     return 0

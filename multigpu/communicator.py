@@ -30,7 +30,7 @@ from alexnet.config.schema import ConfigError
 from multigpu.process import Watch
 
 # settings that may differ between workers
-OWN = {"rank", "device", "devices", "threads", "tiles", "run_name", "resume_train", "print_freq"}
+OWN = {"rank", "device", "devices", "threads", "isa", "run_name", "resume_train", "print_freq"}
 
 
 class WorkerInfo(NamedTuple):
@@ -193,42 +193,42 @@ class PipeCommunicator:
         return PeerDied(f"{self._names[other]} has died; worker {self.rank} cannot continue without it")
 
 
-def verify_consistency(config, network, device, partners, step):
+def verify_consistency(config, network, device, comm, step):
     """Exchange WorkerInfo with all peers and compare; collective.
 
     Raises:
         ConfigError: settings or weights differ, see check_consistency.
         DesyncError: the numbers of completed steps differ.
     """
-    hellos = partners.allgather(worker_info_of(config, network, device, step))
-    for rank, hello in enumerate(hellos):
-        partners.name(rank, hello.pid)
-        check_consistency(rank, hello, hellos[0])
+    infos = comm.allgather(worker_info_of(config, network, device, step))
+    for rank, info in enumerate(infos):
+        comm.name(rank, info.pid)
+        check_consistency(rank, info, infos[0])
 
 
 def worker_info_of(config, network, device, step):
     """Return the WorkerInfo of this worker after `step` steps."""
     settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in OWN}
-    alike = [*network.frozen, *network.parameters_and_velocities]
+    alike = [*network.frozen_parameters, *network.parameters_and_velocities]
     weights = {v.name: checksum(v.get_value(borrow=True)) for v in alike}
     return WorkerInfo(step, device.name, os.getpid(), settings, weights)
 
 
-def check_consistency(rank, hello, first):
+def check_consistency(rank, info, first):
     """Raise ConfigError if the settings or weights in a worker's WorkerInfo differ from worker 0's."""
-    for name, value in hello.settings.items():
+    for name, value in info.settings.items():
         if value != first.settings[name]:
             raise ConfigError(
                 f"workers 0 and {rank} differ in {name}: {first.settings[name]} and {value}; give both the same"
             )
-    for name, value in hello.weights.items():
+    for name, value in info.weights.items():
         if value != first.weights.get(name):
             raise ConfigError(
                 f"workers 0 and {rank} begin with different {name}; restart both, or resume both from one checkpoint"
             )
 
 
-def total(partners, step, values, stop):
+def total(comm, step, values, stop):
     """Sum values over all workers; collective.
 
     Args:
@@ -239,7 +239,7 @@ def total(partners, step, values, stop):
     Returns:
         (float64 array of the sums, whether any worker has to stop).
     """
-    heard = partners.allgather(Totals(step, tuple(map(float, values)), bool(stop)))
+    heard = comm.allgather(Totals(step, tuple(map(float, values)), bool(stop)))
     return np.sum([totals.values for totals in heard], axis=0), any(totals.stop for totals in heard)
 
 

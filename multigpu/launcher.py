@@ -79,7 +79,7 @@ def launch(config, entry="multigpu.worker:work"):
 
     Args:
         config: the settings.
-        entry: "module:function", called in each worker as function(config, device, control, partners). It is a name,
+        entry: "module:function", called in each worker as function(config, device, control, comm). It is a name,
             so that only the workers import what the function needs.
 
     Returns:

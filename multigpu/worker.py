@@ -18,7 +18,7 @@ from alexnet.pretrained.initialization import find_start
 from alexnet.run import checkpoint
 from alexnet.run.recorder import Recorder, WorkerRecorder
 from alexnet.training.loop import Diverged, Run
-from alexnet.training.network import build_network, engine_of, use_machine
+from alexnet.training.network import backend_of, build_network, use_machine
 from multigpu.device import DeviceError, open_device
 from multigpu.loader import ParallelBatches, SerialBatches
 from multigpu.rules import role_of, rule_of
@@ -32,22 +32,22 @@ class Present(NamedTuple):
     step: int = 0
 
 
-def work(config, device, control, partners):
+def work(config, device, control, comm):
     """Run one rank of the training until its end or a stop; all results are saved on return.  Rank 0 prints and saves.
 
     Args:
         config: the settings.
         device: where the rank computes: auto, cpu, cuda0 ...
         control: multigpu.launcher_link.LauncherLink, or its counterpart in an MPI job.
-        partners: connects the ranks: a PipeCommunicator or an MpiCommunicator.
+        comm: connects the ranks: a PipeCommunicator or an MpiCommunicator.
 
     Raises:
         ConfigError, DataError, DeviceError, CheckpointError: invalid input, raised before compilation where possible.
         Diverged: the cost is not finite.
         LoaderDied, PeerDied: another process has exited.
     """
-    model, rule, rank = model_class(config.model), rule_of(config, partners), partners.rank
-    part, connect = role_of(rule, config, partners), pkgutil.resolve_name(rule.connect)
+    model, rule, rank = model_class(config.model), rule_of(config, comm), comm.rank
+    part, connect = role_of(rule, config, comm), pkgutil.resolve_name(rule.connect)
     data = open_dataset(config.data, config.classes)
     train = data.train.shard(part.worker, part.workers)
     data = data._replace(train=train, validation=data.validation.shard(*part.validates))
@@ -56,13 +56,13 @@ def work(config, device, control, partners):
     data = data._replace(mean=start.mean)
     folder = Path(config.output, config.run_name)
     total = min(config.n_epochs * steps, config.n_iterations or config.n_epochs * steps)
-    use_machine(config.threads, config.tiles)
+    use_machine(config.threads, config.isa)
     with ExitStack() as stack:
-        watch = stack.enter_context(partners.watch(partial(miss, control)))
+        watch = stack.enter_context(comm.watch(partial(miss, control)))
         device = stack.enter_context(open_named(device, config))
-        partners.allgather(Present())
-        if rule.lone:
-            partners.apart()
+        comm.allgather(Present())
+        if rule.elastic:
+            comm.detach()
         recorder = stack.enter_context(WorkerRecorder(rank) if rank else Recorder(folder, config.print_freq, total))
         stack.enter_context(warnings_in_the_log(recorder))
         batches = stack.enter_context(open_batches(config, model, data, device, control))
@@ -73,7 +73,7 @@ def work(config, device, control, partners):
         position = begin(start, network, config, recorder, part.workers)
         del start                                # the network now owns its arrays
         compile_functions(network, recorder, config.batch_size, part.functions)
-        exchange = stack.enter_context(connect(config, network, device, partners, recorder, position.iteration))
+        exchange = stack.enter_context(connect(config, network, device, comm, recorder, position.iteration))
         save = partial(save_and_draw, folder, network, data, config, recorder) if rank == 0 else leave_it_to_rank_0
         run = Run(config, network, data, batches, exchange, recorder, save, control.stop_requested, part.worker)
         with naming_the_last_checkpoint(folder):
@@ -86,8 +86,8 @@ def work(config, device, control, partners):
 def open_named(name, config):
     """Open a device by name; auto is cuda0 if it can be opened and the backend supports it, else cpu."""
     if name != "auto":
-        return open_device(name, on_host=engine_of(config.engine, name) != "jax")
-    if engine_of(config.engine, "cuda0") == "jax":
+        return open_device(name, on_host=backend_of(config.backend, name) != "jax")
+    if backend_of(config.backend, "cuda0") == "jax":
         with suppress(DeviceError):
             return open_device("cuda0", on_host=False)
     return open_named("cpu", config)

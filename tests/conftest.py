@@ -12,7 +12,7 @@ import alexnet  # sets flags of PyTensor, so before it
 # isort: split
 import pytensor
 
-from alexnet.backends import ENGINES, mode_of
+from alexnet.backends import BACKENDS, mode_of
 from alexnet.native import compiler
 from tests.cuda_emulator import NotBuilt, find
 
@@ -23,20 +23,20 @@ pytensor.config.on_opt_error = "raise"
 os.environ["PYTENSOR_FLAGS"] = f"{os.environ['PYTENSOR_FLAGS']},on_opt_error=raise"
 
 
-@pytest.fixture(params=ENGINES)
-def engine(request):
-    """Each engine's name; those that this machine lacks are skipped."""
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """Each backend's name; those that this machine lacks are skipped."""
     if request.param == "cpu" and not compiler.compiler_available():
-        pytest.skip("the cpu engine needs a C compiler")
+        pytest.skip("the cpu backend needs a C compiler")
     if request.param == "jax":
-        pytest.importorskip("jax", reason="the jax engine needs jax, which is not installed")
+        pytest.importorskip("jax", reason="the jax backend needs jax, which is not installed")
     return request.param
 
 
 @pytest.fixture
-def mode(engine):
-    """The PyTensor mode of the engine."""
-    return mode_of(engine)
+def mode(backend):
+    """The PyTensor mode of the backend."""
+    return mode_of(backend)
 
 
 @pytest.fixture

@@ -31,11 +31,11 @@ def task():
 
 
 def test_every_trial_has_its_row(rows):
-    for name, lot in trials(TINY).items():
+    for name, group in trials(TINY).items():
         def key(each):
             return each["n_sync"], each["clients"], each["name"], each["seed"]
 
-        assert sorted(map(key, rows[name])) == sorted(key(trial._asdict()) for trial in lot)
+        assert sorted(map(key, rows[name])) == sorted(key(trial._asdict()) for trial in group)
     for row in rows["warm"]:
         assert 0 < row["end"] <= 1 and 0 <= row["tests"][-1]["test"] <= 1
         assert row["pushes"] == sum(row["staleness"].values()) > 0
@@ -53,9 +53,9 @@ def test_the_same_trial_gives_the_same_row(rows, task):
     def told(row):
         return json.dumps({name: value for name, value in row.items() if name != "took"})
 
-    for name, lot in trials(TINY).items():
-        again = run_trial(lot[0], task)
-        (before,) = (row for row in rows[name] if all(row[key] == getattr(lot[0], key) for key in
+    for name, group in trials(TINY).items():
+        again = run_trial(group[0], task)
+        (before,) = (row for row in rows[name] if all(row[key] == getattr(group[0], key) for key in
                      ("n_sync", "clients", "name", "seed")))
         assert told(before) == told(json.loads(json.dumps(again)))
 

@@ -121,7 +121,7 @@ def test_with_avx512_both_sides_are_held_to_avx2(monkeypatch):
     monkeypatch.setattr(step, "instruction_sets", lambda: {"avx2", "avx512f"})
     monkeypatch.setattr(step, "rows", lambda batch, plan, kinds, suffix: plans.append(plan) or [ROW])
     assert list(step.avx2_rows(128, step.Plan((), 7, 2, 2))) == [ROW]
-    assert plans[0].variables == {"ALEXNET_TILES": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    assert plans[0].variables == {"ALEXNET_ISA": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
 class Fake:

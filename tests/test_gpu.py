@@ -34,11 +34,11 @@ def device():
         pytest.skip(str(error))
 
 
-def costs_and_state(model, engine, steps):
+def costs_and_state(model, backend, steps):
     """Return the costs of some training steps and the state after them."""
     network = Network(
         model_class(model)(np.random.default_rng(1), 10), np.full((3, 256, 256), 110, "float32"), momentum_sgd,
-        engine=engine, device=DEVICE if engine == "jax" else "cpu", seed=3,
+        backend=backend, device=DEVICE if backend == "jax" else "cpu", seed=3,
     )
     rng = np.random.default_rng(2)
     costs = []
@@ -63,7 +63,7 @@ def test_training_steps_match_the_cpu_backend(model):
 
 def trained(folder, data, **settings):
     """Run train.py for the tiny network and return the arrays of its last checkpoint."""
-    given = {"data": data, "output": folder, "run_name": "run", "model": "tiny", "dropout_rate": 0, "engine": "jax",
+    given = {"data": data, "output": folder, "run_name": "run", "model": "tiny", "dropout_rate": 0, "backend": "jax",
              "rand_crop": "false", "learning_rate": 0.02, "n_epochs": 9, "n_iterations": 10} | settings
     command = [sys.executable, tiny_train.__file__, *(f"{key}={value}" for key, value in given.items())]
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))

@@ -44,12 +44,12 @@ def test_alexnet_trains_saves_and_goes_on(data, tmp_path):
 
 @pytest.mark.compatibility
 @pytest.mark.parametrize(
-    ("model", "engine"),
+    ("model", "backend"),
     [(model, "cpu") for model in ("alexnet", "caffenet", "bvlc_alexnet", "googlenet", "vgg16")]
     + [("alexnet", "jax"), ("googlenet", "jax")],
 )
-def test_every_network_trains_without_a_word_on_stderr(model, engine, data, tmp_path):
-    settings = f"model={model}", f"engine={engine}", "batch_size=2", "n_iterations=2", "run_name=run"
+def test_every_network_trains_without_a_word_on_stderr(model, backend, data, tmp_path):
+    settings = f"model={model}", f"backend={backend}", "batch_size=2", "n_iterations=2", "run_name=run"
     done = train(f"data={data}", *settings, "print_freq=1", "learning_rate=0.0001", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "warning" not in done.stdout

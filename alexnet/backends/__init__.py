@@ -8,13 +8,13 @@ reference  the NumPy implementations of the Ops, float32 or float64, for tests
 import importlib.util
 import pkgutil
 
-from alexnet.backends.cpu import cpu_mode, reference_mode
+from alexnet.backends.cpu import cpu_mode, numpy_mode
 from alexnet.config.schema import ConfigError
 
-HOST_ENGINES = {"cpu": cpu_mode, "reference": reference_mode}          # arrays are NumPy's, updated in place
-ENGINES = (*HOST_ENGINES, "jax")
+HOST_BACKENDS = {"cpu": cpu_mode, "numpy": numpy_mode}          # arrays are NumPy's, updated in place
+BACKENDS = (*HOST_BACKENDS, "jax")
 JAX_MODE = "alexnet.backends.jax:jax_mode"                             # a string, so that jax is imported only if used
-NO_JAX = 'engine jax needs jax, which is not installed: pip install "jax[cuda13]" for a GPU, pip install jax for a CPU'
+NO_JAX = 'backend jax needs jax, which is not installed: pip install "jax[cuda13]" for a GPU, pip install jax for a CPU'
 
 
 def prepare(function, batch):
@@ -22,24 +22,24 @@ def prepare(function, batch):
     function.vm.jit_fn.prepare(batch)
 
 
-def mode_of(engine, precision="float32", device="cpu"):
+def mode_of(backend, precision="float32", device="cpu"):
     """Return the PyTensor mode of a backend.
 
     Args:
-        engine: name of the backend, one of ENGINES.
+        backend: name of the backend, one of BACKENDS.
         precision: "float32"; the jax backend also supports "tf32" and "bfloat16".
         device: "cpu", "cuda0" …; used by the jax backend only.
 
     Raises:
-        ValueError: unknown engine.
+        ValueError: unknown backend.
         ConfigError: JAX is not installed, or the backend does not support the precision or the device.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    if engine == "jax":
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "jax":
         if importlib.util.find_spec("jax") is None:
             raise ConfigError(NO_JAX)
         return pkgutil.resolve_name(JAX_MODE)(precision, device)
     if precision != "float32":
-        raise ConfigError(f"precision {precision} needs engine=jax; engine {engine} computes in float32 only")
-    return HOST_ENGINES[engine]()
+        raise ConfigError(f"precision {precision} needs backend=jax; backend {backend} computes in float32 only")
+    return HOST_BACKENDS[backend]()

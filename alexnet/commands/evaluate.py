@@ -20,7 +20,7 @@ from alexnet.inference.evaluate import BATCH_SIZE, CROPS, Counts, evaluate
 from alexnet.inference.evaluation_data import DatasetHalf, ImageFolder, is_dataset
 from alexnet.pretrained import Weights
 from alexnet.run.recorder import replacing
-from alexnet.training.network import engine_of
+from alexnet.training.network import backend_of
 
 SHOWN = 10                                       # bad images listed on the screen; the JSON file lists all
 
@@ -159,7 +159,8 @@ def results(outcome):
         "classes": weights.classes, "data": name_of(options.data), "half": labelled.half,
         "crops": options.crops, "limit": options.limit, "resize": labelled.resize, **counts.summary(),
         "skipped": [{"image": name, "reason": why} for name, why in counts.bad],
-        "engine": engine_of(options.engine, options.device), "device": options.device, "precision": options.precision,
+        "backend": backend_of(options.backend, options.device), "device": options.device,
+        "precision": options.precision,
         "seconds": seconds, "images_per_second": counts.n / seconds,
     }
     if options.per_class:

@@ -29,17 +29,18 @@ def weights_of(options):
 
 
 def add_machine(parser):
-    """Add --engine, --device, --precision and --threads, which correspond to the settings of the same names."""
-    parser.add_argument("--engine", choices=("auto", "cpu", "jax", "reference"), default="auto")
+    """Add --backend, --device, --precision and --threads, which correspond to the settings of the same names."""
+    parser.add_argument("--backend", choices=("auto", "cpu", "jax", "numpy"), default="auto")
     parser.add_argument("--device", default="cpu", metavar="cpu|cudaN", help="(%(default)s)")
-    parser.add_argument("--precision", choices=("float32", "tf32", "bfloat16"), default="float32", help="of engine jax")
+    parser.add_argument("--precision", choices=("float32", "tf32", "bfloat16"), default="float32",
+                        help="of backend jax")
     parser.add_argument("--threads", type=int, metavar="N", help="of the C kernels; as many as there are cores")
 
 
 def network_of(weights, options):
     """Compile the Network of Weights for the selected device; raises WeightsError, ConfigError, ValueError."""
     use_machine(options.threads, "auto")
-    return pretrained.build(weights, options.engine, options.precision, options.device)
+    return pretrained.build(weights, options.backend, options.precision, options.device)
 
 
 def positive(text):

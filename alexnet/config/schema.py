@@ -175,10 +175,10 @@ class Config(BaseModel):
     rank: Annotated[int, Field(ge=0)] | None
     size: Count | None
     device: DeviceName | None
-    engine: Literal["auto", "cpu", "jax", "reference"]
+    backend: Literal["auto", "cpu", "jax", "numpy"]
     precision: Literal["float32", "tf32", "bfloat16"]
     threads: Count | None
-    tiles: Literal["auto", "avx512", "avx2", "neon", "portable"]
+    isa: Literal["auto", "avx512", "avx2", "neon", "portable"]
 
     batch_size: Count
     n_epochs: Count
@@ -216,16 +216,16 @@ class Config(BaseModel):
     exchange_what: Literal["auto", "weights_and_momentum", "weights", "gradients"]
     error_feedback: bool
     average_every: Count
-    tau: Count
-    alpha: Annotated[float, Field(ge=0, le=1)]
-    p: Annotated[float, Field(ge=0, le=1)]
+    easgd_tau: Count
+    easgd_alpha: Annotated[float, Field(ge=0, le=1)]
+    gosgd_p: Annotated[float, Field(ge=0, le=1)]
     n_sync: Count
     n_fetch: Count | None
     n_push: Count | None
     server_scale: Amount | None
     server_update: Literal["plain", "adagrad", "adadelta"]
     staleness_power: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    time_out: Amount
+    heartbeat_timeout: Amount
 
     random_seed: Annotated[int, Field(ge=0, lt=2**32)]
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from alexnet.native.cores import cores
 
 INCLUDE = re.compile(r'^#include "(\w+\.h)"\n', re.MULTILINE)
-TILES = {                                        # setting -> flags that select instructions and register tiles
+ISA_FLAGS = {                                    # setting -> flags that select instructions and register tiles
     "auto": ["-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"],
     "avx512": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-DTILE_AVX512"],
     "avx2": ["-mavx2", "-mfma", "-DTILE_AVX2"],
@@ -35,7 +35,7 @@ NO_COMPILER = (
     "no C compiler was found, so everything runs on slow NumPy references: install gcc "
     "(Debian: apt install gcc libc6-dev; conda: conda install gcc) or name a compiler in the environment variable CC"
 )
-_tiles = os.environ.get("ALEXNET_TILES", "auto")
+_isa = os.environ.get("ALEXNET_ISA", "auto")
 _threads = None
 _wanted = {}                                     # (source, name) of requested kernels, in order
 _thread_setters = []                             # omp_set_num_threads of each library
@@ -45,12 +45,12 @@ class CompileError(RuntimeError):
     """The C compiler failed on a kernel. The message contains the command and the compiler output."""
 
 
-def use_tiles(name):
-    """Compile later kernels with the flags TILES[name]; "auto" lets the compiler detect the processor."""
-    global _tiles
-    if name not in TILES:
-        raise ValueError(f"tiles must be one of {', '.join(TILES)}, got {name!r}")
-    _tiles = name
+def use_isa(name):
+    """Compile later kernels with the flags ISA_FLAGS[name]; "auto" lets the compiler detect the processor."""
+    global _isa
+    if name not in ISA_FLAGS:
+        raise ValueError(f"isa must be one of {', '.join(ISA_FLAGS)}, got {name!r}")
+    _isa = name
 
 
 def use_threads(n):
@@ -162,12 +162,12 @@ def _checked_status(status):
 
 def load(source, name):
     """Compile and load C source text; return the ctypes library. name is the prefix of the cached file name."""
-    return _load(source, name, _checked_tiles())
+    return _load(source, name, _checked_isa())
 
 
 @cache
-def _load(source, name, tiles):
-    path = _compiled(source, name, tuple(TILES[tiles]))
+def _load(source, name, isa):
+    path = _compiled(source, name, tuple(ISA_FLAGS[isa]))
     loaded = ctypes.CDLL(os.fspath(path))
     if hasattr(loaded, "omp_set_num_threads"):
         _thread_setters.append(loaded.omp_set_num_threads)
@@ -175,10 +175,10 @@ def _load(source, name, tiles):
     return loaded
 
 
-def _checked_tiles():
-    if _tiles not in TILES:
-        raise ValueError(f"ALEXNET_TILES must be one of {', '.join(TILES)}, got {_tiles!r}")
-    return _tiles
+def _checked_isa():
+    if _isa not in ISA_FLAGS:
+        raise ValueError(f"ALEXNET_ISA must be one of {', '.join(ISA_FLAGS)}, got {_isa!r}")
+    return _isa
 
 
 def _compiled(source, name, tile_flags):

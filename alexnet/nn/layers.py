@@ -41,10 +41,10 @@ class Parameter:
     value       float array; not copied if it is C-contiguous and its dtype is floatX
     lr_mult     multiplier of the learning rate (2 for biases; Krizhevsky et al. 2012, cuda-convnet)
     decay_mult  multiplier of the weight decay (0 for biases)
-    learns      False if the parameter is frozen
+    trainable   False if the parameter is frozen
     """
 
-    learns = True
+    trainable = True
 
     def __init__(self, value, name, lr_mult=1.0, decay_mult=1.0):
         value = np.ascontiguousarray(value, dtype=pytensor.config.floatX)
@@ -321,7 +321,7 @@ class Sequential:
             x = layer(x, noise)
         return x
 
-    def heads(self, x, noise):
+    def training_outputs(self, x, noise):
         """Return the outputs used in training: those of the network, and (weight, outputs) per auxiliary classifier."""
         auxiliary = []
         for layer in self.layers:

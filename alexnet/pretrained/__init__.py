@@ -17,7 +17,7 @@ from pathlib import Path
 from alexnet.models import MODELS
 from alexnet.pretrained import kinds
 from alexnet.pretrained.weights import Weights, WeightsError, checked, imagenet_names
-from alexnet.training.network import Network, engine_of
+from alexnet.training.network import Network, backend_of
 
 __all__ = ["FORMATS", "Weights", "WeightsError", "build", "imagenet_names", "kind_of", "load", "save"]
 
@@ -92,7 +92,7 @@ def expanded(path):
     return Path(os.path.expanduser(path))
 
 
-def build(weights, engine="auto", precision="float32", device="cpu", crop=True):
+def build(weights, backend="auto", precision="float32", device="cpu", crop=True):
     """Compile the Network for some Weights. It has no update rule, so it predicts but cannot train.
 
     Args:
@@ -105,7 +105,7 @@ def build(weights, engine="auto", precision="float32", device="cpu", crop=True):
         raise WeightsError(f"{weights.origin} comes without a mean image; give it with --mean FILE")
     model = MODELS[weights.model](None, classes=weights.classes)
     network = Network(
-        model, weights.mean, engine=engine_of(engine, device), crop=crop, precision=precision, device=device
+        model, weights.mean, backend=backend_of(backend, device), crop=crop, precision=precision, device=device
     )
     network.set_parameters(weights.arrays)
     return network

@@ -9,7 +9,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
-from alexnet.backends import HOST_ENGINES, mode_of, prepare
+from alexnet.backends import HOST_BACKENDS, mode_of, prepare
 from alexnet.config.schema import ConfigError
 from alexnet.models import model_class
 from alexnet.native import compiler
@@ -49,7 +49,7 @@ class Network:
         mean: float32 (3, 256, 256), grey levels; subtracted from every image.
         update: (parameters, gradients, learning_rate) -> (pairs, velocities or accumulators), a rule of
             alexnet.training.updates with its constants bound; None for a network that only validates and predicts.
-        engine: the backend, "cpu", "jax" or "reference"; see alexnet.backends.
+        backend: the backend, "cpu", "jax" or "numpy"; see alexnet.backends.
         crop: True: images are uint8 and are cropped in the graph; False: float32, cropped by the loader.
         seed: seed of the random layers; must differ between workers.
         wait: () -> None, returns once the initial weights have been drawn. It is called before any object that reads
@@ -65,12 +65,12 @@ class Network:
     """
 
     def __init__(
-        self, model, mean, update=None, engine="cpu", crop=True, seed=0, wait=None, precision="float32", device="cpu"
+        self, model, mean, update=None, backend="cpu", crop=True, seed=0, wait=None, precision="float32", device="cpu"
     ):
         self.model, self.crop = model, crop
         self.mean = np.ascontiguousarray(mean, dtype="float32")
         self.update, self.seed, self.wait = update, seed, wait or (lambda: None)
-        self.mode, self.computes_on_host = mode_of(engine, precision, device), engine in HOST_ENGINES
+        self.mode, self.computes_on_host = mode_of(backend, precision, device), backend in HOST_BACKENDS
         self.step = pytensor.shared(np.int64(0), name="step")
 
     @cached_property
@@ -80,16 +80,17 @@ class Network:
         Frozen layers below the lowest trainable layer get no gradient.
         """
         images, labels = self.images(), pt.ivector("labels")
-        logits, auxiliary = self.model.heads(images.pixels, Noise(np.int64(self.seed), self.step))
+        logits, auxiliary = self.model.training_outputs(images.pixels, Noise(np.int64(self.seed), self.step))
         cost = training_cost(logits, auxiliary, labels)
-        gradients = pytensor.grad(cost, [parameter.variable for parameter in self.learning])
+        gradients = pytensor.grad(cost, [parameter.variable for parameter in self.trainable_parameters])
         return [*images.inputs, labels], [cost, top_k_error(logits, labels, 1)], gradients
 
     @cached_property
     def update_graph(self):
         """Learning rate, symbolic gradients without a value, update pairs, and velocities or accumulators."""
-        rate, gradients = pt.scalar("learning_rate", dtype="float32"), [p.variable.type() for p in self.learning]
-        return rate, gradients, *self.update(self.learning, gradients, rate)
+        rate = pt.scalar("learning_rate", dtype="float32")
+        gradients = [parameter.variable.type() for parameter in self.trainable_parameters]
+        return rate, gradients, *self.update(self.trainable_parameters, gradients, rate)
 
     @cached_property
     def train(self):
@@ -127,8 +128,8 @@ class Network:
 
         float32, with the shapes of the trainable parameters.
         """
-        zeros = (np.zeros(p.shape, "float32") for p in self.learning)
-        named = zip((f"{p.name}.gradient" for p in self.learning), zeros, strict=True)
+        zeros = (np.zeros(p.shape, "float32") for p in self.trainable_parameters)
+        named = zip((f"{p.name}.gradient" for p in self.trainable_parameters), zeros, strict=True)
         return [pytensor.shared(array, name=name, shape=array.shape, borrow=True) for name, array in named]
 
     @property
@@ -137,14 +138,14 @@ class Network:
         return [parameter.variable for parameter in self.model.parameters]
 
     @property
-    def learning(self):
+    def trainable_parameters(self):
         """The trainable Parameters of the model."""
-        return [parameter for parameter in self.model.parameters if parameter.learns]
+        return [parameter for parameter in self.model.parameters if parameter.trainable]
 
     @property
-    def frozen(self):
+    def frozen_parameters(self):
         """The shared variables of the frozen parameters."""
-        return [parameter.variable for parameter in self.model.parameters if not parameter.learns]
+        return [parameter.variable for parameter in self.model.parameters if not parameter.trainable]
 
     @cached_property
     def parameters_and_velocities(self):
@@ -154,7 +155,7 @@ class Network:
         accumulators of adagrad (one per parameter) or adadelta (two per parameter).
         """
         self.wait()
-        return [*(parameter.variable for parameter in self.learning), *self.update_graph[3]]
+        return [*(parameter.variable for parameter in self.trainable_parameters), *self.update_graph[3]]
 
     @cached_property
     def validate(self):
@@ -270,7 +271,7 @@ def build_network(config, classes, mean, rank=0, device="cpu"):
         model,
         mean,
         update_rule(config),
-        engine=engine_of(config.engine, device),
+        backend=backend_of(config.backend, device),
         crop=config.use_data_layer,
         seed=config.random_seed + 1_000_003 * rank,
         wait=rng.wait,
@@ -290,8 +291,8 @@ def apply_layer_settings(model, config):
             parameter.lr_mult *= rate
     for name in config.frozen_layers:
         for parameter in layer_of(model, name, "frozen_layers"):
-            parameter.learns = False
-    if not any(parameter.learns for parameter in model.parameters):
+            parameter.trainable = False
+    if not any(parameter.trainable for parameter in model.parameters):
         raise ConfigError(f"frozen_layers must leave a layer to learn, got all: {', '.join(config.frozen_layers)}")
 
 
@@ -312,27 +313,27 @@ def layers_within(model, name):
     return [each for each in model.weight_layers if each == name or each.startswith(f"{name}.")]
 
 
-def engine_of(setting, device):
+def backend_of(setting, device):
     """Return the backend that the setting selects on a device. auto selects jax on cuda devices, else cpu."""
     if setting != "auto":
         return setting
     return "cpu" if device == "cpu" else "jax"
 
 
-def describe_engine(setting, device):
+def describe_backend(setting, device):
     """Describe the backend that the setting selects on a device, and its C compiler, as part of a sentence."""
-    engine = engine_of(setting, device)
-    if engine != "cpu":
-        return engine
+    backend = backend_of(setting, device)
+    if backend != "cpu":
+        return backend
     command = compiler.compiler()
     return f"cpu, C kernels compiled by {command[0]}" if command else "cpu, without a C compiler: NumPy, slow"
 
 
-def use_machine(threads, tiles):
-    """Compile kernels for the instruction set `tiles` and run them on `threads` threads.
+def use_machine(threads, isa):
+    """Compile kernels for the instruction set `isa` and run them on `threads` threads.
 
     threads=None uses as many threads as this process may use.
     """
-    if tiles != "auto":
-        compiler.use_tiles(tiles)
+    if isa != "auto":
+        compiler.use_isa(isa)
     compiler.use_threads(threads)

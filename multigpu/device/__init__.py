@@ -54,7 +54,7 @@ def open_device(name, on_host=True):
     number = number_of(name)
     home = cuda_home(name)
     if not on_host and (obstacle := why_no_jax()):
-        raise DeviceError(f"engine jax cannot compute on {name}: {obstacle}")
+        raise DeviceError(f"backend jax cannot compute on {name}: {obstacle}")
     return home.CudaDevice(number, on_host)
 
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from alexnet.native.cores import cores
-from alexnet.training.network import describe_engine
+from alexnet.training.network import describe_backend
 from multigpu.device import DeviceError, cuda_home, open_device, why_no_jax
 from multigpu.device.ipc import why_no_ipc
 
@@ -54,9 +54,9 @@ def automatic(gpus):
     """Return a sentence that names the device and backend of devices=auto."""
     obstacle = why_no_jax()
     if gpus and gpus[0].name == "cuda0" and not obstacle:
-        return f"devices=auto computes on cuda0, engine {describe_engine('auto', 'cuda0')}."
+        return f"devices=auto computes on cuda0, backend {describe_backend('auto', 'cuda0')}."
     reason = f"; {obstacle}" if gpus and obstacle else ""
-    return f"devices=auto computes on the cpu, engine {describe_engine('auto', 'cpu')}{reason}."
+    return f"devices=auto computes on the cpu, backend {describe_backend('auto', 'cpu')}{reason}."
 
 
 def cpu_row():

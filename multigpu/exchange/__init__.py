@@ -12,10 +12,10 @@ All strategies except peer move arrays between the ranks of an MPI job. Names th
 A strategy is a module, or a class in one, and an entry in EXCHANGES. The entry names a function that returns the
 Strategy which the rule uses:
 
-    connect(config, device, partners, shapes, warn, step=0) -> Strategy
+    connect(config, device, comm, shapes, warn, step=0) -> Strategy
 
 device    an open device of multigpu.device
-partners  multigpu.communicator.PipeCommunicator or multigpu.mpi.communicator.MpiCommunicator
+comm  multigpu.communicator.PipeCommunicator or multigpu.mpi.communicator.MpiCommunicator
 shapes    shapes of the float32 arrays to exchange, the same in all workers
 warn      (message) -> None, called on rank 0 only
 connect() is collective. It raises ConfigError for invalid settings, and DeviceError.
@@ -59,7 +59,7 @@ class Strategy(ABC):
         """Close the buffers of the other workers, then free this worker's buffer. Collective."""
 
 
-def strategy_of(config, partners):
+def strategy_of(config, comm):
     """Return the connect() function of the strategy in the settings.
 
     Raises:
@@ -67,14 +67,14 @@ def strategy_of(config, partners):
     """
     name = config.exchange
     if name == "auto":
-        name = "peer" if partners.on_one_host else BETWEEN_HOSTS
+        name = "peer" if comm.on_one_host else BETWEEN_HOSTS
     check_known(name, ("auto", *EXCHANGES), "exchange: there is no strategy")
-    if name == "peer" and not partners.on_one_host:
+    if name == "peer" and not comm.on_one_host:
         raise ConfigError(f"exchange=peer needs all workers on one machine; exchange={BETWEEN_HOSTS} does not")
-    if name != "peer" and not partners.over_mpi:
+    if name != "peer" and not comm.over_mpi:
         raise ConfigError(
             f"exchange={name} moves arrays over MPI, so the workers have to be started by it: "
-            f"mpiexec -n {partners.size} python -m mpi4py train.py ... exchange={name}"
+            f"mpiexec -n {comm.size} python -m mpi4py train.py ... exchange={name}"
         )
     if config.error_feedback and name != "asa16":
         raise ConfigError(
@@ -82,7 +82,7 @@ def strategy_of(config, partners):
             "take exchange=asa16, or error_feedback=false"
         )
     if name.startswith("nccl"):
-        check_gpus(name, config, partners)
+        check_gpus(name, config, comm)
     try:
         return pkgutil.resolve_name(EXCHANGES[name])
     except ImportError as error:
@@ -92,13 +92,13 @@ def strategy_of(config, partners):
         raise ConfigError(f"exchange={name} needs nccl4py, which cannot be imported ({error}); {cure}") from error
 
 
-def check_gpus(name, config, partners):
+def check_gpus(name, config, comm):
     """Raise ConfigError if the settings assign no GPU to a rank, or the same GPU to two ranks."""
     devices = config.devices
     if "cpu" in devices:
         raise ConfigError(f"exchange={name} needs a GPU for each rank, got devices={','.join(devices)}")
-    if "auto" not in devices and len(set(devices)) < partners.local_size:
+    if "auto" not in devices and len(set(devices)) < comm.local_size:
         raise ConfigError(
             f"exchange={name} needs a GPU for each rank, because NCCL refuses to serve two ranks on one: "
-            f"got devices={','.join(devices)} for {partners.local_size} ranks on {partners.hosts[partners.rank]}"
+            f"got devices={','.join(devices)} for {comm.local_size} ranks on {comm.hosts[comm.rank]}"
         )

@@ -15,13 +15,13 @@ from multigpu.exchange.step_header import DIGITS, check_digits, write_digits
 from multigpu.mpi.communicator import MPI, is_cuda_aware
 
 
-def connect(config, device, partners, shapes, warn, step=0):
+def connect(config, device, comm, shapes, warn, step=0):
     """Return the strategy `ar` of this rank; see multigpu.exchange for the arguments. Collective."""
-    if device.name != "cpu" and all(partners.comm.allgather(is_cuda_aware())):
-        if partners.rank == 0:
+    if device.name != "cpu" and all(comm.mpi.allgather(is_cuda_aware())):
+        if comm.rank == 0:
             warn(f"{device.name}'s arrays are exchanged by MPI itself, which is CUDA-aware")
-        return GpuStrategy("ar", device, partners, shapes, lambda sums: partners.comm.Allreduce(MPI.IN_PLACE, sums))
-    return MpiStrategy(device, partners, shapes, warn, lambda n: Allreduce(partners.comm), DIGITS)
+        return GpuStrategy("ar", device, comm, shapes, lambda sums: comm.mpi.Allreduce(MPI.IN_PLACE, sums))
+    return MpiStrategy(device, comm, shapes, warn, lambda n: Allreduce(comm.mpi), DIGITS)
 
 
 class Allreduce:

@@ -40,15 +40,15 @@ WINDOW = 2                                       # pieces in transfer at a time
 TO_OWNER, TO_ALL = 1, 2                          # tags
 
 
-def connect32(config, device, partners, shapes, warn, step=0):
+def connect32(config, device, comm, shapes, warn, step=0):
     """Return the strategy asa32 of this rank; see multigpu.exchange for the arguments. Collective."""
-    return MpiStrategy(device, partners, shapes, warn, lambda n: Asa("asa32", partners.comm, n, Float32))
+    return MpiStrategy(device, comm, shapes, warn, lambda n: Asa("asa32", comm.mpi, n, Float32))
 
 
-def connect16(config, device, partners, shapes, warn, step=0):
+def connect16(config, device, comm, shapes, warn, step=0):
     """Return the strategy asa16 of this rank; see multigpu.exchange for the arguments. Collective."""
     wire = partial(Float16, config.error_feedback)
-    return MpiStrategy(device, partners, shapes, warn, lambda n: Asa("asa16", partners.comm, n, wire))
+    return MpiStrategy(device, comm, shapes, warn, lambda n: Asa("asa16", comm.mpi, n, wire))
 
 
 class Asa:

@@ -31,15 +31,15 @@ PIECE = 1 << 18                                  # floats, 1 MiB
 UP, DOWN = 3, 4                                  # tags
 
 
-def connect32(config, device, partners, shapes, warn, step=0):
+def connect32(config, device, comm, shapes, warn, step=0):
     """Return the strategy copper of this rank; see multigpu.exchange for the arguments. Collective."""
-    return MpiStrategy(device, partners, shapes, warn, lambda n: Copper("copper", partners.comm, n, Float32))
+    return MpiStrategy(device, comm, shapes, warn, lambda n: Copper("copper", comm.mpi, n, Float32))
 
 
-def connect16(config, device, partners, shapes, warn, step=0):
+def connect16(config, device, comm, shapes, warn, step=0):
     """Return the strategy copper16 of this rank; see multigpu.exchange for the arguments. Collective."""
     wire = partial(Float16, False)
-    return MpiStrategy(device, partners, shapes, warn, lambda n: Copper("copper16", partners.comm, n, wire))
+    return MpiStrategy(device, comm, shapes, warn, lambda n: Copper("copper16", comm.mpi, n, wire))
 
 
 def family(rank, size):

@@ -19,27 +19,27 @@ from multigpu.exchange.over_mpi import GpuArrayInterface, GpuStrategy
 from multigpu.exchange.step_header import DIGITS, Overflowed, StepHeader, check
 
 
-def connect32(config, device, partners, shapes, warn, step=0):
+def connect32(config, device, comm, shapes, warn, step=0):
     """Return the strategy nccl32 of this rank; see multigpu.exchange for the arguments. Collective."""
-    return Nccl32("nccl32", device, partners, shapes, step)
+    return Nccl32("nccl32", device, comm, shapes, step)
 
 
-def connect16(config, device, partners, shapes, warn, step=0):
+def connect16(config, device, comm, shapes, warn, step=0):
     """Return the strategy nccl16 of this rank; see multigpu.exchange for the arguments. Collective."""
     if device.on_host:
-        raise ConfigError("exchange=nccl16 rounds on the GPU, which engine=jax can; take that, or exchange=nccl32")
-    return Nccl16("nccl16", device, partners, shapes, step)
+        raise ConfigError("exchange=nccl16 rounds on the GPU, which backend=jax can; take that, or exchange=nccl32")
+    return Nccl16("nccl16", device, comm, shapes, step)
 
 
 class Nccl32(GpuStrategy):
     """The strategy nccl32. Raises ConfigError if a rank has no GPU or two ranks share one."""
 
-    def __init__(self, name, device, partners, shapes, step):
-        check_devices(name, device, partners, step)
-        identifier = partners.comm.bcast(nccl.get_unique_id().as_bytes if partners.rank == 0 else None)
-        super().__init__(name, device, partners, shapes, self._add_up_in_place)
+    def __init__(self, name, device, comm, shapes, step):
+        check_devices(name, device, comm, step)
+        identifier = comm.mpi.bcast(nccl.get_unique_id().as_bytes if comm.rank == 0 else None)
+        super().__init__(name, device, comm, shapes, self._add_up_in_place)
         with device.lent():
-            self._nccl = nccl.Communicator.init(partners.size, partners.rank, nccl.UniqueId.from_bytes(identifier))
+            self._nccl = nccl.Communicator.init(comm.size, comm.rank, nccl.UniqueId.from_bytes(identifier))
 
     def _add_up_in_place(self, memory):
         self._allreduce(memory, memory)
@@ -58,8 +58,8 @@ class Nccl32(GpuStrategy):
 class Nccl16(Nccl32):
     """The strategy nccl16: as Nccl32, but the sum is computed in float16."""
 
-    def __init__(self, name, device, partners, shapes, step):
-        super().__init__(name, device, partners, shapes, step)
+    def __init__(self, name, device, comm, shapes, step):
+        super().__init__(name, device, comm, shapes, step)
         self._halves = device.allocate(2 * self._n)
 
     def reduce(self, step, mean=True):
@@ -86,19 +86,19 @@ class Nccl16(Nccl32):
         infinite, proof = abs(rounded) == np.inf, StepHeader(self._step, self._step)
         if bool(infinite.any()):
             index = int(infinite.argmax())
-            proof = proof.noting(self._partners.rank, Overflowed(summed, False, index, float(values[index])))
-        proof, *others = self._partners.comm.allgather(proof)
-        check([proof.and_(*others)], self._name, self._step, self._partners.size)
+            proof = proof.noting(self._comm.rank, Overflowed(summed, False, index, float(values[index])))
+        proof, *others = self._comm.mpi.allgather(proof)
+        check([proof.and_(*others)], self._name, self._step, self._comm.size)
 
     def close(self):
         self._halves.close()
         super().close()
 
 
-def check_devices(name, device, partners, step):
+def check_devices(name, device, comm, step):
     """Raise ConfigError on all ranks if a rank has no GPU, or two ranks on one machine share a GPU."""
-    devices = [info.device for info in partners.allgather(DeviceInfo(step, device.name))]
-    places = list(zip(partners.hosts, devices, strict=True))
+    devices = [info.device for info in comm.allgather(DeviceInfo(step, device.name))]
+    places = list(zip(comm.hosts, devices, strict=True))
     for rank, (host, where) in enumerate(places):
         if where == "cpu":
             raise ConfigError(f"exchange={name} needs a GPU for each rank, but rank {rank} on {host} computes on cpu")

@@ -21,14 +21,14 @@ from multigpu.exchange.step_header import DIGITS, check_digits, write_digits
 class MpiStrategy(Strategy):
     """Strategy that reduces the flat buffer on the host.
 
-    device, partners, shapes, warn  see connect() in multigpu.exchange
+    device, comm, shapes, warn  see connect() in multigpu.exchange
     reduction                       (n) -> reduction of arrays of n floats, including the `spare` floats at the end
     """
 
-    def __init__(self, device, partners, shapes, warn, reduction, spare=0):
-        if device.name != "cpu" and partners.rank == 0:
+    def __init__(self, device, comm, shapes, warn, reduction, spare=0):
+        if device.name != "cpu" and comm.rank == 0:
             warn(f"{device.name}'s arrays are exchanged over MPI by way of page-locked memory of the host")
-        self.device, self.flat, self._partners = device, new_flat(device, shapes, spare), partners
+        self.device, self.flat, self._comm = device, new_flat(device, shapes, spare), comm
         n = self.flat.buffer.nbytes // 4
         self.reduction = reduction(n)
         self._array = device.staging(self.flat.buffer, (n,), np.float32)
@@ -39,7 +39,7 @@ class MpiStrategy(Strategy):
     def reduce(self, step, mean=True):
         """Replace the buffers of all ranks by their mean or sum; see average()."""
         self.device.download(self._array, self.flat.buffer)
-        with self._partners.waiting():
+        with self._comm.waiting():
             self.reduction.reduce(self._array, step, mean)
         self.device.upload(self.flat.buffer, self._array)
         self.device.synchronise()
@@ -56,9 +56,9 @@ class GpuStrategy(Strategy):
     add_up  (GpuArrayInterface) -> None, replaces the float32 values of all ranks by their sum
     """
 
-    def __init__(self, name, device, partners, shapes, add_up):
+    def __init__(self, name, device, comm, shapes, add_up):
         self.device, self.flat = device, new_flat(device, shapes, DIGITS)
-        self._name, self._partners, self._add_up = name, partners, add_up
+        self._name, self._comm, self._add_up = name, comm, add_up
         self._n = self.flat.buffer.nbytes // 4
         self._digits = self.flat.buffer.part(4 * (self._n - DIGITS), 4 * DIGITS)
 
@@ -71,12 +71,12 @@ class GpuStrategy(Strategy):
         write_digits(digits, step)
         self.device.upload(self._digits, digits)
         self.device.synchronise()
-        with self._partners.waiting():
+        with self._comm.waiting():
             self._add_up(GpuArrayInterface(self.flat.buffer, self._n))
         self.device.download(digits, self._digits)
-        check_digits(digits, self._name, step, self._partners.size)
+        check_digits(digits, self._name, step, self._comm.size)
         if mean:
-            self.device.upload(self.flat.buffer, self.flat.array() / np.float32(self._partners.size))
+            self.device.upload(self.flat.buffer, self.flat.array() / np.float32(self._comm.size))
             self.device.synchronise()
 
     def close(self):

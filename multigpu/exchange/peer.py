@@ -32,39 +32,39 @@ from multigpu.exchange.flat_buffer import FlatBuffer
 UNIT = 256                                       # bytes: slices start at multiples of this
 
 
-def connect(config, device, partners, shapes, warn, step=0):
+def connect(config, device, comm, shapes, warn, step=0):
     """Return the Peer strategy of this worker; see multigpu.exchange for the arguments. Collective.
 
     If a worker cannot access another worker's memory, all workers exchange through host memory and rank 0 warns once.
     """
-    if partners.size > MOST_SOURCES:
-        raise ConfigError(f"exchange=peer takes up to {MOST_SOURCES} workers, got {partners.size}")
-    mesh, obstacle = open_mesh(device, partners, shapes, step)
+    if comm.size > MOST_SOURCES:
+        raise ConfigError(f"exchange=peer takes up to {MOST_SOURCES} workers, got {comm.size}")
+    mesh, obstacle = open_mesh(device, comm, shapes, step)
     if obstacle:
-        if partners.rank == 0:
+        if comm.rank == 0:
             warn(f"{obstacle}; the workers exchange through the host's memory instead, which is slower")
-        mesh, obstacle = open_mesh(HostDevice(device.on_host), partners, shapes, step)
+        mesh, obstacle = open_mesh(HostDevice(device.on_host), comm, shapes, step)
     if obstacle:
         raise DeviceError(obstacle)
-    return Peer(mesh, PairwiseAverage if partners.size == 2 and mesh.device.name != "cpu" else ShardedAverage)
+    return Peer(mesh, PairwiseAverage if comm.size == 2 and mesh.device.name != "cpu" else ShardedAverage)
 
 
-def open_mesh(device, partners, shapes, step):
+def open_mesh(device, comm, shapes, step):
     """Return (Mesh on the device, None), or (None, reason) if it cannot be opened; the same in all workers."""
-    devices = [on.device for on in partners.allgather(DeviceInfo(step, device.name))]
-    obstacle = agree(partners, step, next(filter(None, map(device.can_reach, devices)), None))
+    devices = [on.device for on in comm.allgather(DeviceInfo(step, device.name))]
+    obstacle = agree(comm, step, next(filter(None, map(device.can_reach, devices)), None))
     if obstacle:
         return None, obstacle
-    mesh = Mesh(device, partners, shapes, step)
-    obstacle = agree(partners, step, mesh.open())
+    mesh = Mesh(device, comm, shapes, step)
+    obstacle = agree(comm, step, mesh.open())
     if obstacle:
         mesh.close()
     return (None if obstacle else mesh), obstacle
 
 
-def agree(partners, step, sentence):
+def agree(comm, step, sentence):
     """Return the reason of the first worker that reports one, or None. Collective."""
-    return next(filter(None, (reach.sentence for reach in partners.allgather(Reachability(step, sentence)))), None)
+    return next(filter(None, (reach.sentence for reach in comm.allgather(Reachability(step, sentence)))), None)
 
 
 class PairwiseAverage:
@@ -74,17 +74,17 @@ class PairwiseAverage:
     others  {rank: opened buffer}, with one entry
     """
 
-    def __init__(self, device, partners, own, others):
-        self._device, self._partners, self._own = device, partners, own
+    def __init__(self, device, comm, own, others):
+        self._device, self._comm, self._own = device, comm, own
         ((rank, self._other),) = others.items()
         self._received = device.allocate(own.nbytes)
-        self._both = [own, self._received] if partners.rank < rank else [self._received, own]
+        self._both = [own, self._received] if comm.rank < rank else [self._received, own]
 
     def average(self, step):
         """Replace both buffers by their mean. Called after Ready; sends Done before it returns."""
         self._device.copy(self._received, self._other)
         self._device.synchronise()
-        self._partners.allgather(Done(step))          # until Done, the other worker must not modify its buffer
+        self._comm.allgather(Done(step))          # until Done, the other worker must not modify its buffer
         self._device.mean(self._own, self._both)
 
 
@@ -95,12 +95,12 @@ class ShardedAverage:
     a GPU copies them first.
     """
 
-    def __init__(self, device, partners, own, others):
-        self._device, self._partners = device, partners
-        place = share(own.nbytes, partners.rank, partners.size)
+    def __init__(self, device, comm, own, others):
+        self._device, self._comm = device, comm
+        place = share(own.nbytes, comm.rank, comm.size)
         self._mine, self._theirs = own.part(*place), {rank: other.part(*place) for rank, other in others.items()}
         self._received = {} if device.name == "cpu" else {rank: device.allocate(place[1]) for rank in others}
-        sources = self._theirs | self._received | {partners.rank: self._mine}
+        sources = self._theirs | self._received | {comm.rank: self._mine}
         self._sources = [sources[rank] for rank in sorted(sources)]
 
     def average(self, step):
@@ -109,7 +109,7 @@ class ShardedAverage:
             self._device.copy(received, self._theirs[rank])
         self._device.mean(self._mine, self._sources, also=list(self._theirs.values()))
         self._device.synchronise()
-        self._partners.allgather(Done(step))
+        self._comm.allgather(Done(step))
 
 
 def share(nbytes, rank, size):
@@ -128,7 +128,7 @@ class Peer(Strategy):
 
     def __init__(self, mesh, kind):
         self.device, self.flat, self._mesh = mesh.device, mesh.flat, mesh
-        self._kind = kind(mesh.device, mesh.partners, mesh.flat.buffer, mesh.others)
+        self._kind = kind(mesh.device, mesh.comm, mesh.flat.buffer, mesh.others)
 
     def average(self, step):
         self._kind.average(step)
@@ -143,8 +143,8 @@ class Mesh:
     `flat` is this worker's buffer; `others` is {rank: opened buffer of that worker}.
     """
 
-    def __init__(self, device, partners, shapes, step):
-        self.device, self.partners, self._step = device, partners, step
+    def __init__(self, device, comm, shapes, step):
+        self.device, self.comm, self._step = device, comm, step
         self.flat, self.others = FlatBuffer(device, shapes), {}
 
     def open(self):
@@ -152,10 +152,10 @@ class Mesh:
 
         Returns None, or the reason why this worker cannot open a buffer.
         """
-        exports = enumerate(self.partners.allgather(BufferHandle(self._step, self.flat.buffer.handle)))
+        exports = enumerate(self.comm.allgather(BufferHandle(self._step, self.flat.buffer.handle)))
         try:
             for rank, export in exports:
-                if rank != self.partners.rank:
+                if rank != self.comm.rank:
                     self.others[rank] = self.device.open(export.handle)
         except DeviceError as error:
             return str(error)
@@ -164,5 +164,5 @@ class Mesh:
         """Close the buffers of the others, wait until the others have closed this one, then free it."""
         for buffer in self.others.values():
             buffer.close()
-        self.partners.allgather(Closed(self._step))
+        self.comm.allgather(Closed(self._step))
         self.flat.close()

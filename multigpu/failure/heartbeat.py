@@ -1,7 +1,7 @@
 """A rank's connection to the monitor of its MPI job, separate from MPI; multigpu.failure.protocol has its messages.
 
-    with HeartbeatClient(partners) as lifeline:  rank 0 starts the monitor; all ranks connect to it over TCP
-        lifeline.settled(time_out, log, lone)    rank 0, once the settings are known
+    with HeartbeatClient(comm) as lifeline:  rank 0 starts the monitor; all ranks connect to it over TCP
+        lifeline.settled(heartbeat_timeout, log, elastic)    rank 0, once the settings are known
         lifeline.fail(sentence, status)          from any thread: this rank has failed; the job ends within seconds
         lifeline.lost(sentence)                  same, but an elastic rule ends only this rank
         lifeline.status = status                 exit status that this rank requests for the job
@@ -72,37 +72,37 @@ class MonitorAddress(NamedTuple):
 class HeartbeatClient:
     """The connection of this rank to the monitor; its construction is collective.
 
-    partners: the multigpu.mpi.communicator.MpiCommunicator of this rank.
+    comm: the multigpu.mpi.communicator.MpiCommunicator of this rank.
     """
 
-    def __init__(self, partners):
-        self._partners, self._watchman = partners, None
+    def __init__(self, comm):
+        self._comm, self._watchman = comm, None
         call = None
-        if partners.rank == 0:
+        if comm.rank == 0:
             token = secrets.token_bytes(32)
-            with socket.create_server(("", 0), backlog=partners.size) as listener:
+            with socket.create_server(("", 0), backlog=comm.size) as listener:
                 call = MonitorAddress([(each, listener.getsockname()[1]) for each in own_addresses()], token)
-                self._watchman = start_monitor(listener, partners.size, token)
-        call = partners.allgather(call or MonitorAddress([], b""))[0]
-        self._line, self.status, self.whole = find_monitor(call, partners), 0, True
+                self._watchman = start_monitor(listener, comm.size, token)
+        call = comm.allgather(call or MonitorAddress([], b""))[0]
+        self._line, self.status, self.whole = find_monitor(call, comm), 0, True
         self._sending, self._done = threading.Lock(), threading.Event()
         threading.Thread(target=self._keep, name="lifeline", daemon=True).start()
 
-        partners.on_apart = self._apart
+        comm.on_detach = self._apart
 
-    def settled(self, time_out, log, lone):
+    def settled(self, heartbeat_timeout, log, elastic):
         """Send the settings to the monitor.
 
         Args:
-            time_out: seconds without progress before a rank counts as failed.
+            heartbeat_timeout: seconds without progress before a rank counts as failed.
             log: the run's log file.
-            lone: whether the rule is elastic.
+            elastic: whether the rule is elastic.
         """
-        self._tell(JobSettings(time_out, str(log), lone))
+        self._tell(JobSettings(heartbeat_timeout, str(log), elastic))
 
     def _apart(self):
         self._tell(Detached())
-        if self._partners.rank:
+        if self._comm.rank:
             may_go()
 
     def fail(self, sentence, status=1, follows=False):
@@ -115,9 +115,9 @@ class HeartbeatClient:
 
     def close(self):
         """Wait until all ranks have finished; a rank that has left the job does not wait."""
-        with self._partners.waiting():
+        with self._comm.waiting():
             self._tell(Finished(self.status))
-            if self._partners.left and is_wrapped():
+            if self._comm.has_left and is_wrapped():
                 self.whole = False
                 return
             self._done.wait()
@@ -131,7 +131,7 @@ class HeartbeatClient:
     def __exit__(self, kind, error, trace):
         if error is None:
             return self.close()
-        with self._partners.waiting():           # from here on no rank depends on this one
+        with self._comm.waiting():           # from here on no rank depends on this one
             if isinstance(error, LoaderDied):
                 self.lost(str(error))
             else:
@@ -142,14 +142,14 @@ class HeartbeatClient:
         """Send a heartbeat every second until the monitor ends or releases this rank, or the monitor itself dies."""
         self._line.socket.settimeout(BEAT)
         while True:
-            self._tell(Heartbeat(*self._partners.pace()))
+            self._tell(Heartbeat(*self._comm.pace()))
             messages, ended = self._line.read()
             for message in messages:
                 if isinstance(message, Released):
                     self.status, self.whole = message
                     return self._done.set()
                 if isinstance(message, RankDropped):
-                    self._partners.gone.add(message.rank)
+                    self._comm.dropped_ranks.add(message.rank)
                 if isinstance(message, EndJob):
                     return self._end(message)
             if ended:
@@ -161,9 +161,9 @@ class HeartbeatClient:
 
     def _miss_the_watchman(self):
         """End the job after the loss of the monitor or of rank 0's machine. The delay lets one rank report it first."""
-        time.sleep(min(0.1 * self._partners.rank, 1.0))
-        host = self._partners.hosts[0]
-        sentence = f"{own_name(self._partners)}: this job's watchman on {host} is gone, or {host} is; the job ends\n"
+        time.sleep(min(0.1 * self._comm.rank, 1.0))
+        host = self._comm.hosts[0]
+        sentence = f"{own_name(self._comm)}: this job's watchman on {host} is gone, or {host} is; the job ends\n"
         os.write(2, sentence.encode())           # not sys.stderr, whose lock the main thread may hold
         self._end(EndJob(1, True))
 
@@ -222,34 +222,34 @@ def own_addresses():
     return sorted(found, key=lambda address: address.startswith("127."))
 
 
-def own_name(partners):
-    return name_of(partners.rank, os.getpid(), partners.hosts[partners.rank])
+def own_name(comm):
+    return name_of(comm.rank, os.getpid(), comm.hosts[comm.rank])
 
 
-def find_monitor(call, partners):
+def find_monitor(call, comm):
     """Return the JsonSocket to the monitor, at the first of its addresses that answers.
 
     If none does, this rank aborts the job, because the monitor would not notice its failure.
     """
     for address in call.addresses:
         with suppress(OSError, ValueError):
-            return join(address, call.token, partners)
+            return join(address, call.token, comm)
     addresses = ", ".join(address for address, _ in call.addresses)
     sentence = (
-        f"{own_name(partners)} cannot reach the watchman of this job over TCP; "
-        f"it listens on {partners.hosts[0]} at {addresses}\n"
+        f"{own_name(comm)} cannot reach the watchman of this job over TCP; "
+        f"it listens on {comm.hosts[0]} at {addresses}\n"
     )
     os.write(2, sentence.encode())
     MPI.COMM_WORLD.Abort(1)
 
 
-def join(address, token, partners):
+def join(address, token, comm):
     """Return the JsonSocket to the monitor at this address; raises OSError or ValueError if it does not answer."""
     line = JsonSocket(socket.create_connection(address, REACH))
     try:
         nonce = await_one(line, Nonce)
-        proof = proof_of(token, nonce.text, own_name(partners))
-        line.send(Register(partners.rank, os.getpid(), partners.hosts[partners.rank], proof))
+        proof = proof_of(token, nonce.text, own_name(comm))
+        line.send(Register(comm.rank, os.getpid(), comm.hosts[comm.rank], proof))
         welcome = await_one(line, Registered)
         if not hmac.compare_digest(welcome.proof, proof_of(token, nonce.text, "watchman")):
             raise ValueError(f"at {address} listens another one")

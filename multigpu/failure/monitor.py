@@ -6,12 +6,12 @@ connection to it (multigpu.failure.heartbeat), which carries the messages of mul
 
 The exit of a rank is seen as an end of file.  The kernel queues these events in the order in which they occur, so the
 first one identifies the cause, even if the monitor receives several at once.  A rank is dead if it sends nothing for
-time_out seconds.  It is hung if it does no step for time_out seconds and does not wait for others; before its first
-step the limit is FIRST seconds.  Time is counted in looks of the monitor, so a job that is suspended as a whole and
-resumed exceeds no limit.
+heartbeat_timeout seconds.  It is hung if it does no step for heartbeat_timeout seconds and does not wait for others;
+before its first step the limit is FIRST seconds.  Time is counted in looks of the monitor, so a job that is suspended
+as a whole and resumed exceeds no limit.
 
-If the rule is elastic (JobSettings.lone), a Detached rank that dies, hangs or reports PeerLost is dropped: the monitor
-logs it, notifies the server and kills what remains of the client.  The other ranks continue.
+If the rule is elastic (JobSettings.elastic), a Detached rank that dies, hangs or reports PeerLost is dropped: the
+monitor logs it, notifies the server and kills what remains of the client.  The other ranks continue.
 
 Run as `python -m multigpu.failure.monitor LISTENER SIZE`, with the token on standard input.
 The process ends with the last of the ranks.
@@ -79,7 +79,7 @@ class JobMonitor:
 
     def __init__(self, listener, size, token):
         self._listener, self._size, self._token = listener, size, token
-        self._time_out, self._log, self._lone = TIME_OUT, None, False
+        self._time_out, self._log, self._elastic = TIME_OUT, None, False
         self._whole, self._dropped = True, -SWEEP                # whether no rank is missing; time of the last drop
         self._strangers, self._ranks = {}, {}    # by file descriptor: (JsonSocket, Nonce, deadline); MonitoredRank
         self._came = 0                           # number of ranks that have registered
@@ -109,7 +109,7 @@ class JobMonitor:
                 self._alone = now
             elif now - self._alone > (LEFT if self._came else MEETING):
                 return None
-        status = max(rank.status for rank in self._ranks.values() if not (self._lone and rank.rank != SERVER))
+        status = max(rank.status for rank in self._ranks.values() if not (self._elastic and rank.rank != SERVER))
         for rank in self._ranks.values():
             tell(rank, Released(status, self._whole))
         return None
@@ -151,7 +151,7 @@ class JobMonitor:
 
     def _may_miss(self, rank):
         """Return whether the others continue without this rank."""
-        return self._lone and isinstance(rank, MonitoredRank) and rank.rank != SERVER and rank.apart
+        return self._elastic and isinstance(rank, MonitoredRank) and rank.rank != SERVER and rank.apart
 
     def _let_go(self, verdict):
         """Return the verdict, or drop the rank and return None if the others continue without it."""
@@ -227,7 +227,7 @@ class JobMonitor:
             elif isinstance(message, Detached):
                 rank.apart = True
             elif isinstance(message, JobSettings):
-                self._time_out, self._log, self._lone = message
+                self._time_out, self._log, self._elastic = message
             elif isinstance(message, PeerLost):
                 return PeerLost(f": {message.sentence}")
             elif isinstance(message, Failed):
@@ -252,12 +252,12 @@ class JobMonitor:
             rank.still += passed
             limit = self._time_out if rank.beat.begun else max(FIRST, self._time_out)
             if rank.silent > self._time_out:
-                return rank, PeerLost(f"has been silent for {self._time_out:g} s (time_out): it hangs, was stopped, or "
-                                  "cannot be reached")
+                return rank, PeerLost(f"has been silent for {self._time_out:g} s (heartbeat_timeout): it hangs, "
+                                  "was stopped, or cannot be reached")
             if not rank.beat.waiting and not rank.done and rank.still > limit:
                 return rank, PeerLost(
                     f"has not done a step for {limit:g} s, and is not waiting for another rank; if a step takes "
-                    "this long, increase time_out"
+                    "this long, increase heartbeat_timeout"
                 )
         if self._came < self._size and since > MEETING:
             return f"{self._size - self._came} of {self._size} ranks", Failed(
@@ -273,8 +273,8 @@ class JobMonitor:
         self._paces = paces
         if paces and self._together > self._time_out:
             return "all ranks", Failed(
-                f"wait for each other, and have done nothing else for {self._time_out:g} s (time_out): what connects "
-                "them may be broken", 1
+                f"wait for each other, and have done nothing else for {self._time_out:g} s (heartbeat_timeout): "
+                "what connects them may be broken", 1
             )
         return None
 

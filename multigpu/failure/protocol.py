@@ -4,7 +4,7 @@
     Nonce(text)               ------->
                               <-------  Register(rank, pid, host, proof)     proof: it knows the token, sent by MPI
     Registered(proof)         ------->                                       so does the monitor
-                              <-------  JobSettings(time_out, log, lone)     from rank 0
+                              <-------  JobSettings(heartbeat_timeout, log, elastic)     from rank 0
                               <-------  Heartbeat(steps, waiting, begun)     every second
                               <-------  Detached()                           only a server waits for this rank
                               <-------  Failed(sentence, status, follows)    it has failed; see multigpu.launcher_link
@@ -46,14 +46,14 @@ class Registered(NamedTuple):
 
 
 class JobSettings(NamedTuple):
-    """Rank 0 to monitor: the setting time_out, in seconds, and the log file of the run.
+    """Rank 0 to monitor: the setting heartbeat_timeout, in seconds, and the log file of the run.
 
-    lone: whether the rule is elastic, that is, the others continue if a Detached rank is lost.
+    elastic: whether the rule is elastic, that is, the others continue if a Detached rank is lost.
     """
 
-    time_out: float
+    heartbeat_timeout: float
     log: str
-    lone: bool = False
+    elastic: bool = False
 
 
 class Heartbeat(NamedTuple):

@@ -25,18 +25,18 @@ class MpiCommunicator:
     """Connects the ranks of an MPI communicator; the counterpart of multigpu.communicator.PipeCommunicator.
 
     Attributes:
-        comm: mpi4py communicator for arrays, to be used from the main thread.
+        mpi: mpi4py communicator for arrays, to be used from the main thread.
         hosts: host name of each rank.
-        gone: ranks that have been dropped and send no more messages, see multigpu.failure.monitor.
-        left: whether this rank has left the others, which continue.
-        lone: whether the rule is elastic.
+        dropped_ranks: ranks that have been dropped and send no more messages, see multigpu.failure.monitor.
+        has_left: whether this rank has left the others, which continue.
+        elastic: whether the rule is elastic.
     """
 
     over_mpi = True
 
     def __init__(self, comm=None):
         comm = MPI.COMM_WORLD if comm is None else comm
-        self.comm, self._talk = comm.Dup(), comm.Dup()           # control messages and arrays cannot match each other
+        self.mpi, self._talk = comm.Dup(), comm.Dup()           # control messages and arrays cannot match each other
         self.rank, self.size = comm.rank, comm.size
         near = comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.on_one_host = near.size == comm.size
@@ -45,7 +45,7 @@ class MpiCommunicator:
         self.hosts = comm.allgather(socket.gethostname())
         self._names = [f"rank {rank}" for rank in range(self.size)]
         self._pace = PollingInterval()
-        self.gone, self.lone, self.left, self.on_apart = set(), False, False, lambda: None
+        self.dropped_ranks, self.elastic, self.has_left, self.on_detach = set(), False, False, lambda: None
 
     def allgather(self, message):
         """Return the message of every rank, in rank order; collective.
@@ -61,9 +61,9 @@ class MpiCommunicator:
                 raise desync_error(self._names[other], each, f"rank {self.rank}", awaited)
         return heard
 
-    def apart(self):
+    def detach(self):
         """Detach this rank: from here on only a server waits for it, and the server can continue without it."""
-        self.on_apart()
+        self.on_detach()
 
     def watch(self, on_death):
         """Return a context with close() that watches no peer; multigpu.failure.monitor detects deaths instead."""

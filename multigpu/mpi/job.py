@@ -19,7 +19,7 @@ With an elastic rule (asgd), the events of one client affect only this client on
     SIGINT, SIGTERM or SIGUSR1      to one client: it pushes its pending updates and leaves; to the server or to all
                                     ranks: as above
     it or its loader dies, or it    a message reports it, as above, and how many clients remain; the others
-    is silent for time_out seconds  train to the end, and the job's status is 0
+    is silent for heartbeat_timeout seconds  train to the end, and the job's status is 0
     it fails: a bug, bad data       ends the job, as above
     no client is left               the server saves and ends; status 1
 
@@ -44,7 +44,7 @@ from alexnet.config.schema import ConfigError
 from alexnet.data.dataset import DataError
 from alexnet.native.cores import core_numbers
 from alexnet.run.checkpoint_format import CheckpointError
-from alexnet.training.network import engine_of
+from alexnet.training.network import backend_of
 from multigpu.device import DeviceError, cuda_home, why_no_jax
 from multigpu.failure.heartbeat import HeartbeatClient
 from multigpu.launcher import TWICE
@@ -77,22 +77,22 @@ def run(settle, entry="multigpu.worker:work"):
         settle: () -> Config, called only at rank 0.
         entry: as for multigpu.launcher.launch.
     """
-    partners = MpiCommunicator()
+    comm = MpiCommunicator()
     leave_no_files()
-    with HeartbeatClient(partners) as lifeline:
-        control = MpiLink(lifeline, partners)
-        config, sentence, _ = settle_at_rank_0(settle, partners)
+    with HeartbeatClient(comm) as lifeline:
+        control = MpiLink(lifeline, comm)
+        config, sentence, _ = settle_at_rank_0(settle, comm)
         if sentence is None:
-            device, sentence = take_place(config, partners)
+            device, sentence = take_place(config, comm)
         if sentence is None:
-            partners.lone = rule_of(config, partners).lone
-            if partners.rank == 0:
+            comm.elastic = rule_of(config, comm).elastic
+            if comm.rank == 0:
                 log = Path(config.output, config.run_name, "log.txt")
-                lifeline.settled(config.time_out, log, partners.lone)
-            pkgutil.resolve_name(entry)(config, device, control, partners)
+                lifeline.settled(config.heartbeat_timeout, log, comm.elastic)
+            pkgutil.resolve_name(entry)(config, device, control, comm)
         lifeline.status = 2 if sentence else control.status()
     status = lifeline.status
-    if status and partners.rank == 0:
+    if status and comm.rank == 0:
         print(f"train.py: {sentence}" if sentence else f"stopped by {signal.Signals(status - 128).name}",
               file=sys.stderr, flush=True)
     if not lifeline.whole:
@@ -102,17 +102,17 @@ def run(settle, entry="multigpu.worker:work"):
     return status
 
 
-def settle_at_rank_0(settle, partners):
+def settle_at_rank_0(settle, comm):
     """Return rank 0's Settlement; collective."""
     settled = Settlement(None, None)
-    if partners.rank == 0:
+    if comm.rank == 0:
         try:
             settled = Settlement(settle(), None)
             refuse_by_hand(settled.config)
-            rule_of(settled.config, partners)
+            rule_of(settled.config, comm)
         except (ConfigError, DataError, CheckpointError) as error:
             settled = Settlement(None, str(error))
-    return partners.allgather(settled)[0]
+    return comm.allgather(settled)[0]
 
 
 def refuse_by_hand(config):
@@ -124,7 +124,7 @@ def refuse_by_hand(config):
         )
 
 
-def take_place(config, partners):
+def take_place(config, comm):
     """Set OMP_NUM_THREADS to this rank's share of the cores; return (device, None), or (None, message).
 
     The message is the error of the first rank that has no device.  Ranks of one machine that may use the same cores
@@ -132,38 +132,38 @@ def take_place(config, partners):
     """
     cores = core_numbers()
     try:
-        place = RankPlacement(cores, device_of(config, partners), None)
+        place = RankPlacement(cores, device_of(config, comm), None)
     except (ConfigError, DeviceError) as error:
         place = RankPlacement(cores, None, str(error))
-    places = partners.allgather(place)
-    here = partners.hosts[partners.rank]
-    sharing = sum((host, each.cores) == (here, cores) for host, each in zip(partners.hosts, places, strict=True))
+    places = comm.allgather(place)
+    here = comm.hosts[comm.rank]
+    sharing = sum((host, each.cores) == (here, cores) for host, each in zip(comm.hosts, places, strict=True))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // sharing)))
     return place.device, next((each.sentence for each in places if each.sentence), None)
 
 
-def device_of(config, partners):
+def device_of(config, comm):
     """Return the name of this rank's device from the setting `devices`: one for each rank of a machine, or one for all.
 
     auto: the GPUs of the machine are assigned to its ranks round-robin, or cpu if it has none.
     """
-    devices, local = config.devices, partners.local_rank
+    devices, local = config.devices, comm.local_rank
     if devices[0] == "auto":
         gpus = gpus_for(config)
         return f"cuda{local % gpus}" if gpus else "cpu"
     if len(devices) == 1:
         return devices[0]
-    if len(devices) != partners.local_size:
+    if len(devices) != comm.local_size:
         raise ConfigError(
-            f"devices must name one device, or one for each of the {partners.local_size} ranks on "
-            f"{partners.hosts[partners.rank]}, got {','.join(devices)}"
+            f"devices must name one device, or one for each of the {comm.local_size} ranks on "
+            f"{comm.hosts[comm.rank]}, got {','.join(devices)}"
         )
     return devices[local]
 
 
 def gpus_for(config):
     """Return how many GPUs of this machine the configured backend can use."""
-    if engine_of(config.engine, "cuda0") != "jax" or why_no_jax():
+    if backend_of(config.backend, "cuda0") != "jax" or why_no_jax():
         return 0
     try:
         return cuda_home("cuda0").count()
@@ -174,8 +174,8 @@ def gpus_for(config):
 class MpiLink:
     """The counterpart of multigpu.launcher_link.LauncherLink in an MPI job; it installs handlers for SIGNALS."""
 
-    def __init__(self, lifeline, partners):
-        self._lifeline, self._partners = lifeline, partners
+    def __init__(self, lifeline, comm):
+        self._lifeline, self._comm = lifeline, comm
         self._taken = None                       # (signal number, time)
         for number in SIGNALS:
             signal.signal(number, self._take)
@@ -186,18 +186,18 @@ class MpiLink:
             self._taken = number, now
         elif now - self._taken[1] >= TWICE:
             sentence = f"killed by a second {signal.Signals(number).name}, without saving"
-            if self._partners.lone and self._partners.rank:
+            if self._comm.elastic and self._comm.rank:
                 self._lifeline.lost(sentence)
             else:
                 self._lifeline.fail(sentence, 128 + number)
 
     def status(self):
         """Return the exit status of this rank's signal, 0 without one or if this rank has left the others."""
-        return 128 + self._taken[0] if self._taken and not self._partners.left else 0
+        return 128 + self._taken[0] if self._taken and not self._comm.has_left else 0
 
     def stop_requested(self):
         """Return whether to finish the step, save and end. It is called after each step and counts as progress."""
-        self._partners.progress()
+        self._comm.progress()
         return self._taken is not None
 
     def report(self, sentence, status=1, follows=False):

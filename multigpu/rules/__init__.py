@@ -12,12 +12,12 @@ asynchronous messages.
 A rule is a module, with its equations as pure functions, and an entry in RULES. The connect() function of the module
 returns the Synchronizer that the training loop uses:
 
-    connect(config, network, device, partners, recorder, step=0) -> Synchronizer
+    connect(config, network, device, comm, recorder, step=0) -> Synchronizer
 
 config    connect() checks here that all workers have the same settings
 network   alexnet.training.network.Network, with its state set: initial weights, or those of the checkpoint
 device    an open device of multigpu.device; it is closed after the Synchronizer
-partners  multigpu.communicator.PipeCommunicator, or in an MPI job multigpu.mpi.communicator.MpiCommunicator
+comm  multigpu.communicator.PipeCommunicator, or in an MPI job multigpu.mpi.communicator.MpiCommunicator
 recorder  alexnet.run.recorder.Recorder or WorkerRecorder: warn(message), called on rank 0 only, and time(section)
 step      number of steps done before
 Raises ConfigError if the workers are inconsistent; PeerDied, DesyncError; DeviceError.
@@ -51,21 +51,21 @@ from multigpu.exchange import strategy_of
 class Rule(NamedTuple):
     """Where a rule is implemented, and its properties. The name is a string, so a run imports only the rule it uses.
 
-    over_mpi  whether the rule requires an MPI job
-    served    whether rank 0 is a server that does not train; the workers are then the ranks from 1 on
-    lone      whether the rule is elastic: training survives workers that join late, leave or die; see multigpu.mpi.job
+    over_mpi    whether the rule requires an MPI job
+    has_server  whether rank 0 is a server that does not train; the workers are then the ranks from 1 on
+    elastic     whether training survives workers that join late, leave or die; see multigpu.mpi.job
     """
 
     connect: str
     over_mpi: bool = True
-    served: bool = False
-    lone: bool = False
+    has_server: bool = False
+    elastic: bool = False
 
 
 RULES = {
     "bsp": Rule("multigpu.rules.bsp:connect", over_mpi=False),
-    "easgd": Rule("multigpu.rules.easgd:connect", served=True),
-    "asgd": Rule("multigpu.rules.asgd:connect", served=True, lone=True),
+    "easgd": Rule("multigpu.rules.easgd:connect", has_server=True),
+    "asgd": Rule("multigpu.rules.asgd:connect", has_server=True, elastic=True),
     "gosgd": Rule("multigpu.rules.gosgd:connect"),
 }
 ALONE = Rule("multigpu.rules.single:connect", over_mpi=False)
@@ -96,7 +96,7 @@ class StepResult(NamedTuple):
     stop: bool
 
 
-def rule_of(config, partners):
+def rule_of(config, comm):
     """Return the Rule of the settings for these workers.
 
     Raises:
@@ -104,18 +104,18 @@ def rule_of(config, partners):
     """
     check_known(config.rule, RULES, "rule: there is no rule")
     rule = RULES[config.rule]
-    if rule.over_mpi and not partners.over_mpi:
+    if rule.over_mpi and not comm.over_mpi:
         raise ConfigError(
             f"rule={config.rule} works over MPI, so the workers have to be started by it: "
             f"mpiexec -n N python -m mpi4py train.py ... rule={config.rule}"
         )
-    if rule.served and partners.size < 2:
+    if rule.has_server and comm.size < 2:
         raise ConfigError(f"rule={config.rule} needs a server and at least one worker, so 2 ranks or more, got 1")
     if config.rule == "bsp":
-        strategy_of(config, partners)            # detects errors before compilation
+        strategy_of(config, comm)            # detects errors before compilation
     else:
         refuse_settings_of_bsp(config)
-    return ALONE if partners.size == 1 else rule
+    return ALONE if comm.size == 1 else rule
 
 
 def refuse_settings_of_bsp(config):
@@ -129,11 +129,11 @@ def refuse_settings_of_bsp(config):
             )
 
 
-def role_of(rule, config, partners):
+def role_of(rule, config, comm):
     """Return the Role of a rank under the given Rule."""
-    rank, size = partners.rank, partners.size
-    if not rule.served:
-        apart = rule is not ALONE and config.rule == "bsp" and exchanged(config, partners) == "gradients"
+    rank, size = comm.rank, comm.size
+    if not rule.has_server:
+        apart = rule is not ALONE and config.rule == "bsp" and exchanged(config, comm) == "gradients"
         step = ("compute", "apply") if apart else ("train",)
         return Role(rank, size, (rank, size), (*step, "validate"))
     if rank == 0:
@@ -141,13 +141,13 @@ def role_of(rule, config, partners):
     return Role(rank - 1, size - 1, (0, 1), ("train",))
 
 
-def exchanged(config, partners):
+def exchanged(config, comm):
     """Return what rule bsp exchanges: weights_and_momentum, weights or gradients; resolves `auto`."""
     if config.exchange_what != "auto":
         return config.exchange_what
     if config.sync == "cdd" or config.adapts:
         return "gradients"
-    return "weights" if partners.over_mpi else "weights_and_momentum"
+    return "weights" if comm.over_mpi else "weights_and_momentum"
 
 
 class Synchronizer(ABC):

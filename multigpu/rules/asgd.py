@@ -47,11 +47,11 @@ class Schedule(NamedTuple):
         return min((step // each + 1) * each for each in self)
 
 
-def connect(config, network, device, partners, recorder, step=0):
+def connect(config, network, device, comm, recorder, step=0):
     """Return a Server on rank 0 and an AsgdClient on other ranks; see multigpu.rules. Collective."""
     return server.connect(
-        config, network, device, partners, recorder, step,
-        keeper=lambda centre, post: ParameterServer(centre, config, partners.size - 1, post.now),
+        config, network, device, comm, recorder, step,
+        policy=lambda center, channel: ParameterServer(center, config, comm.size - 1, channel.now),
         client=lambda *parts: AsgdClient(*parts, often(config), step),
     )
 
@@ -68,8 +68,8 @@ class AsgdClient(Client):
     step   number of steps done before; see Client for the other arguments
     """
 
-    def __init__(self, network, variables, flat, post, recorder, often, step=0):
-        super().__init__(network, variables, flat, post, recorder)
+    def __init__(self, network, variables, flat, channel, recorder, often, step=0):
+        super().__init__(network, variables, flat, channel, recorder)
         self._often, self._pushed = often, step  # _pushed: the last step whose update was pushed
         self._version, self._fetch, self._waited = 0, True, 0.0
         self._apart = np.array(flat.array())     # the weights without the pending updates
@@ -93,9 +93,9 @@ class AsgdClient(Client):
 
     def _exchange(self, step, fetch, push):
         """Fetch, push, or both; returns whether all workers stop."""
-        self._fetch, began = fetch, self._post.now()
+        self._fetch, began = fetch, self._channel.now()
         turn = self.ask(Push if push else Fetch, step)
-        self._waited = self._post.now() - began
+        self._waited = self._channel.now() - began
         with self.exchanging():
             if push:
                 self._push(turn.note, fetch)
@@ -115,7 +115,7 @@ class AsgdClient(Client):
             np.copyto(apart, weights)
         else:
             np.subtract(weights, apart, out=apart)
-        self._post.hand_over(apart, SERVER, back=fetch)
+        self._channel.hand_over(apart, SERVER, back=fetch)
         if fetch:
             np.copyto(weights, apart)
         else:
@@ -125,7 +125,7 @@ class AsgdClient(Client):
         """w <- W + D, with the updates D that have not been pushed."""
         weights, apart = self._flat.array(), self._apart
         np.subtract(weights, apart, out=apart)
-        self._post.hand_over(weights, SERVER, there=False)
+        self._channel.hand_over(weights, SERVER, there=False)
         for w, d, moved in blocks(weights, apart):
             np.add(w, d, out=moved)
             np.copyto(d, w)

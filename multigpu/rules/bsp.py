@@ -29,26 +29,26 @@ from multigpu.exchange import Strategy, strategy_of
 from multigpu.rules import StepResult, Synchronizer, exchanged
 
 
-def connect(config, network, device, partners, recorder, step=0):
+def connect(config, network, device, comm, recorder, step=0):
     """Return the Bsp synchronizer of this worker; see multigpu.rules for the arguments. Collective."""
-    verify_consistency(config, network, device, partners, step)
-    what = exchanged(config, partners)
+    verify_consistency(config, network, device, comm, step)
+    what = exchanged(config, comm)
     weights, velocities = weights_and_velocities(network)
     variables = {"gradients": [network.gradients] if what == "gradients" else [],
                  "weights": [weights, velocities], "weights_and_momentum": [weights + velocities]}[what]
-    open_strategy = strategy_of(config, partners)
-    lots = [
-        ParameterGroup(each, open_strategy(config, device, partners, shapes_of(each), recorder.warn, step))
+    open_strategy = strategy_of(config, comm)
+    groups = [
+        ParameterGroup(each, open_strategy(config, device, comm, shapes_of(each), recorder.warn, step))
         for each in variables if each
     ]
-    rates = partners.size if config.sync == "cdd" else 1
-    return Bsp(network, lots, what, partners, recorder, config.average_every, rates)
+    rates = comm.size if config.sync == "cdd" else 1
+    return Bsp(network, groups, what, comm, recorder, config.average_every, rates)
 
 
 def weights_and_velocities(network):
     """Return the shared variables that training changes, as two lists."""
     both = network.parameters_and_velocities
-    return both[: len(network.learning)], both[len(network.learning) :]
+    return both[: len(network.trainable_parameters)], both[len(network.trainable_parameters) :]
 
 
 def shapes_of(variables):
@@ -73,15 +73,15 @@ class ParameterGroup(NamedTuple):
 class Bsp(Synchronizer):
     """The Synchronizer of rule bsp; created by connect().
 
-    lots   list of ParameterGroup: the first is averaged in each exchange, the others if all state must be equal
+    groups   list of ParameterGroup: the first is averaged in each exchange, the others if all state must be equal
     what   weights_and_momentum, weights or gradients
     every  number of steps between two exchanges
     rates  factor of the learning rate: N for cdd
     """
 
-    def __init__(self, network, lots, what, partners, recorder, every=1, rates=1):
-        self._network, self._lots, self._apart = network, lots, what == "gradients"
-        self._partners, self._recorder = partners, recorder
+    def __init__(self, network, groups, what, comm, recorder, every=1, rates=1):
+        self._network, self._groups, self._apart = network, groups, what == "gradients"
+        self._comm, self._recorder = comm, recorder
         self._every, self._rates, self._totals = every, rates, 0
 
     def step(self, *inputs, rate):
@@ -93,17 +93,17 @@ class Bsp(Synchronizer):
         cost, error = float(cost), float(error)
         if step % self._every and not last:
             return StepResult(cost, error, False)
-        lots = self._lots if last else self._lots[:1]
+        groups = self._groups if last else self._groups[:1]
         with self._recorder.time("comm"):
-            for lot in lots:
-                lot.pack()
+            for group in groups:
+                group.pack()
         with self._recorder.time("sync"):
-            all_ready = self._partners.allgather(Ready(step, cost, error, bool(stop)))
+            all_ready = self._comm.allgather(Ready(step, cost, error, bool(stop)))
         costs, errors, stops = zip(*((ready.cost, ready.error, ready.stop) for ready in all_ready), strict=True)
         stop = any(stops)
-        with self._recorder.time("comm"), self._partners.waiting():
-            for lot in lots:
-                lot.average(step)
+        with self._recorder.time("comm"), self._comm.waiting():
+            for group in groups:
+                group.average(step)
         if self._apart:
             with self._recorder.time("calc"):
                 self._network.apply(np.float32(self._rates * rate))
@@ -113,21 +113,21 @@ class Bsp(Synchronizer):
 
     def _level(self, step):
         """Average the remaining groups, because an unscheduled checkpoint follows."""
-        with self._recorder.time("comm"), self._partners.waiting():
-            for lot in self._lots[1:]:
-                lot.pack()
-                self._partners.allgather(SyncRemaining(step))
-                lot.average(step)
+        with self._recorder.time("comm"), self._comm.waiting():
+            for group in self._groups[1:]:
+                group.pack()
+                self._comm.allgather(SyncRemaining(step))
+                group.average(step)
 
     def gather(self, lap):
-        laps = [each.lap for each in self._partners.allgather(TimingReport(lap.iteration, lap))]
-        return laps if self._partners.rank == 0 else []
+        laps = [each.lap for each in self._comm.allgather(TimingReport(lap.iteration, lap))]
+        return laps if self._comm.rank == 0 else []
 
     def total(self, values, stop):
         self._totals += 1
-        return total(self._partners, self._totals, values, stop)
+        return total(self._comm, self._totals, values, stop)
 
     def close(self):
-        with self._partners.waiting():
-            for lot in self._lots:
-                lot.strategy.close()
+        with self._comm.waiting():
+            for group in self._groups:
+                group.strategy.close()

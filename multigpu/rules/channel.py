@@ -26,16 +26,16 @@ PIECE = 1 << 20                                  # floats, 4 MB: smaller pieces 
 class Channel:
     """Sends and receives messages of this rank, and counts them.
 
-    partners  multigpu.mpi.communicator.MpiCommunicator
+    comm  multigpu.mpi.communicator.MpiCommunicator
     gone      the dropped ranks, from which no further messages arrive
     """
 
     TALK, ARRAY = 1, 2                           # tags of messages, and of the arrays that they announce
 
-    def __init__(self, partners):
-        self.comm, self.rank, self.size = partners.comm, partners.rank, partners.size
+    def __init__(self, comm):
+        self.comm, self.rank, self.size = comm.mpi, comm.rank, comm.size
         self.sent, self.received = [0] * self.size, 0            # number of messages, per receiver and in total
-        self.waiting, self.gone, self._partners = partners.waiting, partners.gone, partners
+        self.waiting, self.dropped_ranks, self._comm = comm.waiting, comm.dropped_ranks, comm
         self._leaving, self._abandoned = [], []  # (request, receiver) of pending messages; undeliverable ones
 
     def send(self, message, other):
@@ -139,7 +139,7 @@ class Channel:
                     return
             except MPI.Exception as error:       # MPI detects the death before JobMonitor
                 late = error
-            if other in self.gone:
+            if other in self.dropped_ranks:
                 self._abandoned.append((requests, memory))       # MPI may still read this memory
                 raise PeerDied(f"rank {other} is gone")
             waited = time.monotonic() - began
@@ -149,7 +149,7 @@ class Channel:
 
     def leave(self):
         """Mark this rank as having left; the others continue."""
-        self._partners.left = True
+        self._comm.has_left = True
 
     def close(self):
         """Wait until all messages have been sent."""
@@ -161,7 +161,7 @@ class Channel:
         return not self._leaving
 
     def _has_left(self, request, other):
-        if other in self.gone:
+        if other in self.dropped_ranks:
             self._abandoned.append(request)
             return True
         try:

@@ -20,20 +20,20 @@ from multigpu.rules.parameter_server.client import Client
 from multigpu.rules.parameter_server.protocol import SERVER, CenterPolicy, Push, TransferPlan
 
 
-def connect(config, network, device, partners, recorder, step=0):
+def connect(config, network, device, comm, recorder, step=0):
     """Return a Server on rank 0 and an ElasticClient on other ranks; see multigpu.rules. Collective."""
     return server.connect(
-        config, network, device, partners, recorder, step,
-        keeper=lambda centre, post: ElasticPolicy(centre, config.alpha),
-        client=lambda *parts: ElasticClient(*parts, config.tau),
+        config, network, device, comm, recorder, step,
+        policy=lambda center, channel: ElasticPolicy(center, config.easgd_alpha),
+        client=lambda *parts: ElasticClient(*parts, config.easgd_tau),
     )
 
 
 class ElasticClient(Client):
     """A client that exchanges every tau steps; see Client for the other arguments."""
 
-    def __init__(self, network, variables, flat, post, recorder, tau):
-        super().__init__(network, variables, flat, post, recorder)
+    def __init__(self, network, variables, flat, channel, recorder, tau):
+        super().__init__(network, variables, flat, channel, recorder)
         self._tau = tau
 
     def contact(self, step):
@@ -41,7 +41,7 @@ class ElasticClient(Client):
             return False
         turn = self.ask(Push, step)
         with self.exchanging():
-            self._post.hand_over(self._flat.array(), SERVER)
+            self._channel.hand_over(self._flat.array(), SERVER)
             self._flat.unpack(self._variables)
         return turn.stop
 
@@ -49,24 +49,24 @@ class ElasticClient(Client):
 class ElasticPolicy(CenterPolicy):
     """Center policy of EASGD: the center variable and a worker are pulled towards each other."""
 
-    def __init__(self, centre, alpha):
-        super().__init__(centre)
+    def __init__(self, center, alpha):
+        super().__init__(center)
         self._alpha = alpha
 
     def answer(self, push):
-        centre = self.centre.array()
-        return TransferPlan(lambda worker, part: elastic_step(worker, centre[part], self._alpha))
+        center = self.center.array()
+        return TransferPlan(lambda worker, part: elastic_step(worker, center[part], self._alpha))
 
 
-def elastic_step(worker, centre, alpha):
+def elastic_step(worker, center, alpha):
     """Move the weights of a worker and the center variable towards each other, in place.
 
         c <- c + alpha (w - c),  w <- w - alpha (w - c)              from the values before
 
-    worker, centre  one-dimensional float arrays of the same length and dtype, without shared memory
+    worker, center  one-dimensional float arrays of the same length and dtype, without shared memory
     """
     alpha = worker.dtype.type(alpha)
-    for w, c, pull in blocks(worker, centre):
+    for w, c, pull in blocks(worker, center):
         np.subtract(w, c, out=pull)
         pull *= alpha
         w -= pull

@@ -61,12 +61,15 @@ class GossipTiming(NamedTuple):
     lap: Any
 
 
-def connect(config, network, device, partners, recorder, step=0):
+def connect(config, network, device, comm, recorder, step=0):
     """Return the Gosgd synchronizer of this worker; see multigpu.rules for the arguments. Collective."""
-    verify_consistency(config, network, device, partners, step)
+    verify_consistency(config, network, device, comm, step)
     host = HostDevice(device.on_host)
-    lots = [WeightedGroup(each, FlatBuffer(host, shapes_of(each))) for each in weights_and_velocities(network) if each]
-    return Gosgd(network, lots, config, partners, recorder)
+    groups = [
+        WeightedGroup(variables, FlatBuffer(host, shapes_of(variables)))
+        for variables in weights_and_velocities(network) if variables
+    ]
+    return Gosgd(network, groups, config, comm, recorder)
 
 
 def receiver(seed, rank, size, step, p):
@@ -117,18 +120,19 @@ class WeightedGroup(NamedTuple):
 class Gosgd(Synchronizer):
     """The Synchronizer of rule gosgd; created by connect().
 
-    lots  list of WeightedGroup: the weights, and the velocities if there are any
+    groups  list of WeightedGroup: the weights, and the velocities if there are any
     """
 
-    def __init__(self, network, lots, config, partners, recorder):
-        self._network, self._lots, self._seed, self._p = network, lots, config.random_seed, config.p
-        self._partners, self._recorder, self._post = partners, recorder, pkgutil.resolve_name(POST)(partners)
-        self._comm, self._rank, self._size = partners.comm, partners.rank, partners.size
-        for lot in lots:
-            lot.pack()
-            lot.unpack()
-        self._weights, self._share = lots[0], 1 / self._size
-        self._copy, room = (np.empty_like(lot.flat.array()) for lot in (lots[0], lots[-1]))    # pushes; the rest
+    def __init__(self, network, groups, config, comm, recorder):
+        self._network, self._groups, self._seed, self._p = network, groups, config.random_seed, config.gosgd_p
+        self._comm, self._recorder, self._channel = comm, recorder, pkgutil.resolve_name(POST)(comm)
+        self._comm, self._rank, self._size = comm.mpi, comm.rank, comm.size
+        for group in groups:
+            group.pack()
+            group.unpack()
+        self._weights, self._share = groups[0], 1 / self._size
+        self._copy = np.empty_like(groups[0].flat.array())                       # pushes
+        room = np.empty_like(groups[-1].flat.array())                            # everything else
         self._kept, self._room = (self._copy, room), room[: self._copy.size]     # in consensus; for arrivals
         self._leaving, self._arriving = None, None
         self._stop, self._over, self._entries, self._totals, self._laps = False, False, 0, 0, {}
@@ -146,7 +150,7 @@ class Gosgd(Synchronizer):
         if stop and not self._stop:
             self._stop = True
             for other in self._others():
-                self._post.send(Stop(step, self._rank), other)
+                self._channel.send(Stop(step, self._rank), other)
         return StepResult(float(cost), float(error), self._stop)
 
     def _others(self):
@@ -159,8 +163,8 @@ class Gosgd(Synchronizer):
         with self._recorder.time("comm"):
             np.copyto(self._copy, self._weights.pack())
             self._share, pushed = halved(self._share)
-            self._post.send(GossipPush(step, self._rank, pushed), other)
-            self._leaving = self._comm.Isend(self._copy, other, self._post.ARRAY)
+            self._channel.send(GossipPush(step, self._rank, pushed), other)
+            self._leaving = self._comm.Isend(self._copy, other, self._channel.ARRAY)
 
     def _left(self):
         """Return whether the copy of the previous push has been sent."""
@@ -168,21 +172,21 @@ class Gosgd(Synchronizer):
 
     def _until(self, look):
         """Wait until look() is true; receive in the meantime."""
-        self._post.until(lambda: look() or self._receive() and False)
+        self._channel.until(lambda: look() or self._receive() and False)
 
     def _receive(self):
         """Receive one message, or the array that the last message announced; returns whether anything arrived."""
         if self._arriving:
             return self._receive_array()
-        message = self._post.take()
+        message = self._channel.take()
         if type(message) is GossipPush:
-            self._arriving = message, self._comm.Irecv(self._room, message.sender, self._post.ARRAY)
+            self._arriving = message, self._comm.Irecv(self._room, message.sender, self._channel.ARRAY)
         elif type(message) is Stop:
             self._stop = True
         elif type(message) is GossipTiming and self._rank == 0:
             self._laps[message.sender] = message.lap
         elif message is not None:
-            self._post.refuse(message, "Push or Stop")
+            self._channel.refuse(message, "Push or Stop")
         return message is not None
 
     def _receive_array(self):
@@ -210,14 +214,14 @@ class Gosgd(Synchronizer):
     def _enter(self, stop):
         """Wait for all workers, and until no message is in transit; returns whether any worker has to stop."""
         self._entries += 1
-        told = self._gather(np.array([self._entries, stop, *self._post.sent]))
+        told = self._gather(np.array([self._entries, stop, *self._channel.sent]))
         if set(told[:, 0]) != {self._entries}:
             raise DesyncError(
                 f"the ranks have entered consensus {', '.join(map(str, told[:, 0]))} times, by rank: "
                 "the workers are out of step; restart all of them from one checkpoint"
             )
         owed = told[:, 2 + self._rank].sum()
-        self._until(lambda: self._post.received >= owed and not self._arriving and self._left())
+        self._until(lambda: self._channel.received >= owed and not self._arriving and self._left())
         shares = self._gather(np.array([self._share]))
         if abs(shares.sum() - 1) > ROUNDING:
             found = shares.ravel().tolist()
@@ -232,31 +236,31 @@ class Gosgd(Synchronizer):
 
     def _mix(self):
         """Set the network to the sums of a_i w_i and of a_i v_i over the workers."""
-        for lot, kept in zip(self._lots, self._kept, strict=False):
-            array = lot.pack()
+        for group, kept in zip(self._groups, self._kept, strict=False):
+            array = group.pack()
             np.copyto(kept, array)
             array *= np.float32(self._share)
-            self._post.add_up(array)
-            lot.unpack()
+            self._channel.add_up(array)
+            group.unpack()
 
     def _unmix(self):
         """Restore this worker's own weights and velocities in the network."""
-        for lot, kept in zip(self._lots, self._kept, strict=False):
-            np.copyto(lot.flat.array(), kept)
-            lot.unpack()
+        for group, kept in zip(self._groups, self._kept, strict=False):
+            np.copyto(group.flat.array(), kept)
+            group.unpack()
 
     def gather(self, lap):
         if self._rank:
-            self._post.send(GossipTiming(lap.iteration, self._rank, lap), 0)
+            self._channel.send(GossipTiming(lap.iteration, self._rank, lap), 0)
             return []
         return [lap, *self._laps.values()]
 
     def total(self, values, stop):
         self._totals += 1
-        return total(self._partners, self._totals, values, stop)
+        return total(self._comm, self._totals, values, stop)
 
     def close(self):
-        self._post.close()
-        self._partners.allgather(Closed(0))
-        for lot in self._lots:
-            lot.flat.close()
+        self._channel.close()
+        self._comm.allgather(Closed(0))
+        for group in self._groups:
+            group.flat.close()

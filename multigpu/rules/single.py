@@ -24,5 +24,5 @@ class SingleWorker(Synchronizer):
         """Do nothing; there are no resources to release."""
 
 
-def connect(config, network, device, partners, recorder, step=0):
+def connect(config, network, device, comm, recorder, step=0):
     return SingleWorker(network)

@@ -28,26 +28,26 @@ APART = 1 << 40                                  # distance between the clients'
 class Rule(NamedTuple):
     """The parts of a rule that a Simulation needs.
 
-    keeper:      (config, centre, post, clients) -> CenterPolicy
+    policy:      (config, center, channel, clients) -> CenterPolicy
     client:      (config, constructor arguments of a client) -> client
     next_after:  (config, step) -> the first step after this one that ends with a contact
     """
 
-    keeper: Callable
+    policy: Callable
     client: Callable
     next_after: Callable
 
 
 RULES = {
     "asgd": Rule(
-        lambda config, centre, post, clients: ParameterServer(centre, config, clients, post.now),
+        lambda config, center, channel, clients: ParameterServer(center, config, clients, channel.now),
         lambda config, *parts: AsgdClient(*parts, often(config)),
         lambda config, step: often(config).next_after(step),
     ),
     "easgd": Rule(
-        lambda config, centre, post, clients: ElasticPolicy(centre, config.alpha),
-        lambda config, *parts: ElasticClient(*parts, config.tau),
-        lambda config, step: (step // config.tau + 1) * config.tau,
+        lambda config, center, channel, clients: ElasticPolicy(center, config.easgd_alpha),
+        lambda config, *parts: ElasticClient(*parts, config.easgd_tau),
+        lambda config, step: (step // config.easgd_tau + 1) * config.easgd_tau,
     ),
 }
 
@@ -155,17 +155,17 @@ class Simulation:
 
     def _open_server(self):
         weights, _ = weights_and_velocities(self.network)
-        shapes, post, device = shapes_of(weights), Post(self._office, SERVER), Memory()
-        self._keeper = self._rule.keeper(self._config, FlatBuffer(device, shapes), post, self._office.size - 1)
-        return Server(self.network, weights, FlatBuffer(device, shapes), self._keeper, post, self.log)
+        shapes, channel, device = shapes_of(weights), Post(self._office, SERVER), Memory()
+        self._policy = self._rule.policy(self._config, FlatBuffer(device, shapes), channel, self._office.size - 1)
+        return Server(self.network, weights, FlatBuffer(device, shapes), self._policy, channel, self.log)
 
     def _open_client(self, client):
         weights, velocities = weights_and_velocities(self.network)
         for velocity in velocities:
             velocity.container.storage[0] = np.array(velocity.get_value(borrow=True))
         self.network.step.set_value(self.network.step.get_value() + APART * (client - 1))
-        flat, post = FlatBuffer(Memory(), shapes_of(weights)), Post(self._office, client)
-        parts = self.network, weights, flat, post, WorkerRecorder(client)
+        flat, channel = FlatBuffer(Memory(), shapes_of(weights)), Post(self._office, client)
+        parts = self.network, weights, flat, channel, WorkerRecorder(client)
         made, seat = self._rule.client(self._config, *parts), Seat(self._variables)
         seat.leave()                             # keep the arrays themselves: the weights are in the FlatBuffer
         return made, seat
@@ -247,7 +247,7 @@ class Simulation:
 
     # ---- results
 
-    def centre(self):
+    def center(self):
         """Return a context in which the network holds the current center variable."""
         self._shown.take()
         return self._server.consensus()
@@ -260,7 +260,7 @@ class Simulation:
         """Return the server's report on its load and on the staleness of the pushes; empty if a turn costs 0."""
         if not self._costs.turn():
             return ""
-        self._keeper.report(self._office.size - 1, self.log)
+        self._policy.report(self._office.size - 1, self.log)
         return self.log.said[-1] if self.log.said else ""
 
 

@@ -9,14 +9,14 @@ from tests.multigpu.rules_doubles import RATE, Learner, Told, toy_settings
 
 
 @contextmanager
-def joined(partners, network, recorder, on_host=True, **changes):
+def joined(comm, network, recorder, on_host=True, **changes):
     """Yield (settings, Synchronizer of this rank)."""
     config = toy_settings(rule="asgd", **changes)
-    with open_device("cpu", on_host) as device, asgd.connect(config, network, device, partners, recorder) as exchange:
+    with open_device("cpu", on_host) as device, asgd.connect(config, network, device, comm, recorder) as exchange:
         yield config, exchange
 
 
-def train(partners, learners, changes, steps, on_host=True, length=LONG):
+def train(comm, learners, changes, steps, on_host=True, length=LONG):
     """Each client starts with weights of 1, takes `steps` steps, and leaves.
 
     learners  {rank: Learner's arguments}
@@ -24,12 +24,12 @@ def train(partners, learners, changes, steps, on_host=True, length=LONG):
     Rank 0 returns (center variable at the end, recorded pushes, log messages). A client returns (its values at the end,
     the elementwise sum of its updates).
     """
-    network, recorder = Learner(length, **learners.get(partners.rank, {})), Told(partners.rank)
+    network, recorder = Learner(length, **learners.get(comm.rank, {})), Told(comm.rank)
     network.set(1)
-    with joined(partners, network, recorder, on_host, **changes) as (config, exchange):
-        if partners.rank == 0:
-            centre = serve(partners, network, recorder, config, exchange)[1][-1][1]
-            return centre, recorder.pushed, recorder.logged
+    with joined(comm, network, recorder, on_host, **changes) as (config, exchange):
+        if comm.rank == 0:
+            center = serve(comm, network, recorder, config, exchange)[1][-1][1]
+            return center, recorder.pushed, recorder.logged
         moved = 0.0
         for step in range(1, steps + 1):
             before = network.values()[0].astype(float)

@@ -30,7 +30,7 @@ class Trained(NamedTuple):
     costs: list
 
 
-def train(partners, steps, changes, factor=1.0, parts=1, update="momentum", stop_at=None):
+def train(comm, steps, changes, factor=1.0, parts=1, update="momentum", stop_at=None):
     """Train and exchange with the settings `changes`; the rate drops to a tenth half-way; return Trained.
 
     factor   multiplies the learning rate
@@ -40,16 +40,16 @@ def train(partners, steps, changes, factor=1.0, parts=1, update="momentum", stop
     network = Network(Smallest(np.random.default_rng(0)), np.zeros((3, 6, 6), "float32"), UPDATES[update], "cpu",
                       crop=False)
     trained = Trained({}, [], [], [])
-    with open_device("cpu") as device, join(partners, device, network, changes) as exchange:
+    with open_device("cpu") as device, join(comm, device, network, changes) as exchange:
         for step in range(1, steps + 1):
             rate = np.float32(factor * (0.02 if 2 * step <= steps else 0.002))
-            cost, error = exchange.step(*made_batch(step, partners.rank, partners.size, parts), rate=rate)
-            stop = step >= (stop_at or {}).get(partners.rank, steps + 1)
+            cost, error = exchange.step(*made_batch(step, comm.rank, comm.size, parts), rate=rate)
+            stop = step >= (stop_at or {}).get(comm.rank, steps + 1)
             agreed = exchange.after_step(step, cost, error, rate, stop, step == steps)
             state = {name: np.array(array) for name, array in network.get_state().items()}
             if step in KEPT or agreed.stop:
                 trained.states[step] = state
-            names = [variable.name for variable in network.learning]
+            names = [variable.name for variable in network.trainable_parameters]
             trained.weights.append([zlib.crc32(state[name]) for name in names])
             trained.digests.append([zlib.crc32(array) for array in state.values()])
             trained.costs.append(agreed.cost)
@@ -58,18 +58,18 @@ def train(partners, steps, changes, factor=1.0, parts=1, update="momentum", stop
     return trained
 
 
-def join(partners, device, network, changes):
-    if partners.size == 1:
+def join(comm, device, network, changes):
+    if comm.size == 1:
         return SingleWorker(network)
     config = settings("none", "none", **changes)
-    return bsp.connect(config, network, device, partners, Listening())
+    return bsp.connect(config, network, device, comm, Listening())
 
 
-def together(partners, steps, parts, factor=1.0, update="momentum"):
+def together(comm, steps, parts, factor=1.0, update="momentum"):
     """Train one worker on the combined batches of `parts` ranks."""
-    return train(partners, steps, {}, factor, parts, update)
+    return train(comm, steps, {}, factor, parts, update)
 
 
-def differ(partners):
+def differ(comm):
     """Connect with a different momentum on each rank."""
-    return train(partners, 1, {"momentum": 0.9 - 0.1 * partners.rank})
+    return train(comm, 1, {"momentum": 0.9 - 0.1 * comm.rank})

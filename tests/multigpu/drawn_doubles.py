@@ -17,12 +17,12 @@ from tests.multigpu.process_doubles import mark
 RAISE = signal.SIGUSR2                           # a signal that neither MPI nor the run uses
 
 
-def work(config, device, control, partners):
+def work(config, device, control, comm):
     """multigpu.worker.work; writes the process id of rank R to the file rankR in the folder `output`."""
     signal.signal(RAISE, fail)
-    mark(Path(config.output) / f"rank{partners.rank}", os.getpid())
+    mark(Path(config.output) / f"rank{comm.rank}", os.getpid())
     worker.PLOTS = __name__
-    tiny.tiny_work(config, device, control, partners)
+    tiny.tiny_work(config, device, control, comm)
 
 
 def fail(number, frame):

@@ -14,7 +14,7 @@ fault does not end the job (see tests/multigpu/failure/test_membership.py).
 
 Checks after each fault:
 
-- The job ends within GONE seconds; for silent ranks, within time_out + GONE. Its exit status is not 0.
+- The job ends within GONE seconds; for silent ranks, within heartbeat_timeout + GONE. Its exit status is not 0.
 - One line on standard error names the rank, its process, and how it failed.
 - The newest checkpoint loads. No process and no shared memory remains.
 - The restart continues from that checkpoint: to the next checkpoint, or to its end with status 0.
@@ -49,9 +49,9 @@ TIME_OUT = 5                                     # seconds until a silent rank i
 GONE = 10.0                                      # seconds within which a job must end
 LONGEST = 300.0                                  # timeout in seconds for a start or an end
 MORE = 10                                        # steps from the last checkpoint to the end of the run
-RULES = {"bsp": {}, "easgd": {"tau": 2}, "gosgd": {"p": 0.5}, "asgd": {"n_sync": 2}}
+RULES = {"bsp": {}, "easgd": {"easgd_tau": 2}, "gosgd": {"gosgd_p": 0.5}, "asgd": {"n_sync": 2}}
 COMMON = {"model": "tiny", "batch_size": 2, "learning_rate": 0.001, "n_epochs": 10**6, "snapshot_iterations": 3,
-          "time_out": TIME_OUT}
+          "heartbeat_timeout": TIME_OUT}
 
 
 class Kind(NamedTuple):
@@ -64,7 +64,7 @@ class Kind(NamedTuple):
 KINDS = {
     "killed": Kind(signal.SIGKILL, " has died: it was killed, or has crashed"),
     "raising": Kind(drawn_doubles.RAISE, ": ended by RuntimeError: this moment was drawn"),
-    "silent": Kind(signal.SIGSTOP, f" has been silent for {TIME_OUT} s (time_out)"),
+    "silent": Kind(signal.SIGSTOP, f" has been silent for {TIME_OUT} s (heartbeat_timeout)"),
 }
 
 

@@ -17,62 +17,62 @@ LONG = 2 * PIECE + 77                            # floats: three pieces, the las
 
 
 @contextmanager
-def joined(partners, network, recorder, on_host=True, **changes):
+def joined(comm, network, recorder, on_host=True, **changes):
     """Yield (settings, Synchronizer of this rank); on_host: whether the backend computes on the host or on a GPU."""
     config = toy_settings(rule="easgd", **changes)
-    with open_device("cpu", on_host) as device, easgd.connect(config, network, device, partners, recorder) as exchange:
+    with open_device("cpu", on_host) as device, easgd.connect(config, network, device, comm, recorder) as exchange:
         yield config, exchange
 
 
-def serve(partners, network, recorder, config, exchange, stop_after=None, begin=Position()):
+def serve(comm, network, recorder, config, exchange, stop_after=None, begin=Position()):
     """Run the server until the end; return (position, [(position, values) of each save])."""
     saved = []
-    run = training(network, exchange, recorder, 0, partners.size - 1, config, saved, stop_after)
+    run = training(network, exchange, recorder, 0, comm.size - 1, config, saved, stop_after)
     return exchange.run(run, begin), saved
 
 
-def in_order(partners, alpha, weights, order, on_host):
+def in_order(comm, alpha, weights, order, on_host):
     """Let clients with these weights exchange in this order.
 
     Return the values of this rank after each of its exchanges; on rank 0, those of the center variable at the end.
     """
     network, recorder, found = Toy(LONG), Told(), []
     network.set(0, velocity=5)                   # as from a checkpoint of another rule
-    with joined(partners, network, recorder, on_host, alpha=alpha, tau=1) as (config, exchange):
-        if partners.rank == 0:
-            return serve(partners, network, recorder, config, exchange)[1][-1][1]
-        network.set(weights[partners.rank - 1], velocity=partners.rank)
+    with joined(comm, network, recorder, on_host, easgd_alpha=alpha, easgd_tau=1) as (config, exchange):
+        if comm.rank == 0:
+            return serve(comm, network, recorder, config, exchange)[1][-1][1]
+        network.set(weights[comm.rank - 1], velocity=comm.rank)
         for turn, client in enumerate(order, 1):
-            if client == partners.rank - 1:
+            if client == comm.rank - 1:
                 exchange.after_step(turn, 0.0, 0.0, RATE, False, False)
                 found.append(network.values())
-            partners.meet_clients()
+            comm.meet_clients()
         exchange.leave(len(order))
     return found
 
 
-def by_turns(partners, *arguments):
+def by_turns(comm, *arguments):
     """Run in_order with a separate barrier for the clients."""
-    clients = partners.comm.Split(partners.rank > 0, partners.rank)
-    partners.meet_clients = clients.Barrier
+    clients = comm.mpi.Split(comm.rank > 0, comm.rank)
+    comm.meet_clients = clients.Barrier
     try:
-        return in_order(partners, *arguments)
+        return in_order(comm, *arguments)
     finally:
         clients.Free()
 
 
-def walk(partners, exchanges):
+def walk(comm, exchanges):
     """Let clients perform random walks and exchange after each step.
 
     Return (sum of this rank's numbers, sum of what its own steps added); on the server, the sum of the center variable
     and 0.
     """
     network, recorder = Toy(11), Told()
-    with joined(partners, network, recorder, alpha=0.3, tau=1) as (config, exchange):
-        if partners.rank == 0:
-            (*_, (_, values)) = serve(partners, network, recorder, config, exchange)[1]
+    with joined(comm, network, recorder, easgd_alpha=0.3, easgd_tau=1) as (config, exchange):
+        if comm.rank == 0:
+            (*_, (_, values)) = serve(comm, network, recorder, config, exchange)[1]
             return float(values[0].sum(dtype=float)), 0.0
-        rng, added = np.random.default_rng(partners.rank), 0.0
+        rng, added = np.random.default_rng(comm.rank), 0.0
         weights = network.parameters_and_velocities[0].get_value(borrow=True)
         for step in range(1, exchanges + 1):
             before = weights.sum(dtype=float)
@@ -83,62 +83,62 @@ def walk(partners, exchanges):
         return float(weights.sum(dtype=float)), added
 
 
-def train(partners, dawdles, changes, stops=None, begin=Position()):
+def train(comm, dawdles, changes, stops=None, begin=Position()):
     """Run a whole training; return a dict of what this rank observed.
 
     dawdles  {rank: seconds per step}      stops  {rank: number of the stop_requested() call that first returns True}
     """
-    rank, stops = partners.rank, stops or {}
+    rank, stops = comm.rank, stops or {}
     recorder, network = Told(rank), Toy(dawdle=dawdles.get(rank, 0), pull=0.125)
-    with joined(partners, network, recorder, **changes) as (config, exchange):
+    with joined(comm, network, recorder, **changes) as (config, exchange):
         if rank == 0:
             network.mark = lambda: len(recorder.trained)
-            position, saved = serve(partners, network, recorder, config, exchange, stops.get(0), begin)
+            position, saved = serve(comm, network, recorder, config, exchange, stops.get(0), begin)
             return {
                 "position": position, "saved": saved, "trained": recorder.trained, "validated": network.validated,
                 "marks": network.marks, "validations": recorder.validations, "step": int(network.step.get_value()),
             }
-        run = training(network, exchange, recorder, rank - 1, partners.size - 1, config, None, stops.get(rank))
+        run = training(network, exchange, recorder, rank - 1, comm.size - 1, config, None, stops.get(rank))
         return {"position": exchange.run(run, begin), "steps": network.steps}
 
 
-def resume(partners, update, step):
+def resume(comm, update, step):
     """Connect after `step` steps and leave; return the server's warnings."""
     network, recorder = Toy(), Told()
     config = toy_settings(rule="easgd", update=update)
-    with open_device("cpu") as device, easgd.connect(config, network, device, partners, recorder, step) as exchange:
-        if partners.rank:
+    with open_device("cpu") as device, easgd.connect(config, network, device, comm, recorder, step) as exchange:
+        if comm.rank:
             return exchange.leave(step)
-        serve(partners, network, recorder, config, exchange)
+        serve(comm, network, recorder, config, exchange)
     return recorder.warnings
 
 
-def tell_laps(partners):
+def tell_laps(comm):
     """Each client finishes two laps at different times; return the laps that the server recorded."""
     network, recorder = Toy(), Told()
-    with joined(partners, network, recorder, tau=1) as (config, exchange):
-        if partners.rank == 0:
-            serve(partners, network, recorder, config, exchange)
+    with joined(comm, network, recorder, easgd_tau=1) as (config, exchange):
+        if comm.rank == 0:
+            serve(comm, network, recorder, config, exchange)
             return recorder.lapped
-        for step in (partners.rank, 5 + partners.rank):
-            exchange.gather(Lap(step // 5, 0.5, 5120, float(partners.rank), 0, 0, 0, 0))
+        for step in (comm.rank, 5 + comm.rank):
+            exchange.gather(Lap(step // 5, 0.5, 5120, float(comm.rank), 0, 0, 0, 0))
             exchange.after_step(step, 0.0, 0.0, RATE, False, False)
         exchange.leave(10)
 
 
-def say(partners, case):
+def say(comm, case):
     """Client 1 sends an invalid message and client 2 leaves; the server detects the error."""
     network, recorder = Toy(), Told()
     with open_device("cpu") as device:
-        config = toy_settings(rule="easgd", tau=1)
-        exchange = easgd.connect(config, network, device, partners, recorder)
-        if partners.rank == 0:
-            return serve(partners, network, recorder, config, exchange)
-        if partners.rank == 2:
+        config = toy_settings(rule="easgd", easgd_tau=1)
+        exchange = easgd.connect(config, network, device, comm, recorder)
+        if comm.rank == 0:
+            return serve(comm, network, recorder, config, exchange)
+        if comm.rank == 2:
             return exchange.leave(1)
         exchange.after_step(3, 0.0, 0.0, RATE, False, False)
         wrong = {
             "the same step again": Push(3, 1, [], []),
             "another's name": Leave(4, 2, [], [], False),
         }[case]
-        pkgutil.resolve_name(POST)(partners).send(wrong, 0)
+        pkgutil.resolve_name(POST)(comm).send(wrong, 0)

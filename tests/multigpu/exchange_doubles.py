@@ -183,13 +183,13 @@ class Trained(NamedTuple):
     sent: Counter
 
 
-def train(seat, devices, steps, changes, parts=1, stop_at=None, engine="cpu"):
+def train(seat, devices, steps, changes, parts=1, stop_at=None, backend="cpu"):
     """Train on synthetic batches with the exchange that the settings `changes` select; return Trained.
 
     parts    number of batches that this worker combines into one
     stop_at  {rank: first step at which a stop is requested}
     """
-    network, trained = make_network(engine), Trained([], [], [], [], Counter())
+    network, trained = make_network(backend), Trained([], [], [], [], Counter())
     on_host = network.computes_on_host
     with open_device(devices[seat.rank], on_host) as device, join(seat, device, network, trained, changes) as exchange:
         for step in range(1, steps + 1):
@@ -226,10 +226,10 @@ def join(seat, device, network, trained, changes):
     return bsp.connect(config, network, device, watched(seat, trained.sent), Listening(trained.warnings.append))
 
 
-def make_network(engine="cpu"):
+def make_network(backend="cpu"):
     """Return a network with the same initial weights on every call."""
     model, rule = Smallest(np.random.default_rng(0)), partial(momentum_sgd, momentum=0.9)
-    return Network(model, np.zeros((3, 6, 6), "float32"), rule, engine, crop=False)
+    return Network(model, np.zeros((3, 6, 6), "float32"), rule, backend, crop=False)
 
 
 def made_batch(step, rank, size, parts):
@@ -250,7 +250,7 @@ def made_batch(step, rank, size, parts):
 class Numbers:
     """A fake network: its variables hold numbers generated from the step and the rank."""
 
-    computes_on_host, frozen, learning = True, (), ()
+    computes_on_host, frozen_parameters, trainable_parameters = True, (), ()
 
     def __init__(self):
         self.parameters_and_velocities = [

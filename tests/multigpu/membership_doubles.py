@@ -53,11 +53,11 @@ class Network(several_doubles.Network):
 
     def __init__(self, points, begun):
         super().__init__(points)
-        self.learning = self.parameters_and_velocities = [Variable(np.zeros(LONG, np.float32))]
+        self.trainable_parameters = self.parameters_and_velocities = [Variable(np.zeros(LONG, np.float32))]
         self.steps, self.first, self._begun = 0, None, begun
 
     def weight(self):
-        return float(self.learning[0].get_value()[-1])
+        return float(self.trainable_parameters[0].get_value()[-1])
 
     def train(self, *inputs):
         self.steps += 1
@@ -87,14 +87,14 @@ class Recorder(WorkerRecorder):
         """Ignore pushes."""
 
 
-def work(config, device, control, partners):
+def work(config, device, control, comm):
     """multigpu.worker.work without PyTensor and output."""
-    folder, rank = Path(config.output), partners.rank
-    points, rule = Points(folder, rank), rule_of(config, partners)
-    part, recorder = role_of(rule, config, partners), Recorder(rank, Path(folder, config.run_name, "log.txt"))
+    folder, rank = Path(config.output), comm.rank
+    points, rule = Points(folder, rank), rule_of(config, comm)
+    part, recorder = role_of(rule, config, comm), Recorder(rank, Path(folder, config.run_name, "log.txt"))
     if rank == 0:
         Path(folder, config.run_name, "log.txt").touch()
-    partners.allgather(Present())
+    comm.allgather(Present())
     n = STEPS * part.workers * config.batch_size
     split = Split((Path("none"),), np.array([n]), np.zeros(n, np.int32))
     shares = split.shard(part.worker, part.workers), split.shard(*part.validates)
@@ -105,11 +105,11 @@ def work(config, device, control, partners):
                         on_death=control.report) as batches,
     ):
         mark(folder / f"worker{rank}", os.getpid())
-        partners.apart()
+        comm.detach()
         points.reach("joining")
         network = Network(points, folder / f"begun{rank}")
-        with pkgutil.resolve_name(rule.connect)(config, network, device, partners, recorder) as exchange:
-            points.around(exchange._post, "_swap", "moving")
+        with pkgutil.resolve_name(rule.connect)(config, network, device, comm, recorder) as exchange:
+            points.around(exchange._channel, "_swap", "moving")
             if rank:
                 points.around(exchange, "contact", "coming")
 

@@ -57,9 +57,9 @@ class ZeroReader:
         out[...] = 0
 
 
-def train(config, device, control, partners):
+def train(config, device, control, comm):
     """Read and compute for `steps` batches, or until stopped; mark each step and the end in the folder."""
-    folder, rank, size = Path(config.folder), partners.rank, partners.size
+    folder, rank, size = Path(config.folder), comm.rank, comm.size
     log = folder / f"reads{rank}"
     with ParallelBatches((config.reading, log), SHAPE, "uint8", make_reader=Reader, on_death=control.report) as batches:
         mark(folder / f"pids{rank}", {"worker": os.getpid(), "loader": batches.loader_pid, "device": device,
@@ -82,27 +82,27 @@ def compute(seconds):
         ctypes.CDLL(None).usleep(int(left * 1e6))
 
 
-def never_stop(config, device, control, partners):
+def never_stop(config, device, control, comm):
     """A worker that ignores stop requests."""
-    mark(Path(config.folder) / f"computing{partners.rank}", 0)
+    mark(Path(config.folder) / f"computing{comm.rank}", 0)
     compute(60)
 
 
-def fail(config, device, control, partners):
+def fail(config, device, control, comm):
     """Worker 1 of two, or the only worker, fails as config.error specifies; the other one keeps computing."""
-    if partners.rank < partners.size - 1:
-        return never_stop(config, device, control, partners)
+    if comm.rank < comm.size - 1:
+        return never_stop(config, device, control, comm)
     errors = {"config": ConfigError, "data": DataError, "bug": ZeroDivisionError}
     raise errors[config.error](f"the {config.error} is wrong")
 
 
-def miss_partner(config, device, control, partners):
+def miss_partner(config, device, control, comm):
     """Worker 0 reports the death of worker 1.
 
     Worker 1 fails a moment later as config.error specifies; without config.error it keeps computing. With config.error
     "own", worker 0 itself raises an error after it has reported worker 1.
     """
-    if partners.rank == 0:
+    if comm.rank == 0:
         control.report("worker 1 has died", follows=True)
         compute(0.3)
         if config.error == "own":
@@ -111,12 +111,12 @@ def miss_partner(config, device, control, partners):
     if config.error == "own":
         compute(60)
     compute(0.3)
-    fail(config, device, control, partners) if config.error else compute(60)
+    fail(config, device, control, comm) if config.error else compute(60)
 
 
-def leave_partner(config, device, control, partners):
+def leave_partner(config, device, control, comm):
     """All workers except worker 0 send it a message and exit; worker 0 waits and marks each message and each exit."""
-    rank, size, pipes = partners.rank, partners.size, partners._pipes
+    rank, size, pipes = comm.rank, comm.size, comm._pipes
     if rank == 0:
         for other, pipe in pipes.items():
             mark(Path(config.folder) / f"heard{other}", pipe.recv())

@@ -28,7 +28,7 @@ class Toy:
     dawdle  seconds per step      pull  amount subtracted per step
     """
 
-    frozen, computes_on_host = (), True
+    frozen_parameters, computes_on_host = (), True
 
     class model:
         """The attributes of a model that the training loop reads."""
@@ -40,7 +40,7 @@ class Toy:
             pytensor.shared(np.zeros(shape, "float32"), name=name)
             for name, shape in {"W": (length,), "b": (3,), "W.V": (length,), "b.V": (3,)}.items()
         ]
-        self.learning = self.parameters_and_velocities[:2]
+        self.trainable_parameters = self.parameters_and_velocities[:2]
         self.step = pytensor.shared(np.int64(0), name="step")
         self.dawdle, self.pull, self.steps = dawdle, pull, 0
         self.validated, self.marks, self.mark = [], [], lambda: None

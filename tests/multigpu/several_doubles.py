@@ -116,11 +116,11 @@ class Variable:
 class Network:
     """A network that computes nothing and reaches pause points."""
 
-    computes_on_host, frozen, model = True, (), SimpleNamespace(image_size=4)
+    computes_on_host, frozen_parameters, model = True, (), SimpleNamespace(image_size=4)
 
     def __init__(self, points):
         self.points, self.step = points, Variable(np.int64(0))
-        self.learning = self.parameters_and_velocities = [Variable(np.zeros(5000, np.float32))]
+        self.trainable_parameters = self.parameters_and_velocities = [Variable(np.zeros(5000, np.float32))]
 
     def train(self, *inputs):
         self.points.reach("computing", SECOND)
@@ -137,27 +137,27 @@ def points_of(exchange):
     """Return the pause points of an exchange: (object, method, point before a call, point after a call)."""
     found = [(exchange, "after_step", "before Ready", "after the exchange"), (exchange, "total", "before the sums"),
              (exchange, "close", "closing")]
-    if hasattr(exchange, "_lots"):               # bsp and gosgd
-        found += [(lot.strategy, "average", "between Ready and Done", "after Done")
-                  for lot in exchange._lots if hasattr(lot, "strategy")]
+    if hasattr(exchange, "_groups"):               # bsp and gosgd
+        found += [(group.strategy, "average", "between Ready and Done", "after Done")
+                  for group in exchange._groups if hasattr(group, "strategy")]
     inner = {"_exchange": "serving", "contact": "coming", "_push": "pushing", "_enter": "entering"}
     return found + [(exchange, name, point) for name, point in inner.items() if hasattr(exchange, name)]
 
 
-def work(config, device, control, partners):
+def work(config, device, control, comm):
     """multigpu.worker.work without files, PyTensor and output."""
-    folder, rank = Path(config.output), partners.rank
+    folder, rank = Path(config.output), comm.rank
     points = Points(folder, rank, control.stop_requested)
     mark(folder / f"worker{rank}", os.getpid())
     points.reach("starting")
-    if partners.over_mpi and rank == 0:
+    if comm.over_mpi and rank == 0:
         Path(folder, config.run_name, "log.txt").touch()
-    rule, reader = rule_of(config, partners), (folder, rank)
-    part = role_of(rule, config, partners)
+    rule, reader = rule_of(config, comm), (folder, rank)
+    part = role_of(rule, config, comm)
     n = STEPS * part.workers * config.batch_size
     split = Split((Path("none"),), np.array([n]), np.zeros(n, np.int32))
     with (
-        partners.watch(lambda other: control.report(f"worker {other} has died", follows=True)) as watch,
+        comm.watch(lambda other: control.report(f"worker {other} has died", follows=True)) as watch,
         open_device("cpu") as device,
         ParallelBatches(reader, (3, 4, 4, config.batch_size), "uint8", make_reader=Reader, device=device,
                         on_death=control.report) as batches,
@@ -165,7 +165,7 @@ def work(config, device, control, partners):
         mark(folder / f"loader{rank}", batches.loader_pid)
         points.reach("connecting")
         network = Network(points)
-        exchange = pkgutil.resolve_name(rule.connect)(config, network, device, partners, WorkerRecorder(rank))
+        exchange = pkgutil.resolve_name(rule.connect)(config, network, device, comm, WorkerRecorder(rank))
         for owner, *point in points_of(exchange):
             points.around(owner, *point)
         shares = split.shard(part.worker, part.workers), split.shard(*part.validates)

@@ -91,62 +91,62 @@ def reduction_of(name, comm, n, piece=None, feedback=False):
     return kind(name, comm, n, wire, **({} if piece is None else {"piece": piece}))
 
 
-def reduce_lengths(partners, name, kind, lengths, mean, piece=None):
+def reduce_lengths(comm, name, kind, lengths, mean, piece=None):
     """Return one tuple per length.
 
     Each holds the checksum of the result's bits, the bytes passed to MPI, the number of messages, the bytes that the
     reduction counts, and on rank 0 the result.
     """
-    return [reduce_one(partners, name, values_of(kind, partners.rank, n), mean, piece) for n in lengths]
+    return [reduce_one(comm, name, values_of(kind, comm.rank, n), mean, piece) for n in lengths]
 
 
-def reduce_one(partners, name, values, mean, piece=None, step=4100):
-    n, comm = values.size, Counting(partners.comm)
+def reduce_one(comm, name, values, mean, piece=None, step=4100):
+    n, comm = values.size, Counting(comm.mpi)
     reduction = reduction_of(name, comm, n, piece)
     array = np.concatenate([values, np.full(reduction.spare, 9, np.float32)])
     reduction.reduce(array, step, mean)
     result = array[:n]
-    return zlib.crc32(result), comm.bytes, comm.messages, reduction.sent, result if partners.rank == 0 else None
+    return zlib.crc32(result), comm.bytes, comm.messages, reduction.sent, result if comm.rank == 0 else None
 
 
-def reduce_alexnet(partners, name, n):
+def reduce_alexnet(comm, name, n):
     """Return whether the mean over two ranks is bit-identical to the reference."""
     ours, theirs = (np.arange(n, dtype=np.uint32) * np.uint32(2654435761 + 2 * rank) for rank in (0, 1))
     arrays = [each.astype(np.int32).astype(np.float32) / np.float32(2**31) for each in (ours, theirs)]
-    reduction = reduction_of(name, partners.comm, n)
-    array = np.concatenate([arrays[partners.rank], np.zeros(reduction.spare, np.float32)])
+    reduction = reduction_of(name, comm.mpi, n)
+    array = np.concatenate([arrays[comm.rank], np.zeros(reduction.spare, np.float32)])
     reduction.reduce(array, 1)
     expected = TRUTHS.get(name, in_rank_order)(arrays, 2)
     return bool((array[:n].view(np.uint32) == expected.view(np.uint32)).all())
 
 
-def overflow(partners, name, culprit, value, mean=True, everybody=0.0, piece=None):
+def overflow(comm, name, culprit, value, mean=True, everybody=0.0, piece=None):
     """Return (the error message, whether the array is finite afterwards)."""
     array = np.zeros(100, np.float32)
-    array[70] = value if partners.rank == culprit else everybody
+    array[70] = value if comm.rank == culprit else everybody
     try:
-        reduction_of(name, partners.comm, 100, piece).reduce(array, 12, mean)
+        reduction_of(name, comm.mpi, 100, piece).reduce(array, 12, mean)
     except ArithmeticError as error:
         return str(error), bool(np.isfinite(array).all())
     return None, bool(np.isfinite(array).all())
 
 
-def part(partners, name, late):
+def part(comm, name, late):
     """Run two steps; in the second, rank `late` uses the number of the third step."""
-    reduction = reduction_of(name, partners.comm, 300, 64)
+    reduction = reduction_of(name, comm.mpi, 300, 64)
     array = np.zeros(300 + reduction.spare, np.float32)
     reduction.reduce(array, 1)
-    reduction.reduce(array, 3 if partners.rank == late else 2)
+    reduction.reduce(array, 3 if comm.rank == late else 2)
 
 
-def repeat_a_message(partners, name):
+def repeat_a_message(comm, name):
     """In the second step, rank 1 sends its last message of the first step again."""
     sent = {}
 
     def change(number, message):
         return sent.setdefault(number % comm.per_step, message.copy())
 
-    comm = Counting(partners.comm, change if partners.rank == 1 else lambda number, message: message)
+    comm = Counting(comm.mpi, change if comm.rank == 1 else lambda number, message: message)
     comm.per_step = 10**9
     reduction = reduction_of(name, comm, 300)
     reduction.reduce(np.ones(300, np.float32), 1)
@@ -154,9 +154,9 @@ def repeat_a_message(partners, name):
     reduction.reduce(np.ones(300, np.float32), 2)
 
 
-def lose_an_addend(partners):
+def lose_an_addend(comm):
     """Simulate an MPI whose Allreduce drops the contribution of rank 1 and reports success."""
-    comm = Counting(partners.comm)
+    comm = Counting(comm.mpi)
 
     def add_up(place, array):
         if comm.rank == 1:
@@ -167,40 +167,40 @@ def lose_an_addend(partners):
     Allreduce(comm).reduce(np.ones(300, np.float32), 1)
 
 
-def exchange_by_hand(partners, n):
+def exchange_by_hand(comm, n):
     """Return the mean computed by the benchmark's own peer exchange."""
-    array = values_of("all", partners.rank, n)
-    by_hand(partners.comm, array, 1)
+    array = values_of("all", comm.rank, n)
+    by_hand(comm.mpi, array, 1)
     return array
 
 
 # ---- error feedback
 
 
-def run_feedback(partners, feedback, steps):
+def run_feedback(comm, feedback, steps):
     """Return (largest distance of the running sum of means from the exact sum, the weight after steps of 1e-5)."""
-    reduction = reduction_of("asa16", partners.comm, 2, feedback=feedback)
-    value = np.float32([1 + 0.3 * 2**-10, -3.7 + 1e-4 * partners.rank])
+    reduction = reduction_of("asa16", comm.mpi, 2, feedback=feedback)
+    value = np.float32([1 + 0.3 * 2**-10, -3.7 + 1e-4 * comm.rank])
     exact = np.mean([np.float64(np.float32([1 + 0.3 * 2**-10, -3.7 + 1e-4 * rank]))
-                     for rank in range(partners.size)], axis=0)
+                     for rank in range(comm.size)], axis=0)
     seen, worst = np.zeros(2), 0.0
     for step in range(1, steps + 1):
         array = value.copy()
         reduction.reduce(array, step)
         seen += array
         worst = max(worst, float(abs(seen - step * exact).max()))
-    reduction, weight = reduction_of("asa16", partners.comm, 1, feedback=feedback), np.ones(1, np.float32)
+    reduction, weight = reduction_of("asa16", comm.mpi, 1, feedback=feedback), np.ones(1, np.float32)
     for step in range(1, steps + 1):
         weight += np.float32(1e-5)
         reduction.reduce(weight, step)
     return worst, float(weight[0])
 
 
-def first_with_feedback(partners):
+def first_with_feedback(comm):
     """Return whether the first exchange is the same with and without error feedback."""
-    arrays = [values_of("all", partners.rank, 500) for _ in range(2)]
+    arrays = [values_of("all", comm.rank, 500) for _ in range(2)]
     for array, feedback in zip(arrays, (False, True), strict=True):
-        reduction_of("asa16", partners.comm, 500, feedback=feedback).reduce(array, 1)
+        reduction_of("asa16", comm.mpi, 500, feedback=feedback).reduce(array, 1)
     return bool((arrays[0] == arrays[1]).all())
 
 
@@ -245,14 +245,14 @@ def address(buffer):
 
 
 @mock.patch.object(HostBuffer, "pointer", property(address), create=True)
-def exchange(partners, name, feedback=False, gpu=False, aware=False, on_host=True):
+def exchange(comm, name, feedback=False, gpu=False, aware=False, on_host=True):
     """Return (the arrays after one exchange, the warnings, the copies between GPU and host during that exchange)."""
     warned = []
-    variables = [pytensor.shared(values_of("all", partners.rank, n).reshape(SHAPES[name]), name=name)
+    variables = [pytensor.shared(values_of("all", comm.rank, n).reshape(SHAPES[name]), name=name)
                  for name, n in zip(SHAPES, (35, 5, 1, 1089), strict=True)]
     config = settings(name, feedback)
     with Gpu(on_host) if gpu else HostDevice() as device, mock.patch.object(allreduce, "is_cuda_aware", lambda: aware):
-        strategy = strategy_of(config, partners)(config, device, partners, list(SHAPES.values()), warned.append, 6)
+        strategy = strategy_of(config, comm)(config, device, comm, list(SHAPES.values()), warned.append, 6)
         strategy.flat.pack(variables)
         before = len(getattr(device, "copies", []))
         strategy.average(7)
@@ -287,15 +287,15 @@ def array_of(memory):
     return np.asarray(host)
 
 
-def exchange_by_nccl(partners, name):
+def exchange_by_nccl(comm, name):
     """Run exchange() over a fake NCCL with each rank on its own host."""
     core = ModuleType("nccl.core")
     core.SUM = "sum"
     core.get_unique_id = lambda: SimpleNamespace(as_bytes=b"0" * 128)
     core.UniqueId = SimpleNamespace(from_bytes=bytes)
-    core.Communicator = SimpleNamespace(init=lambda size, rank, identifier: FakeNccl(partners.comm))
+    core.Communicator = SimpleNamespace(init=lambda size, rank, identifier: FakeNccl(comm.mpi))
     nccl = ModuleType("nccl")
     nccl.core = core
-    partners.hosts = [f"host{rank}" for rank in range(partners.size)]
+    comm.hosts = [f"host{rank}" for rank in range(comm.size)]
     with mock.patch.dict(sys.modules, {"nccl": nccl, "nccl.core": core}):
-        return exchange(partners, name, gpu=True, on_host=False)
+        return exchange(comm, name, gpu=True, on_host=False)

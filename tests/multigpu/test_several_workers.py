@@ -142,7 +142,7 @@ def test_two_workers_resume_to_the_bit_and_another_number_only_between_epochs(ru
 def test_two_gpus_hold_the_bits_of_two_cpus_and_one_that_is_not_there_is_refused(runs, data, tmp_path, cuda_emulator):
     variables = cuda_emulator.environment(devices=2)
     variables["PYTHONPATH"] = os.pathsep.join([variables["PYTHONPATH"], *filter(None, sys.path)])
-    settings = {"engine": "cpu", "batch_size": 2, "n_iterations": 4, "run_name": "run"}
+    settings = {"backend": "cpu", "batch_size": 2, "n_iterations": 4, "run_name": "run"}
     for name, devices in (("gpus", "cuda0,cuda1"), ("cpus", "cpu,cpu")):
         (tmp_path / name).mkdir()
         run = start(runs, tmp_path / name, data, variables=variables, devices=devices, **settings)

@@ -41,7 +41,7 @@ def idle(exchange, client, step):
 
 
 def centre_of(simulation):
-    with simulation.centre():
+    with simulation.center():
         return [np.array(v.get_value()) for v in simulation.network.parameters_and_velocities[:2]]
 
 
@@ -159,7 +159,7 @@ def test_elastic_averaging_conserves_what_worker_and_centre_are_together():
     """Zhang et al. 2015: center variable 0, workers 1 and 3, in the order 0, 1, 0, 1, alpha 0.5."""
     network = Learners()
     network.set(0)
-    simulation = Simulation(toy_settings(rule="easgd", tau=1, alpha=0.5), network, 2, STEP)
+    simulation = Simulation(toy_settings(rule="easgd", easgd_tau=1, easgd_alpha=0.5), network, 2, STEP)
     for client, value in ((1, 1), (2, 3)):
         for array in simulation.arrays(client)[:2]:
             array[...] = value
@@ -181,9 +181,9 @@ team = team_of(4)
 ])
 def test_the_order_of_a_run_over_mpi_replayed_gives_its_bits(team, settings):
     learners = {rank: {"seed": rank, "dawdle": 0.001 * rank} for rank in (1, 2, 3)}
-    ((centre, pushes, _), *_) = results(team.run("tests.multigpu.asgd_tasks:train", learners, settings, 20, True, 1000))
+    ((center, pushes, _), *_) = results(team.run("tests.multigpu.asgd_tasks:train", learners, settings, 20, True, 1000))
     simulation, _ = simulate(3, length=1000, steps=20, order=order_of(pushes), **settings)
-    for found, expected in zip(centre_of(simulation), centre, strict=False):
+    for found, expected in zip(centre_of(simulation), center, strict=False):
         np.testing.assert_array_equal(found, expected)
     told = [(push["version"], push["client"], push["staleness"]) for push in simulation.log.pushes]
     assert sorted(told) == sorted((push["version"], push["client"], push["staleness"]) for push in pushes)

@@ -9,6 +9,6 @@ elemwise      generates the C loops of elementwise nodes from PyTensor's scalar 
 fused_update  dense layers: weight gradient and parameter update in one kernel
 """
 
-from alexnet.backends.cpu.linker import cpu_mode, reference_mode
+from alexnet.backends.cpu.linker import cpu_mode, numpy_mode
 
-__all__ = ["cpu_mode", "reference_mode"]
+__all__ = ["cpu_mode", "numpy_mode"]

@@ -95,25 +95,25 @@ class UseKernels(GraphRewriter):
 
 
 def cpu_mode():
-    """Return the mode with C kernels; without a C compiler warn once and return the slow `reference_mode`."""
+    """Return the mode with C kernels; without a C compiler warn once and return the slow `numpy_mode`."""
     if not compiler.compiler_available():
-        warn_of_references()
-        return reference_mode()
-    return _numpy_mode().register((UseKernels(), AFTER_ALL_OTHERS))
+        warn_no_compiler()
+        return numpy_mode()
+    return _base_mode().register((UseKernels(), AFTER_ALL_OTHERS))
 
 
-def reference_mode():
+def numpy_mode():
     """Return the mode that computes each Op with NumPy; no fusion: NumPy would run fused Ops element by element."""
-    return _numpy_mode().excluding("fusion")
+    return _base_mode().excluding("fusion")
 
 
-def _numpy_mode():
+def _base_mode():
     """Return a mode of the PyTensor VM without C compilation and without the rewrites in LEFT_OUT."""
     query = RewriteDatabaseQuery(include=["fast_run"], exclude=LEFT_OUT)
     return Mode(VMLinker(use_cloop=False, c_thunks=False), query).register((InlineGraphs(), AFTER_STABILISING))
 
 
 @cache
-def warn_of_references():
+def warn_no_compiler():
     """Warn once per process that no C compiler was found."""
     warnings.warn(compiler.NO_COMPILER, RuntimeWarning, stacklevel=3)

@@ -27,7 +27,7 @@ from alexnet.native.compiler import cache_folder
 
 LOWERINGS = average_pool, basic, convolution, crop, dropout, lrn, max_pool             # importing them registers them
 LEFT_OUT = "fusion", "local_merge_switch_same_cond"              # XLA fuses; may not terminate where branches rejoin
-NO_CUDA = 'engine jax sees no GPU for device {}: pip install "jax[cuda13]", or set engine=cpu (JAX: {})'
+NO_CUDA = 'backend jax sees no GPU for device {}: pip install "jax[cuda13]", or set backend=cpu (JAX: {})'
 
 
 def jax_mode(precision="float32", device="cpu"):

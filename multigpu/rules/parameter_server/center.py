@@ -74,20 +74,20 @@ class ParameterServer(CenterPolicy):
     clock    () -> seconds
     """
 
-    def __init__(self, centre, config, clients, clock):
-        super().__init__(centre)
-        self._update, self._clock = ServerUpdate(config, centre.array().size), clock
+    def __init__(self, center, config, clients, clock):
+        super().__init__(center)
+        self._update, self._clock = ServerUpdate(config, center.array().size), clock
         self._scale = 1 / clients if config.server_scale is None else config.server_scale
         self._power, self.version = config.staleness_power, 0
         self.load = ServerLoad(clock())
         self._unsaid = {}                        # {client: PushRecord} without the waiting time, which follows later
 
     def answer(self, push):
-        note, centre = push.note, self.centre.array()
+        note, center = push.note, self.center.array()
         self._turn = self._clock()
         if type(push) is Fetch:
             told = GrantMeta(self.version, weights=False)
-            return TransferPlan(lambda piece, part: np.copyto(piece, centre[part]), there=False, note=told)
+            return TransferPlan(lambda piece, part: np.copyto(piece, center[part]), there=False, note=told)
         staleness = self.version - note.version
         scale = by_staleness(self._scale, staleness, self._power)
         whole = staleness == 0 and scale == 1 and self._update.plain
@@ -95,9 +95,9 @@ class ParameterServer(CenterPolicy):
 
         def update(piece, part):
             if whole:
-                np.copyto(centre[part], piece)
+                np.copyto(center[part], piece)
             else:
-                self._update(piece, centre, part, scale, note.fetch)
+                self._update(piece, center, part, scale, note.fetch)
 
         return TransferPlan(update, back=note.fetch, note=GrantMeta(self.version, whole))
 
@@ -112,7 +112,7 @@ class ParameterServer(CenterPolicy):
         seconds = self._clock() - self._turn
         self.load.served(seconds)
         if type(message) is Push:
-            staleness, moved = self.version - 1 - note.version, self.centre.array().nbytes * (1 + note.fetch)
+            staleness, moved = self.version - 1 - note.version, self.center.array().nbytes * (1 + note.fetch)
             self.load.staleness.append(staleness)
             self._unsaid[client] = PushRecord(client, message.step, self.version, staleness, 0.0, 1000 * seconds, moved)
 
@@ -138,13 +138,13 @@ class ServerUpdate:
         self._numbers, arrays = numbers, {"plain": 0, "adagrad": 1, "adadelta": 2}[kind]
         self._accumulators = [np.zeros(size, np.float32) for _ in range(arrays)]
 
-    def __call__(self, piece, centre, part, scale, back):
+    def __call__(self, piece, center, part, scale, back):
         """Update a slice of the center variable with a piece of a push.
 
         If back is true, the piece is overwritten with that slice of the new center variable.
         """
         accumulators = [array[part] for array in self._accumulators]
-        self._step(piece, centre[part], *accumulators, scale, *self._numbers, back=back)
+        self._step(piece, center[part], *accumulators, scale, *self._numbers, back=back)
 
 
 class ServerLoad:

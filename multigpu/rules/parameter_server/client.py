@@ -18,15 +18,15 @@ class Client(Synchronizer):
 
     variables  the exchanged shared variables
     flat       their flat_buffer.FlatBuffer, on the host
-    post       multigpu.rules.channel.Channel
-    hello      the WorkerInfo to join with, if the rule is elastic; None: the workers have already verified consistency
+    channel       multigpu.rules.channel.Channel
+    info      the WorkerInfo to join with, if the rule is elastic; None: the workers have already verified consistency
     """
 
-    hello = None
+    info = None
 
-    def __init__(self, network, variables, flat, post, recorder):
+    def __init__(self, network, variables, flat, channel, recorder):
         self._network, self._variables, self._flat = network, variables, flat
-        self._post, self._recorder = post, recorder
+        self._channel, self._recorder = channel, recorder
         self._records, self._laps, self._stop, self._end = [], [], False, 0
         recorder.keep = self._records.append
         flat.pack(variables)
@@ -34,7 +34,7 @@ class Client(Synchronizer):
 
     def run(self, run, position):
         """Train without validation, which the server does, then leave."""
-        if self.hello:
+        if self.info:
             position = self._join(position)
         position = train(run._replace(config=run.config.model_copy(update={"validation": False})), position)
         self.leave(position.iteration)
@@ -43,8 +43,8 @@ class Client(Synchronizer):
     def _join(self, position):
         """Join the server, independent of other clients; returns the Position to start at."""
         step = position.iteration
-        self._post.send(Join(step, self._post.rank, self.hello), SERVER)
-        joined = self._post.recv(Joined, step, SERVER)
+        self._channel.send(Join(step, self._channel.rank, self.info), SERVER)
+        joined = self._channel.recv(Joined, step, SERVER)
         self._stop = joined.stop
         if joined.moved and not joined.stop:
             self.catch_up(joined.position.iteration)
@@ -57,7 +57,7 @@ class Client(Synchronizer):
     def leave(self, step):
         """Notify the server that this step was the last."""
         self._end = step
-        self._post.send(Leave(step, self._post.rank, *self._told(), self._stop, self.note()), SERVER)
+        self._channel.send(Leave(step, self._channel.rank, *self._told(), self._stop, self.note()), SERVER)
 
     def note(self):
         """Return the data of this client for the rule's CenterPolicy."""
@@ -81,14 +81,14 @@ class Client(Synchronizer):
         with self._recorder.time("comm"):
             self._flat.pack(self._variables)
         with self._recorder.time("sync"):
-            self._post.send(kind(step, self._post.rank, *self._told(), self.note()), SERVER)
-            return self._post.recv(Grant, step, SERVER)
+            self._channel.send(kind(step, self._channel.rank, *self._told(), self.note()), SERVER)
+            return self._channel.recv(Grant, step, SERVER)
 
     def exchanging(self):
         """Return the context for the transfer of the array."""
         stack = ExitStack()
         stack.enter_context(self._recorder.time("comm"))
-        stack.enter_context(self._post.waiting())
+        stack.enter_context(self._channel.waiting())
         return stack
 
     def _told(self):
@@ -107,6 +107,6 @@ class Client(Synchronizer):
         return np.array(values, dtype=np.float64), self._stop
 
     def close(self):
-        if self._post.recv(LeaveAck, self._end, SERVER).alone:
-            self._post.leave()
+        if self._channel.recv(LeaveAck, self._end, SERVER).alone:
+            self._channel.leave()
         self._flat.close()

@@ -7,9 +7,9 @@
     Leave(step, ..., note, stop)  -------->  the client has done its last step; stop: because it was requested to
                                <-----------  LeaveAck(step): all clients have left, and the center variable is saved
 
-With an elastic rule (multigpu.rules.Rule.lone), each client starts when it is ready:
+With an elastic rule (multigpu.rules.Rule.elastic), each client starts when it is ready:
 
-    Join(step, hello)          ----------->  the checks of multigpu.communicator.verify_consistency, for one client
+    Join(step, info)          ----------->  the checks of multigpu.communicator.verify_consistency, for one client
                                <-----------  Joined(step, position, moved, stop): position of the job; moved: fetch W
     Leave(stop), if only this client was requested to stop: an immediate LeaveAck; the other clients continue
 
@@ -75,11 +75,11 @@ class LeaveAck(NamedTuple):
 
 
 class Join(NamedTuple):
-    """Client to server: request to join; hello is a multigpu.communicator.WorkerInfo."""
+    """Client to server: request to join; info is a multigpu.communicator.WorkerInfo."""
 
     step: int
     sender: int
-    hello: Any
+    info: Any
 
 
 class Joined(NamedTuple):
@@ -113,11 +113,11 @@ class TransferPlan(NamedTuple):
 class CenterPolicy:
     """Updates the center variable by the equations of a rule. The server calls it for each request.
 
-    centre  the center variable, a multigpu.exchange.flat_buffer.FlatBuffer
+    center  the center variable, a multigpu.exchange.flat_buffer.FlatBuffer
     """
 
-    def __init__(self, centre):
-        self.centre = centre
+    def __init__(self, center):
+        self.center = center
 
     def answer(self, push):
         """Return the TransferPlan for a Push or a Fetch."""

@@ -7,7 +7,7 @@ The server counts the steps of the clients. When their average reaches an epoch,
 variable and serves requests between two batches. An exchange therefore waits for at most one validation batch, or for
 a checkpoint to be written. If any rank is requested to stop, each client receives the stop with its next Grant.
 
-With an elastic rule (multigpu.rules.Rule.lone), training does not wait for late clients. If only one client is
+With an elastic rule (multigpu.rules.Rule.elastic), training does not wait for late clients. If only one client is
 requested to stop, only that client leaves. A client that JobMonitor drops is removed, even during an exchange: the
 pieces of its last push that have arrived remain in the center variable. Epochs are counted in average steps of the
 clients that are present or have finished.
@@ -45,21 +45,21 @@ from multigpu.rules.parameter_server.protocol import (
 BEFORE = (-1, 0)                                 # stage of a client before its first message
 
 
-def connect(config, network, device, partners, recorder, step, keeper, client):
+def connect(config, network, device, comm, recorder, step, policy, client):
     """Return a Server on rank 0 and a Client on other ranks; see multigpu.rules. Collective.
 
-    keeper  (FlatBuffer of the center variable, Channel) -> CenterPolicy
+    policy  (FlatBuffer of the center variable, Channel) -> CenterPolicy
     client  (arguments of Client) -> Client
     """
-    lone = RULES[config.rule].lone
-    if not lone:
-        verify_consistency(config, network, device, partners, step)
-    hello = worker_info_of(config, network, device, step) if lone else None
+    elastic = RULES[config.rule].elastic
+    if not elastic:
+        verify_consistency(config, network, device, comm, step)
+    info = worker_info_of(config, network, device, step) if elastic else None
     weights, velocities = weights_and_velocities(network)
-    post, host, shapes = pkgutil.resolve_name(POST)(partners), HostDevice(device.on_host), shapes_of(weights)
-    if partners.rank != SERVER:
-        made = client(network, weights, FlatBuffer(host, shapes), post, recorder)
-        made.hello = hello
+    channel, host, shapes = pkgutil.resolve_name(POST)(comm), HostDevice(device.on_host), shapes_of(weights)
+    if comm.rank != SERVER:
+        made = client(network, weights, FlatBuffer(host, shapes), channel, recorder)
+        made.info = info
         return made
     for velocity in velocities:                  # velocities of a checkpoint are for the clients only
         velocity.set_value(np.zeros_like(velocity.get_value(borrow=True)), borrow=True)
@@ -68,8 +68,8 @@ def connect(config, network, device, partners, recorder, step, keeper, client):
             f"the accumulators of update={config.update} are the clients' own, and in no checkpoint of "
             f"rule={config.rule}: they begin at 0 again, so the first steps are as large as a training's first"
         )
-    policy = keeper(FlatBuffer(host, shapes), post)
-    return Server(network, weights, FlatBuffer(host, shapes), policy, post, recorder, hello)
+    policy = policy(FlatBuffer(host, shapes), channel)
+    return Server(network, weights, FlatBuffer(host, shapes), policy, channel, recorder, info)
 
 
 class Server(Synchronizer):
@@ -77,24 +77,24 @@ class Server(Synchronizer):
 
     variables  shared variables of the network whose values the center variable represents
     shown      FlatBuffer for them: the copy that is validated and saved
-    keeper     CenterPolicy of the rule, with the center variable
-    post       multigpu.rules.channel.Channel
-    hello      WorkerInfo of this rank if the rule is elastic; None: all clients are present from the start
+    policy     CenterPolicy of the rule, with the center variable
+    channel       multigpu.rules.channel.Channel
+    info      WorkerInfo of this rank if the rule is elastic; None: all clients are present from the start
     """
 
-    def __init__(self, network, variables, shown, keeper, post, recorder, hello=None):
-        self._network, self._variables, self._centre, self._shown = network, variables, keeper.centre, shown
-        self._keeper, self._recorder, self._post = keeper, recorder, post
-        clients = range(1, post.size)
-        self._here = dict.fromkeys(() if hello else clients, BEFORE)     # stage of each client's last message
-        self._awaited, self._dropped = set(clients if hello else ()), set()
+    def __init__(self, network, variables, shown, policy, channel, recorder, info=None):
+        self._network, self._variables, self._center, self._shown = network, variables, policy.center, shown
+        self._policy, self._recorder, self._channel = policy, recorder, channel
+        clients = range(1, channel.size)
+        self._here = dict.fromkeys(() if info else clients, BEFORE)     # stage of each client's last message
+        self._awaited, self._dropped = set(clients if info else ()), set()
         # _ends: last step of each finished client; _steps: steps of each present or finished client since the start
         self._ends, self._steps = {}, dict.fromkeys(self._here, 0)
-        self._hello, self._position, self._laps = hello, Position(), {}
+        self._info, self._position, self._laps = info, Position(), {}
         self._moved, self._far, self._length = False, 0, 1       # anything pushed; maximum of _mean; steps per epoch
         self._asked, self._begun, self._stop = lambda: False, 0, False
         self._step = int(network.step.get_value())
-        self._centre.pack(variables)
+        self._center.pack(variables)
 
     def run(self, run, position):
         """Serve until all clients have left; validate and save when their average position requires it."""
@@ -106,7 +106,7 @@ class Server(Synchronizer):
             self._position = position
             if position.batch == steps and not self._stopping():
                 position, stop = end_epoch(run, position)
-                self._keeper.report(len(self._steps), self._recorder)
+                self._policy.report(len(self._steps), self._recorder)
                 if not stop and position.epoch % run.config.snapshot_freq == 0:
                     saved = self._save(run, position)
             elif passed(run.config.snapshot_iterations, before, position):
@@ -114,10 +114,10 @@ class Server(Synchronizer):
             elif not self._here and not self._awaited:
                 break
             else:
-                self._post.until(self.serve)
+                self._channel.until(self.serve)
         if saved != position:
             self._save(run, position)
-        self._keeper.report(len(self._steps), self._recorder)
+        self._policy.report(len(self._steps), self._recorder)
         if self._dropped and not self._ends:
             raise PeerDied(f"no client is left; all is saved after {position.iteration} iterations")
         return position
@@ -146,7 +146,7 @@ class Server(Synchronizer):
     def serve(self):
         """Serve pending messages, at most as many as there are clients; returns whether there were any."""
         for served in range(len(self._here) + len(self._awaited)):
-            message = self._post.take()
+            message = self._channel.take()
             if message is None:
                 return self._strike_off() or served > 0
             if message.sender not in self._dropped:
@@ -155,7 +155,7 @@ class Server(Synchronizer):
 
     def _strike_off(self):
         """Remove dropped clients that have no pending messages; returns whether there were any."""
-        dropped = self._post.gone & (self._here.keys() | self._awaited) if self._hello else set()
+        dropped = self._channel.dropped_ranks & (self._here.keys() | self._awaited) if self._info else set()
         for client in dropped:
             self._let_go(client)
         self._dropped |= dropped
@@ -169,7 +169,7 @@ class Server(Synchronizer):
 
     def _welcome(self, join):
         """Start a client at the current position of the job."""
-        check_consistency(join.sender, join.hello, self._hello)
+        check_consistency(join.sender, join.info, self._info)
         ahead = max(0, self._mean() - self._position.iteration)          # steps done during validation
         epochs, batch = divmod(self._position.batch + ahead, self._length)
         iteration, epoch = self._position.iteration + ahead, self._position.epoch + epochs
@@ -177,7 +177,7 @@ class Server(Synchronizer):
         if self._moved:
             self._recorder.log(f"rank {join.sender} has joined at iteration {iteration}")
         position = self._position._replace(epoch=epoch, batch=batch, iteration=iteration)
-        self._post.send(Joined(join.step, SERVER, position, self._moved, self._stopping()), join.sender)
+        self._channel.send(Joined(join.step, SERVER, position, self._moved, self._stopping()), join.sender)
 
     def _admit(self, client, iteration):
         self._awaited.discard(client)
@@ -191,23 +191,23 @@ class Server(Synchronizer):
         client, before = message.sender, self._here.get(message.sender)
         if before is None or type(message) not in ORDER or (now := stage(message)) <= before:
             after = "" if before is None else f", after step {before[0]}"
-            self._post.refuse(message, f"Push or Leave of a client that is here{after}")
+            self._channel.refuse(message, f"Push or Leave of a client that is here{after}")
         self._here[client] = now
         self._record(message)
         if type(message) is Leave:
             self._part(message)
         elif not self._exchange(message, client):
             return
-        self._keeper.served(message, self._recorder)
+        self._policy.served(message, self._recorder)
 
     def _exchange(self, message, client):
         """Perform a Push or a Fetch; returns False if the client was dropped during the transfer."""
         self._moved = self._moved or type(message) is Push
-        update, there, back, note = self._keeper.answer(message)
-        self._post.send(Grant(message.step, SERVER, self._stopping(), note), client)
+        update, there, back, note = self._policy.answer(message)
+        self._channel.send(Grant(message.step, SERVER, self._stopping(), note), client)
         try:
-            with self._post.waiting():
-                self._post.take_over(client, self._centre.array().size, update, there, back)
+            with self._channel.waiting():
+                self._channel.take_over(client, self._center.array().size, update, there, back)
         except PeerDied:
             return False
         return True
@@ -218,11 +218,11 @@ class Server(Synchronizer):
         If only this client was requested to stop, the other clients continue.
         """
         client = leave.sender
-        if leave.stop and self._hello and not self._stopping():
+        if leave.stop and self._info and not self._stopping():
             self._let_go(client)
             self._recorder.log(f"rank {client} was asked to stop, and has left after step {leave.step}; "
                                f"{len(self._here) + len(self._awaited)} clients are left")
-            return self._post.send(LeaveAck(leave.step, SERVER, alone=True), client)
+            return self._channel.send(LeaveAck(leave.step, SERVER, alone=True), client)
         self._ends[client] = leave.step
         del self._here[client]
         self._stop = self._stop or leave.stop
@@ -241,7 +241,7 @@ class Server(Synchronizer):
     @contextmanager
     def consensus(self, stop=False):
         """See Synchronizer; the network holds a copy of the center variable as it is on entry."""
-        np.copyto(self._shown.array(), self._centre.array())
+        np.copyto(self._shown.array(), self._center.array())
         self._shown.unpack(self._variables)
         yield False
 
@@ -256,9 +256,9 @@ class Server(Synchronizer):
 
     def close(self):
         for client, end in self._ends.items():
-            self._post.send(LeaveAck(end, SERVER), client)
-        self._post.close()
-        self._centre.close()
+            self._channel.send(LeaveAck(end, SERVER), client)
+        self._channel.close()
+        self._center.close()
         self._shown.close()
 
 

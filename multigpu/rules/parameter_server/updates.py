@@ -9,10 +9,10 @@ A push D is the sum of a client's updates since its last push, so -D takes the r
 
 Common arguments:
 
-push, centre  D and W: float arrays of the same length and dtype, without shared memory
-squares, ...  accumulators of the rule for each weight, with the shape of centre; initially zero
+push, center  D and W: float arrays of the same length and dtype, without shared memory
+squares, ...  accumulators of the rule for each weight, with the shape of center; initially zero
 scale         c, or the value that by_staleness returns for it
-back          whether the new values of centre overwrite push, for a client that fetches them; otherwise the content
+back          whether the new values of center overwrite push, for a client that fetches them; otherwise the content
               of push is undefined afterwards
 
 If a C compiler is available, updates.c makes one pass over the arrays. Otherwise NumPy works block by block, with the
@@ -31,23 +31,23 @@ SOURCE = Path(__file__).with_suffix(".c").read_text(encoding="utf-8")
 SIGNATURES = {"plain": "aanfn", "adagrad": "aaanffn", "adadelta": "aaaanffffn"}
 
 
-def plain(push, centre, scale, back=True):
+def plain(push, center, scale, back=True):
     """W <- W + scale * D; each product and each sum is rounded separately."""
-    scale = centre.dtype.type(scale)
-    if function := compiled("plain", push, centre):
-        return function(push, centre, centre.size, scale, back)
-    for d, w, room in blocks(push, centre):
+    scale = center.dtype.type(scale)
+    if function := compiled("plain", push, center):
+        return function(push, center, center.size, scale, back)
+    for d, w, room in blocks(push, center):
         w += np.multiply(d, scale, out=room)
         if back:
             np.copyto(d, w)
 
 
-def adagrad(push, centre, squares, scale, epsilon, back=True):
+def adagrad(push, center, squares, scale, epsilon, back=True):
     """G <- G + D**2,  W <- W + scale * D / (sqrt(G) + epsilon)."""
-    scale, epsilon = map(centre.dtype.type, (scale, epsilon))
-    if function := compiled("adagrad", push, centre, squares):
-        return function(push, centre, squares, centre.size, scale, epsilon, back)
-    for d, w, g, room in blocks(push, centre, squares):
+    scale, epsilon = map(center.dtype.type, (scale, epsilon))
+    if function := compiled("adagrad", push, center, squares):
+        return function(push, center, squares, center.size, scale, epsilon, back)
+    for d, w, g, room in blocks(push, center, squares):
         g += np.multiply(d, d, out=room)
         np.sqrt(g, out=room)
         room += epsilon
@@ -58,16 +58,16 @@ def adagrad(push, centre, squares, scale, epsilon, back=True):
             np.copyto(d, w)
 
 
-def adadelta(push, centre, squares, steps, scale, rho, epsilon, back=True):
+def adadelta(push, center, squares, steps, scale, rho, epsilon, back=True):
     """E[D^2] <- rho E[D^2] + (1 - rho) D**2,  d = sqrt((E[d^2] + epsilon) / (E[D^2] + epsilon)) D,
     E[d^2] <- rho E[d^2] + (1 - rho) d**2,  W <- W + scale * d.
 
     squares, steps  E[D^2] and E[d^2]
     """
-    scale, rho, rest, epsilon = map(centre.dtype.type, (scale, rho, 1 - rho, epsilon))
-    if function := compiled("adadelta", push, centre, squares, steps):
-        return function(push, centre, squares, steps, centre.size, scale, rho, rest, epsilon, back)
-    for d, w, of_pushes, of_steps, room in blocks(push, centre, squares, steps):
+    scale, rho, rest, epsilon = map(center.dtype.type, (scale, rho, 1 - rho, epsilon))
+    if function := compiled("adadelta", push, center, squares, steps):
+        return function(push, center, squares, steps, center.size, scale, rho, rest, epsilon, back)
+    for d, w, of_pushes, of_steps, room in blocks(push, center, squares, steps):
         keep_mean(of_pushes, d, rho, rest, room)
         np.add(of_pushes, epsilon, out=room)
         np.divide(of_steps + epsilon, room, out=room)

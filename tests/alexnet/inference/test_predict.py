@@ -198,7 +198,7 @@ def test_every_kind_of_image_ends_in_an_answer_or_its_sentence(path, tmp_path, c
     ([], "which images\\? name some, or - to read their names from standard input"),
     (["a.jpg", "--weights", "nowhere"], "there are no weights nowhere"),
     (["a.jpg", "--threads", "0"], "the number of threads must be at least 1, got 0"),
-    (["a.jpg", "--precision", "tf32"], "precision tf32 needs engine=jax"),
+    (["a.jpg", "--precision", "tf32"], "precision tf32 needs backend=jax"),
 ])
 def test_what_cannot_be_is_refused(path, arguments, sentence, capsys):
     assert predicted("--weights", path, *arguments) == 2

@@ -74,6 +74,6 @@ def test_outputs_and_gradients_are_pytorchs():
     pytest.importorskip("torch")
     from benchmarks.agreement import BOUND, rows
 
-    *arrays, decisions = rows(batch=2, seed=1, engine="cpu")
+    *arrays, decisions = rows(batch=2, seed=1, backend="cpu")
     assert all(row["value"] <= BOUND for row in arrays), arrays
     assert decisions["value"] <= 5

@@ -45,7 +45,7 @@ def cost_in_float64(arrays, image, label, name):
     return np.log(np.exp(logits - logits.max()).sum()) - (logits[label] - logits.max())
 
 
-@pytest.mark.skipif(not compiler.compiler_available(), reason="the cpu engine needs a C compiler")
+@pytest.mark.skipif(not compiler.compiler_available(), reason="the cpu backend needs a C compiler")
 def test_bvlc_alexnets_step_follows_float64s_gradient_and_is_all_kernels(rng):
     name = "bvlc_alexnet"                        # unlike AlexNet, it normalises before pooling
     model = MODELS[name](np.random.default_rng(0), dropout_rate=0)

@@ -61,7 +61,7 @@ def test_a_block_and_its_layers_can_be_frozen_and_slowed_by_name():
     model = GoogLeNet(None, classes=7)
     apply_layer_settings(model, Settings)
     layers = model.weight_layers
-    frozen = [name for name, parameters in layers.items() if not parameters[0].learns]
+    frozen = [name for name, parameters in layers.items() if not parameters[0].trainable]
     assert frozen == ["conv1", *(name for name in layers if name.startswith("inception_3b."))] and len(frozen) == 7
     rates = {name: parameters[0].lr_mult for name, parameters in layers.items() if parameters[0].lr_mult != 1}
     assert rates == {"inception_3a.5x5": 3, "aux_4a.conv": 0.5, "aux_4a.fc": 0.5, "aux_4a.classifier": 0.5}
@@ -109,7 +109,7 @@ def test_outputs_cost_and_gradients_are_pytorchs(mode, rng):
     variables = [parameter.variable for parameter in model.parameters]
     x, y = pt.tensor("x", shape=(3, 28, 28, None), dtype="float32"), pt.ivector("y")
     model.layers[2].tower.layers[4].rate = 0
-    cost = training_cost(*model.heads(x, Noise(1, 2)), y)
+    cost = training_cost(*model.training_outputs(x, Noise(1, 2)), y)
     run = pytensor.function([x, y], [model(x), cost, *pytensor.grad(cost, variables)], mode=mode)
     images, labels = rng.normal(size=(3, 28, 28, 5)).astype("float32") * 60, np.array([0, 3, 4, 1, 1], "int32")
     logits, value, *gradients = map(np.asarray, run(images, labels))
@@ -128,7 +128,7 @@ def test_outputs_cost_and_gradients_are_pytorchs(mode, rng):
 def network():
     """Return a Network of four classes, images and labels."""
     if not compiler.compiler_available():
-        pytest.skip("the cpu engine needs a C compiler")
+        pytest.skip("the cpu backend needs a C compiler")
     rng = np.random.default_rng(3)
     model = GoogLeNet(rng, classes=4, dropout_rate=0)
     network = Network(model, np.zeros((3, 256, 256)), momentum_sgd, crop=False)

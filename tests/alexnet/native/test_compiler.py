@@ -92,17 +92,17 @@ def test_source_that_does_not_compile_says_what_the_compiler_said(empty_cache):
 def test_each_setting_of_the_tiles_compiles_anew(empty_cache):
     source = "int tile(void) {\n#ifdef TILE_PORTABLE\nreturn 1;\n#else\nreturn 0;\n#endif\n}"
     try:
-        tiles = [compiler.load(source, "tile").tile()]
-        compiler.use_tiles("portable")
-        tiles.append(compiler.load(source, "tile").tile())
+        isa = [compiler.load(source, "tile").tile()]
+        compiler.use_isa("portable")
+        isa.append(compiler.load(source, "tile").tile())
     finally:
-        compiler.use_tiles("auto")
-    assert tiles == [0, 1]
+        compiler.use_isa("auto")
+    assert isa == [0, 1]
 
 
 def test_unknown_settings_are_refused_with_the_value():
     with pytest.raises(ValueError, match="auto, avx512, avx2, neon, portable, got 'sse'"):
-        compiler.use_tiles("sse")
+        compiler.use_isa("sse")
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         compiler.use_threads(0)
 
@@ -177,12 +177,12 @@ OPS = "tests/alexnet/ops"
 
 
 @needs_compiler
-@pytest.mark.parametrize("tiles", ["portable", "avx2"])
-def test_every_op_test_passes_with_forced_tiles(tiles):
-    if tiles == "avx2" and "avx2" not in compiler.processor():
+@pytest.mark.parametrize("isa", ["portable", "avx2"])
+def test_every_op_test_passes_with_forced_tiles(isa):
+    if isa == "avx2" and "avx2" not in compiler.processor():
         pytest.skip("this processor has no AVX2")
     program = f"import pytest, sys; sys.exit(pytest.main(['-q', '-k', 'cpu', '{OPS}', '-p', 'no:cacheprovider']))"
-    assert " passed" in in_new_process(program, ALEXNET_TILES=tiles)
+    assert " passed" in in_new_process(program, ALEXNET_ISA=isa)
 
 
 @needs_compiler

@@ -20,11 +20,11 @@ def mask_of():
     """Return a function (seed, stream, step) -> the NumPy backend's mask of SHAPE at rate 0.5."""
     x, seed, step = pt.matrix("x"), pt.lscalar("seed"), pt.lscalar("step")
     outputs = [Dropout(0.5, stream)(x, seed, step) for stream in (0, 1)]
-    run = pytensor.function([x, seed, step], outputs, mode=mode_of("reference"))
+    run = pytensor.function([x, seed, step], outputs, mode=mode_of("numpy"))
     return lambda seed, stream, step: run(np.ones(SHAPE, "float32"), seed, step)[stream] > 0
 
 
-def test_engine_draws_the_reference_mask_and_leads_the_gradient_through_it(mode, mask_of, rng):
+def test_backend_draws_the_reference_mask_and_leads_the_gradient_through_it(mode, mask_of, rng):
     x, g, seed, step = pt.matrix("x"), pt.matrix("g"), pt.lscalar("seed"), pt.lscalar("step")
     y = Dropout(0.5, stream=1)(x, seed, step)
     run = pytensor.function([x, g, seed, step], [y, pytensor.grad((y * g).sum(), x)], mode=mode)
@@ -63,7 +63,7 @@ def test_dropped_nan_is_gone_and_kept_nan_stays(mode, mask_of):
 
 
 def test_gradient_equals_finite_differences(rng):
-    verify_grad(lambda x: Dropout(0.4, 2)(x, 5, 6), [rng.normal(size=(6, 7))], rng=rng, mode=mode_of("reference"))
+    verify_grad(lambda x: Dropout(0.4, 2)(x, 5, 6), [rng.normal(size=(6, 7))], rng=rng, mode=mode_of("numpy"))
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def test_weights_without_a_mean_image_are_not_built(narrow):
 def test_a_built_network_predicts_with_the_weights(narrow, tmp_path):
     upstream.save(weights_of_narrow(3), tmp_path / "set")
     weights = pretrained.load(tmp_path / "set")
-    network = pretrained.build(weights, engine="reference")
+    network = pretrained.build(weights, backend="numpy")
     for variable in network.parameters:
         np.testing.assert_array_equal(variable.get_value(), weights.arrays[variable.name])
     np.testing.assert_array_equal(network.mean, weights.mean)

@@ -154,7 +154,7 @@ def arrays_of(folder, iteration):
 def test_a_resumed_run_is_the_same_to_the_bit_and_goes_on_with_no_other_update(data, tmp_path, update):
     changes = {
         "update": update, "learning_rate": RATES[update] / 10, "n_iterations": 6, "para_load": "false",
-        "engine": "reference",
+        "backend": "numpy",
     }
     straight = tiny.run(
         data, tmp_path, snapshot_iterations=3, run_name="straight", keep_snapshots="null", **changes

@@ -11,7 +11,7 @@ from alexnet.config.schema import ConfigError, load_config
 from alexnet.data.augment import centre_crop
 from alexnet.native import compiler
 from alexnet.nn.layers import Conv, Dense, Flatten, Sequential
-from alexnet.training.network import Network, apply_layer_settings, build_network, engine_of, update_rule
+from alexnet.training.network import Network, apply_layer_settings, backend_of, build_network, update_rule
 from alexnet.training.updates import adadelta, adagrad, momentum_sgd, nesterov, sgd
 from tests.tiny import Tiny
 
@@ -21,9 +21,9 @@ BATCH, CLASSES = 6, 10
 RULES = {"sgd": sgd, "momentum": momentum_sgd, "nesterov": nesterov, "adagrad": adagrad, "adadelta": adadelta}
 
 
-def network_of(engine, rule=momentum_sgd, **settings):
+def network_of(backend, rule=momentum_sgd, **settings):
     model = Tiny(np.random.default_rng(1), CLASSES)
-    return Network(model, np.full((3, 256, 256), 100, "float32"), rule, engine=engine, **settings)
+    return Network(model, np.full((3, 256, 256), 100, "float32"), rule, backend=backend, **settings)
 
 
 def batches(count):
@@ -46,8 +46,8 @@ def assert_same_state(network, other):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_compute_and_apply_are_train_to_the_bit(engine, rule):
-    whole, halves = (network_of(engine, RULES[rule]) for _ in range(2))
+def test_compute_and_apply_are_train_to_the_bit(backend, rule):
+    whole, halves = (network_of(backend, RULES[rule]) for _ in range(2))
     before = halves.get_state()["fc3.W"].copy()
     for batch, rate in zip(batches(3), rates(3), strict=True):
         expected = whole.train(*batch, rate)
@@ -58,8 +58,8 @@ def test_compute_and_apply_are_train_to_the_bit(engine, rule):
     assert_same_state(halves, whole)
 
 
-def test_gradients_are_shaped_as_the_parameters_and_what_apply_takes(engine):
-    network = network_of(engine, sgd)
+def test_gradients_are_shaped_as_the_parameters_and_what_apply_takes(backend):
+    network = network_of(backend, sgd)
     network.compute(*next(batches(1)))
     before = {name: np.array(array) for name, array in network.get_state().items()}
     for parameter, gradient in zip(network.parameters, network.gradients, strict=True):
@@ -104,9 +104,9 @@ def test_parameters_come_before_velocities_in_the_models_order():
     assert list(network.state) == [*names, "step"]
 
 
-def paced(engine, **settings):
+def paced(backend, **settings):
     """Return the network with layer learning rates and frozen layers applied."""
-    network = network_of(engine)
+    network = network_of(backend)
     pairs = [f"{key}={value}" for key, value in settings.items()]
     apply_layer_settings(network.model, load_config(["data=x", "weights=x", *pairs]))
     return network
@@ -118,10 +118,10 @@ def gradients_in(function):
     return [sum(f"Convolution{kind}Gradient" in name for name in names) for kind in ("Filter", "Input")]
 
 
-def test_layers_learn_at_their_own_rates_or_not_at_all(engine):
+def test_layers_learn_at_their_own_rates_or_not_at_all(backend):
     """Matches float64 NumPy on the gradients of a fully trainable network, for train and for compute and apply."""
     rates = {"conv1": 0, "conv2": 0.25, "fc3": 1, "fc4": 10}
-    network, whole = paced(engine, layer_rates="conv2:0.25,fc4:10", frozen_layers="conv1"), network_of(engine)
+    network, whole = paced(backend, layer_rates="conv2:0.25,fc4:10", frozen_layers="conv1"), network_of(backend)
     expected = {name: np.array(array, "float64") for name, array in network.get_state().items() if name != "step"}
     assert not {name for name in expected if name.startswith("conv1") and "velocity" in name}
     for batch, apart in zip(batches(2), (False, True), strict=True):
@@ -141,15 +141,15 @@ def test_layers_learn_at_their_own_rates_or_not_at_all(engine):
         state = network.get_state()
         for name, array in expected.items():
             np.testing.assert_allclose(state[name], array, rtol=1e-4, atol=1e-7, err_msg=name)
-        for v in network.frozen:
+        for v in network.frozen_parameters:
             np.testing.assert_array_equal(state[v.name], expected[v.name], err_msg=v.name)
         whole.set_parameters({v.name: np.array(state[v.name]) for v in whole.parameters})
 
 
-def test_going_back_ends_above_the_lowest_layer_that_learns(engine):
-    assert gradients_in(network_of(engine).train) == [4, 3]
-    assert gradients_in(paced(engine, frozen_layers="conv1,conv2").train) == [2, 1]
-    assert gradients_in(paced(engine, frozen_layers="conv2,fc4").train) == [2, 3]  # gradients pass through both
+def test_going_back_ends_above_the_lowest_layer_that_learns(backend):
+    assert gradients_in(network_of(backend).train) == [4, 3]
+    assert gradients_in(paced(backend, frozen_layers="conv1,conv2").train) == [2, 1]
+    assert gradients_in(paced(backend, frozen_layers="conv2,fc4").train) == [2, 3]  # gradients pass through both
 
 
 def test_compile_all_compiles_what_the_exchange_needs():
@@ -163,23 +163,23 @@ def test_compile_all_compiles_what_the_exchange_needs():
     [("auto", "cpu", "cpu"), ("auto", "cuda1", "jax"), ("cpu", "cuda0", "cpu"), ("jax", "cpu", "jax")],
 )
 def test_auto_means_jax_on_a_gpu_and_cpu_elsewhere(setting, device, expected):
-    assert engine_of(setting, device) == expected
+    assert backend_of(setting, device) == expected
 
 
 def test_network_of_the_settings_computes_as_they_say():
-    config = load_config(["data=x", "model=tiny", "engine=reference", "use_data_layer=false", "learning_rate=0.1"])
+    config = load_config(["data=x", "model=tiny", "backend=numpy", "use_data_layer=false", "learning_rate=0.1"])
     network = build_network(config, CLASSES, np.zeros((3, 256, 256)), rank=2)
     assert network.computes_on_host and not network.crop
     assert network.seed == config.random_seed + 2 * 1_000_003
     assert update_rule(config).func is momentum_sgd
 
 
-def test_precision_of_an_engine_that_has_none_is_refused():
-    with pytest.raises(ConfigError, match="precision bfloat16 needs engine=jax; engine cpu computes in float32 only"):
+def test_precision_of_an_backend_that_has_none_is_refused():
+    with pytest.raises(ConfigError, match="precision bfloat16 needs backend=jax; backend cpu computes in float32 only"):
         network_of("cpu", precision="bfloat16")
 
 
 def test_jax_that_is_not_installed_is_named_with_its_cure(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="engine jax needs jax, which is not installed: pip install"):
+    with pytest.raises(ConfigError, match="backend jax needs jax, which is not installed: pip install"):
         mode_of("jax")

@@ -303,7 +303,7 @@ class TestEveryDevice:
         assert device.can_reach(device.name) is None
         assert "cannot open buffers" in device.can_reach("cpu" if device.name != "cpu" else "cuda0")
 
-    def test_jax_is_imported_only_for_an_engine_that_computes_with_it(self, device, toolbox):
+    def test_jax_is_imported_only_for_an_backend_that_computes_with_it(self, device, toolbox):
         device.unpack(filled(device, np.zeros(4, "float32")), [(4,)])
         assert not toolbox.has_imported("jax")
 
@@ -338,7 +338,7 @@ class TestTheHost:
         assert (buffer.array((6,), "float32") == 1.5).all()
 
     @pytest.mark.parametrize("on_host", [True, False])
-    def test_unpack_copies_only_for_an_engine_that_owns_its_arrays(self, on_host):
+    def test_unpack_copies_only_for_an_backend_that_owns_its_arrays(self, on_host):
         with open_device("cpu", on_host) as device:
             buffer = device.allocate(12)
             first, second = device.unpack(buffer, [(2,), ()])
@@ -508,7 +508,7 @@ class TestJax:
 
     @pytest.mark.skipif(find_spec("jax_plugins") is not None, reason="JAX may be installed with CUDA here")
     def test_gpu_that_jax_could_not_use_is_refused_at_once(self, toolbox_with_jax):
-        with pytest.raises(DeviceError, match="^engine jax cannot compute on cuda0: JAX is installed without CUDA"):
+        with pytest.raises(DeviceError, match="^backend jax cannot compute on cuda0: JAX is installed without CUDA"):
             toolbox_with_jax.open_device("cuda0", on_host=False)
 
 

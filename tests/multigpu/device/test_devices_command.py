@@ -29,7 +29,7 @@ def no_pycuda(monkeypatch):
 
 
 def test_machine_without_pycuda_is_told_what_installs_it(no_pycuda, monkeypatch):
-    monkeypatch.setattr(report, "describe_engine", lambda setting, device: "of old")
+    monkeypatch.setattr(report, "describe_backend", lambda setting, device: "of old")
     table, rest = report.report().split("\n\n")
     header, cpu = table.splitlines()
     assert header.split() == ["device", "name", "memory", "free", "compute", "IPC"]
@@ -37,7 +37,7 @@ def test_machine_without_pycuda_is_told_what_installs_it(no_pycuda, monkeypatch)
     assert f"{report.cores()} cores " in cpu and cpu.count(" GiB ") == 2
     why, automatic = rest.splitlines()
     assert why.startswith("There is no GPU to use: cuda0 needs PyCUDA") and 'pip install -e ".[cuda]"' in why
-    assert automatic == "devices=auto computes on the cpu, engine of old."
+    assert automatic == "devices=auto computes on the cpu, backend of old."
 
 
 def test_gpus_are_listed_with_memory_ipc_and_peer_access(cuda_emulator):
@@ -65,11 +65,11 @@ def test_driver_without_a_gpu_is_told(cuda_emulator):
 
 
 @pytest.mark.parametrize("obstacle, gpus, sentence", [
-    (None, ["cuda0", "cuda1"], "devices=auto computes on cuda0, engine jax."),
-    (None, ["cuda1"], "devices=auto computes on the cpu, engine cpu"),        # cuda0 cannot be opened
-    (None, [], "devices=auto computes on the cpu, engine cpu"),
+    (None, ["cuda0", "cuda1"], "devices=auto computes on cuda0, backend jax."),
+    (None, ["cuda1"], "devices=auto computes on the cpu, backend cpu"),        # cuda0 cannot be opened
+    (None, [], "devices=auto computes on the cpu, backend cpu"),
     ("JAX is away", ["cuda0"], "; JAX is away."),
-    ("JAX is away", [], "devices=auto computes on the cpu, engine cpu"),
+    ("JAX is away", [], "devices=auto computes on the cpu, backend cpu"),
 ])
 def test_automatic_device_is_the_first_gpu_where_jax_can_use_it(monkeypatch, obstacle, gpus, sentence):
     monkeypatch.setattr(report, "why_no_jax", lambda: obstacle)

@@ -88,8 +88,8 @@ def test_workers_are_one_with_their_batches_together(team, alone, size, what):
 
 
 @pytest.mark.parametrize("what", WHAT)
-def test_engine_that_owns_its_memory_exchanges_copies(team, alone, what):
-    pytest.importorskip("jax", reason="the jax engine needs jax, which is not installed")
+def test_backend_that_owns_its_memory_exchanges_copies(team, alone, what):
+    pytest.importorskip("jax", reason="the jax backend needs jax, which is not installed")
     arguments = ["cpu"] * 2, 5, {"exchange_what": what}, 1, None, "jax"
     found = results(team.run(doubles.train, *arguments, size=2))
     assert_alike(found)
@@ -218,9 +218,9 @@ def test_message_of_another_kind_is_told_apart():
 
 def test_death_of_one_is_heard_while_another_computes():
     pipes = {rank: CONTEXT.Pipe() for rank in (1, 2)}
-    partners = PipeCommunicator(0, {rank: ours for rank, (ours, _) in pipes.items()})
+    comm = PipeCommunicator(0, {rank: ours for rank, (ours, _) in pipes.items()})
     pipes[2][1].close()
-    for talk in (lambda: partners.recv_all(Ready, 1), lambda: partners.send_all(Done(1))):
+    for talk in (lambda: comm.recv_all(Ready, 1), lambda: comm.send_all(Done(1))):
         with pytest.raises(PeerDied, match="^worker 2 has died; worker 0 cannot continue without it$"):
             talk()
     for pipe in (pipes[1][0], pipes[1][1], pipes[2][0]):
@@ -260,9 +260,9 @@ def test_settings_of_a_worker_alone_may_differ(team):
 
 
 def test_more_workers_than_a_mean_takes_are_refused():
-    partners = PipeCommunicator(0, dict.fromkeys(range(1, 17)))
+    comm = PipeCommunicator(0, dict.fromkeys(range(1, 17)))
     with pytest.raises(ConfigError, match="exchange=peer takes up to 16 workers, got 17"):
-        connect(None, None, partners, [(5,)], print)
+        connect(None, None, comm, [(5,)], print)
 
 
 # ---- closing

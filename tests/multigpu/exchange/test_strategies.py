@@ -237,7 +237,7 @@ def test_error_feedback_begins_at_zero(team):
 @pytest.mark.parametrize("name", ["auto", "peer", "ar", "asa32", "copper", "copper16"])
 def test_error_feedback_is_refused_where_nothing_is_kept(name):
     with pytest.raises(ConfigError, match="take exchange=asa16, or error_feedback=false"):
-        strategy_of(tasks.settings(name, feedback=True), partners())
+        strategy_of(tasks.settings(name, feedback=True), comm())
 
 
 # ---- strategies as a rule uses them
@@ -302,7 +302,7 @@ def test_the_spare_end_of_a_flat_buffer_is_in_no_array(n):
         flat.close()
 
 
-def partners(**changes):
+def comm(**changes):
     return SimpleNamespace(**{"size": 2, "rank": 0, "local_size": 2, "on_one_host": True, "over_mpi": True,
                               "hosts": ["here", "here"]} | changes)
 
@@ -317,19 +317,19 @@ def partners(**changes):
 )
 def test_nccl_is_refused_before_anything_is_compiled_where_ranks_lack_gpus(devices, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        strategy_of(tasks.settings("nccl32", devices=devices), partners())
+        strategy_of(tasks.settings("nccl32", devices=devices), comm())
 
 
 def test_nccl_is_refused_where_nccl4py_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "nccl", None)
     with pytest.raises(ConfigError, match=r"exchange=nccl16 needs nccl4py, which cannot be imported .*pip install"):
-        strategy_of(tasks.settings("nccl16"), partners())
+        strategy_of(tasks.settings("nccl16"), comm())
 
 
 def test_what_another_strategy_cannot_import_is_not_laid_to_nccl4py(monkeypatch):
     monkeypatch.setitem(sys.modules, "multigpu.exchange.copper", None)
     with pytest.raises(ImportError, match=r"multigpu\.exchange\.copper"):
-        strategy_of(tasks.settings("copper"), partners())
+        strategy_of(tasks.settings("copper"), comm())
 
 
 # ---- float16
@@ -342,7 +342,7 @@ def converter(request, monkeypatch):
         return fp16.Plain()
     if not compiler.compiler_available():
         pytest.skip("needs a C compiler")
-    monkeypatch.setattr(compiler, "_tiles", request.param)
+    monkeypatch.setattr(compiler, "_isa", request.param)
     return fp16.Compiled()
 
 

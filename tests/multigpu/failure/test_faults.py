@@ -17,17 +17,17 @@ from tests.multigpu import drawn_faults, several_doubles
 pytestmark = [pytest.mark.mpi, needs_mpi]
 
 SCRIPT = Path(several_doubles.__file__)
-SETTINGS = {"bsp": {}, "easgd": {"tau": 1}, "gosgd": {"p": 1}}
+SETTINGS = {"bsp": {}, "easgd": {"easgd_tau": 1}, "gosgd": {"gosgd_p": 1}}
 TIME_OUT = 3                                     # seconds until a silent rank is reported
 GONE = 10                                        # seconds within which a job must end
 
 NAME = r"rank {rank} \(pid \d+ on [^)]+\)"
 DIED = NAME + " has died: it was killed, or has crashed; mpiexec may report the signal"
 LOADER = NAME + r": the loader \(pid \d+\) was killed by SIGKILL"
-SILENT = NAME + rf" has been silent for {TIME_OUT} s \(time_out\): it hangs, was stopped, or cannot be reached"
+SILENT = NAME + rf" has been silent for {TIME_OUT} s \(heartbeat_timeout\): it hangs, was stopped, or cannot be reached"
 STILL = (
     NAME + rf" has not done a step for {TIME_OUT} s, and is not waiting for another rank; "
-    "if a step takes this long, increase time_out"
+    "if a step takes this long, increase heartbeat_timeout"
 )
 
 BUG = NAME + ": ended by ZeroDivisionError: the step is wrong"
@@ -61,7 +61,7 @@ ONCE = ("starting", "connecting", "saving", "before the sums")           # point
 def started(folder, size=3, variables=None, **settings):
     """Start a job of the fakes with a log in its run folder."""
     (folder / "runs" / "run").mkdir(parents=True)
-    given = {"output": folder / "runs", "run_name": "run", "n_epochs": 2, "time_out": TIME_OUT} | settings
+    given = {"output": folder / "runs", "run_name": "run", "n_epochs": 2, "heartbeat_timeout": TIME_OUT} | settings
     return Job(folder, size, SCRIPT, *(f"{key}={value}" for key, value in given.items()), **variables or {})
 
 

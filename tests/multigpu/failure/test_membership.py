@@ -29,10 +29,10 @@ LEFT = {3: "1 client is left", 4: "2 clients are left"}          # by number of 
 NAME = r"rank {rank} \(pid \d+ on [^)]+\)"
 DIED = NAME + " has died: it was killed, or has crashed; mpiexec may report the signal"
 LOADER = NAME + r": the loader \(pid \d+\) was killed by SIGKILL"
-SILENT = NAME + rf" has been silent for {TIME_OUT} s \(time_out\): it hangs, was stopped, or cannot be reached"
+SILENT = NAME + rf" has been silent for {TIME_OUT} s \(heartbeat_timeout\): it hangs, was stopped, or cannot be reached"
 STILL = (
     NAME + rf" has not done a step for {TIME_OUT} s, and is not waiting for another rank; "
-    "if a step takes this long, increase time_out"
+    "if a step takes this long, increase heartbeat_timeout"
 )
 
 # (how client 2 dies, where, at which visit of that point, number of ranks, expected message); one exchange reaches
@@ -55,8 +55,8 @@ def given(**settings):
 def started(folder, fault=None, size=4, n_epochs=EPOCHS, **more):
     """Start a job of the fakes."""
     (folder / "runs" / "run").mkdir(parents=True)
-    settings = {"output": folder / "runs", "run_name": "run", "n_epochs": n_epochs, "n_sync": 2, "time_out": 60}
-    settings |= more
+    settings = {"output": folder / "runs", "run_name": "run", "n_epochs": n_epochs, "n_sync": 2}
+    settings |= {"heartbeat_timeout": 60} | more
     variables = {"FAULT": fault, "WENT": str(folder / "went")} if fault else {}
     return Job(folder, size, SCRIPT, *given(**settings), **variables)
 
@@ -74,26 +74,26 @@ def trained_to_the_end(folder, clients, n_epochs=EPOCHS):
 
     Return (the steps recorded of each client, the sum of all pushes).
     """
-    iteration, recorded, centre = told(folder, "saved")
+    iteration, recorded, center = told(folder, "saved")
     assert iteration == n_epochs * STEPS
     for client in clients:
         assert told(folder, f"ended{client}") == [iteration, iteration, 0]
         assert recorded[str(client - 1)] == list(range(1, iteration + 1))
-    return recorded, centre
+    return recorded, center
 
 
 @pytest.mark.parametrize(("how", "where", "at", "size", "sentence"), DEATHS)
 def test_a_client_that_dies_is_dropped_and_the_others_train_to_the_end(tmp_path, how, where, at, size, sentence):
-    job = started(tmp_path, f"{how},{where},2,{at}", size, time_out=TIME_OUT)
+    job = started(tmp_path, f"{how},{where},2,{at}", size, heartbeat_timeout=TIME_OUT)
     status, said = job.finish()
     assert status == 0, said
     expected = sentence.format(rank=2) + "; it is dropped, and " + LEFT[size]
     found = [line for line in said.splitlines() if line.startswith("rank ")]
     assert len(found) == 1 and re.fullmatch(expected, found[0]), said
     assert any(re.fullmatch(rf"\d+-\d+-\d+ \d+:\d+:\d+ {expected}", line) for line in lines_of(tmp_path))
-    recorded, centre = trained_to_the_end(tmp_path, {1, 3} & set(range(size)))
+    recorded, center = trained_to_the_end(tmp_path, {1, 3} & set(range(size)))
     rest, gone = (size - 2) * EPOCHS * STEPS, len(recorded.get("1", []))
-    assert abs(centre - rest - gone) <= 1        # its last push reports one step less, and may be incomplete
+    assert abs(center - rest - gone) <= 1        # its last push reports one step less, and may be incomplete
     assert not (tmp_path / "runs" / "ended2").exists()
 
 
@@ -108,10 +108,10 @@ def test_the_last_client_s_death_ends_the_job_with_all_saved(tmp_path):
     status, said = job.finish()
     assert status == 1
     assert re.search(f"^{DIED.format(rank=1)}; it is dropped, and no client is left$", said, re.MULTILINE), said
-    iteration, recorded, centre = told(tmp_path, "saved")
+    iteration, recorded, center = told(tmp_path, "saved")
     assert re.search(f"^{NAME.format(rank=0)}: no client is left; all is saved after {iteration} iterations$", said,
                      re.MULTILINE), said
-    assert (iteration, centre) == (7, 8)         # a push reports the steps before it
+    assert (iteration, center) == (7, 8)         # a push reports the steps before it
     assert recorded["0"] == list(range(1, iteration + 1))
 
 
@@ -125,8 +125,8 @@ def test_a_client_that_comes_late_begins_where_the_others_are(tmp_path):
     iteration, steps, first = told(tmp_path, "ended3")
     assert (iteration, steps) == (EPOCHS * STEPS, EPOCHS * STEPS - at)
     assert first >= at                           # includes what the others had pushed
-    recorded, centre = trained_to_the_end(tmp_path, (1, 2))
-    assert recorded["2"] == list(range(at + 1, iteration + 1)) and centre == 2 * iteration + steps
+    recorded, center = trained_to_the_end(tmp_path, (1, 2))
+    assert recorded["2"] == list(range(at + 1, iteration + 1)) and center == 2 * iteration + steps
 
 
 def test_a_client_that_is_asked_to_stop_leaves_alone_with_its_last_push_delivered(tmp_path):
@@ -140,8 +140,8 @@ def test_a_client_that_is_asked_to_stop_leaves_alone_with_its_last_push_delivere
     (line,) = [line for line in lines_of(tmp_path) if "was asked to stop" in line]
     at, steps, _ = told(tmp_path, "ended2")
     assert line == f"rank 2 was asked to stop, and has left after step {at}; 2 clients are left" and at == steps
-    recorded, centre = trained_to_the_end(tmp_path, (1, 3), epochs)
-    assert recorded["1"] == list(range(1, at + 1)) and centre == 2 * epochs * STEPS + at
+    recorded, center = trained_to_the_end(tmp_path, (1, 3), epochs)
+    assert recorded["1"] == list(range(1, at + 1)) and center == 2 * epochs * STEPS + at
 
 
 def test_a_signal_to_mpiexec_stops_all(tmp_path):

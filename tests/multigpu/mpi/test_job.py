@@ -134,7 +134,9 @@ def test_a_killed_run_goes_on_to_the_bit_and_with_other_ranks_between_epochs(dat
 
 
 @pytest.mark.compatibility
-@pytest.mark.parametrize("rule", [{"rule": "easgd", "tau": 1}, {"rule": "gosgd", "p": 1}], ids=["easgd", "gosgd"])
+@pytest.mark.parametrize(
+    "rule", [{"rule": "easgd", "easgd_tau": 1}, {"rule": "gosgd", "gosgd_p": 1}], ids=["easgd", "gosgd"]
+)
 def test_a_killed_run_of_workers_apart_goes_on_from_what_its_checkpoint_holds(data, tmp_path, rule):
     """With a learning rate near 0 and no momentum, the new run keeps the weights that all workers start with.
 

@@ -33,18 +33,18 @@ def alone(length, steps):
               {"n_push": 3, "n_fetch": 2}, {"n_push": 1, "n_fetch": 100}],
 )
 def test_one_client_trains_to_the_bit_as_momentum_sgd_does_without_a_server(team, often):
-    (centre, pushes, _), (own, _) = results(team.run(f"{TASKS}:train", {}, often, STEPS, size=2))
-    expected = alone(centre[0].size, STEPS)
-    for found, at_the_server, value in zip(own[:2], centre, expected, strict=False):
+    (center, pushes, _), (own, _) = results(team.run(f"{TASKS}:train", {}, often, STEPS, size=2))
+    expected = alone(center[0].size, STEPS)
+    for found, at_the_server, value in zip(own[:2], center, expected, strict=False):
         np.testing.assert_array_equal(found, value)
         np.testing.assert_array_equal(at_the_server, value)
     np.testing.assert_array_equal(own[2], expected[2])           # its velocity
     assert {push["staleness"] for push in pushes} == {0}
 
 
-def test_an_engine_with_memory_of_its_own_trains_to_the_same_bits(team):
-    (centre, _, _), _ = results(team.run(f"{TASKS}:train", {}, {"n_push": 3, "n_fetch": 2}, STEPS, False, size=2))
-    np.testing.assert_array_equal(centre[0], alone(centre[0].size, STEPS)[0])
+def test_an_backend_with_memory_of_its_own_trains_to_the_same_bits(team):
+    (center, _, _), _ = results(team.run(f"{TASKS}:train", {}, {"n_push": 3, "n_fetch": 2}, STEPS, False, size=2))
+    np.testing.assert_array_equal(center[0], alone(center[0].size, STEPS)[0])
 
 
 # ---- several clients
@@ -55,8 +55,8 @@ def test_two_clients_of_version_0_push_what_was_reckoned_by_hand(team, scale, ex
     """f(w) = w^2 / 2, rate 0.1, no momentum, W = 1, n_sync 2: D = -0.19 of each."""
     plain = {rank: {"momentum": 0, "noise": 0} for rank in (1, 2)}
     changes = {"n_push": 2, "n_fetch": 100, "server_scale": scale}
-    (centre, pushes, _), *_ = results(team.run(f"{TASKS}:train", plain, changes, 2, size=3))
-    np.testing.assert_allclose(centre[0], expected, rtol=1e-6)
+    (center, pushes, _), *_ = results(team.run(f"{TASKS}:train", plain, changes, 2, size=3))
+    np.testing.assert_allclose(center[0], expected, rtol=1e-6)
     assert sorted(push["staleness"] for push in pushes) == [0, 1]
 
 
@@ -64,9 +64,9 @@ def test_no_update_is_lost_whenever_clients_push_and_fetch(team):
     """The center variable changes by the sum of all updates that the three clients computed."""
     learners = {rank: {"seed": rank} for rank in (1, 2, 3)}
     changes = {"n_push": 3, "n_fetch": 2, "server_scale": 1}
-    (centre, pushes, _), *clients = results(team.run(f"{TASKS}:train", learners, changes, 20, True, 1000))
+    (center, pushes, _), *clients = results(team.run(f"{TASKS}:train", learners, changes, 20, True, 1000))
     added = sum(moved for _, moved in clients)
-    np.testing.assert_allclose(centre[0].astype(float) - 1, added, rtol=0, atol=1e-6 * np.abs(added).max() * 20)
+    np.testing.assert_allclose(center[0].astype(float) - 1, added, rtol=0, atol=1e-6 * np.abs(added).max() * 20)
     assert sorted(push["version"] for push in pushes) == list(range(1, 3 * 7 + 1))
 
 

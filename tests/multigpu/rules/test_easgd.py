@@ -33,39 +33,39 @@ QUARTER = [(0.75, 3, 0.25), (0.75, 2.3125, 0.9375), (0.796875, 2.3125, 0.890625)
 @pytest.mark.parametrize("length", [1, 7, BLOCK, 2 * BLOCK + 3])
 def test_an_elastic_step_is_the_equation(length, dtype):
     rng = np.random.default_rng(length)
-    worker, centre = rng.normal(size=(2, length)).astype(dtype)
-    before = [(float(w), float(c)) for w, c in zip(worker, centre, strict=True)]
-    elastic_step(worker, centre, 0.3)
+    worker, center = rng.normal(size=(2, length)).astype(dtype)
+    before = [(float(w), float(c)) for w, c in zip(worker, center, strict=True)]
+    elastic_step(worker, center, 0.3)
     expected = np.array([(w - 0.3 * (w - c), c + 0.3 * (w - c)) for w, c in before]).T
-    np.testing.assert_allclose([worker, centre], expected, rtol=0, atol=1e-15 if dtype == "float64" else 5e-7)
-    assert worker.dtype == centre.dtype == dtype
+    np.testing.assert_allclose([worker, center], expected, rtol=0, atol=1e-15 if dtype == "float64" else 5e-7)
+    assert worker.dtype == center.dtype == dtype
 
 
 @pytest.mark.parametrize(("alpha", "expected"), [(0.5, HALF), (0.25, QUARTER)])
 def test_two_workers_and_their_centre_exchange_as_reckoned_by_hand(alpha, expected):
-    workers, centre = [np.array([1.0]), np.array([3.0])], np.array([0.0])
+    workers, center = [np.array([1.0]), np.array([3.0])], np.array([0.0])
     for turn, after in zip((0, 1, 0, 1), expected, strict=True):
-        elastic_step(workers[turn], centre, alpha)
-        assert (workers[0][0], workers[1][0], centre[0]) == after
+        elastic_step(workers[turn], center, alpha)
+        assert (workers[0][0], workers[1][0], center[0]) == after
 
 
 def test_alpha_1_swaps_and_alpha_0_leaves_all_as_it_is():
-    worker, centre = np.array([1.0, -5.0]), np.array([3.0, 2.0])
-    elastic_step(worker, centre, 1)
-    assert (worker.tolist(), centre.tolist()) == ([3, 2], [1, -5])
-    elastic_step(worker, centre, 0)
-    assert (worker.tolist(), centre.tolist()) == ([3, 2], [1, -5])
+    worker, center = np.array([1.0, -5.0]), np.array([3.0, 2.0])
+    elastic_step(worker, center, 1)
+    assert (worker.tolist(), center.tolist()) == ([3, 2], [1, -5])
+    elastic_step(worker, center, 0)
+    assert (worker.tolist(), center.tolist()) == ([3, 2], [1, -5])
 
 
 def test_every_one_of_1000_exchanges_conserves_worker_plus_centre():
     rng = np.random.default_rng(0)
-    workers, centre = rng.normal(size=(4, 9)), rng.normal(size=9)
+    workers, center = rng.normal(size=(4, 9)), rng.normal(size=9)
     for _ in range(1000):
         worker = workers[rng.integers(4)]
         worker += rng.normal(size=9)
-        before = worker + centre
-        elastic_step(worker, centre, rng.random())
-        np.testing.assert_allclose(worker + centre, before, rtol=0, atol=1e-12)
+        before = worker + center
+        elastic_step(worker, center, rng.random())
+        np.testing.assert_allclose(worker + center, before, rtol=0, atol=1e-12)
 
 
 # ---- over MPI
@@ -76,13 +76,13 @@ def test_every_one_of_1000_exchanges_conserves_worker_plus_centre():
 )
 def test_clients_exchange_with_the_server_as_reckoned_by_hand(team, alpha, expected, on_host):
     """Arrays of three pieces; velocities are not exchanged, and the server saves none."""
-    centre, *clients = results(team.run(f"{TASKS}:by_turns", alpha, (1, 3), (0, 1, 0, 1), on_host, size=3))
+    center, *clients = results(team.run(f"{TASKS}:by_turns", alpha, (1, 3), (0, 1, 0, 1), on_host, size=3))
     for client, (turns, column) in enumerate([((0, 2), 0), ((1, 3), 1)]):
         for found, turn in zip(clients[client], turns, strict=True):
             for weights, velocity in zip(found[:2], found[2:], strict=True):
                 np.testing.assert_array_equal(weights, np.float32(expected[turn][column]))
                 np.testing.assert_array_equal(velocity, client + 1)
-    for array, value in zip(centre, [expected[-1][2]] * 2 + [0, 0], strict=True):
+    for array, value in zip(center, [expected[-1][2]] * 2 + [0, 0], strict=True):
         np.testing.assert_array_equal(array, np.float32(value))
 
 
@@ -95,7 +95,7 @@ def test_1000_exchanges_of_clients_that_come_at_random_lose_nothing(team):
 def test_every_rank_ends_whoever_is_first_and_all_steps_are_recorded_and_validated(team):
     """Each client in turn is ten times slower than the others; the set has 3 * STEPS batches."""
     for slow in (1, 2, 3):
-        seen, *clients = results(team.run(f"{TASKS}:train", {slow: 0.02}, {"tau": 2, "n_epochs": 2}))
+        seen, *clients = results(team.run(f"{TASKS}:train", {slow: 0.02}, {"easgd_tau": 2, "n_epochs": 2}))
         assert [client["steps"] for client in clients] == [2 * STEPS] * 3
         assert seen["position"][:3] == (2, 0, 2 * STEPS) and seen["step"] == 2 * STEPS
         steps = Counter((record["worker"], record["iteration"]) for record in seen["trained"])
@@ -108,7 +108,7 @@ def test_every_rank_ends_whoever_is_first_and_all_steps_are_recorded_and_validat
 
 def test_the_server_serves_while_it_validates_a_centre_that_stays_as_it_was(team):
     """The validation of 10 batches takes longer than all steps of the clients."""
-    server, *_ = results(team.run(f"{TASKS}:train", {0: 0.05}, {"tau": 1, "n_epochs": 3}, size=3))
+    server, *_ = results(team.run(f"{TASKS}:train", {0: 0.05}, {"easgd_tau": 1, "n_epochs": 3}, size=3))
     batches = 2 * STEPS
     values, marks = server["validated"], server["marks"]
     assert len(values) == 3 * batches
@@ -121,7 +121,7 @@ def test_the_server_serves_while_it_validates_a_centre_that_stays_as_it_was(team
 
 @pytest.mark.parametrize("asked", [0, 1, 2])
 def test_a_stop_that_one_rank_is_asked_for_reaches_all(team, asked):
-    dawdles, changes = {1: 0.003, 2: 0.001}, {"tau": 2, "n_epochs": 50}
+    dawdles, changes = {1: 0.003, 2: 0.001}, {"easgd_tau": 2, "n_epochs": 50}
     server, *clients = results(team.run(f"{TASKS}:train", dawdles, changes, {asked: 9}, size=3))
     steps, position = [client["steps"] for client in clients], server["position"]
     assert max(steps) < 50 * STEPS and position.iteration <= sum(steps) // 2
@@ -133,7 +133,7 @@ def test_a_stop_that_one_rank_is_asked_for_reaches_all(team, asked):
 
 def test_a_training_goes_on_from_a_position_within_an_epoch_and_at_its_end(team):
     for begin in (Position(0, 3, 3), Position(0, STEPS, STEPS)):
-        changes = {"tau": 2, "n_epochs": 2}
+        changes = {"easgd_tau": 2, "n_epochs": 2}
         server, *clients = results(team.run(f"{TASKS}:train", {}, changes, None, begin, size=3))
         assert [client["steps"] for client in clients] == [2 * STEPS - begin.iteration] * 2
         assert [each["iteration"] for each in server["validations"]] == [STEPS, 2 * STEPS]
@@ -141,7 +141,7 @@ def test_a_training_goes_on_from_a_position_within_an_epoch_and_at_its_end(team)
 
 
 def test_n_iterations_are_each_clients_own_and_snapshots_come_between(team):
-    changes = {"tau": 1, "n_epochs": 9, "n_iterations": 8, "snapshot_iterations": 3}
+    changes = {"easgd_tau": 1, "n_epochs": 9, "n_iterations": 8, "snapshot_iterations": 3}
     server, *clients = results(team.run(f"{TASKS}:train", {1: 0.01, 2: 0.01}, changes, size=3))
     assert [client["steps"] for client in clients] == [8, 8]
     saved = [position.iteration for position, _ in server["saved"]]
@@ -203,7 +203,7 @@ def test_a_server_without_a_worker_is_refused():
 
 def test_a_run_of_train_py_records_saves_and_goes_on_under_both_rules(tmp_path):
     data = tiny.make_data(tmp_path / "set", train=16)        # 2 steps an epoch for each of 2 workers
-    first = train_py(3, tmp_path, data=data, run_name="run", rule="easgd", tau=1, n_epochs=1)
+    first = train_py(3, tmp_path, data=data, run_name="run", rule="easgd", easgd_tau=1, n_epochs=1)
     assert "all epochs are done after 2 iterations" in first
     folder = tmp_path / "run"
     arrays, metadata = checkpoint_format.load(checkpoint_format.latest(folder))

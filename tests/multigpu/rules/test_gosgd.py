@@ -112,7 +112,7 @@ def test_a_consensus_is_lent_and_each_goes_on_from_its_own(team):
 @pytest.mark.parametrize("p", [0.01, 1.0])
 def test_a_whole_training_validates_in_shares_and_saves_what_all_know(team, p):
     """Toy subtracts 1/8 per step on every rank, so gossip changes the weights only if ranks are at different steps."""
-    ranks = results(team.run(f"{TASKS}:train", SLOW, {"p": p, "n_epochs": 3}))
+    ranks = results(team.run(f"{TASKS}:train", SLOW, {"gosgd_p": p, "n_epochs": 3}))
     for rank in ranks:
         assert rank["position"][:3] == (3, 0, 3 * STEPS) and rank["steps"] == 3 * STEPS
         assert [each["images"] for each in rank["validations"]] == [16 * STEPS // 4 * 4] * 3
@@ -132,7 +132,7 @@ def test_a_stop_of_any_rank_at_any_step_ends_all_and_saves_once(team, asked, que
     stop_requested() is called before the first step, after each step, at the start of a validation, and for each of its
     batches.
     """
-    ranks = results(team.run(f"{TASKS}:train", SLOW, {"p": 0.5, "n_epochs": 40}, {asked: question}, seconds=30))
+    ranks = results(team.run(f"{TASKS}:train", SLOW, {"gosgd_p": 0.5, "n_epochs": 40}, {asked: question}, seconds=30))
     assert all(rank["position"].epoch < 40 for rank in ranks)
     position, values = ranks[0]["saved"][-1]
     assert position == ranks[0]["position"]
@@ -144,21 +144,23 @@ def test_a_stop_of_any_rank_at_any_step_ends_all_and_saves_once(team, asked, que
 def test_a_stop_is_not_kept_until_the_end_of_an_epoch(team):
     """Steps of a millisecond, 2,000 per epoch."""
     ranks = results(
-        team.run(f"{TASKS}:train", dict.fromkeys(range(4), 0.001), {"p": 0.1}, {2: 9}, Position(), 2000, seconds=30)
+        team.run(
+            f"{TASKS}:train", dict.fromkeys(range(4), 0.001), {"gosgd_p": 0.1}, {2: 9}, Position(), 2000, seconds=30
+        )
     )
     assert ranks[2]["steps"] == 9
     assert all(rank["steps"] < 1000 and not rank["validated"] for rank in ranks)
 
 
 def test_stops_of_several_ranks_at_different_steps_and_snapshots_in_between_end_all(team):
-    changes = {"p": 1.0, "n_epochs": 40, "snapshot_iterations": 2}
+    changes = {"gosgd_p": 1.0, "n_epochs": 40, "snapshot_iterations": 2}
     for stops in ({0: 4, 3: 9}, {1: 2, 2: 12}, {0: 1, 1: 1, 2: 1, 3: 1}):
         ranks = results(team.run(f"{TASKS}:train", SLOW, changes, stops, seconds=30))
         assert ranks[0]["saved"][-1][0] == ranks[0]["position"]
 
 
 def test_a_training_goes_on_within_an_epoch_and_ends_by_n_iterations(team):
-    changes = {"p": 0.5, "n_epochs": 9, "n_iterations": 8}
+    changes = {"gosgd_p": 0.5, "n_epochs": 9, "n_iterations": 8}
     ranks = results(team.run(f"{TASKS}:train", SLOW, changes, None, Position(0, 3, 3)))
     assert [rank["steps"] for rank in ranks] == [5] * 4
     assert [rank["position"][:3] for rank in ranks] == [(1, 3, 8)] * 4
@@ -193,7 +195,7 @@ def test_every_rank_is_a_worker_and_validates_its_share():
 
 def test_a_run_of_train_py_records_saves_and_goes_on(tmp_path):
     data = tiny.make_data(tmp_path / "set", train=24)        # 2 steps per epoch for each of 3 workers
-    said = train_py(3, tmp_path, data=data, run_name="run", rule="gosgd", update="adadelta", p=1, n_epochs=1)
+    said = train_py(3, tmp_path, data=data, run_name="run", rule="gosgd", update="adadelta", gosgd_p=1, n_epochs=1)
     assert "all epochs are done after 2 iterations" in said
     folder = tmp_path / "run"
     arrays, metadata = checkpoint_format.load(checkpoint_format.latest(folder))

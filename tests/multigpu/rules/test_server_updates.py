@@ -32,15 +32,15 @@ def choose(way, monkeypatch):
 
 def truth(name, push, arrays, scale):
     """Return the new center variable and accumulators in float64, from float64 values."""
-    centre, *kept = arrays
+    center, *kept = arrays
     if name == "plain":
-        return [centre + scale * push]
+        return [center + scale * push]
     if name == "adagrad":
         squares = kept[0] + push**2
-        return [centre + scale * push / (np.sqrt(squares) + EPSILON), squares]
+        return [center + scale * push / (np.sqrt(squares) + EPSILON), squares]
     squares = RHO * kept[0] + (1 - RHO) * push**2
     step = np.sqrt(kept[1] + EPSILON) / np.sqrt(squares + EPSILON) * push
-    return [centre + scale * step, squares, RHO * kept[1] + (1 - RHO) * step**2]
+    return [center + scale * step, squares, RHO * kept[1] + (1 - RHO) * step**2]
 
 
 def made_pushes(count, length, dtype="float32"):
@@ -95,12 +95,12 @@ def test_c_and_numpy_make_the_same_bits(name, length, back, monkeypatch):
 def test_plain_rounds_the_product_and_the_sum(way, scale):
     """NumPy does the same; with scale 1 the result is the plain sum."""
     rng = np.random.default_rng(0)
-    push, centre = rng.normal(size=(2, 1000)).astype("float32")
-    expected = centre + np.float32(scale) * push
-    once = np.float32(np.float64(centre) + np.float64(np.float32(scale)) * np.float64(push))
+    push, center = rng.normal(size=(2, 1000)).astype("float32")
+    expected = center + np.float32(scale) * push
+    once = np.float32(np.float64(center) + np.float64(np.float32(scale)) * np.float64(push))
     assert np.array_equal(expected, once) == (scale == 1)        # so a fused multiply-add would be detected
-    plain(push, centre, scale)
-    np.testing.assert_array_equal(centre, expected)
+    plain(push, center, scale)
+    np.testing.assert_array_equal(center, expected)
     np.testing.assert_array_equal(push, expected)
 
 
@@ -115,8 +115,8 @@ def test_where_nothing_goes_back_the_centre_is_the_same_and_not_copied(way, name
 
 @pytest.mark.parametrize("name", UPDATES)
 def test_a_weight_that_nobody_changed_stays_as_it_is(way, name):
-    (centre, *kept), _ = applied(name, np.zeros((3, 10), "float32"))
-    np.testing.assert_array_equal(centre, np.random.default_rng(1).normal(size=10).astype("float32"))
+    (center, *kept), _ = applied(name, np.zeros((3, 10), "float32"))
+    np.testing.assert_array_equal(center, np.random.default_rng(1).normal(size=10).astype("float32"))
     assert not any(array.any() for array in kept)
 
 

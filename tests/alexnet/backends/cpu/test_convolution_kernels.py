@@ -155,13 +155,13 @@ NEEDS = {"auto": [], "avx512": ["avx512f", "avx512vl", "avx512dq"], "avx2": ["av
 
 
 @pytest.fixture(params=NEEDS)
-def tiles(request):
+def isa(request):
     """Run the test with each instruction set that this processor supports."""
     if not processor_has(*NEEDS[request.param]):
         pytest.skip(f"this processor does not have {', '.join(NEEDS[request.param])}")
-    compiler.use_tiles(request.param)
+    compiler.use_isa(request.param)
     yield request.param
-    compiler.use_tiles("auto")
+    compiler.use_isa("auto")
 
 
 def processor_has(*flags):
@@ -176,7 +176,7 @@ def processor_has(*flags):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: "-".join(map(str, layer)))
-def test_kernel_equals_plain_sum(tiles, kernel, layer):
+def test_kernel_equals_plain_sum(isa, kernel, layer):
     arrays = random_arrays(layer)
     assert relative_error(run(kernel, layer, *arrays), truth(kernel, layer, *arrays)) < 1e-6
 
@@ -190,7 +190,7 @@ WINOGRAD_PASSES = [
 
 
 @pytest.mark.parametrize(("kernel", "layer"), WINOGRAD_PASSES)
-def test_winograd_equals_plain_sum(tiles, kernel, layer):
+def test_winograd_equals_plain_sum(isa, kernel, layer):
     arrays = random_arrays(layer)
     bound = 6e-6 if layer.rows / layer.stride > 3 else 2.5e-6          # eight points round more than six
     assert relative_error(run(kernel, layer, *arrays, winograd=True), truth(kernel, layer, *arrays)) < bound
@@ -276,7 +276,7 @@ def test_bad_number_reaches_at_least_all_it_enters_by_winograd(kernel, bad):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_bad_number_reaches_all_it_enters_and_nothing_else(tiles, kernel, bad):
+def test_bad_number_reaches_all_it_enters_and_nothing_else(isa, kernel, bad):
     layer = Layer(5, 5, 6, 7, 3, 3, 1, 0, 1, 19)
     for name, position in [("x", (1, 2, 3, 18)), ("w", (4, 1, 0, 6)), ("g", (6, 2, 1, 18))]:
         arrays = dict(zip("xwg", random_arrays(layer), strict=True))

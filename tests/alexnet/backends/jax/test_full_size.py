@@ -9,7 +9,7 @@ from alexnet.models import AlexNet
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
 
-pytest.importorskip("jax", reason="the jax engine needs jax, which is not installed")
+pytest.importorskip("jax", reason="the jax backend needs jax, which is not installed")
 
 MIB = 2**20
 
@@ -22,7 +22,7 @@ def test_outputs_and_gradients_are_the_cpu_engines():
     rng = np.random.default_rng(1)
     images = (rng.random((3, 227, 227, 2), dtype=np.float32) - 0.5) * 255
     labels = rng.integers(0, 1000, 2).astype("int32")
-    (parameters, result), (_, expected) = (ours(images, labels, 1, mode_of(engine)) for engine in ("jax", "cpu"))
+    (parameters, result), (_, expected) = (ours(images, labels, 1, mode_of(backend)) for backend in ("jax", "cpu"))
     flipped = differing(result.decisions, expected.decisions)
     if flipped:
         expected = theirs(parameters, images, labels, torch.float64, result.decisions)
@@ -47,7 +47,7 @@ def test_bfloat16_stays_within_a_hundredth_of_float64():
 
 
 def test_a_step_holds_parameters_and_velocities_once_and_one_set_of_gradients():
-    network = Network(AlexNet(np.random.default_rng(0)), np.zeros((3, 256, 256)), momentum_sgd, engine="jax")
+    network = Network(AlexNet(np.random.default_rng(0)), np.zeros((3, 256, 256)), momentum_sgd, backend="jax")
     batch = np.zeros((3, 256, 256, 1), "uint8"), *centre_crop(1, 227), np.zeros(1, "int32"), np.float32(0.01)
     given = iter(batch)
     values = (next(given) if storage[0] is None else storage[0] for storage in network.train.vm.inputs)

@@ -23,16 +23,16 @@ from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
 from tests.tiny import Tiny
 
-jax = pytest.importorskip("jax", reason="the jax engine needs jax, which is not installed")
+jax = pytest.importorskip("jax", reason="the jax backend needs jax, which is not installed")
 
 pytestmark = pytest.mark.compatibility
 
 BATCH, CLASSES = 4, 10
 
 
-def network_of(engine="jax", model=Tiny, **settings):
+def network_of(backend="jax", model=Tiny, **settings):
     made = model(np.random.default_rng(1), CLASSES)
-    return Network(made, np.full((3, 256, 256), 100, "float32"), momentum_sgd, engine=engine, **settings)
+    return Network(made, np.full((3, 256, 256), 100, "float32"), momentum_sgd, backend=backend, **settings)
 
 
 def batches(count, batch=BATCH):
@@ -72,7 +72,7 @@ def network(compiled):
 
 
 def test_twenty_steps_with_crops_and_dropout_are_the_cpu_engines():
-    results, expected = (trained(network_of(engine, seed=2**40 + 3), 20) for engine in ("jax", "cpu"))
+    results, expected = (trained(network_of(backend, seed=2**40 + 3), 20) for backend in ("jax", "cpu"))
     assert results.keys() == expected.keys() and expected["step"] == 20
     for name, array in expected.items():
         assert results[name].dtype == array.dtype
@@ -298,7 +298,7 @@ def test_values_of_another_shape_are_refused_by_the_state(network):
 
 
 def test_a_gpu_that_jax_does_not_see_is_named_with_the_cure():
-    with pytest.raises(ConfigError, match=r'engine jax sees no GPU for device cuda0: pip install "jax\[cuda13\]"'):
+    with pytest.raises(ConfigError, match=r'backend jax sees no GPU for device cuda0: pip install "jax\[cuda13\]"'):
         mode_of("jax", device="cuda0")
 
 
