@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.config.schema import load_config
+from alexnet.config import load_config
 from benchmarks import asgd_peers
 from benchmarks.asgd_task import BATCH, Batches, errors_on_test
 from multigpu.virtual import Costs, Simulation

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.config.schema import load_config
+from alexnet.config import load_config
 from alexnet.data.dataset import centre_crop, open_dataset
 from alexnet.data.image_listing import find_images
 from alexnet.pretrained.initialization import find_start

@@ -29,14 +29,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-import train
 from alexnet.data import batch_file
 from alexnet.run import timing
 from alexnet.run.recorder import read_records
 from benchmarks import links, report
 from benchmarks.mpi import NEEDED, VARIABLES, mpiexec
 from benchmarks.program import environment, last_line
-from multigpu import worker
+from multigpu import train, worker
 
 STRATEGIES = ("ar", "asa32", "asa16", "copper", "copper16", "peer")
 IMAGES = 256                                     # in the only batch file: batches of 32 for 8 ranks

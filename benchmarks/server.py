@@ -37,13 +37,13 @@ from typing import NamedTuple
 import numpy as np
 import pytensor
 
-from alexnet.config.schema import load_config
+from alexnet.config import load_config
 from alexnet.run.recorder import WorkerRecorder
 from benchmarks import report
 from benchmarks.mpi import NEEDED, VARIABLES, mpiexec
 from benchmarks.program import environment
 from multigpu.device.host import HostDevice
-from multigpu.rules.asgd import AsgdClient, Schedule
+from multigpu.rules.asgd import AsgdClient, AsgdRule, Schedule
 from multigpu.rules.parameter_server import server
 from multigpu.rules.parameter_server.center import ParameterServer
 from multigpu.rules.parameter_server.updates import adadelta, adagrad, plain
@@ -179,7 +179,7 @@ def pushed(comm, order, kind):
         return keepers[0]
 
     exchange = server.connect(
-        config, Weights(order.floats), HostDevice(), comm, Quiet(comm.rank), 0,
+        AsgdRule(), config, Weights(order.floats), HostDevice(), comm, Quiet(comm.rank), 0,
         policy=keeper_of, client=lambda *parts: AsgdClient(*parts, Schedule(fetch, 1)),
     )
     with exchange:

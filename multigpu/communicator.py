@@ -208,7 +208,7 @@ def verify_consistency(config, network, device, comm, step):
 
 def worker_info_of(config, network, device, step):
     """Return the WorkerInfo of this worker after `step` steps."""
-    settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in OWN}
+    settings = {name: value for name, value in config.as_dict().items() if name not in OWN}
     alike = [*network.frozen_parameters, *network.parameters_and_velocities]
     weights = {v.name: checksum(v.get_value(borrow=True)) for v in alike}
     return WorkerInfo(step, device.name, os.getpid(), settings, weights)

@@ -46,8 +46,10 @@ def work(config, device, control, comm):
         Diverged: the cost is not finite.
         LoaderDied, PeerDied: another process has exited.
     """
-    model, rule, rank = model_class(config.model), rule_of(config, comm), comm.rank
-    part, connect = role_of(rule, config, comm), pkgutil.resolve_name(rule.connect)
+    model = model_class(config.model)
+    rule = rule_of(config, comm)
+    rank = comm.rank
+    part = role_of(rule, config, comm)
     data = open_dataset(config.data, config.classes)
     train = data.train.shard(part.worker, part.workers)
     data = data._replace(train=train, validation=data.validation.shard(*part.validates))
@@ -73,7 +75,7 @@ def work(config, device, control, comm):
         position = begin(start, network, config, recorder, part.workers)
         del start                                # the network now owns its arrays
         compile_functions(network, recorder, config.batch_size, part.functions)
-        exchange = stack.enter_context(connect(config, network, device, comm, recorder, position.iteration))
+        exchange = stack.enter_context(rule.connect(config, network, device, comm, recorder, position.iteration))
         save = partial(save_and_draw, folder, network, data, config, recorder) if rank == 0 else leave_it_to_rank_0
         run = Run(config, network, data, batches, exchange, recorder, save, control.stop_requested, part.worker)
         with naming_the_last_checkpoint(folder):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet.config import schema
+from alexnet.config import load_config
 from alexnet.data import batch_file
 from alexnet.models import MODELS
 from alexnet.nn.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
@@ -55,7 +55,7 @@ def make_data(folder, train=24, validation=10, per_file=8, classes=3, seed=0):
 def settings(data, output, **changes):
     """Return the Config of a small run."""
     given = {"data": data, "output": output, "run_name": "run", "model": "tiny", "batch_size": 4, "n_epochs": 2}
-    return schema.load_config([f"{key}={value}" for key, value in (given | changes).items()])
+    return load_config([f"{key}={value}" for key, value in (given | changes).items()])
 
 
 class Line:

@@ -2,7 +2,7 @@
 
 import sys
 
-import train
+from multigpu import train
 
 if __name__ == "__main__":
     sys.exit(train.main(sys.argv[1:], "tests.tiny:tiny_work"))

@@ -1,1 +1,10 @@
-"""Settings: their types, defaults and checks, and the command line."""
+"""Settings: what they are (schema, fields), where they come from (load, yaml_text), and named choices (registry)."""
+
+from alexnet.config.errors import ConfigError, check_known
+from alexnet.config.load import load_config, read_settings
+from alexnet.config.registry import Registry
+from alexnet.config.schema import DEFAULTS, Config, Section, dump
+
+__all__ = [
+    "DEFAULTS", "Config", "ConfigError", "Registry", "Section", "check_known", "dump", "load_config", "read_settings",
+]

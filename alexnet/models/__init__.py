@@ -1,6 +1,6 @@
 """The networks, by their value of the setting `model`."""
 
-from alexnet.config.schema import check_known
+from alexnet.config import check_known
 from alexnet.models.alexnet import AlexNet
 from alexnet.models.caffenet import BVLCAlexNet, CaffeNet
 from alexnet.models.googlenet import GoogLeNet

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.config.schema import ConfigError, read_settings
+from alexnet.config import ConfigError, read_settings
 from alexnet.run.recorder import FIELDS, each_record
 
 NUMBERS = {kind: [field for field in fields if field != "at"] for kind, fields in FIELDS.items()}

@@ -17,12 +17,12 @@ from alexnet.data.augment import IMAGE_SIZE
 from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import MEAN, CheckpointError
 from alexnet.training.loop import Diverged, Position
-from alexnet.training.updates import name_of
+from alexnet.training.updates import UpdateSettings
 
 MEAN_IMAGE = (3, IMAGE_SIZE, IMAGE_SIZE), np.dtype(np.float32)
 MID_EPOCH = ("random_seed", "shuffle")  # fixed within an epoch: with the images per step, they determine its batches
-# defaults for older checkpoints, which have no update setting
-OF_UPDATE = {"update": "auto", "use_momentum": True, "use_nesterov_momentum": False}
+# of older checkpoints, which have no setting update
+FORMER_UPDATE = {"update": "auto", "use_momentum": True, "use_nesterov_momentum": False}
 
 
 def save(folder, position, network, data, config):
@@ -38,7 +38,7 @@ def save(folder, position, network, data, config):
     metadata = {
         "position": position._asdict(),
         "model": config.model,
-        "config": config.model_dump(mode="json"),
+        "config": config.as_dict(),
         "workers": data.train.size,
         "classes": data.classes,
         "class_names": data.class_names,
@@ -120,8 +120,9 @@ def check_update(metadata, config, path):
     The state of one rule has no meaning for another. Only momentum and nesterov are interchangeable: both keep
     velocities.
     """
-    before = OF_UPDATE | metadata.get("config", {})
-    was, now = (name_of(*(settings[key] for key in OF_UPDATE)) for settings in (before, config.model_dump()))
+    before = FORMER_UPDATE | metadata.get("config", {})
+    was = UpdateSettings.model_construct(**{name: before[name] for name in FORMER_UPDATE}).rule
+    now = config.section(UpdateSettings).rule
     if was != now and {was, now} != {"momentum", "nesterov"}:
         raise CheckpointError(
             f"{path} was saved with update {was}, this run has {now}; weights={path} would restart from it"

@@ -3,7 +3,7 @@
 The rest of the program calls a Network's train, validate and predict; only this module selects the backend.
 """
 
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import pytensor
@@ -16,7 +16,7 @@ from alexnet.native import compiler
 from alexnet.nn.layers import Background, Noise
 from alexnet.ops import CropMirror
 from alexnet.training.objectives import cross_entropy, top_k_error, training_cost
-from alexnet.training.updates import adadelta, adagrad, momentum_sgd, name_of, nesterov, sgd
+from alexnet.training.updates import bind_update_rule
 
 
 class Images:
@@ -243,19 +243,6 @@ def take_on(variables, arrays):
         variables[name].set_value(np.array(array, dtype=variables[name].type.dtype), borrow=True)
 
 
-def update_rule(config):
-    """Return the update rule of the settings, with its constants bound."""
-    rules = {
-        "sgd": sgd,
-        "momentum": partial(momentum_sgd, momentum=config.momentum),
-        "nesterov": partial(nesterov, momentum=config.momentum),
-        "adagrad": partial(adagrad, epsilon=config.adagrad_epsilon),
-        "adadelta": partial(adadelta, rho=config.adadelta_rho, epsilon=config.adadelta_epsilon),
-    }
-    name = name_of(config.update, config.use_momentum, config.use_nesterov_momentum)
-    return partial(rules[name], weight_decay=config.weight_decay)
-
-
 def build_network(config, classes, mean, rank=0, device="cpu"):
     """Return the Network of the settings on a device.
 
@@ -270,7 +257,7 @@ def build_network(config, classes, mean, rank=0, device="cpu"):
     return Network(
         model,
         mean,
-        update_rule(config),
+        bind_update_rule(config),
         backend=backend_of(config.backend, device),
         crop=config.use_data_layer,
         seed=config.random_seed + 1_000_003 * rank,

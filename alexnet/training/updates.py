@@ -1,25 +1,162 @@
 """Update rules: from gradients to (variable, new value) pairs.
 
-A rule takes parameters (alexnet.nn.layers.Parameter), their gradients and the learning rate (a symbolic scalar). Each
-parameter scales the learning rate by its lr_mult and the weight decay by its decay_mult. The rule returns the pairs
-and its own state, velocities or accumulators: shared variables that start at zero and belong in the checkpoint.
+An update rule is a function that is registered under its value of the setting `update`, with the Section of its
+constants. The keyword argument `epsilon` of the rule adagrad is the setting adagrad_epsilon, or epsilon.
 """
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
+from pydantic import model_validator
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.tensor.variable import TensorVariable
+
+from alexnet.config import Config, ConfigError, Registry, Section
+from alexnet.config.fields import Epsilon, NotNegative, Share, Text
+from alexnet.nn.layers import Parameter
+
+Pairs: TypeAlias = list[tuple[SharedVariable, TensorVariable]]
 
 
-def sgd(parameters, gradients, learning_rate, weight_decay=5e-4):
+class UpdateRule(Protocol):
+    """From parameters and their gradients to their updates."""
+
+    def __call__(
+        self, parameters: Sequence[Parameter], gradients: Sequence[TensorVariable], learning_rate: TensorVariable
+    ) -> tuple[Pairs, list[SharedVariable]]:
+        """Return the pairs (variable, new value), and the state of the rule.
+
+        Each parameter scales the learning rate by its lr_mult and the weight decay by its decay_mult. The state,
+        velocities or accumulators, are shared variables that start at zero and belong in the checkpoint.
+
+        Args:
+            learning_rate: a scalar.
+        """
+
+
+class RegisteredRule(NamedTuple):
+    """An update rule with its properties.
+
+    function  an UpdateRule with further keyword arguments: weight_decay, and the constants in `settings`
+    settings  the Section of the constants, or None
+    linear    whether the update is linear in the gradients: the mean of the workers' updates is then that of the mean
+              gradient
+    """
+
+    function: Callable[..., tuple[Pairs, list[SharedVariable]]]
+    settings: type[Section] | None
+    linear: bool
+
+
+UPDATE_RULES: Registry[RegisteredRule] = Registry("update", "update rule", "alexnet.training")
+
+
+def update_rule(name: str, settings: type[Section] | None = None, linear: bool = True) -> Callable[[Any], Any]:
+    """Return a decorator that registers an update rule; see RegisteredRule for the arguments."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        UPDATE_RULES.register(name)(RegisteredRule(function, settings, linear))
+        return function
+
+    return register
+
+
+class UpdateSettings(Section):
+    """Which update rule trains the network: `update`, or if it is auto, the rule of upstream's two switches."""
+
+    update: Text
+    use_momentum: bool
+    use_nesterov_momentum: bool
+    weight_decay: NotNegative
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        """Refuse switches that contradict each other or `update`."""
+        if self.use_nesterov_momentum and not self.use_momentum:
+            raise ValueError("use_nesterov_momentum is true but use_momentum is false: set both or neither")
+        switched = "nesterov" if self.use_nesterov_momentum else "auto" if self.use_momentum else "sgd"
+        if "auto" not in (self.update, switched) and self.update != switched:
+            switch = "use_momentum=false" if switched == "sgd" else "use_nesterov_momentum=true"
+            raise ValueError(f"update is {self.update}, but {switch} means {switched}: set one of the two")
+        return self
+
+    @property
+    def rule(self) -> str:
+        """The name of the update rule."""
+        if self.update != "auto":
+            return self.update
+        return "nesterov" if self.use_nesterov_momentum else "momentum" if self.use_momentum else "sgd"
+
+
+class MomentumSettings(Section):
+    """The constant of the rules momentum and nesterov."""
+
+    momentum: Share
+
+
+class AdagradSettings(Section):
+    """The constant of Adagrad."""
+
+    adagrad_epsilon: Epsilon
+
+
+class AdadeltaSettings(Section):
+    """The constants of Adadelta."""
+
+    adadelta_rho: Share
+    adadelta_epsilon: Epsilon
+
+
+def find_update_rule(config: Config) -> RegisteredRule:
+    """Return the update rule of the settings.
+
+    Raises:
+        ConfigError: there is no such rule.
+    """
+    name = config.section(UpdateSettings).rule
+    found: Any = UPDATE_RULES.find(name)
+    for rule in UPDATE_RULES.values():
+        if found is rule or found is rule.function:
+            return rule
+    raise ConfigError(f"update must name a function decorated with alexnet.training.updates.update_rule, got {name}")
+
+
+def bind_update_rule(config: Config) -> UpdateRule:
+    """Return the update rule of the settings as a function, with its constants bound."""
+    rule = find_update_rule(config)
+    settings = config.section(UpdateSettings)
+    constants = config.section(rule.settings).model_dump() if rule.settings else {}
+    arguments = {name.removeprefix(f"{settings.rule}_"): value for name, value in constants.items()}
+    return partial(rule.function, weight_decay=settings.weight_decay, **arguments)
+
+
+@update_rule("sgd")
+def sgd(
+    parameters: Sequence[Parameter],
+    gradients: Sequence[TensorVariable],
+    learning_rate: TensorVariable,
+    weight_decay: float = 5e-4,
+) -> tuple[Pairs, list[SharedVariable]]:
     """Gradient descent with weight decay: w <- w - learning_rate * (g + weight_decay * w)."""
-    pairs = []
+    pairs: Pairs = []
     for parameter, g in zip(parameters, gradients, strict=True):
         w = parameter.variable
         pairs.append((w, w - scaled(learning_rate, parameter) * decayed(g, parameter, weight_decay)))
     return pairs, []
 
 
-def momentum_sgd(parameters, gradients, learning_rate, momentum=0.9, weight_decay=5e-4):
+@update_rule("momentum", MomentumSettings)
+def momentum_sgd(
+    parameters: Sequence[Parameter],
+    gradients: Sequence[TensorVariable],
+    learning_rate: TensorVariable,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+) -> tuple[Pairs, list[SharedVariable]]:
     """SGD with momentum and weight decay.
 
         v <- momentum * v - learning_rate * (g + weight_decay * w)
@@ -27,16 +164,25 @@ def momentum_sgd(parameters, gradients, learning_rate, momentum=0.9, weight_deca
 
     Source: Krizhevsky et al. 2012, section 5.
     """
-    pairs, velocities = [], []
+    pairs: Pairs = []
+    velocities = []
     for parameter, g in zip(parameters, gradients, strict=True):
-        w, v = parameter.variable, kept(parameter, "velocity")
+        w = parameter.variable
+        v = zeros_like(parameter, "velocity")
         new_v = constant(momentum) * v - scaled(learning_rate, parameter) * decayed(g, parameter, weight_decay)
         pairs += [(v, new_v), (w, w + new_v)]
         velocities.append(v)
     return pairs, velocities
 
 
-def nesterov(parameters, gradients, learning_rate, momentum=0.9, weight_decay=5e-4):
+@update_rule("nesterov", MomentumSettings)
+def nesterov(
+    parameters: Sequence[Parameter],
+    gradients: Sequence[TensorVariable],
+    learning_rate: TensorVariable,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+) -> tuple[Pairs, list[SharedVariable]]:
     """Nesterov momentum in the form used by theano_alexnet.
 
         v <- momentum**2 * v - (1 + momentum) * learning_rate * (g + weight_decay * w)
@@ -44,9 +190,11 @@ def nesterov(parameters, gradients, learning_rate, momentum=0.9, weight_decay=5e
 
     Source: theano_alexnet, compile_models.
     """
-    pairs, velocities = [], []
+    pairs: Pairs = []
+    velocities = []
     for parameter, g in zip(parameters, gradients, strict=True):
-        w, v = parameter.variable, kept(parameter, "velocity")
+        w = parameter.variable
+        v = zeros_like(parameter, "velocity")
         rate = constant(1 + momentum) * scaled(learning_rate, parameter)
         new_v = constant(momentum**2) * v - rate * decayed(g, parameter, weight_decay)
         pairs += [(v, new_v), (w, w + new_v)]
@@ -54,7 +202,14 @@ def nesterov(parameters, gradients, learning_rate, momentum=0.9, weight_decay=5e
     return pairs, velocities
 
 
-def adagrad(parameters, gradients, learning_rate, epsilon=1e-10, weight_decay=5e-4):
+@update_rule("adagrad", AdagradSettings, linear=False)
+def adagrad(
+    parameters: Sequence[Parameter],
+    gradients: Sequence[TensorVariable],
+    learning_rate: TensorVariable,
+    epsilon: float = 1e-10,
+    weight_decay: float = 5e-4,
+) -> tuple[Pairs, list[SharedVariable]]:
     """Adagrad: a step size for each weight that decreases with the sum of its squared gradients.
 
         g <- g + weight_decay * w
@@ -63,9 +218,11 @@ def adagrad(parameters, gradients, learning_rate, epsilon=1e-10, weight_decay=5e
 
     Source: Duchi et al. 2011, equation 1, with the diagonal of G and delta (here epsilon) added to its square root.
     """
-    pairs, sums = [], []
+    pairs: Pairs = []
+    sums = []
     for parameter, g in zip(parameters, gradients, strict=True):
-        w, squares = parameter.variable, kept(parameter, "squares")
+        w = parameter.variable
+        squares = zeros_like(parameter, "squares")
         g = decayed(g, parameter, weight_decay)
         new_squares = squares + pt.sqr(g)
         step = scaled(learning_rate, parameter) * g / (pt.sqrt(new_squares) + constant(epsilon))
@@ -74,7 +231,15 @@ def adagrad(parameters, gradients, learning_rate, epsilon=1e-10, weight_decay=5e
     return pairs, sums
 
 
-def adadelta(parameters, gradients, learning_rate, rho=0.95, epsilon=1e-6, weight_decay=5e-4):
+@update_rule("adadelta", AdadeltaSettings, linear=False)
+def adadelta(
+    parameters: Sequence[Parameter],
+    gradients: Sequence[TensorVariable],
+    learning_rate: TensorVariable,
+    rho: float = 0.95,
+    epsilon: float = 1e-6,
+    weight_decay: float = 5e-4,
+) -> tuple[Pairs, list[SharedVariable]]:
     """Adadelta: step sizes from running averages of squared steps and gradients, in the units of the weights.
 
         g      <- g + weight_decay * w
@@ -85,10 +250,13 @@ def adadelta(parameters, gradients, learning_rate, rho=0.95, epsilon=1e-6, weigh
 
     The paper has no learning rate, which corresponds to 1. Source: Zeiler 2012, algorithm 1.
     """
-    pairs, of_gradients, of_steps = [], [], []
+    pairs: Pairs = []
+    of_gradients = []
+    of_steps = []
     for parameter, g in zip(parameters, gradients, strict=True):
         w = parameter.variable
-        squared_gradient, squared_step = kept(parameter, "squared_gradient"), kept(parameter, "squared_step")
+        squared_gradient = zeros_like(parameter, "squared_gradient")
+        squared_step = zeros_like(parameter, "squared_step")
         g = decayed(g, parameter, weight_decay)
         new_squared_gradient = constant(rho) * squared_gradient + constant(1 - rho) * pt.sqr(g)
         d = pt.sqrt(squared_step + constant(epsilon)) / pt.sqrt(new_squared_gradient + constant(epsilon)) * g
@@ -100,29 +268,23 @@ def adadelta(parameters, gradients, learning_rate, rho=0.95, epsilon=1e-6, weigh
     return pairs, of_gradients + of_steps
 
 
-def scaled(learning_rate, parameter):
+def scaled(learning_rate: TensorVariable, parameter: Parameter) -> TensorVariable:
+    """Return the learning rate of a parameter."""
     return constant(parameter.lr_mult) * learning_rate
 
 
-def decayed(g, parameter, weight_decay):
+def decayed(g: TensorVariable, parameter: Parameter, weight_decay: float) -> TensorVariable:
     """Return the gradient of the cost plus weight_decay / 2 * |w|**2."""
     rate = weight_decay * parameter.decay_mult
     return g + constant(rate) * parameter.variable if rate else g
 
 
-def constant(value):
+def constant(value: float) -> np.floating:
     """Return the number in floatX, the parameters' dtype. A float32 constant keeps the graph in float32."""
     return np.dtype(pytensor.config.floatX).type(value)
 
 
-def kept(parameter, what):
+def zeros_like(parameter: Parameter, what: str) -> SharedVariable:
     """Return a shared variable of zeros with the parameter's shape, named after the parameter."""
     zeros = np.zeros(parameter.shape, dtype=pytensor.config.floatX)
     return pytensor.shared(zeros, name=f"{parameter.name}.{what}", shape=parameter.shape, borrow=True)
-
-
-def name_of(update, use_momentum, use_nesterov_momentum):
-    """Return the name of the rule: `update`, or if it is auto, the rule that upstream's two switches select."""
-    if update != "auto":
-        return update
-    return "nesterov" if use_nesterov_momentum else "momentum" if use_momentum else "sgd"

@@ -24,7 +24,8 @@ connect() is collective. It raises ConfigError for invalid settings, and DeviceE
 import pkgutil
 from abc import ABC, abstractmethod
 
-from alexnet.config.schema import ConfigError, check_known
+from alexnet.config import ConfigError, Section, check_known
+from alexnet.config.fields import Text
 
 EXCHANGES = {
     "peer": "multigpu.exchange.peer:connect",
@@ -37,6 +38,15 @@ EXCHANGES = {
     "nccl32": "multigpu.exchange.nccl:connect32",
     "nccl16": "multigpu.exchange.nccl:connect16",
 }
+
+
+class ExchangeSettings(Section):
+    """Which strategy averages arrays, and whether it sends rounding errors later."""
+
+    exchange: Text
+    error_feedback: bool
+
+
 BETWEEN_HOSTS = "asa32"                          # meaning of auto if the workers run on several machines
 
 
@@ -65,7 +75,8 @@ def strategy_of(config, comm):
     Raises:
         ConfigError: the strategy is unknown, or cannot be used with these settings or in this job.
     """
-    name = config.exchange
+    settings = config.section(ExchangeSettings)
+    name = settings.exchange
     if name == "auto":
         name = "peer" if comm.on_one_host else BETWEEN_HOSTS
     check_known(name, ("auto", *EXCHANGES), "exchange: there is no strategy")
@@ -76,7 +87,7 @@ def strategy_of(config, comm):
             f"exchange={name} moves arrays over MPI, so the workers have to be started by it: "
             f"mpiexec -n {comm.size} python -m mpi4py train.py ... exchange={name}"
         )
-    if config.error_feedback and name != "asa16":
+    if settings.error_feedback and name != "asa16":
         raise ConfigError(
             f"error_feedback sends later what exchange=asa16 rounds away, got exchange={name}: "
             "take exchange=asa16, or error_feedback=false"

@@ -30,6 +30,7 @@ from functools import partial
 
 import numpy as np
 
+from multigpu.exchange import ExchangeSettings
 from multigpu.exchange.codecs import Float16, Float32, MessageBuffer
 from multigpu.exchange.over_mpi import MpiStrategy
 from multigpu.exchange.step_header import StepHeader, check
@@ -47,7 +48,7 @@ def connect32(config, device, comm, shapes, warn, step=0):
 
 def connect16(config, device, comm, shapes, warn, step=0):
     """Return the strategy asa16 of this rank; see multigpu.exchange for the arguments. Collective."""
-    wire = partial(Float16, config.error_feedback)
+    wire = partial(Float16, config.section(ExchangeSettings).error_feedback)
     return MpiStrategy(device, comm, shapes, warn, lambda n: Asa("asa16", comm.mpi, n, wire))
 
 

@@ -21,15 +21,25 @@ momentum SGD without a server, for any n_sync.
 Source: Paine et al. 2013, sections 2.2 and 2.3; Dean et al. 2012, section 4.1.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from alexnet.config import Config
 from multigpu.exchange.flat_buffer import blocks
+from multigpu.rules.base import RULES, Rule, Synchronizer
 from multigpu.rules.parameter_server import server
-from multigpu.rules.parameter_server.center import ParameterServer, PushMeta
+from multigpu.rules.parameter_server.center import AsgdSettings, ParameterServer, PushMeta
 from multigpu.rules.parameter_server.client import Client
 from multigpu.rules.parameter_server.protocol import SERVER, Fetch, Push
+
+if TYPE_CHECKING:
+    from alexnet.run.recorder import Recorder
+    from alexnet.training.network import Network
+    from multigpu.communicator import Communicator
+    from multigpu.device.base import Device
 
 
 class Schedule(NamedTuple):
@@ -47,18 +57,28 @@ class Schedule(NamedTuple):
         return min((step // each + 1) * each for each in self)
 
 
-def connect(config, network, device, comm, recorder, step=0):
-    """Return a Server on rank 0 and an AsgdClient on other ranks; see multigpu.rules. Collective."""
-    return server.connect(
-        config, network, device, comm, recorder, step,
-        policy=lambda center, channel: ParameterServer(center, config, comm.size - 1, channel.now),
-        client=lambda *parts: AsgdClient(*parts, often(config), step),
-    )
+@RULES.register("asgd")
+class AsgdRule(Rule):
+    """Clients train independently, and a parameter server adds up their updates."""
+
+    settings = (AsgdSettings,)
+    has_server = True
+    elastic = True
+
+    def connect(
+        self, config: Config, network: Network, device: Device, comm: Communicator, recorder: Recorder, step: int = 0
+    ) -> Synchronizer:
+        return server.connect(
+            self, config, network, device, comm, recorder, step,
+            policy=lambda center, channel: ParameterServer(center, config, comm.size - 1, channel.now),
+            client=lambda *parts: AsgdClient(*parts, schedule_of(config), step),
+        )
 
 
-def often(config):
+def schedule_of(config: Config) -> Schedule:
     """Return the Schedule of the settings."""
-    return Schedule(config.n_fetch or config.n_sync, config.n_push or config.n_sync)
+    settings = config.section(AsgdSettings)
+    return Schedule(settings.n_fetch or settings.n_sync, settings.n_push or settings.n_sync)
 
 
 class AsgdClient(Client):

@@ -20,98 +20,203 @@ on the N batches together. Momentum is linear: avg at N lr, cdd at lr, and a sin
 at N lr follow the same trajectory up to rounding.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import numpy as np
+from pydantic import model_validator
+from pytensor.compile.sharedvalue import SharedVariable
 
+from alexnet.config import Config, ConfigError, Section
+from alexnet.config.fields import Count
+from alexnet.training.updates import UpdateSettings, find_update_rule
 from multigpu.communicator import Ready, SyncRemaining, TimingReport, total, verify_consistency
-from multigpu.exchange import Strategy, strategy_of
-from multigpu.rules import StepResult, Synchronizer, exchanged
+from multigpu.exchange import ExchangeSettings, Strategy, strategy_of
+from multigpu.rules.base import RULES, Rule, StepResult, Synchronizer
+
+if TYPE_CHECKING:
+    from alexnet.run.recorder import Recorder
+    from alexnet.run.timing import Lap
+    from alexnet.training.network import Network
+    from multigpu.communicator import Communicator
+    from multigpu.device.base import Device
 
 
-def connect(config, network, device, comm, recorder, step=0):
-    """Return the Bsp synchronizer of this worker; see multigpu.rules for the arguments. Collective."""
-    verify_consistency(config, network, device, comm, step)
-    what = exchanged(config, comm)
+class BspSettings(Section):
+    """What rule bsp exchanges, and how often."""
+
+    sync: Literal["avg", "cdd"]
+    exchange_what: Literal["auto", "weights_and_momentum", "weights", "gradients"]
+    average_every: Count
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        """Refuse settings that contradict each other."""
+        if self.sync == "cdd" and self.exchange_what not in ("auto", "gradients"):
+            raise ValueError(
+                f"exchange_what must be auto or gradients with sync=cdd, which adds updates, got {self.exchange_what}"
+            )
+        return self
+
+
+@RULES.register("bsp")
+class BspRule(Rule):
+    """All workers exchange after each step, or after each average_every steps."""
+
+    settings = (BspSettings, ExchangeSettings)
+    needs_mpi = False
+    synchronous = True
+
+    def check(self, config: Config) -> None:
+        super().check(config)
+        settings = config.section(BspSettings)
+        update = config.section(UpdateSettings).rule
+        linear = find_update_rule(config).linear
+        if not linear and settings.sync == "cdd":
+            raise ConfigError(
+                f"sync must be avg with update={update}, whose updates by the parts of a batch do not add up to that "
+                "by the whole, got cdd"
+            )
+        if not linear and settings.exchange_what not in ("auto", "gradients"):
+            raise ConfigError(
+                f"exchange_what must be auto or gradients with update={update}, because the mean of the workers' "
+                f"accumulators is not that of one worker, got {settings.exchange_what}"
+            )
+        gradients = settings.exchange_what == "gradients" or settings.sync == "cdd" or not linear
+        if gradients and settings.average_every > 1:
+            raise ConfigError(
+                "average_every must be 1 when gradients are exchanged, because each is used only in its step, "
+                f"got {settings.average_every}"
+            )
+
+    def averages_steps(self, config: Config) -> bool:
+        return config.section(BspSettings).sync == "avg"
+
+    def check_job(self, config: Config, comm: Communicator) -> None:
+        super().check_job(config, comm)
+        strategy_of(config, comm)
+
+    def step_functions(self, config: Config, comm: Communicator) -> tuple[str, ...]:
+        return ("compute", "apply") if exchanged(config, comm) == "gradients" else ("train",)
+
+    def connect(
+        self, config: Config, network: Network, device: Device, comm: Communicator, recorder: Recorder, step: int = 0
+    ) -> Bsp:
+        verify_consistency(config, network, device, comm, step)
+        what = exchanged(config, comm)
+        settings = config.section(BspSettings)
+        open_strategy = strategy_of(config, comm)
+        groups = [
+            ParameterGroup(variables, open_strategy(config, device, comm, shapes_of(variables), recorder.warn, step))
+            for variables in groups_of(what, network) if variables
+        ]
+        rates = comm.size if settings.sync == "cdd" else 1
+        return Bsp(network, groups, what, comm, recorder, settings.average_every, rates)
+
+
+def exchanged(config: Config, comm: Communicator) -> str:
+    """Return what is exchanged: weights_and_momentum, weights or gradients; resolves `auto`."""
+    settings = config.section(BspSettings)
+    if settings.exchange_what != "auto":
+        return settings.exchange_what
+    if settings.sync == "cdd" or not find_update_rule(config).linear:
+        return "gradients"
+    return "weights" if comm.over_mpi else "weights_and_momentum"
+
+
+def groups_of(what: str, network: Network) -> list[list[SharedVariable]]:
+    """Return the variables that are averaged together: first those of each exchange, then the rest of the state."""
+    if what == "gradients":
+        return [network.gradients]
     weights, velocities = weights_and_velocities(network)
-    variables = {"gradients": [network.gradients] if what == "gradients" else [],
-                 "weights": [weights, velocities], "weights_and_momentum": [weights + velocities]}[what]
-    open_strategy = strategy_of(config, comm)
-    groups = [
-        ParameterGroup(each, open_strategy(config, device, comm, shapes_of(each), recorder.warn, step))
-        for each in variables if each
-    ]
-    rates = comm.size if config.sync == "cdd" else 1
-    return Bsp(network, groups, what, comm, recorder, config.average_every, rates)
+    return [weights, velocities] if what == "weights" else [weights + velocities]
 
 
-def weights_and_velocities(network):
-    """Return the shared variables that training changes, as two lists."""
+def weights_and_velocities(network: Network) -> tuple[list[SharedVariable], list[SharedVariable]]:
+    """Return the shared variables that training changes: the weights, and the state of the update rule."""
     both = network.parameters_and_velocities
-    return both[: len(network.trainable_parameters)], both[len(network.trainable_parameters) :]
+    n_weights = len(network.trainable_parameters)
+    return both[:n_weights], both[n_weights:]
 
 
-def shapes_of(variables):
+def shapes_of(variables: list[SharedVariable]) -> list[tuple[int, ...]]:
+    """Return the shape of each variable's value."""
     return [np.shape(variable.get_value(borrow=True)) for variable in variables]
 
 
 class ParameterGroup(NamedTuple):
     """Shared variables that are averaged together, and the Strategy whose flat buffer holds them."""
 
-    variables: list
+    variables: list[SharedVariable]
     strategy: Strategy
 
-    def pack(self):
+    def pack(self) -> None:
+        """Copy the variables to the flat buffer."""
         self.strategy.flat.pack(self.variables)
         self.strategy.device.synchronise()
 
-    def average(self, step):
+    def average(self, step: int) -> None:
+        """Average the flat buffers of all workers, and copy the result to the variables."""
         self.strategy.average(step)
         self.strategy.flat.unpack(self.variables)
 
 
 class Bsp(Synchronizer):
-    """The Synchronizer of rule bsp; created by connect().
+    """The Synchronizer of rule bsp: backward pass, average, update.
 
-    groups   list of ParameterGroup: the first is averaged in each exchange, the others if all state must be equal
-    what   weights_and_momentum, weights or gradients
-    every  number of steps between two exchanges
-    rates  factor of the learning rate: N for cdd
+    Args:
+        groups: the first is averaged in each exchange, the others only if the whole state must be equal.
+        what: weights_and_momentum, weights or gradients.
+        every: number of steps between two exchanges.
+        rates: factor of the learning rate: N for cdd.
     """
 
-    def __init__(self, network, groups, what, comm, recorder, every=1, rates=1):
-        self._network, self._groups, self._apart = network, groups, what == "gradients"
-        self._comm, self._recorder = comm, recorder
-        self._every, self._rates, self._totals = every, rates, 0
+    def __init__(
+        self,
+        network: Network,
+        groups: list[ParameterGroup],
+        what: str,
+        comm: Communicator,
+        recorder: Recorder,
+        every: int = 1,
+        rates: int = 1,
+    ):
+        self._network = network
+        self._groups = groups
+        self._exchanges_gradients = what == "gradients"
+        self._comm = comm
+        self._recorder = recorder
+        self._every = every
+        self._rates = rates
+        self._totals = 0
 
-    def step(self, *inputs, rate):
-        if self._apart:
+    def step(self, *inputs: np.ndarray, rate: np.float32) -> tuple[float, float]:
+        if self._exchanges_gradients:
             return self._network.compute(*inputs)
         return self._network.train(*inputs, rate)
 
-    def after_step(self, step, cost, error, rate, stop, last):
-        cost, error = float(cost), float(error)
+    def after_step(self, step: int, cost: float, error: float, rate: float, stop: bool, last: bool) -> StepResult:
         if step % self._every and not last:
-            return StepResult(cost, error, False)
+            return StepResult(float(cost), float(error), False)
         groups = self._groups if last else self._groups[:1]
         with self._recorder.time("comm"):
             for group in groups:
                 group.pack()
         with self._recorder.time("sync"):
-            all_ready = self._comm.allgather(Ready(step, cost, error, bool(stop)))
-        costs, errors, stops = zip(*((ready.cost, ready.error, ready.stop) for ready in all_ready), strict=True)
-        stop = any(stops)
+            all_ready = self._comm.allgather(Ready(step, float(cost), float(error), bool(stop)))
         with self._recorder.time("comm"), self._comm.waiting():
             for group in groups:
                 group.average(step)
-        if self._apart:
+        if self._exchanges_gradients:
             with self._recorder.time("calc"):
                 self._network.apply(np.float32(self._rates * rate))
-        if stop and not last:
-            self._level(step)
-        return StepResult(sum(costs) / len(costs), sum(errors) / len(errors), stop)
+        result = mean_of(all_ready)
+        if result.stop and not last:
+            self._average_remaining(step)
+        return result
 
-    def _level(self, step):
+    def _average_remaining(self, step: int) -> None:
         """Average the remaining groups, because an unscheduled checkpoint follows."""
         with self._recorder.time("comm"), self._comm.waiting():
             for group in self._groups[1:]:
@@ -119,15 +224,23 @@ class Bsp(Synchronizer):
                 self._comm.allgather(SyncRemaining(step))
                 group.average(step)
 
-    def gather(self, lap):
+    def gather(self, lap: Lap) -> list[Lap]:
         laps = [each.lap for each in self._comm.allgather(TimingReport(lap.iteration, lap))]
         return laps if self._comm.rank == 0 else []
 
-    def total(self, values, stop):
+    def total(self, values: np.ndarray, stop: bool) -> tuple[np.ndarray, bool]:
         self._totals += 1
         return total(self._comm, self._totals, values, stop)
 
-    def close(self):
+    def close(self) -> None:
         with self._comm.waiting():
             for group in self._groups:
                 group.strategy.close()
+
+
+def mean_of(messages: list[Ready]) -> StepResult:
+    """Return the mean cost and error of the workers, and whether any of them has to stop."""
+    n = len(messages)
+    cost = sum(message.cost for message in messages) / n
+    error = sum(message.error for message in messages) / n
+    return StepResult(cost, error, any(message.stop for message in messages))

@@ -12,21 +12,50 @@ saved. The workers are the ranks from 1 on; see multigpu.rules.parameter_server.
 Source: Zhang et al. 2015, equations 5 and 6 and algorithm 1 (asynchronous EASGD, with momentum as in Ma et al. 2016).
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+from alexnet.config import Config, Section
+from alexnet.config.fields import Count, Fraction
 from multigpu.exchange.flat_buffer import blocks
+from multigpu.rules.base import RULES, Rule, Synchronizer
 from multigpu.rules.parameter_server import server
 from multigpu.rules.parameter_server.client import Client
 from multigpu.rules.parameter_server.protocol import SERVER, CenterPolicy, Push, TransferPlan
 
+if TYPE_CHECKING:
+    from alexnet.run.recorder import Recorder
+    from alexnet.training.network import Network
+    from multigpu.communicator import Communicator
+    from multigpu.device.base import Device
 
-def connect(config, network, device, comm, recorder, step=0):
-    """Return a Server on rank 0 and an ElasticClient on other ranks; see multigpu.rules. Collective."""
-    return server.connect(
-        config, network, device, comm, recorder, step,
-        policy=lambda center, channel: ElasticPolicy(center, config.easgd_alpha),
-        client=lambda *parts: ElasticClient(*parts, config.easgd_tau),
-    )
+
+class EasgdSettings(Section):
+    """How often, and how far, a worker and the center variable move towards each other."""
+
+    easgd_tau: Count
+    easgd_alpha: Fraction
+
+
+@RULES.register("easgd")
+class EasgdRule(Rule):
+    """Each worker exchanges with a server every easgd_tau steps."""
+
+    settings = (EasgdSettings,)
+    has_server = True
+
+    def connect(
+        self, config: Config, network: Network, device: Device, comm: Communicator, recorder: Recorder, step: int = 0
+    ) -> Synchronizer:
+        settings = config.section(EasgdSettings)
+        return server.connect(
+            self, config, network, device, comm, recorder, step,
+            policy=lambda center, channel: ElasticPolicy(center, settings.easgd_alpha),
+            client=lambda *parts: ElasticClient(*parts, settings.easgd_tau),
+        )
 
 
 class ElasticClient(Client):

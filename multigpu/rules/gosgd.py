@@ -20,18 +20,27 @@ often, so no worker waits for one that has ended. In a resumed run, all workers 
 Source: Blot et al. 2016, algorithms 3 and 4; Ma et al. 2016.
 """
 
-import pkgutil
+from __future__ import annotations
+
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from alexnet.config import Config, Section
+from alexnet.config.fields import Fraction
 from alexnet.data.augment import random_stream
 from multigpu.communicator import Closed, DesyncError, total, verify_consistency
 from multigpu.device.host import HostDevice
 from multigpu.exchange.flat_buffer import FlatBuffer, blocks
-from multigpu.rules import POST, StepResult, Synchronizer
+from multigpu.rules.base import RULES, Rule, StepResult, Synchronizer
 from multigpu.rules.bsp import shapes_of, weights_and_velocities
+
+if TYPE_CHECKING:
+    from alexnet.run.recorder import Recorder
+    from alexnet.training.network import Network
+    from multigpu.communicator import Communicator
+    from multigpu.device.base import Device
 
 GOSSIP = 3                                       # id of the random stream; alexnet.data.augment uses 1 and 2
 LOOKS = 2                                        # maximum number of messages per worker that a step receives
@@ -61,15 +70,28 @@ class GossipTiming(NamedTuple):
     lap: Any
 
 
-def connect(config, network, device, comm, recorder, step=0):
-    """Return the Gosgd synchronizer of this worker; see multigpu.rules for the arguments. Collective."""
-    verify_consistency(config, network, device, comm, step)
-    host = HostDevice(device.on_host)
-    groups = [
-        WeightedGroup(variables, FlatBuffer(host, shapes_of(variables)))
-        for variables in weights_and_velocities(network) if variables
-    ]
-    return Gosgd(network, groups, config, comm, recorder)
+class GosgdSettings(Section):
+    """How often a worker pushes its weights."""
+
+    gosgd_p: Fraction
+
+
+@RULES.register("gosgd")
+class GosgdRule(Rule):
+    """A worker pushes its weights to a random other worker after a step, with probability gosgd_p."""
+
+    settings = (GosgdSettings,)
+
+    def connect(
+        self, config: Config, network: Network, device: Device, comm: Communicator, recorder: Recorder, step: int = 0
+    ) -> Gosgd:
+        verify_consistency(config, network, device, comm, step)
+        host = HostDevice(device.on_host)
+        groups = [
+            WeightedGroup(variables, FlatBuffer(host, shapes_of(variables)))
+            for variables in weights_and_velocities(network) if variables
+        ]
+        return Gosgd(network, groups, config, comm, recorder)
 
 
 def receiver(seed, rank, size, step, p):
@@ -124,9 +146,18 @@ class Gosgd(Synchronizer):
     """
 
     def __init__(self, network, groups, config, comm, recorder):
-        self._network, self._groups, self._seed, self._p = network, groups, config.random_seed, config.gosgd_p
-        self._comm, self._recorder, self._channel = comm, recorder, pkgutil.resolve_name(POST)(comm)
-        self._comm, self._rank, self._size = comm.mpi, comm.rank, comm.size
+        from multigpu.mpi.channel import Channel  # importing it initialises MPI
+
+        self._network = network
+        self._groups = groups
+        self._seed = config.random_seed
+        self._p = config.section(GosgdSettings).gosgd_p
+        self._comm = comm
+        self._mpi = comm.mpi
+        self._rank = comm.rank
+        self._size = comm.size
+        self._recorder = recorder
+        self._channel = Channel(comm)
         for group in groups:
             group.pack()
             group.unpack()
@@ -164,7 +195,7 @@ class Gosgd(Synchronizer):
             np.copyto(self._copy, self._weights.pack())
             self._share, pushed = halved(self._share)
             self._channel.send(GossipPush(step, self._rank, pushed), other)
-            self._leaving = self._comm.Isend(self._copy, other, self._channel.ARRAY)
+            self._leaving = self._mpi.Isend(self._copy, other, self._channel.ARRAY)
 
     def _left(self):
         """Return whether the copy of the previous push has been sent."""
@@ -180,7 +211,7 @@ class Gosgd(Synchronizer):
             return self._receive_array()
         message = self._channel.take()
         if type(message) is GossipPush:
-            self._arriving = message, self._comm.Irecv(self._room, message.sender, self._channel.ARRAY)
+            self._arriving = message, self._mpi.Irecv(self._room, message.sender, self._channel.ARRAY)
         elif type(message) is Stop:
             self._stop = True
         elif type(message) is GossipTiming and self._rank == 0:
@@ -231,7 +262,7 @@ class Gosgd(Synchronizer):
     def _gather(self, own):
         """Return the arrays of all ranks, by rank; receives in the meantime."""
         of_all = np.empty((self._size, own.size), own.dtype)
-        self._until(self._comm.Iallgather(own, of_all).Test)
+        self._until(self._mpi.Iallgather(own, of_all).Test)
         return of_all
 
     def _mix(self):

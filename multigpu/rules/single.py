@@ -1,28 +1,47 @@
 """The rule of a job with a single worker: no exchange."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from multigpu.rules import StepResult, Synchronizer
+from alexnet.config import Config
+from multigpu.rules.base import Rule, StepResult, Synchronizer
+
+if TYPE_CHECKING:
+    from alexnet.run.recorder import Recorder
+    from alexnet.training.network import Network
+    from multigpu.communicator import Communicator
+    from multigpu.device.base import Device
 
 
 class SingleWorker(Synchronizer):
     """Synchronizer for a single worker."""
 
-    def __init__(self, network):
+    def __init__(self, network: Network):
         self._network = network
 
-    def step(self, *inputs, rate):
+    def step(self, *inputs: np.ndarray, rate: np.float32) -> tuple[float, float]:
         return self._network.train(*inputs, rate)
 
-    def after_step(self, step, cost, error, rate, stop, last):
+    def after_step(self, step: int, cost: float, error: float, rate: float, stop: bool, last: bool) -> StepResult:
         return StepResult(float(cost), float(error), stop)
 
-    def total(self, values, stop):
+    def total(self, values: np.ndarray, stop: bool) -> tuple[np.ndarray, bool]:
         return np.array(values, dtype=np.float64), stop
 
-    def close(self):
+    def close(self) -> None:
         """Do nothing; there are no resources to release."""
 
 
-def connect(config, network, device, comm, recorder, step=0):
-    return SingleWorker(network)
+class Single(Rule):
+    """Training without an exchange; used for one worker, whatever its rule."""
+
+    needs_mpi = False
+    synchronous = True
+
+    def connect(
+        self, config: Config, network: Network, device: Device, comm: Communicator, recorder: Recorder, step: int = 0
+    ) -> SingleWorker:
+        return SingleWorker(network)

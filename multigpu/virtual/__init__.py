@@ -17,8 +17,8 @@ one compiled network.
 Source: Paine et al. 2013, sections 2.3 and 3.
 """
 
-from multigpu.virtual.post import Costs
 from multigpu.virtual.measure import measured
+from multigpu.virtual.post import Costs
 from multigpu.virtual.simulation import Simulation, Stretch, order_of
 
 __all__ = ["Costs", "Simulation", "Stretch", "measured", "order_of"]

@@ -1,6 +1,6 @@
 """Messages and arrays between a server and its clients in one process, each with its own virtual clock.
 
-Post replaces multigpu.rules.channel.Channel: the same methods, the same bits. When a client waits for its turn, the
+Post replaces multigpu.mpi.channel.Channel: the same methods, the same bits. When a client waits for its turn, the
 server serves it at once. Where the server would wait for the client's array, it stores a callback; the client runs it
 when it sends the array, before any other event.
 """
@@ -57,7 +57,7 @@ class Word(NamedTuple):
 
 
 class Post:
-    """Messages between one rank and the others; see multigpu.rules.channel.Channel for the methods."""
+    """Messages between one rank and the others; see multigpu.mpi.channel.Channel for the methods."""
 
     def __init__(self, office, rank):
         self._office, self.rank, self.size = office, rank, office.size

@@ -14,9 +14,9 @@ import numpy as np
 from alexnet.data.augment import random_stream
 from alexnet.run.recorder import WorkerRecorder
 from multigpu.exchange.flat_buffer import FlatBuffer
-from multigpu.rules.asgd import AsgdClient, often
+from multigpu.rules.asgd import AsgdClient, schedule_of
 from multigpu.rules.bsp import shapes_of, weights_and_velocities
-from multigpu.rules.easgd import ElasticClient, ElasticPolicy
+from multigpu.rules.easgd import EasgdSettings, ElasticClient, ElasticPolicy
 from multigpu.rules.parameter_server.center import ParameterServer
 from multigpu.rules.parameter_server.server import SERVER, Server
 from multigpu.virtual.post import Memory, Office, Post
@@ -41,15 +41,20 @@ class Rule(NamedTuple):
 RULES = {
     "asgd": Rule(
         lambda config, center, channel, clients: ParameterServer(center, config, clients, channel.now),
-        lambda config, *parts: AsgdClient(*parts, often(config)),
-        lambda config, step: often(config).next_after(step),
+        lambda config, *parts: AsgdClient(*parts, schedule_of(config)),
+        lambda config, step: schedule_of(config).next_after(step),
     ),
     "easgd": Rule(
-        lambda config, center, channel, clients: ElasticPolicy(center, config.easgd_alpha),
-        lambda config, *parts: ElasticClient(*parts, config.easgd_tau),
-        lambda config, step: (step // config.easgd_tau + 1) * config.easgd_tau,
+        lambda config, center, channel, clients: ElasticPolicy(center, config.section(EasgdSettings).easgd_alpha),
+        lambda config, *parts: ElasticClient(*parts, config.section(EasgdSettings).easgd_tau),
+        lambda config, step: next_multiple(step, config.section(EasgdSettings).easgd_tau),
     ),
 }
+
+
+def next_multiple(step, every):
+    """Return the first multiple of `every` after `step`."""
+    return (step // every + 1) * every
 
 
 class Stretch(NamedTuple):
@@ -186,7 +191,7 @@ class Simulation:
         """
         if steps is None and not np.isfinite(seconds):
             raise ValueError("a simulation needs an end: seconds or steps")
-        if order is not None and self._config.rule == "asgd" and len(set(often(self._config))) > 1:
+        if order is not None and self._config.rule == "asgd" and len(set(schedule_of(self._config))) > 1:
             raise ValueError("an order can be replayed where n_fetch is n_push, because it tells the pushes alone")
         plans = {client: self._plan(client, seconds, steps) for client in self._clients}
         for client in self._sequence(plans, order):

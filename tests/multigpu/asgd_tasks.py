@@ -12,7 +12,8 @@ from tests.multigpu.rules_doubles import RATE, Learner, Told, toy_settings
 def joined(comm, network, recorder, on_host=True, **changes):
     """Yield (settings, Synchronizer of this rank)."""
     config = toy_settings(rule="asgd", **changes)
-    with open_device("cpu", on_host) as device, asgd.connect(config, network, device, comm, recorder) as exchange:
+    rule = asgd.AsgdRule()
+    with open_device("cpu", on_host) as device, rule.connect(config, network, device, comm, recorder) as exchange:
         yield config, exchange
 
 

@@ -62,7 +62,7 @@ def join(comm, device, network, changes):
     if comm.size == 1:
         return SingleWorker(network)
     config = settings("none", "none", **changes)
-    return bsp.connect(config, network, device, comm, Listening())
+    return bsp.BspRule().connect(config, network, device, comm, Listening())
 
 
 def together(comm, steps, parts, factor=1.0, update="momentum"):

@@ -9,8 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-import train
-from multigpu import worker
+from multigpu import train, worker
 from tests import tiny
 from tests.multigpu.process_doubles import mark
 

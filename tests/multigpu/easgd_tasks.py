@@ -1,6 +1,5 @@
 """Rank functions of tests/multigpu/rules/test_easgd.py: rank 0 is the server, the others are clients."""
 
-import pkgutil
 from contextlib import contextmanager
 
 import numpy as np
@@ -8,8 +7,8 @@ import numpy as np
 from alexnet.run.timing import Lap
 from alexnet.training.loop import Position
 from multigpu.device import open_device
-from multigpu.rules import POST, easgd
-from multigpu.rules.channel import PIECE
+from multigpu.mpi.channel import PIECE, Channel
+from multigpu.rules import easgd
 from multigpu.rules.parameter_server.server import Leave, Push
 from tests.multigpu.rules_doubles import RATE, Told, Toy, toy_settings, training
 
@@ -20,7 +19,8 @@ LONG = 2 * PIECE + 77                            # floats: three pieces, the las
 def joined(comm, network, recorder, on_host=True, **changes):
     """Yield (settings, Synchronizer of this rank); on_host: whether the backend computes on the host or on a GPU."""
     config = toy_settings(rule="easgd", **changes)
-    with open_device("cpu", on_host) as device, easgd.connect(config, network, device, comm, recorder) as exchange:
+    rule = easgd.EasgdRule()
+    with open_device("cpu", on_host) as device, rule.connect(config, network, device, comm, recorder) as exchange:
         yield config, exchange
 
 
@@ -106,7 +106,8 @@ def resume(comm, update, step):
     """Connect after `step` steps and leave; return the server's warnings."""
     network, recorder = Toy(), Told()
     config = toy_settings(rule="easgd", update=update)
-    with open_device("cpu") as device, easgd.connect(config, network, device, comm, recorder, step) as exchange:
+    rule = easgd.EasgdRule()
+    with open_device("cpu") as device, rule.connect(config, network, device, comm, recorder, step) as exchange:
         if comm.rank:
             return exchange.leave(step)
         serve(comm, network, recorder, config, exchange)
@@ -131,7 +132,7 @@ def say(comm, case):
     network, recorder = Toy(), Told()
     with open_device("cpu") as device:
         config = toy_settings(rule="easgd", easgd_tau=1)
-        exchange = easgd.connect(config, network, device, comm, recorder)
+        exchange = easgd.EasgdRule().connect(config, network, device, comm, recorder)
         if comm.rank == 0:
             return serve(comm, network, recorder, config, exchange)
         if comm.rank == 2:
@@ -141,4 +142,4 @@ def say(comm, case):
             "the same step again": Push(3, 1, [], []),
             "another's name": Leave(4, 2, [], [], False),
         }[case]
-        pkgutil.resolve_name(POST)(comm).send(wrong, 0)
+        Channel(comm).send(wrong, 0)

@@ -209,7 +209,7 @@ def arrays_in_place(seat, steps):
     """Return for each step the names of the arrays stored in the flat buffer after the network's update."""
     network, trained, found = make_network(), Trained([], [], [], [], Counter()), []
     with open_device("cpu") as device, join(seat, device, network, trained, {}) as exchange:
-        flat = exchange._lots[0].strategy._mesh.flat.array()
+        flat = exchange._groups[0].strategy._mesh.flat.array()
         for step in range(1, steps + 1):
             cost, error = exchange.step(*made_batch(step, seat.rank, seat.size, 1), rate=RATE)
             arrays = {each.name: each.get_value(borrow=True) for each in network.parameters_and_velocities}
@@ -223,7 +223,8 @@ def join(seat, device, network, trained, changes):
     if seat.size == 1:
         return SingleWorker(network)
     config = settings("none", "none", **changes)
-    return bsp.connect(config, network, device, watched(seat, trained.sent), Listening(trained.warnings.append))
+    comm = watched(seat, trained.sent)
+    return bsp.BspRule().connect(config, network, device, comm, Listening(trained.warnings.append))
 
 
 def make_network(backend="cpu"):
@@ -294,7 +295,8 @@ def exchange_numbers(seat, devices, steps, kind=None, slow=None, lame=None, skip
         if lame and seat.rank == lame[0]:
             refuse(device, lame[1])
         config = settings("none", "none", **(changes or {}))
-        with bsp.connect(config, network, device, watched(seat, sent), Listening(warnings.append)) as exchange:
+        comm = watched(seat, sent)
+        with bsp.BspRule().connect(config, network, device, comm, Listening(warnings.append)) as exchange:
             for step in range(1, steps + 1):
                 if step == (skip or {}).get(seat.rank):
                     continue
@@ -327,7 +329,7 @@ def sum_up(seat, values, stops):
     """Call exchange.total() twice."""
     with open_device("cpu") as device:
         config = settings("none", "none")
-        with bsp.connect(config, Numbers(), device, watched(seat, Counter()), Listening()) as exchange:
+        with bsp.BspRule().connect(config, Numbers(), device, watched(seat, Counter()), Listening()) as exchange:
             first = exchange.total(values[seat.rank], False)
             return *first, *exchange.total(np.ones(2), stops[seat.rank])
 
@@ -338,15 +340,16 @@ def greet(seat, changes, steps, weight):
     network.set(0, weight[seat.rank])
     with open_device("cpu") as device:
         config = settings("none", "none", **changes[seat.rank])
-        bsp.connect(config, network, device, watched(seat, Counter()), Listening(), steps[seat.rank]).close()
+        bsp.BspRule().connect(config, network, device, watched(seat, Counter()), Listening(), steps[seat.rank]).close()
         return "done"
 
 
 def close_in_order(seat, folder):
     """Close an exchange; return the workers that still had this worker's buffer open when it was freed."""
     with open_device("cpu") as device:
-        exchange = bsp.connect(settings("none", "none"), Numbers(), device, watched(seat, Counter()), Listening())
-        late, mesh = [], exchange._lots[0].strategy._mesh
+        comm = watched(seat, Counter())
+        exchange = bsp.BspRule().connect(settings("none", "none"), Numbers(), device, comm, Listening())
+        late, mesh = [], exchange._groups[0].strategy._mesh
         own = mesh.flat.buffer
         for other, buffer in mesh.others.items():
             mark, let_go = folder / f"{seat.rank} let go of {other}", buffer.close
@@ -364,7 +367,7 @@ def die(seat, message):
     network = Numbers()
     with open_device("cpu") as device:
         comm = PipeCommunicator(seat.rank, pipes)
-        exchange = bsp.connect(settings("none", "none"), network, device, comm, Listening())
+        exchange = bsp.BspRule().connect(settings("none", "none"), network, device, comm, Listening())
         for step in (1, 2):
             network.set(step, seat.rank)
             exchange.after_step(step, 0.0, 0.0, RATE, False, False)

@@ -18,7 +18,8 @@ from tests.multigpu.rules_doubles import RATE, STEPS, Told, Toy, toy_settings, t
 def joined(comm, network, recorder, on_host=True, **changes):
     """Yield (settings, Synchronizer of this rank); on_host: whether the backend computes on the host or on a GPU."""
     config = toy_settings(rule="gosgd", **changes)
-    with open_device("cpu", on_host) as device, gosgd.connect(config, network, device, comm, recorder) as exchange:
+    rule = gosgd.GosgdRule()
+    with open_device("cpu", on_host) as device, rule.connect(config, network, device, comm, recorder) as exchange:
         yield config, exchange
 
 
@@ -112,7 +113,7 @@ def fail(comm, case):
     """Rank 1 violates the protocol; the other ranks detect it."""
     with open_device("cpu") as device:
         config = toy_settings(rule="gosgd")
-        exchange = gosgd.connect(config, Toy(), device, comm, Told())
+        exchange = gosgd.GosgdRule().connect(config, Toy(), device, comm, Told())
         if comm.rank == 1 and case == "a push that is lost":
             exchange._share /= 2
         if comm.rank == 1 and case == "once too often":

@@ -13,7 +13,6 @@ recorded of each client, the center variable).
 """
 
 import os
-import pkgutil
 import sys
 import time
 from pathlib import Path
@@ -27,11 +26,11 @@ from multigpu.device import open_device
 from multigpu.loader import ParallelBatches
 from multigpu.mpi.rank_wrapper import wrap_rank
 from multigpu.rules import role_of, rule_of
+from multigpu.train import load_settings, with_run
 from multigpu.worker import Present
 from tests.multigpu import several_doubles
 from tests.multigpu.process_doubles import mark
 from tests.multigpu.several_doubles import STEPS, Points, Reader, Variable
-from train import JOB, load_settings, with_run
 
 LONG = (2 << 20) + 77                            # floats: three pieces
 LATER_STEPS = 12                                 # steps after which a client counts as started
@@ -108,7 +107,7 @@ def work(config, device, control, comm):
         comm.detach()
         points.reach("joining")
         network = Network(points, folder / f"begun{rank}")
-        with pkgutil.resolve_name(rule.connect)(config, network, device, comm, recorder) as exchange:
+        with rule.connect(config, network, device, comm, recorder) as exchange:
             points.around(exchange._channel, "_swap", "moving")
             if rank:
                 points.around(exchange, "contact", "coming")
@@ -125,7 +124,9 @@ def work(config, device, control, comm):
 def main(arguments):
     wrap_rank()
     given = ["data=none", "batch_size=2", "rand_crop=false", "rule=asgd", "server_scale=1", *arguments]
-    return pkgutil.resolve_name(JOB)(lambda: with_run(load_settings(given)), "tests.multigpu.membership_doubles:work")
+    from multigpu.mpi import job  # after wrap_rank: it initialises MPI
+
+    return job.run(lambda: with_run(load_settings(given)), "tests.multigpu.membership_doubles:work")
 
 
 if __name__ == "__main__":

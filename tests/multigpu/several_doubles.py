@@ -7,7 +7,6 @@ in one of the ways listed in FAULTS.
 """
 
 import os
-import pkgutil
 import signal
 import sys
 import time
@@ -23,8 +22,8 @@ from multigpu.device import open_device
 from multigpu.launcher import launch
 from multigpu.loader import ParallelBatches
 from multigpu.rules import role_of, rule_of
+from multigpu.train import load_settings, started_by_mpi, with_run
 from tests.multigpu.process_doubles import mark
-from train import JOB, load_settings, started_by_mpi, with_run
 
 STEPS = 6                                        # steps per epoch
 SECOND = 2                                       # pause the second time that a point is reached
@@ -165,7 +164,7 @@ def work(config, device, control, comm):
         mark(folder / f"loader{rank}", batches.loader_pid)
         points.reach("connecting")
         network = Network(points)
-        exchange = pkgutil.resolve_name(rule.connect)(config, network, device, comm, WorkerRecorder(rank))
+        exchange = rule.connect(config, network, device, comm, WorkerRecorder(rank))
         for owner, *point in points_of(exchange):
             points.around(owner, *point)
         shares = split.shard(part.worker, part.workers), split.shard(*part.validates)
@@ -186,7 +185,9 @@ def work(config, device, control, comm):
 def main(arguments):
     given, entry = ["data=none", "batch_size=2", "rand_crop=false", *arguments], "tests.multigpu.several_doubles:work"
     if started_by_mpi():
-        return pkgutil.resolve_name(JOB)(lambda: with_run(load_settings(given)), entry)
+        from multigpu.mpi import job  # initialises MPI
+
+        return job.run(lambda: with_run(load_settings(given)), entry)
     return launch(with_run(load_settings(given)), entry)
 
 

@@ -8,7 +8,7 @@ from multiprocessing import connection
 
 import pytest
 
-from alexnet.config.schema import ConfigError, load_config
+from alexnet.config import ConfigError, load_config
 from multigpu.communicator import PeerDied
 from multigpu.launcher import Placement
 from multigpu.rendezvous import NAME, Arrival, Stopped, rendezvous

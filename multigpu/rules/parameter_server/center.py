@@ -14,12 +14,37 @@ and requests queue.
 Source: Paine et al. 2013, section 2.3; Denning and Buzen 1978, asymptotic bounds of a closed queueing network.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
+from pydantic import model_validator
 
+from alexnet.config import Section
+from alexnet.config.fields import Amount, Count, NotNegative
+from alexnet.training.updates import AdadeltaSettings, AdagradSettings
 from multigpu.rules.parameter_server.protocol import CenterPolicy, Fetch, Leave, Push, TransferPlan
 from multigpu.rules.parameter_server.updates import adadelta, adagrad, by_staleness, plain
+
+
+class AsgdSettings(Section):
+    """When a client exchanges, and how the server applies a push."""
+
+    n_sync: Count
+    n_fetch: Count | None
+    n_push: Count | None
+    server_scale: Amount | None
+    server_update: Literal["plain", "adagrad", "adadelta"]
+    staleness_power: NotNegative
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        """Refuse settings that contradict each other."""
+        if self.server_update != "plain" and self.server_scale is None:
+            raise ValueError(
+                f"server_scale must be given with server_update={self.server_update}, whose steps it is the rate of: "
+                "0.01, say"
+            )
+        return self
 
 
 class PushMeta(NamedTuple):
@@ -77,8 +102,10 @@ class ParameterServer(CenterPolicy):
     def __init__(self, center, config, clients, clock):
         super().__init__(center)
         self._update, self._clock = ServerUpdate(config, center.array().size), clock
-        self._scale = 1 / clients if config.server_scale is None else config.server_scale
-        self._power, self.version = config.staleness_power, 0
+        settings = config.section(AsgdSettings)
+        self._scale = 1 / clients if settings.server_scale is None else settings.server_scale
+        self._power = settings.staleness_power
+        self.version = 0
         self.load = ServerLoad(clock())
         self._unsaid = {}                        # {client: PushRecord} without the waiting time, which follows later
 
@@ -129,14 +156,15 @@ class ServerUpdate:
     """
 
     def __init__(self, config, size):
-        self.plain, kind = config.server_update == "plain", config.server_update
-        self._step, numbers = {
-            "plain": (plain, ()),
-            "adagrad": (adagrad, (config.adagrad_epsilon,)),
-            "adadelta": (adadelta, (config.adadelta_rho, config.adadelta_epsilon)),
-        }[kind]
-        self._numbers, arrays = numbers, {"plain": 0, "adagrad": 1, "adadelta": 2}[kind]
-        self._accumulators = [np.zeros(size, np.float32) for _ in range(arrays)]
+        update = config.section(AsgdSettings).server_update
+        self.plain = update == "plain"
+        self._step, settings, n_accumulators = {
+            "plain": (plain, None, 0),
+            "adagrad": (adagrad, AdagradSettings, 1),
+            "adadelta": (adadelta, AdadeltaSettings, 2),
+        }[update]
+        self._constants = tuple(config.section(settings).model_dump().values()) if settings else ()
+        self._accumulators = [np.zeros(size, np.float32) for _ in range(n_accumulators)]
 
     def __call__(self, piece, center, part, scale, back):
         """Update a slice of the center variable with a piece of a push.
@@ -144,7 +172,7 @@ class ServerUpdate:
         If back is true, the piece is overwritten with that slice of the new center variable.
         """
         accumulators = [array[part] for array in self._accumulators]
-        self._step(piece, center[part], *accumulators, scale, *self._numbers, back=back)
+        self._step(piece, center[part], *accumulators, scale, *self._constants, back=back)
 
 
 class ServerLoad:

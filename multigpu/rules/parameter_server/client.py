@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from alexnet.training.loop import train
-from multigpu.rules import StepResult, Synchronizer
+from multigpu.rules.base import StepResult, Synchronizer
 from multigpu.rules.parameter_server.protocol import SERVER, Grant, Join, Joined, Leave, LeaveAck
 
 

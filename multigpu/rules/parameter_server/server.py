@@ -19,16 +19,16 @@ weights, and in a resumed run all clients start at the center variable. They reg
 Source: Zhang et al. 2015, algorithm 1; Ma et al. 2016, section 3.1; Paine et al. 2013, section 2.3.
 """
 
-import pkgutil
 from contextlib import contextmanager
 
 import numpy as np
 
 from alexnet.training.loop import Position, end_epoch, save, steps_of_epoch
+from alexnet.training.updates import UpdateSettings, find_update_rule
 from multigpu.communicator import PeerDied, check_consistency, verify_consistency, worker_info_of
 from multigpu.device.host import HostDevice
 from multigpu.exchange.flat_buffer import FlatBuffer
-from multigpu.rules import POST, RULES, Synchronizer
+from multigpu.rules.base import Synchronizer
 from multigpu.rules.bsp import shapes_of, weights_and_velocities
 from multigpu.rules.parameter_server.protocol import (
     ORDER,
@@ -45,27 +45,32 @@ from multigpu.rules.parameter_server.protocol import (
 BEFORE = (-1, 0)                                 # stage of a client before its first message
 
 
-def connect(config, network, device, comm, recorder, step, policy, client):
-    """Return a Server on rank 0 and a Client on other ranks; see multigpu.rules. Collective.
+def connect(rule, config, network, device, comm, recorder, step, policy, client):
+    """Return a Server on rank 0 and a Client on other ranks; see multigpu.rules.base.Rule.connect. Collective.
 
     policy  (FlatBuffer of the center variable, Channel) -> CenterPolicy
     client  (arguments of Client) -> Client
     """
-    elastic = RULES[config.rule].elastic
+    elastic = rule.elastic
     if not elastic:
         verify_consistency(config, network, device, comm, step)
     info = worker_info_of(config, network, device, step) if elastic else None
     weights, velocities = weights_and_velocities(network)
-    channel, host, shapes = pkgutil.resolve_name(POST)(comm), HostDevice(device.on_host), shapes_of(weights)
+    from multigpu.mpi.channel import Channel  # importing it initialises MPI
+
+    channel = Channel(comm)
+    host = HostDevice(device.on_host)
+    shapes = shapes_of(weights)
     if comm.rank != SERVER:
         made = client(network, weights, FlatBuffer(host, shapes), channel, recorder)
         made.info = info
         return made
     for velocity in velocities:                  # velocities of a checkpoint are for the clients only
         velocity.set_value(np.zeros_like(velocity.get_value(borrow=True)), borrow=True)
-    if step and config.adapts:
+    update = config.section(UpdateSettings).rule
+    if step and not find_update_rule(config).linear:
         recorder.warn(
-            f"the accumulators of update={config.update} are the clients' own, and in no checkpoint of "
+            f"the accumulators of update={update} are the clients' own, and in no checkpoint of "
             f"rule={config.rule}: they begin at 0 again, so the first steps are as large as a training's first"
         )
     policy = policy(FlatBuffer(host, shapes), channel)

@@ -11,8 +11,7 @@ import pytest
 from alexnet.nn import layers
 from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import CheckpointError
-from alexnet.training.network import update_rule
-from alexnet.training.updates import adadelta, adagrad
+from alexnet.training.updates import adadelta, adagrad, bind_update_rule
 from tests import tiny
 
 STEPS, DECAY = 50, 0.01
@@ -132,7 +131,7 @@ def test_accumulators_are_named_after_their_parameters_and_come_kind_by_kind():
     ],
 )
 def test_the_settings_choose_the_rule_and_its_constants(changes, name, constants):
-    rule = update_rule(tiny.settings("none", "none", weight_decay=0.25, **changes))
+    rule = bind_update_rule(tiny.settings("none", "none", weight_decay=0.25, **changes))
     innermost = rule.func
     assert (innermost.__name__, rule.keywords) == (name, constants | {"weight_decay": 0.25})
 

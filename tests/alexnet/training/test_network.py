@@ -7,12 +7,12 @@ import pytest
 
 from alexnet.backends import mode_of
 from alexnet.backends.cpu import elemwise
-from alexnet.config.schema import ConfigError, load_config
+from alexnet.config import ConfigError, load_config
 from alexnet.data.augment import centre_crop
 from alexnet.native import compiler
 from alexnet.nn.layers import Conv, Dense, Flatten, Sequential
-from alexnet.training.network import Network, apply_layer_settings, backend_of, build_network, update_rule
-from alexnet.training.updates import adadelta, adagrad, momentum_sgd, nesterov, sgd
+from alexnet.training.network import Network, apply_layer_settings, backend_of, build_network
+from alexnet.training.updates import adadelta, adagrad, bind_update_rule, momentum_sgd, nesterov, sgd
 from tests.tiny import Tiny
 
 pytestmark = pytest.mark.compatibility
@@ -171,7 +171,7 @@ def test_network_of_the_settings_computes_as_they_say():
     network = build_network(config, CLASSES, np.zeros((3, 256, 256)), rank=2)
     assert network.computes_on_host and not network.crop
     assert network.seed == config.random_seed + 2 * 1_000_003
-    assert update_rule(config).func is momentum_sgd
+    assert bind_update_rule(config).func is momentum_sgd
 
 
 def test_precision_of_an_backend_that_has_none_is_refused():

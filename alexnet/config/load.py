@@ -1,0 +1,136 @@
+"""Merge config.yaml, a settings file and key=value arguments into a Config.
+
+An unknown setting or a value of the wrong type raises ConfigError; nothing is guessed.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from alexnet.config.errors import ConfigError, check_known
+from alexnet.config.registry import import_attribute
+from alexnet.config.schema import DEFAULTS, Config, build_config, sections
+from alexnet.config.yaml_text import as_yaml, parse
+
+PLAIN_TEXT = ("data", "output", "run_name", "resume_train", "weights")
+EXTENSIBLE = ("model", "update", "exchange", "rule")       # a value may be module:attribute
+ALL_SETTINGS = "`python train.py --help` lists all settings"
+USAGE = """\
+Usage: python train.py [--config FILE] [key=value ...]
+
+Every setting, with its default:
+
+"""
+
+
+def load_config(arguments: Iterable[str], path: Path | None = None) -> Config:
+    """Return the Config of the command line `arguments` (without the program's name).
+
+    Later layers override earlier ones: config.yaml, its first_run section if data is null, the settings file (`path` or
+    --config FILE), key=value arguments. --help prints every setting and raises SystemExit(0).
+
+    Raises:
+        ConfigError: a setting is unknown, repeated, of the wrong type or contradicts another.
+    """
+    arguments = tuple(arguments)
+    if {"--help", "-h"} & set(arguments):
+        print(USAGE + DEFAULTS.read_text(encoding="utf-8") + settings_of_extensions())
+        raise SystemExit(0)
+    pairs, path = split_arguments(arguments, path)
+    defaults = read_settings(DEFAULTS)
+    first_run = defaults.pop("first_run")
+    given = [(f"{path}: ", read_settings(path))] if path else []
+    given.append(("", read_pairs(pairs)))
+    data = [values["data"] for _, values in given if "data" in values]
+    layers = [("", defaults), *([] if data and data[-1] else [("", first_run)]), *given]
+    return merge(layers, defaults)
+
+
+def merge(layers: Iterable[tuple[str, dict[str, Any]]], defaults: dict[str, Any]) -> Config:
+    """Return the Config of layers (source, settings); later layers override earlier ones.
+
+    Raises:
+        ConfigError: a setting is unknown or invalid; the message names its source.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for source, settings in layers:
+        values |= settings
+        sources |= dict.fromkeys(settings, source)
+    import_extensions(values)
+    known = known_settings(defaults)
+    for name in values:
+        check_known(name, known, f"{sources[name]}there is no setting", ALL_SETTINGS)
+    return build_config(values, sources)
+
+
+def import_extensions(values: dict[str, Any]) -> None:
+    """Import the modules that settings name as module:attribute, so that their sections are known."""
+    for setting in EXTENSIBLE:
+        value = values.get(setting)
+        if isinstance(value, str) and ":" in value:
+            import_attribute(value, setting)
+
+
+def known_settings(defaults: dict[str, Any]) -> list[str]:
+    """Return the names of all settings: those of config.yaml, and those of extensions."""
+    return list(dict.fromkeys([*defaults, *(name for kind in sections() for name in kind.model_fields)]))
+
+
+def settings_of_extensions() -> str:
+    """Return the settings that imported extensions declare beyond config.yaml, as lines of YAML."""
+    defaults = read_settings(DEFAULTS)
+    return "".join(
+        f"{name}: {as_yaml(field.default)}\n"
+        for kind in sections() for name, field in kind.model_fields.items() if name not in defaults
+    )
+
+
+def split_arguments(arguments: Iterable[str], path: Path | None) -> tuple[list[tuple[str, str]], Path | None]:
+    """Separate key=value arguments from --config FILE. Returns (pairs of text, path or None)."""
+    pairs: list[tuple[str, str]] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name == "--config":
+            if not (value := value or next(rest, "")):
+                raise ConfigError("--config needs a file, got none")
+            if path:
+                raise ConfigError(f"--config is given twice, {path} and {value}: one settings file would be right")
+            path = Path(value)
+        elif not equals or name.startswith("-"):
+            setting = name.lstrip("-")
+            hint = f", perhaps {setting}={value or '...'}" if setting in read_settings(DEFAULTS) else ""
+            raise ConfigError(f"an argument must be key=value{hint}, got {argument!r}")
+        else:
+            pairs.append((name, value))
+    return pairs, path
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings in the YAML file `path`.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not a mapping.
+    """
+    try:
+        settings = parse(Path(path).read_bytes(), str(path))
+    except OSError as error:
+        raise ConfigError(f"the settings file {path} cannot be read: {error.strerror}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} must hold lines of `key: value`, got {settings!r}")
+    return settings
+
+
+def read_pairs(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Parse the (key, text) pairs of the command line. Returns a mapping of settings."""
+    settings: dict[str, Any] = {}
+    for key, text in pairs:
+        if key in settings:
+            raise ConfigError(f"{key} is given twice, the second time as {text!r}: once would be right")
+        if not text:
+            raise ConfigError(f"{key}= has no value, {key}=null would say none")
+        # paths and names are not parsed as YAML: a folder may be called 42 or [old]
+        as_it_stands = key in PLAIN_TEXT and text not in ("null", "true", "false")
+        settings[key] = text if as_it_stands else parse(text, f"{key}={text}")
+    return settings

@@ -1,0 +1,96 @@
+"""Named implementations of one interface: models, update rules, exchange strategies and rules.
+
+An implementation registers itself with a decorator where it is defined. It is found if its module is in the package of
+the registry, has been imported, or is named in the setting: `rule=my_package.my_module:MyRule`.
+"""
+
+import pkgutil
+from collections.abc import Callable, Iterator, MutableMapping
+from importlib import import_module
+from typing import Any, TypeVar
+
+from alexnet.config.errors import ConfigError, check_known
+
+T = TypeVar("T")
+C = TypeVar("C")
+
+
+class Registry(MutableMapping[str, T]):
+    """Implementations by name.
+
+    Args:
+        setting: the setting that names an implementation, for error messages.
+        noun: what an implementation is, for error messages.
+        package: the package whose modules register implementations; imported on the first access.
+    """
+
+    def __init__(self, setting: str, noun: str, package: str):
+        self._setting = setting
+        self._noun = noun
+        self._package = package
+        self._complete = False
+        self._implementations: dict[str, T] = {}
+
+    def register(self, *names: str) -> Callable[[C], C]:
+        """Return a decorator that registers a class or function under each name.
+
+        Raises:
+            ValueError: another implementation has the name.
+        """
+
+        def add(implementation: C) -> C:
+            for name in names:
+                if self._implementations.setdefault(name, implementation) is not implementation:
+                    raise ValueError(f"{self._setting}: there is a {self._noun} {name!r} already")
+            return implementation
+
+        return add
+
+    def find(self, name: str) -> T:
+        """Return the implementation called `name`, or the attribute `module:attribute`.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if ":" in name:
+            return import_attribute(name, self._setting)
+        check_known(name, self, f"{self._setting}: there is no {self._noun}")
+        return self[name]
+
+    def _complete_mapping(self) -> dict[str, T]:
+        if not self._complete:
+            self._complete = True
+            package = import_module(self._package)
+            for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
+                import_module(module.name)
+        return self._implementations
+
+    def __getitem__(self, name: str) -> T:
+        return self._complete_mapping()[name]
+
+    def __setitem__(self, name: str, implementation: T) -> None:
+        self._complete_mapping()[name] = implementation
+
+    def __delitem__(self, name: str) -> None:
+        del self._complete_mapping()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._complete_mapping())
+
+    def __len__(self) -> int:
+        return len(self._complete_mapping())
+
+
+def import_attribute(name: str, setting: str) -> Any:
+    """Return the attribute `module:attribute` that the value of a setting names.
+
+    Raises:
+        ConfigError: the module cannot be imported or has no such attribute.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{setting} must be a name or module:attribute with a module on Python's path, got {name}: {error}"
+        ) from error

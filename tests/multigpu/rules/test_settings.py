@@ -1,0 +1,98 @@
+"""Settings of the rules: what each rule refuses, and settings of a rule that is not used."""
+
+import pytest
+
+from alexnet.config import ConfigError, load_config
+from multigpu.rules import check_rule
+
+
+def refusal(*arguments):
+    with pytest.raises(ConfigError) as caught:
+        check_rule(load_config(["data=none", *arguments]))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("average_every=0", "average_every must be greater than 0, got 0"),
+        ("easgd_alpha=1.5", "easgd_alpha must be less than or equal to 1, got 1.5"),
+        ("gosgd_p=-0.1", "gosgd_p must be greater than or equal to 0, got -0.1"),
+        ("easgd_tau=0", "easgd_tau must be greater than 0, got 0"),
+        ("sync=sum", "sync must be 'avg' or 'cdd', got the text 'sum'"),
+        ("server_update=sum", "server_update must be 'plain', 'adagrad' or 'adadelta', got the text 'sum'"),
+        ("rule=bps", "rule: there is no rule 'bps'; did you mean bsp?"),
+        ("rule=nowhere:Rule", "rule must be a name or module:attribute with a module on Python's path, got "
+         "nowhere:Rule: No module named 'nowhere'"),
+        ("update=adagard", "update: there is no update rule 'adagard'; did you mean adagrad?"),
+    ],
+)
+def test_invalid_value_is_refused(argument, message):
+    assert refusal(argument) == message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["exchange_what=gradients", "average_every=4"],
+            "average_every must be 1 when gradients are exchanged, because each is used only in its step, got 4",
+        ),
+        (
+            ["sync=cdd", "average_every=4"],
+            "average_every must be 1 when gradients are exchanged, because each is used only in its step, got 4",
+        ),
+        (
+            ["sync=cdd", "exchange_what=weights"],
+            "exchange_what must be auto or gradients with sync=cdd, which adds updates, got weights",
+        ),
+        (
+            ["sync=cdd", "lr_scaling=linear"],
+            "lr_scaling must be none unless rule=bsp averages the updates of each step, got linear",
+        ),
+        (
+            ["rule=easgd", "lr_scaling=linear"],
+            "lr_scaling must be none unless rule=easgd averages the updates of each step, got linear",
+        ),
+        (
+            ["rule=gosgd", "lr_policy=auto"],
+            "lr_policy must not be auto with rule=gosgd, whose workers wait for no validation",
+        ),
+        (
+            ["update=adagrad", "sync=cdd"],
+            "sync must be avg with update=adagrad, whose updates by the parts of a batch do not add up to that by "
+            "the whole, got cdd",
+        ),
+        (
+            ["update=adadelta", "exchange_what=weights"],
+            "exchange_what must be auto or gradients with update=adadelta, because the mean of the workers' "
+            "accumulators is not that of one worker, got weights",
+        ),
+        (
+            ["update=adagrad", "average_every=2"],
+            "average_every must be 1 when gradients are exchanged, because each is used only in its step, got 2",
+        ),
+        (
+            ["rule=asgd", "server_update=adagrad"],
+            "server_scale must be given with server_update=adagrad, whose steps it is the rate of: 0.01, say",
+        ),
+    ],
+)
+def test_contradictory_settings_are_refused(arguments, message):
+    assert refusal(*arguments) == message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rule=easgd", "sync=cdd"], "sync is a setting of rule=bsp, so with rule=easgd it must stay avg, got cdd"),
+        (["gosgd_p=0.5"], "gosgd_p is a setting of rule=gosgd, so with rule=bsp it must stay 0.01, got 0.5"),
+    ],
+)
+def test_setting_of_another_rule_is_refused(arguments, message):
+    assert refusal(*arguments) == message
+
+
+@pytest.mark.parametrize("rule", ["bsp", "easgd", "asgd", "gosgd"])
+def test_defaults_suit_every_rule(rule):
+    check_rule(load_config(["data=none", f"rule={rule}"]))
