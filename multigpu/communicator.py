@@ -86,7 +86,7 @@ class Done(NamedTuple):
 
 
 class TimingReport(NamedTuple):
-    """An alexnet.run.timing.Lap that ended with this step."""
+    """An alexnet.training.timing.Lap that ended with this step."""
 
     step: int
     lap: Any

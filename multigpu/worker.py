@@ -1,9 +1,9 @@
 """One rank of a training: opens device and data, starts its loader, compiles the network, runs the training loop."""
 
 import gc
-import pkgutil
 import time
 import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.config.schema import dump
-from alexnet.data.dataset import open_dataset
+from alexnet.config import Config, dump
+from alexnet.data.dataset import Dataset, open_dataset
 from alexnet.models import model_class
 from alexnet.pretrained.initialization import find_start
 from alexnet.run import checkpoint

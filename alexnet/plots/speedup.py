@@ -15,7 +15,7 @@ import numpy as np
 from alexnet.plots.records import rule_of, strategy_of
 from alexnet.plots.style import PNG, RUNS, literal, new_figure, plain, saved
 from alexnet.plots.times import exchanging
-from alexnet.run.timing import LAP
+from alexnet.training.timing import LAP
 
 LOGARITHMIC = 16                        # workers from which the axes are logarithmic
 IDEAL = "0.6"

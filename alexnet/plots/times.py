@@ -12,7 +12,7 @@ import numpy as np
 
 from alexnet.plots.records import averaged, in_order
 from alexnet.plots.style import PNG, SECTIONS, finish, literal, new_figure, plain, saved, shortened
-from alexnet.run.timing import LAP
+from alexnet.training.timing import LAP
 
 POINTS = 100                            # maximum bars for a run
 ITERATIONS = 20

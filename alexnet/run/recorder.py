@@ -1,6 +1,6 @@
 """Recording of a run: progress on the screen, log.txt, records.jsonl with one JSON object per record, and CSV tables.
 
-The time of each iteration is split into calc, sync, comm and wait, as in upstream; see alexnet.run.timing.
+The time of each iteration is split into calc, sync, comm and wait, as in upstream; see alexnet.training.timing.
 records.jsonl is authoritative: the CSV files hold the same records as tables, and the curves are plotted from it. A
 cost that is not finite is stored as null.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from alexnet.run.timing import LAP, SECTIONS, TIMES, Stopwatch
+from alexnet.training.timing import LAP, SECTIONS, TIMES, Stopwatch
 
 # Kind of record, also the name of its CSV file -> fields. cost is in nats, errors are in [0, 1], times in seconds.
 # worker: rank of the worker that ran the step, if workers do not synchronise, else null. speed: see Recorder.laps.

@@ -4,14 +4,22 @@ The caller passes in the parts that differ between these runs: the batches, the 
 Position and the state of the network together form a checkpoint.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from alexnet.data.dataset import Crop, Request, centre_crop, crop_stream, draw_crop, file_order
+from alexnet.config import Config
+from alexnet.data.dataset import Crop, Dataset, Request, centre_crop, crop_stream, draw_crop, file_order
+from alexnet.training.network import Network
 from alexnet.training.schedules import learning_rate
+
+if TYPE_CHECKING:
+    from alexnet.training.base import Batches, Recorder, Synchronizer  # base imports this module
 
 
 class Diverged(ArithmeticError):
@@ -30,49 +38,38 @@ class Position(NamedTuple):
 class Run(NamedTuple):
     """The parts of a training run.
 
-        network         alexnet.training.network.Network
-        data            alexnet.data.Dataset
-        batches         .read(requests) yields the images of each request; multigpu.loader
-        exchange        the multigpu.rules.Synchronizer of the rule:
-                        .step(*images, labels, rate=) -> cost, error: computes a step of this worker
-                        .after_step(step, cost, error, rate, stop, last) -> StepResult (cost, error, stop): ends step
-                        number `step` and times itself; `last`: validation or a checkpoint follows
-                        .gather(lap) -> at rank 0 the Laps of the known workers; elsewhere []
-                        .consensus(stop) -> a context manager in which the network holds the state that represents all
-                        workers; its value: whether all workers have agreed to stop and to communicate no more
-                        .total(values, stop) -> the float64 values summed over the workers, and whether any worker stops
-        recorder        alexnet.run.recorder.Recorder
-        save            (Position) -> None: writes a checkpoint
-        stop_requested  () -> bool: whether this worker has been asked to stop; all workers stop after the same step
-        rank            rank of this worker, which selects its random streams
+    save            writes a checkpoint
+    stop_requested  returns whether this worker has been asked to stop; all workers stop after the same step
+    rank            rank of this worker, which selects its random streams
     """
 
-    config: Any
-    network: Any
-    data: Any
-    batches: Any
-    exchange: Any
-    recorder: Any
-    save: Any
-    stop_requested: Any
+    config: Config
+    network: Network
+    data: Dataset
+    batches: Batches
+    synchronizer: Synchronizer
+    recorder: Recorder
+    save: Callable[[Position], None]
+    stop_requested: Callable[[], bool]
     rank: int = 0
 
 
-class Batch(NamedTuple):
+class TrainingBatch(NamedTuple):
     """A batch before it is read: the request to the loader, and the inputs that the worker adds to the images."""
 
     request: Request
     crop: Crop                          # of each image, applied by the loader or in the graph
     labels: np.ndarray                  # int32 (batch,)
 
-    def inputs(self, images):
+    def inputs(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return the inputs of a compiled function for `images`, with the crop unless the loader has cropped them."""
         return (images, self.labels) if self.request.crop else (images, *self.crop, self.labels)
 
 
-def train(run, position=Position()):
+def train(run: Run, position: Position = Position()) -> Position:
     """Train from `position` until the last epoch, n_iterations, a stop or Diverged. Returns the final position."""
-    saved, stop = None, run.exchange.total(np.zeros(1), run.stop_requested())[1]     # a stop requested during startup
+    saved = None
+    _, stop = run.synchronizer.total(np.zeros(1), run.stop_requested())    # a stop requested during startup
     while not stop and position.epoch < run.config.n_epochs and not at_limit(run, position):
         position, stop = train_epoch(run, position)
         if position.batch:                                  # stopped within the epoch
@@ -84,28 +81,30 @@ def train(run, position=Position()):
     return position
 
 
-def save(run, position, stop=False):
+def save(run: Run, position: Position, stop: bool = False) -> bool:
     """Save the state that represents all workers. Returns whether all workers have agreed to stop.
 
     Args:
         stop: whether this worker saves because it stops.
     """
-    with run.exchange.consensus(stop) as stop:
+    with run.synchronizer.consensus(stop) as stop:
         run.save(position)
     return stop
 
 
-def at_limit(run, position):
+def at_limit(run: Run, position: Position) -> bool:
+    """Return whether training has done n_iterations."""
     limit = run.config.n_iterations
     return limit is not None and position.iteration >= limit
 
 
-def at_snapshot(run, position):
+def at_snapshot(run: Run, position: Position) -> bool:
+    """Return whether a checkpoint is due because of snapshot_iterations."""
     every = run.config.snapshot_iterations
     return every is not None and position.iteration % every == 0
 
 
-def train_epoch(run, position):
+def train_epoch(run: Run, position: Position) -> tuple[Position, bool]:
     """Run the remaining steps of an epoch and validate. Returns the new position, and whether training stopped."""
     batches, steps = training_batches(run, position)
     stop = False
@@ -119,7 +118,7 @@ def train_epoch(run, position):
     return end_epoch(run, position, stop) if position.batch == steps else (position, stop)
 
 
-def end_epoch(run, position, stop=False):
+def end_epoch(run: Run, position: Position, stop: bool = False) -> tuple[Position, bool]:
     """Validate after the last step of an epoch. Returns the new position, and whether training stopped."""
     after = position._replace(epoch=position.epoch + 1, batch=0)
     if not run.config.validation:
@@ -130,7 +129,9 @@ def end_epoch(run, position, stop=False):
     return after._replace(errors=(*position.errors, error)), False
 
 
-def train_step(run, position, steps, batch, images):
+def train_step(
+    run: Run, position: Position, steps: int, batch: TrainingBatch, images: np.ndarray
+) -> tuple[Position, bool]:
     """Run one step: compute, synchronise, record. Returns the position after it, and whether to stop.
 
     After a synchronised step the recorded cost and error are those of all workers.
@@ -141,26 +142,26 @@ def train_step(run, position, steps, batch, images):
     rate = learning_rate(run.config, position.epoch + position.batch / steps, position.errors, run.data.train.size)
     after = position._replace(batch=position.batch + 1, iteration=position.iteration + 1)
     with run.recorder.time("calc"):
-        cost, error = run.exchange.step(*batch.inputs(images), rate=np.float32(rate))
+        cost, error = run.synchronizer.step(*batch.inputs(images), rate=np.float32(rate))
     with run.recorder.time("sync"):
         cost, error = float(cost), float(error)             # a GPU may still be computing them
     check_cost(cost, rate, after, batch)
     last = after.batch == steps or at_limit(run, after) or at_snapshot(run, after)
-    agreed = run.exchange.after_step(after.iteration, cost, error, rate, run.stop_requested(), last)
+    result = run.synchronizer.after_step(after.iteration, cost, error, rate, run.stop_requested(), last)
     run.recorder.train_iteration(
         iteration=after.iteration,
         epoch=position.epoch + after.batch / steps,
-        cost=agreed.cost,
-        error=agreed.error,
+        cost=result.cost,
+        error=result.error,
         learning_rate=rate,
         images=len(batch.labels) * run.data.train.size,
     )
     if lap := run.recorder.take_lap():
-        run.recorder.laps(run.exchange.gather(lap))
-    return after, agreed.stop
+        run.recorder.laps(run.synchronizer.gather(lap))
+    return after, result.stop
 
 
-def check_cost(cost, rate, position, batch):
+def check_cost(cost: float, rate: float, position: Position, batch: TrainingBatch) -> None:
     """Raise Diverged if the cost of the step to `position` is not finite.
 
     Call it before the exchange, so that no other worker averages with this state.
@@ -173,7 +174,7 @@ def check_cost(cost, rate, position, batch):
         )
 
 
-def validate(run, position):
+def validate(run: Run, position: Position) -> float | None:
     """Compute and record cost and errors over all validation images. Returns the top-1 error, or None if stopped.
 
     Each worker validates its share of the images; the sums are identical on all workers.
@@ -182,7 +183,7 @@ def validate(run, position):
         Diverged: the cost is not finite.
     """
     totals = np.zeros(4)                                    # sums of cost, top-1 error and top-5 error; images
-    with run.exchange.consensus(run.stop_requested()) as stop:
+    with run.synchronizer.consensus(run.stop_requested()) as stop:
         if stop:
             return None
         for batch, images in read(run, validation_batches(run)):
@@ -190,7 +191,7 @@ def validate(run, position):
                 break
             totals += len(batch.labels) * np.array([*run.network.validate(*batch.inputs(images)), 1], dtype=float)
     with run.recorder.time("comm"):
-        totals, stop = run.exchange.total(totals, run.stop_requested())
+        totals, stop = run.synchronizer.total(totals, run.stop_requested())
     if stop:
         return None
     n = int(totals[3])
@@ -210,8 +211,8 @@ def validate(run, position):
     return top1_error
 
 
-def read(run, batches):
-    """Yield pairs of a Batch and its images, and record the time spent waiting for the loader.
+def read(run: Run, batches: Iterator[TrainingBatch]) -> Iterator[tuple[TrainingBatch, np.ndarray]]:
+    """Yield pairs of a TrainingBatch and its images, and record the time spent waiting for the loader.
 
     The image array is valid until the next pair.
     """
@@ -223,38 +224,42 @@ def read(run, batches):
         yield batch, pixels
 
 
-def steps_of_epoch(run):
+def steps_of_epoch(run: Run) -> int:
     """Return the number of steps of a worker in an epoch."""
     return len(run.data.train.plan(run.config.batch_size))
 
 
-def training_batches(run, position):
+def training_batches(run: Run, position: Position) -> tuple[Iterator[TrainingBatch], int]:
     """Return the remaining batches of the epoch, and the number of steps in the whole epoch."""
-    config, split = run.config, run.data.train
+    config = run.config
+    split = run.data.train
     order = file_order(config.random_seed, position.epoch, len(split.files), config.shuffle)
     plan = split.plan(config.batch_size, order)
     first = position.iteration - position.batch
 
-    def batches():
+    def batches() -> Iterator[TrainingBatch]:
         for index in range(position.batch, len(plan)):
             segments, labels = plan[index]
             crop = training_crop(run, first + index, len(labels))
-            yield Batch(Request(segments, None if config.use_data_layer else crop), crop, labels)
+            yield TrainingBatch(Request(segments, None if config.use_data_layer else crop), crop, labels)
 
     return batches(), len(plan)
 
 
-def training_crop(run, iteration, batch):
-    config, size = run.config, run.network.model.image_size
+def training_crop(run: Run, iteration: int, n_images: int) -> Crop:
+    """Return the crop of each image of a training batch."""
+    config = run.config
+    size = run.network.model.image_size
     if not config.rand_crop:
-        return centre_crop(batch, size)
+        return centre_crop(n_images, size)
     generator = crop_stream(config.random_seed, run.rank, iteration)
-    return draw_crop(generator, batch, size, config.batch_crop_mirror)
+    return draw_crop(generator, n_images, size, config.batch_crop_mirror)
 
 
-def validation_batches(run):
+def validation_batches(run: Run) -> Iterator[TrainingBatch]:
     """Yield every validation image once, centre-cropped; the last batch may be smaller."""
-    size, in_graph = run.network.model.image_size, run.config.use_data_layer
+    size = run.network.model.image_size
+    in_graph = run.config.use_data_layer
     for segments, labels in run.data.validation.plan(run.config.batch_size, keep_last=True):
         crop = centre_crop(len(labels), size)
-        yield Batch(Request(segments, None if in_graph else crop), crop, labels)
+        yield TrainingBatch(Request(segments, None if in_graph else crop), crop, labels)

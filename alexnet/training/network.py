@@ -3,23 +3,28 @@
 The rest of the program calls a Network's train, validate and predict; only this module selects the backend.
 """
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
+from pytensor.compile.function.types import Function
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.tensor.variable import TensorVariable
 
 from alexnet.backends import HOST_BACKENDS, mode_of, prepare
-from alexnet.config.schema import ConfigError
+from alexnet.config import Config, ConfigError
 from alexnet.models import model_class
 from alexnet.native import compiler
-from alexnet.nn.layers import Background, Noise
+from alexnet.nn.layers import Background, Noise, Parameter, Sequential
 from alexnet.ops import CropMirror
 from alexnet.training.objectives import cross_entropy, top_k_error, training_cost
-from alexnet.training.updates import bind_update_rule
+from alexnet.training.updates import Pairs, UpdateRule, bind_update_rule
 
 
-class Images:
+class ImageInputs:
     """The symbolic images of one compiled function, and the inputs that the caller passes for them.
 
     With `crop` the inputs are uint8 (3, 256, 256, batch) images and the rows, columns and mirrors of alexnet.data.Crop;
@@ -27,14 +32,15 @@ class Images:
     by the loader.
     """
 
-    def __init__(self, model, mean, crop):
+    def __init__(self, model: Sequential, mean: np.ndarray, crop: bool):
         if crop:
             images = pt.tensor("images", shape=(*mean.shape, None), dtype="uint8")
-            rows, columns = pt.ivector("rows"), pt.ivector("columns")
+            rows = pt.ivector("rows")
+            columns = pt.ivector("columns")
             mirrors = pt.vector("mirrors", dtype="uint8")
             self.inputs = [images, rows, columns, mirrors]
-            centre = pytensor.shared(mean, name="mean", shape=mean.shape)
-            self.pixels = CropMirror(model.image_size)(images, centre, rows, columns, mirrors)
+            mean_image = pytensor.shared(mean, name="mean", shape=mean.shape)
+            self.pixels = CropMirror(model.image_size)(images, mean_image, rows, columns, mirrors)
         else:
             shape = (model.channels, model.image_size, model.image_size, None)
             self.pixels = pt.tensor("pixels", shape=shape, dtype="float32")
@@ -47,13 +53,13 @@ class Network:
     Args:
         model: a Sequential of alexnet.models.
         mean: float32 (3, 256, 256), grey levels; subtracted from every image.
-        update: (parameters, gradients, learning_rate) -> (pairs, velocities or accumulators), a rule of
-            alexnet.training.updates with its constants bound; None for a network that only validates and predicts.
+        update: a rule of alexnet.training.updates with its constants bound; None for a network that only validates
+            and predicts.
         backend: the backend, "cpu", "jax" or "numpy"; see alexnet.backends.
         crop: True: images are uint8 and are cropped in the graph; False: float32, cropped by the loader.
         seed: seed of the random layers; must differ between workers.
-        wait: () -> None, returns once the initial weights have been drawn. It is called before any object that reads
-            the weights is returned.
+        wait: returns once the initial weights have been drawn. It is called before any object that reads the weights
+            is returned.
         precision: for the jax backend, "float32", "tf32" or "bfloat16".
         device: device of the jax backend, "cpu", "cuda0", "cuda1" …
 
@@ -65,35 +71,50 @@ class Network:
     """
 
     def __init__(
-        self, model, mean, update=None, backend="cpu", crop=True, seed=0, wait=None, precision="float32", device="cpu"
+        self,
+        model: Sequential,
+        mean: np.ndarray,
+        update: UpdateRule | None = None,
+        backend: str = "cpu",
+        crop: bool = True,
+        seed: int = 0,
+        wait: Callable[[], None] | None = None,
+        precision: str = "float32",
+        device: str = "cpu",
     ):
-        self.model, self.crop = model, crop
+        self.model = model
+        self.crop = crop
         self.mean = np.ascontiguousarray(mean, dtype="float32")
-        self.update, self.seed, self.wait = update, seed, wait or (lambda: None)
-        self.mode, self.computes_on_host = mode_of(backend, precision, device), backend in HOST_BACKENDS
+        self.update = update
+        self.seed = seed
+        self.wait = wait or (lambda: None)
+        self.mode = mode_of(backend, precision, device)
+        self.computes_on_host = backend in HOST_BACKENDS
         self.step = pytensor.shared(np.int64(0), name="step")
 
     @cached_property
-    def training_graph(self):
+    def training_graph(self) -> tuple[list[TensorVariable], list[TensorVariable], list[TensorVariable]]:
         """Symbolic inputs, [cost, error], and the gradient of each trainable parameter.
 
         Frozen layers below the lowest trainable layer get no gradient.
         """
-        images, labels = self.images(), pt.ivector("labels")
+        images = self.image_inputs()
+        labels = pt.ivector("labels")
         logits, auxiliary = self.model.training_outputs(images.pixels, Noise(np.int64(self.seed), self.step))
         cost = training_cost(logits, auxiliary, labels)
         gradients = pytensor.grad(cost, [parameter.variable for parameter in self.trainable_parameters])
         return [*images.inputs, labels], [cost, top_k_error(logits, labels, 1)], gradients
 
     @cached_property
-    def update_graph(self):
+    def update_graph(self) -> tuple[TensorVariable, list[TensorVariable], Pairs, list[SharedVariable]]:
         """Learning rate, symbolic gradients without a value, update pairs, and velocities or accumulators."""
         rate = pt.scalar("learning_rate", dtype="float32")
         gradients = [parameter.variable.type() for parameter in self.trainable_parameters]
+        assert self.update is not None, "a network without an update rule does not train"
         return rate, gradients, *self.update(self.trainable_parameters, gradients, rate)
 
     @cached_property
-    def train(self):
+    def train(self) -> Function:
         """(*images, labels, learning_rate) -> cost in nats, top-1 error; updates the state in place.
 
         learning_rate is a float32 scalar. Cost and error are those before the update. The cost includes the auxiliary
@@ -105,7 +126,7 @@ class Network:
         return self.compile([*inputs, rate], outputs, [*pairs, (self.step, self.step + 1)], givens)
 
     @cached_property
-    def compute(self):
+    def compute(self) -> Function:
         """(*images, labels) -> cost, error: a training step without its update.
 
         Writes `gradients` and increments the step counter.
@@ -114,7 +135,7 @@ class Network:
         return self.compile(inputs, outputs, [*zip(self.gradients, values, strict=True), (self.step, self.step + 1)])
 
     @cached_property
-    def apply(self):
+    def apply(self) -> Function:
         """(learning_rate) -> []: the in-place update of the state from `gradients`.
 
         compute followed by apply is equivalent to train.
@@ -123,32 +144,30 @@ class Network:
         return self.compile([rate], [], pairs, zip(gradients, self.gradients, strict=True))
 
     @cached_property
-    def gradients(self):
+    def gradients(self) -> list[SharedVariable]:
         """Shared variables that compute writes and apply reads.
 
         float32, with the shapes of the trainable parameters.
         """
-        zeros = (np.zeros(p.shape, "float32") for p in self.trainable_parameters)
-        named = zip((f"{p.name}.gradient" for p in self.trainable_parameters), zeros, strict=True)
-        return [pytensor.shared(array, name=name, shape=array.shape, borrow=True) for name, array in named]
+        return [gradient_of(parameter) for parameter in self.trainable_parameters]
 
     @property
-    def parameters(self):
+    def parameters(self) -> list[SharedVariable]:
         """The shared variables of all parameters."""
         return [parameter.variable for parameter in self.model.parameters]
 
     @property
-    def trainable_parameters(self):
+    def trainable_parameters(self) -> list[Parameter]:
         """The trainable Parameters of the model."""
         return [parameter for parameter in self.model.parameters if parameter.trainable]
 
     @property
-    def frozen_parameters(self):
+    def frozen_parameters(self) -> list[SharedVariable]:
         """The shared variables of the frozen parameters."""
         return [parameter.variable for parameter in self.model.parameters if not parameter.trainable]
 
     @cached_property
-    def parameters_and_velocities(self):
+    def parameters_and_velocities(self) -> list[SharedVariable]:
         """What training changes: float32 shared variables, in the order in which workers exchange them.
 
         First the trainable parameters, then the state of the update rule: velocities (one per parameter), or the
@@ -158,47 +177,48 @@ class Network:
         return [*(parameter.variable for parameter in self.trainable_parameters), *self.update_graph[3]]
 
     @cached_property
-    def validate(self):
+    def validate(self) -> Function:
         """(*images, labels) -> cost in nats, top-1 error, top-5 error: means over the batch."""
-        images, labels = self.images(), pt.ivector("labels")
+        images = self.image_inputs()
+        labels = pt.ivector("labels")
         logits = self.model(images.pixels)
         errors = [top_k_error(logits, labels, k) for k in (1, 5)]
         return self.compile([*images.inputs, labels], [cross_entropy(logits, labels), *errors])
 
     @cached_property
-    def logits(self):
+    def logits(self) -> Function:
         """(*images) -> float32 (class, batch): the input of the softmax.
 
         All kernels are compiled before this function is returned.
         """
-        images = self.images()
+        images = self.image_inputs()
         function = self.compile(images.inputs, self.model(images.pixels))
         compiler.precompile()
         return function
 
     @cached_property
-    def predict(self):
+    def predict(self) -> Function:
         """(*images) -> the probability of each class, float32 (class, batch)."""
-        images = self.images()
+        images = self.image_inputs()
         return self.compile(images.inputs, pt.special.softmax(self.model(images.pixels), axis=0))
 
     @cached_property
-    def state(self):
+    def state(self) -> dict[str, SharedVariable]:
         """Name -> shared variable, for every parameter and everything else that training changes."""
         variables = dict.fromkeys([*self.parameters, *self.parameters_and_velocities, self.step])
         return {variable.name: variable for variable in variables}
 
-    def get_state(self):
+    def get_state(self) -> dict[str, np.ndarray]:
         """Return name -> array. The arrays are views of the state: copy what must survive the next step."""
         return {name: np.asarray(v.get_value(borrow=True)) for name, v in self.state.items()}
 
-    def set_state(self, arrays):
+    def set_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Set the state to the arrays of get_state. Raises ValueError if a name or a shape differs."""
         if missing := self.state.keys() ^ arrays.keys():
             raise ValueError(f"the state must hold exactly {sorted(self.state)}, differs in {sorted(missing)}")
-        take_on(self.state, arrays)
+        assign(self.state, arrays)
 
-    def set_parameters(self, arrays):
+    def set_parameters(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Set the parameters named in `arrays` and leave the others unchanged.
 
         Raises:
@@ -208,9 +228,9 @@ class Network:
         variables = {variable.name: variable for variable in self.parameters}
         if unknown := arrays.keys() - variables.keys():
             raise ValueError(f"this network has the parameters {', '.join(variables)}, and no {min(unknown)}")
-        take_on(variables, arrays)
+        assign(variables, arrays)
 
-    def compile_all(self, names=("train", "validate"), batch=None):
+    def compile_all(self, names: Sequence[str] = ("train", "validate"), batch: int | None = None) -> list[Function]:
         """Compile the functions with these names, so that no later call compiles.
 
         Args:
@@ -223,10 +243,18 @@ class Network:
                 prepare(function, batch)
         return functions
 
-    def images(self):
-        return Images(self.model, self.mean, self.crop)
+    def image_inputs(self) -> ImageInputs:
+        """Return new symbolic images."""
+        return ImageInputs(self.model, self.mean, self.crop)
 
-    def compile(self, inputs, outputs, updates=(), givens=()):
+    def compile(
+        self,
+        inputs: Sequence[TensorVariable],
+        outputs: Any,
+        updates: Iterable[tuple[SharedVariable, TensorVariable]] = (),
+        givens: Iterable[tuple[TensorVariable, TensorVariable]] = (),
+    ) -> Function:
+        """Compile a function for the backend of this network; see pytensor.function for the arguments."""
         inputs = [pytensor.In(variable, borrow=True) for variable in inputs]
         function = pytensor.function(inputs, outputs, updates=list(updates), givens=list(givens), mode=self.mode)
         function.trust_input = not self.computes_on_host        # the jax linker checks the inputs itself
@@ -234,7 +262,13 @@ class Network:
         return function
 
 
-def take_on(variables, arrays):
+def gradient_of(parameter: Parameter) -> SharedVariable:
+    """Return a shared variable of float32 zeros for the gradient of a parameter."""
+    zeros = np.zeros(parameter.shape, "float32")
+    return pytensor.shared(zeros, name=f"{parameter.name}.gradient", shape=parameter.shape, borrow=True)
+
+
+def assign(variables: Mapping[str, SharedVariable], arrays: Mapping[str, np.ndarray]) -> None:
     """Set shared variables to copies of the arrays of the same names. Raises ValueError if a shape differs."""
     for name, array in arrays.items():
         shape = np.shape(variables[name].get_value(borrow=True))
@@ -243,7 +277,7 @@ def take_on(variables, arrays):
         variables[name].set_value(np.array(array, dtype=variables[name].type.dtype), borrow=True)
 
 
-def build_network(config, classes, mean, rank=0, device="cpu"):
+def build_network(config: Config, classes: int, mean: np.ndarray, rank: int = 0, device: str = "cpu") -> Network:
     """Return the Network of the settings on a device.
 
     The initial weights depend only on random_seed, so they are identical on every worker.
@@ -267,7 +301,7 @@ def build_network(config, classes, mean, rank=0, device="cpu"):
     )
 
 
-def apply_layer_settings(model, config):
+def apply_layer_settings(model: Sequential, config: Config) -> None:
     """Apply the layer learning rates (layer_rates) and frozen_layers to the model.
 
     Raises:
@@ -283,7 +317,7 @@ def apply_layer_settings(model, config):
         raise ConfigError(f"frozen_layers must leave a layer to learn, got all: {', '.join(config.frozen_layers)}")
 
 
-def layer_of(model, name, setting):
+def layer_of(model: Sequential, name: str, setting: str) -> list[Parameter]:
     """Return the parameters of layer or group `name`: inception_3a is the group of inception_3a.1x1 and others.
 
     Raises:
@@ -295,19 +329,19 @@ def layer_of(model, name, setting):
     return [parameter for each in names for parameter in model.weight_layers[each]]
 
 
-def layers_within(model, name):
+def layers_within(model: Sequential, name: str) -> list[str]:
     """Return the layers with weights that `name` denotes: the layer itself, or the layers of that group."""
     return [each for each in model.weight_layers if each == name or each.startswith(f"{name}.")]
 
 
-def backend_of(setting, device):
+def backend_of(setting: str, device: str) -> str:
     """Return the backend that the setting selects on a device. auto selects jax on cuda devices, else cpu."""
     if setting != "auto":
         return setting
     return "cpu" if device == "cpu" else "jax"
 
 
-def describe_backend(setting, device):
+def describe_backend(setting: str, device: str) -> str:
     """Describe the backend that the setting selects on a device, and its C compiler, as part of a sentence."""
     backend = backend_of(setting, device)
     if backend != "cpu":
@@ -316,7 +350,7 @@ def describe_backend(setting, device):
     return f"cpu, C kernels compiled by {command[0]}" if command else "cpu, without a C compiler: NumPy, slow"
 
 
-def use_machine(threads, isa):
+def use_machine(threads: int | None, isa: str) -> None:
     """Compile kernels for the instruction set `isa` and run them on `threads` threads.
 
     threads=None uses as many threads as this process may use.

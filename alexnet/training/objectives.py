@@ -3,24 +3,32 @@
 `logits` are float (class, batch), `labels` integer (batch,).
 """
 
+from collections.abc import Sequence
+
 import pytensor.tensor as pt
+from pytensor.tensor.variable import TensorVariable
 
 
-def cross_entropy(logits, labels):
-    """Mean over the batch of -log softmax(logits)[label], in nats; ln(classes) for equal logits."""
+def cross_entropy(logits: TensorVariable, labels: TensorVariable) -> TensorVariable:
+    """Return the mean over the batch of -log softmax(logits)[label], in nats; ln(classes) for equal logits."""
     return -batch_mean(of_label(pt.special.log_softmax(logits, axis=0), labels), labels)
 
 
-def training_cost(logits, auxiliary, labels):
-    """Cross entropy plus the weighted cross entropies of the auxiliary classifiers, given as (weight, logits) pairs.
+def training_cost(
+    logits: TensorVariable, auxiliary: Sequence[tuple[float, TensorVariable]], labels: TensorVariable
+) -> TensorVariable:
+    """Return the cross entropy plus the weighted cross entropies of the auxiliary classifiers.
+
+    Args:
+        auxiliary: (weight, logits) of each auxiliary classifier.
 
     Source: Szegedy et al. 2014, section 5.
     """
     return sum((weight * cross_entropy(own, labels) for weight, own in auxiliary), cross_entropy(logits, labels))
 
 
-def top_k_error(logits, labels, k):
-    """Share of the batch whose label is not among the k largest logits, between 0 and 1.
+def top_k_error(logits: TensorVariable, labels: TensorVariable, k: int) -> TensorVariable:
+    """Return the share of the batch whose label is not among the k largest logits, between 0 and 1.
 
     Among equal logits the lower class ranks first, as in argmax. NaN ranks above every number, so NaN logits always
     count as an error.
@@ -31,12 +39,12 @@ def top_k_error(logits, labels, k):
     return batch_mean(pt.ge(ahead.sum(axis=0), k).astype("float32"), labels)
 
 
-def of_label(values, labels):
+def of_label(values: TensorVariable, labels: TensorVariable) -> TensorVariable:
     """Return the value of each image's label, (batch,), from values (class, batch)."""
     return values[labels, pt.arange(labels.shape[0])]
 
 
-def batch_mean(values, labels):
+def batch_mean(values: TensorVariable, labels: TensorVariable) -> TensorVariable:
     """Return the mean of `values`, float (batch,).
 
     The batch size is taken from the labels. `values.mean()` derives it from the shapes of both indices instead, which

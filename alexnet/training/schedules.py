@@ -3,37 +3,47 @@
 A schedule is a pure function of the position and of the validation errors so far, so resuming needs no schedule
 state. Epochs count from 0 and may be fractional: 1.5 is the middle of the second epoch.
 """
-def step(epoch, steps, factor=0.1):
+
+from collections.abc import Sequence
+
+from alexnet.config import Config
+
+
+def step(epoch: float, steps: Sequence[int], factor: float = 0.1) -> float:
     """Return the factor at `epoch`: `factor` once per step passed. Source: Ding et al. 2014, lr_policy step."""
     return factor ** sum(int(epoch) >= at for at in steps)
 
 
-def auto(errors, threshold=0.01, factor=0.1, patience=2, first=5):
+def auto(
+    errors: Sequence[float], threshold: float = 0.01, factor: float = 0.1, patience: int = 2, first: int = 5
+) -> float:
     """Return the factor after validation errors `errors`, one per epoch, in [0, 1].
 
     The rate drops by `factor` at the end of an epoch if the top-1 error fell by less than `threshold` over the last
     `patience` epochs. It does not drop before epoch `first`, or within `patience` epochs of the previous drop.
     Source: theano_alexnet, adjust_learning_rate.
     """
-    drops, last = 0, 0
+    drops = 0
+    last = 0
     for epoch in range(len(errors)):
         stalled = epoch >= patience and errors[epoch - patience] - errors[epoch] < threshold
         if epoch > first and epoch >= last + patience and stalled:
-            drops, last = drops + 1, epoch
+            drops += 1
+            last = epoch
     return factor**drops
 
 
-def poly(epoch, epochs, power=0.5):
+def poly(epoch: float, epochs: int, power: float = 0.5) -> float:
     """Return the factor (1 - epoch / epochs) ** power. Source: BVLC Caffe, bvlc_googlenet."""
     return max(0.0, 1 - epoch / epochs) ** power
 
 
-def warm_up(epoch, epochs, start=0.1):
+def warm_up(epoch: float, epochs: int, start: float = 0.1) -> float:
     """Return the warm-up factor: linear from `start` to 1 over `epochs`. Source: Goyal et al. 2017, section 2.2."""
     return 1.0 if epoch >= epochs else start + (1 - start) * epoch / epochs
 
 
-def learning_rate(config, epoch, errors, workers=1):
+def learning_rate(config: Config, epoch: float, errors: Sequence[float], workers: int = 1) -> float:
     """Return the learning rate at `epoch` (fractional), given the validation errors of the completed epochs.
 
     With lr_scaling linear, the single-worker rate is multiplied by the number of workers. The warm-up then starts at

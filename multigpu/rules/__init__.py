@@ -17,7 +17,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from alexnet.config import Config
-from multigpu.rules.base import RULES, Role, Rule, StepResult, Synchronizer, check_rule, role_of
+from alexnet.training.base import StepResult, Synchronizer
+from multigpu.rules.base import RULES, Role, Rule, check_rule, role_of
 from multigpu.rules.single import Single
 
 if TYPE_CHECKING:

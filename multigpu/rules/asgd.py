@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from alexnet.config import Config
+from alexnet.training.base import Synchronizer
 from multigpu.exchange.flat_buffer import blocks
-from multigpu.rules.base import RULES, Rule, Synchronizer
+from multigpu.rules.base import RULES, Rule
 from multigpu.rules.parameter_server import server
 from multigpu.rules.parameter_server.center import AsgdSettings, ParameterServer, PushMeta
 from multigpu.rules.parameter_server.client import Client

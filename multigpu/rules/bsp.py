@@ -30,15 +30,16 @@ from pytensor.compile.sharedvalue import SharedVariable
 
 from alexnet.config import Config, ConfigError, Section
 from alexnet.config.fields import Count
+from alexnet.training.base import StepResult, Synchronizer
 from alexnet.training.updates import UpdateSettings, find_update_rule
 from multigpu.communicator import Ready, SyncRemaining, TimingReport, total, verify_consistency
 from multigpu.exchange import ExchangeSettings, Strategy, strategy_of
-from multigpu.rules.base import RULES, Rule, StepResult, Synchronizer
+from multigpu.rules.base import RULES, Rule
 
 if TYPE_CHECKING:
     from alexnet.run.recorder import Recorder
-    from alexnet.run.timing import Lap
     from alexnet.training.network import Network
+    from alexnet.training.timing import Lap
     from multigpu.communicator import Communicator
     from multigpu.device.base import Device
 

@@ -20,8 +20,9 @@ import numpy as np
 
 from alexnet.config import Config, Section
 from alexnet.config.fields import Count, Fraction
+from alexnet.training.base import Synchronizer
 from multigpu.exchange.flat_buffer import blocks
-from multigpu.rules.base import RULES, Rule, Synchronizer
+from multigpu.rules.base import RULES, Rule
 from multigpu.rules.parameter_server import server
 from multigpu.rules.parameter_server.client import Client
 from multigpu.rules.parameter_server.protocol import SERVER, CenterPolicy, Push, TransferPlan

@@ -30,10 +30,11 @@ import numpy as np
 from alexnet.config import Config, Section
 from alexnet.config.fields import Fraction
 from alexnet.data.augment import random_stream
+from alexnet.training.base import StepResult, Synchronizer
 from multigpu.communicator import Closed, DesyncError, total, verify_consistency
 from multigpu.device.host import HostDevice
 from multigpu.exchange.flat_buffer import FlatBuffer, blocks
-from multigpu.rules.base import RULES, Rule, StepResult, Synchronizer
+from multigpu.rules.base import RULES, Rule
 from multigpu.rules.bsp import shapes_of, weights_and_velocities
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alexnet.config import Config
-from multigpu.rules.base import Rule, StepResult, Synchronizer
+from alexnet.training.base import StepResult, Synchronizer
+from multigpu.rules.base import Rule
 
 if TYPE_CHECKING:
     from alexnet.run.recorder import Recorder

@@ -15,7 +15,7 @@ from alexnet.plots import records, style
 from alexnet.plots.tiles import mosaic
 from alexnet.run import checkpoint_format
 from alexnet.run.recorder import Recorder
-from alexnet.run.timing import Lap
+from alexnet.training.timing import Lap
 
 
 class Clock:

@@ -4,8 +4,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from alexnet.run.timing import Lap
 from alexnet.training.loop import Position
+from alexnet.training.timing import Lap
 from multigpu.device import open_device
 from multigpu.mpi.channel import PIECE, Channel
 from multigpu.rules import easgd

@@ -6,8 +6,8 @@ from unittest import mock
 
 import numpy as np
 
-from alexnet.run.timing import Lap
 from alexnet.training.loop import Position
+from alexnet.training.timing import Lap
 from multigpu.device import open_device
 from multigpu.rules import gosgd
 from multigpu.rules.parameter_server.server import Grant

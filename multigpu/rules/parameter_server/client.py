@@ -8,8 +8,8 @@ from contextlib import ExitStack
 
 import numpy as np
 
+from alexnet.training.base import StepResult, Synchronizer
 from alexnet.training.loop import train
-from multigpu.rules.base import StepResult, Synchronizer
 from multigpu.rules.parameter_server.protocol import SERVER, Grant, Join, Joined, Leave, LeaveAck
 
 

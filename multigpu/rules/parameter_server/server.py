@@ -23,12 +23,12 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from alexnet.training.base import Synchronizer
 from alexnet.training.loop import Position, end_epoch, save, steps_of_epoch
 from alexnet.training.updates import UpdateSettings, find_update_rule
 from multigpu.communicator import PeerDied, check_consistency, verify_consistency, worker_info_of
 from multigpu.device.host import HostDevice
 from multigpu.exchange.flat_buffer import FlatBuffer
-from multigpu.rules.base import Synchronizer
 from multigpu.rules.bsp import shapes_of, weights_and_velocities
 from multigpu.rules.parameter_server.protocol import (
     ORDER,

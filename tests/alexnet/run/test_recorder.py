@@ -7,7 +7,7 @@ import json
 import pytest
 
 from alexnet.run.recorder import FIELDS, Recorder, WorkerRecorder, read_records
-from alexnet.run.timing import Lap, Stopwatch
+from alexnet.training.timing import Lap, Stopwatch
 
 
 class Clock:
