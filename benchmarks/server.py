@@ -141,8 +141,8 @@ class Timed(ParameterServer):
         answer = super().answer(push)
         return answer._replace(update=lambda piece, part: None) if self._idle else answer
 
-    def served(self, message, recorder):
-        super().served(message, recorder)
+    def completed(self, message, recorder):
+        super().completed(message, recorder)
         if type(message) is server.Leave:
             self.left += 1
         elif not self.left:

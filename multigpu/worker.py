@@ -3,7 +3,6 @@
 import gc
 import time
 import warnings
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.config import Config, dump
-from alexnet.data.dataset import Dataset, open_dataset
+from alexnet.config import dump
+from alexnet.data.dataset import open_dataset
 from alexnet.models import model_class
 from alexnet.pretrained.initialization import find_start
 from alexnet.run import checkpoint
@@ -22,8 +21,6 @@ from alexnet.training.network import backend_of, build_network, use_machine
 from multigpu.device import DeviceError, open_device
 from multigpu.loader import ParallelBatches, SerialBatches
 from multigpu.rules import role_of, rule_of
-
-PLOTS = "alexnet.plots"                          # by name: the first step does not wait 0.4 s for matplotlib
 
 
 class Present(NamedTuple):
@@ -178,9 +175,10 @@ def collector_paused():
 
 def save_and_draw(folder, network, data, config, recorder, position):
     """Write the checkpoint, the learning curves and the filters of the first layer."""
+    from alexnet import plots  # importing matplotlib would delay the first step by 0.4 s
+
     with recorder.paused():
         checkpoint.save(folder, position, network, data, config)
-        plots = pkgutil.resolve_name(PLOTS)
         plots.learning_curves(folder)
         if (filters := network.state.get("conv1.W")) is not None:
             plots.filters(filters.get_value(borrow=True), folder / "filters.png")

@@ -4,15 +4,17 @@ One worker, two GPUs and an MPI job differ only in the Synchronizer.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
 from alexnet.data.dataset import Request
 from alexnet.training.loop import Position, Run, train
-from alexnet.training.timing import Lap
+from alexnet.training.timing import Lap, Stopwatch
+
+Record: TypeAlias = dict[str, Any]               # field -> number, or None; and `kind` and `at`, which are text
 
 
 class Batches(ABC):
@@ -21,6 +23,84 @@ class Batches(ABC):
     @abstractmethod
     def read(self, requests: Iterable[Request]) -> Iterator[np.ndarray]:
         """Yield the images of each request; an array is valid until the next one is yielded."""
+
+
+class Recorder(Stopwatch, ABC):
+    """Measures the time of a worker and receives its records and messages. A context manager.
+
+    Attributes:
+        keep: receives each train record as a dict, so that rank 0 can record the step of a worker that runs without
+            synchronising, with train_iteration(**record, worker=rank). Only a WorkerRecorder calls it.
+    """
+
+    keep: Callable[[Record], None] | None = None
+
+    @abstractmethod
+    def log(self, message: str, screen: bool = True) -> None:
+        """Log a line, and print it if `screen`."""
+
+    @abstractmethod
+    def warn(self, message: object) -> None:
+        """Log a warning, given as text or as an exception."""
+
+    @abstractmethod
+    def train_iteration(
+        self, *, iteration: int, epoch: float, cost: float, error: float, learning_rate: float, images: int,
+        times: Mapping[str, float] | None = None, worker: int | None = None,
+    ) -> None:
+        """Record a finished step. All time since the previous iteration counts towards this one.
+
+        Args:
+            epoch: completed epochs, may be fractional: 1.5 is half of the second epoch.
+            cost: of the batch, in nats.
+            error: top-1 error of the batch, in [0, 1].
+            images: images of all workers in this step.
+            times: TIMES of the step, if another worker ran it without synchronising; None: measured by this recorder.
+            worker: rank of that worker; None for a synchronised step.
+        """
+
+    @abstractmethod
+    def epoch(
+        self, *, epoch: int, iteration: int, cost: float, top1_error: float, top5_error: float, learning_rate: float,
+        images: int,
+    ) -> None:
+        """Record a validation after `epoch` whole epochs. Cost and errors are means over `images` images."""
+
+    @abstractmethod
+    def laps(self, laps: Sequence[Lap]) -> None:
+        """Record Laps that ended together, one for each known worker. An empty list records nothing.
+
+        The recorded times are means over these workers, in seconds per 5,120 images; `slowest` is the slowest worker's.
+        """
+
+    @abstractmethod
+    def record(self, kind: str, **values: float | None) -> None:
+        """Record values of a kind that a rule defines. All records of a kind have the same fields.
+
+        Args:
+            kind: name of the kind, and of its CSV file.
+            values: `iteration`, the step after which truncate() keeps the record, and others.
+
+        Raises:
+            ValueError: `iteration` is missing, or the fields differ from those of the first record.
+        """
+
+    @abstractmethod
+    def truncate(self, iteration: int, epochs: int | None = None) -> None:
+        """Remove the records that a killed run wrote after the checkpoint of `iteration`, to keep curves continuous.
+
+        Args:
+            epochs: validations completed at the checkpoint; None keeps those up to its iteration.
+        """
+
+    def close(self) -> None:
+        """Close the files. A new recorder of the same folder can append more records."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class StepResult(NamedTuple):

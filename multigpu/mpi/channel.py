@@ -10,12 +10,17 @@ Importing this module initialises MPI, so rules import Channel by name.
 """
 
 import time
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
 from multigpu.communicator import DesyncError, PeerDied, desync_error
-from multigpu.mpi.communicator import MPI
+from multigpu.mpi.communicator import MPI, MpiCommunicator
+
+T = TypeVar("T")
+M = TypeVar("M")
 
 SHORTEST, LONGEST = 1e-4, 1e-3                   # seconds of sleep between two polls
 BRIEF, SPIN = 1e-6, 0.2                          # seconds: sleep during a transfer, yields the core; for how long
@@ -26,28 +31,35 @@ PIECE = 1 << 20                                  # floats, 4 MB: smaller pieces 
 class Channel:
     """Sends and receives messages of this rank, and counts them.
 
-    comm  multigpu.mpi.communicator.MpiCommunicator
-    gone      the dropped ranks, from which no further messages arrive
+    Attributes:
+        dropped_ranks: ranks from which no further messages arrive.
+        sent, received: number of messages, per receiver and in total.
     """
 
     TALK, ARRAY = 1, 2                           # tags of messages, and of the arrays that they announce
 
-    def __init__(self, comm):
-        self.comm, self.rank, self.size = comm.mpi, comm.rank, comm.size
-        self.sent, self.received = [0] * self.size, 0            # number of messages, per receiver and in total
-        self.waiting, self.dropped_ranks, self._comm = comm.waiting, comm.dropped_ranks, comm
-        self._leaving, self._abandoned = [], []  # (request, receiver) of pending messages; undeliverable ones
+    def __init__(self, comm: MpiCommunicator):
+        self.rank = comm.rank
+        self.size = comm.size
+        self.waiting = comm.waiting
+        self.dropped_ranks = comm.dropped_ranks
+        self.sent = [0] * self.size
+        self.received = 0
+        self._comm = comm
+        self._mpi = comm.mpi
+        self._pending: list[tuple[MPI.Request, int]] = []        # messages that are being sent, with the receiver
+        self._abandoned: list[object] = []       # what MPI may still read, though its receiver has died
 
-    def send(self, message, other):
+    def send(self, message: Any, other: int) -> None:
         """Send a message without waiting for its arrival."""
-        self._all_have_left()
-        self._leaving.append((self.comm.isend(message, other, self.TALK), other))
+        self._all_are_sent()
+        self._pending.append((self._mpi.isend(message, other, self.TALK), other))
         self.sent[other] += 1
 
-    def take(self):
+    def take(self) -> Any:
         """Return the first message that has arrived, or None if there is none."""
         status = MPI.Status()
-        envelope = self.comm.improbe(MPI.ANY_SOURCE, self.TALK, status)
+        envelope = self._mpi.improbe(MPI.ANY_SOURCE, self.TALK, status)
         if envelope is None:
             return None
         words = bytearray(status.Get_count(MPI.BYTE))
@@ -64,18 +76,18 @@ class Channel:
         self.received += 1
         return message
 
-    def recv(self, kind, step, sender):
+    def recv(self, kind: type[M], step: int, sender: int) -> M:
         """Wait for the only message that is valid now; raises DesyncError for any other message."""
         message = self.until(self.take)
         if (type(message), message.step, message.sender) != (kind, step, sender):
             self.refuse(message, f"{kind.__name__} of step {step} from rank {sender}")
         return message
 
-    def refuse(self, message, awaited):
+    def refuse(self, message: Any, awaited: str) -> NoReturn:
         """Raise DesyncError for a message that this rank does not expect."""
         raise desync_error(f"rank {message.sender}", message, f"rank {self.rank}", awaited)
 
-    def until(self, look):
+    def until(self, look: Callable[[], T]) -> T:
         """Call look() repeatedly until it returns a true value; returns that value."""
         with self.waiting():
             pause = SHORTEST
@@ -84,83 +96,93 @@ class Channel:
                 pause = min(2 * pause, LONGEST)
             return found
 
-    def add_up(self, array):
+    def add_up(self, array: np.ndarray) -> None:
         """Replace a float32 array by its sum over all ranks. Collective."""
         with self.waiting():
-            self.comm.Allreduce(MPI.IN_PLACE, array)
+            self._mpi.Allreduce(MPI.IN_PLACE, array)
 
-    def now(self):
+    def now(self) -> float:
         """Return the time in seconds since an arbitrary origin."""
         return time.perf_counter()
 
-    def hand_over(self, array, server, there=True, back=True):
+    def exchange_with_server(self, array: np.ndarray, server: int, there: bool = True, back: bool = True) -> None:
         """Client side of an exchange: send each piece to the server and receive it back in place.
 
-        there, back  whether pieces are sent, and whether they are received
+        Args:
+            there, back: whether pieces are sent, and whether they are received.
         """
         pieces = [array[part] for part in parts(array.size)]
-        going, coming = pieces if there else [], pieces if back else []
-        for sent, got in staggered(going, coming):
-            self._swap(sent, got, server)
+        for outgoing, incoming in staggered(pieces if there else [], pieces if back else []):
+            self._swap(outgoing, incoming, server)
 
-    def take_over(self, client, length, update, there=True, back=True):
+    def serve_exchange(
+        self,
+        client: int,
+        length: int,
+        update: Callable[[np.ndarray, slice], None],
+        there: bool = True,
+        back: bool = True,
+    ) -> None:
         """Server side of an exchange of `length` float32 values.
 
         Each piece is received, changed by update(piece, slice), and sent back.
 
-        there, back  whether pieces are received from the client, and whether they are sent back
+        Args:
+            there, back: whether pieces are received from the client, and whether they are sent back.
         """
-        here, coming = np.empty((2, min(PIECE, length)), np.float32)
+        current, following = np.empty((2, min(PIECE, length)), np.float32)
         slices = parts(length)
         if there:
-            self._swap(None, here[: size_of(slices[0])], client)
-        for part, following in zip(slices, [*slices[1:], None], strict=True):
-            piece = here[: size_of(part)]
+            self._swap(None, current[: size_of(slices[0])], client)
+        for part, next_part in zip(slices, [*slices[1:], None], strict=True):
+            piece = current[: size_of(part)]
             update(piece, part)
-            self._swap(piece if back else None, coming[: size_of(following)] if there and following else None, client)
-            here, coming = coming, here
+            incoming = following[: size_of(next_part)] if there and next_part else None
+            self._swap(piece if back else None, incoming, client)
+            current, following = following, current
 
-    def _swap(self, sent, got, other):
+    def _swap(self, outgoing: np.ndarray | None, incoming: np.ndarray | None, other: int) -> None:
         """Send one array and receive another concurrently; None for no array."""
-        requests = [] if got is None else [self.comm.Irecv(got, other, self.ARRAY)]
-        if sent is not None:
-            requests.append(self.comm.Isend(sent, other, self.ARRAY))
-        self._finish(requests, other, (sent, got))
+        requests = [] if incoming is None else [self._mpi.Irecv(incoming, other, self.ARRAY)]
+        if outgoing is not None:
+            requests.append(self._mpi.Isend(outgoing, other, self.ARRAY))
+        self._finish(requests, other, (outgoing, incoming))
 
-    def _finish(self, requests, other, memory):
+    def _finish(self, requests: list[MPI.Request], other: int, memory: object) -> None:
         """Wait for transfers to or from another rank; raises PeerDied if the rank has been dropped.
 
         A blocking call would wait for a dead rank forever. `memory` refers to the arrays, to keep them allocated.
         """
-        began, late = time.monotonic(), None
+        began = time.monotonic()
+        failure: Exception | None = None
         while True:
             try:
-                if late is None and MPI.Request.Testall(requests):
+                if failure is None and MPI.Request.Testall(requests):
                     return
             except MPI.Exception as error:       # MPI detects the death before JobMonitor
-                late = error
+                failure = error
             if other in self.dropped_ranks:
                 self._abandoned.append((requests, memory))       # MPI may still read this memory
                 raise PeerDied(f"rank {other} is gone")
             waited = time.monotonic() - began
-            if late and waited > LATE:
-                raise late
+            if failure and waited > LATE:
+                raise failure
             time.sleep(BRIEF if waited < SPIN else SHORTEST)
 
-    def leave(self):
+    def leave(self) -> None:
         """Mark this rank as having left; the others continue."""
         self._comm.has_left = True
 
-    def close(self):
+    def close(self) -> None:
         """Wait until all messages have been sent."""
-        self.until(self._all_have_left)
+        self.until(self._all_are_sent)
 
-    def _all_have_left(self):
+    def _all_are_sent(self) -> bool:
         """Return whether all messages to live ranks have been sent."""
-        self._leaving = [(request, other) for request, other in self._leaving if not self._has_left(request, other)]
-        return not self._leaving
+        self._pending = [(request, other) for request, other in self._pending if not self._is_sent(request, other)]
+        return not self._pending
 
-    def _has_left(self, request, other):
+    def _is_sent(self, request: MPI.Request, other: int) -> bool:
         if other in self.dropped_ranks:
             self._abandoned.append(request)
             return True
@@ -170,20 +192,23 @@ class Channel:
             return True
 
 
-def parts(length):
+def parts(length: int) -> list[slice]:
     """Return the slices of an array, in the order of their exchange."""
     return [slice(begin, min(begin + PIECE, length)) for begin in range(0, length, PIECE)]
 
 
-def size_of(part):
+def size_of(part: slice) -> int:
+    """Return the number of elements of a slice."""
     return part.stop - part.start
 
 
-def staggered(going, coming):
+def staggered(
+    outgoing: list[np.ndarray], incoming: list[np.ndarray]
+) -> list[tuple[np.ndarray | None, np.ndarray | None]]:
     """Return pairs (piece to send, piece to receive): each piece is received while the next is sent.
 
-    None stands for no piece. If `going` or `coming` is empty, each piece of the other list is transferred separately.
+    None stands for no piece. If one of the lists is empty, each piece of the other list is transferred separately.
     """
-    if not (going and coming):
-        return [(piece, None) for piece in going] + [(None, piece) for piece in coming]
-    return [(going[0], None), *((after, before) for before, after in pairwise(going)), (None, coming[-1])]
+    if not (outgoing and incoming):
+        return [(piece, None) for piece in outgoing] + [(None, piece) for piece in incoming]
+    return [(outgoing[0], None), *((after, before) for before, after in pairwise(outgoing)), (None, incoming[-1])]

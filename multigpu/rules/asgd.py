@@ -26,10 +26,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from pytensor.compile.sharedvalue import SharedVariable
 
 from alexnet.config import Config
-from alexnet.training.base import Synchronizer
-from multigpu.exchange.flat_buffer import blocks
+from alexnet.training.base import Recorder, Synchronizer
+from multigpu.exchange.flat_buffer import FlatBuffer, blocks
 from multigpu.rules.base import RULES, Rule
 from multigpu.rules.parameter_server import server
 from multigpu.rules.parameter_server.center import AsgdSettings, ParameterServer, PushMeta
@@ -37,10 +38,10 @@ from multigpu.rules.parameter_server.client import Client
 from multigpu.rules.parameter_server.protocol import SERVER, Fetch, Push
 
 if TYPE_CHECKING:
-    from alexnet.run.recorder import Recorder
     from alexnet.training.network import Network
     from multigpu.communicator import Communicator
-    from multigpu.device.base import Device
+    from multigpu.device import Device
+    from multigpu.mpi.channel import Channel  # importing it initialises MPI
 
 
 class Schedule(NamedTuple):
@@ -49,11 +50,11 @@ class Schedule(NamedTuple):
     fetch: int
     push: int
 
-    def due(self, step):
+    def due(self, step: int) -> tuple[bool, bool]:
         """Return whether a client (fetches, pushes) after a step."""
         return step % self.fetch == 0, step % self.push == 0
 
-    def next_after(self, step):
+    def next_after(self, step: int) -> int:
         """Return the first later step with a fetch or a push."""
         return min((step // each + 1) * each for each in self)
 
@@ -83,71 +84,86 @@ def schedule_of(config: Config) -> Schedule:
 
 
 class AsgdClient(Client):
-    """The Synchronizer of a client of rule asgd.
+    """The Synchronizer of a client of rule asgd; see Client for the other arguments.
 
-    often  Schedule
-    step   number of steps done before; see Client for the other arguments
+    Args:
+        step: number of steps done before.
     """
 
-    def __init__(self, network, variables, flat, channel, recorder, often, step=0):
+    def __init__(
+        self,
+        network: Network,
+        variables: list[SharedVariable],
+        flat: FlatBuffer,
+        channel: Channel,
+        recorder: Recorder,
+        schedule: Schedule,
+        step: int = 0,
+    ):
         super().__init__(network, variables, flat, channel, recorder)
-        self._often, self._pushed = often, step  # _pushed: the last step whose update was pushed
-        self._version, self._fetch, self._waited = 0, True, 0.0
-        self._apart = np.array(flat.array())     # the weights without the pending updates
+        self._schedule = schedule
+        self._pushed = step                      # the last step whose update was pushed
+        self._version = 0
+        self._fetch = True
+        self._waited = 0.0
+        self._base = np.array(flat.array())      # the weights without the pending updates
 
-    def note(self):
+    def note(self) -> PushMeta:
         return PushMeta(self._version, self._fetch, self._waited)
 
-    def contact(self, step):
-        fetch, push = self._often.due(step)
+    def contact(self, step: int) -> bool:
+        fetch, push = self._schedule.due(step)
         return self._exchange(step, fetch, push) if fetch or push else False
 
-    def catch_up(self, step):
+    def catch_up(self, step: int) -> None:
         self._exchange(step, fetch=True, push=False)
         self._pushed = step
 
-    def leave(self, step):
+    def leave(self, step: int) -> None:
         """Push the remaining updates, then notify the server that this step was the last."""
         if self._pushed < step:
             self._exchange(step, fetch=False, push=True)
         super().leave(step)
 
-    def _exchange(self, step, fetch, push):
+    def _exchange(self, step: int, fetch: bool, push: bool) -> bool:
         """Fetch, push, or both; returns whether all workers stop."""
-        self._fetch, began = fetch, self._channel.now()
-        turn = self.ask(Push if push else Fetch, step)
+        self._fetch = fetch
+        began = self._channel.now()
+        grant = self.ask(Push if push else Fetch, step)
         self._waited = self._channel.now() - began
         with self.exchanging():
             if push:
-                self._push(turn.note, fetch)
+                self._push(grant.note.weights, fetch)
                 self._pushed = step
             else:
                 self._fetch_under_updates()
             if fetch:
                 self._flat.unpack(self._variables)
-        if fetch or turn.note.weights:
-            self._version = turn.note.version
-        return turn.stop
+        if fetch or grant.note.weights:
+            self._version = grant.note.version
+        return grant.stop
 
-    def _push(self, told, fetch):
+    def _push(self, send_weights: bool, fetch: bool) -> None:
         """Push the updates or the weights. New updates are counted from the fetched or current weights."""
-        weights, apart = self._flat.array(), self._apart
-        if told.weights:
-            np.copyto(apart, weights)
+        weights = self._flat.array()
+        base = self._base
+        if send_weights:
+            np.copyto(base, weights)
         else:
-            np.subtract(weights, apart, out=apart)
-        self._channel.hand_over(apart, SERVER, back=fetch)
+            np.subtract(weights, base, out=base)
+        self._channel.exchange_with_server(base, SERVER, back=fetch)
         if fetch:
-            np.copyto(weights, apart)
+            np.copyto(weights, base)
         else:
-            np.copyto(apart, weights)
+            np.copyto(base, weights)
 
-    def _fetch_under_updates(self):
+    def _fetch_under_updates(self) -> None:
         """w <- W + D, with the updates D that have not been pushed."""
-        weights, apart = self._flat.array(), self._apart
-        np.subtract(weights, apart, out=apart)
-        self._channel.hand_over(weights, SERVER, there=False)
-        for w, d, moved in blocks(weights, apart):
+        weights = self._flat.array()
+        updates = self._base
+        np.subtract(weights, updates, out=updates)
+        self._channel.exchange_with_server(weights, SERVER, there=False)
+        for w, d, moved in blocks(weights, updates):
             np.add(w, d, out=moved)
             np.copyto(d, w)
             np.copyto(w, moved)

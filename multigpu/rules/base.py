@@ -9,10 +9,10 @@ from alexnet.config import DEFAULTS, Config, ConfigError, Registry, Section, rea
 from alexnet.training.base import Synchronizer
 
 if TYPE_CHECKING:
-    from alexnet.run.recorder import Recorder
+    from alexnet.training.base import Recorder
     from alexnet.training.network import Network
     from multigpu.communicator import Communicator
-    from multigpu.device.base import Device
+    from multigpu.device import Device
 
 
 class Role(NamedTuple):

@@ -37,11 +37,11 @@ from multigpu.exchange import ExchangeSettings, Strategy, strategy_of
 from multigpu.rules.base import RULES, Rule
 
 if TYPE_CHECKING:
-    from alexnet.run.recorder import Recorder
+    from alexnet.training.base import Recorder
     from alexnet.training.network import Network
     from alexnet.training.timing import Lap
     from multigpu.communicator import Communicator
-    from multigpu.device.base import Device
+    from multigpu.device import Device
 
 
 class BspSettings(Section):

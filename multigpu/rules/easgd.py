@@ -17,21 +17,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pytensor.compile.sharedvalue import SharedVariable
 
 from alexnet.config import Config, Section
 from alexnet.config.fields import Count, Fraction
-from alexnet.training.base import Synchronizer
-from multigpu.exchange.flat_buffer import blocks
+from alexnet.training.base import Recorder, Synchronizer
+from multigpu.exchange.flat_buffer import FlatBuffer, blocks
 from multigpu.rules.base import RULES, Rule
 from multigpu.rules.parameter_server import server
 from multigpu.rules.parameter_server.client import Client
-from multigpu.rules.parameter_server.protocol import SERVER, CenterPolicy, Push, TransferPlan
+from multigpu.rules.parameter_server.protocol import SERVER, CenterPolicy, Fetch, Push, TransferPlan
 
 if TYPE_CHECKING:
-    from alexnet.run.recorder import Recorder
     from alexnet.training.network import Network
     from multigpu.communicator import Communicator
-    from multigpu.device.base import Device
+    from multigpu.device import Device
+    from multigpu.mpi.channel import Channel  # importing it initialises MPI
 
 
 class EasgdSettings(Section):
@@ -62,33 +63,41 @@ class EasgdRule(Rule):
 class ElasticClient(Client):
     """A client that exchanges every tau steps; see Client for the other arguments."""
 
-    def __init__(self, network, variables, flat, channel, recorder, tau):
+    def __init__(
+        self,
+        network: Network,
+        variables: list[SharedVariable],
+        flat: FlatBuffer,
+        channel: Channel,
+        recorder: Recorder,
+        tau: int,
+    ):
         super().__init__(network, variables, flat, channel, recorder)
         self._tau = tau
 
-    def contact(self, step):
+    def contact(self, step: int) -> bool:
         if step % self._tau:
             return False
-        turn = self.ask(Push, step)
+        grant = self.ask(Push, step)
         with self.exchanging():
-            self._channel.hand_over(self._flat.array(), SERVER)
+            self._channel.exchange_with_server(self._flat.array(), SERVER)
             self._flat.unpack(self._variables)
-        return turn.stop
+        return grant.stop
 
 
 class ElasticPolicy(CenterPolicy):
     """Center policy of EASGD: the center variable and a worker are pulled towards each other."""
 
-    def __init__(self, center, alpha):
+    def __init__(self, center: FlatBuffer, alpha: float):
         super().__init__(center)
         self._alpha = alpha
 
-    def answer(self, push):
+    def answer(self, push: Push | Fetch) -> TransferPlan:
         center = self.center.array()
         return TransferPlan(lambda worker, part: elastic_step(worker, center[part], self._alpha))
 
 
-def elastic_step(worker, center, alpha):
+def elastic_step(worker: np.ndarray, center: np.ndarray, alpha: float) -> None:
     """Move the weights of a worker and the center variable towards each other, in place.
 
         c <- c + alpha (w - c),  w <- w - alpha (w - c)              from the values before

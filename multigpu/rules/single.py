@@ -11,10 +11,10 @@ from alexnet.training.base import StepResult, Synchronizer
 from multigpu.rules.base import Rule
 
 if TYPE_CHECKING:
-    from alexnet.run.recorder import Recorder
+    from alexnet.training.base import Recorder
     from alexnet.training.network import Network
     from multigpu.communicator import Communicator
-    from multigpu.device.base import Device
+    from multigpu.device import Device
 
 
 class SingleWorker(Synchronizer):

@@ -92,12 +92,12 @@ class Post:
         other = "a rank" if message is None else f"rank {message.sender}"
         raise desync_error(other, message, f"rank {self.rank}", awaited)
 
-    def take_over(self, client, length, update, there=True, back=True):
+    def serve_exchange(self, client, length, update, there=True, back=True):
         """Run the server's side of an exchange; it is busy for the cost of the exchange."""
         self._office.word = Word(update, there, back)
         self._office.now[self.rank] += self._office.costs.turn(there, back)
 
-    def hand_over(self, array, server, there=True, back=True):
+    def exchange_with_server(self, array, server, there=True, back=True):
         """Run a client's side of an exchange and the server's operation on its array; advance the client's clock."""
         word, self._office.word = self._office.word, None
         if word is None or (word.there, word.back) != (there, back):

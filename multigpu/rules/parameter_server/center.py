@@ -14,15 +14,18 @@ and requests queue.
 Source: Paine et al. 2013, section 2.3; Denning and Buzen 1978, asymptotic bounds of a closed queueing network.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import model_validator
 
-from alexnet.config import Section
+from alexnet.config import Config, Section
 from alexnet.config.fields import Amount, Count, NotNegative
+from alexnet.training.base import Recorder
 from alexnet.training.updates import AdadeltaSettings, AdagradSettings
-from multigpu.rules.parameter_server.protocol import CenterPolicy, Fetch, Leave, Push, TransferPlan
+from multigpu.exchange.flat_buffer import FlatBuffer
+from multigpu.rules.parameter_server.protocol import CenterPolicy, Fetch, Leave, Push, Request, TransferPlan
 from multigpu.rules.parameter_server.updates import adadelta, adagrad, by_staleness, plain
 
 
@@ -94,79 +97,91 @@ class PushRecord(NamedTuple):
 class ParameterServer(CenterPolicy):
     """CenterPolicy of rule asgd, with a version of the center variable and statistics of the load.
 
-    config   server_update, server_scale, staleness_power and the parameters of Adagrad and Adadelta
-    clients  K
-    clock    () -> seconds
+    Args:
+        center: the buffer of the center variable.
+        config: the settings of rule asgd, and the constants of Adagrad and Adadelta.
+        clients: K.
+        clock: returns the time in seconds.
     """
 
-    def __init__(self, center, config, clients, clock):
+    def __init__(self, center: FlatBuffer, config: Config, clients: int, clock: Callable[[], float]):
         super().__init__(center)
-        self._update, self._clock = ServerUpdate(config, center.array().size), clock
+        self._update = ServerUpdate(config, center.array().size)
+        self._clock = clock
+        self._began = clock()                    # of the request that is processed
         settings = config.section(AsgdSettings)
         self._scale = 1 / clients if settings.server_scale is None else settings.server_scale
         self._power = settings.staleness_power
         self.version = 0
         self.load = ServerLoad(clock())
-        self._unsaid = {}                        # {client: PushRecord} without the waiting time, which follows later
+        # the last push of each client, without the time that it waits, which its next message reports
+        self._incomplete: dict[int, PushRecord] = {}
 
-    def answer(self, push):
-        note, center = push.note, self.center.array()
-        self._turn = self._clock()
+    def answer(self, push: Push | Fetch) -> TransferPlan:
+        note = push.note
+        center = self.center.array()
+        self._began = self._clock()
         if type(push) is Fetch:
-            told = GrantMeta(self.version, weights=False)
-            return TransferPlan(lambda piece, part: np.copyto(piece, center[part]), there=False, note=told)
+            grant = GrantMeta(self.version, weights=False)
+            return TransferPlan(lambda piece, part: np.copyto(piece, center[part]), there=False, note=grant)
         staleness = self.version - note.version
         scale = by_staleness(self._scale, staleness, self._power)
-        whole = staleness == 0 and scale == 1 and self._update.plain
+        sends_weights = staleness == 0 and scale == 1 and self._update.plain
         self.version += 1
 
-        def update(piece, part):
-            if whole:
+        def update(piece: np.ndarray, part: slice) -> None:
+            if sends_weights:
                 np.copyto(center[part], piece)
             else:
                 self._update(piece, center, part, scale, note.fetch)
 
-        return TransferPlan(update, back=note.fetch, note=GrantMeta(self.version, whole))
+        return TransferPlan(update, back=note.fetch, note=GrantMeta(self.version, sends_weights))
 
-    def served(self, message, recorder):
-        note, client = message.note, message.sender
-        if client in self._unsaid:
-            pushed = self._unsaid.pop(client)._replace(waiting=1000 * note.waited)
-            self.load.waited(note.waited)
+    def completed(self, message: Request, recorder: Recorder) -> None:
+        note = message.note
+        client = message.sender
+        if client in self._incomplete:
+            pushed = self._incomplete.pop(client)._replace(waiting=1000 * note.waited)
+            self.load.add_wait(note.waited)
             recorder.push(**pushed._asdict())
         if type(message) is Leave:
             return
-        seconds = self._clock() - self._turn
-        self.load.served(seconds)
+        seconds = self._clock() - self._began
+        self.load.add_request(seconds)
         if type(message) is Push:
-            staleness, moved = self.version - 1 - note.version, self.center.array().nbytes * (1 + note.fetch)
+            staleness = self.version - 1 - note.version
+            nbytes = self.center.array().nbytes * (1 + note.fetch)
             self.load.staleness.append(staleness)
-            self._unsaid[client] = PushRecord(client, message.step, self.version, staleness, 0.0, 1000 * seconds, moved)
+            self._incomplete[client] = PushRecord(
+                client, message.step, self.version, staleness, 0.0, 1000 * seconds, nbytes
+            )
 
-    def report(self, clients, recorder):
+    def report(self, clients: int, recorder: Recorder) -> None:
         """Log the load of the server and the staleness of the pushes."""
-        if self.load.turns:
-            recorder.log(self.load.sentence(clients, self._clock()))
+        if self.load.requests:
+            recorder.log(self.load.summary(clients, self._clock()))
 
 
 class ServerUpdate:
     """Applies server_update to a push of `size` values, piece by piece.
 
-    plain  whether the update is W <- W + c D
+    Attributes:
+        plain: whether the update is W <- W + c D.
     """
 
-    def __init__(self, config, size):
+    def __init__(self, config: Config, size: int):
         update = config.section(AsgdSettings).server_update
         self.plain = update == "plain"
-        self._step, settings, n_accumulators = {
+        updates: dict[str, tuple[Callable[..., None], type[Section] | None, int]] = {
             "plain": (plain, None, 0),
             "adagrad": (adagrad, AdagradSettings, 1),
             "adadelta": (adadelta, AdadeltaSettings, 2),
-        }[update]
+        }
+        self._step, settings, n_accumulators = updates[update]
         self._constants = tuple(config.section(settings).model_dump().values()) if settings else ()
         self._accumulators = [np.zeros(size, np.float32) for _ in range(n_accumulators)]
 
-    def __call__(self, piece, center, part, scale, back):
+    def __call__(self, piece: np.ndarray, center: np.ndarray, part: slice, scale: float, back: bool) -> None:
         """Update a slice of the center variable with a piece of a push.
 
         If back is true, the piece is overwritten with that slice of the new center variable.
@@ -178,32 +193,41 @@ class ServerUpdate:
 class ServerLoad:
     """Statistics of the server's load since `began`, in seconds of a clock."""
 
-    def __init__(self, began):
-        self._began, self.turns, self._busy = began, 0, 0.0
-        self._waits, self._waited, self.staleness = 0, 0.0, []
+    def __init__(self, began: float):
+        self._began = began
+        self.requests = 0
+        self._busy = 0.0
+        self._waits = 0
+        self._waited = 0.0
+        self.staleness: list[int] = []
 
-    def served(self, seconds):
+    def add_request(self, seconds: float) -> None:
         """Add a request that took `seconds` to process."""
-        self.turns, self._busy = self.turns + 1, self._busy + seconds
+        self.requests += 1
+        self._busy += seconds
 
-    def waited(self, seconds):
+    def add_wait(self, seconds: float) -> None:
         """Add a client's wait of `seconds` for its grant."""
-        self._waits, self._waited = self._waits + 1, self._waited + seconds
+        self._waits += 1
+        self._waited += seconds
 
-    def share(self, now):
+    def share(self, now: float) -> float:
         """Return the share of time during which the server was busy."""
         return self._busy / max(now - self._began, self._busy, 1e-9)
 
-    def saturation(self, clients, now):
+    def saturation(self, clients: int, now: float) -> float:
         """Return the number of clients with the same behaviour at which the server is always busy."""
-        cycle = clients * (now - self._began) / self.turns               # seconds between two grants of a client
+        cycle = clients * (now - self._began) / self.requests            # seconds between two grants of a client
         waiting = self._waited / max(self._waits, 1)
-        return max((cycle - waiting) / (self._busy / self.turns), 1.0)
+        return max((cycle - waiting) / (self._busy / self.requests), 1.0)
 
-    def sentence(self, clients, now):
-        from_on, mean = self.saturation(clients, now), np.mean(self.staleness) if self.staleness else 0.0
-        full = "is saturated" if from_on <= clients else "would be saturated"
+    def summary(self, clients: int, now: float) -> str:
+        """Describe the load in one sentence."""
+        limit = self.saturation(clients, now)
+        mean = np.mean(self.staleness) if self.staleness else 0.0
+        saturated = "is saturated" if limit <= clients else "would be saturated"
         return (
-            f"the server has served {self.turns} turns in {self.share(now):.0%} of the time, and {full} from about "
-            f"{from_on:.0f} clients on; staleness {mean:.1f} on average, {max(self.staleness, default=0)} at most"
+            f"the server has processed {self.requests} requests in {self.share(now):.0%} of the time and {saturated} "
+            f"from about {limit:.0f} clients on; staleness {mean:.1f} on average, "
+            f"{max(self.staleness, default=0)} at most"
         )

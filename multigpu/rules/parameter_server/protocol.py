@@ -7,7 +7,7 @@
     Leave(step, ..., note, stop)  -------->  the client has done its last step; stop: because it was requested to
                                <-----------  LeaveAck(step): all clients have left, and the center variable is saved
 
-With an elastic rule (multigpu.rules.Rule.elastic), each client starts when it is ready:
+With an elastic rule, each client starts when it is ready:
 
     Join(step, info)          ----------->  the checks of multigpu.communicator.verify_consistency, for one client
                                <-----------  Joined(step, position, moved, stop): position of the job; moved: fetch W
@@ -17,23 +17,31 @@ The rule's CenterPolicy, and the note that its clients send, determine what an e
 to the center variable. A piece fits into the last-level cache, and the server needs no second array of a client's size.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from alexnet.training.base import Record, Recorder
+from alexnet.training.loop import Position
+from alexnet.training.timing import Lap
+from multigpu.communicator import WorkerInfo
+from multigpu.exchange.flat_buffer import FlatBuffer
 
 SERVER = 0                                       # rank of the server
 
+Note: TypeAlias = Any                            # data of a rule; each rule defines its own type
+
 
 class Push(NamedTuple):
-    """Client to server: request to exchange the client's array after this step, with records since the last message.
-
-    note  data of the rule
-    """
+    """Client to server: request to exchange the client's array after this step, with records since the last message."""
 
     step: int
     sender: int
-    records: list
-    laps: list
-    note: Any = None
+    records: list[Record]
+    laps: list[Lap]
+    note: Note = None
 
 
 class Fetch(NamedTuple):
@@ -41,9 +49,9 @@ class Fetch(NamedTuple):
 
     step: int
     sender: int
-    records: list
-    laps: list
-    note: Any = None
+    records: list[Record]
+    laps: list[Lap]
+    note: Note = None
 
 
 class Grant(NamedTuple):
@@ -52,7 +60,7 @@ class Grant(NamedTuple):
     step: int
     sender: int
     stop: bool
-    note: Any = None
+    note: Note = None
 
 
 class Leave(NamedTuple):
@@ -60,10 +68,10 @@ class Leave(NamedTuple):
 
     step: int
     sender: int
-    records: list
-    laps: list
+    records: list[Record]
+    laps: list[Lap]
     stop: bool
-    note: Any = None
+    note: Note = None
 
 
 class LeaveAck(NamedTuple):
@@ -75,11 +83,11 @@ class LeaveAck(NamedTuple):
 
 
 class Join(NamedTuple):
-    """Client to server: request to join; info is a multigpu.communicator.WorkerInfo."""
+    """Client to server: request to join."""
 
     step: int
     sender: int
-    info: Any
+    info: WorkerInfo
 
 
 class Joined(NamedTuple):
@@ -87,49 +95,49 @@ class Joined(NamedTuple):
 
     step: int
     sender: int
-    position: Any
+    position: Position
     moved: bool
     stop: bool
 
 
+Request: TypeAlias = Push | Fetch | Leave
 ORDER = (Fetch, Push, Leave)                     # order of a client's messages after a step
 
 
 class TransferPlan(NamedTuple):
     """How the server processes the request of a client.
 
-    update  (piece of the client's array, its slice) -> None, changes the piece and that slice of the center variable
+    update  changes a piece of the client's array, and that slice of the center variable
     there   whether the client sends its array
     back    whether the server sends it back
     note    data of the rule for the client
     """
 
-    update: Callable
+    update: Callable[[np.ndarray, slice], None]
     there: bool = True
     back: bool = True
-    note: Any = None
+    note: Note = None
 
 
-class CenterPolicy:
-    """Updates the center variable by the equations of a rule. The server calls it for each request.
+class CenterPolicy(ABC):
+    """Updates the center variable by the equations of a rule. The server calls it for each request."""
 
-    center  the center variable, a multigpu.exchange.flat_buffer.FlatBuffer
-    """
-
-    def __init__(self, center):
+    def __init__(self, center: FlatBuffer):
         self.center = center
 
-    def answer(self, push):
-        """Return the TransferPlan for a Push or a Fetch."""
-        raise NotImplementedError
+    @abstractmethod
+    def answer(self, push: Push | Fetch) -> TransferPlan:
+        """Return how to process a Push or a Fetch."""
 
-    def served(self, message, recorder):
-        """Called after the request of this message is complete; the rule can write records to recorder."""
+    def completed(self, message: Request, recorder: Recorder) -> None:
+        """Note that the request of this message is complete; a rule can write records."""
+        return None
 
-    def report(self, clients, recorder):
-        """Called at the end of an epoch and of the training, with the number of clients."""
+    def report(self, clients: int, recorder: Recorder) -> None:
+        """Log a summary at the end of an epoch and of the training, with the number of clients."""
+        return None
 
 
-def stage(message):
+def stage(message: Request) -> tuple[int, int]:
     """Return the progress of a client as a sortable key. Messages of a step follow ORDER, each at most once."""
     return message.step, ORDER.index(type(message))

@@ -19,6 +19,7 @@ If a C compiler is available, updates.c makes one pass over the arrays. Otherwis
 same bits. On one core, C is limited by memory bandwidth, and NumPy takes two to five times as long.
 """
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -31,34 +32,47 @@ SOURCE = Path(__file__).with_suffix(".c").read_text(encoding="utf-8")
 SIGNATURES = {"plain": "aanfn", "adagrad": "aaanffn", "adadelta": "aaaanffffn"}
 
 
-def plain(push, center, scale, back=True):
+def plain(push: np.ndarray, center: np.ndarray, scale: float, back: bool = True) -> None:
     """W <- W + scale * D; each product and each sum is rounded separately."""
     scale = center.dtype.type(scale)
     if function := compiled("plain", push, center):
-        return function(push, center, center.size, scale, back)
-    for d, w, room in blocks(push, center):
-        w += np.multiply(d, scale, out=room)
+        function(push, center, center.size, scale, back)
+        return
+    for d, w, scratch in blocks(push, center):
+        w += np.multiply(d, scale, out=scratch)
         if back:
             np.copyto(d, w)
 
 
-def adagrad(push, center, squares, scale, epsilon, back=True):
+def adagrad(
+    push: np.ndarray, center: np.ndarray, squares: np.ndarray, scale: float, epsilon: float, back: bool = True
+) -> None:
     """G <- G + D**2,  W <- W + scale * D / (sqrt(G) + epsilon)."""
     scale, epsilon = map(center.dtype.type, (scale, epsilon))
     if function := compiled("adagrad", push, center, squares):
-        return function(push, center, squares, center.size, scale, epsilon, back)
-    for d, w, g, room in blocks(push, center, squares):
-        g += np.multiply(d, d, out=room)
-        np.sqrt(g, out=room)
-        room += epsilon
-        np.divide(d, room, out=room)
-        room *= scale
-        w += room
+        function(push, center, squares, center.size, scale, epsilon, back)
+        return
+    for d, w, g, scratch in blocks(push, center, squares):
+        g += np.multiply(d, d, out=scratch)
+        np.sqrt(g, out=scratch)
+        scratch += epsilon
+        np.divide(d, scratch, out=scratch)
+        scratch *= scale
+        w += scratch
         if back:
             np.copyto(d, w)
 
 
-def adadelta(push, center, squares, steps, scale, rho, epsilon, back=True):
+def adadelta(
+    push: np.ndarray,
+    center: np.ndarray,
+    squares: np.ndarray,
+    steps: np.ndarray,
+    scale: float,
+    rho: float,
+    epsilon: float,
+    back: bool = True,
+) -> None:
     """E[D^2] <- rho E[D^2] + (1 - rho) D**2,  d = sqrt((E[d^2] + epsilon) / (E[D^2] + epsilon)) D,
     E[d^2] <- rho E[d^2] + (1 - rho) d**2,  W <- W + scale * d.
 
@@ -66,28 +80,29 @@ def adadelta(push, center, squares, steps, scale, rho, epsilon, back=True):
     """
     scale, rho, rest, epsilon = map(center.dtype.type, (scale, rho, 1 - rho, epsilon))
     if function := compiled("adadelta", push, center, squares, steps):
-        return function(push, center, squares, steps, center.size, scale, rho, rest, epsilon, back)
-    for d, w, of_pushes, of_steps, room in blocks(push, center, squares, steps):
-        keep_mean(of_pushes, d, rho, rest, room)
-        np.add(of_pushes, epsilon, out=room)
-        np.divide(of_steps + epsilon, room, out=room)
-        d *= np.sqrt(room, out=room)
-        keep_mean(of_steps, d, rho, rest, room)
-        w += np.multiply(d, scale, out=room)
+        function(push, center, squares, steps, center.size, scale, rho, rest, epsilon, back)
+        return
+    for d, w, of_pushes, of_steps, scratch in blocks(push, center, squares, steps):
+        update_mean(of_pushes, d, rho, rest, scratch)
+        np.add(of_pushes, epsilon, out=scratch)
+        np.divide(of_steps + epsilon, scratch, out=scratch)
+        d *= np.sqrt(scratch, out=scratch)
+        update_mean(of_steps, d, rho, rest, scratch)
+        w += np.multiply(d, scale, out=scratch)
         if back:
             np.copyto(d, w)
 
 
-def keep_mean(mean, values, rho, rest, room):
-    """mean <- rho * mean + rest * values**2; the last argument is a scratch block."""
-    np.multiply(values, values, out=room)
-    room *= rest
+def update_mean(mean: np.ndarray, values: np.ndarray, rho: float, rest: float, scratch: np.ndarray) -> None:
+    """Apply mean <- rho * mean + rest * values**2 in place."""
+    np.multiply(values, values, out=scratch)
+    scratch *= rest
     mean *= rho
-    mean += room
+    mean += scratch
 
 
 @cache
-def library():
+def library() -> dict[str, Callable[..., None]]:
     """Return {name: function} of updates.c; empty if C cannot be compiled."""
     try:
         loaded = compiler.load(SOURCE, "server_updates")
@@ -99,14 +114,14 @@ def library():
     return {name: getattr(loaded, name) for name in SIGNATURES}
 
 
-def compiled(name, *arrays):
+def compiled(name: str, *arrays: np.ndarray) -> Callable[..., None] | None:
     """Return the C function for these arrays, or None if there is none; C supports only float32."""
     if any(array.size != arrays[0].size or array.ndim != 1 for array in arrays):
         raise ValueError(f"a server's update needs arrays alike in length, got {[array.shape for array in arrays]}")
     return library().get(name) if {array.dtype.name for array in arrays} == {"float32"} else None
 
 
-def by_staleness(scale, staleness, power=1.0):
+def by_staleness(scale: float, staleness: int, power: float = 1.0) -> float:
     """Return the scale of a push, reduced for stale weights: scale / (1 + staleness)**power.
 
     staleness is the number of versions between the fetch and the push. power 0 leaves the scale unchanged.

@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_refused(team, case, sentence):
 @pytest.mark.parametrize(("update", "step", "warnings"), [("adagrad", 5, 1), ("adagrad", 0, 0), ("auto", 5, 0)])
 def test_accumulators_that_begin_anew_are_told(team, update, step, warnings):
     told, _ = results(team.run(f"{TASKS}:resume", update, step, size=2))
-    assert len(told) == warnings and all("begin at 0 again" in sentence for sentence in told)
+    assert len(told) == warnings and all("start at 0 again" in sentence for sentence in told)
 
 
 # ---- settings and roles
