@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from alexnet.config.errors import ConfigError, check_known
 
 T = TypeVar("T")
-C = TypeVar("C")
 
 
 class Registry(MutableMapping[str, T]):
@@ -31,14 +30,14 @@ class Registry(MutableMapping[str, T]):
         self._complete = False
         self._implementations: dict[str, T] = {}
 
-    def register(self, *names: str) -> Callable[[C], C]:
+    def register(self, *names: str) -> Callable[[T], T]:
         """Return a decorator that registers a class or function under each name.
 
         Raises:
             ValueError: another implementation has the name.
         """
 
-        def add(implementation: C) -> C:
+        def add(implementation: T) -> T:
             for name in names:
                 if self._implementations.setdefault(name, implementation) is not implementation:
                     raise ValueError(f"{self._setting}: there is a {self._noun} {name!r} already")

@@ -47,6 +47,16 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
+    @model_validator(mode="after")
+    def check_values(self) -> Self:
+        """Refuse values that contradict each other."""
+        self.check()
+        return self
+
+    def check(self) -> None:
+        """Raise ValueError if values contradict each other."""
+        return None
+
 
 S = TypeVar("S", bound=Section)
 
@@ -125,8 +135,12 @@ class Config(Section):
             values |= self.section(kind).model_dump(mode="json")
         return values
 
-    @model_validator(mode="after")
-    def check_schedule(self) -> Self:
+    def check(self) -> None:
+        self.check_schedule()
+        self.check_layers()
+        self.check_devices()
+
+    def check_schedule(self) -> None:
         """Refuse a contradictory learning rate schedule."""
         if any(later <= earlier for earlier, later in zip(self.lr_step, self.lr_step[1:], strict=False)):
             raise ValueError(f"lr_step must be rising epochs, got {list(self.lr_step)}")
@@ -134,10 +148,8 @@ class Config(Section):
             raise ValueError(f"warmup_epochs must be less than n_epochs = {self.n_epochs}, got {self.warmup_epochs}")
         if self.lr_policy == "auto" and not self.validation:
             raise ValueError("lr_policy auto follows the validation error, so validation must be true, got false")
-        return self
 
-    @model_validator(mode="after")
-    def check_layers(self) -> Self:
+    def check_layers(self) -> None:
         """Refuse contradictory settings of trained weights."""
         if "auto" in self.new_layers and len(self.new_layers) > 1:
             raise ValueError(f"new_layers must be only auto, or name the layers, got {list(self.new_layers)}")
@@ -148,10 +160,8 @@ class Config(Section):
             )
         if not (self.weights or self.resume_train) and (self.frozen_layers or self.new_layers != ("auto",)):
             raise ValueError("frozen_layers and new_layers are about trained weights, so they need weights=, got null")
-        return self
 
-    @model_validator(mode="after")
-    def check_devices(self) -> Self:
+    def check_devices(self) -> None:
         """Refuse contradictory devices and ranks."""
         if "auto" in self.devices and len(self.devices) > 1:
             raise ValueError(f"devices must be only auto, or name each worker's device, got {list(self.devices)}")
@@ -164,7 +174,6 @@ class Config(Section):
             raise ValueError(f"rank must be 0 to {self.size - 1} for size={self.size}, got {self.rank}")
         if self.device == "auto":
             raise ValueError("device must be cpu, or cuda and a number, for a worker started by hand, got auto")
-        return self
 
 
 def sections() -> Iterator[type[Section]]:

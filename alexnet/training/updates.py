@@ -6,12 +6,11 @@ constants. The keyword argument `epsilon` of the rule adagrad is the setting ada
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, Self, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
-from pydantic import model_validator
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.tensor.variable import TensorVariable
 
@@ -73,16 +72,13 @@ class UpdateSettings(Section):
     use_nesterov_momentum: bool
     weight_decay: NotNegative
 
-    @model_validator(mode="after")
-    def check(self) -> Self:
-        """Refuse switches that contradict each other or `update`."""
+    def check(self) -> None:
         if self.use_nesterov_momentum and not self.use_momentum:
             raise ValueError("use_nesterov_momentum is true but use_momentum is false: set both or neither")
         switched = "nesterov" if self.use_nesterov_momentum else "auto" if self.use_momentum else "sgd"
         if "auto" not in (self.update, switched) and self.update != switched:
             switch = "use_momentum=false" if switched == "sgd" else "use_nesterov_momentum=true"
             raise ValueError(f"update is {self.update}, but {switch} means {switched}: set one of the two")
-        return self
 
     @property
     def rule(self) -> str:

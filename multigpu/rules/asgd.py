@@ -26,7 +26,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from pytensor.compile.sharedvalue import SharedVariable
 
 from alexnet.config import Config
 from alexnet.training.base import Recorder, Synchronizer
@@ -38,7 +37,7 @@ from multigpu.rules.parameter_server.client import Client
 from multigpu.rules.parameter_server.protocol import SERVER, Fetch, Push
 
 if TYPE_CHECKING:
-    from alexnet.training.network import Network
+    from alexnet.training.network import Network, SharedVariable
     from multigpu.communicator import Communicator
     from multigpu.device import Device
     from multigpu.mpi.channel import Channel  # importing it initialises MPI

@@ -22,11 +22,9 @@ at N lr follow the same trajectory up to rounding.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-from pydantic import model_validator
-from pytensor.compile.sharedvalue import SharedVariable
 
 from alexnet.config import Config, ConfigError, Section
 from alexnet.config.fields import Count
@@ -38,7 +36,7 @@ from multigpu.rules.base import RULES, Rule
 
 if TYPE_CHECKING:
     from alexnet.training.base import Recorder
-    from alexnet.training.network import Network
+    from alexnet.training.network import Network, SharedVariable
     from alexnet.training.timing import Lap
     from multigpu.communicator import Communicator
     from multigpu.device import Device
@@ -51,14 +49,11 @@ class BspSettings(Section):
     exchange_what: Literal["auto", "weights_and_momentum", "weights", "gradients"]
     average_every: Count
 
-    @model_validator(mode="after")
-    def check(self) -> Self:
-        """Refuse settings that contradict each other."""
+    def check(self) -> None:
         if self.sync == "cdd" and self.exchange_what not in ("auto", "gradients"):
             raise ValueError(
                 f"exchange_what must be auto or gradients with sync=cdd, which adds updates, got {self.exchange_what}"
             )
-        return self
 
 
 @RULES.register("bsp")

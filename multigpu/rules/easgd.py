@@ -17,7 +17,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pytensor.compile.sharedvalue import SharedVariable
 
 from alexnet.config import Config, Section
 from alexnet.config.fields import Count, Fraction
@@ -29,7 +28,7 @@ from multigpu.rules.parameter_server.client import Client
 from multigpu.rules.parameter_server.protocol import SERVER, CenterPolicy, Fetch, Push, TransferPlan
 
 if TYPE_CHECKING:
-    from alexnet.training.network import Network
+    from alexnet.training.network import Network, SharedVariable
     from multigpu.communicator import Communicator
     from multigpu.device import Device
     from multigpu.mpi.channel import Channel  # importing it initialises MPI

@@ -27,7 +27,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from pytensor.compile.sharedvalue import SharedVariable
 
 from alexnet.config import Config, Section
 from alexnet.config.fields import Fraction
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from alexnet.training.base import Recorder
-    from alexnet.training.network import Network
+    from alexnet.training.network import Network, SharedVariable
     from multigpu.communicator import Communicator
     from multigpu.device import Device
 

@@ -15,10 +15,9 @@ Source: Paine et al. 2013, section 2.3; Denning and Buzen 1978, asymptotic bound
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import numpy as np
-from pydantic import model_validator
 
 from alexnet.config import Config, Section
 from alexnet.config.fields import Amount, Count, NotNegative
@@ -39,15 +38,12 @@ class AsgdSettings(Section):
     server_update: Literal["plain", "adagrad", "adadelta"]
     staleness_power: NotNegative
 
-    @model_validator(mode="after")
-    def check(self) -> Self:
-        """Refuse settings that contradict each other."""
+    def check(self) -> None:
         if self.server_update != "plain" and self.server_scale is None:
             raise ValueError(
                 f"server_scale must be given with server_update={self.server_update}, whose steps it is the rate of: "
                 "0.01, say"
             )
-        return self
 
 
 class PushMeta(NamedTuple):

@@ -10,11 +10,10 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pytensor.compile.sharedvalue import SharedVariable
 
 from alexnet.training.base import Record, Recorder, StepResult, Synchronizer
 from alexnet.training.loop import Position, Run, train
-from alexnet.training.network import Network
+from alexnet.training.network import Network, SharedVariable
 from alexnet.training.timing import Lap
 from multigpu.communicator import WorkerInfo
 from multigpu.exchange.flat_buffer import FlatBuffer

@@ -26,13 +26,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
-from pytensor.compile.sharedvalue import SharedVariable
 
 from alexnet.config import Config
 from alexnet.data.dataset import Request as BatchRequest
 from alexnet.training.base import Batches, Recorder, Synchronizer
 from alexnet.training.loop import Position, Run, end_epoch, save, steps_of_epoch
-from alexnet.training.network import Network
+from alexnet.training.network import Network, SharedVariable
 from alexnet.training.timing import Lap
 from alexnet.training.updates import UpdateSettings, find_update_rule
 from multigpu.communicator import (
