@@ -58,10 +58,14 @@ class Registry(MutableMapping[str, T]):
 
     def _complete_mapping(self) -> dict[str, T]:
         if not self._complete:
-            self._complete = True
-            package = import_module(self._package)
-            for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
-                import_module(module.name)
+            self._complete = True                # before the imports, which may use the registry
+            try:
+                package = import_module(self._package)
+                for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
+                    import_module(module.name)
+            except BaseException:
+                self._complete = False
+                raise
         return self._implementations
 
     def __getitem__(self, name: str) -> T:

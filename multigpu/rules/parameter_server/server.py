@@ -35,14 +35,12 @@ from alexnet.training.network import Network, SharedVariable
 from alexnet.training.timing import Lap
 from alexnet.training.updates import UpdateSettings, find_update_rule
 from multigpu.communicator import (
-    Communicator,
     PeerDied,
     WorkerInfo,
     check_consistency,
     verify_consistency,
     worker_info_of,
 )
-from multigpu.device import Device
 from multigpu.device.host import HostDevice
 from multigpu.exchange.flat_buffer import FlatBuffer
 from multigpu.rules.base import Rule
@@ -64,6 +62,8 @@ from multigpu.rules.parameter_server.protocol import (
 )
 
 if TYPE_CHECKING:
+    from multigpu.communicator import Communicator
+    from multigpu.device import Device
     from multigpu.mpi.channel import Channel  # importing it initialises MPI
 
 BEFORE = (-1, 0)                                 # stage of a client before its first message
