@@ -36,8 +36,8 @@ MPI_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")           # of Open MPI, an
 MAKE_SYNTHETIC = "preprocess.synthetic:make_synthetic"       # by name: other runs and workers do not need preprocess
 
 
-def main(arguments, entry="multigpu.worker:work"):
-    """Run train.py with these arguments and return the exit status. `entry` names what each worker runs."""
+def main(arguments, entry=None):
+    """Run train.py with these arguments; return the exit status. `entry` is what each worker runs, see launch()."""
     if started_by_mpi():
         if does_without_clients(arguments):
             wrap_rank()

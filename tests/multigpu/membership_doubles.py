@@ -29,7 +29,7 @@ from multigpu.mpi.rank_wrapper import wrap_rank
 from multigpu.rules import role_of, rule_of
 from multigpu.worker import Present
 from tests.multigpu import several_doubles
-from tests.multigpu.process_doubles import mark
+from tests.multigpu.fakes.workers import mark
 from tests.multigpu.several_doubles import STEPS, Points, Reader, Variable
 from train import JOB, load_settings, with_run
 
@@ -125,7 +125,7 @@ def work(config, device, control, comm):
 def main(arguments):
     wrap_rank()
     given = ["data=none", "batch_size=2", "rand_crop=false", "rule=asgd", "server_scale=1", *arguments]
-    return pkgutil.resolve_name(JOB)(lambda: with_run(load_settings(given)), "tests.multigpu.membership_doubles:work")
+    return pkgutil.resolve_name(JOB)(lambda: with_run(load_settings(given)), work)
 
 
 if __name__ == "__main__":
