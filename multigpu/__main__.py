@@ -5,14 +5,15 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from multigpu.device.report import report
 
 
-def main(arguments):
-    parser = argparse.ArgumentParser(prog="python -m multigpu", description="About this machine's devices.")
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m multigpu", description="Commands about this machine.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("devices", help="what there is to compute on, and which backend devices=auto would use")
+    commands.add_parser("devices", help="list the devices, and the backend of devices=auto")
     parser.parse_args(arguments)
     print(report())
     return 0

@@ -1,46 +1,53 @@
-"""Messages between the workers of one job, and the pipes that carry them.
-
-    WorkerInfo(step, device, pid, settings, weights)  identifies a worker; settings, weights and steps done must match
-    DeviceInfo(step, device)               device on which the sender allocates its flat buffer
-    Reachability(step, sentence)           whether the sender can access the memory of all peers, or why not
-    BufferHandle(step, handle)             handle of the sender's flat buffer
-    Ready(step, cost, error, stop)         the sender's arrays of this step are in its buffer and may be read
-    SyncRemaining(step)                    so are the arrays that are exchanged only because training stops
-    Done(step)                             the sender has read the peers' arrays and written its own; peers may
-                                           change theirs
-    TimingReport(step, lap)                time per activity of the sender
-    Totals(step, values, stop)             the sender's terms of a sum over all workers
-    Closed(step)                           the sender has closed the peer's buffer, which may be freed
+"""The interface that connects the workers of one job, its implementation with pipes, and the messages of the workers.
 
 A worker that sends a message to all peers and receives one from each has passed a barrier.  Each message carries its
-step, so that desynchronised workers raise an error instead of averaging mismatched steps.  The death of a peer is
-seen as an EOF.
+step, so that desynchronised workers raise an error instead of averaging mismatched steps.
 
 Source: Ding et al. 2014, section 4.3 (context syncing and additional message communications).
 """
 
 import os
-from contextlib import nullcontext
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing import connection
-from typing import Any, NamedTuple
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from alexnet.config.schema import ConfigError
-from multigpu.process import Watch
+from alexnet.config.schema import Config, ConfigError
+from multigpu.process import PeerWatch
+
+if TYPE_CHECKING:                                # the launcher imports this module and must not import PyTensor
+    from alexnet.training.network import Network
+    from alexnet.training.timing import Lap
+    from multigpu.device.base import Device
 
 # settings that may differ between workers
 OWN = {"rank", "device", "devices", "threads", "isa", "run_name", "resume_train", "print_freq"}
 
 
-class WorkerInfo(NamedTuple):
-    """First message. step is the number of completed steps, weights is {name: checksum}."""
+class Message(Protocol):
+    """What a Communicator carries: any picklable object with the number of the step that it belongs to."""
 
-    step: int
+    @property
+    def step(self) -> int:
+        """Number of the step."""
+
+
+M = TypeVar("M", bound=Message)
+
+
+class WorkerInfo(NamedTuple):
+    """First message: identifies the sender. Settings, weights and completed steps must be equal on all workers."""
+
+    step: int                                    # completed steps
     device: str
     pid: int
-    settings: dict
-    weights: dict
+    settings: dict[str, Any]                     # as in JSON
+    weights: dict[str, int]                      # {name: checksum}
 
 
 class DeviceInfo(NamedTuple):
@@ -51,21 +58,21 @@ class DeviceInfo(NamedTuple):
 
 
 class Reachability(NamedTuple):
-    """Whether the sender can access the peers' memory: None, or a sentence that gives the reason."""
+    """Whether the sender can access the memory of all peers: None, or the reason why not."""
 
     step: int
-    sentence: str | None
+    reason: str | None
 
 
 class BufferHandle(NamedTuple):
-    """The handle of the sender's flat buffer."""
+    """The handle of the sender's flat buffer, see multigpu.device.handles."""
 
     step: int
     handle: Any
 
 
 class Ready(NamedTuple):
-    """The arrays of this step are in the sender's buffer; no copy is pending."""
+    """The arrays of this step are in the sender's buffer and may be read; no copy is pending."""
 
     step: int
     cost: float
@@ -80,20 +87,20 @@ class SyncRemaining(NamedTuple):
 
 
 class Done(NamedTuple):
-    """The sender has finished reading and writing its peers' buffers."""
+    """The sender has finished reading and writing its peers' buffers, which they may now change."""
 
     step: int
 
 
 class TimingReport(NamedTuple):
-    """An alexnet.training.timing.Lap that ended with this step."""
+    """Time per activity of the sender, for the steps up to this one."""
 
     step: int
-    lap: Any
+    lap: "Lap"
 
 
 class Totals(NamedTuple):
-    """Values to be summed over the workers; step is the index of the sum."""
+    """The sender's terms of a sum over all workers; step is the index of the sum."""
 
     step: int
     values: tuple[float, ...]
@@ -101,7 +108,7 @@ class Totals(NamedTuple):
 
 
 class Closed(NamedTuple):
-    """The sender has closed its peers' buffers."""
+    """The sender has closed its peers' buffers, which may now be freed."""
 
     step: int
 
@@ -114,87 +121,135 @@ class DesyncError(RuntimeError):
     """Another worker is at a different step or message; the error message gives the state of both."""
 
 
-def desync_error(other, message, own, awaited):
-    """Return the DesyncError of `own`, which received a message of `other` but expected `awaited` (all three: text)."""
+def desync_error(sender: str, message: Message, receiver: str, awaited: str) -> DesyncError:
+    """Return the DesyncError of a receiver that got this message but expected `awaited`, such as "Done of step 3"."""
     return DesyncError(
-        f"{other} sent {type(message).__name__} of step {message.step}, {own} waits for {awaited}: "
+        f"{sender} sent {type(message).__name__} of step {message.step}, {receiver} waits for {awaited}: "
         "the workers are out of step; restart all of them from one checkpoint"
     )
 
 
-class PipeCommunicator:
-    """Connects the workers of one host by a pipe between every two of them.
+class Communicator(ABC):
+    """Connects the workers of one job. Methods are named after MPI's.
+
+    Attributes:
+        over_mpi: whether the workers are ranks of an MPI job.
+        rank: rank of this worker.
+        size: number of workers.
+        on_one_host: whether all workers run on one machine.
+        local_rank, local_size: rank among, and number of, the workers on this machine.
+        hosts: host name of each rank.
+    """
+
+    over_mpi: bool
+    rank: int
+    size: int
+    on_one_host: bool
+    local_rank: int
+    local_size: int
+    hosts: Sequence[str]
+
+    @abstractmethod
+    def allgather(self, message: M) -> list[M]:
+        """Return the message of every rank, in rank order; collective, and therefore a barrier.
+
+        Raises:
+            PeerDied: a peer has exited.
+            DesyncError: a peer sent a message of another step or type.
+        """
+
+    @abstractmethod
+    def set_pid(self, rank: int, pid: int) -> None:
+        """Record the process id of a rank, to be named in error messages."""
+
+    def watch(self, on_death: Callable[[int], None]) -> PeerWatch:
+        """Call on_death(rank), from a thread, as soon as a peer exits; until close() or the end of the with block.
+
+        The default watches no peer.
+        """
+        return PeerWatch({}, on_death)
+
+    def waiting(self) -> AbstractContextManager[object]:
+        """Return a context in which this rank waits for others and is therefore not hung; the default does nothing."""
+        return nullcontext()
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Declare that only a server waits for this rank, and can continue without it."""
+
+
+class PipeCommunicator(Communicator):
+    """Connects the workers of one host by a pipe between every two of them; the death of a peer is an EOF.
 
     Args:
         rank: rank of this worker.
         pipes: {rank: Connection} to each of the other workers, which holds the only other end.
     """
 
-    over_mpi, on_one_host = False, True
+    over_mpi = False
+    on_one_host = True
 
-    def __init__(self, rank, pipes):
-        self.rank, self.size = rank, len(pipes) + 1
+    def __init__(self, rank: int, pipes: Mapping[int, Connection]) -> None:
+        self.rank = self.local_rank = rank
+        self.size = self.local_size = len(pipes) + 1
+        self.hosts = [socket.gethostname()] * self.size
         self._pipes = pipes
         self._names = {other: f"worker {other}" for other in pipes}
 
-    def send_all(self, message):
+    def send_all(self, message: Message) -> None:
         """Send a message to every peer; raises PeerDied."""
         for other, pipe in self._pipes.items():
             try:
                 pipe.send(message)
             except ConnectionError as error:
-                raise self._died(other) from error
+                raise self._peer_died(other) from error
 
-    def recv_all(self, kind, step):
+    def recv_all(self, kind: type[M], step: int) -> dict[int, M]:
         """Return {rank: message} with one message from each peer.
 
         Raises:
             PeerDied: a peer has exited; raised at once, even if other peers have not sent yet.
             DesyncError: a peer sent a message of another type or step.
         """
-        heard, waiting = {}, {pipe: other for other, pipe in self._pipes.items()}
-        while waiting:
-            for pipe in connection.wait(waiting):
-                other = waiting.pop(pipe)
-                heard[other] = self._receive(other, pipe, kind, step)
-        return heard
+        received: dict[int, M] = {}
+        while len(received) < len(self._pipes):
+            pending = {other: pipe for other, pipe in self._pipes.items() if other not in received}
+            ready = connection.wait(pending.values())
+            received |= {other: self._receive(other, kind, step) for other, pipe in pending.items() if pipe in ready}
+        return received
 
-    def allgather(self, message):
-        """Send a message to all peers and return the messages of all ranks, in rank order."""
+    def allgather(self, message: M) -> list[M]:
         self.send_all(message)
-        heard = self.recv_all(type(message), message.step) | {self.rank: message}
-        return [heard[rank] for rank in range(self.size)]
+        received = self.recv_all(type(message), message.step) | {self.rank: message}
+        return [received[rank] for rank in range(self.size)]
 
-    def watch(self, on_death):
-        """Return a context with close() in which a thread calls on_death(rank) as soon as a peer exits."""
-        return Watch(self._pipes, on_death)
+    def set_pid(self, rank: int, pid: int) -> None:
+        self._names[rank] = f"worker {rank} (pid {pid})"
 
-    def waiting(self):
-        """Return a context for waiting on peers; see multigpu.mpi.communicator. With pipes, a dead peer is an EOF."""
-        return nullcontext()
+    def watch(self, on_death: Callable[[int], None]) -> PeerWatch:
+        return PeerWatch(self._pipes, on_death)
 
-    def progress(self):
-        """Do nothing; see multigpu.mpi.communicator."""
+    def detach(self) -> None:
+        """Do nothing: without MPI no worker can be lost."""
 
-    def name(self, other, pid):
-        """Add a peer's process id to its name in error messages."""
-        self._names[other] = f"worker {other} (pid {pid})"
-
-    def _receive(self, other, pipe, kind, step):
+    def _receive(self, other: int, kind: type[M], step: int) -> M:
         try:
-            message = pipe.recv()
+            message = self._pipes[other].recv()
         except (EOFError, ConnectionError) as error:
-            raise self._died(other) from error
+            raise self._peer_died(other) from error
         if isinstance(message, kind) and message.step == step:
             return message
         raise desync_error(self._names[other], message, f"worker {self.rank}", f"{kind.__name__} of step {step}")
 
-    def _died(self, other):
+    def _peer_died(self, other: int) -> PeerDied:
         return PeerDied(f"{self._names[other]} has died; worker {self.rank} cannot continue without it")
 
 
-def verify_consistency(config, network, device, comm, step):
+def verify_consistency(config: Config, network: "Network", device: "Device", comm: Communicator, step: int) -> None:
     """Exchange WorkerInfo with all peers and compare; collective.
+
+    Args:
+        step: number of completed steps.
 
     Raises:
         ConfigError: settings or weights differ, see check_consistency.
@@ -202,20 +257,26 @@ def verify_consistency(config, network, device, comm, step):
     """
     infos = comm.allgather(worker_info_of(config, network, device, step))
     for rank, info in enumerate(infos):
-        comm.name(rank, info.pid)
+        comm.set_pid(rank, info.pid)
         check_consistency(rank, info, infos[0])
 
 
-def worker_info_of(config, network, device, step):
+def worker_info_of(config: Config, network: "Network", device: "Device", step: int) -> WorkerInfo:
     """Return the WorkerInfo of this worker after `step` steps."""
     settings = {name: value for name, value in config.as_dict().items() if name not in OWN}
-    alike = [*network.frozen_parameters, *network.parameters_and_velocities]
-    weights = {v.name: checksum(v.get_value(borrow=True)) for v in alike}
+    variables = [*network.frozen_parameters, *network.parameters_and_velocities]
+    weights = {variable.name: checksum(variable.get_value(borrow=True)) for variable in variables}
     return WorkerInfo(step, device.name, os.getpid(), settings, weights)
 
 
-def check_consistency(rank, info, first):
-    """Raise ConfigError if the settings or weights in a worker's WorkerInfo differ from worker 0's."""
+def check_consistency(rank: int, info: WorkerInfo, first: WorkerInfo) -> None:
+    """Raise ConfigError if the settings or weights of a worker differ from worker 0's.
+
+    Args:
+        rank: rank of the worker.
+        info: WorkerInfo of the worker.
+        first: WorkerInfo of worker 0.
+    """
     for name, value in info.settings.items():
         if value != first.settings[name]:
             raise ConfigError(
@@ -228,7 +289,7 @@ def check_consistency(rank, info, first):
             )
 
 
-def total(comm, step, values, stop):
+def total(comm: Communicator, step: int, values: Sequence[float] | np.ndarray, stop: bool) -> tuple[np.ndarray, bool]:
     """Sum values over all workers; collective.
 
     Args:
@@ -239,10 +300,10 @@ def total(comm, step, values, stop):
     Returns:
         (float64 array of the sums, whether any worker has to stop).
     """
-    heard = comm.allgather(Totals(step, tuple(map(float, values)), bool(stop)))
-    return np.sum([totals.values for totals in heard], axis=0), any(totals.stop for totals in heard)
+    terms = comm.allgather(Totals(step, tuple(map(float, values)), bool(stop)))
+    return np.sum([each.values for each in terms], axis=0), any(each.stop for each in terms)
 
 
-def checksum(array):
+def checksum(array: np.ndarray) -> int:
     """Return the sum of a float32 array's bits as 32-bit words, modulo 2**32."""
     return int(np.asarray(array).view(np.uint32).sum(dtype=np.uint32))

@@ -1,14 +1,16 @@
 """The connection between a worker and its launcher: the worker receives stop orders and sends failure reports."""
 
-import multiprocessing
 import os
 import signal
 import threading
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from enum import Enum
+from multiprocessing.connection import Connection
+from types import FrameType
 from typing import NamedTuple
 
-from multigpu.process import take_signals
+from multigpu.process import parent_pid, set_signal_handlers
 
 
 class Order(Enum):
@@ -18,17 +20,35 @@ class Order(Enum):
 
 
 class Failed(NamedTuple):
-    """Worker to launcher: the run has failed, with the reason and the exit status of the run.
+    """Worker to launcher: the run has failed.
 
-    follows: the cause is the death of another worker, whose own report or exit status is more informative.
+    Attributes:
+        message: the reason.
+        status: exit status of the run.
+        caused_by_peer: the cause is the death of another worker, whose own report or exit status is more informative.
     """
 
-    sentence: str
+    message: str
     status: int
-    follows: bool = False
+    caused_by_peer: bool = False
 
 
-class LauncherLink:
+class JobLink(ABC):
+    """A worker's connection to whatever ends the job: its launcher, or in an MPI job the monitor."""
+
+    @abstractmethod
+    def stop_requested(self) -> bool:
+        """Return whether to finish the step, save and end; called after each step."""
+
+    @abstractmethod
+    def report(self, message: str, status: int = 1, caused_by_peer: bool = False) -> None:
+        """Report a failure, from any thread; this worker, and with most rules the whole job, ends within seconds.
+
+        Args: see Failed.
+        """
+
+
+class LauncherLink(JobLink):
     """The worker's end of the connection to the launcher.
 
     A thread reads from it.  If the launcher dies, the thread gets an EOF and ends this process at once, during any
@@ -41,31 +61,33 @@ class LauncherLink:
         first: whether this is the launcher's first worker, which is the one that reports the launcher's death.
     """
 
-    def __init__(self, pipe, first):
-        self._pipe, self._first = pipe, first
-        self._launcher = multiprocessing.parent_process().pid
+    def __init__(self, pipe: Connection, first: bool) -> None:
+        self._pipe = pipe
+        self._first = first
+        self._launcher = parent_pid()
         self._stop = False
-        self._sending = threading.Lock()
-        take_signals(on_terminate=lambda number, frame: os.kill(self._launcher, signal.SIGTERM))
-        threading.Thread(target=self._listen, name="control", daemon=True).start()
+        self._send_lock = threading.Lock()
+        set_signal_handlers(on_sigterm=self._forward_sigterm)
+        threading.Thread(target=self._receive_orders, name="launcher link", daemon=True).start()
 
-    def stop_requested(self):
-        """Return whether to finish the step, save and end."""
+    def stop_requested(self) -> bool:
         return self._stop
 
-    def report(self, sentence, status=1, follows=False):
-        """Report a failure to the launcher, from any thread; the launcher then ends every process within 5 s."""
-        with self._sending, suppress(OSError):   # if the launcher is dead, this process is already ending
-            self._pipe.send(Failed(sentence, status, follows))
+    def report(self, message: str, status: int = 1, caused_by_peer: bool = False) -> None:
+        with self._send_lock, suppress(OSError):  # if the launcher is dead, this process is already ending
+            self._pipe.send(Failed(message, status, caused_by_peer))
 
-    def _listen(self):
+    def _forward_sigterm(self, number: int, frame: FrameType | None) -> None:
+        os.kill(self._launcher, signal.SIGTERM)
+
+    def _receive_orders(self) -> None:
         try:
             while self._pipe.recv() is Order.STOP:
                 self._stop = True
         except (EOFError, ConnectionError):
-            self._leave()
+            self._end_process()
 
-    def _leave(self):
+    def _end_process(self) -> None:
         """End this process now; the first worker prints the reason."""
         try:
             if self._first:

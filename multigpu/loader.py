@@ -4,9 +4,9 @@ The worker owns a ring of input buffers on its device and exports their handles 
 exchange only small messages:
 
     worker                                    loader
-    Reading(make_reader)         ---------->  creates its reader, once
+    ReaderFactory(make_reader)   ---------->  creates its reader, once
     CalcFinished(slot, request)  ---------->  reads the images of the request, copies them into the slot, synchronises
-    computes on another slot     <----------  CopyFinished(slot), or Refused(slot, sentence)
+    computes on another slot     <----------  CopyFinished(slot), or Refused(slot, reason)
 
 On the host, images are read directly into the slot.  No image data is copied or pickled between processes, and
 neither process polls.  The death of the other process is seen as an EOF.
@@ -21,35 +21,50 @@ import sys
 import threading
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from math import prod
 from multiprocessing import util
-from typing import Any, NamedTuple
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, Self
 
 import numpy as np
+import numpy.typing as npt
 
-from alexnet.data.dataset import BatchReader, DataError
+from alexnet.data.dataset import BatchReader, DataError, Request
 from multigpu.device import DeviceError, open_device
-from multigpu.process import CONTEXT, end, end_with_parent, how_it_ended, start, take_signals
+from multigpu.process import CONTEXT, describe_exit, end, end_with_parent, set_signal_handlers, start
 
-GRACE = 1.0                                      # seconds that a loader gets to finish its reading on close
+if TYPE_CHECKING:
+    from multigpu.device.base import Buffer, Device
+
+CLOSE_TIMEOUT = 1.0                              # seconds that a loader gets to finish its reading on close
 
 
-class Reading(NamedTuple):
-    """Worker to loader, first message: make_reader() returns a reader whose .read(request, out) may raise DataError.
+class Reader(Protocol):
+    """Reads batches, for example alexnet.data.dataset.BatchReader."""
+
+    def read(self, request: Request, out: np.ndarray) -> None:
+        """Write the images of the request to out, (channel, row, column, batch); raises DataError."""
+
+
+class ReaderFactory(NamedTuple):
+    """Worker to loader, first message: the function that creates the Reader.
 
     It contains the mean image, which is larger than a pipe's buffer.  It is therefore not sent at start-up, where the
     death of the loader would not be noticed.
     """
 
-    make_reader: Any
+    make_reader: Callable[[], Reader]
 
 
 class CalcFinished(NamedTuple):
     """Worker to loader: the computation on this slot has finished; fill the slot with this request."""
 
     slot: int
-    request: Any
+    request: Request
 
 
 class CopyFinished(NamedTuple):
@@ -59,16 +74,16 @@ class CopyFinished(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """Loader to worker: the request cannot be read, with the reason; the slot is free again."""
+    """Loader to worker: the request cannot be read, and the reason; the slot is free again."""
 
     slot: int
-    sentence: str
+    reason: str
 
 
 class Ring(NamedTuple):
     """Description of the input buffers for the loader: each has shape (channel, row, column, batch) and this dtype."""
 
-    handles: tuple
+    handles: tuple[Any, ...]                     # see multigpu.device.handles
     shape: tuple[int, int, int, int]
     dtype: np.dtype
 
@@ -77,7 +92,7 @@ class LoaderDied(RuntimeError):
     """The loader process has exited; the message gives its exit status or signal."""
 
 
-def load_batches(pipe, device_name, ring):
+def load_batches(pipe: Connection, device_name: str, ring: Ring) -> None:
     """Entry point of the loader process; returns when the worker closes its end of the pipe.
 
     Args:
@@ -85,7 +100,7 @@ def load_batches(pipe, device_name, ring):
         device_name: the device that holds the ring's buffers.
         ring: the worker's input buffers.
     """
-    take_signals(signal.SIG_IGN)                 # a SIGTERM to the process group is handled by the worker
+    set_signal_handlers(signal.SIG_IGN)          # a SIGTERM to the process group is handled by the worker
     end_with_parent()
     try:
         with open_device(device_name) as device:
@@ -97,7 +112,9 @@ def load_batches(pipe, device_name, ring):
         return
 
 
-def fill_slots(pipe, device, slots, ring, reader):
+def fill_slots(
+    pipe: Connection, device: "Device", slots: Sequence["Buffer"], ring: Ring, reader: Reader
+) -> NoReturn:
     """Fill slots on request until the worker closes the pipe, which raises EOFError or ConnectionError."""
     while True:
         slot, request = pipe.recv()
@@ -105,14 +122,14 @@ def fill_slots(pipe, device, slots, ring, reader):
         try:
             reader.read(request, images)
             device.upload(slots[slot], images)
-            answer = CopyFinished(slot)
+            answer: CopyFinished | Refused = CopyFinished(slot)
         except DataError as error:
             answer = Refused(slot, str(error))
         device.synchronise()                     # before the message, because copies to a GPU are asynchronous
         pipe.send(answer)
 
 
-def batch_shape(shape, request):
+def batch_shape(shape: tuple[int, int, int, int], request: Request) -> tuple[int, int, int, int]:
     """Return the shape of a request's images in an input buffer of `shape`.
 
     The last batch of an epoch may be smaller than the buffer.
@@ -120,27 +137,43 @@ def batch_shape(shape, request):
     images = sum(segment.stop - segment.start for segment in request.segments)
     if not 1 <= images <= shape[3]:
         raise ValueError(f"a request of {images} images does not fit an input buffer of {shape[3]}")
-    return (*shape[:3], images)
+    channels, rows, columns, _ = shape
+    return channels, rows, columns, images
 
 
-class Batches:
-    """Base class of both loading modes: closing, and the check that only one reading is open."""
+class Batches(ABC):
+    """The batches of a worker, read in one of two ways.
 
-    def __init__(self, shape, dtype):
-        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
-        self.waited = 0.0                        # total seconds that the worker has waited for images
-        self._open, self._reading = True, False
+    Args:
+        shape: of one full input buffer: (channel, row, column, batch).
+        dtype: of the images.
 
-    def read(self, requests):
+    Attributes:
+        waited: total seconds that the worker has waited for images.
+        loader_pid: process id of the loader; None without one.
+    """
+
+    loader_pid: int | None = None
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: npt.DTypeLike) -> None:
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self.waited = 0.0
+        self._open = True
+        self._reading = False
+
+    def read(self, requests: Iterable[Request]) -> Generator[np.ndarray, None, None]:
         """Yield the images of each request, (channel, row, column, batch), as a view that is valid until the next one.
 
-        `requests` is any iterable.  The generator consumes it a few requests ahead of the images, one per slot.  No
-        request is in flight between two readings.  To avoid a gap, chain the iterables (for example of training and
-        validation) into one reading; the first batch of the second is then loaded during the last batch of the first.
-        A reading may be abandoned early.
+        The generator consumes `requests` a few requests ahead of the images, one per slot.  No request is in flight
+        between two readings.  To avoid a gap, chain the iterables (for example of training and validation) into one
+        reading; the first batch of the second is then loaded during the last batch of the first.  A reading may be
+        abandoned early.
 
         Raises:
             DataError: a request cannot be read.
+            LoaderDied: the loader has exited.
+            ValueError: another reading is open, or the batches are closed.
         """
         if not self._open:
             raise ValueError("these batches are closed; read before close()")
@@ -152,24 +185,38 @@ class Batches:
         finally:
             self._reading = False
 
-    def __enter__(self):
+    @abstractmethod
+    def _images(self, requests: Iterator[Request]) -> Iterator[np.ndarray]:
+        """Yield the images of each request."""
+
+    def close(self) -> None:
+        """Refuse further reading and release all resources.  Further calls do nothing."""
+        self._open = False
+
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
 class SerialBatches(Batches):
-    """Batches read in the worker, sequentially (`para_load: false`): the same bytes, without overlap."""
+    """Batches read in the worker, sequentially (`para_load: false`): the same bytes, without overlap.
 
-    loader_pid = None
+    Args:
+        reader_arguments: arguments of make_reader, which returns a Reader.
+        shape, dtype: see Batches.
+    """
 
-    def __init__(self, reader_arguments, shape, dtype, *, make_reader=BatchReader):
+    def __init__(
+        self, reader_arguments: Sequence[Any], shape: tuple[int, int, int, int], dtype: npt.DTypeLike, *,
+        make_reader: Callable[..., Reader] = BatchReader,
+    ) -> None:
         super().__init__(shape, dtype)
         self._reader = make_reader(*reader_arguments)
         self._memory = np.empty(prod(self.shape), self.dtype)
 
-    def _images(self, requests):
+    def _images(self, requests: Iterator[Request]) -> Iterator[np.ndarray]:
         for request in requests:
             shape = batch_shape(self.shape, request)
             images = self._memory[:prod(shape)].reshape(shape)
@@ -180,120 +227,128 @@ class SerialBatches(Batches):
                 self.waited += time.perf_counter() - began
             yield images
 
-    def close(self):
-        """Refuse further reading."""
-        self._open = False
-
 
 class ParallelBatches(Batches):
     """Batches that a loader process reads into a ring of input buffers, ahead of the computation.
 
     The generator yields arrays of the device, as returned by its buffers' array().  Create the object before any slow
-    work, so that the loader starts in parallel.  The thread that creates it must outlive it.  A read raises LoaderDied
-    if the loader has exited.
+    work, so that the loader starts in parallel.  The thread that creates it must outlive it.  close() ends the loader
+    within CLOSE_TIMEOUT seconds.
 
     Args:
         reader_arguments: arguments of make_reader, a top-level function or class that is called in the loader.
-        shape, dtype: of one full input buffer: (channel, row, column, batch).
+        shape, dtype: see Batches.
         slots: input buffers in the ring, at least 2; slots - 1 requests are in flight during a computation.
         device: holds the ring, and stays open when the batches are closed. None: the ring is in shared memory.
         on_death: called with one message, from a thread, as soon as the loader dies, even during a computation.
     """
 
-    def __init__(self, reader_arguments, shape, dtype, slots=2, *, make_reader=BatchReader, device=None, on_death=None):
+    def __init__(
+        self, reader_arguments: Sequence[Any], shape: tuple[int, int, int, int], dtype: npt.DTypeLike, slots: int = 2,
+        *, make_reader: Callable[..., Reader] = BatchReader, device: "Device | None" = None,
+        on_death: Callable[[str], None] | None = None,
+    ) -> None:
         super().__init__(shape, dtype)
         if slots < 2:
             raise ValueError(f"the ring needs at least 2 input buffers to load while it computes, got {slots}")
         device = device_of_ring(device)
         self._slots = [device.allocate(prod(self.shape) * self.dtype.itemsize) for _ in range(slots)]
-        self._in_flight = deque()                # (slot, shape) of the requests sent and not yet answered
-        self._pipe, theirs = CONTEXT.Pipe()
+        self._in_flight: deque[tuple[int, tuple[int, ...]]] = deque()    # (slot, shape) of the unanswered requests
+        self._factory: ReaderFactory | None = ReaderFactory(functools.partial(make_reader, *reader_arguments))
+        self._pipe, pipe_of_loader = CONTEXT.Pipe()
         ring = Ring(tuple(buffer.handle for buffer in self._slots), self.shape, self.dtype)
-        self._untold = Reading(functools.partial(make_reader, *reader_arguments))
-        arguments = theirs, device.name, ring
+        arguments = pipe_of_loader, device.name, ring
         self._process = CONTEXT.Process(target=load_batches, args=arguments, name="loader", daemon=True)
         start(self._process, threads=1)
-        theirs.close()                           # otherwise the loader's death would not cause an EOF here
+        pipe_of_loader.close()                   # otherwise the loader's death would not cause an EOF here
         self.loader_pid = self._process.pid
         self._closing = threading.Event()
         self._end = util.Finalize(self, end_loader, (self._pipe, self._process, self._closing), exitpriority=1)
         if on_death is not None:
-            watch = threading.Thread(target=tell_of_death, args=(self.loader_pid, self._closing, on_death), daemon=True)
-            watch.start()
+            watched = self.loader_pid, self._closing, on_death
+            threading.Thread(target=watch_loader, args=watched, name="loader watch", daemon=True).start()
 
-    def _images(self, requests):
+    def _images(self, requests: Iterator[Request]) -> Iterator[np.ndarray]:
         while self._in_flight:                   # of a reading that was abandoned early
-            self._answer()
+            self._receive_answer()
         for slot in range(len(self._slots)):
-            self._ask(slot, requests)
+            self._request_next(slot, requests)
         while self._in_flight:
             slot, shape = self._in_flight[0]
-            answer = self._answer()
+            answer = self._receive_answer()
             if isinstance(answer, Refused):
-                raise DataError(answer.sentence)
+                raise DataError(answer.reason)
             yield self._slots[slot].array(shape, self.dtype)
             # the caller asks for the next images after it has read the cost of these, so the GPU has finished with them
-            self._ask(slot, requests)
+            self._request_next(slot, requests)
 
-    def _ask(self, slot, requests):
+    def _request_next(self, slot: int, requests: Iterator[Request]) -> None:
         """Pass the free slot to the loader with the next request, if there is one."""
         request = next(requests, None)
-        if self._untold:
-            self._talk(self._pipe.send, self._untold)
-            self._untold = None
+        if self._factory is not None:
+            self._send(self._factory)
+            self._factory = None
         if request is not None:
             shape = batch_shape(self.shape, request)
-            self._talk(self._pipe.send, CalcFinished(slot, request))
+            self._send(CalcFinished(slot, request))
             self._in_flight.append((slot, shape))
 
-    def _answer(self):
+    def _receive_answer(self) -> CopyFinished | Refused:
         """Wait for the loader's answer to the oldest request in flight."""
         began = time.perf_counter()
-        answer = self._talk(self._pipe.recv)
+        try:
+            answer = self._pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            raise self._exit_error() from error
         self.waited += time.perf_counter() - began
         self._in_flight.popleft()
         return answer
 
-    def _talk(self, call, *message):
-        """Send or receive; raise LoaderDied with the exit status if the loader has exited."""
+    def _send(self, message: ReaderFactory | CalcFinished) -> None:
         try:
-            return call(*message)
-        except (EOFError, ConnectionError) as error:
-            end(self._process, GRACE)            # the EOF arrives shortly before the process exits
-            raise LoaderDied(obituary(self.loader_pid, self._process.exitcode)) from error
+            self._pipe.send(message)
+        except ConnectionError as error:
+            raise self._exit_error() from error
 
-    def close(self):
-        """End the loader within GRACE seconds, then free the input buffers; the loader has closed them by then."""
-        self._open = False
+    def _exit_error(self) -> LoaderDied:
+        """Return the error for a loader that has closed its end of the pipe, with its exit status."""
+        end(self._process, CLOSE_TIMEOUT)        # the EOF arrives shortly before the process exits
+        return LoaderDied(exit_message(self._process.pid, self._process.exitcode))
+
+    def close(self) -> None:
+        super().close()
         self._end()
-        for buffer in self._slots:
+        for buffer in self._slots:               # the loader has ended, so it has closed them
             buffer.close()
 
 
-def device_of_ring(device):
+def device_of_ring(device: "Device | None") -> "Device":
     """Return the device for the ring: this one, or the host if the loader cannot open buffers on this device."""
-    obstacle = device and device.can_reach(device.name)
-    if obstacle:
-        warnings.warn(f"{obstacle}; images are loaded into the host's memory, which is slower", stacklevel=3)
-    return open_device("cpu") if device is None or obstacle else device
+    if device is None:
+        return open_device("cpu")
+    if reason := device.can_reach(device.name):
+        warnings.warn(f"{reason}; images are loaded into the host's memory, which is slower", stacklevel=3)
+        return open_device("cpu")
+    return device
 
 
-def end_loader(pipe, process, closing):
+def end_loader(pipe: Connection, process: BaseProcess, closing: threading.Event) -> None:
     """Close the pipe, which ends an idle loader, and kill a loader that is still reading; it is reaped on return."""
     closing.set()
     pipe.close()
-    end(process, GRACE)
+    end(process, CLOSE_TIMEOUT)
 
 
-def tell_of_death(pid, closing, on_death):
+def watch_loader(pid: int, closing: threading.Event, on_death: Callable[[str], None]) -> None:
     """Wait for the loader's exit without reaping it, and call on_death unless the loader was meant to end."""
     try:
-        end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     except ChildProcessError:                    # already reaped by a reading or by close(), which report it
         return
-    if not closing.is_set():
-        on_death(obituary(pid, end.si_status if end.si_code == os.CLD_EXITED else -end.si_status))
+    if ended is not None and not closing.is_set():
+        on_death(exit_message(pid, ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status))
 
 
-def obituary(pid, exitcode):
-    return f"the loader (pid {pid}) {how_it_ended(exitcode)}"
+def exit_message(pid: int | None, exitcode: int | None) -> str:
+    """Return the message for a loader that has exited."""
+    return f"the loader (pid {pid}) {describe_exit(exitcode)}"

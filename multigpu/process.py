@@ -12,27 +12,35 @@ import select
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from types import FrameType
+from typing import Generic, Self, TypeVar
 
 CONTEXT = multiprocessing.get_context("spawn")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)      # finish the step, save, end; batch systems send SIGUSR1
+SIGNAL_DEBOUNCE = 1.0                            # seconds within which signals count as one: timeout(1) sends two
 PR_SET_PDEATHSIG = 1                             # linux/prctl.h
 
+Key = TypeVar("Key")
 
-def pipes_between(ranks):
+
+def pipes_between(ranks: Iterable[int]) -> dict[int, dict[int, Connection]]:
     """Create a pipe between every two ranks; return {rank: {other: the Connection of rank to other}}."""
-    pipes = {rank: {} for rank in ranks}
+    pipes: dict[int, dict[int, Connection]] = {rank: {} for rank in ranks}
     for one, other in itertools.combinations(pipes, 2):
         pipes[one][other], pipes[other][one] = CONTEXT.Pipe()
     return pipes
 
 
-def start(process, threads):
+def start(process: BaseProcess, threads: int | str) -> None:
     """Start a process that uses `threads` OpenMP and BLAS threads, with SIGNALS blocked in it.
 
-    The signals stay pending until the process has installed its handlers (take_signals), so that neither a Ctrl-C nor a
-    SIGTERM to the process group can interrupt its imports.
+    The signals stay pending until the process calls set_signal_handlers, so that neither a Ctrl-C nor a SIGTERM to the
+    process group can interrupt its imports.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -45,7 +53,7 @@ def start(process, threads):
 
 
 @contextmanager
-def environment(**variables):
+def environment(**variables: str) -> Iterator[None]:
     """Set environment variables for the processes that are started within the with block."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -59,62 +67,74 @@ def environment(**variables):
                 os.environ[name] = value
 
 
-def take_signals(on_terminate):
-    """Install a child's signal handlers: SIGTERM calls on_terminate(number, frame), the parent handles the others."""
+def set_signal_handlers(on_sigterm: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    """Set the handlers of a child process: SIGTERM has this handler, the parent handles the others of SIGNALS."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, on_terminate)
+    signal.signal(signal.SIGTERM, on_sigterm)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def end_with_parent():
+def end_with_parent() -> None:
     """Have the kernel kill this process as soon as the parent's thread that started it ends (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != multiprocessing.parent_process().pid:
+    if os.getppid() != parent_pid():
         sys.exit(1)                              # the parent died before the prctl call
 
 
-class Watch:
-    """Calls on_death(key), from a thread, as soon as the other end of one of `pipes`, {key: Connection}, is closed.
+def parent_pid() -> int:
+    """Return the process id of the process that started this one with multiprocessing."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None and parent.pid is not None
+    return parent.pid
+
+
+class PeerWatch(Generic[Key]):
+    """Calls a function, from a thread, as soon as a peer closes its end of a pipe.
 
     It works while this process computes, and with unread messages in the pipe.  Close it before an expected end of a
-    peer.  The pipes must outlive it.
+    peer.
+
+    Args:
+        pipes: {key: Connection} to each peer; they must outlive this object.
+        on_death: called once, with the key of the first peer that has closed its end.
     """
 
-    def __init__(self, pipes, on_death):
+    def __init__(self, pipes: Mapping[Key, Connection], on_death: Callable[[Key], None]) -> None:
         self._keys = {pipe.fileno(): key for key, pipe in pipes.items()}
         self._on_death = on_death
-        self._closing, self._close = os.pipe()
-        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._wakeup, self._close = os.pipe()
+        self._closed = False
+        self._thread = threading.Thread(target=self._watch, name="peer watch", daemon=True)
         self._thread.start()
 
-    def _watch(self):
+    def _watch(self) -> None:
         poll = select.poll()
-        poll.register(self._closing, select.POLLIN)
+        poll.register(self._wakeup, select.POLLIN)
         for pipe in self._keys:
             poll.register(pipe, 0)               # no event is requested; poll always reports a hang-up
         ready = [pipe for pipe, _ in poll.poll()]
-        if self._closing not in ready:
+        if self._wakeup not in ready:
             self._on_death(self._keys[ready[0]])
 
-    def close(self):
+    def close(self) -> None:
         """Stop watching; on_death is not called after this returns.  Further calls do nothing."""
-        if self._close is not None:
+        if not self._closed:
+            self._closed = True
             os.write(self._close, b".")
             self._thread.join()
-            os.close(self._closing)
+            os.close(self._wakeup)
             os.close(self._close)
-            self._close = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
-def end(process, grace):
+def end(process: BaseProcess, grace: float) -> None:
     """Wait `grace` seconds for a process to end, then kill it; it has ended and is reaped on return."""
     process.join(grace)
     if process.exitcode is None:
@@ -122,9 +142,9 @@ def end(process, grace):
         process.join()
 
 
-def how_it_ended(exitcode):
+def describe_exit(exitcode: int | None) -> str:
     """Describe an exit code, negative for the signal that killed the process, as the end of a sentence."""
-    if exitcode >= 0:
+    if exitcode is None or exitcode >= 0:
         return f"ended with status {exitcode}"
     names = {number.value: number.name for number in signal.Signals}
     return f"was killed by {names.get(-exitcode, f'signal {-exitcode}')}"

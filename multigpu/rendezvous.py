@@ -3,14 +3,10 @@
     python train.py rank=0 size=2 device=cuda0 ...        in one terminal
     python train.py rank=1 size=2 device=cuda1 ...        in another, in any order
 
-Rank 0 listens at a Unix socket in the folder `output`.  The other ranks connect and identify themselves:
-
-    another rank                        rank 0
-    Arrival(rank, size, ...)  ------->
-                              <-------  Welcome(run_name) once all have arrived, then a pipe to each other rank;
-                                        or Rejected(sentence), to all: the arrived workers do not match
-
-The connection to rank 0 remains open as the pipe to it.  Rank 0 accepts only processes of the same user.
+Rank 0 listens at a Unix socket in the folder `output`.  The other ranks connect and send an Arrival.  Once all have
+arrived, rank 0 sends each a Welcome and a pipe to each other rank; if they do not match, it sends all of them Rejected.
+The connection to rank 0 remains open as the pipe to it.  Messages are pickled, so each side accepts only a process of
+the same user.
 """
 
 import os
@@ -18,18 +14,28 @@ import socket
 import stat
 import struct
 import time
+from collections.abc import Callable, Iterable
 from multiprocessing import connection, reduction
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-from alexnet.config.schema import ConfigError
+from alexnet.config.schema import Config, ConfigError
 from multigpu.communicator import PeerDied
 from multigpu.process import pipes_between
 
-NAME = ".meeting"                                # name of the socket, in the folder `output`
-LONGEST = 107                                    # maximum bytes of a socket's path, linux/un.h
-PATIENCE = 0.2                                   # seconds between two checks for a stop request or a listening rank 0
-SPEECH = 2.0                                     # seconds within which a new connection must send its Arrival
+SOCKET_NAME = ".rendezvous"                      # in the folder `output`
+MAX_PATH = 107                                   # maximum bytes of a socket's path, linux/un.h
+POLL_INTERVAL = 0.2                              # seconds between two checks for a stop request or a listening rank 0
+ARRIVAL_TIMEOUT = 2.0                            # seconds within which a new connection must send its Arrival
+
+
+class Placement(NamedTuple):
+    """The rank of a worker, the number of workers, and the device of the worker."""
+
+    rank: int
+    size: int
+    device: str
 
 
 class Arrival(NamedTuple):
@@ -44,26 +50,28 @@ class Arrival(NamedTuple):
 class Welcome(NamedTuple):
     """Rank 0 to another rank: all workers have arrived; run_name is the name of the run's folder."""
 
-    run_name: str
+    run_name: str | None
 
 
 class Rejected(NamedTuple):
-    """Rank 0 to all: they cannot train together, with the reason."""
+    """Rank 0 to all: they cannot train together, and the reason."""
 
-    sentence: str
+    reason: str
 
 
 class Stopped(RuntimeError):
     """A stop was requested while this worker waited for the others."""
 
 
-def rendezvous(config, place, stop_requested):
+def rendezvous(
+    config: Config, placement: Placement, stop_requested: Callable[[], bool]
+) -> tuple[Config, dict[int, Connection]]:
     """Wait for the other workers and connect to them.
 
     Args:
         config: the settings.
-        place: multigpu.launcher.Placement of this worker.
-        stop_requested: () -> bool, whether to stop waiting.
+        placement: Placement of this worker.
+        stop_requested: whether to stop waiting.
 
     Returns:
         (the settings, with rank 0's run_name; {rank: Connection} to each other worker).
@@ -73,105 +81,107 @@ def rendezvous(config, place, stop_requested):
         ConfigError: the arrived workers do not match.
         PeerDied: one of them has exited.
     """
-    if place.size == 1:
+    if placement.size == 1:
         return config, {}
-    me, path = Arrival(*place, os.getpid()), rendezvous_path(config.output)
-    if place.rank == 0:
-        return config, gather(me, path, config.run_name, stop_requested)
-    run_name, pipes = come(me, path, stop_requested)
-    return config.model_copy(update={"run_name": run_name}), pipes
+    path = socket_path(config.output)
+    own = Arrival(*placement, os.getpid())
+    if own.rank == 0:
+        pipes = accept_all(path, own, config.run_name, stop_requested)
+    else:
+        run_name, pipes = join(path, own, stop_requested)
+        config = config.model_copy(update={"run_name": run_name})
+    log(f"all {own.size} workers have connected; worker 0 prints and saves")
+    return config, pipes
 
 
-def rendezvous_path(output):
+def socket_path(output: str) -> Path:
     """Return the path of the socket; raises ConfigError if it is too long or its folder cannot be created."""
-    path = Path(output, NAME)
-    if len(os.fsencode(path)) > LONGEST:
+    path = Path(output, SOCKET_NAME)
+    if len(os.fsencode(path)) > MAX_PATH:
         raise ConfigError(
-            f"output: workers started by hand meet at {path}, which is longer than the {LONGEST} bytes "
-            "that a socket's path can have; give a shorter folder, or one relative to the current"
+            f"output: workers started by hand connect through the socket {path}, which is longer than the {MAX_PATH} "
+            "bytes that a socket's path can have; give a shorter folder, or one relative to the current"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"output: the folder {path.parent} cannot be made: {error.strerror}") from error
+        raise ConfigError(f"output: cannot create the folder {path.parent}: {error.strerror}") from error
     return path
 
 
 # ---- rank 0
 
 
-def gather(me, path, run_name, stop_requested):
-    """Rank 0: listen until all workers have arrived, then connect them; return its pipes."""
-    pipes = {}
-    with listening(path, me, stop_requested) as listener:
+def accept_all(
+    path: Path, own: Arrival, run_name: str | None, stop_requested: Callable[[], bool]
+) -> dict[int, Connection]:
+    """Rank 0: listen until all workers have arrived, then connect them; return {rank: Connection} to each."""
+    with listen(path, own, stop_requested) as listener:
         try:
-            await_all(listener, me, path, pipes, stop_requested)
+            pipes = await_arrivals(listener, path, own, stop_requested)
         finally:
             path.unlink(missing_ok=True)         # late workers wait for the next rendezvous
-    introduce(pipes, run_name)
-    say(f"all {me.size} workers are there; worker 0 prints and saves")
+    connect_pairs(pipes, run_name)
     return pipes
 
 
-def listening(path, me, stop_requested):
-    """Return the listening socket.
+def listen(path: Path, own: Arrival, stop_requested: Callable[[], bool]) -> socket.socket:
+    """Return a listening socket at path.
 
     A socket left over by a killed run is replaced.  If another rank 0 is listening, this one sends its Arrival and is
     rejected.
     """
-    listener = socket.socket(socket.AF_UNIX)
     try:
         if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
-            if line := connected(path):
-                line.send(me)                    # it rejects this one, because there is a rank 0 already
-                hear(line, 0, stop_requested)
-                raise PeerDied("another worker 0 has died while this one talked to it; start this one again")
+            if pipe := connect(path):
+                pipe.send(own)
+                receive_answer(pipe, stop_requested)
+                raise PeerDied("another worker 0 has died while this one connected to it; start this one again")
             path.unlink(missing_ok=True)
-        listener.bind(str(path))
+        listener = socket.create_server(str(path), family=socket.AF_UNIX)
         path.chmod(0o600)
-        listener.listen()
     except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"output: workers started by hand cannot meet at {path}: {error.strerror}; give another folder"
-        ) from error
-    except BaseException:
-        listener.close()
-        raise
+        raise ConfigError(f"output: cannot create the socket {path}: {error.strerror}; give another folder") from error
     return listener
 
 
-def await_all(listener, me, path, pipes, stop_requested):
-    """Fill pipes, {rank: Connection}, with all expected workers."""
-    there, told = {0: me}, None
-    while missing := [rank for rank in range(me.size) if rank not in there]:
-        if missing != told:
+def await_arrivals(
+    listener: socket.socket, path: Path, own: Arrival, stop_requested: Callable[[], bool]
+) -> dict[int, Connection]:
+    """Return {rank: Connection} to all other workers as soon as they have arrived."""
+    arrived = {0: own}
+    pipes: dict[int, Connection] = {}
+    logged = None
+    while missing := [rank for rank in range(own.size) if rank not in arrived]:
+        if missing != logged:
             ranks = " and ".join(map(str, missing))
-            command = f"train.py rank={missing[0]} size={me.size} device=..."
-            say(f"waiting for rank {ranks} of {me.size} at {path} ({command} with the same other settings)")
-            told = missing
-        ready = connection.wait([listener, *pipes.values()], PATIENCE)
+            command = f"train.py rank={missing[0]} size={own.size} device=..."
+            log(f"waiting for rank {ranks} of {own.size} at {path} ({command} with the same other settings)")
+            logged = missing
+        ready = connection.wait([listener, *pipes.values()], POLL_INTERVAL)
         if stop_requested():
             raise Stopped
         for rank, pipe in pipes.items():
             if pipe in ready:                    # workers send nothing before their Welcome: it is an EOF
-                raise PeerDied(f"worker {rank} (pid {there[rank].pid}) has died before the others were there")
-        if listener in ready and (newcomer := accept(listener)):
-            pipe, arrival = newcomer
-            if sentence := obstacle(arrival, there):
-                refuse([*pipes.values(), pipe], sentence)
-            pipes[arrival.rank], there[arrival.rank] = pipe, arrival
+                raise PeerDied(f"worker {rank} (pid {arrived[rank].pid}) has died before all workers had connected")
+        if listener in ready and (accepted := accept(listener)):
+            pipe, arrival = accepted
+            if reason := mismatch(arrival, arrived):
+                reject([*pipes.values(), pipe], reason)
+            arrived[arrival.rank] = arrival
+            pipes[arrival.rank] = pipe
+    return pipes
 
 
-def accept(listener):
-    """Return (Connection, Arrival) of a new connection; None if it belongs to another user or sends no Arrival."""
-    line, _ = listener.accept()
-    if not of_this_user(line):
-        line.close()
+def accept(listener: socket.socket) -> tuple[Connection, Arrival] | None:
+    """Return a new connection and its Arrival; None if it belongs to another user or sends no Arrival."""
+    accepted, _ = listener.accept()
+    if not is_same_user(accepted):
+        accepted.close()
         return None
-    pipe = connection.Connection(line.detach())
+    pipe = Connection(accepted.detach())
     try:
-        if pipe.poll(SPEECH):
+        if pipe.poll(ARRIVAL_TIMEOUT):
             return pipe, pipe.recv()
     except (EOFError, ConnectionError):          # it has closed the connection
         pass
@@ -179,20 +189,20 @@ def accept(listener):
     return None
 
 
-def obstacle(arrival, there):
-    """Return why a new worker cannot train with the arrived workers `there`, {rank: Arrival}; None if it can."""
-    me, twin = there[0], there.get(arrival.rank)
-    if arrival.size != me.size:
+def mismatch(arrival: Arrival, arrived: dict[int, Arrival]) -> str | None:
+    """Return why a new worker cannot train with the arrived workers {rank: Arrival}; None if it can."""
+    size = arrived[0].size
+    if arrival.size != size:
         return (
-            f"rank 0 was started with size={me.size} and rank {arrival.rank} with size={arrival.size}: "
+            f"rank 0 was started with size={size} and rank {arrival.rank} with size={arrival.size}: "
             "give all workers the same size"
         )
-    if twin:
+    if twin := arrived.get(arrival.rank):
         return (
             f"rank {arrival.rank} was started twice, as processes {twin.pid} and {arrival.pid}: "
-            f"give each worker its own rank, 0 to {me.size - 1}, and each run its own output"
+            f"give each worker its own rank, 0 to {size - 1}, and each run its own output"
         )
-    for rank, other in there.items():
+    for rank, other in arrived.items():
         if other.device == arrival.device != "cpu":
             return (
                 f"rank {rank} and rank {arrival.rank} were both started with device={arrival.device}: give each its "
@@ -201,17 +211,17 @@ def obstacle(arrival, there):
     return None
 
 
-def refuse(pipes, sentence):
+def reject(pipes: Iterable[Connection], reason: str) -> None:
     """Send Rejected to all arrived workers and raise ConfigError, as each of them does."""
     for pipe in pipes:
         try:
-            pipe.send(Rejected(sentence))
+            pipe.send(Rejected(reason))
         except ConnectionError:                  # it has already exited
             continue
-    raise ConfigError(sentence)
+    raise ConfigError(reason)
 
 
-def introduce(pipes, run_name):
+def connect_pairs(pipes: dict[int, Connection], run_name: str | None) -> None:
     """Welcome the other workers, and give every two of them a pipe."""
     ends = pipes_between(pipes)
     for rank, pipe in pipes.items():
@@ -221,78 +231,76 @@ def introduce(pipes, run_name):
                 reduction.send_handle(pipe, end.fileno(), None)
                 end.close()
         except (OSError, RuntimeError, EOFError) as error:
-            raise PeerDied(f"worker {rank} has died while the workers met") from error
+            raise PeerDied(f"worker {rank} has died while the workers connected") from error
 
 
-# ---- the others
+# ---- the other ranks
 
 
-def come(me, path, stop_requested):
-    """Other ranks: wait until rank 0 listens, then until all have arrived; return the run's name and the pipes."""
-    line = connected(path)
-    if line is None:
-        say(f"waiting for rank 0 of {me.size} at {path} (train.py rank=0 size={me.size} device=...)")
-    while line is None:
-        time.sleep(PATIENCE)
+def join(path: Path, own: Arrival, stop_requested: Callable[[], bool]) -> tuple[str | None, dict[int, Connection]]:
+    """Other ranks: wait until rank 0 listens, then until all have arrived; return (run_name, {rank: Connection})."""
+    pipe = connect(path)
+    if pipe is None:
+        log(f"waiting for rank 0 of {own.size} at {path} (train.py rank=0 size={own.size} device=...)")
+    while pipe is None:
+        time.sleep(POLL_INTERVAL)
         if stop_requested():
             raise Stopped
-        line = connected(path)
+        pipe = connect(path)
     try:
-        line.send(me)
+        pipe.send(own)
     except ConnectionError as error:
-        raise PeerDied("worker 0 has died while the workers met") from error
-    say(f"worker 0 is there; waiting until all {me.size} workers are")
-    welcome = hear(line, 0, stop_requested)
-    pipes = {0: line}
+        raise PeerDied("worker 0 has died while the workers connected") from error
+    log(f"connected to worker 0; waiting for all {own.size} workers")
+    welcome = receive_answer(pipe, stop_requested)
+    pipes = {0: pipe}
     try:
-        for rank in range(1, me.size):
-            if rank != me.rank:
-                pipes[rank] = connection.Connection(reduction.recv_handle(line))
+        for rank in range(1, own.size):
+            if rank != own.rank:
+                pipes[rank] = Connection(reduction.recv_handle(pipe))
     except (OSError, RuntimeError, EOFError) as error:
-        raise PeerDied("worker 0 has died while the workers met") from error
-    say(f"all {me.size} workers are there; worker 0 prints and saves")
+        raise PeerDied("worker 0 has died while the workers connected") from error
     return welcome.run_name, pipes
 
 
-def connected(path):
+def connect(path: Path) -> Connection | None:
     """Return a Connection to the rank 0 that listens at path; None if no process listens there."""
-    line = socket.socket(socket.AF_UNIX)
-    try:
-        line.connect(str(path))
-    except (FileNotFoundError, ConnectionRefusedError):
-        line.close()
-        return None
-    except OSError as error:
-        line.close()
-        raise ConfigError(f"output: the workers cannot meet at {path}: {error.strerror}") from error
-    if not of_this_user(line):
-        line.close()
-        raise ConfigError(f"output: at {path} another user's run listens; give a folder of your own")
-    return connection.Connection(line.detach())
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        except OSError as error:
+            raise ConfigError(f"output: cannot connect to the socket {path}: {error.strerror}") from error
+        if not is_same_user(client):
+            raise ConfigError(f"output: a run of another user listens at {path}; give a folder of your own")
+        return Connection(client.detach())
 
 
-def hear(line, rank, stop_requested):
-    """Wait for rank 0's answer; raises ConfigError if it is Rejected, Stopped, PeerDied."""
+def receive_answer(pipe: Connection, stop_requested: Callable[[], bool]) -> Welcome:
+    """Wait for rank 0's Welcome; raises ConfigError if it sends Rejected, Stopped, PeerDied."""
     try:
-        while not line.poll(PATIENCE):
+        while not pipe.poll(POLL_INTERVAL):
             if stop_requested():
                 raise Stopped
-        answer = line.recv()
+        answer = pipe.recv()
     except (EOFError, ConnectionError) as error:
-        raise PeerDied(f"worker {rank} has died, or was stopped, before all workers were there") from error
+        raise PeerDied("worker 0 has died, or was stopped, before all workers had connected") from error
     if isinstance(answer, Rejected):
-        raise ConfigError(answer.sentence)
+        raise ConfigError(answer.reason)
     return answer
 
 
 # ---- both
 
 
-def of_this_user(line):
+def is_same_user(connected: socket.socket) -> bool:
     """Return whether the process at the other end belongs to the user of this one."""
-    _, user, _ = struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, user, _ = struct.unpack("3i", credentials)
     return user == os.getuid()
 
 
-def say(line):
+def log(line: str) -> None:
+    """Print a line at once."""
     print(line, flush=True)

@@ -10,21 +10,20 @@ from pathlib import Path
 from alexnet.config import Config, ConfigError, load_config
 from alexnet.data.dataset import DataError
 from alexnet.run.checkpoint_format import CheckpointError, snapshots
-from alexnet.training.updates import find_update_rule
-from multigpu.launcher import launch
+from multigpu.launcher import WorkFunction, launch
 from multigpu.mpi.rank_wrapper import wrap_rank
-from multigpu.rules import check_rule
+from multigpu.rules import RULES
 
 SYNTHETIC = Path("data", "synthetic")            # the data set of a run without the setting data
 MPI_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")           # of Open MPI, and of MPICH and its derivatives
 
 
-def main(arguments: Sequence[str], entry: str = "multigpu.worker:work") -> int:
+def main(arguments: Sequence[str], entry: WorkFunction | None = None) -> int:
     """Train with the settings of a command line and return the exit status.
 
     Args:
         arguments: without the program's name.
-        entry: module:function that each worker runs.
+        entry: the function that each worker runs; None: multigpu.worker.work.
     """
     if started_by_mpi():
         if is_elastic(arguments):
@@ -50,16 +49,13 @@ def is_elastic(arguments: Sequence[str]) -> bool:
     if "--help" in arguments:
         return False
     with suppress(ConfigError, CheckpointError):
-        return check_rule(load_settings(arguments)).elastic
+        return RULES.find(load_settings(arguments).rule).elastic
     return False
 
 
 def settings_of_run(arguments: Sequence[str]) -> Config:
-    """Return the Config of a run, checked, with its data and its name."""
-    config = load_settings(arguments)
-    find_update_rule(config)
-    check_rule(config)
-    return with_run(with_data(config))
+    """Return the Config of a run, with its data and its name; the workers check the settings of rules."""
+    return with_run(with_data(load_settings(arguments)))
 
 
 def load_settings(arguments: Sequence[str]) -> Config:

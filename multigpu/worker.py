@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.config import dump
+from alexnet.config import check_sections, dump
 from alexnet.data.dataset import open_dataset
 from alexnet.models import model_class
 from alexnet.pretrained.initialization import find_start
@@ -35,7 +35,7 @@ def work(config, device, control, comm):
     Args:
         config: the settings.
         device: where the rank computes: auto, cpu, cuda0 ...
-        control: multigpu.launcher_link.LauncherLink, or its counterpart in an MPI job.
+        control: multigpu.launcher_link.JobLink, the connection to the launcher or the monitor.
         comm: connects the ranks: a PipeCommunicator or an MpiCommunicator.
 
     Raises:
@@ -43,6 +43,7 @@ def work(config, device, control, comm):
         Diverged: the cost is not finite.
         LoaderDied, PeerDied: another process has exited.
     """
+    check_sections(config)
     model = model_class(config.model)
     rule = rule_of(config, comm)
     rank = comm.rank
@@ -99,7 +100,7 @@ def for_anybody(config):
 
 def miss(control, rank):
     """Report the death of a peer, at any time during the computation."""
-    control.report(f"worker {rank} has died, and the run cannot continue without it", follows=True)
+    control.report(f"worker {rank} has died, and the run cannot continue without it", caused_by_peer=True)
 
 
 def leave_it_to_rank_0(position):

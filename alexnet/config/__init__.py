@@ -3,8 +3,9 @@
 from alexnet.config.errors import ConfigError, check_known
 from alexnet.config.load import load_config, read_settings
 from alexnet.config.registry import Registry
-from alexnet.config.schema import DEFAULTS, Config, Section, dump
+from alexnet.config.schema import DEFAULTS, Config, Section, check_sections, dump
 
 __all__ = [
-    "DEFAULTS", "Config", "ConfigError", "Registry", "Section", "check_known", "dump", "load_config", "read_settings",
+    "DEFAULTS", "Config", "ConfigError", "Registry", "Section", "check_known", "check_sections", "dump", "load_config",
+    "read_settings",
 ]

@@ -194,9 +194,14 @@ def build_config(values: Mapping[str, Any], sources: Mapping[str, str]) -> Confi
     """
     config = build(Config, {name: values[name] for name in Config.model_fields if name in values}, sources)
     config._others.update((name, value) for name, value in values.items() if name not in Config.model_fields)
-    for kind in sections():
-        build(kind, {name: values[name] for name in kind.model_fields if name in values}, sources)
+    check_sections(config, sources)
     return config
+
+
+def check_sections(config: Config, sources: Mapping[str, str] | None = None) -> None:
+    """Check the settings of every section that imported modules declare; see build_config."""
+    for kind in sections():
+        build(kind, {name: value for name, value in config._others.items() if name in kind.model_fields}, sources)
 
 
 def build(kind: type[S], values: Mapping[str, Any], sources: Mapping[str, str] | None = None) -> S:

@@ -15,11 +15,11 @@ import numpy as np
 
 from alexnet.config import Config
 from alexnet.data.dataset import Crop, Dataset, Request, centre_crop, crop_stream, draw_crop, file_order
-from alexnet.training.network import Network
 from alexnet.training.schedules import learning_rate
 
 if TYPE_CHECKING:
-    from alexnet.training.base import Batches, Recorder, Synchronizer  # base imports this module
+    from alexnet.training.base import Batches, Recorder, Synchronizer  # it imports this module
+    from alexnet.training.network import Network  # it imports PyTensor, which the launcher does not need
 
 
 class Diverged(ArithmeticError):

@@ -64,7 +64,7 @@ def open_mesh(device, comm, shapes, step):
 
 def agree(comm, step, sentence):
     """Return the reason of the first worker that reports one, or None. Collective."""
-    return next(filter(None, (reach.sentence for reach in comm.allgather(Reachability(step, sentence)))), None)
+    return next(filter(None, (reach.reason for reach in comm.allgather(Reachability(step, sentence)))), None)
 
 
 class PairwiseAverage:

@@ -105,9 +105,9 @@ class HeartbeatClient:
         if self._comm.rank:
             may_go()
 
-    def fail(self, sentence, status=1, follows=False):
+    def fail(self, sentence, status=1, caused_by_peer=False):
         """Report a failure of this rank, from any thread; the monitor then ends the job."""
-        self._tell(Failed(sentence, status, follows))
+        self._tell(Failed(sentence, status, caused_by_peer))
 
     def lost(self, sentence):
         """Report, from any thread, that this rank has lost a process it needs; an elastic rule ends only this rank."""

@@ -159,13 +159,13 @@ class JobMonitor:
         if not isinstance(failed, PeerLost):
             return verdict
         if not self._may_miss(rank):
-            return rank, Failed(failed.sentence, 1)
+            return rank, Failed(failed.message, 1)
         for fd in [fd for fd, other in self._ranks.items() if other is rank]:
             self._forget(fd)
             self._kill(rank)
         left = sum(other.rank != SERVER for other in self._ranks.values())
         rest = {0: "no client is left", 1: "1 client is left"}.get(left, f"{left} clients are left")
-        say(f"{sentence_of(rank.name, failed.sentence)}; it is dropped, and {rest}", self._log)
+        say(f"{sentence_of(rank.name, failed.message)}; it is dropped, and {rest}", self._log)
         self._whole, self._dropped = False, time.monotonic()
         for server in self._ranks.values():
             if server.rank == SERVER:
@@ -186,7 +186,7 @@ class JobMonitor:
                 self._admit(fd)
             elif fd in self._ranks and (failed := self._listen(self._ranks[fd])):
                 verdict = self._ranks[fd], failed
-                if isinstance(failed, PeerLost) or not failed.follows:
+                if isinstance(failed, PeerLost) or not failed.caused_by_peer:
                     return verdict
                 if self._verdict is None:
                     self._verdict, self._until = verdict, time.monotonic() + SOON
@@ -229,9 +229,9 @@ class JobMonitor:
             elif isinstance(message, JobSettings):
                 self._time_out, self._log, self._elastic = message
             elif isinstance(message, PeerLost):
-                return PeerLost(f": {message.sentence}")
+                return PeerLost(f": {message.message}")
             elif isinstance(message, Failed):
-                return message._replace(sentence=f": {message.sentence}")
+                return message._replace(message=f": {message.message}")
         return None
 
     def _look(self, since, passed):
@@ -281,7 +281,7 @@ class JobMonitor:
     def _end(self, who, failed):
         """Report which rank (a MonitoredRank or a name) has failed, and how; end all ranks."""
         name = who.name if isinstance(who, MonitoredRank) else who
-        say(sentence_of(name, failed.sentence), self._log)
+        say(sentence_of(name, failed.message), self._log)
         time.sleep(HEARD)
         ranks = sorted(self._ranks.values(), key=lambda rank: (rank.name == name, rank.silent > 2, rank.rank))
         for place, rank in enumerate(ranks):     # the lowest running rank ends the job

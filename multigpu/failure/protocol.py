@@ -7,8 +7,8 @@
                               <-------  JobSettings(heartbeat_timeout, log, elastic)     from rank 0
                               <-------  Heartbeat(steps, waiting, begun)     every second
                               <-------  Detached()                           only a server waits for this rank
-                              <-------  Failed(sentence, status, follows)    it has failed; see multigpu.launcher_link
-                              <-------  PeerLost(sentence)                   it has lost a process that it needs
+                              <-------  Failed(message, status, caused_by_peer)   see multigpu.launcher_link
+                              <-------  PeerLost(message)                    it has lost a process that it needs
                               <-------  Finished(status)                     it has completed its work
     RankDropped(rank)         ------->                                       to rank 0: continue without that rank
     EndJob(status, abort)     ------->                                       a rank has failed
@@ -71,7 +71,7 @@ class Detached(NamedTuple):
 class PeerLost(NamedTuple):
     """The rank cannot continue, although the run itself is intact; for example, its loader has died."""
 
-    sentence: str
+    message: str
 
 
 class Finished(NamedTuple):

@@ -33,7 +33,6 @@ before the time limit by `sbatch --signal=USR1@300`.
 """
 
 import os
-import pkgutil
 import signal
 import sys
 import time
@@ -47,9 +46,9 @@ from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.training.network import backend_of
 from multigpu.device import DeviceError, cuda_home, why_no_jax
 from multigpu.failure.heartbeat import HeartbeatClient
-from multigpu.launcher import TWICE
+from multigpu.launcher_link import JobLink
 from multigpu.mpi.communicator import MPI, MpiCommunicator, end_without_finalize, leave_no_files
-from multigpu.process import SIGNALS
+from multigpu.process import SIGNAL_DEBOUNCE, SIGNALS
 from multigpu.rules import rule_of
 
 
@@ -70,12 +69,12 @@ class RankPlacement(NamedTuple):
     step: int = 0
 
 
-def run(settle, entry="multigpu.worker:work"):
+def run(settle, entry=None):
     """Run this rank's part of the job; return the exit status.
 
     Args:
         settle: () -> Config, called only at rank 0.
-        entry: as for multigpu.launcher.launch.
+        entry: the function that each rank runs; None: multigpu.worker.work.
     """
     comm = MpiCommunicator()
     leave_no_files()
@@ -89,7 +88,12 @@ def run(settle, entry="multigpu.worker:work"):
             if comm.rank == 0:
                 log = Path(config.output, config.run_name, "log.txt")
                 lifeline.settled(config.heartbeat_timeout, log, comm.elastic)
-            pkgutil.resolve_name(entry)(config, device, control, comm)
+            if entry is None:
+                # imported here because it imports PyTensor, so that invalid settings are reported at once
+                from multigpu.worker import work
+
+                entry = work
+            entry(config, device, control, comm)
         lifeline.status = 2 if sentence else control.status()
     status = lifeline.status
     if status and comm.rank == 0:
@@ -171,7 +175,7 @@ def gpus_for(config):
         return 0
 
 
-class MpiLink:
+class MpiLink(JobLink):
     """The counterpart of multigpu.launcher_link.LauncherLink in an MPI job; it installs handlers for SIGNALS."""
 
     def __init__(self, lifeline, comm):
@@ -184,7 +188,7 @@ class MpiLink:
         now = time.monotonic()
         if self._taken is None:
             self._taken = number, now
-        elif now - self._taken[1] >= TWICE:
+        elif now - self._taken[1] >= SIGNAL_DEBOUNCE:
             sentence = f"killed by a second {signal.Signals(number).name}, without saving"
             if self._comm.elastic and self._comm.rank:
                 self._lifeline.lost(sentence)
@@ -200,6 +204,6 @@ class MpiLink:
         self._comm.progress()
         return self._taken is not None
 
-    def report(self, sentence, status=1, follows=False):
+    def report(self, message, status=1, caused_by_peer=False):
         """Report, from any thread, that this rank has lost its loader; the rank or the job then ends within seconds."""
-        self._lifeline.lost(sentence)
+        self._lifeline.lost(message)

@@ -29,7 +29,6 @@ import numpy as np
 from alexnet.config import Config, ConfigError, Section
 from alexnet.config.fields import Count
 from alexnet.training.base import StepResult, Synchronizer
-from alexnet.training.updates import UpdateSettings, find_update_rule
 from multigpu.communicator import Ready, SyncRemaining, TimingReport, total, verify_consistency
 from multigpu.exchange import ExchangeSettings, Strategy, strategy_of
 from multigpu.rules.base import RULES, Rule
@@ -66,6 +65,8 @@ class BspRule(Rule):
 
     def check(self, config: Config) -> None:
         super().check(config)
+        from alexnet.training.updates import UpdateSettings, find_update_rule  # it imports PyTensor, slowly
+
         settings = config.section(BspSettings)
         update = config.section(UpdateSettings).rule
         linear = find_update_rule(config).linear
@@ -113,6 +114,8 @@ class BspRule(Rule):
 
 def exchanged(config: Config, comm: Communicator) -> str:
     """Return what is exchanged: weights_and_momentum, weights or gradients; resolves `auto`."""
+    from alexnet.training.updates import find_update_rule  # it imports PyTensor, slowly
+
     settings = config.section(BspSettings)
     if settings.exchange_what != "auto":
         return settings.exchange_what

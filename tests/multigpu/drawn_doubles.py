@@ -11,7 +11,7 @@ from pathlib import Path
 
 from multigpu import train, worker
 from tests import tiny
-from tests.multigpu.process_doubles import mark
+from tests.multigpu.fakes.workers import mark
 
 RAISE = signal.SIGUSR2                           # a signal that neither MPI nor the run uses
 
@@ -38,4 +38,4 @@ def filters(weights, path):
 
 
 if __name__ == "__main__":
-    sys.exit(train.main(sys.argv[1:], "tests.multigpu.drawn_doubles:work"))
+    sys.exit(train.main(sys.argv[1:], work))

@@ -29,7 +29,7 @@ from multigpu.rules import role_of, rule_of
 from multigpu.train import load_settings, with_run
 from multigpu.worker import Present
 from tests.multigpu import several_doubles
-from tests.multigpu.process_doubles import mark
+from tests.multigpu.fakes.workers import mark
 from tests.multigpu.several_doubles import STEPS, Points, Reader, Variable
 
 LONG = (2 << 20) + 77                            # floats: three pieces
@@ -126,7 +126,7 @@ def main(arguments):
     given = ["data=none", "batch_size=2", "rand_crop=false", "rule=asgd", "server_scale=1", *arguments]
     from multigpu.mpi import job  # after wrap_rank: it initialises MPI
 
-    return job.run(lambda: with_run(load_settings(given)), "tests.multigpu.membership_doubles:work")
+    return job.run(lambda: with_run(load_settings(given)), work)
 
 
 if __name__ == "__main__":

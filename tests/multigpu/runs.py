@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.mpi import orphans
-from tests.multigpu import process_doubles as doubles
+from tests.multigpu.fakes import workers
 
-DOUBLES = Path(doubles.__file__)
+WORKERS = Path(workers.__file__)
 GONE = 5.0                                       # seconds within which every process of a run must end
 
 
@@ -26,7 +26,7 @@ class Child(NamedTuple):
 class Run:
     """A launcher of the fakes in a separate process group, as a shell starts it, and all its children."""
 
-    def __init__(self, folder, arguments, script=DOUBLES, name="stderr"):
+    def __init__(self, folder, arguments, script=WORKERS, name="stderr"):
         self.folder = folder
         self.shared = orphans()
         self.error = folder / name

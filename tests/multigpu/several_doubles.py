@@ -23,7 +23,7 @@ from multigpu.launcher import launch
 from multigpu.loader import ParallelBatches
 from multigpu.rules import role_of, rule_of
 from multigpu.train import load_settings, started_by_mpi, with_run
-from tests.multigpu.process_doubles import mark
+from tests.multigpu.fakes.workers import mark
 
 STEPS = 6                                        # steps per epoch
 SECOND = 2                                       # pause the second time that a point is reached
@@ -156,7 +156,7 @@ def work(config, device, control, comm):
     n = STEPS * part.workers * config.batch_size
     split = Split((Path("none"),), np.array([n]), np.zeros(n, np.int32))
     with (
-        comm.watch(lambda other: control.report(f"worker {other} has died", follows=True)) as watch,
+        comm.watch(lambda other: control.report(f"worker {other} has died", caused_by_peer=True)) as watch,
         open_device("cpu") as device,
         ParallelBatches(reader, (3, 4, 4, config.batch_size), "uint8", make_reader=Reader, device=device,
                         on_death=control.report) as batches,
@@ -183,12 +183,12 @@ def work(config, device, control, comm):
 
 
 def main(arguments):
-    given, entry = ["data=none", "batch_size=2", "rand_crop=false", *arguments], "tests.multigpu.several_doubles:work"
+    given = ["data=none", "batch_size=2", "rand_crop=false", *arguments]
     if started_by_mpi():
-        from multigpu.mpi import job  # initialises MPI
+        from multigpu.mpi import job  # it initialises MPI
 
-        return job.run(lambda: with_run(load_settings(given)), entry)
-    return launch(with_run(load_settings(given)), entry)
+        return job.run(lambda: with_run(load_settings(given)), work)
+    return launch(with_run(load_settings(given)), work)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from multigpu.launcher import cores
+from alexnet.native.cores import cores
 from tests.multigpu.runs import Run, clean_up, family, lines
 
 
@@ -26,7 +26,7 @@ def run(tmp_path):
     clean_up(runs)
 
 
-def test_run_that_ends_by_itself_has_status_0_and_says_nothing(run):
+def test_normal_run_has_status_0_and_no_message(run):
     train = run("train", steps=3, devices=["cpu", "cpu"]).start()
     assert train.finish() == (0, "")
     assert train.wait_for("step0") == train.wait_for("step1") == 2
@@ -36,7 +36,7 @@ def test_run_that_ends_by_itself_has_status_0_and_says_nothing(run):
 @pytest.mark.parametrize("devices, given, expected", [
     (["cpu"], {}, max(1, cores())), (["cpu", "cpu"], {}, max(1, cores() // 2)), (["cpu"], {"OMP_NUM_THREADS": "7"}, 7),
 ])
-def test_workers_share_the_cores_and_the_loader_takes_one(run, devices, given, expected):
+def test_workers_share_the_cores(run, devices, given, expected):
     train = run("train", steps=1, devices=devices).start(**given)
     assert train.finish() == (0, "")
     assert train.wait_for("pids0")["threads"] == str(expected)
@@ -49,7 +49,7 @@ def test_workers_share_the_cores_and_the_loader_takes_one(run, devices, given, e
     ("between epochs", {"between": 60.0, "steps": 2}),
 ])
 @pytest.mark.parametrize("victim", ["loader", "worker", "launcher"])
-def test_killed_process_ends_the_run_in_time(run, victim, moment, settings):
+def test_killed_process_ends_the_run(run, victim, moment, settings):
     train = run("train", **settings).start()
     if moment == "reading":
         train.wait_for_reading(0)
@@ -58,19 +58,19 @@ def test_killed_process_ends_the_run_in_time(run, victim, moment, settings):
     else:
         train.wait_for("between0")
     pid, worker = train.pid(victim), train.pid("worker")
-    status, said = train.kill(pid)
+    status, error = train.kill(pid)
     assert status == (-signal.SIGKILL if victim == "launcher" else 1)
-    sentence = {
+    message = {
         "loader": rf"worker 0 \(pid {worker}\): the loader \(pid {pid}\) was killed by SIGKILL",
         "worker": rf"worker 0 \(pid {worker}\) was killed by SIGKILL",
         "launcher": rf"the launcher \(pid {pid}\) died; its workers end",
     }[victim]
-    assert len(lines(said)) == 1 and re.fullmatch(sentence, said.strip()), said
+    assert len(lines(error)) == 1 and re.fullmatch(message, error.strip()), error
     assert not (train.folder / "saved0").exists()
 
 
 @pytest.mark.parametrize("delay", [0.02, 0.2, 0.5])
-def test_launcher_killed_while_its_worker_starts_leaves_nobody(run, delay):
+def test_killed_launcher_leaves_no_starting_worker(run, delay):
     train = run("train", computing=60.0).start()
     while len(family(train.launcher.pid)) < 3:   # launcher, resource tracker, worker
         time.sleep(0.002)
@@ -79,87 +79,90 @@ def test_launcher_killed_while_its_worker_starts_leaves_nobody(run, delay):
     assert status == -signal.SIGKILL
 
 
-def test_dead_worker_ends_its_partner_and_is_the_one_named(run):
+def test_message_names_the_worker_that_died_first(run):
     train = run("train", devices=["cpu", "cpu"], steps=10**6).start()
     train.wait_for("step0")
     train.wait_for("step1")
     pid = train.pid("worker", 1)
-    status, said = train.kill(pid)
-    assert (status, lines(said)) == (1, [f"worker 1 (pid {pid}) was killed by SIGKILL"])
+    status, error = train.kill(pid)
+    assert (status, lines(error)) == (1, [f"worker 1 (pid {pid}) was killed by SIGKILL"])
 
 
-def test_partner_that_hears_nothing_is_killed(run):
+def test_worker_that_ignores_the_stop_is_killed(run):
     train = run("never_stop", devices=["cpu", "cpu"]).start()
     train.wait_for("computing0")
     train.wait_for("computing1")
     pid = next(child.pid for child in family(train.launcher.pid) if b"spawn_main" in command_of(child.pid))
-    status, said = train.kill(pid)
+    status, error = train.kill(pid)
     assert status == 1
-    assert len(lines(said)) == 1 and f"(pid {pid}) was killed by SIGKILL" in said
+    assert len(lines(error)) == 1 and f"(pid {pid}) was killed by SIGKILL" in error
 
 
 def command_of(pid):
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-@pytest.mark.parametrize("error, devices", [("config", ["cpu"]), ("data", ["cpu"]), ("data", ["cpu", "cpu"])])
-def test_error_of_the_user_is_one_sentence_and_status_2(run, error, devices):
-    status, said = run("fail", error=error, devices=devices).start().finish()
+@pytest.mark.parametrize("kind, devices", [("config", ["cpu"]), ("data", ["cpu"]), ("data", ["cpu", "cpu"])])
+def test_expected_error_is_one_message_and_status_2(run, kind, devices):
+    status, error = run("fail", error=kind, devices=devices).start().finish()
     assert status == 2
-    assert re.fullmatch(rf"worker {len(devices) - 1} \(pid \d+\): the {error} is wrong\n", said), said
+    assert re.fullmatch(rf"worker {len(devices) - 1} \(pid \d+\): the {kind} is wrong\n", error), error
 
 
-@pytest.mark.parametrize("error, sentence, expected", [
+@pytest.mark.parametrize("kind, message, expected", [
     ("data", r"worker 1 \(pid \d+\): the data is wrong\n", 2),
     ("own", r"worker 0 \(pid \d+\): the own is wrong\n", 2),
     (None, r"worker 0 \(pid \d+\): worker 1 has died\n", 1),
 ])
-def test_who_failed_is_named_not_who_misses_it(run, error, sentence, expected):
-    status, said = run("miss_partner", error=error, devices=["cpu", "cpu"]).start().finish()
+def test_message_names_the_cause_not_its_consequence(run, kind, message, expected):
+    status, error = run("report_peer", error=kind, devices=["cpu", "cpu"]).start().finish()
     assert status == expected
-    assert re.fullmatch(sentence, said), said
+    assert re.fullmatch(message, error), error
 
 
-def test_every_two_workers_share_a_pipe_of_which_nobody_else_holds_an_end(run):
-    left = run("leave_partner", devices=["cpu"] * 3).start()
+def test_only_two_workers_hold_the_ends_of_a_pipe(run):
+    left = run("exit_first", devices=["cpu"] * 3).start()
     assert left.finish() == (0, "")
-    assert [left.wait_for(f"heard{other}") for other in (1, 2)] == ["from 1 of 3", "from 2 of 3"]
-    assert left.wait_for("left1") and left.wait_for("left2")
+    assert [left.wait_for(f"received{other}") for other in (1, 2)] == ["from 1 of 3", "from 2 of 3"]
+    assert left.wait_for("exited1") and left.wait_for("exited2")
 
 
-def test_bug_in_a_worker_shows_its_traceback_once_and_the_sentence_last(run):
-    status, said = run("fail", error="bug").start().finish()
+def test_bug_in_a_worker_prints_one_traceback(run):
+    status, error = run("fail", error="bug").start().finish()
     assert status == 1
-    assert said.count("Traceback") == said.count("ZeroDivisionError: the bug is wrong") == 1
-    assert re.fullmatch(r"worker 0 \(pid \d+\) ended with status 1", lines(said)[-1])
+    assert error.count("Traceback") == error.count("ZeroDivisionError: the bug is wrong") == 1
+    assert re.fullmatch(r"worker 0 \(pid \d+\) ended with status 1", lines(error)[-1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("group", [True, False])
-def test_signal_lets_every_worker_finish_its_step_and_save(run, number, group):
+@pytest.mark.parametrize("number, group", [
+    (signal.SIGINT, True),                       # Ctrl-C
+    (signal.SIGTERM, True),                      # timeout(1) sends SIGTERM to its child twice
+    (signal.SIGTERM, False),
+])
+def test_signal_stops_all_workers_after_the_same_step(run, number, group):
     train = run("train", computing=0.5, steps=10**6, devices=["cpu", "cpu"]).start()
     for rank in (0, 1):
         train.wait_for(f"computing{rank}")
     members = family(train.launcher.pid)
-    if group:                                    # like Ctrl-C; timeout(1) sends SIGTERM to its child twice
+    if group:
         os.killpg(train.launcher.pid, number)
         time.sleep(0.05)
     os.kill(train.launcher.pid, number)
-    status, said = train.all_gone(members, seconds=20)
-    assert (status, said) == (128 + number, f"stopped by {number.name}\n")
+    status, error = train.all_gone(members, seconds=20)
+    assert (status, error) == (128 + number, f"stopped by {number.name}\n")
     for rank in (0, 1):
         assert train.wait_for(f"saved{rank}")
         assert train.wait_for(f"step{rank}") == train.wait_for(f"computing{rank}")
 
 
-def test_signal_while_the_worker_starts_is_heard(run):
+def test_signal_during_startup_stops_the_run(run):
     train = run("train", computing=0.2, steps=10**6).start()
     while len(family(train.launcher.pid)) < 3:
         time.sleep(0.002)
     members = family(train.launcher.pid)
     os.killpg(train.launcher.pid, signal.SIGINT)
-    status, said = train.all_gone(members, seconds=20)
-    assert (status, said) == (130, "stopped by SIGINT\n")
+    status, error = train.all_gone(members, seconds=20)
+    assert (status, error) == (130, "stopped by SIGINT\n")
     assert train.wait_for("step0") == 0
 
 
@@ -181,5 +184,5 @@ def test_second_signal_ends_at_once(run):
     time.sleep(1.2)
     assert stubborn.launcher.poll() is None
     os.killpg(stubborn.launcher.pid, signal.SIGINT)
-    status, said = stubborn.all_gone(members)
-    assert (status, said) == (130, "killed by a second SIGINT, without saving\n")
+    status, error = stubborn.all_gone(members)
+    assert (status, error) == (130, "killed by a second SIGINT, without saving\n")

@@ -15,21 +15,21 @@ import numpy as np
 import pytest
 
 from alexnet.data import batch_file
-from alexnet.data.dataset import Request, Segment, centre_crop, crop_stream, draw_crop
-from multigpu.loader import CopyFinished, DataError, LoaderDied, ParallelBatches, SerialBatches
-from multigpu.process import how_it_ended
-from tests.multigpu import process_doubles as doubles
+from alexnet.data.dataset import DataError, Request, Segment, centre_crop, crop_stream, draw_crop
+from multigpu.loader import CopyFinished, LoaderDied, ParallelBatches, SerialBatches
+from multigpu.process import describe_exit
 from tests.multigpu.device_doubles import Process
-from tests.multigpu.loader_doubles import LoaderToolbox
-from tests.multigpu.process_doubles import BAD, SHAPE, Reader, ZeroReader, expected, request
+from tests.multigpu.fakes import workers
+from tests.multigpu.fakes.loaders import LoaderToolbox
+from tests.multigpu.fakes.workers import SHAPE, UNREADABLE, Reader, ZeroReader, expected, request
 
 pytestmark = pytest.mark.compatibility
 
-DOUBLES = Path(doubles.__file__)
+WORKERS = Path(workers.__file__)
 
 
 @pytest.fixture(scope="module")
-def quick():
+def shared():
     """A loader without reading delay, shared by the tests that leave it usable."""
     with ParallelBatches((), SHAPE, "uint8", make_reader=Reader) as batches:
         yield batches
@@ -61,7 +61,7 @@ def is_gone(pid):
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize("slots", [2, 3])
-def test_images_are_those_of_reading_without_a_loader(slots, dtype):
+def test_loader_yields_the_images_of_serial_reading(slots, dtype):
     requests = [request(start) for start in range(7)] + [request(7, images=5)]
     with SerialBatches((), SHAPE, dtype, make_reader=Reader) as batches:
         serial = [images.copy() for images in batches.read(requests)]
@@ -77,7 +77,7 @@ def test_images_are_those_of_reading_without_a_loader(slots, dtype):
 
 
 @pytest.mark.parametrize("cropped", [False, True])
-def test_batch_files_are_read_alike_with_and_without_a_loader(tmp_path, rng, cropped):
+def test_loader_reads_batch_files_like_serial_reading(tmp_path, rng, cropped):
     files = [tmp_path / "0000.hkl", tmp_path / "0001.hkl"]
     stored = [rng.integers(0, 256, (3, 256, 256, 4), dtype=np.uint8) for _ in files]
     for path, images in zip(files, stored, strict=True):
@@ -98,7 +98,7 @@ def test_batch_files_are_read_alike_with_and_without_a_loader(tmp_path, rng, cro
 
 
 @pytest.mark.parametrize("slots", [2, 3])
-def test_free_slots_are_filled_while_the_worker_computes(tmp_path, slots):
+def test_free_slots_are_filled_during_the_computation(tmp_path, slots):
     with ParallelBatches((0.0, tmp_path / "log"), SHAPE, "uint8", slots, make_reader=Reader) as batches:
         images = batches.read(map(request, itertools.count()))
         next(images)
@@ -107,7 +107,7 @@ def test_free_slots_are_filled_while_the_worker_computes(tmp_path, slots):
         assert log_of_reads(tmp_path / "log", slots + 1) == list(range(slots + 1))
 
 
-def test_chained_epochs_are_read_ahead_across_their_border(tmp_path):
+def test_chained_epochs_are_prefetched_without_a_gap(tmp_path):
     training, validation = (request(start) for start in (0, 1)), (request(start) for start in (50, 51))
     with ParallelBatches((0.0, tmp_path / "log"), SHAPE, "uint8", make_reader=Reader) as batches:
         images = batches.read(itertools.chain(training, validation))
@@ -116,7 +116,7 @@ def test_chained_epochs_are_read_ahead_across_their_border(tmp_path):
         assert log_of_reads(tmp_path / "log", 3) == [0, 1, 50]
 
 
-def test_no_image_passes_through_the_pipe():
+def test_images_are_not_sent_through_the_pipe():
     shape = (3, 256, 256, 8)                     # 1.5 MB
     with ParallelBatches((), shape, "uint8", make_reader=ZeroReader) as batches:
         list(batches.read([request(0)]))
@@ -131,7 +131,7 @@ def written_by(pid):
     return int(next(line.split()[1] for line in lines if line.startswith("wchar")))
 
 
-def test_reading_as_slow_as_computing_is_hidden():
+def test_reading_overlaps_computation():
     seconds, n = 0.1, 10
     with ParallelBatches((seconds,), SHAPE, "uint8", make_reader=Reader) as batches:
         list(batches.read([request(0)]))         # wait until the loader has started
@@ -143,45 +143,45 @@ def test_reading_as_slow_as_computing_is_hidden():
     assert seconds <= batches.waited <= 0.5 * elapsed
 
 
-def test_reading_without_a_loader_is_waited_for():
+def test_serial_reading_counts_as_waiting():
     with SerialBatches((0.05,), SHAPE, "uint8", make_reader=Reader) as batches:
         list(batches.read(map(request, range(4))))
     assert 0.2 <= batches.waited < 1
 
 
-def test_reading_may_be_left_early_and_begun_anew(quick):
-    for _ in quick.read(map(request, itertools.count(100))):
+def test_reading_can_be_abandoned_and_restarted(shared):
+    for _ in shared.read(map(request, itertools.count(100))):
         break
-    for start, images in enumerate(quick.read(map(request, range(5)))):
+    for start, images in enumerate(shared.read(map(request, range(5)))):
         np.testing.assert_array_equal(images, expected(request(start)))
 
 
-def test_two_readings_at_once_are_refused(quick):
-    images = quick.read(map(request, range(5)))
+def test_second_open_reading_is_refused(shared):
+    images = shared.read(map(request, range(5)))
     next(images)
     with pytest.raises(ValueError, match="another reading of these batches is still open"):
-        next(quick.read([request(0)]))
+        next(shared.read([request(0)]))
     images.close()
-    assert len(list(quick.read([request(0)]))) == 1
+    assert len(list(shared.read([request(0)]))) == 1
 
 
-def test_empty_reading_ends_at_once(quick):
-    assert list(quick.read([])) == []
+def test_empty_reading_yields_nothing(shared):
+    assert list(shared.read([])) == []
 
 
 @pytest.mark.parametrize("kind", [SerialBatches, ParallelBatches])
-def test_file_that_cannot_be_read_is_the_workers_data_error(kind):
+def test_unreadable_file_raises_data_error(kind):
     with kind((), SHAPE, "uint8", make_reader=Reader) as batches:
-        images = batches.read([request(0), request(BAD), request(2)])
+        images = batches.read([request(0), request(UNREADABLE), request(2)])
         next(images)
-        with pytest.raises(DataError, match=f"^none.hkl has no image {BAD}$"):
+        with pytest.raises(DataError, match=f"^none.hkl has no image {UNREADABLE}$"):
             next(images)
         assert next(batches.read([request(3)]))[0, 0, 0, 0] == 3
 
 
 @pytest.mark.parametrize("kind", [SerialBatches, ParallelBatches])
 @pytest.mark.parametrize("images", [0, 9])
-def test_request_that_does_not_fit_the_buffer_is_refused(kind, images):
+def test_request_larger_than_the_buffer_is_refused(kind, images):
     with (
         kind((), SHAPE, "uint8", make_reader=Reader) as batches,
         pytest.raises(ValueError, match=f"request of {images} images does not fit an input buffer of 8"),
@@ -190,7 +190,7 @@ def test_request_that_does_not_fit_the_buffer_is_refused(kind, images):
 
 
 @pytest.mark.parametrize("kind", [SerialBatches, ParallelBatches])
-def test_closed_batches_are_refused(kind):
+def test_closed_batches_refuse_reading(kind):
     batches = kind((), SHAPE, "uint8", make_reader=Reader)
     batches.close()
     batches.close()
@@ -203,7 +203,7 @@ def test_ring_of_one_is_refused():
         ParallelBatches((), SHAPE, "uint8", slots=1, make_reader=Reader)
 
 
-def test_killed_loader_is_named_at_the_next_read(slow):
+def test_killed_loader_raises_loader_died(slow):
     images = slow.read([request(0)])
     threading.Timer(1.0, os.kill, (slow.loader_pid, signal.SIGKILL)).start()
     began = time.perf_counter()
@@ -212,18 +212,18 @@ def test_killed_loader_is_named_at_the_next_read(slow):
     assert time.perf_counter() - began < 3
 
 
-def test_loader_killed_during_a_computation_is_told_at_once():
-    told = []
-    with ParallelBatches((), SHAPE, "uint8", make_reader=Reader, on_death=told.append) as batches:
+def test_on_death_is_called_during_a_computation():
+    deaths = []
+    with ParallelBatches((), SHAPE, "uint8", make_reader=Reader, on_death=deaths.append) as batches:
         next(batches.read([request(0)]))
         os.kill(batches.loader_pid, signal.SIGKILL)
         for _ in range(300):                     # the computation
-            time.sleep(0.01 if not told else 0)
-        assert told == [f"the loader (pid {batches.loader_pid}) was killed by SIGKILL"]
-    assert len(told) == 1
+            time.sleep(0.01 if not deaths else 0)
+        assert deaths == [f"the loader (pid {batches.loader_pid}) was killed by SIGKILL"]
+    assert len(deaths) == 1
 
 
-def test_loader_that_dies_as_it_starts_is_not_waited_for():
+def test_loader_that_dies_at_startup_raises():
     """A child cannot import this main module, so the arguments, which exceed the pipe's capacity, stay unread."""
     program = """
 import numpy as np
@@ -236,15 +236,15 @@ with ParallelBatches((np.zeros(10**6),), (3, 4, 4, 2), "uint8", make_reader=np.c
     assert done.stderr.splitlines()[-1].startswith("multigpu.loader.LoaderDied: the loader (pid ")
 
 
-def test_loader_that_was_closed_is_not_told_as_dead():
-    told = []
-    with ParallelBatches((), SHAPE, "uint8", make_reader=Reader, on_death=told.append) as batches:
+def test_on_death_is_not_called_after_close():
+    deaths = []
+    with ParallelBatches((), SHAPE, "uint8", make_reader=Reader, on_death=deaths.append) as batches:
         next(batches.read([request(0)]))
     time.sleep(0.2)
-    assert told == []
+    assert deaths == []
 
 
-def test_reader_that_cannot_be_made_is_a_dead_loader(capfd):
+def test_failing_reader_factory_raises_loader_died(capfd):
     with (
         ParallelBatches(("no number", None, None), SHAPE, "uint8", make_reader=Reader) as batches,
         pytest.raises(LoaderDied, match="ended with status 1"),
@@ -253,8 +253,8 @@ def test_reader_that_cannot_be_made_is_a_dead_loader(capfd):
     assert "TypeError" in capfd.readouterr().err
 
 
-def test_close_ends_a_loader_amid_its_reading_without_a_zombie(slow):
-    slow._ask(0, iter([request(0)]))
+def test_close_kills_and_reaps_a_reading_loader(slow):
+    slow._request_next(0, iter([request(0)]))
     time.sleep(1.0)
     began = time.perf_counter()
     slow.close()
@@ -262,7 +262,7 @@ def test_close_ends_a_loader_amid_its_reading_without_a_zombie(slow):
     assert not Path(f"/proc/{slow.loader_pid}").exists()
 
 
-def test_idle_loader_ends_by_itself_when_closed():
+def test_idle_loader_exits_normally_on_close():
     batches = ParallelBatches((), SHAPE, "uint8", make_reader=Reader)
     next(batches.read([request(0)]))
     process = batches._process
@@ -270,7 +270,7 @@ def test_idle_loader_ends_by_itself_when_closed():
     assert process.exitcode == 0
 
 
-def test_forgotten_loader_ends(tmp_path):
+def test_garbage_collected_loader_ends(tmp_path):
     batches = ParallelBatches((), SHAPE, "uint8", make_reader=Reader)
     next(batches.read([request(0)]))
     pid = batches.loader_pid
@@ -279,30 +279,29 @@ def test_forgotten_loader_ends(tmp_path):
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_program_that_fails_without_closing_ends_and_leaves_no_loader(tmp_path):
-    program = subprocess.run([sys.executable, DOUBLES, "abandon", tmp_path], capture_output=True, timeout=20,
+def test_failed_program_leaves_no_loader(tmp_path):
+    program = subprocess.run([sys.executable, WORKERS, "abandon", tmp_path], capture_output=True, timeout=20,
                              env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
     assert program.returncode == 1
     assert is_gone(json.loads((tmp_path / "pids0").read_text())["loader"])
 
 
-def test_signals_to_the_whole_group_leave_the_loader_alone(quick):
-    list(quick.read([request(0)]))
-    os.kill(quick.loader_pid, signal.SIGINT)
-    os.kill(quick.loader_pid, signal.SIGTERM)
+def test_loader_ignores_signals_of_the_group(shared):
+    list(shared.read([request(0)]))
+    os.kill(shared.loader_pid, signal.SIGINT)
+    os.kill(shared.loader_pid, signal.SIGTERM)
     time.sleep(0.2)
-    assert len(list(quick.read(map(request, range(3))))) == 3
+    assert len(list(shared.read(map(request, range(3))))) == 3
 
 
-@pytest.mark.parametrize("exitcode, sentence", [
-    (0, "ended with status 0"), (3, "ended with status 3"),
-    (-9, "was killed by SIGKILL"), (-40, "was killed by signal 40"),
+@pytest.mark.parametrize("exitcode, description", [
+    (3, "ended with status 3"), (-9, "was killed by SIGKILL"), (-40, "was killed by signal 40"),
 ])
-def test_ends_of_processes_are_told(exitcode, sentence):
-    assert how_it_ended(exitcode) == sentence
+def test_exit_code_is_described(exitcode, description):
+    assert describe_exit(exitcode) == description
 
 
-def test_reader_of_alexnet_is_the_default(tmp_path):
+def test_default_reader_is_the_batch_reader(tmp_path):
     asked = Request((Segment(tmp_path / "missing.hkl", 0, 2),))
     with (
         ParallelBatches((np.zeros((3, 256, 256)), 227), (3, 256, 256, 2), "uint8") as batches,
@@ -321,7 +320,7 @@ def on_device(request):
 
 
 @pytest.mark.parametrize("slots", [2, 3])
-def test_images_are_read_into_a_ring_on_the_device(on_device, slots):
+def test_images_are_read_into_the_ring_of_the_device(on_device, slots):
     toolbox, name = on_device
     images, warned = toolbox.read(name, range(7), slots)
     assert [each.shape[3] for each in images] == [5, 8, 5, 8, 5, 8, 5]
@@ -330,7 +329,7 @@ def test_images_are_read_into_a_ring_on_the_device(on_device, slots):
     assert warned == []
 
 
-def test_slot_is_told_filled_once_no_copy_is_pending(on_device):
+def test_copy_finished_follows_all_copies(on_device):
     toolbox, name = on_device
     seen, exitcode = toolbox.watch(name, range(6))
     for number, (answer, pending, jax_is_imported, images) in enumerate(seen):
@@ -339,23 +338,23 @@ def test_slot_is_told_filled_once_no_copy_is_pending(on_device):
     assert exitcode == 0
 
 
-def test_refused_request_leaves_the_ring_on_the_device_whole(on_device):
+def test_ring_is_usable_after_a_refused_request(on_device):
     toolbox, name = on_device
-    sentence, (images,) = toolbox.refused(name, [0, 1, BAD, 2])
-    assert sentence == f"none.hkl has no image {BAD}"
+    error, (images,) = toolbox.read_unreadable(name, [0, 1, UNREADABLE, 2])
+    assert error == f"none.hkl has no image {UNREADABLE}"
     np.testing.assert_array_equal(images, expected(request(3)))
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda0"])
-def test_loader_that_cannot_open_its_slots_says_so_in_a_sentence(cuda_emulator, name, capfd):
+def test_loader_reports_slots_that_it_cannot_open(cuda_emulator, name, capfd):
     process = Process({}, LoaderToolbox)
     assert process.toolbox.load_into_closed_buffer(name) == 1
     process.close()
-    said = capfd.readouterr().err.splitlines()
-    assert len(said) == 1 and said[0].startswith("the loader cannot continue: ") and "its owner" in said[0]
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("the loader cannot continue: ") and "its owner" in line
 
 
-def test_without_ipc_the_ring_is_in_host_memory_and_one_warning_says_why(cuda_emulator):
+def test_without_ipc_the_ring_is_in_host_memory(cuda_emulator):
     process = Process({"ipc": False}, LoaderToolbox)
     images, (warning,) = process.toolbox.read("cuda0", range(4))
     for start, each in enumerate(images):

@@ -1,4 +1,4 @@
-"""Rendezvous: workers started by hand connect in any order, or all of them get an error that names the mismatch."""
+"""Rendezvous: workers started by hand connect in any order, or all of them get an error that states the mismatch."""
 
 import socket
 import threading
@@ -10,33 +10,32 @@ import pytest
 
 from alexnet.config import ConfigError, load_config
 from multigpu.communicator import PeerDied
-from multigpu.launcher import Placement
-from multigpu.rendezvous import NAME, Arrival, Stopped, rendezvous
+from multigpu.rendezvous import SOCKET_NAME, Arrival, Placement, Stopped, rendezvous
 
 
 @pytest.fixture
-def meeting(tmp_path):
+def start(tmp_path):
     """Return start(rank, size, device): it runs a rendezvous in a thread and returns its Future; the test ends all."""
-    over = threading.Event()
+    stop = threading.Event()
 
     def start(rank, size=2, device="cpu", **settings):
         given = {"output": tmp_path} | settings
         config = load_config([f"{key}={value}" for key, value in given.items()])
-        return pool.submit(rendezvous, config, Placement(rank, size, device), over.is_set)
+        return pool.submit(rendezvous, config, Placement(rank, size, device), stop.is_set)
 
     with ThreadPoolExecutor(8) as pool:
-        start.over = over
+        start.stop = stop
         yield start
-        over.set()
+        stop.set()
 
 
 @pytest.fixture
-def waiting(tmp_path):
+def wait_for_rank_0(tmp_path):
     """Return a function that waits until rank 0 listens."""
 
     def wait():
         end = time.monotonic() + 5
-        while not (tmp_path / NAME).exists() or (tmp_path / NAME).stat().st_mode & 0o777 != 0o600:
+        while not (tmp_path / SOCKET_NAME).exists() or (tmp_path / SOCKET_NAME).stat().st_mode & 0o777 != 0o600:
             assert time.monotonic() < end
             time.sleep(0.01)
         time.sleep(0.1)
@@ -45,12 +44,12 @@ def waiting(tmp_path):
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
-def test_every_two_workers_get_a_pipe_whoever_comes_first(meeting, order, tmp_path):
-    met = {}
+def test_workers_connect_in_any_order(start, order, tmp_path):
+    futures = {}
     for rank in order:
-        met[rank] = meeting(rank, size=3, device=f"cuda{rank}", **({"run_name": "ours"} if rank == 0 else {}))
+        futures[rank] = start(rank, size=3, device=f"cuda{rank}", **({"run_name": "ours"} if rank == 0 else {}))
         time.sleep(0.05)
-    configs, pipes = zip(*(met[rank].result(10) for rank in range(3)), strict=True)
+    configs, pipes = zip(*(futures[rank].result(10) for rank in range(3)), strict=True)
     assert [config.run_name for config in configs] == ["ours"] * 3
     for rank, mine in enumerate(pipes):
         assert set(mine) == {0, 1, 2} - {rank}
@@ -59,16 +58,16 @@ def test_every_two_workers_get_a_pipe_whoever_comes_first(meeting, order, tmp_pa
     for rank, mine in enumerate(pipes):
         assert {pipe.recv() for pipe in mine.values()} == {(other, rank) for other in mine}
         assert not any(pipe.poll() for pipe in mine.values())
-    assert not (tmp_path / NAME).exists()
+    assert not (tmp_path / SOCKET_NAME).exists()
 
 
-def test_a_worker_alone_meets_nobody(meeting, tmp_path):
-    assert meeting(0, size=1).result(5)[1] == {}
-    assert not (tmp_path / NAME).exists()
+def test_single_worker_does_not_wait(start, tmp_path):
+    assert start(0, size=1).result(5)[1] == {}
+    assert not (tmp_path / SOCKET_NAME).exists()
 
 
 @pytest.mark.parametrize(
-    ("second", "sentence"),
+    ("second", "message"),
     [
         ((1, 3, "cpu"), "rank 0 was started with size=2 and rank 1 with size=3: give all workers the same size"),
         ((0, 2, "cpu"), "rank 0 was started twice, as processes .*: give each worker its own rank, 0 to 1, and"),
@@ -76,74 +75,74 @@ def test_a_worker_alone_meets_nobody(meeting, tmp_path):
                           "devices=cuda1,cuda1 if they are to share it"),
     ],
 )
-def test_who_does_not_fit_is_refused_in_one_sentence_to_all(meeting, waiting, second, sentence, tmp_path):
-    first = meeting(0, 2, "cuda1")
-    waiting()
-    for refused in (meeting(*second), first):
-        with pytest.raises(ConfigError, match=sentence):
+def test_mismatch_is_an_error_of_all_workers(start, wait_for_rank_0, second, message, tmp_path):
+    first = start(0, 2, "cuda1")
+    wait_for_rank_0()
+    for refused in (start(*second), first):
+        with pytest.raises(ConfigError, match=message):
             refused.result(5)
-    assert not (tmp_path / NAME).exists()
+    assert not (tmp_path / SOCKET_NAME).exists()
 
 
-def test_a_rank_that_comes_twice_ends_the_meeting_of_all_who_wait(meeting, waiting):
-    first = meeting(0, 3)
-    waiting()
-    twins = [meeting(1, 3), meeting(1, 3)]
+def test_duplicate_rank_is_an_error_of_all_workers(start, wait_for_rank_0):
+    first = start(0, 3)
+    wait_for_rank_0()
+    twins = [start(1, 3), start(1, 3)]
     for worker in (first, *twins):
         with pytest.raises(ConfigError, match=r"rank 1 was started twice, .* 0 to 2, and each run its own output"):
             worker.result(5)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_stop_ends_the_waiting(meeting, rank):
-    waits = meeting(rank)
+def test_stop_request_ends_the_wait(start, rank):
+    waiting = start(rank)
     time.sleep(0.1)
-    meeting.over.set()
+    start.stop.set()
     with pytest.raises(Stopped):
-        waits.result(2)
+        waiting.result(2)
 
 
-def test_rank_0_names_who_died_while_it_waited(meeting, waiting, tmp_path):
-    first = meeting(0, 3)
-    waiting()
-    with connection.Client(str(tmp_path / NAME), "AF_UNIX") as dying:
+def test_rank_0_names_a_worker_that_died(start, wait_for_rank_0, tmp_path):
+    first = start(0, 3)
+    wait_for_rank_0()
+    with connection.Client(str(tmp_path / SOCKET_NAME), "AF_UNIX") as dying:
         dying.send(Arrival(1, 3, "cpu", 12345))
         time.sleep(0.3)
-    with pytest.raises(PeerDied, match=r"worker 1 \(pid 12345\) has died before the others were there"):
+    with pytest.raises(PeerDied, match=r"worker 1 \(pid 12345\) has died before all workers had connected"):
         first.result(5)
 
 
-def test_others_say_that_rank_0_died_while_they_waited(meeting, tmp_path):
-    with connection.Listener(str(tmp_path / NAME), "AF_UNIX") as listener:
-        waits = meeting(1)
-        with listener.accept() as line:
-            line.recv()
-    with pytest.raises(PeerDied, match="worker 0 has died, or was stopped, before all workers were there"):
-        waits.result(5)
+def test_other_ranks_detect_the_death_of_rank_0(start, tmp_path):
+    with connection.Listener(str(tmp_path / SOCKET_NAME), "AF_UNIX") as listener:
+        waiting = start(1)
+        with listener.accept() as pipe:
+            pipe.recv()
+    with pytest.raises(PeerDied, match="worker 0 has died, or was stopped, before all workers had connected"):
+        waiting.result(5)
 
 
-def test_who_connects_and_goes_again_is_not_counted(meeting, waiting, tmp_path):
-    first = meeting(0)
-    waiting()
+def test_connection_without_arrival_is_ignored(start, wait_for_rank_0, tmp_path):
+    first = start(0)
+    wait_for_rank_0()
     with socket.socket(socket.AF_UNIX) as stranger:
-        stranger.connect(str(tmp_path / NAME))
-    assert set(meeting(1).result(5)[1]) == {0}
+        stranger.connect(str(tmp_path / SOCKET_NAME))
+    assert set(start(1).result(5)[1]) == {0}
     assert set(first.result(5)[1]) == {1}
 
 
-def test_what_a_killed_run_left_is_in_nobodys_way(meeting, tmp_path):
+def test_socket_of_a_killed_run_is_replaced(start, tmp_path):
     with socket.socket(socket.AF_UNIX) as killed:
-        killed.bind(str(tmp_path / NAME))
-    workers = [meeting(1), meeting(0)]
+        killed.bind(str(tmp_path / SOCKET_NAME))
+    workers = [start(1), start(0)]
     assert [set(worker.result(5)[1]) for worker in workers] == [{0}, {1}]
 
 
-def test_a_path_too_long_for_a_socket_is_refused(meeting, tmp_path):
+def test_too_long_socket_path_is_refused(start, tmp_path):
     with pytest.raises(ConfigError, match="longer than the 107 bytes"):
-        meeting(0, output=tmp_path / ("x" * 100)).result(5)
+        start(0, output=tmp_path / ("x" * 100)).result(5)
 
 
-def test_a_folder_that_cannot_be_is_refused(meeting, tmp_path):
+def test_folder_that_cannot_be_created_is_refused(start, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be made"):
-        meeting(0, output=tmp_path / "file" / "runs").result(5)
+    with pytest.raises(ConfigError, match="output: cannot create the folder"):
+        start(0, output=tmp_path / "file" / "runs").result(5)

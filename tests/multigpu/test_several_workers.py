@@ -274,7 +274,7 @@ def test_a_kill_at_the_meeting_ends_the_other(runs, tmp_path):
     other.kill(other.launcher.pid)
     status, said = first.all_gone(members, GONE)
     assert status == 1
-    assert re.fullmatch(r"worker 0 \(pid \d+\): worker 1 \(pid \d+\) has died before the others were there\n", said)
+    assert re.fullmatch(r"worker 0 \(pid \d+\): worker 1 \(pid \d+\) has died before all workers had connected\n", said)
 
 
 def test_two_workers_started_by_hand_under_one_rank_are_both_refused(runs, tmp_path):

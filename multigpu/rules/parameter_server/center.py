@@ -22,7 +22,6 @@ import numpy as np
 from alexnet.config import Config, Section
 from alexnet.config.fields import Amount, Count, NotNegative
 from alexnet.training.base import Recorder
-from alexnet.training.updates import AdadeltaSettings, AdagradSettings
 from multigpu.exchange.flat_buffer import FlatBuffer
 from multigpu.rules.parameter_server.protocol import CenterPolicy, Fetch, Leave, Push, Request, TransferPlan
 from multigpu.rules.parameter_server.updates import adadelta, adagrad, by_staleness, plain
@@ -166,6 +165,8 @@ class ServerUpdate:
     """
 
     def __init__(self, config: Config, size: int):
+        from alexnet.training.updates import AdadeltaSettings, AdagradSettings  # it imports PyTensor, slowly
+
         update = config.section(AsgdSettings).server_update
         self.plain = update == "plain"
         updates: dict[str, tuple[Callable[..., None], type[Section] | None, int]] = {

@@ -13,7 +13,6 @@ import numpy as np
 
 from alexnet.training.base import Record, Recorder, StepResult, Synchronizer
 from alexnet.training.loop import Position, Run, train
-from alexnet.training.network import Network, SharedVariable
 from alexnet.training.timing import Lap
 from multigpu.communicator import WorkerInfo
 from multigpu.exchange.flat_buffer import FlatBuffer
@@ -30,6 +29,7 @@ from multigpu.rules.parameter_server.protocol import (
 )
 
 if TYPE_CHECKING:
+    from alexnet.training.network import Network, SharedVariable
     from multigpu.mpi.channel import Channel  # importing it initialises MPI
 
 

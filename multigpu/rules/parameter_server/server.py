@@ -31,9 +31,7 @@ from alexnet.config import Config
 from alexnet.data.dataset import Request as BatchRequest
 from alexnet.training.base import Batches, Recorder, Synchronizer
 from alexnet.training.loop import Position, Run, end_epoch, save, steps_of_epoch
-from alexnet.training.network import Network, SharedVariable
 from alexnet.training.timing import Lap
-from alexnet.training.updates import UpdateSettings, find_update_rule
 from multigpu.communicator import (
     PeerDied,
     WorkerInfo,
@@ -62,6 +60,7 @@ from multigpu.rules.parameter_server.protocol import (
 )
 
 if TYPE_CHECKING:
+    from alexnet.training.network import Network, SharedVariable
     from multigpu.communicator import Communicator
     from multigpu.device import Device
     from multigpu.mpi.channel import Channel  # importing it initialises MPI
@@ -86,6 +85,7 @@ def connect(
         policy: returns the CenterPolicy, from the buffer of the center variable.
         client: returns the client, from the arguments of Client.
     """
+    from alexnet.training.updates import UpdateSettings, find_update_rule  # it imports PyTensor, slowly
     from multigpu.mpi.channel import Channel  # importing it initialises MPI
 
     if not rule.elastic:

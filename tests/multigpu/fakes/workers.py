@@ -1,6 +1,6 @@
-"""Fakes for the tests of multigpu: readers, workers and processes that are small enough to be killed often.
+"""Fake readers and workers, small enough to be killed often.
 
-Run as a script, it is a launcher:  process_doubles.py FUNCTION FOLDER key=value ...
+Run as a script, it is a launcher:  workers.py FUNCTION FOLDER key=value ...
 """
 
 import ctypes
@@ -21,10 +21,11 @@ from multigpu.launcher import launch
 from multigpu.loader import ParallelBatches
 
 SHAPE = (3, 4, 4, 8)
-BAD = 1000                                       # requests that start here or later cannot be read
+UNREADABLE = 1000                                # requests that start here or later cannot be read
 
 
 def request(start, images=SHAPE[3]):
+    """Return the request for `images` images from number `start` on."""
     return Request((Segment(Path("none.hkl"), start, start + images),))
 
 
@@ -38,14 +39,15 @@ class Reader:
     """Writes the first image number of each request to `log`, sleeps for `reading` seconds, then fills the batch."""
 
     def __init__(self, reading=0.0, log=os.devnull):
-        self.reading, self.log = reading, log
+        self.reading = reading
+        self.log = log
 
     def read(self, request, out):
         start = request.segments[0].start
         with open(self.log, "a") as log:
             print(start, os.environ.get("OMP_NUM_THREADS"), file=log)
         time.sleep(self.reading)
-        if start >= BAD:
+        if start >= UNREADABLE:
             raise DataError(f"none.hkl has no image {start}")
         out[...] = expected(request, out.dtype)
 
@@ -57,18 +59,19 @@ class ZeroReader:
         out[...] = 0
 
 
-def train(config, device, control, comm):
+def train(config, device, link, comm):
     """Read and compute for `steps` batches, or until stopped; mark each step and the end in the folder."""
-    folder, rank, size = Path(config.folder), comm.rank, comm.size
+    folder = Path(config.folder)
+    rank = comm.rank
     log = folder / f"reads{rank}"
-    with ParallelBatches((config.reading, log), SHAPE, "uint8", make_reader=Reader, on_death=control.report) as batches:
+    with ParallelBatches((config.reading, log), SHAPE, "uint8", make_reader=Reader, on_death=link.report) as batches:
         mark(folder / f"pids{rank}", {"worker": os.getpid(), "loader": batches.loader_pid, "device": device,
-                                      "size": size, "threads": os.environ["OMP_NUM_THREADS"]})
+                                      "size": comm.size, "threads": os.environ["OMP_NUM_THREADS"]})
         for step, _ in enumerate(batches.read(map(request, range(config.steps)))):
             mark(folder / f"computing{rank}", step)
             compute(config.computing)
             mark(folder / f"step{rank}", step)
-            if control.stop_requested():
+            if link.stop_requested():
                 break
         mark(folder / f"between{rank}", True)
         time.sleep(config.between)
@@ -82,28 +85,28 @@ def compute(seconds):
         ctypes.CDLL(None).usleep(int(left * 1e6))
 
 
-def never_stop(config, device, control, comm):
+def never_stop(config, device, link, comm):
     """A worker that ignores stop requests."""
     mark(Path(config.folder) / f"computing{comm.rank}", 0)
     compute(60)
 
 
-def fail(config, device, control, comm):
+def fail(config, device, link, comm):
     """Worker 1 of two, or the only worker, fails as config.error specifies; the other one keeps computing."""
     if comm.rank < comm.size - 1:
-        return never_stop(config, device, control, comm)
+        return never_stop(config, device, link, comm)
     errors = {"config": ConfigError, "data": DataError, "bug": ZeroDivisionError}
     raise errors[config.error](f"the {config.error} is wrong")
 
 
-def miss_partner(config, device, control, comm):
+def report_peer(config, device, link, comm):
     """Worker 0 reports the death of worker 1.
 
     Worker 1 fails a moment later as config.error specifies; without config.error it keeps computing. With config.error
     "own", worker 0 itself raises an error after it has reported worker 1.
     """
     if comm.rank == 0:
-        control.report("worker 1 has died", follows=True)
+        link.report("worker 1 has died", caused_by_peer=True)
         compute(0.3)
         if config.error == "own":
             raise ConfigError("the own is wrong")
@@ -111,24 +114,25 @@ def miss_partner(config, device, control, comm):
     if config.error == "own":
         compute(60)
     compute(0.3)
-    fail(config, device, control, comm) if config.error else compute(60)
+    fail(config, device, link, comm) if config.error else compute(60)
 
 
-def leave_partner(config, device, control, comm):
+def exit_first(config, device, link, comm):
     """All workers except worker 0 send it a message and exit; worker 0 waits and marks each message and each exit."""
-    rank, size, pipes = comm.rank, comm.size, comm._pipes
-    if rank == 0:
+    pipes = comm._pipes
+    if comm.rank == 0:
         for other, pipe in pipes.items():
-            mark(Path(config.folder) / f"heard{other}", pipe.recv())
+            mark(Path(config.folder) / f"received{other}", pipe.recv())
             try:
                 pipe.recv()
             except EOFError:
-                mark(Path(config.folder) / f"left{other}", True)
+                mark(Path(config.folder) / f"exited{other}", True)
     else:
-        pipes[0].send(f"from {rank} of {size}")
+        pipes[0].send(f"from {comm.rank} of {comm.size}")
 
 
 def mark(path, value):
+    """Write a value to a file atomically, for the test that waits for it."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value))
     partial.replace(path)
@@ -138,7 +142,7 @@ def abandon(config):
     """Exit without closing a slow loader."""
     batches = ParallelBatches((60.0,), SHAPE, "uint8", make_reader=Reader)
     images = batches.read(map(request, itertools.count()))
-    batches._ask(0, iter([request(0)]))
+    batches._request_next(0, iter([request(0)]))
     mark(Path(config.folder) / "pids0", {"loader": batches.loader_pid})
     raise ZeroDivisionError(images)
 
@@ -148,7 +152,7 @@ def main(function, folder, *settings):
     defaults = {"rank": None, "devices": ["cpu"], "folder": folder}
     defaults |= {"reading": 0.0, "computing": 0.01, "steps": 10, "between": 0.0}
     config = SimpleNamespace(**defaults | values)
-    return abandon(config) if function == "abandon" else launch(config, f"tests.multigpu.process_doubles:{function}")
+    return abandon(config) if function == "abandon" else launch(config, globals()[function])
 
 
 if __name__ == "__main__":

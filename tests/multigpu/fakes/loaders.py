@@ -6,28 +6,30 @@ from math import prod
 
 import numpy as np
 
+from alexnet.data.dataset import DataError
 from multigpu.device import open_device
-from multigpu.loader import CalcFinished, DataError, ParallelBatches, Reading, Ring, load_batches
+from multigpu.loader import CalcFinished, ParallelBatches, ReaderFactory, Ring, load_batches
 from multigpu.process import CONTEXT, end, start
 from tests import cuda_emulator
-from tests.multigpu.process_doubles import SHAPE, Reader, request
+from tests.multigpu.fakes.workers import SHAPE, Reader, request
 
 NBYTES = prod(SHAPE)
 
 
-class Watched:
+class CountingPipe:
     """The loader's end of the pipe; it adds the number of pending copies to each answer."""
 
     def __init__(self, pipe):
-        self._pipe, self.recv = pipe, pipe.recv
+        self._pipe = pipe
+        self.recv = pipe.recv
 
     def send(self, answer):
         self._pipe.send((answer, cuda_emulator.pending(), "jax" in sys.modules))
 
 
-def load_watched(pipe, *arguments):
-    """Main function of a loader process with a Watched pipe."""
-    load_batches(Watched(pipe), *arguments)
+def load_counting(pipe, *arguments):
+    """Main function of a loader process with a CountingPipe."""
+    load_batches(CountingPipe(pipe), *arguments)
 
 
 class LoaderToolbox:
@@ -43,7 +45,7 @@ class LoaderToolbox:
             device.allocate(1)                   # fails if the device is closed
         return images, [str(warning.message) for warning in warned]
 
-    def refused(self, name, starts):
+    def read_unreadable(self, name, starts):
         """Return the error message of an unreadable request, and the images of the next read."""
         with (
             open_device(name) as device,
@@ -59,11 +61,11 @@ class LoaderToolbox:
         with open_device(name) as device:
             slots = [device.allocate(NBYTES) for _ in range(2)]
             ring = Ring(tuple(slot.handle for slot in slots), SHAPE, np.dtype("uint8"))
-            pipe, theirs = CONTEXT.Pipe()
-            loader = CONTEXT.Process(target=load_watched, args=(theirs, name, ring))
+            pipe, pipe_of_loader = CONTEXT.Pipe()
+            loader = CONTEXT.Process(target=load_counting, args=(pipe_of_loader, name, ring))
             start(loader, 1)
-            theirs.close()
-            pipe.send(Reading(Reader))
+            pipe_of_loader.close()
+            pipe.send(ReaderFactory(Reader))
             seen = []
             for number, first in enumerate(starts):
                 pipe.send(CalcFinished(number % 2, request(first)))
@@ -78,8 +80,8 @@ class LoaderToolbox:
             slot = device.allocate(NBYTES)
             ring = Ring((slot.handle,), SHAPE, np.dtype("uint8"))
             slot.close()
-            _, theirs = CONTEXT.Pipe()
-            loader = CONTEXT.Process(target=load_batches, args=(theirs, name, ring))
+            _, pipe_of_loader = CONTEXT.Pipe()
+            loader = CONTEXT.Process(target=load_batches, args=(pipe_of_loader, name, ring))
             loader.start()
             end(loader, 20)
             return loader.exitcode
