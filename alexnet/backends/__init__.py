@@ -1,28 +1,31 @@
 """Compute backends: each compiles the Ops of a PyTensor graph for one kind of machine.
 
-cpu        C kernels, compiled at first use for the host processor; NumPy if no C compiler is installed
-jax        one lowering per Op, compiled by XLA for a GPU, or for the CPU in tests
-reference  the NumPy implementations of the Ops, float32 or float64, for tests
+cpu       C kernels, compiled at first use for the host processor; NumPy if no C compiler is installed
+numpy     the NumPy references of the Ops, float32 or float64: slow, for tests
+jax       one lowering per Op, compiled by XLA for a GPU, or for the CPU in tests
+registry  which function computes an Op on which backend; an Op defined elsewhere brings its own: see cpu_kernel and
+          jax_lowering
 """
 
 import importlib.util
-import pkgutil
+from collections.abc import Callable
+
+import pytensor
+from pytensor.compile.mode import Mode
 
 from alexnet.backends.cpu import cpu_mode, numpy_mode
+from alexnet.backends.registry import cpu_kernel, jax_lowering
 from alexnet.config.schema import ConfigError
 
-HOST_BACKENDS = {"cpu": cpu_mode, "numpy": numpy_mode}          # arrays are NumPy's, updated in place
-BACKENDS = (*HOST_BACKENDS, "jax")
-JAX_MODE = "alexnet.backends.jax:jax_mode"                             # a string, so that jax is imported only if used
+__all__ = ["BACKENDS", "HOST_BACKENDS", "cpu_kernel", "jax_lowering", "mode_of", "prepare"]
+
+# Backends whose arrays are NumPy's, updated in place -> their PyTensor mode
+HOST_BACKENDS: dict[str, Callable[[], Mode]] = {"cpu": cpu_mode, "numpy": numpy_mode}
+BACKENDS: tuple[str, ...] = (*HOST_BACKENDS, "jax")
 NO_JAX = 'backend jax needs jax, which is not installed: pip install "jax[cuda13]" for a GPU, pip install jax for a CPU'
 
 
-def prepare(function, batch):
-    """Compile a function of the jax backend with XLA now, with `batch` for each unknown length."""
-    function.vm.jit_fn.prepare(batch)
-
-
-def mode_of(backend, precision="float32", device="cpu"):
+def mode_of(backend: str, precision: str = "float32", device: str = "cpu") -> Mode:
     """Return the PyTensor mode of a backend.
 
     Args:
@@ -37,9 +40,20 @@ def mode_of(backend, precision="float32", device="cpu"):
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "jax":
-        if importlib.util.find_spec("jax") is None:
-            raise ConfigError(NO_JAX)
-        return pkgutil.resolve_name(JAX_MODE)(precision, device)
+        return _jax_mode(precision, device)
     if precision != "float32":
         raise ConfigError(f"precision {precision} needs backend=jax; backend {backend} computes in float32 only")
     return HOST_BACKENDS[backend]()
+
+
+def prepare(function: pytensor.compile.Function, batch: int) -> None:
+    """Compile a function of the jax backend with XLA now, with `batch` for each unknown length."""
+    function.vm.jit_fn.prepare(batch)
+
+
+def _jax_mode(precision: str, device: str) -> Mode:
+    if importlib.util.find_spec("jax") is None:
+        raise ConfigError(NO_JAX)
+    from alexnet.backends.jax import jax_mode  # here, because jax is optional and its import takes a second
+
+    return jax_mode(precision, device)

@@ -1,8 +1,11 @@
-"""C compiler driver: compiles a kernel file at first use for the processor of this machine, caches and loads it.
+"""C compiler driver: compiles C source at first use for the processor of this machine, caches and loads it.
 
 Compiled libraries are cached in ALEXNET_CACHE, else XDG_CACHE_HOME/alexnet, else ~/.cache/alexnet. The file name
-contains a hash of sources, flags, compiler and processor. A library is written under a temporary name and then renamed,
-so several processes can compile the same file concurrently.
+contains a hash of sources, flags, compiler and processor. A library is written atomically, so several processes can
+compile the same file concurrently.
+
+    scale = compiler.function(Path("scale.c"), "scale", "aanf")      # or C source text, with name="scale"
+    scale(x, y, x.size, 2.0)                                         # void scale(const float *, float *, long, float)
 """
 
 import ctypes
@@ -13,12 +16,16 @@ import re
 import shlex
 import shutil
 import subprocess
-import tempfile
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
+import numpy as np
+
+from alexnet.native import atomic
 from alexnet.native.cores import cores
 
 INCLUDE = re.compile(r'^#include "(\w+\.h)"\n', re.MULTILINE)
@@ -35,52 +42,65 @@ NO_COMPILER = (
     "no C compiler was found, so everything runs on slow NumPy references: install gcc "
     "(Debian: apt install gcc libc6-dev; conda: conda install gcc) or name a compiler in the environment variable CC"
 )
-_isa = os.environ.get("ALEXNET_ISA", "auto")
-_threads = None
-_wanted = {}                                     # (source, name) of requested kernels, in order
-_thread_setters = []                             # omp_set_num_threads of each library
 
 
 class CompileError(RuntimeError):
     """The C compiler failed on a kernel. The message contains the command and the compiler output."""
 
 
-def use_isa(name):
+@dataclass
+class State:
+    """What this process has set, requested and loaded.
+
+    isa             key of ISA_FLAGS
+    threads         number of threads of a kernel; None: the default
+    requested       (source, name) of the kernels to compile in precompile(), in order
+    thread_setters  omp_set_num_threads of each loaded library
+    """
+
+    isa: str = os.environ.get("ALEXNET_ISA", "auto")
+    threads: int | None = None
+    requested: dict[tuple[str, str], None] = field(default_factory=dict)
+    thread_setters: list[Callable[[int], None]] = field(default_factory=list)
+
+
+state = State()
+
+
+def use_isa(name: str) -> None:
     """Compile later kernels with the flags ISA_FLAGS[name]; "auto" lets the compiler detect the processor."""
-    global _isa
     if name not in ISA_FLAGS:
         raise ValueError(f"isa must be one of {', '.join(ISA_FLAGS)}, got {name!r}")
-    _isa = name
+    state.isa = name
 
 
-def use_threads(n):
+def use_threads(n: int | None) -> None:
     """Run kernels on n threads. None means OMP_NUM_THREADS if set, else one thread per available core."""
-    global _threads
     if n is not None and n < 1:
         raise ValueError(f"the number of threads must be at least 1, got {n}")
-    _threads = n
-    for set_threads in _thread_setters:
+    state.threads = n
+    for set_threads in state.thread_setters:
         set_threads(threads())
 
 
-def threads():
+def threads() -> int:
     """Return the number of threads that a kernel runs on."""
-    if _threads is not None:
-        return _threads
+    if state.threads is not None:
+        return state.threads
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     if first.isdigit() and int(first) > 0:
         return int(first)
     return cores()
 
 
-def compiler_available():
+def compiler_available() -> bool:
     """Return True if a C compiler is installed."""
     return compiler() is not None
 
 
 @cache
-def compiler():
-    """Return the C compiler command as a list: CC if set, else cc, gcc or clang. Return None if none is found."""
+def compiler() -> list[str] | None:
+    """Return the C compiler command: CC if set, else cc, gcc or clang. Return None if none is found."""
     for name in [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]:
         command = shlex.split(name)
         if shutil.which(command[0]):
@@ -88,65 +108,77 @@ def compiler():
     return None
 
 
-def library(path):
-    """Compile and load a C file; return the ctypes library. Raises CompileError if the compiler fails."""
-    return load(source_of(path), path.stem)
+def load(source: str | Path, name: str | None = None) -> ctypes.CDLL:
+    """Compile and load C source; return the ctypes library.
+
+    Args:
+        source: path of a C file, or C source text.
+        name: prefix of the file name in the cache; for a path, its stem is the default.
+
+    Raises:
+        CompileError: there is no compiler, or it failed.
+    """
+    if state.isa not in ISA_FLAGS:
+        raise ValueError(f"ALEXNET_ISA must be one of {', '.join(ISA_FLAGS)}, got {state.isa!r}")
+    return _load(*_text_and_name(source, name), state.isa)
 
 
-@cache
-def source_of(path):
-    """Return the text of a C file, with #include lines replaced by the headers from the same folder."""
-    return INCLUDE.sub(lambda match: source_of(path.with_name(match[1])), path.read_text(encoding="utf-8"))
+def request(source: str | Path, name: str | None = None) -> None:
+    """Register source that a graph will call, so that precompile() compiles it before the first call. See load()."""
+    state.requested[_text_and_name(source, name)] = None
 
 
-def request(source, name):
-    """Register a kernel that a graph will call, so that precompile() compiles it before the first call."""
-    _wanted[source, name] = None
-
-
-def precompile():
+def precompile() -> None:
     """Compile and load all requested kernels, threads() of them in parallel."""
     with ThreadPoolExecutor(threads()) as pool:
-        for _ in pool.map(lambda wanted: load(*wanted), _wanted):
+        for _ in pool.map(lambda request: load(*request), state.requested):
             pass                                 # iteration raises the first CompileError
-    _wanted.clear()
-    use_threads(_threads)                        # OpenMP stores the number per calling thread
+    state.requested.clear()
+    use_threads(state.threads)                   # OpenMP stores the number per calling thread
 
 
 class Function:
-    """A C function as a Python callable. Its source is compiled, or loaded from the cache, at the first call.
+    """A C function as a Python callable. Its source is compiled, or loaded from the cache, at the first call."""
 
-    name       prefix of the file name in the cache
-    signature  one letter per argument: a = C-contiguous array, n = long, u = uint32, f = float
-    can_fail   the function returns an int; a nonzero value raises MemoryError
-    """
-
-    def __init__(self, source, name, symbol, signature, can_fail=False):
-        self.source, self.name, self.symbol = source, name, symbol
-        self.signature, self.can_fail = signature, can_fail
-        request(source, name)
+    def __init__(self, source: str, name: str, symbol: str, signature: str, can_fail: bool) -> None:
+        self.source = source
+        self.name = name
+        self.symbol = symbol
+        self.signature = signature
+        self.can_fail = can_fail
 
     @cached_property
-    def call(self):
+    def call(self) -> Callable[..., object]:
+        """The ctypes function, with its argument types set."""
         call = getattr(load(self.source, self.name), self.symbol)
         call.argtypes = [ARGUMENTS[letter] for letter in self.signature]
         call.restype = _checked_status if self.can_fail else None
         return call
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: object) -> None:
         self.call(*arguments)
 
 
-def function(path, symbol, signature, can_fail=False):
-    """Return the Function for a symbol of a C file."""
-    return Function(source_of(path), path.stem, symbol, signature, can_fail)
+def function(
+    source: str | Path, symbol: str, signature: str, can_fail: bool = False, name: str | None = None
+) -> Function:
+    """Request compilation of C source, and return one of its functions.
+
+    Args:
+        source, name: see load().
+        symbol: name of the C function.
+        signature: one letter per argument: a = C-contiguous array, n = long, u = uint32_t, f = float.
+        can_fail: the function returns an int, and a nonzero value raises MemoryError. Otherwise it returns void.
+    """
+    request(source, name)
+    return Function(*_text_and_name(source, name), symbol, signature, can_fail)
 
 
 class _Array:
     """ctypes argument type: a C-contiguous array, passed as a pointer."""
 
     @classmethod
-    def from_param(cls, array):
+    def from_param(cls, array: np.ndarray) -> ctypes.c_void_p:
         if not array.flags.c_contiguous:
             raise ValueError(f"a kernel needs a C-contiguous array, got strides {array.strides} for {array.shape}")
         return ctypes.c_void_p(array.ctypes.data)
@@ -155,75 +187,77 @@ class _Array:
 ARGUMENTS = {"a": _Array, "n": ctypes.c_long, "u": ctypes.c_uint32, "f": ctypes.c_float}
 
 
-def _checked_status(status):
+def _checked_status(status: int) -> None:
     if status:
-        raise MemoryError("a kernel could not allocate its working memory")
+        raise MemoryError("a kernel could not allocate its working memory: use a smaller batch or fewer threads")
 
 
-def load(source, name):
-    """Compile and load C source text; return the ctypes library. name is the prefix of the cached file name."""
-    return _load(source, name, _checked_isa())
+def _text_and_name(source: str | Path, name: str | None) -> tuple[str, str]:
+    if isinstance(source, Path):
+        return _expanded(source), name or source.stem
+    if name is None:
+        raise TypeError("C source text needs a name, the prefix of its file in the cache; only a path has one")
+    return source, name
 
 
 @cache
-def _load(source, name, isa):
-    path = _compiled(source, name, tuple(ISA_FLAGS[isa]))
-    loaded = ctypes.CDLL(os.fspath(path))
+def _expanded(path: Path) -> str:
+    """Return the text of a C file, with #include lines replaced by the headers from the same folder."""
+    return INCLUDE.sub(lambda match: _expanded(path.with_name(match[1])), path.read_text(encoding="utf-8"))
+
+
+@cache
+def _load(source: str, name: str, isa: str) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(os.fspath(_compiled(source, name, isa)))
     if hasattr(loaded, "omp_set_num_threads"):
-        _thread_setters.append(loaded.omp_set_num_threads)
+        state.thread_setters.append(loaded.omp_set_num_threads)
         loaded.omp_set_num_threads(threads())
     return loaded
 
 
-def _checked_isa():
-    if _isa not in ISA_FLAGS:
-        raise ValueError(f"ALEXNET_ISA must be one of {', '.join(ISA_FLAGS)}, got {_isa!r}")
-    return _isa
-
-
-def _compiled(source, name, tile_flags):
+def _compiled(source: str, name: str, isa: str) -> Path:
     """Return the path of the compiled source. Compile it if it is not in the cache."""
-    command = compiler()
-    if command is None:
+    base = compiler()
+    if base is None:
         raise CompileError(NO_COMPILER)
-    full = [*command, *FLAGS, *tile_flags, OPENMP]
-    parts = [source, *full, _compiler_version(), processor()]
+    command = [*base, *FLAGS, *ISA_FLAGS[isa], OPENMP]
+    parts = [source, *command, _compiler_version(*base), processor()]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     path = cache_folder() / f"{name}-{digest}.so"
     if not path.exists():
-        _compile(full, source, path)
+        _compile(command, source, path)
     return path
 
 
-def _compile(command, source, path):
-    """Compile source to path, through a temporary folder next to it. If that fails, retry without OpenMP and warn."""
+def _compile(command: list[str], source: str, path: Path) -> None:
+    """Compile source to path. If the compiler fails, retry without OpenMP and warn."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="compiling-") as folder:
-        text, result = Path(folder, "kernel.c"), Path(folder, "kernel.so")
+    with atomic.replacing(path, unique=True) as library:
+        text = library.with_suffix(".c")
         text.write_text(source)
-        command = [*command, os.fspath(text), "-o", os.fspath(result), "-lm"]
+        command = [*command, os.fspath(text), "-o", os.fspath(library), "-lm"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             command.remove(OPENMP)
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                said = f"{shlex.join(command)}\n{done.stderr.strip()}"
-                raise CompileError(f"the C compiler failed on {path.name}: {said}")
-            _warn_of_one_thread()
-        os.replace(result, path)
+                output = f"{shlex.join(command)}\n{done.stderr.strip()}"
+                raise CompileError(f"the C compiler failed on {path.name}: {output}")
+            _warn_no_openmp()
 
 
 @cache
-def _warn_of_one_thread():
+def _warn_no_openmp() -> None:
     """Warn once per process that the compiler does not support OpenMP."""
     warnings.warn(
-        f"{shlex.join(compiler())} does not support {OPENMP}, so kernels run on one thread: install its OpenMP library",
+        f"{shlex.join(compiler() or [])} does not support {OPENMP}, so kernels run on one thread: "
+        "install its OpenMP library",
         RuntimeWarning,
         stacklevel=2,
     )
 
 
-def cache_folder():
+def cache_folder() -> Path:
     """Return the folder of compiled kernels."""
     if folder := os.environ.get("ALEXNET_CACHE"):
         return Path(folder)
@@ -232,12 +266,12 @@ def cache_folder():
 
 
 @cache
-def _compiler_version():
-    return subprocess.run([*compiler(), "--version"], capture_output=True, text=True).stdout
+def _compiler_version(*command: str) -> str:
+    return subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
 
 
 @cache
-def processor():
+def processor() -> str:
     """Return what determines -march=native: the name of the processor and its instruction sets."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():

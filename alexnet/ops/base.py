@@ -1,10 +1,22 @@
 """Shared code of the Ops: static and symbolic output shapes from one formula, and validation of inputs."""
 
 import operator
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, TypeAlias, cast
 
+import numpy as np
 import pytensor.tensor as pt
-from pytensor.graph.basic import Apply, Constant
+from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.graph.op import Op
+from pytensor.tensor import TensorLike
+from pytensor.tensor.variable import TensorVariable
+
+Length: TypeAlias = int | Variable | None        # of an axis; None: unknown when the graph is built
+Shape: TypeAlias = tuple[Length, ...]
+Inputs = Sequence[Variable]
+Arrays = Sequence[np.ndarray]
+Storages = Sequence[list[np.ndarray | None]]     # of the outputs of perform, which sets element 0 of each
 
 
 class ShapedOp(Op):
@@ -14,24 +26,28 @@ class ShapedOp(Op):
     depends on None is None.
     """
 
-    def shapes(self, inputs, input_shapes):
-        """Return a tuple of lengths for each output."""
-        raise NotImplementedError(f"{type(self).__name__} does not state its output shapes")
+    @abstractmethod
+    def shapes(self, inputs: Inputs, input_shapes: Sequence[Shape]) -> list[Shape]:
+        """Return the shape of each output."""
 
-    def apply(self, inputs, dtypes):
+    def array_shapes(self, *input_shapes: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Return the output shapes for arrays of these shapes; for Ops whose inputs do not contain lengths."""
+        return cast(list[tuple[int, ...]], self.shapes((), input_shapes))
+
+    def apply(self, inputs: Inputs, dtypes: Sequence[str]) -> Apply:
         """Return an Apply node with one output per dtype; each output gets its static shape."""
         shapes = self.shapes(inputs, [variable.type.shape for variable in inputs])
-        static = [tuple(n if isinstance(n, int) else None for n in shape) for shape in shapes]
+        static = [tuple(static_length(n) for n in shape) for shape in shapes]
         outputs = [pt.tensor(dtype=dtype, shape=shape) for dtype, shape in zip(dtypes, static, strict=True)]
         return Apply(self, inputs, outputs)
 
-    def infer_shape(self, *arguments):
+    def infer_shape(self, *arguments: Any) -> list[Shape]:
         """Return symbolic output shapes. PyTensor 3.0 passes (fgraph, node, shapes), newer versions (node, shapes)."""
         node, input_shapes = arguments[-2:]
         return self.shapes(node.inputs, input_shapes)
 
 
-def whole_number(name, value, least):
+def whole_number(name: str, value: Any, least: int) -> int:
     """Return value as an int.
 
     Raises:
@@ -47,7 +63,7 @@ def whole_number(name, value, least):
     return number
 
 
-def float_tensor(op, name, value, ndim=4):
+def float_tensor(op: Op, name: str, value: TensorLike, ndim: int | None = 4) -> TensorVariable:
     """Return value as a symbolic variable.
 
     Raises:
@@ -61,7 +77,7 @@ def float_tensor(op, name, value, ndim=4):
     return variable
 
 
-def integer_tensor(op, name, value, dtype, ndim):
+def integer_tensor(op: Op, name: str, value: TensorLike, dtype: str, ndim: int) -> TensorVariable:
     """Return value as a symbolic variable of the given integer dtype. Integer scalars of other dtypes are cast.
 
     Raises:
@@ -79,7 +95,12 @@ def integer_tensor(op, name, value, dtype, ndim):
     raise TypeError(f"{op}: {name} must be {dtype}, got {variable.type.dtype}")
 
 
-def same_dtype(op, *variables):
+def length_tensor(op: Op, name: str, value: TensorLike) -> TensorVariable:
+    """Return a length, such as the height of an image, as a symbolic int64 scalar. Raises TypeError as above."""
+    return integer_tensor(op, name, value, "int64", 0)
+
+
+def same_dtype(op: Op, *variables: TensorVariable) -> str:
     """Return the common dtype of the variables. Raises TypeError if they differ."""
     dtypes = {variable.type.dtype for variable in variables}
     if len(dtypes) > 1:
@@ -87,21 +108,23 @@ def same_dtype(op, *variables):
     return dtypes.pop()
 
 
-def length(variable):
+def length(variable: Variable) -> Length:
     """Return the value of a constant scalar as an int, or the variable itself if it is not constant."""
     return int(variable.data) if isinstance(variable, Constant) else variable
 
 
-def known(*lengths):
-    """Return True if no length is None."""
-    return all(n is not None for n in lengths)
+def static_length(n: Length) -> int | None:
+    """Return a length if it is known when the graph is built, else None."""
+    return n if isinstance(n, int) else None
 
 
-def windows_along(n, size, stride, pad=0):
+def windows_along(n: Length, size: Length, stride: int, pad: int = 0) -> Length:
     """Return the number of windows of `size` with `stride` on n elements padded by `pad` on both sides, or None."""
-    return (n + 2 * pad - size) // stride + 1 if known(n, size) else None
+    if n is None or size is None:
+        return None
+    return (n + 2 * pad - size) // stride + 1
 
 
-def row_and_column_lengths(x):
-    """Return the numbers of rows and columns of x, each as an int if static, otherwise symbolic."""
+def height_and_width(x: TensorVariable) -> list[Length]:
+    """Return the lengths of axes 1 and 2 of x, each as an int if static, otherwise symbolic."""
     return [x.shape[axis] if x.type.shape[axis] is None else x.type.shape[axis] for axis in (1, 2)]

@@ -5,10 +5,25 @@ Windows start `pad` pixels before the image and end at most `pad` pixels after i
 Source: Krizhevsky et al. 2012, section 3.4 (overlapping windows, size 3, stride 2).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from pytensor.gradient import DisconnectedType, grad_not_implemented
+from pytensor.graph.basic import Apply, Variable
+from pytensor.tensor import TensorLike
 
-from alexnet.ops.base import float_tensor, integer_tensor, length, row_and_column_lengths, whole_number
+from alexnet.ops.base import (
+    Arrays,
+    Inputs,
+    Shape,
+    Storages,
+    float_tensor,
+    height_and_width,
+    integer_tensor,
+    length,
+    length_tensor,
+    whole_number,
+)
 from alexnet.ops.windows import WindowOp
 
 
@@ -17,7 +32,7 @@ class _PoolOp(WindowOp):
 
     __props__ = ("size", "stride", "pad")
 
-    def __init__(self, size=3, stride=2, pad=0):
+    def __init__(self, size: int = 3, stride: int = 2, pad: int = 0) -> None:
         super().__init__(size, stride)
         self.pad = whole_number("pooling pad", pad, least=0)
         if self.size > 16:
@@ -25,9 +40,10 @@ class _PoolOp(WindowOp):
         if self.pad >= self.size:
             raise ValueError(f"pooling pad must be less than the size, {self.size}, got {self.pad}")
 
-    def first(self, rows, columns):
-        """Return the index of the first pixel of each window that is not padding, uint8 (rows, columns)."""
-        i, j = (np.maximum(self.pad - self.stride * np.arange(n), 0) for n in (rows, columns))
+    def first(self, out_height: int, out_width: int) -> np.ndarray:
+        """Return the index of the first pixel of each window that is not padding, uint8 (out_height, out_width)."""
+        i = np.maximum(self.pad - self.stride * np.arange(out_height), 0)
+        j = np.maximum(self.pad - self.stride * np.arange(out_width), 0)
         return (i[:, None] * self.size + j).astype(np.uint8)
 
 
@@ -44,69 +60,76 @@ class MaxPool(_PoolOp):
         ValueError: the window is larger than the image.
     """
 
-    def make_node(self, x):
+    def make_node(self, x: TensorLike) -> Apply:
         x = float_tensor(self, "x", x)
         self.check(x.type.shape)
         return self.apply([x], [x.type.dtype, "uint8"])
 
-    def shapes(self, inputs, input_shapes):
+    def shapes(self, inputs: Inputs, input_shapes: Sequence[Shape]) -> list[Shape]:
         channels, height, width, batch = input_shapes[0]
         return [(channels, *self.pooled(height, width), batch)] * 2
 
-    def perform(self, node, inputs, outputs):
+    def perform(self, node: Apply, inputs: Arrays, outputs: Storages) -> None:
         (x,) = inputs
         self.check(x.shape)
-        shape = self.shapes(None, [x.shape])[0]
-        y, index = np.full(shape, -np.inf, x.dtype), np.empty(shape, np.uint8)
-        index[:] = self.first(*shape[1:3])[:, :, None]
+        shape = self.array_shapes(x.shape)[0]
+        out_height, out_width = shape[1:3]
+        y = np.full(shape, -np.inf, x.dtype)
+        index = np.empty(shape, np.uint8)
+        index[:] = self.first(out_height, out_width)[:, :, None]
         padded = np.pad(x, [(0, 0), *[(self.pad, self.pad)] * 2, (0, 0)], constant_values=-np.inf)
-        for k, pixels in enumerate(self.views(padded, *shape[1:3])):
+        for k, pixels in enumerate(self.views(padded, out_height, out_width)):
             higher = (pixels > y) | (np.isnan(pixels) & ~np.isnan(y))
             np.copyto(y, pixels, where=higher)
             np.copyto(index, np.uint8(k), where=higher)
-        outputs[0][0], outputs[1][0] = y, index
+        outputs[0][0] = y
+        outputs[1][0] = index
 
-    def connection_pattern(self, node):
+    def connection_pattern(self, node: Apply) -> list[list[bool]]:
         return [[True, False]]
 
-    def pullback(self, inputs, outputs, cotangents):
+    def pullback(self, inputs: Inputs, outputs: Inputs, cotangents: Inputs) -> list[Variable]:
         (x,) = inputs
         gradient = MaxPoolGradient(self.size, self.stride, self.pad)
-        return [gradient(cotangents[0], outputs[1], *row_and_column_lengths(x))]
+        return [gradient(cotangents[0], outputs[1], *height_and_width(x))]
 
 
 class MaxPoolGradient(_PoolOp):
     """Compute dx with height x width pixels: each g is added to the pixel of its window that index selects."""
 
-    def make_node(self, g, index, height, width):
-        g, index = float_tensor(self, "g", g), integer_tensor(self, "index", index, "uint8", 4)
-        lengths = [integer_tensor(self, name, n, "int64", 0) for name, n in (("height", height), ("width", width))]
+    def make_node(self, g: TensorLike, index: TensorLike, height: TensorLike, width: TensorLike) -> Apply:
+        g = float_tensor(self, "g", g)
+        index = integer_tensor(self, "index", index, "uint8", 4)
+        lengths = [length_tensor(self, "height", height), length_tensor(self, "width", width)]
         return self.apply([g, index, *lengths], [g.type.dtype])
 
-    def shapes(self, inputs, input_shapes):
+    def shapes(self, inputs: Inputs, input_shapes: Sequence[Shape]) -> list[Shape]:
         channels, _, _, batch = input_shapes[0]
         return [(channels, length(inputs[2]), length(inputs[3]), batch)]
 
-    def perform(self, node, inputs, outputs):
-        g, index, height, width = inputs
-        self.check(g.shape, index.shape, int(height), int(width))
-        pad, height, width = self.pad, int(height), int(width)
+    def perform(self, node: Apply, inputs: Arrays, outputs: Storages) -> None:
+        g, index = inputs[:2]
+        height, width = map(int, inputs[2:])
+        self.check_gradient(g.shape, index.shape, height, width)
+        pad = self.pad
         dx = np.zeros((g.shape[0], height + 2 * pad, width + 2 * pad, g.shape[3]), g.dtype)
         for k, pixels in enumerate(self.views(dx, *g.shape[1:3])):
             pixels += np.where(index == k, g, g.dtype.type(0))
         outputs[0][0] = np.ascontiguousarray(dx[:, pad : pad + height, pad : pad + width])
 
-    def check(self, g_shape, index_shape, height, width):
+    def check_gradient(
+        self, g_shape: tuple[int, ...], index_shape: tuple[int, ...], height: int, width: int
+    ) -> None:
         """Raise ValueError if g and index do not have the shape that pooling of height x width pixels produces."""
-        pooled = tuple(self.pooled(height, width))
+        pooled = self.pooled(height, width)
         if g_shape != index_shape or g_shape[1:3] != pooled:
             raise ValueError(
                 f"{self}: g and index must both have {pooled} rows and columns, got shapes {g_shape} and {index_shape}"
             )
 
-    def connection_pattern(self, node):
+    def connection_pattern(self, node: Apply) -> list[list[bool]]:
         return [[True], [False], [False], [False]]
 
-    def pullback(self, inputs, outputs, cotangents):
+    def pullback(self, inputs: Inputs, outputs: Inputs, cotangents: Inputs) -> list[Variable]:
         refused = grad_not_implemented(self, 0, inputs[0], "second derivatives of max pooling are not offered")
         return [refused, *(DisconnectedType()() for _ in inputs[1:])]

@@ -9,7 +9,8 @@ from functools import cache
 
 from pytensor.compile.builders import OpFromGraph
 from pytensor.compile.mode import Mode
-from pytensor.graph.basic import Apply
+from pytensor.graph.basic import Apply, Variable
+from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
 from pytensor.graph.rewriting.basic import GraphRewriter
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
@@ -17,27 +18,14 @@ from pytensor.link.vm import VMLinker
 from pytensor.scalar import Composite
 from pytensor.tensor.rewriting.ofg import inline_ofg_node
 
-from alexnet.backends.cpu import elemwise, fused_update
-from alexnet.backends.cpu.kernels import (
-    average_pool,
-    convolution,
-    crop,
-    dot,
-    dropout,
-    join,
-    lrn,
-    max_pool,
-    reduce,
-)
-from alexnet.backends.cpu.registry import kernel
+from alexnet.backends.cpu.kernels import elemwise, fused_update
+from alexnet.backends.registry import Run, kernel_of
 from alexnet.native import compiler
+from alexnet.ops.base import Arrays, Storages
 
-KERNELS = (                                      # importing them registers their kernels
-    average_pool, convolution, crop, dot, dropout, elemwise, join, lrn, max_pool, reduce, fused_update,
-)
 AFTER_STABILISING = 1.9                          # after the rewrites that recognise softmax, before fusion
 AFTER_ALL_OTHERS = 1000                          # PyTensor's rewrites have positions below 200
-LEFT_OUT = "BlasOpt", "local_merge_switch_same_cond"     # calls BLAS from C; may not terminate where branches rejoin
+EXCLUDED = "BlasOpt", "local_merge_switch_same_cond"     # calls BLAS from C; may not terminate where branches rejoin
 
 
 class CpuKernel(Op):
@@ -45,18 +33,20 @@ class CpuKernel(Op):
 
     __props__ = ("op",)
 
-    def __init__(self, op, run):
-        self.op, self.run = op, run
-        self.destroy_map, self.view_map = dict(op.destroy_map), dict(op.view_map)
+    def __init__(self, op: Op, run: Run) -> None:
+        self.op = op
+        self.run = run
+        self.destroy_map = dict(op.destroy_map)
+        self.view_map = dict(op.view_map)
 
-    def make_node(self, *inputs):
+    def make_node(self, *inputs: Variable) -> Apply:
         return Apply(self, inputs, [output.type() for output in self.op.make_node(*inputs).outputs])
 
-    def perform(self, node, inputs, outputs):
+    def perform(self, node: Apply, inputs: Arrays, outputs: Storages) -> None:
         for storage, value in zip(outputs, self.run(*inputs), strict=True):
             storage[0] = value
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"CpuKernel({self.op})"
 
 
@@ -66,7 +56,7 @@ class InlineGraphs(GraphRewriter):
     Otherwise PyTensor compiles the inner graph with Numba at the first call.
     """
 
-    def apply(self, fgraph):
+    def apply(self, fgraph: FunctionGraph) -> None:
         while nodes := [node for node in fgraph.toposort() if isinstance(node.op, OpFromGraph)]:
             for node in nodes:
                 outputs = inline_ofg_node(node)
@@ -79,22 +69,22 @@ class UseKernels(GraphRewriter):
     Nodes with float64 inputs or outputs get no kernel.
     """
 
-    def apply(self, fgraph):
+    def apply(self, fgraph: FunctionGraph) -> None:
         fused_update.fuse(fgraph)
         for node in fgraph.toposort():
             dtypes = {getattr(variable.type, "dtype", None) for variable in node.inputs + node.outputs}
-            formula = getattr(node.op, "scalar_op", None)
-            run = None if "float64" in dtypes else kernel(node.op, node)
+            scalar_op = getattr(node.op, "scalar_op", None)
+            run = None if "float64" in dtypes else kernel_of(node.op, node)
             if run is not None:
                 outputs = CpuKernel(node.op, run).make_node(*node.inputs).outputs
-            elif isinstance(formula, Composite) or elemwise.many(formula, node.inputs):
-                outputs = elemwise.unfused(node)
+            elif isinstance(scalar_op, Composite) or elemwise.exceeds_ufunc(scalar_op, node.inputs):
+                outputs = elemwise.split_into_ufuncs(node)
             else:
                 continue
             fgraph.replace_all(list(zip(node.outputs, outputs, strict=True)), reason="cpu kernel")
 
 
-def cpu_mode():
+def cpu_mode() -> Mode:
     """Return the mode with C kernels; without a C compiler warn once and return the slow `numpy_mode`."""
     if not compiler.compiler_available():
         warn_no_compiler()
@@ -102,18 +92,18 @@ def cpu_mode():
     return _base_mode().register((UseKernels(), AFTER_ALL_OTHERS))
 
 
-def numpy_mode():
+def numpy_mode() -> Mode:
     """Return the mode that computes each Op with NumPy; no fusion: NumPy would run fused Ops element by element."""
     return _base_mode().excluding("fusion")
 
 
-def _base_mode():
-    """Return a mode of the PyTensor VM without C compilation and without the rewrites in LEFT_OUT."""
-    query = RewriteDatabaseQuery(include=["fast_run"], exclude=LEFT_OUT)
+def _base_mode() -> Mode:
+    """Return a mode of the PyTensor VM without C compilation and without the rewrites in EXCLUDED."""
+    query = RewriteDatabaseQuery(include=["fast_run"], exclude=EXCLUDED)
     return Mode(VMLinker(use_cloop=False, c_thunks=False), query).register((InlineGraphs(), AFTER_STABILISING))
 
 
 @cache
-def warn_no_compiler():
+def warn_no_compiler() -> None:
     """Warn once per process that no C compiler was found."""
     warnings.warn(compiler.NO_COMPILER, RuntimeWarning, stacklevel=3)

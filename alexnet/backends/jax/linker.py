@@ -9,28 +9,34 @@ Products are never computed at less than the requested precision; on a GPU the J
 """
 
 import os
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
+from jax import Array
 from pytensor.compile.mode import Mode
 from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import Variable
+from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.rewriting.db import RewriteDatabaseQuery
 from pytensor.link.jax.dispatch import jax_funcify
 from pytensor.link.jax.linker import JAXLinker
 from pytensor.tensor.type import TensorType
 
-from alexnet.backends.jax import average_pool, basic, convolution, crop, dropout, lrn, max_pool
-from alexnet.backends.jax.convolution import PRECISIONS
+from alexnet.backends.jax.lowerings import crop
+from alexnet.backends.jax.precision import PRECISIONS
+from alexnet.backends.registry import pass_lowerings
 from alexnet.config.schema import ConfigError
 from alexnet.native.compiler import cache_folder
 
-LOWERINGS = average_pool, basic, convolution, crop, dropout, lrn, max_pool             # importing them registers them
-LEFT_OUT = "fusion", "local_merge_switch_same_cond"              # XLA fuses; may not terminate where branches rejoin
+EXCLUDED = "fusion", "local_merge_switch_same_cond"              # XLA fuses; may not terminate where branches rejoin
+Value: TypeAlias = Array | np.ndarray | np.generic                # of an input
 NO_CUDA = 'backend jax sees no GPU for device {}: pip install "jax[cuda13]", or set backend=cpu (JAX: {})'
 
 
-def jax_mode(precision="float32", device="cpu"):
+def jax_mode(precision: str = "float32", device: str = "cpu") -> Mode:
     """Return the mode for a precision ("float32", "tf32", "bfloat16") and a device ("cpu", "cuda0" …).
 
     Raises:
@@ -39,12 +45,12 @@ def jax_mode(precision="float32", device="cpu"):
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    query = RewriteDatabaseQuery(include=["fast_run", "jax"], exclude=LEFT_OUT)
+    query = RewriteDatabaseQuery(include=["fast_run", "jax"], exclude=EXCLUDED)
     return Mode(DeviceLinker(precision, device_of(device)), query)
 
 
 @cache
-def device_of(name):
+def device_of(name: str) -> jax.Device:
     """Return the JAX device of a name; "cpu" never initialises a GPU. Raise ConfigError if there is no such device."""
     if name == "cpu":
         jax.config.update("jax_platforms", "cpu")
@@ -68,79 +74,90 @@ class DeviceLinker(JAXLinker):
     running.
     """
 
-    def __init__(self, precision, device):
+    def __init__(self, precision: str, device: jax.Device) -> None:
         super().__init__()
-        self.precision, self.device = precision, device
+        self.precision = precision
+        self.device = device
 
-    def fgraph_convert(self, fgraph, **storages):
+    def fgraph_convert(self, fgraph: FunctionGraph, **storages: object) -> Callable[..., Any]:
         """Return the graph as a function of its inputs; including the storages would keep a copy of all parameters."""
+        pass_lowerings(jax_funcify.register)
         with jax.enable_x64(True), jax.default_device(self.device):         # places the constants
             return jax_funcify(fgraph, precision=self.precision)
 
-    def jit_compile(self, fn):
+    def jit_compile(self, fn: Callable[..., Any]) -> "DeviceFunction":
         return DeviceFunction(fn, self.fgraph, self.precision, self.device)
 
 
 class DeviceFunction:
     """A function fn (graph inputs -> outputs), compiled for a device; donates the inputs that the graph updates.
 
-    jitted  the jax.jit function (old values, other inputs) -> (new values, other outputs); old and new values have the
-            same order
+    old, others   positions of the updated variables, and of the other ones, among the inputs
+    new, results  positions of the updated values, in the order of old, and of the other ones, among the outputs
+    jitted        the jax.jit function (old values, other inputs) -> (new values, results)
     """
 
-    def __init__(self, fn, fgraph, precision, device):
-        self.fn, self.inputs, self.outputs, self.device = fn, fgraph.inputs, fgraph.outputs, device
+    def __init__(
+        self, fn: Callable[..., Any], fgraph: FunctionGraph, precision: str, device: jax.Device
+    ) -> None:
+        self.fn = fn
+        self.inputs = fgraph.inputs
+        self.outputs = fgraph.outputs
+        self.device = device
         self.precision = PRECISIONS[precision].name.lower()
         updates = sorted((fgraph.update_mapping or {}).items())
-        self.new, self.old = [output for output, _ in updates], [place for _, place in updates]
-        self.others = [place for place in range(len(fgraph.inputs)) if place not in self.old]
-        self.results = [place for place in range(len(fgraph.outputs)) if place not in self.new]
+        self.old = [position for _, position in updates]
+        self.new = [position for position, _ in updates]
+        self.others = [position for position in range(len(fgraph.inputs)) if position not in self.old]
+        self.results = [position for position in range(len(fgraph.outputs)) if position not in self.new]
         self.checks = list(crop.checks_on_host(fgraph))
         for variable in self.inputs:
             if isinstance(variable, SharedVariable):
                 variable.container.type = DeviceTensorType(variable.type, device)
         self.jitted = jax.jit(self.step, donate_argnums=0)
 
-    def step(self, old, others):
+    def step(self, old: Sequence[Array], others: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+        """Return (new values, results): the function that JAX traces."""
         values = dict(zip([*self.old, *self.others], [*old, *others], strict=True))
         with jax.default_matmul_precision(self.precision):
-            outputs = self.fn(*(values[place] for place in range(len(values))))
+            outputs = self.fn(*(values[position] for position in range(len(values))))
         typed = [
             jax.numpy.asarray(value, variable.type.dtype)
             for value, variable in zip(outputs, self.outputs, strict=True)
         ]
-        return [typed[place] for place in self.new], [typed[place] for place in self.results]
+        return [typed[position] for position in self.new], [typed[position] for position in self.results]
 
-    def __call__(self, *values):
+    def __call__(self, *values: Value) -> list[Array]:
         for check in self.checks:
             check(values)
         with jax.enable_x64(True), jax.default_device(self.device):
             new, results = self.jitted(*self.arguments(values))
         outputs = dict(zip([*self.new, *self.results], [*new, *results], strict=True))
-        return [outputs[place] for place in range(len(outputs))]
+        return [outputs[position] for position in range(len(outputs))]
 
-    def lower(self, *values):
+    def lower(self, *values: Value) -> jax.stages.Lowered:
         """Return the jax.stages.Lowered of a call with these values, before XLA compiles it."""
         with jax.enable_x64(True), jax.default_device(self.device):
             return self.jitted.lower(*self.arguments(values))
 
-    def prepare(self, batch):
+    def prepare(self, batch: int) -> None:
         """Compile with XLA now, with `batch` for each unknown length; later calls reuse the result."""
         self.lower(*(example(variable, batch) for variable in self.inputs)).compile()
 
-    def arguments(self, values):
-        values = [taken(variable, value, self.device) for variable, value in zip(self.inputs, values, strict=True)]
-        return [values[place] for place in self.old], [values[place] for place in self.others]
+    def arguments(self, values: Sequence[Value]) -> tuple[list[Value], list[Value]]:
+        """Return the arguments of jitted for the values of the inputs."""
+        accepted = [accept(variable, value, self.device) for variable, value in zip(self.inputs, values, strict=True)]
+        return [accepted[position] for position in self.old], [accepted[position] for position in self.others]
 
 
-def example(variable, batch):
+def example(variable: Variable, batch: int) -> Value:
     """Return an example value of an input: the value of a shared variable, or zeros."""
     if isinstance(variable, SharedVariable):
         return variable.get_value(borrow=True)
     return np.zeros([batch if n is None else n for n in variable.type.shape], variable.type.dtype)
 
 
-def taken(variable, value, device):
+def accept(variable: Variable, value: Value, device: jax.Device) -> Value:
     """Return the value of an input for the compiled function; moves shared variables and images to the device.
 
     Small host arrays stay on the host, because passing them with the XLA call is faster.
@@ -149,36 +166,38 @@ def taken(variable, value, device):
         TypeError: the value does not have the type of the variable.
     """
     if isinstance(variable, SharedVariable):
-        if not isinstance(value, jax.Array):
+        if not isinstance(value, Array):
             variable.set_value(value, borrow=True)
         return variable.get_value(borrow=True)
-    if not isinstance(value, jax.Array | np.ndarray | np.generic):
+    if not isinstance(value, Array | np.ndarray | np.generic):
         return variable.type.filter(value)
     if not fits(variable.type, value):
-        wanted = f"{variable.type.dtype} of shape {shown(variable.type.shape)}"
-        raise TypeError(f"{variable.name} must be {wanted}, got {value.dtype} of shape {shown(value.shape)}")
+        expected = f"{variable.type.dtype} of shape {format_shape(variable.type.shape)}"
+        raise TypeError(f"{variable.name} must be {expected}, got {value.dtype} of shape {format_shape(value.shape)}")
     return jax.device_put(value, device) if value.ndim == 4 else value
 
 
-def fits(tensor_type, array):
+def fits(tensor_type: TensorType, array: Value) -> bool:
+    """Return True if an array has the dtype of the type, and a shape that the type allows."""
     if (array.dtype, array.ndim) != (tensor_type.dtype, tensor_type.ndim):
         return False
     return all(n in (None, m) for n, m in zip(tensor_type.shape, array.shape, strict=True))
 
 
-def shown(shape):
+def format_shape(shape: Sequence[int | None]) -> str:
+    """Return a shape as text, with ? for an unknown length."""
     return f"({', '.join('?' if n is None else str(n) for n in shape)})"
 
 
 class DeviceTensorType(TensorType):
     """The type of a shared variable's container: arrays on a device; set_value keeps device arrays in place."""
 
-    def __init__(self, tensor_type, device):
+    def __init__(self, tensor_type: TensorType, device: jax.Device) -> None:
         super().__init__(tensor_type.dtype, shape=tensor_type.shape)
         self.device = device
 
-    def filter(self, value, strict=False, allow_downcast=None):
-        if not (isinstance(value, jax.Array) and fits(self, value)):
+    def filter(self, value: Any, strict: bool = False, allow_downcast: bool | None = None) -> Array:
+        if not (isinstance(value, Array) and fits(self, value)):
             value = super().filter(value, strict, allow_downcast)
         with jax.enable_x64(True):
             return jax.device_put(value, self.device)

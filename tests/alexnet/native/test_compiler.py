@@ -35,7 +35,7 @@ def empty_cache(tmp_path, monkeypatch):
 
 @needs_compiler
 def test_source_becomes_a_function_and_one_file(empty_cache):
-    double = compiler.Function(DOUBLE_IT + "//once", "double", "run", "aan")
+    double = compiler.function(DOUBLE_IT + "//once", "run", "aan", name="double")
     x, y = np.arange(5, dtype="float32"), np.empty(5, "float32")
     double(x, y, 5)
     assert y.tolist() == [0, 2, 4, 6, 8]
@@ -44,7 +44,7 @@ def test_source_becomes_a_function_and_one_file(empty_cache):
 
 @needs_compiler
 def test_strided_array_is_refused(empty_cache):
-    double = compiler.Function(DOUBLE_IT, "double", "run", "aan")
+    double = compiler.function(DOUBLE_IT, "run", "aan", name="double")
     with pytest.raises(ctypes.ArgumentError, match="C-contiguous array"):
         double(np.zeros(10, "float32")[::2], np.zeros(5, "float32"), 5)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alexnet.backends import mode_of
-from alexnet.backends.cpu import elemwise
+from alexnet.backends.cpu.kernels import elemwise
 from alexnet.config import ConfigError, load_config
 from alexnet.data.augment import centre_crop
 from alexnet.native import compiler

@@ -342,7 +342,7 @@ def converter(request, monkeypatch):
         return fp16.Plain()
     if not compiler.compiler_available():
         pytest.skip("needs a C compiler")
-    monkeypatch.setattr(compiler, "_isa", request.param)
+    monkeypatch.setattr(compiler.state, "isa", request.param)
     return fp16.Compiled()
 
 

@@ -1,1 +1,5 @@
-"""C kernels of the Ops, and the functions that call them."""
+"""The kernels of the CPU backend. Each module in this folder registers its kernels; the loops are in the .c files."""
+
+from alexnet.backends.registry import import_modules
+
+import_modules(__name__, __path__)

@@ -3,22 +3,24 @@
 from pathlib import Path
 
 import numpy as np
+from pytensor.graph.basic import Apply
 
 from alexnet.backends.cpu import allocator
-from alexnet.backends.cpu.registry import kernel
+from alexnet.backends.registry import Run, cpu_kernel
 from alexnet.native import compiler
 from alexnet.ops import AveragePool, AveragePoolGradient
 
 SOURCE = Path(__file__).with_suffix(".c")
 
 
-@kernel.register(AveragePool)
-def average_pool(op, node):
+@cpu_kernel(AveragePool)
+def average_pool(op: AveragePool, node: Apply) -> Run:
     loop = compiler.function(SOURCE, "average_pool", "aannnnnnnn")
 
-    def run(x):
+    def run(x: np.ndarray) -> tuple[np.ndarray]:
         op.check(x.shape)
-        x, (shape,) = np.ascontiguousarray(x), op.shapes(None, [x.shape])
+        x = np.ascontiguousarray(x)
+        (shape,) = op.array_shapes(x.shape)
         y = allocator.empty(shape, np.float32)
         loop(x, y, *x.shape, *shape[1:3], op.size, op.stride)
         return (y,)
@@ -26,13 +28,14 @@ def average_pool(op, node):
     return run
 
 
-@kernel.register(AveragePoolGradient)
-def average_pool_gradient(op, node):
+@cpu_kernel(AveragePoolGradient)
+def average_pool_gradient(op: AveragePoolGradient, node: Apply) -> Run:
     loop = compiler.function(SOURCE, "average_pool_gradient", "aannnnnnnn")
 
-    def run(g, height, width):
-        op.check(g.shape, int(height), int(width))
-        g, dx = np.ascontiguousarray(g), allocator.empty((g.shape[0], int(height), int(width), g.shape[3]), np.float32)
+    def run(g: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray]:
+        op.check_gradient(g.shape, int(height), int(width))
+        g = np.ascontiguousarray(g)
+        dx = allocator.empty((g.shape[0], int(height), int(width), g.shape[3]), np.float32)
         loop(g, dx, *dx.shape, *g.shape[1:3], op.size, op.stride)
         return (dx,)
 

@@ -1,101 +1,115 @@
 """Convolution and its two gradients on the CPU: direct, or with Winograd transforms where they are faster.
 
-Shapes: x (c, height, width, b), w (c / groups, rows, columns, o), out and its gradient g (o, rows, columns, b).
-All arrays are float32 and contiguous. A dense layer is a 1x1 image with a 1x1 filter: x (in, 1, 1, b),
-w (in, 1, 1, out). The padding consists of explicit zeros, so an infinite value multiplied by padding gives NaN.
+Shapes: x (channels, height, width, batch), W (channels / groups, filter_height, filter_width, outputs), y and its
+gradient g (outputs, out_height, out_width, batch). All arrays are float32 and contiguous. A dense layer is a 1x1 image
+with a 1x1 filter: x (inputs, 1, 1, batch), W (inputs, 1, 1, outputs). The padding consists of explicit zeros, so an
+infinite value multiplied by padding gives NaN.
 
 The loops are in convolution.c and filter_gradient.c (direct), winograd.c and winograd_filter_gradient.c.
 """
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from pytensor.graph.basic import Apply
 
 from alexnet.backends.cpu import allocator
-from alexnet.backends.cpu.registry import kernel
+from alexnet.backends.registry import Run, cpu_kernel
 from alexnet.native import compiler
 from alexnet.ops import Convolution, ConvolutionFilterGradient, ConvolutionInputGradient
-from alexnet.ops.base import windows_along
 
 TILE = 4                                         # outputs of a Winograd tile, in one dimension
 TAPS = 3, 5                                      # supported filter sizes, after a stride is split into phases
 FEWEST_CHANNELS = 16                             # of input and output; with fewer the transforms do not pay off
 FOLDER = Path(__file__).parent
-DIRECT = {                                       # pass: C file
+Pass = Literal["forward", "input_gradient", "filter_gradient"]
+DIRECT: dict[Pass, Path] = {                     # the C files
     "forward": FOLDER / "convolution.c",
     "input_gradient": FOLDER / "convolution.c",
     "filter_gradient": FOLDER / "filter_gradient.c",
 }
-WINOGRAD = {
+WINOGRAD: dict[Pass, Path] = {
     "forward": FOLDER / "winograd.c",
     "input_gradient": FOLDER / "winograd.c",
     "filter_gradient": FOLDER / "winograd_filter_gradient.c",
 }
 
 
-class Layer(NamedTuple):
-    """The sizes of a convolution, in the order of the C struct; w has channels / groups input channels."""
+class Sizes(NamedTuple):
+    """The sizes of a convolution, in the order of the C struct Layer."""
 
     channels: int
     height: int
     width: int
     batch: int
     outputs: int
-    rows: int
-    columns: int
+    filter_height: int
+    filter_width: int
     stride: int
     pad: int
     groups: int
 
     @property
-    def out(self):
-        """Rows and columns of the output."""
-        return tuple(
-            windows_along(n, size, self.stride, self.pad)
-            for n, size in ((self.height, self.rows), (self.width, self.columns))
+    def out(self) -> tuple[int, int]:
+        """Height and width of the output."""
+        return (
+            (self.height + 2 * self.pad - self.filter_height) // self.stride + 1,
+            (self.width + 2 * self.pad - self.filter_width) // self.stride + 1,
         )
 
 
-def forward(x, w, stride, pad, groups, out, winograd=None):
-    """Write the convolution of x by w to out; winograd: use Winograd transforms, None: if they are faster."""
-    _run("forward", (x, w, out), _layer(x, w, out, stride, pad, groups), winograd)
+def forward(
+    x: np.ndarray, W: np.ndarray, stride: int, pad: int, groups: int, out: np.ndarray, winograd: bool | None = None
+) -> None:
+    """Write the convolution of x by W to out; winograd: use Winograd transforms, None: if they are faster."""
+    _run("forward", (x, W, out), _sizes(x, W, out, stride, pad, groups), winograd)
 
 
-def input_gradient(w, g, stride, pad, groups, out, winograd=None):
+def input_gradient(
+    W: np.ndarray, g: np.ndarray, stride: int, pad: int, groups: int, out: np.ndarray, winograd: bool | None = None
+) -> None:
     """Write the gradient with respect to x to out, given the gradient g of the output."""
-    _run("input_gradient", (w, g, out), _layer(out, w, g, stride, pad, groups), winograd)
+    _run("input_gradient", (W, g, out), _sizes(out, W, g, stride, pad, groups), winograd)
 
 
-def filter_gradient(x, g, stride, pad, groups, out, winograd=None):
-    """Write the gradient with respect to w to out, given the gradient g of the output."""
-    _run("filter_gradient", (x, g, out), _layer(x, out, g, stride, pad, groups), winograd)
+def filter_gradient(
+    x: np.ndarray, g: np.ndarray, stride: int, pad: int, groups: int, out: np.ndarray, winograd: bool | None = None
+) -> None:
+    """Write the gradient with respect to W to out, given the gradient g of the output."""
+    _run("filter_gradient", (x, g, out), _sizes(x, out, g, stride, pad, groups), winograd)
 
 
-def winograd_can(name, layer):
-    """Whether Winograd transforms support this pass: square filters of 3x3 or 5x5 taps after the stride is split."""
-    taps = -(-layer.rows // layer.stride)
-    turned = name != "input_gradient" or (layer.stride == 1 and layer.pad < layer.rows)
-    return layer.rows == layer.columns and taps in TAPS and turned
+def winograd_can(name: Pass, sizes: Sizes) -> bool:
+    """Return True if Winograd transforms support this pass: square filters of 3x3 or 5x5 taps after a stride's split.
+
+    The input gradient correlates with the rotated filters, which needs stride 1.
+    """
+    taps = -(-sizes.filter_height // sizes.stride)
+    rotated = name != "input_gradient" or (sizes.stride == 1 and sizes.pad < sizes.filter_height)
+    return sizes.filter_height == sizes.filter_width and taps in TAPS and rotated
 
 
-def winograd_pays(name, layer):
-    """Whether Winograd transforms are faster: at most half the multiplications, and enough channels."""
-    if not winograd_can(name, layer):
+def winograd_pays(name: Pass, sizes: Sizes) -> bool:
+    """Return True if Winograd transforms are faster: at most half the multiplications, and enough channels."""
+    if not winograd_can(name, sizes):
         return False
-    inputs, outputs = layer.channels // layer.groups * layer.stride**2, layer.outputs // layer.groups
-    rows, columns = layer.out if name != "input_gradient" else (layer.height, layer.width)
-    taps = -(-layer.rows // layer.stride)
-    points = (TILE + taps - 1) ** 2 * layer.stride**2
-    multiplications = -(-rows // TILE) * -(-columns // TILE) * points
-    return min(inputs, outputs) >= FEWEST_CHANNELS and 2 * multiplications <= rows * columns * layer.rows**2
+    inputs = sizes.channels // sizes.groups * sizes.stride**2
+    outputs = sizes.outputs // sizes.groups
+    height, width = sizes.out if name != "input_gradient" else (sizes.height, sizes.width)
+    taps = -(-sizes.filter_height // sizes.stride)
+    points = (TILE + taps - 1) ** 2 * sizes.stride**2
+    multiplications = -(-height // TILE) * -(-width // TILE) * points
+    direct_multiplications = height * width * sizes.filter_height**2
+    return min(inputs, outputs) >= FEWEST_CHANNELS and 2 * multiplications <= direct_multiplications
 
 
-def _layer(x, w, y, stride, pad, groups):
-    """Return the Layer; raise ValueError if the shapes of images, filters and outputs do not match."""
+def _sizes(x: np.ndarray, W: np.ndarray, y: np.ndarray, stride: int, pad: int, groups: int) -> Sizes:
+    """Return the sizes; raise ValueError if the shapes of images, filters and outputs do not match."""
     channels, height, width, batch = x.shape
-    per_group, rows, columns, outputs = w.shape
+    per_group, filter_height, filter_width, outputs = W.shape
     if stride < 1 or pad < 0 or groups < 1:
         raise ValueError(
             f"a convolution needs stride >= 1, pad >= 0 and groups >= 1, got {stride}, {pad} and {groups}"
@@ -105,74 +119,80 @@ def _layer(x, w, y, stride, pad, groups):
             f"{groups} groups cannot share {channels} input and {outputs} output channels under filters of "
             f"{per_group} channels: input = groups * filter channels, and output a multiple of groups"
         )
-    layer = Layer(*map(int, (channels, height, width, batch, outputs, rows, columns, stride, pad, groups)))
-    if y.shape != (outputs, *layer.out, batch) or min(x.shape + w.shape + y.shape) < 1:
+    sizes = Sizes(
+        channels, height, width, batch, outputs, filter_height, filter_width, int(stride), int(pad), int(groups)
+    )
+    if y.shape != (outputs, *sizes.out, batch) or min(x.shape + W.shape + y.shape) < 1:
         raise ValueError(
-            f"images {x.shape} under filters {w.shape} with stride {stride} and pad {pad} make outputs "
-            f"{(outputs, *layer.out, batch)}, got {y.shape}; every length must be at least 1"
+            f"images {x.shape} under filters {W.shape} with stride {stride} and pad {pad} make outputs "
+            f"{(outputs, *sizes.out, batch)}, got {y.shape}; every length must be at least 1"
         )
-    if (rows, columns, stride, pad) == (1, 1, 1, 0):                    # pixels are independent: treat each as an image
-        return layer._replace(height=1, width=1, batch=layer.height * layer.width * layer.batch)
-    return layer
+    if (filter_height, filter_width, stride, pad) == (1, 1, 1, 0):      # pixels are independent: treat each as an image
+        return sizes._replace(height=1, width=1, batch=height * width * batch)
+    return sizes
 
 
-def _run(name, arrays, layer, winograd):
+def _run(name: Pass, arrays: Sequence[np.ndarray], sizes: Sizes, winograd: bool | None) -> None:
     """Call the C function of a pass on (input, input, output), with a workspace of the size it requires."""
     for array in arrays:
         if array.dtype != np.float32 or not array.flags.c_contiguous:
             raise ValueError(
                 f"convolution kernels take contiguous float32 arrays, got {array.dtype} with strides {array.strides}"
             )
-    winograd = winograd_pays(name, layer) if winograd is None else winograd
-    functions = compiler.library((WINOGRAD if winograd else DIRECT)[name])
-    sizes = (ctypes.c_int64 * len(layer))(*layer)
-    workspace_bytes = getattr(functions, f"{name}_workspace")
+    winograd = winograd_pays(name, sizes) if winograd is None else winograd
+    library = compiler.load((WINOGRAD if winograd else DIRECT)[name])
+    c_sizes = (ctypes.c_int64 * len(sizes))(*sizes)
+    workspace_bytes = getattr(library, f"{name}_workspace")
     workspace_bytes.restype = ctypes.c_int64
-    workspace = allocator.empty((workspace_bytes(sizes),), np.uint8)
+    workspace = allocator.empty((workspace_bytes(c_sizes),), np.uint8)
     pointers = [ctypes.c_void_p(array.ctypes.data) for array in (*arrays, workspace)]
-    getattr(functions, name)(sizes, *pointers)
+    getattr(library, name)(c_sizes, *pointers)
 
 
-def want(name):
+def request(name: Pass) -> None:
     """Request compilation of the direct and the Winograd kernel of a pass; the sizes are known only at the call."""
-    for path in (DIRECT[name], WINOGRAD[name]):
-        compiler.request(compiler.source_of(path), path.stem)
+    compiler.request(DIRECT[name])
+    compiler.request(WINOGRAD[name])
 
 
-@kernel.register(Convolution)
-def convolution(op, node):
-    want("forward")
+@cpu_kernel(Convolution)
+def convolution(op: Convolution, node: Apply) -> Run:
+    request("forward")
 
-    def run(x, w):
-        x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
-        out = allocator.empty(op.shapes(None, [x.shape, w.shape])[0], np.float32)
-        forward(x, w, *op.geometry, out)
-        return (out,)
+    def run(x: np.ndarray, W: np.ndarray) -> tuple[np.ndarray]:
+        x = np.ascontiguousarray(x)
+        W = np.ascontiguousarray(W)
+        y = allocator.empty(op.array_shapes(x.shape, W.shape)[0], np.float32)
+        forward(x, W, *op.geometry, y)
+        return (y,)
 
     return run
 
 
-@kernel.register(ConvolutionInputGradient)
-def convolution_input_gradient(op, node):
-    want("input_gradient")
+@cpu_kernel(ConvolutionInputGradient)
+def convolution_input_gradient(op: ConvolutionInputGradient, node: Apply) -> Run:
+    request("input_gradient")
 
-    def run(w, g, height, width):
-        w, g = np.ascontiguousarray(w), np.ascontiguousarray(g)
-        dx = allocator.empty((w.shape[0] * op.groups, int(height), int(width), g.shape[3]), np.float32)
-        input_gradient(w, g, *op.geometry, dx)
+    def run(W: np.ndarray, g: np.ndarray, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray]:
+        W = np.ascontiguousarray(W)
+        g = np.ascontiguousarray(g)
+        dx = allocator.empty((W.shape[0] * op.groups, int(height), int(width), g.shape[3]), np.float32)
+        input_gradient(W, g, *op.geometry, dx)
         return (dx,)
 
     return run
 
 
-@kernel.register(ConvolutionFilterGradient)
-def convolution_filter_gradient(op, node):
-    want("filter_gradient")
+@cpu_kernel(ConvolutionFilterGradient)
+def convolution_filter_gradient(op: ConvolutionFilterGradient, node: Apply) -> Run:
+    request("filter_gradient")
 
-    def run(x, g, rows, columns):
-        x, g = np.ascontiguousarray(x), np.ascontiguousarray(g)
-        dw = allocator.empty((x.shape[0] // op.groups, int(rows), int(columns), g.shape[0]), np.float32)
-        filter_gradient(x, g, *op.geometry, dw)
-        return (dw,)
+    def run(x: np.ndarray, g: np.ndarray, filter_height: np.ndarray, filter_width: np.ndarray) -> tuple[np.ndarray]:
+        x = np.ascontiguousarray(x)
+        g = np.ascontiguousarray(g)
+        shape = x.shape[0] // op.groups, int(filter_height), int(filter_width), g.shape[0]
+        dW = allocator.empty(shape, np.float32)
+        filter_gradient(x, g, *op.geometry, dW)
+        return (dW,)
 
     return run

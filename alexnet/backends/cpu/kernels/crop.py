@@ -3,20 +3,21 @@
 from pathlib import Path
 
 import numpy as np
+from pytensor.graph.basic import Apply
 
 from alexnet.backends.cpu import allocator
-from alexnet.backends.cpu.registry import kernel
+from alexnet.backends.registry import Run, cpu_kernel
 from alexnet.native import compiler
 from alexnet.ops import CropMirror
 
 SOURCE = Path(__file__).with_suffix(".c")
 
 
-@kernel.register(CropMirror)
-def crop_mirror(op, node):
+@cpu_kernel(CropMirror)
+def crop_mirror(op: CropMirror, node: Apply) -> Run:
     loop = compiler.function(SOURCE, "crop_mirror", "aaaaaannnnn", can_fail=True)
 
-    def run(*arrays):
+    def run(*arrays: np.ndarray) -> tuple[np.ndarray]:
         op.check(*arrays)
         images, *others = map(np.ascontiguousarray, arrays)
         out = allocator.empty((images.shape[0], op.size, op.size, images.shape[3]), np.float32)

@@ -1,18 +1,19 @@
 """Matrix products on the CPU, by NumPy's BLAS, which accepts transposed views without a copy, into reused memory."""
 
 import numpy as np
+from pytensor.graph.basic import Apply
 from pytensor.tensor.math import Dot
 
 from alexnet.backends.cpu import allocator
-from alexnet.backends.cpu.registry import kernel
+from alexnet.backends.registry import Run, cpu_kernel
 
 
-@kernel.register(Dot)
-def dot(op, node):
+@cpu_kernel(Dot)
+def dot(op: Dot, node: Apply) -> Run | None:
     if {variable.type.dtype for variable in node.inputs} != {"float32"}:
         return None
 
-    def run(x, y):
+    def run(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray]:
         return (np.dot(x, y, out=allocator.empty((x.shape[0], y.shape[1]), np.float32)),)
 
     return run

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+from pytensor.graph.basic import Apply
 
 from alexnet.backends.cpu import allocator
-from alexnet.backends.cpu.registry import kernel
+from alexnet.backends.registry import Run, cpu_kernel
 from alexnet.native import compiler
 from alexnet.ops import Dropout
 from alexnet.ops.dropout import keys
@@ -13,13 +14,14 @@ from alexnet.ops.dropout import keys
 SOURCE = Path(__file__).with_suffix(".c")
 
 
-@kernel.register(Dropout)
-def dropout(op, node):
+@cpu_kernel(Dropout)
+def dropout(op: Dropout, node: Apply) -> Run:
     loop = compiler.function(SOURCE, "dropout", "aanuuuf")
     scale = 1 / (1 - op.rate)
 
-    def run(x, seed, step):
-        x, y = np.ascontiguousarray(x), allocator.empty(x.shape, np.float32)
+    def run(x: np.ndarray, seed: np.ndarray, step: np.ndarray) -> tuple[np.ndarray]:
+        x = np.ascontiguousarray(x)
+        y = allocator.empty(x.shape, np.float32)
         loop(x, y, x.size, *keys(int(seed), op.stream, int(step)), op.threshold, scale)
         return (y,)
 

@@ -1,17 +1,18 @@
 """Concatenation on the CPU, by NumPy, into memory of the allocator to avoid page faults."""
 
 import numpy as np
+from pytensor.graph.basic import Apply
 from pytensor.tensor.basic import Join
 
 from alexnet.backends.cpu import allocator
-from alexnet.backends.cpu.registry import kernel
+from alexnet.backends.registry import Run, cpu_kernel
 
 
-@kernel.register(Join)
-def join(op, node):
+@cpu_kernel(Join)
+def join(op: Join, node: Apply) -> Run:
     constant_axis = getattr(op, "axis", None)    # PyTensor 3.0 has no Join.axis: the axis is the first input
 
-    def run(*inputs):
+    def run(*inputs: np.ndarray) -> tuple[np.ndarray]:
         axis, arrays = (int(inputs[0]), inputs[1:]) if constant_axis is None else (constant_axis, inputs)
         shape = list(arrays[0].shape)
         shape[axis] = sum(array.shape[axis] for array in arrays)

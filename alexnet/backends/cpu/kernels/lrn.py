@@ -3,39 +3,42 @@
 from pathlib import Path
 
 import numpy as np
+from pytensor.graph.basic import Apply
 
 from alexnet.backends.cpu import allocator
-from alexnet.backends.cpu.registry import kernel
+from alexnet.backends.registry import Run, cpu_kernel
 from alexnet.native import compiler
 from alexnet.ops import LRN, LRNGradient
 
 SOURCE = Path(__file__).with_suffix(".c")
 
 
-def _loop_arguments(op, x):
+def _loop_arguments(op: LRN | LRNGradient, x: np.ndarray) -> tuple[int, int, int, float, float, float]:
     """Return (channels, pixels, window, k, alpha, beta); clips the window, since wider ones give the same result."""
     channels = x.shape[0]
     return channels, x.size // max(channels, 1), min(op.n, 2 * channels + 1), op.k, op.alpha, op.beta
 
 
-@kernel.register(LRN)
-def lrn(op, node):
+@cpu_kernel(LRN)
+def lrn(op: LRN, node: Apply) -> Run:
     loop = compiler.function(SOURCE, "lrn", "aannnfff")
 
-    def run(x):
-        x, y = np.ascontiguousarray(x), allocator.empty(x.shape, np.float32)
+    def run(x: np.ndarray) -> tuple[np.ndarray]:
+        x = np.ascontiguousarray(x)
+        y = allocator.empty(x.shape, np.float32)
         loop(x, y, *_loop_arguments(op, x))
         return (y,)
 
     return run
 
 
-@kernel.register(LRNGradient)
-def lrn_gradient(op, node):
+@cpu_kernel(LRNGradient)
+def lrn_gradient(op: LRNGradient, node: Apply) -> Run:
     loop = compiler.function(SOURCE, "lrn_gradient", "aaannnfff", can_fail=True)
 
-    def run(x, g):
-        x, g = np.ascontiguousarray(x), np.ascontiguousarray(g)
+    def run(x: np.ndarray, g: np.ndarray) -> tuple[np.ndarray]:
+        x = np.ascontiguousarray(x)
+        g = np.ascontiguousarray(g)
         dx = allocator.empty(x.shape, np.float32)
         loop(x, g, dx, *_loop_arguments(op, x))
         return (dx,)

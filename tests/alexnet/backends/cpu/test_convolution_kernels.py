@@ -205,7 +205,7 @@ def test_winograd_equals_plain_sum_for_every_pad_group_and_batch(kernel):
 
 
 def alexnet_layer(channels, image, outputs, size, stride, pad, groups):
-    return convolution.Layer(channels, image, image, 16, outputs, size, size, stride, pad, groups)
+    return convolution.Sizes(channels, image, image, 16, outputs, size, size, stride, pad, groups)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytensor.tensor as pt
 import pytest
 
 from alexnet.backends import mode_of
-from alexnet.backends.cpu import fused_update
+from alexnet.backends.cpu.kernels import fused_update
 from alexnet.native import compiler
 from alexnet.nn.layers import Parameter
 from alexnet.ops import ConvolutionFilterGradient

@@ -1,17 +1,20 @@
 """Dropout with a mask computed from the element index in uint32; bit-identical to the NumPy reference."""
 
-import jax.numpy as jnp
-from jax import lax
-from pytensor.link.jax.dispatch import jax_funcify
+from collections.abc import Callable
 
+import jax.numpy as jnp
+from jax import Array, lax
+from pytensor.graph.basic import Apply
+
+from alexnet.backends.registry import jax_lowering
 from alexnet.ops import Dropout
 
 GOLDEN = 0x9E3779B9
 
 
-@jax_funcify.register(Dropout)
-def dropout(op, **kwargs):
-    def run(x, seed, step):
+@jax_lowering(Dropout)
+def dropout(op: Dropout, node: Apply) -> Callable[..., Array]:
+    def run(x: Array, seed: Array, step: Array) -> Array:
         key, second_key = keys(seed, op.stream, step)
         index = lax.iota(jnp.uint32, x.size).reshape(x.shape)
         keep = mix(mix(index ^ key) + second_key) >= jnp.uint32(op.threshold)
@@ -20,7 +23,7 @@ def dropout(op, **kwargs):
     return run
 
 
-def keys(seed, stream, step):
+def keys(seed: Array, stream: int, step: Array) -> tuple[Array, Array]:
     """Return the two keys of alexnet.ops.dropout as uint32 scalars, from int64 scalars."""
     key = jnp.uint32(0)
     for number in (seed, stream, step):
@@ -30,7 +33,7 @@ def keys(seed, stream, step):
     return key, mix(key + jnp.uint32(GOLDEN))
 
 
-def mix(words):
+def mix(words: Array) -> Array:
     """The hash alexnet.ops.dropout.mix, with the same 32-bit wraparound."""
     words = (words ^ words >> 16) * jnp.uint32(0x7FEB352D)
     words = (words ^ words >> 15) * jnp.uint32(0x846CA68B)

@@ -1,35 +1,39 @@
 """Local response normalisation and its gradient: sums of shifted slices, elementwise so that XLA can fuse them."""
 
-from jax import lax
-from pytensor.link.jax.dispatch import jax_funcify
+from collections.abc import Callable
 
+from jax import Array, lax
+from pytensor.graph.basic import Apply
+
+from alexnet.backends.registry import jax_lowering
 from alexnet.ops import LRN, LRNGradient
 
 
-@jax_funcify.register(LRN)
-def lrn(op, **kwargs):
-    def run(x):
+@jax_lowering(LRN)
+def lrn(op: LRN, node: Apply) -> Callable[..., Array]:
+    def run(x: Array) -> Array:
         return x * power(scale(op, x), op.beta)
 
     return run
 
 
-@jax_funcify.register(LRNGradient)
-def lrn_gradient(op, **kwargs):
-    def run(x, g):
-        s, real = scale(op, x), x.dtype.type
+@jax_lowering(LRNGradient)
+def lrn_gradient(op: LRNGradient, node: Apply) -> Callable[..., Array]:
+    def run(x: Array, g: Array) -> Array:
+        s = scale(op, x)
+        real = x.dtype.type
         direct = g * power(s, op.beta)
         return direct - real(2 * op.alpha * op.beta) * x * window_sum(op.n, direct * x / s)
 
     return run
 
 
-def scale(op, x):
+def scale(op: LRN | LRNGradient, x: Array) -> Array:
     """Return k + alpha * (sum of squares over the window)."""
     return x.dtype.type(op.k) + x.dtype.type(op.alpha) * window_sum(op.n, x * x)
 
 
-def power(s, beta):
+def power(s: Array, beta: float) -> Array:
     """Return s ** -beta; for beta = 3/4, the usual value, two square roots cost a tenth of a power on a GPU."""
     if beta != 0.75:
         return s ** s.dtype.type(-beta)
@@ -37,8 +41,9 @@ def power(s, beta):
     return root * lax.sqrt(root)
 
 
-def window_sum(n, values):
+def window_sum(n: int, values: Array) -> Array:
     """Return for each channel the sum over the n channels around it; channels outside the array count as zero."""
-    channels, half = len(values), n // 2
+    channels = len(values)
+    half = n // 2
     padded = lax.pad(values, values.dtype.type(0), [(half, half, 0)] + [(0, 0, 0)] * 3)
     return sum(lax.slice_in_dim(padded, start, start + channels) for start in range(n))
