@@ -11,39 +11,39 @@
 #pragma GCC optimize("fp-contract=off")
 #endif
 
-void plain(float *restrict push, float *restrict centre, long n, float scale, long back)
+void plain(float *restrict push, float *restrict center, long n, float scale, long write_back)
 {
-#pragma omp simd
+    #pragma omp simd
     for (long i = 0; i < n; i++) {
-        centre[i] += push[i] * scale;
-        if (back)
-            push[i] = centre[i];
+        center[i] += push[i] * scale;
+        if (write_back)
+            push[i] = center[i];
     }
 }
 
-void adagrad(float *restrict push, float *restrict centre, float *restrict squares, long n, float scale,
-             float epsilon, long back)
+void adagrad(float *restrict push, float *restrict center, float *restrict squares, long n, float scale,
+             float epsilon, long write_back)
 {
-#pragma omp simd
+    #pragma omp simd
     for (long i = 0; i < n; i++) {
         const float d = push[i];
         squares[i] += d * d;
-        centre[i] += d / (sqrtf(squares[i]) + epsilon) * scale;
-        if (back)
-            push[i] = centre[i];
+        center[i] += d / (sqrtf(squares[i]) + epsilon) * scale;
+        if (write_back)
+            push[i] = center[i];
     }
 }
 
-void adadelta(float *restrict push, float *restrict centre, float *restrict squares, float *restrict steps, long n,
-              float scale, float rho, float rest, float epsilon, long back)
+void adadelta(float *restrict push, float *restrict center, float *restrict squares, float *restrict steps, long n,
+              float scale, float rho, float one_minus_rho, float epsilon, long write_back)
 {
-#pragma omp simd
+    #pragma omp simd
     for (long i = 0; i < n; i++) {
-        squares[i] = squares[i] * rho + push[i] * push[i] * rest;
+        squares[i] = squares[i] * rho + push[i] * push[i] * one_minus_rho;
         const float d = push[i] * sqrtf((steps[i] + epsilon) / (squares[i] + epsilon));
-        steps[i] = steps[i] * rho + d * d * rest;
-        centre[i] += d * scale;
-        if (back)
-            push[i] = centre[i];
+        steps[i] = steps[i] * rho + d * d * one_minus_rho;
+        center[i] += d * scale;
+        if (write_back)
+            push[i] = center[i];
     }
 }

@@ -1,7 +1,8 @@
 /* Inverted dropout with a counter-based mask: element i is kept if mix(mix(i ^ key) + second_key) >= threshold.
  *
  * mix is lowbias32, as in the NumPy reference.  Elements are independent, so threads and vectors may process them in
- * any order. */
+ * any order.
+ */
 #include <stdint.h>
 
 static inline uint32_t mix(uint32_t word)
@@ -15,7 +16,7 @@ static inline uint32_t mix(uint32_t word)
 
 void dropout(const float *x, float *y, long n, uint32_t key, uint32_t second_key, uint32_t threshold, float scale)
 {
-#pragma omp parallel for simd schedule(static)
+    #pragma omp parallel for simd schedule(static)
     for (long i = 0; i < n; i++) {
         const uint32_t word = mix(mix((uint32_t)i ^ key) + second_key);
         y[i] = word >= threshold ? x[i] * scale : 0.0f;

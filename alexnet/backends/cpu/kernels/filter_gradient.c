@@ -7,8 +7,8 @@
  *
  * With r = (c,i,j) the sum is a matrix product, (r by terms) times (terms by o), where a term is a triple (y,x,b).
  *   - The loops vectorise over the output channels, so no sum is across the lanes of a vector.  g is transposed once
- *     into panels of LINE channels, [panel][y][x][b][LINE].  Channels beyond the last are zeros, and their results are
- *     not stored.
+ *     into panels of BLOCK channels, [panel][y][x][b][BLOCK].  Channels beyond the last are zeros, and their results
+ *     are not stored.
  *   - The elements of x are broadcast, and read in place or from a padded copy.  For each r the terms of one image row
  *     are contiguous if the stride is 1; otherwise they form segments of b terms.
  *   - The terms of an image row are split into chunks of at most DEPTH.  The chunk of a panel stays in the L1 cache
@@ -24,28 +24,29 @@
  * to main memory, and the update accesses its arrays sequentially.  The data that the update will read is prefetched
  * panel by panel during the summation.
  */
-#include <stdint.h>
 #include <string.h>
-#include "tiles.h"
+#include "layer.h"
+#include "micro_kernel.h"
 
 enum { TASK_ROWS = 288, TASK_CHANNELS = 192 };      /* 216 KiB of dw, as much of g, and x, in an L2 cache */
 enum { TASKS_PER_THREAD = 4 };
 
 typedef struct {
     long groups, c, o, all_o, b, pad, stride;                /* c and o of one group */
-    long columns, rows, height, width, padded_height, padded_width, out_height, out_width;
-    long filter_rows, tiles, panels;                         /* of one group */
-    long segments, run, segment_step;                        /* an image row: `segments` of `run` contiguous terms */
+    long filter_width, filter_height, height, width, padded_height, padded_width, out_height, out_width;
+    long rows, tiles, panels;                                /* of one group; rows: number of r = (c,i,j) */
+    long segments, run, segment_stride;                      /* an image row: `segments` of `run` contiguous terms */
     long chunk_segments, chunk_run;
     long task_tiles, task_panels, tile_ranges, panel_ranges;
-} Sum;
+    int updates;                                             /* whether dw is passed to an update */
+} Plan;
 
 typedef struct {
     float *panels;               /* g transposed */
     float *padded;               /* the padded copy of x, where pad > 0 */
-    long *row_of;                /* offset of row r in padded */
+    long *row_offset;            /* of row r in padded */
     float *scratch;              /* per thread, for updates: dw of one task */
-} Workspace;
+} Buffers;
 
 /* Callback that receives a row of dw: n floats at offset `start` of arrays shaped like the filters. */
 typedef void Receiver(void *const *arrays, const float *dw, long start, long n);
@@ -53,151 +54,134 @@ typedef void Receiver(void *const *arrays, const float *dw, long start, long n);
 /* `arrays` is passed to the callback; `shaped` is a null-terminated list of float arrays shaped like the filters. */
 typedef struct { Receiver *receive; void *const *arrays, *const *shaped; } Update;
 
-static void choose_chunks(Sum *s)
+static void choose_chunks(Plan *plan)
 {
-    int contiguous = s->stride == 1;
-    s->segments = contiguous ? 1 : s->out_width;
-    s->run = contiguous ? s->out_width * s->b : s->b;
-    s->segment_step = s->stride * s->b;
-    s->chunk_segments = parts(s->segments, parts(s->segments, most(DEPTH / s->run, 1)));
-    s->chunk_run = parts(s->run, parts(s->run, DEPTH));
+    int contiguous = plan->stride == 1;
+    plan->segments = contiguous ? 1 : plan->out_width;
+    plan->run = contiguous ? plan->out_width * plan->b : plan->b;
+    plan->segment_stride = plan->stride * plan->b;
+    plan->chunk_segments = ceil_div(plan->segments, ceil_div(plan->segments, max(DEPTH / plan->run, 1)));
+    plan->chunk_run = ceil_div(plan->run, ceil_div(plan->run, DEPTH));
 }
 
-static void choose_tasks(Sum *s)
+static void choose_tasks(Plan *plan)
 {
-    long wanted = TASKS_PER_THREAD * omp_get_max_threads();
-    s->task_panels = parts(s->panels, parts(s->panels, most(TASK_CHANNELS / LINE, 1)));
-    s->panel_ranges = parts(s->panels, s->task_panels);
-    long ranges = most(parts(s->filter_rows, TASK_ROWS), parts(wanted, s->groups * s->panel_ranges));
-    s->task_tiles = parts(s->tiles, least(ranges, s->tiles));
-    s->tile_ranges = parts(s->tiles, s->task_tiles);
+    long tasks = TASKS_PER_THREAD * omp_get_max_threads();
+    plan->task_panels = ceil_div(plan->panels, ceil_div(plan->panels, max(TASK_CHANNELS / BLOCK, 1)));
+    plan->panel_ranges = ceil_div(plan->panels, plan->task_panels);
+    long ranges = max(ceil_div(plan->rows, TASK_ROWS), ceil_div(tasks, plan->groups * plan->panel_ranges));
+    plan->task_tiles = ceil_div(plan->tiles, min(ranges, plan->tiles));
+    plan->tile_ranges = ceil_div(plan->tiles, plan->task_tiles);
 }
 
-static void choose_update_tasks(Sum *s)
+static void choose_update_tasks(Plan *plan)
 {
-    s->task_panels = s->panels;
-    s->task_tiles = s->panel_ranges = 1;
-    s->tile_ranges = s->tiles;
+    plan->task_panels = plan->panels;
+    plan->panel_ranges = 1;
+    plan->task_tiles = 1;
+    plan->tile_ranges = plan->tiles;
 }
 
-static Sum gradient_sum(const Layer *l, int updates)
+static Plan gradient_plan(const Layer *l, int updates)
 {
-    Sum s = { .groups = l->groups, .c = l->c / l->groups, .o = l->o / l->groups, .all_o = l->o, .b = l->b,
-              .pad = l->pad, .stride = l->stride, .columns = l->columns, .rows = l->rows, .height = l->height,
-              .width = l->width, .padded_height = l->height + 2 * l->pad, .padded_width = l->width + 2 * l->pad };
-    s.out_height = (s.padded_height - l->rows) / l->stride + 1;
-    s.out_width = (s.padded_width - l->columns) / l->stride + 1;
-    s.filter_rows = s.c * l->rows * l->columns;
-    s.tiles = parts(s.filter_rows, GRADIENT_ROWS);
-    s.panels = parts(s.o, LINE);
-    choose_chunks(&s);
+    Plan plan = { .groups = l->groups, .c = l->c / l->groups, .o = l->o / l->groups, .all_o = l->o, .b = l->b,
+                  .pad = l->pad, .stride = l->stride, .filter_width = l->filter_width,
+                  .filter_height = l->filter_height, .height = l->height, .width = l->width,
+                  .padded_height = l->height + 2 * l->pad, .padded_width = l->width + 2 * l->pad,
+                  .out_height = out_height(l), .out_width = out_width(l), .updates = updates };
+    plan.rows = plan.c * l->filter_height * l->filter_width;
+    plan.tiles = ceil_div(plan.rows, GRADIENT_ROWS);
+    plan.panels = ceil_div(plan.o, BLOCK);
+    choose_chunks(&plan);
     if (updates)
-        choose_update_tasks(&s);
+        choose_update_tasks(&plan);
     else
-        choose_tasks(&s);
-    return s;
+        choose_tasks(&plan);
+    return plan;
 }
 
-static void pad_images(const Sum *s, const float *x, float *padded)
+static void pad_images(const Plan *plan, const float *x, float *padded)
 {
     #pragma omp parallel for schedule(static)
-    for (long i = 0; i < s->groups * s->c * s->padded_height; i++) {
-        long c = i / s->padded_height, row = i % s->padded_height - s->pad;
-        long inner = s->width * s->b, edge = s->pad * s->b;
-        float *to = padded + i * s->padded_width * s->b;
-        if (row < 0 || row >= s->height) {
-            memset(to, 0, s->padded_width * s->b * sizeof(float));
+    for (long i = 0; i < plan->groups * plan->c * plan->padded_height; i++) {
+        long c = i / plan->padded_height, row = i % plan->padded_height - plan->pad;
+        long inner = plan->width * plan->b, edge = plan->pad * plan->b;
+        float *to = padded + i * plan->padded_width * plan->b;
+        if (row < 0 || row >= plan->height) {
+            memset(to, 0, plan->padded_width * plan->b * sizeof(float));
             continue;
         }
         memset(to, 0, edge * sizeof(float));
-        memcpy(to + edge, x + (c * s->height + row) * inner, inner * sizeof(float));
+        memcpy(to + edge, x + (c * plan->height + row) * inner, inner * sizeof(float));
         memset(to + edge + inner, 0, edge * sizeof(float));
     }
 }
 
 /* Transpose some terms of one panel: from (channel, term) to (term, channel). */
-static void transpose(const float *g, long channel_step, long channels, long terms, float *panel)
+static void transpose(const float *g, long channel_stride, long channels, long terms, float *panel)
 {
-    enum { BLOCK = 16 };
-    if (channels < LINE)
-        memset(panel, 0, terms * LINE * sizeof(float));
-    for (long start = 0; start < terms; start += BLOCK) {
-        long end = least(start + BLOCK, terms);
+    enum { SQUARE = 16 };
+    if (channels < BLOCK)
+        memset(panel, 0, terms * BLOCK * sizeof(float));
+    for (long start = 0; start < terms; start += SQUARE) {
+        long end = min(start + SQUARE, terms);
         for (long o = 0; o < channels; o++)
             for (long t = start; t < end; t++)
-                panel[t * LINE + o] = g[o * channel_step + t];
+                panel[t * BLOCK + o] = g[o * channel_stride + t];
     }
 }
 
-static void transpose_gradient(const Sum *s, const float *g, float *panels)
+static void transpose_gradient(const Plan *plan, const float *g, float *panels)
 {
-    long terms = s->out_width * s->b, image = s->out_height * terms;
+    long terms = plan->out_width * plan->b, image = plan->out_height * terms;
     #pragma omp parallel for schedule(static)
-    for (long i = 0; i < s->groups * s->panels * s->out_height; i++) {
-        long y = i % s->out_height, panel = i / s->out_height % s->panels, group = i / s->out_height / s->panels;
-        const float *from = g + (group * s->o + panel * LINE) * image + y * terms;
-        transpose(from, image, least(LINE, s->o - panel * LINE), terms, panels + i * terms * LINE);
+    for (long i = 0; i < plan->groups * plan->panels * plan->out_height; i++) {
+        long y = i % plan->out_height, panel = i / plan->out_height % plan->panels;
+        long group = i / plan->out_height / plan->panels;
+        const float *from = g + (group * plan->o + panel * BLOCK) * image + y * terms;
+        transpose(from, image, min(BLOCK, plan->o - panel * BLOCK), terms, panels + i * terms * BLOCK);
     }
 }
 
 /* The part of dw to which a tile is added; the first tile overwrites it. */
-typedef struct { float *dw; long step, rows, channels; int first; } Target;
+typedef struct { float *dw; long stride, rows, channels; int first; } Target;
 
-static void add_to_edge(const float *sum, Target t)
+static void add_to_edge(const float *sum, Target target)
 {
-    for (long r = 0; r < least(t.rows, GRADIENT_ROWS); r++)
-        for (long o = 0; o < least(t.channels, LINE); o++) {
-            float *dw = t.dw + r * t.step + o;
-            *dw = sum[r * LINE + o] + (t.first ? 0 : *dw);
+    for (long r = 0; r < min(target.rows, GRADIENT_ROWS); r++)
+        for (long o = 0; o < min(target.channels, BLOCK); o++) {
+            float *dw = target.dw + r * target.stride + o;
+            *dw = sum[r * BLOCK + o] + (target.first ? 0 : *dw);
         }
 }
 
-/* The inner loop: GRADIENT_ROWS rows of x times one panel, over `segments` of `run` terms. */
+/* Sum GRADIENT_ROWS rows of x times one panel, over `segments` of `run` terms. */
 NEVER_INLINE void add_tile(const float *const x[GRADIENT_ROWS], const float *panel, long segments, long run,
-                           long segment_step, Target t)
+                           long segment_stride, Target target)
 {
-    vector sum[GRADIENT_ROWS][VECTORS];
-    UNROLL
-    for (int r = 0; r < GRADIENT_ROWS; r++)
-        UNROLL
-        for (int v = 0; v < VECTORS; v++)
-            sum[r][v] = (vector){ 0 };
+    vector sum[GRADIENT_ROWS][VECTORS], g[VECTORS];
+    zero_tile(GRADIENT_ROWS, sum);
     for (long segment = 0; segment < segments; segment++) {
         const float *row[GRADIENT_ROWS];
         UNROLL
         for (int r = 0; r < GRADIENT_ROWS; r++)
-            row[r] = x[r] + segment * segment_step;
-        for (long k = 0; k < run; k++, panel += LINE) {
-            vector g[VECTORS];
-            UNROLL
-            for (int v = 0; v < VECTORS; v++)
-                g[v] = *(const vector *)(panel + v * LANES);
+            row[r] = x[r] + segment * segment_stride;
+        for (long k = 0; k < run; k++, panel += BLOCK) {
+            load_row(panel, g);
             UNROLL
             for (int r = 0; r < GRADIENT_ROWS; r++)
-                UNROLL
-                for (int v = 0; v < VECTORS; v++)
-                    sum[r][v] += row[r][k] * g[v];
+                add_product(sum[r], row[r][k], g);
         }
     }
-    if (t.rows < GRADIENT_ROWS || t.channels < LINE) {
-        float copy[GRADIENT_ROWS * LINE];
-        UNROLL
-        for (int r = 0; r < GRADIENT_ROWS; r++)
-            UNROLL
-            for (int v = 0; v < VECTORS; v++)
-                *(vector *)(copy + r * LINE + v * LANES) = sum[r][v];
-        add_to_edge(copy, t);
+    if (target.rows < GRADIENT_ROWS || target.channels < BLOCK) {
+        float copy[GRADIENT_ROWS * BLOCK];
+        store_tile(GRADIENT_ROWS, copy, BLOCK, sum);
+        add_to_edge(copy, target);
         return;
     }
-    UNROLL
-    for (int r = 0; r < GRADIENT_ROWS; r++)
-        UNROLL
-        for (int v = 0; v < VECTORS; v++) {
-            vector *dw = (vector *)(t.dw + r * t.step + v * LANES);
-            if (!t.first)
-                sum[r][v] += *dw;
-            *dw = sum[r][v];
-        }
+    if (!target.first)
+        add_stored(GRADIENT_ROWS, sum, target.dw, target.stride);
+    store_tile(GRADIENT_ROWS, target.dw, target.stride, sum);
 }
 
 typedef struct { long group, tile, tile_end, panel, panel_end; } Task;
@@ -206,132 +190,138 @@ typedef struct { long group, tile, tile_end, panel, panel_end; } Task;
 typedef struct { long y, segment, segments, term, run; } Chunk;
 
 /* The part of dw of one task, the distance between its rows, and the update that receives it, or null. */
-typedef struct { float *dw; long step; const Update *update; } Piece;
+typedef struct { float *dw; long stride; const Update *update; } TaskTarget;
 
 /* Offset of a tile in dw. */
-static long tile_start(const Sum *s, long group, long tile, long panel)
+static long tile_offset(const Plan *plan, long group, long tile, long panel)
 {
-    return tile * GRADIENT_ROWS * s->all_o + group * s->o + panel * LINE;
+    return tile * GRADIENT_ROWS * plan->all_o + group * plan->o + panel * BLOCK;
 }
 
-/* Prefetch the arrays that an update reads and writes: for one panel, its share of the rows of a tile. */
-static void fetch_share(const Sum *s, const Update *update, long tile, long panel)
+/* Prefetch the arrays that an update reads and writes: during panel p of P, part p of P of the rows of a tile. */
+static void prefetch_update(const Plan *plan, const Update *update, long tile, long panel)
 {
-    long floats = GRADIENT_ROWS * s->all_o, start = tile * floats;
+    long floats = GRADIENT_ROWS * plan->all_o, start = tile * floats;
+    long first = floats * panel / plan->panels, end = floats * (panel + 1) / plan->panels;
     for (void *const *array = update->shaped; *array; array++)
-        for (long i = floats * panel / s->panels; i < floats * (panel + 1) / s->panels; i += CACHE_LINE / sizeof(float))
+        for (long i = first; i < end; i += CACHE_LINE / sizeof(float))
             __builtin_prefetch((const float *)*array + start + i, 1, 2);
 }
 
-static void add_chunk(const Sum *s, const Workspace *w, const Task *task, const float *x, Chunk chunk, Piece piece)
+static void add_chunk(const Plan *plan, const Buffers *buffers, const Task *task, const float *x, Chunk chunk,
+                      TaskTarget all)
 {
-    long terms = s->out_width * s->b;
-    long first_term = chunk.y * terms + chunk.segment * s->run + chunk.term;
-    long x_start = chunk.y * s->stride * s->padded_width * s->b + chunk.segment * s->segment_step + chunk.term;
-    const float *group_x = x + task->group * s->c * s->padded_height * s->padded_width * s->b + x_start;
-    Target t = { .step = piece.step, .first = first_term == 0 };
+    long terms = plan->out_width * plan->b;
+    long first_term = chunk.y * terms + chunk.segment * plan->run + chunk.term;
+    long x_start = chunk.y * plan->stride * plan->padded_width * plan->b + chunk.segment * plan->segment_stride
+                   + chunk.term;
+    const float *group_x = x + task->group * plan->c * plan->padded_height * plan->padded_width * plan->b + x_start;
+    Target target = { .stride = all.stride, .first = first_term == 0 };
     for (long p = task->panel; p < task->panel_end; p++) {
-        const float *panel = w->panels + ((task->group * s->panels + p) * s->out_height * terms + first_term) * LINE;
-        t.channels = s->o - p * LINE;
-        if (piece.update && t.first)
-            fetch_share(s, piece.update, task->tile, p);
+        long panel_terms = (task->group * plan->panels + p) * plan->out_height * terms;
+        const float *panel = buffers->panels + (panel_terms + first_term) * BLOCK;
+        target.channels = plan->o - p * BLOCK;
+        if (all.update && target.first)
+            prefetch_update(plan, all.update, task->tile, p);
         for (long tile = task->tile; tile < task->tile_end; tile++) {
             const float *rows[GRADIENT_ROWS];
             for (long r = 0; r < GRADIENT_ROWS; r++)
-                rows[r] = group_x + w->row_of[least(tile * GRADIENT_ROWS + r, s->filter_rows - 1)];
-            t.rows = s->filter_rows - tile * GRADIENT_ROWS;
-            t.dw = piece.dw + (tile - task->tile) * GRADIENT_ROWS * piece.step + (p - task->panel) * LINE;
-            add_tile(rows, panel, chunk.segments, chunk.run, s->segment_step, t);
+                rows[r] = group_x + buffers->row_offset[min(tile * GRADIENT_ROWS + r, plan->rows - 1)];
+            target.rows = plan->rows - tile * GRADIENT_ROWS;
+            target.dw = all.dw + (tile - task->tile) * GRADIENT_ROWS * all.stride + (p - task->panel) * BLOCK;
+            add_tile(rows, panel, chunk.segments, chunk.run, plan->segment_stride, target);
         }
     }
 }
 
-static void run_task(const Sum *s, const Workspace *w, const Task *task, const float *x, Piece piece)
+static void run_task(const Plan *plan, const Buffers *buffers, const Task *task, const float *x, TaskTarget all)
 {
-    for (long y = 0; y < s->out_height; y++)
-        for (long segment = 0; segment < s->segments; segment += s->chunk_segments)
-            for (long term = 0; term < s->run; term += s->chunk_run) {
-                Chunk chunk = { y, segment, least(s->chunk_segments, s->segments - segment),
-                                term, least(s->chunk_run, s->run - term) };
-                add_chunk(s, w, task, x, chunk, piece);
+    for (long y = 0; y < plan->out_height; y++)
+        for (long segment = 0; segment < plan->segments; segment += plan->chunk_segments)
+            for (long term = 0; term < plan->run; term += plan->chunk_run) {
+                Chunk chunk = { y, segment, min(plan->chunk_segments, plan->segments - segment),
+                                term, min(plan->chunk_run, plan->run - term) };
+                add_chunk(plan, buffers, task, x, chunk, all);
             }
 }
 
-static long scratch_step(const Sum *s) { return s->panels * LINE + LANES; }          /* avoids cache conflicts */
+static long scratch_stride(const Plan *plan) { return plan->panels * BLOCK + LANES; }     /* avoids cache conflicts */
 
-static void update_task(const Sum *s, const Workspace *w, const Task *task, const float *x, const Update *update)
+static void update_task(const Plan *plan, const Buffers *buffers, const Task *task, const float *x,
+                        const Update *update)
 {
-    long step = scratch_step(s), start = tile_start(s, task->group, task->tile, 0);
-    float *dw = w->scratch + omp_get_thread_num() * GRADIENT_ROWS * step;
-    run_task(s, w, task, x, (Piece){ dw, step, update });
-    for (long r = 0; r < least(GRADIENT_ROWS, s->filter_rows - task->tile * GRADIENT_ROWS); r++)
-        update->receive(update->arrays, dw + r * step, start + r * s->all_o, s->o);
+    long stride = scratch_stride(plan), start = tile_offset(plan, task->group, task->tile, 0);
+    float *dw = buffers->scratch + omp_get_thread_num() * GRADIENT_ROWS * stride;
+    run_task(plan, buffers, task, x, (TaskTarget){ dw, stride, update });
+    for (long r = 0; r < min(GRADIENT_ROWS, plan->rows - task->tile * GRADIENT_ROWS); r++)
+        update->receive(update->arrays, dw + r * stride, start + r * plan->all_o, plan->o);
 }
 
-/* Divide a workspace into its pieces; returns its end, which is the size if start is 0. */
-static char *lay_out(const Sum *s, char *start, Workspace *w, int updates)
+/* Divide a workspace into buffers; returns the end of the last one. */
+static char *divide(const Plan *plan, char *workspace, Buffers *buffers)
 {
-    long padded = s->pad ? s->groups * s->c * s->padded_height * s->padded_width * s->b : 0;
-    long terms = s->out_height * s->out_width * s->b;
-    w->panels = piece(&start, s->groups * s->panels * LINE * terms * sizeof(float));
-    w->padded = piece(&start, padded * sizeof(float));
-    w->row_of = piece(&start, s->filter_rows * sizeof(long));
-    w->scratch = piece(&start, updates * omp_get_max_threads() * GRADIENT_ROWS * scratch_step(s) * sizeof(float));
-    return start;
+    long padded = plan->pad ? plan->groups * plan->c * plan->padded_height * plan->padded_width * plan->b : 0;
+    long terms = plan->out_height * plan->out_width * plan->b;
+    long scratch = plan->updates * omp_get_max_threads() * GRADIENT_ROWS * scratch_stride(plan);
+    buffers->panels = take(&workspace, plan->groups * plan->panels * BLOCK * terms * sizeof(float));
+    buffers->padded = take(&workspace, padded * sizeof(float));
+    buffers->row_offset = take(&workspace, plan->rows * sizeof(long));
+    buffers->scratch = take(&workspace, scratch * sizeof(float));
+    return workspace;
 }
 
 /* Run all tasks; write to dw, or call `update` if it is not null. */
-static void run(const Sum *s, const Workspace *w, const float *x, const float *g, float *dw, const Update *update)
+static void run(const Plan *plan, char *workspace, const float *x, const float *g, float *dw, const Update *update)
 {
-    for (long r = 0; r < s->filter_rows; r++) {
-        long j = r % s->columns, i = r / s->columns % s->rows, c = r / s->columns / s->rows;
-        w->row_of[r] = ((c * s->padded_height + i) * s->padded_width + j) * s->b;
+    Buffers buffers;
+    divide(plan, aligned(workspace), &buffers);
+    for (long r = 0; r < plan->rows; r++) {
+        long j = r % plan->filter_width, i = r / plan->filter_width % plan->filter_height;
+        long c = r / plan->filter_width / plan->filter_height;
+        buffers.row_offset[r] = ((c * plan->padded_height + i) * plan->padded_width + j) * plan->b;
     }
-    if (s->pad)
-        pad_images(s, x, w->padded);
-    transpose_gradient(s, g, w->panels);
+    if (plan->pad)
+        pad_images(plan, x, buffers.padded);
+    transpose_gradient(plan, g, buffers.panels);
+    const float *images = plan->pad ? buffers.padded : x;
     #pragma omp parallel for schedule(dynamic)
-    for (long i = 0; i < s->groups * s->tile_ranges * s->panel_ranges; i++) {
-        long panels = i % s->panel_ranges, tiles = i / s->panel_ranges % s->tile_ranges;
-        Task task = { .group = i / s->panel_ranges / s->tile_ranges, .tile = tiles * s->task_tiles,
-                      .panel = panels * s->task_panels };
-        task.tile_end = least(task.tile + s->task_tiles, s->tiles);
-        task.panel_end = least(task.panel + s->task_panels, s->panels);
-        const float *images = s->pad ? w->padded : x;
-        if (update)
-            update_task(s, w, &task, images, update);
-        else
-            run_task(s, w, &task, images, (Piece){ dw + tile_start(s, task.group, task.tile, task.panel), s->all_o, 0 });
+    for (long i = 0; i < plan->groups * plan->tile_ranges * plan->panel_ranges; i++) {
+        long panels = i % plan->panel_ranges, tiles = i / plan->panel_ranges % plan->tile_ranges;
+        Task task = { .group = i / plan->panel_ranges / plan->tile_ranges, .tile = tiles * plan->task_tiles,
+                      .panel = panels * plan->task_panels };
+        task.tile_end = min(task.tile + plan->task_tiles, plan->tiles);
+        task.panel_end = min(task.panel + plan->task_panels, plan->panels);
+        if (update) {
+            update_task(plan, &buffers, &task, images, update);
+        } else {
+            float *task_dw = dw + tile_offset(plan, task.group, task.tile, task.panel);
+            run_task(plan, &buffers, &task, images, (TaskTarget){ task_dw, plan->all_o, 0 });
+        }
     }
 }
 
-static int64_t workspace_bytes(const Layer *l, int updates)
+static int64_t plan_bytes(Plan plan)
 {
-    Sum s = gradient_sum(l, updates);
-    Workspace w;
-    return (long)lay_out(&s, 0, &w, updates) + CACHE_LINE;
+    Buffers buffers;
+    return workspace_bytes(divide(&plan, 0, &buffers));
 }
 
 /* Functions called from Python. */
 
-int64_t filter_gradient_workspace(const Layer *l) { return workspace_bytes(l, 0); }
+int64_t filter_gradient_workspace(const Layer *layer) { return plan_bytes(gradient_plan(layer, 0)); }
 
-int64_t filter_gradient_update_workspace(const Layer *l) { return workspace_bytes(l, 1); }
+int64_t filter_gradient_update_workspace(const Layer *layer) { return plan_bytes(gradient_plan(layer, 1)); }
 
-void filter_gradient(const Layer *l, const float *x, const float *g, float *dw, char *workspace)
+void filter_gradient(const Layer *layer, const float *x, const float *g, float *dw, char *workspace)
 {
-    Sum s = gradient_sum(l, 0);
-    Workspace w;
-    lay_out(&s, aligned(workspace), &w, 0);
-    run(&s, &w, x, g, dw, 0);
+    Plan plan = gradient_plan(layer, 0);
+    run(&plan, workspace, x, g, dw, 0);
 }
 
-/* Several threads call receive(arrays, …) concurrently with the rows of dw; for `shaped` see Update. */
-void filter_gradient_update(const Layer *l, const float *x, const float *g, Receiver *receive, void *const *arrays,
+/* Several threads call receive(arrays, ...) concurrently with the rows of dw; for `shaped` see Update. */
+void filter_gradient_update(const Layer *layer, const float *x, const float *g, Receiver *receive, void *const *arrays,
                             void *const *shaped, char *workspace)
 {
-    Sum s = gradient_sum(l, 1);
-    Workspace w;
-    lay_out(&s, aligned(workspace), &w, 1);
-    run(&s, &w, x, g, 0, &(Update){ receive, arrays, shaped });
+    Plan plan = gradient_plan(layer, 1);
+    run(&plan, workspace, x, g, 0, &(Update){ receive, arrays, shaped });
 }

@@ -1,7 +1,7 @@
-/* Register tiles: the number of sums that one processor core keeps in registers.
+/* Register tiles: the sums that one processor core keeps in registers.
  *
- * Both convolution kernels are sums of outer products: a column of `rows` broadcast scalars times a line of
- * VECTORS vectors of LANES floats, accumulated in rows x VECTORS vectors.  A tile is fast if it
+ * All convolution kernels are sums of outer products: a column of `rows` scalars times a row of BLOCK = VECTORS * LANES
+ * floats, accumulated in a tile of rows x VECTORS vectors (micro_kernel.h).  A tile is fast if it
  *   - fits: accumulators + VECTORS + one broadcast <= number of registers; otherwise the compiler spills;
  *   - hides latency: at least 8 accumulators if two multiply-adds of latency 4 start per cycle;
  *   - loads little: rows + VECTORS loads per rows * VECTORS multiply-adds.
@@ -12,8 +12,8 @@
  *   NEON         32 of 4     4       4 x 4 = 16                5 x 4 = 20 (GCC keeps each broadcast in a register)
  *   portable     16 of 4     4       4 x 2 = 8                 4 x 2 = 8 (a product also needs a register)
  *
- * DEPTH is the maximum number of terms that one pass of a forward tile sums.  A pass reads DEPTH * VECTORS * LANES
- * floats of one line of images, which stay in half of a 32 KiB L1 cache.
+ * DEPTH is the maximum number of terms that one pass of a forward tile sums.  A pass reads DEPTH * BLOCK floats of
+ * images, which stay in half of a 32 KiB L1 cache.
  *
  * Select a tile with -DTILE_AVX512, -DTILE_AVX2, -DTILE_NEON or -DTILE_PORTABLE; the default depends on the compiler's
  * target.
@@ -21,7 +21,7 @@
 #ifndef TILES_H
 #define TILES_H
 
-#include <stdint.h>
+#include "common.h"
 
 #if !defined(TILE_AVX512) && !defined(TILE_AVX2) && !defined(TILE_NEON) && !defined(TILE_PORTABLE)
 #if defined(__AVX512F__)
@@ -45,46 +45,9 @@ enum { LANES = 4, VECTORS = 4, FORWARD_ROWS = 4, GRADIENT_ROWS = 5, DEPTH = 256 
 enum { LANES = 4, VECTORS = 2, FORWARD_ROWS = 4, GRADIENT_ROWS = 4, DEPTH = 512 };
 #endif
 
-enum { LINE = VECTORS * LANES };     /* floats of one line: images (forward) or output channels (filter gradient) */
+enum { BLOCK = VECTORS * LANES };    /* floats of one row of a tile: images (forward) or output channels (gradient) */
 enum { SMALL_ROWS = 4 };             /* forward tile for the remainder of FORWARD_ROWS */
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-/* The sizes of a convolution, as passed by Python; the filters are (c / groups, rows, columns, o). */
-typedef struct { int64_t c, height, width, b, o, rows, columns, stride, pad, groups; } Layer;
-
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static inline int omp_get_max_threads(void) { return 1; }
-static inline int omp_get_thread_num(void) { return 0; }
-#endif
-
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")          /* loops over a tile, to keep it in registers */
-#endif
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-#define NEVER_INLINE static __attribute__((noinline))      /* a tile needs all registers */
-
-static inline long least(long a, long b) { return a < b ? a : b; }
-static inline long most(long a, long b) { return a > b ? a : b; }
-static inline long parts(long n, long size) { return (n + size - 1) / size; }     /* pieces of at most `size` */
-
-/* A workspace is divided into pieces that start on a cache line. */
-enum { CACHE_LINE = 64 };
-
-static inline void *piece(char **free, long bytes)
-{
-    char *start = *free;
-    *free = start + parts(bytes, CACHE_LINE) * CACHE_LINE;
-    return start;
-}
-
-static inline char *aligned(char *workspace)
-{
-    return workspace + (CACHE_LINE - (unsigned long)workspace % CACHE_LINE) % CACHE_LINE;
-}
 
 #endif

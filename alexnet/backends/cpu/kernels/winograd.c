@@ -12,7 +12,7 @@
  *
  *     products[point][position][o] = sum over c of  filters[point][c][o] * data[point][position][c]
  *
- * A position is a tile of a block of LINE images.  Each scalar of the formula is a line of images, so the transforms
+ * A position is a tile of a block of BLOCK images.  Each scalar of the formula is a block of images, so the transforms
  * need no shuffles.  3 x 3 needs 36 multiplications instead of 144, 5 x 5 needs 64 instead of 400.
  *
  * The loops.  Filters are transformed once, to [point][tile of FORWARD_ROWS channels][c][FORWARD_ROWS].  Then each
@@ -20,7 +20,7 @@
  *   1. for each c, position: transform the pixels of the tile, read in place, into data points;
  *   2. for each point, position, tile of channels: compute a product, summed over c in registers;
  *   3. for each o, position: transform the products into outputs.
- * In step 2 the lines of one position stay in the L1 cache, and the filters of one point in the L2 cache.  Parallel
+ * In step 2 the data of one position stay in the L1 cache, and the filters of one point in the L2 cache.  Parallel
  * loops within each step would need less memory, but all threads would wait for the slowest at each barrier.
  *
  * Each element is computed by one thread in a fixed order, so the result does not depend on the number of threads.
@@ -29,41 +29,48 @@
 
 enum { CHUNK_BYTES = 4 << 20 };          /* of data and products: the part of the L3 cache for one thread */
 enum { CHUNKS_PER_THREAD = 4 };
-enum { FETCHED = 8 };                    /* prefetch distance for writing, in filters */
+enum { PREFETCH_DISTANCE = 8 };          /* for writing, in filters */
 
 typedef struct {
-    Tiling t;
+    Tiling tiling;
     long chunk;                                         /* positions processed at a time */
-    long channel_tiles, packed_o;
-    long filter_step;                                   /* floats from the filters of one point to those of the next */
-} Sum;
+    long channel_tiles, packed_o;                       /* register tiles of FORWARD_ROWS output channels */
+    long point_stride;                                  /* filters: floats from one point to the next */
+    long channel_stride;                                /* data and products: floats from one channel to the next */
+    int rotated;                                        /* filters rotated by 180 degrees: input gradient */
+} Plan;
 
 typedef struct {
     float *filters;              /* [point][group][channel tile][c][FORWARD_ROWS] */
-    float *data;                 /* per thread, [group][position of the chunk][c][point][LINE] */
-    float *products;             /* per thread, [group][position of the chunk][packed_o][point][LINE] */
-} Workspace;
+    float *data;                 /* per thread, [group][position of the chunk][c][point][BLOCK] */
+    float *products;             /* per thread, [group][position of the chunk][packed_o][point][BLOCK] */
+} Buffers;
 
-static Sum forward_sum(const Layer *l)
+static Plan forward_plan(const Layer *layer)
 {
-    Tiling t = tiling(l);
-    Sum s = { .t = t, .channel_tiles = parts(t.o, FORWARD_ROWS) };
-    s.packed_o = s.channel_tiles * FORWARD_ROWS;
-    s.filter_step = (parts(t.groups * s.packed_o * t.c, LINE) | 1) * LINE;         /* odd: see Tiling's step */
-    long position_bytes = t.step * t.groups * (t.c + s.packed_o) * LINE * (long)sizeof(float);
-    long chunks = most(parts(t.positions, most(CHUNK_BYTES / position_bytes, 1)),
-                       CHUNKS_PER_THREAD * omp_get_max_threads());
-    s.chunk = parts(t.positions, least(chunks, t.positions));
-    return s;
+    Tiling t = make_tiling(layer);
+    Plan plan = { .tiling = t, .channel_tiles = ceil_div(t.o, FORWARD_ROWS) };
+    plan.packed_o = plan.channel_tiles * FORWARD_ROWS;
+    /* Odd numbers of blocks spread the filters of one channel, and the channels of one point, over the cache sets. */
+    plan.point_stride = (ceil_div(t.groups * plan.packed_o * t.c, BLOCK) | 1) * BLOCK;
+    plan.channel_stride = (t.points | 1) * BLOCK;
+    long position_bytes = plan.channel_stride * t.groups * (t.c + plan.packed_o) * (long)sizeof(float);
+    long chunks = max(ceil_div(t.positions, max(CHUNK_BYTES / position_bytes, 1)),
+                      CHUNKS_PER_THREAD * omp_get_max_threads());
+    plan.chunk = ceil_div(t.positions, min(chunks, t.positions));
+    return plan;
 }
 
 /* The input gradient as a forward pass, from the output gradient with channels o to channels c. */
-static Sum input_gradient_sum(const Layer *l)
+static Plan input_gradient_plan(const Layer *l)
 {
-    Layer turned = { .c = l->o, .height = l->height + 2 * l->pad - l->rows + 1, .rows = l->rows, .columns = l->columns,
-                     .width = l->width + 2 * l->pad - l->columns + 1, .b = l->b, .o = l->c, .stride = 1,
-                     .pad = l->rows - 1 - l->pad, .groups = l->groups };
-    return forward_sum(&turned);
+    Layer exchanged = { .c = l->o, .height = l->height + 2 * l->pad - l->filter_height + 1,
+                        .width = l->width + 2 * l->pad - l->filter_width + 1, .b = l->b, .o = l->c,
+                        .filter_height = l->filter_height, .filter_width = l->filter_width, .stride = 1,
+                        .pad = l->filter_height - 1 - l->pad, .groups = l->groups };
+    Plan plan = forward_plan(&exchanged);
+    plan.rotated = 1;
+    return plan;
 }
 
 /* ---- filters: U = E g E' / N */
@@ -77,65 +84,68 @@ ALWAYS_INLINE void filter_points(const int n, const int taps, const vector *g, v
             out[i * n + j] *= inverse(n, i) * inverse(n, j);
 }
 
-static void filter_square(const Sum *s, const vector *g, vector *out)
+static void filter_square(const Tiling *t, const vector *g, vector *out)
 {
-    if (s->t.taps == 3)
+    if (t->taps == 3)
         filter_points(6, 3, g, out);
     else
         filter_points(8, 5, g, out);
 }
 
-static long packed_filter(const Sum *s, long point, long group, long tile, long c)
+static long packed_offset(const Plan *plan, long point, long group, long tile, long c)
 {
-    return point * s->filter_step + ((group * s->channel_tiles + tile) * s->t.c + c) * FORWARD_ROWS;
+    return point * plan->point_stride + ((group * plan->channel_tiles + tile) * plan->tiling.c + c) * FORWARD_ROWS;
 }
 
 /* Transform the filters of the forward pass; a vector holds the channels of a tile. */
-static void transform_filters(const Sum *s, const float *w, float *filters)
+static void transform_filters(const Plan *plan, const float *filters, float *packed)
 {
-    long all_o = s->t.groups * s->t.o, phases = s->t.stride * s->t.stride, size = s->t.size * s->t.size;
+    const Tiling *t = &plan->tiling;
+    long all_o = t->groups * t->o, size = t->size * t->size;
     #pragma omp for schedule(static)
-    for (long i = 0; i < s->t.groups * s->channel_tiles * s->t.c; i++) {
-        long c = i % s->t.c, tile = i / s->t.c % s->channel_tiles, group = i / s->t.c / s->channel_tiles;
-        vector taps[MOST_POINTS * MOST_POINTS], out[MOST_POINTS * MOST_POINTS];
-        long p = c % phases / s->t.stride, q = c % s->t.stride, o = tile * FORWARD_ROWS;
-        const float *filter = w + c / phases * size * all_o + group * s->t.o + o;
-        for (long i = 0, k = 0; i < s->t.taps; i++)
-            for (long j = 0; j < s->t.taps; j++, k++) {
-                long tap = tap_at(&s->t, p, q, i, j);
-                taps[k] = tap < 0 ? (vector){ 0 } : load_some(filter + tap * all_o, s->t.o - o);
+    for (long i = 0; i < t->groups * plan->channel_tiles * t->c; i++) {
+        long c = i % t->c, tile = i / t->c % plan->channel_tiles, group = i / t->c / plan->channel_tiles;
+        vector taps[MAX_SQUARE], out[MAX_SQUARE];
+        long p = c % t->phases / t->stride, q = c % t->stride, o = tile * FORWARD_ROWS;
+        const float *filter = filters + c / t->phases * size * all_o + group * t->o + o;
+        for (long row = 0, k = 0; row < t->taps; row++)
+            for (long column = 0; column < t->taps; column++, k++) {
+                long tap = tap_index(t, p, q, row, column);
+                taps[k] = tap < 0 ? (vector){ 0 } : load_some(filter + tap * all_o, t->o - o);
             }
-        filter_square(s, taps, out);
-        for (long point = 0; point < s->t.n * s->t.n; point++) {
-            float *to = filters + packed_filter(s, point, group, tile, c);
-            __builtin_prefetch(to + FETCHED * FORWARD_ROWS, 1);
+        filter_square(t, taps, out);
+        for (long point = 0; point < t->points; point++) {
+            float *to = packed + packed_offset(plan, point, group, tile, c);
+            __builtin_prefetch(to + PREFETCH_DISTANCE * FORWARD_ROWS, 1);
             memcpy(to, out + point, FORWARD_ROWS * sizeof(float));
         }
     }
 }
 
 /* Transform the rotated filters of the input gradient; a vector holds LANES of the summed channels. */
-static void transform_turned_filters(const Sum *s, const float *w, float *filters)
+static void transform_rotated_filters(const Plan *plan, const float *filters, float *packed)
 {
-    long all_c = s->t.groups * s->t.c, vectors = parts(s->t.c, LANES), last = s->t.taps * s->t.taps - 1;
+    const Tiling *t = &plan->tiling;
+    long all_c = t->groups * t->c, vectors = ceil_div(t->c, LANES), last = t->taps * t->taps - 1;
     #pragma omp for schedule(static)
-    for (long i = 0; i < s->t.groups * s->channel_tiles * vectors; i++) {
-        long c = i % vectors * LANES, tile = i / vectors % s->channel_tiles, group = i / vectors / s->channel_tiles;
-        vector out[FORWARD_ROWS][MOST_POINTS * MOST_POINTS];
+    for (long i = 0; i < t->groups * plan->channel_tiles * vectors; i++) {
+        long c = i % vectors * LANES, tile = i / vectors % plan->channel_tiles;
+        long group = i / vectors / plan->channel_tiles;
+        vector out[FORWARD_ROWS][MAX_SQUARE];
         for (long r = 0; r < FORWARD_ROWS; r++) {
             long o = tile * FORWARD_ROWS + r;
-            vector taps[MOST_POINTS * MOST_POINTS];
-            for (long t = 0; t <= last; t++) {
-                const float *from = w + (o * (last + 1) + last - t) * all_c + group * s->t.c + c;
-                taps[t] = o < s->t.o ? load_some(from, s->t.c - c) : (vector){ 0 };
+            vector taps[MAX_SQUARE];
+            for (long tap = 0; tap <= last; tap++) {
+                const float *from = filters + (o * (last + 1) + last - tap) * all_c + group * t->c + c;
+                taps[tap] = o < t->o ? load_some(from, t->c - c) : (vector){ 0 };
             }
-            filter_square(s, taps, out[r]);
+            filter_square(t, taps, out[r]);
         }
-        for (long point = 0; point < s->t.n * s->t.n; point++) {
-            float *to = filters + packed_filter(s, point, group, tile, c);
+        for (long point = 0; point < t->points; point++) {
+            float *to = packed + packed_offset(plan, point, group, tile, c);
             for (long lane = 0; lane < LANES; lane++)
                 __builtin_prefetch(to + (LANES + lane) * FORWARD_ROWS, 1);
-            for (long lane = 0; lane < least(LANES, s->t.c - c); lane++)
+            for (long lane = 0; lane < min(LANES, t->c - c); lane++)
                 for (long r = 0; r < FORWARD_ROWS; r++)
                     to[lane * FORWARD_ROWS + r] = out[r][point][lane];
         }
@@ -144,56 +154,45 @@ static void transform_turned_filters(const Sum *s, const float *w, float *filter
 
 /* ---- products */
 
-/* The inner loop: FORWARD_ROWS channels by one line of images, summed over c; channels are `step` floats apart. */
-NEVER_INLINE void multiply_tile(const float *data, const float *filters, long c, long step, float *products)
+/* Sum FORWARD_ROWS channels by one block of images over c; channels are `stride` floats apart. */
+NEVER_INLINE void multiply_tile(const float *data, const float *filters, long c, long stride, float *products)
 {
-    vector sum[FORWARD_ROWS][VECTORS];
-    UNROLL
-    for (int r = 0; r < FORWARD_ROWS; r++)
-        UNROLL
-        for (int v = 0; v < VECTORS; v++)
-            sum[r][v] = (vector){ 0 };
-    for (long k = 0; k < c; k++, data += step, filters += FORWARD_ROWS) {
-        vector x[VECTORS];
-        UNROLL
-        for (int v = 0; v < VECTORS; v++)
-            x[v] = load(data + v * LANES);
+    vector sum[FORWARD_ROWS][VECTORS], x[VECTORS];
+    zero_tile(FORWARD_ROWS, sum);
+    for (long k = 0; k < c; k++, data += stride, filters += FORWARD_ROWS) {
+        load_row(data, x);
         UNROLL
         for (int r = 0; r < FORWARD_ROWS; r++)
-            UNROLL
-            for (int v = 0; v < VECTORS; v++)
-                sum[r][v] += filters[r] * x[v];
+            add_product(sum[r], filters[r], x);
     }
-    UNROLL
-    for (int r = 0; r < FORWARD_ROWS; r++)
-        UNROLL
-        for (int v = 0; v < VECTORS; v++)
-            store(products + r * step + v * LANES, sum[r][v]);
+    store_tile(FORWARD_ROWS, products, stride, sum);
 }
 
-/* Prefetch part of the data of the next tiles: lines of the next position, and the next products. */
-ALWAYS_INLINE void fetch_ahead(const Sum *s, const float *next_data, const float *next_products, long tile, long step)
+/* Prefetch part of what the next tiles use: data of the next position, and the next products. */
+ALWAYS_INLINE void prefetch_next(const Plan *plan, const float *next_data, const float *next_products, long tile)
 {
-    for (long c = s->t.c * tile / s->channel_tiles; c < s->t.c * (tile + 1) / s->channel_tiles; c++)
-        __builtin_prefetch(next_data + c * step);
+    long channels = plan->tiling.c, end = channels * (tile + 1) / plan->channel_tiles;
+    for (long c = channels * tile / plan->channel_tiles; c < end; c++)
+        __builtin_prefetch(next_data + c * plan->channel_stride);
     for (long r = 0; r < FORWARD_ROWS; r++)
-        __builtin_prefetch(next_products + r * step, 1);
+        __builtin_prefetch(next_products + r * plan->channel_stride, 1);
 }
 
 /* Step 2 for one point of one group, for the positions of a chunk from `first`. */
-static void multiply_point(const Sum *s, const float *filters, long point, long group, long first, long end,
+static void multiply_point(const Plan *plan, const float *filters, long point, long group, long first, long end,
                            const float *data, float *products)
 {
-    long step = s->t.step * LINE;
-    data += group * s->chunk * s->t.c * step + point * LINE;
-    products += group * s->chunk * s->packed_o * step + point * LINE;
-    for (long p = first; p < end; p++, data += s->t.c * step, products += s->packed_o * step) {
-        if (!needs(&s->t, position_at(&s->t, p), point))
+    const Tiling *t = &plan->tiling;
+    long data_stride = t->c * plan->channel_stride, products_stride = plan->packed_o * plan->channel_stride;
+    data += group * plan->chunk * data_stride + point * BLOCK;
+    products += group * plan->chunk * products_stride + point * BLOCK;
+    for (long p = first; p < end; p++, data += data_stride, products += products_stride) {
+        if (!needs(t, tile_at(t, p), point))
             continue;
-        for (long tile = 0; tile < s->channel_tiles; tile++) {
-            float *to = products + tile * FORWARD_ROWS * step;
-            fetch_ahead(s, data + s->t.c * step, to + FORWARD_ROWS * step, tile, step);
-            multiply_tile(data, filters + packed_filter(s, point, group, tile, 0), s->t.c, step, to);
+        for (long tile = 0; tile < plan->channel_tiles; tile++) {
+            float *to = products + tile * FORWARD_ROWS * plan->channel_stride;
+            prefetch_next(plan, data + data_stride, to + FORWARD_ROWS * plan->channel_stride, tile);
+            multiply_tile(data, filters + packed_offset(plan, point, group, tile, 0), t->c, plan->channel_stride, to);
         }
     }
 }
@@ -202,105 +201,91 @@ static void multiply_point(const Sum *s, const float *filters, long point, long 
 
 ALWAYS_INLINE void transform_products(const int n, const float *products, float *outputs)
 {
-    for (long v = 0; v < LINE; v += LANES)
-        interpolate_square(n, TILE, products + v, outputs + v);
+    for (long v = 0; v < BLOCK; v += LANES)
+        interpolate_square(n, OUTPUTS, products + v, outputs + v);
 }
 
-static void store_outputs(const Sum *s, Position at, const float *outputs, float *image)
+static void store_outputs(const Tiling *t, OutputTile tile, const float *outputs, float *image)
 {
-    for (long i = 0; i < at.rows; i++)
-        for (long j = 0; j < at.columns; j++) {
-            float *to = image + ((at.row + i) * s->t.out_width + at.column + j) * s->t.b + at.block * LINE;
-            long bytes = at.images == LINE ? sizeof(float[LINE]) : at.images * sizeof(float);   /* usually a constant */
-            memcpy(to, outputs + (i * TILE + j) * LINE, bytes);
+    for (long i = 0; i < tile.height; i++)
+        for (long j = 0; j < tile.width; j++) {
+            float *to = image + ((tile.row + i) * t->out_width + tile.column + j) * t->b + tile.block * BLOCK;
+            /* Usually a constant, for which the compiler inlines the copy. */
+            long bytes = tile.images == BLOCK ? sizeof(float[BLOCK]) : tile.images * sizeof(float);
+            memcpy(to, outputs + (i * OUTPUTS + j) * BLOCK, bytes);
         }
 }
 
 /* Step 3 for one output channel of the chunk that starts at `first`. */
-static void transform_outputs(const Sum *s, const float *products, long channel, long first, long end, float *out)
+static void transform_outputs(const Plan *plan, const float *products, long channel, long first, long end, float *out)
 {
-    long group = channel / s->t.o, o = channel % s->t.o;
-    float *image = out + channel * s->t.out_height * s->t.out_width * s->t.b;
+    const Tiling *t = &plan->tiling;
+    long group = channel / t->o, o = channel % t->o;
+    float *image = out + channel * t->out_height * t->out_width * t->b;
     for (long position = first; position < end; position++) {
-        const float *from = products + ((group * s->chunk + position - first) * s->packed_o + o) * s->t.step * LINE;
-        float outputs[TILE * TILE * LINE];
-        if (s->t.n == 6)
-            transform_products(6, from, outputs);
+        long row = (group * plan->chunk + position - first) * plan->packed_o + o;
+        float outputs[OUTPUTS * OUTPUTS * BLOCK];
+        if (t->n == 6)
+            transform_products(6, products + row * plan->channel_stride, outputs);
         else
-            transform_products(8, from, outputs);
-        store_outputs(s, position_at(&s->t, position), outputs, image);
+            transform_products(8, products + row * plan->channel_stride, outputs);
+        store_outputs(t, tile_at(t, position), outputs, image);
     }
 }
 
 /* ---- complete passes */
 
-static long data_floats(const Sum *s) { return s->t.groups * s->chunk * s->t.c * s->t.step * LINE; }
-static long product_floats(const Sum *s) { return s->t.groups * s->chunk * s->packed_o * s->t.step * LINE; }
-
-static void run_chunk(const Sum *s, const Workspace *w, const float *x, long first, float *out)
+static long data_floats(const Plan *plan)
 {
-    long end = least(first + s->chunk, s->t.positions), points = s->t.n * s->t.n, thread = omp_get_thread_num();
-    float *data = w->data + thread * data_floats(s), *products = w->products + thread * product_floats(s);
-    for (long channel = 0; channel < s->t.groups * s->t.c; channel++) {
-        long start = channel / s->t.c * s->chunk * s->t.c + channel % s->t.c;
-        transform_channel(&s->t, x, channel, first, end, data + start * s->t.step * LINE, LINE,
-                          s->t.c * s->t.step * LINE);
-    }
-    for (long point = 0; point < points; point++)
-        for (long group = 0; group < s->t.groups; group++)
-            multiply_point(s, w->filters, point, group, first, end, data, products);
-    for (long channel = 0; channel < s->t.groups * s->t.o; channel++)
-        transform_outputs(s, products, channel, first, end, out);
+    return plan->tiling.groups * plan->chunk * plan->tiling.c * plan->channel_stride;
 }
 
-typedef void FilterTransform(const Sum *s, const float *w, float *filters);
-
-static void run(const Sum *s, const Workspace *w, const float *x, const float *filters, FilterTransform *transform,
-                float *out)
+static long product_floats(const Plan *plan)
 {
+    return plan->tiling.groups * plan->chunk * plan->packed_o * plan->channel_stride;
+}
+
+static void run_chunk(const Plan *plan, const Buffers *buffers, const float *x, long first, float *out)
+{
+    const Tiling *t = &plan->tiling;
+    long end = min(first + plan->chunk, t->positions), thread = omp_get_thread_num();
+    float *data = buffers->data + thread * data_floats(plan);
+    float *products = buffers->products + thread * product_floats(plan);
+    for (long channel = 0; channel < t->groups * t->c; channel++) {
+        long start = channel / t->c * plan->chunk * t->c + channel % t->c;
+        transform_channel(t, x, channel, first, end, data + start * plan->channel_stride, BLOCK,
+                          t->c * plan->channel_stride);
+    }
+    for (long point = 0; point < t->points; point++)
+        for (long group = 0; group < t->groups; group++)
+            multiply_point(plan, buffers->filters, point, group, first, end, data, products);
+    for (long channel = 0; channel < t->groups * t->o; channel++)
+        transform_outputs(plan, products, channel, first, end, out);
+}
+
+static char *divide(const Plan *plan, char *workspace, Buffers *buffers)
+{
+    long threads = omp_get_max_threads();
+    buffers->filters = take(&workspace, plan->tiling.points * plan->point_stride * sizeof(float));
+    buffers->data = take(&workspace, threads * data_floats(plan) * sizeof(float));
+    buffers->products = take(&workspace, threads * product_floats(plan) * sizeof(float));
+    return workspace;
+}
+
+static void run(const Plan *plan, const float *x, const float *filters, float *out, char *workspace)
+{
+    Buffers buffers;
+    divide(plan, aligned(workspace), &buffers);
     #pragma omp parallel
     {
-        transform(s, filters, w->filters);
+        if (plan->rotated)
+            transform_rotated_filters(plan, filters, buffers.filters);
+        else
+            transform_filters(plan, filters, buffers.filters);
         #pragma omp for schedule(dynamic)
-        for (long first = 0; first < s->t.positions; first += s->chunk)
-            run_chunk(s, w, x, first, out);
+        for (long first = 0; first < plan->tiling.positions; first += plan->chunk)
+            run_chunk(plan, &buffers, x, first, out);
     }
 }
 
-/* Divide a workspace into its pieces; returns its end, which is the size if start is 0. */
-static char *lay_out(const Sum *s, char *start, Workspace *w)
-{
-    long points = s->t.n * s->t.n, threads = omp_get_max_threads();
-    w->filters = piece(&start, points * s->filter_step * sizeof(float));
-    w->data = piece(&start, threads * data_floats(s) * sizeof(float));
-    w->products = piece(&start, threads * product_floats(s) * sizeof(float));
-    return start;
-}
-
-static long workspace_bytes(Sum s)
-{
-    Workspace w;
-    return (long)lay_out(&s, 0, &w) + CACHE_LINE;
-}
-
-/* Functions called from Python. */
-
-int64_t forward_workspace(const Layer *l) { return workspace_bytes(forward_sum(l)); }
-
-int64_t input_gradient_workspace(const Layer *l) { return workspace_bytes(input_gradient_sum(l)); }
-
-void forward(const Layer *l, const float *x, const float *filters, float *out, char *workspace)
-{
-    Sum s = forward_sum(l);
-    Workspace w;
-    lay_out(&s, aligned(workspace), &w);
-    run(&s, &w, x, filters, transform_filters, out);
-}
-
-void input_gradient(const Layer *l, const float *filters, const float *g, float *dx, char *workspace)
-{
-    Sum s = input_gradient_sum(l);
-    Workspace w;
-    lay_out(&s, aligned(workspace), &w);
-    run(&s, &w, g, filters, transform_turned_filters, dx);
-}
+#include "entry.h"

@@ -24,11 +24,12 @@
 #ifndef WINOGRAD_H
 #define WINOGRAD_H
 
-#include <stdint.h>
 #include <string.h>
-#include "tiles.h"
+#include "layer.h"
+#include "micro_kernel.h"
 
-enum { TILE = 4, MOST_POINTS = 8 };        /* outputs of a tile and maximum number of points, in one dimension */
+enum { OUTPUTS = 4, MAX_POINTS = 8 };      /* outputs of a tile and maximum number of points, in one dimension */
+enum { MAX_SQUARE = MAX_POINTS * MAX_POINTS };
 
 /* The pairs of points +-root, and the products of (z^2 - square) over all pairs and over all other pairs; coefficients
  * in ascending order. */
@@ -45,16 +46,13 @@ static const Points EIGHT = {
 
 ALWAYS_INLINE const Points *points(const int n) { return n == 6 ? &SIX : &EIGHT; }
 
-ALWAYS_INLINE vector load(const float *from) { return *(const vector *)from; }
-ALWAYS_INLINE void store(float *to, vector x) { *(vector *)to = x; }
-
 /* Load the first `count` floats, at most LANES; the other lanes are zeros. */
 ALWAYS_INLINE vector load_some(const float *from, long count)
 {
     vector x = { 0 };
     if (count >= LANES)
         return load(from);
-    memcpy(&x, from, most(count, 0) * sizeof(float));
+    memcpy(&x, from, max(count, 0) * sizeof(float));
     return x;
 }
 
@@ -132,68 +130,68 @@ ALWAYS_INLINE void interpolate(const int n, const int k, const vector *m, vector
 }
 
 /* Transforms of a square that is stored row by row: first along the columns, then along the rows.  A call reads and
- * writes one vector of each line; lines need not be contiguous. */
+ * writes one vector of each element of the square, a block of BLOCK floats; the blocks need not be contiguous. */
 
-/* V = B x B': from n x n lines to n x n lines, `step` floats apart. */
-ALWAYS_INLINE void data_square(const int n, const float *const *x, float *out, long step)
+/* V = B x B': from n x n blocks to n x n blocks, `stride` floats apart. */
+ALWAYS_INLINE void data_square(const int n, const float *const *x, float *out, long stride)
 {
-    vector half[MOST_POINTS * MOST_POINTS];
+    vector half[MAX_SQUARE];
     for (int j = 0; j < n; j++) {
-        vector column[MOST_POINTS], at[MOST_POINTS];
+        vector column[MAX_POINTS], value[MAX_POINTS];
         UNROLL
         for (int i = 0; i < n; i++)
             column[i] = load(x[i * n + j]);
-        data_points(n, column, at);
+        data_points(n, column, value);
         UNROLL
         for (int i = 0; i < n; i++)
-            half[i * n + j] = at[i];
+            half[i * n + j] = value[i];
     }
     for (int i = 0; i < n; i++) {
-        vector at[MOST_POINTS];
-        data_points(n, half + i * n, at);
+        vector value[MAX_POINTS];
+        data_points(n, half + i * n, value);
         UNROLL
         for (int j = 0; j < n; j++)
-            store(out + (i * n + j) * step, at[j]);
+            store(out + (i * n + j) * stride, value[j]);
     }
 }
 
 ALWAYS_INLINE void evaluate_square(const int n, const int k, const vector *g, vector *out)
 {
-    vector half[MOST_POINTS * MOST_POINTS];
+    vector half[MAX_SQUARE];
     for (int j = 0; j < k; j++) {
-        vector column[MOST_POINTS], at[MOST_POINTS];
+        vector column[MAX_POINTS], value[MAX_POINTS];
         UNROLL
         for (int i = 0; i < k; i++)
             column[i] = g[i * k + j];
-        evaluate(n, k, column, at);
+        evaluate(n, k, column, value);
         UNROLL
         for (int i = 0; i < n; i++)
-            half[i * k + j] = at[i];
+            half[i * k + j] = value[i];
     }
     for (int i = 0; i < n; i++)
         evaluate(n, k, half + i * k, out + i * n);
 }
 
-/* y = E' m E: from n x n contiguous lines to k x k. */
+/* y = E' m E: from n x n contiguous blocks to k x k. */
 ALWAYS_INLINE void interpolate_square(const int n, const int k, const float *m, float *y)
 {
-    vector half[MOST_POINTS * MOST_POINTS];
+    vector half[MAX_SQUARE];
     for (int j = 0; j < n; j++) {
-        vector column[MOST_POINTS], at[MOST_POINTS];
+        vector column[MAX_POINTS], value[MAX_POINTS];
         UNROLL
         for (int i = 0; i < n; i++)
-            column[i] = load(m + (i * n + j) * LINE);
-        interpolate(n, k, column, at);
+            column[i] = load(m + (i * n + j) * BLOCK);
+        interpolate(n, k, column, value);
         UNROLL
         for (int i = 0; i < k; i++)
-            half[i * n + j] = at[i];
+            half[i * n + j] = value[i];
     }
     for (int i = 0; i < k; i++) {
-        vector at[MOST_POINTS];
-        interpolate(n, k, half + i * n, at);
+        vector value[MAX_POINTS];
+        interpolate(n, k, half + i * n, value);
         UNROLL
         for (int j = 0; j < k; j++)
-            store(y + (i * k + j) * LINE, at[j]);
+            store(y + (i * k + j) * BLOCK, value[j]);
     }
 }
 
@@ -203,105 +201,107 @@ ALWAYS_INLINE void interpolate_square(const int n, const int k, const float *m, 
  * (i*stride + p, j*stride + q), and becomes a convolution of stride 1 over channels (c,p,q). */
 typedef struct {
     long groups, c, o, b;                               /* c and o of one group; c includes phases */
-    long stride, pad, size, taps;                       /* taps: the size of a filter's largest phase */
+    long stride, phases, pad, size, taps;               /* size of a filter, and of its largest phase */
     long height, width, out_height, out_width;
-    long n, step;                                       /* step: lines from one channel's points to the next */
-    long tiles_y, tiles_x, blocks, positions;           /* positions: [tile row][tile column][block of LINE images] */
+    long n, points;                                     /* points of a tile in one dimension and in two */
+    long tile_rows, tile_columns, blocks, positions;    /* positions: [tile row][tile column][block of BLOCK images] */
 } Tiling;
 
-static Tiling tiling(const Layer *l)
+static Tiling make_tiling(const Layer *l)
 {
     Tiling t = { .groups = l->groups, .c = l->c / l->groups * l->stride * l->stride, .o = l->o / l->groups, .b = l->b,
-                 .stride = l->stride, .pad = l->pad, .size = l->rows, .taps = parts(l->rows, l->stride),
-                 .height = l->height, .width = l->width, .blocks = parts(l->b, LINE) };
-    t.out_height = (l->height + 2 * l->pad - l->rows) / l->stride + 1;
-    t.out_width = (l->width + 2 * l->pad - l->columns) / l->stride + 1;
-    t.n = TILE + t.taps - 1;
-    t.step = (t.n * t.n) | 1;                /* odd: spreads the channels of one point over the cache sets */
-    t.tiles_y = parts(t.out_height, TILE);
-    t.tiles_x = parts(t.out_width, TILE);
-    t.positions = t.tiles_y * t.tiles_x * t.blocks;
+                 .stride = l->stride, .phases = l->stride * l->stride, .pad = l->pad, .size = l->filter_height,
+                 .taps = ceil_div(l->filter_height, l->stride), .height = l->height, .width = l->width,
+                 .out_height = out_height(l), .out_width = out_width(l), .blocks = ceil_div(l->b, BLOCK) };
+    t.n = OUTPUTS + t.taps - 1;
+    t.points = t.n * t.n;
+    t.tile_rows = ceil_div(t.out_height, OUTPUTS);
+    t.tile_columns = ceil_div(t.out_width, OUTPUTS);
+    t.positions = t.tile_rows * t.tile_columns * t.blocks;
     return t;
 }
 
 /* A tile of a block of images: its first output, its size, the block, and the number of images in the block. */
-typedef struct { long row, column, rows, columns, block, images; } Position;
+typedef struct { long row, column, height, width, block, images; } OutputTile;
 
 /* Start of tile i, if `tiles` tiles cover `size` outputs; tiles of 4 come before tiles of 3. */
 static long tile_start(long i, long tiles, long size)
 {
-    long fours = most(size - 3 * tiles, 0);
+    long fours = max(size - 3 * tiles, 0);
     return i < fours ? 4 * i : 3 * i + fours;
 }
 
-static Position position_at(const Tiling *t, long position)
+static OutputTile tile_at(const Tiling *t, long position)
 {
-    long block = position % t->blocks, i = position / t->blocks / t->tiles_x, j = position / t->blocks % t->tiles_x;
-    Position at = { .row = tile_start(i, t->tiles_y, t->out_height), .column = tile_start(j, t->tiles_x, t->out_width),
-                    .block = block, .images = least(LINE, t->b - block * LINE) };
-    at.rows = least(tile_start(i + 1, t->tiles_y, t->out_height), t->out_height) - at.row;
-    at.columns = least(tile_start(j + 1, t->tiles_x, t->out_width), t->out_width) - at.column;
-    return at;
+    long block = position % t->blocks;
+    long i = position / t->blocks / t->tile_columns, j = position / t->blocks % t->tile_columns;
+    OutputTile tile = { .row = tile_start(i, t->tile_rows, t->out_height),
+                        .column = tile_start(j, t->tile_columns, t->out_width),
+                        .block = block, .images = min(BLOCK, t->b - block * BLOCK) };
+    tile.height = min(tile_start(i + 1, t->tile_rows, t->out_height), t->out_height) - tile.row;
+    tile.width = min(tile_start(j + 1, t->tile_columns, t->out_width), t->out_width) - tile.column;
+    return tile;
 }
 
-/* Whether a tile needs a point; the point at infinity of an axis is needed only if the tile has TILE outputs there. */
-static int needs(const Tiling *t, Position at, long point)
+/* Whether a tile needs a point; the point at infinity of an axis is needed only for OUTPUTS outputs along that axis. */
+static int needs(const Tiling *t, OutputTile tile, long point)
 {
-    return (at.rows == TILE || point / t->n < t->n - 1) && (at.columns == TILE || point % t->n < t->n - 1);
+    return (tile.height == OUTPUTS || point / t->n < t->n - 1) && (tile.width == OUTPUTS || point % t->n < t->n - 1);
 }
 
 /* Index of tap (i, j) of phase (p, q) in the filter, or -1 if the phase has no such tap. */
-static long tap_at(const Tiling *t, long p, long q, long i, long j)
+static long tap_index(const Tiling *t, long p, long q, long i, long j)
 {
     long row = i * t->stride + p, column = j * t->stride + q;
     return row < t->size && column < t->size ? row * t->size + column : -1;
 }
 
-static const float zeros[LINE];
+static const float zeros[BLOCK];
 
-/* Find the n x n lines of pixels of a tile in one phase of one channel; incomplete lines are copied to `edge`. */
-static void find_lines(const Tiling *t, const float *channel, long p, long q, Position at, const float **lines,
-                       float *edge)
+/* Find the n x n pixels of a tile in one phase of one channel, each a block of images.  Incomplete blocks are copied to
+ * `edge`. */
+static void find_pixels(const Tiling *t, const float *channel, long p, long q, OutputTile tile, const float **pixels,
+                        float *edge)
 {
     for (long i = 0; i < t->n; i++) {
-        long row = (at.row + i) * t->stride + p - t->pad;
-        for (long j = 0; j < t->n; j++, edge += LINE) {
-            long column = (at.column + j) * t->stride + q - t->pad;
+        long row = (tile.row + i) * t->stride + p - t->pad;
+        for (long j = 0; j < t->n; j++, edge += BLOCK) {
+            long column = (tile.column + j) * t->stride + q - t->pad;
             int inside = row >= 0 && row < t->height && column >= 0 && column < t->width;
-            const float *line = inside ? channel + (row * t->width + column) * t->b + at.block * LINE : zeros;
-            if (inside && at.images < LINE) {
-                memcpy(edge, line, at.images * sizeof(float));
-                memset(edge + at.images, 0, (LINE - at.images) * sizeof(float));
-                line = edge;
+            const float *pixel = inside ? channel + (row * t->width + column) * t->b + tile.block * BLOCK : zeros;
+            if (inside && tile.images < BLOCK) {
+                memcpy(edge, pixel, tile.images * sizeof(float));
+                memset(edge + tile.images, 0, (BLOCK - tile.images) * sizeof(float));
+                pixel = edge;
             }
-            *lines++ = line;
+            *pixels++ = pixel;
         }
     }
 }
 
-ALWAYS_INLINE void transform_lines(const int n, const float **lines, float *data, long point_step)
+ALWAYS_INLINE void transform_pixels(const int n, const float **pixels, float *data, long point_stride)
 {
     for (long v = 0; v < VECTORS; v++, data += LANES) {
-        data_square(n, lines, data, point_step);
+        data_square(n, pixels, data, point_stride);
         for (long i = 0; i < n * n; i++)
-            lines[i] += LANES;
+            pixels[i] += LANES;
     }
 }
 
-/* Compute the data points of one channel at some positions; point_step and position_step are distances in floats. */
+/* Compute the data points of one channel at some positions; point_stride and position_stride are in floats. */
 static void transform_channel(const Tiling *t, const float *x, long channel, long first, long end, float *data,
-                              long point_step, long position_step)
+                              long point_stride, long position_stride)
 {
-    long phase = channel % (t->stride * t->stride);
-    const float *image = x + channel / (t->stride * t->stride) * t->height * t->width * t->b;
-    for (long position = first; position < end; position++, data += position_step) {
-        const float *lines[MOST_POINTS * MOST_POINTS];
-        float edge[MOST_POINTS * MOST_POINTS * LINE];
-        find_lines(t, image, phase / t->stride, phase % t->stride, position_at(t, position), lines, edge);
+    long phase = channel % t->phases;
+    const float *image = x + channel / t->phases * t->height * t->width * t->b;
+    for (long position = first; position < end; position++, data += position_stride) {
+        const float *pixels[MAX_SQUARE];
+        float edge[MAX_SQUARE * BLOCK];
+        find_pixels(t, image, phase / t->stride, phase % t->stride, tile_at(t, position), pixels, edge);
         if (t->n == 6)
-            transform_lines(6, lines, data, point_step);
+            transform_pixels(6, pixels, data, point_stride);
         else
-            transform_lines(8, lines, data, point_step);
+            transform_pixels(8, pixels, data, point_stride);
     }
 }
 

@@ -10,78 +10,91 @@
  *     dw = E_r' (sums / N) E_r
  *
  * The products vectorise over the output channels, so no sum is across the lanes of a vector.  Therefore the
- * gradients of a tile are transposed from lines of images to lines of channels before the transform.
+ * gradients of a tile are transposed from blocks of images to blocks of channels before the transform.
  *
- * The loops.  A position is a tile of a block of LINE images.  If the sums are small, the positions are split into
- * shares, each with separate sums; the number of shares grows with the amount of work.  A share is processed in
+ * The loops.  A position is a tile of a block of BLOCK images.  If the sums are small, the positions are divided
+ * into splits, each with separate sums; the number of splits grows with the amount of work.  A split is processed in
  * chunks of positions, whose points stay in the L3 cache:
  *   1. for each c, position: transform the pixels of the tile into data points;
- *      for each line of o, position: transform the gradients into points;
- *   2. for each point, line of o, tile of GRADIENT_ROWS c: compute a product, summed over the chunk in registers, and
+ *      for each panel of BLOCK o, position: transform the gradients into points;
+ *   2. for each point, panel, tile of GRADIENT_ROWS c: compute a product, summed over the chunk in registers, and
  *      add it to the sums.
- * Finally the sums of the shares are added and transformed to filters.  If there are at least as many shares as
- * threads, each thread processes whole shares without synchronisation.  Otherwise, for small batches and for sums
+ * Finally the sums of the splits are added and transformed to filters.  If there are at least as many splits as
+ * threads, each thread processes whole splits without synchronisation.  Otherwise, for small batches and for sums
  * that would evict the points from the cache, all threads process one chunk together, with two barriers.  This is as
  * fast on an idle machine, but slow on a busy one.
  *
- * Shares and chunks do not depend on the number of threads, and each element is computed by one thread in a fixed
+ * Splits and chunks do not depend on the number of threads, and each element is computed by one thread in a fixed
  * order, so the result does not depend on the number of threads.
  */
 #include "winograd.h"
 
-/* Bytes of points in the L3 cache: for one of several shares, and for a single share that all threads process. */
-enum { CHUNK_BYTES = 4 << 20, ONLY_CHUNK_BYTES = 8 << 20 };
-enum { SHARE_POSITIONS = 32, MOST_SHARES = 8, SHARE_SUMS_BYTES = 8 << 20 };      /* minimum; maximum; maximum */
+/* Bytes of points in the L3 cache: for one of several splits, and for a single split that all threads process. */
+enum { CHUNK_BYTES = 4 << 20, SINGLE_CHUNK_BYTES = 8 << 20 };
+enum { MIN_SPLIT_POSITIONS = 32, MAX_SPLITS = 8, MAX_SPLIT_BYTES = 8 << 20 };       /* bytes: of sums of all points */
 enum { TERMS = 384 };                    /* of a product: 24 KiB of gradients in an L1 cache */
 enum { TASKS_PER_THREAD = 8 };
 
 typedef struct {
-    Tiling t;
-    long shares, share, chunk;           /* number of shares; positions per share and per chunk */
-    long lanes;                          /* terms of a position: images of a block */
-    long panels, row_tiles;              /* of one group: lines of o, tiles of c */
-    long data_step, gradient_step;       /* floats of one position: of a row tile, of a panel */
-} Sum;
+    Tiling tiling;
+    long splits, split, chunk;           /* number of splits; positions per split and per chunk */
+    long images;                         /* terms of a position: images of a block */
+    long panels, row_tiles;              /* of one group: panels of BLOCK o, tiles of GRADIENT_ROWS c */
+    long data_stride, gradient_stride;   /* floats of one position: of a row tile, of a panel */
+} Plan;
 
-enum { TILE_FLOATS = GRADIENT_ROWS * LINE };
-enum { PANEL_FLOATS = (LINE | 1) * LINE };                 /* odd number of lines: spreads points over the cache sets */
+enum { TILE_FLOATS = GRADIENT_ROWS * BLOCK };
+enum { PANEL_FLOATS = (BLOCK | 1) * BLOCK };               /* odd number of rows: spreads points over the cache sets */
 
 typedef struct {
     /* data and gradients: one chunk per team of threads */
-    float *data;                         /* [group][row tile][position][point][GRADIENT_ROWS c][LINE images] */
-    float *gradients;                    /* [group][panel][position][point][image][LINE channels] */
-    float *sums;                         /* [share][point][group][panel][c][LINE channels] */
-} Workspace;
+    float *data;                         /* [group][row tile][position][point][GRADIENT_ROWS c][BLOCK images] */
+    float *gradients;                    /* [group][panel][position][point][image][BLOCK channels] */
+    float *sums;                         /* [split][point][group][panel][c][BLOCK channels] */
+} Buffers;
 
-static long data_floats(const Sum *s) { return s->t.groups * s->row_tiles * s->chunk * s->data_step; }
-static long gradient_floats(const Sum *s) { return s->t.groups * s->panels * s->chunk * s->gradient_step; }
-static long sums_floats(const Sum *s) { return s->t.n * s->t.n * s->t.groups * s->panels * s->row_tiles * TILE_FLOATS; }
-
-static Sum gradient_sum(const Layer *l)
+static long data_floats(const Plan *plan)
 {
-    Tiling t = tiling(l);
-    Sum s = { .t = t, .lanes = least(LINE, t.b), .panels = parts(t.o, LINE), .row_tiles = parts(t.c, GRADIENT_ROWS) };
-    s.data_step = t.n * t.n * TILE_FLOATS;
-    s.gradient_step = t.n * t.n * PANEL_FLOATS;
-    long position_bytes = t.groups * (s.row_tiles * s.data_step + s.panels * s.gradient_step) * (long)sizeof(float);
-    int worth = sums_floats(&s) * (long)sizeof(float) <= SHARE_SUMS_BYTES;
-    s.shares = worth ? most(least(t.positions / SHARE_POSITIONS, MOST_SHARES), 1) : 1;
-    long bytes = s.shares > 1 ? CHUNK_BYTES : ONLY_CHUNK_BYTES;
-    long chunk = least(most(bytes / position_bytes, 1), most(TERMS / s.lanes, 1));
-    s.share = parts(t.positions, s.shares);
-    s.chunk = parts(s.share, parts(s.share, chunk));
-    return s;
+    return plan->tiling.groups * plan->row_tiles * plan->chunk * plan->data_stride;
+}
+
+static long gradient_floats(const Plan *plan)
+{
+    return plan->tiling.groups * plan->panels * plan->chunk * plan->gradient_stride;
+}
+
+static long sums_offset(const Plan *plan, long point, long panel)
+{
+    return (point * plan->tiling.groups * plan->panels + panel) * plan->row_tiles * TILE_FLOATS;
+}
+
+static long sums_floats(const Plan *plan) { return sums_offset(plan, plan->tiling.points, 0); }
+
+static Plan gradient_plan(const Layer *layer)
+{
+    Tiling t = make_tiling(layer);
+    Plan plan = { .tiling = t, .images = min(BLOCK, t.b), .panels = ceil_div(t.o, BLOCK),
+                  .row_tiles = ceil_div(t.c, GRADIENT_ROWS), .data_stride = t.points * TILE_FLOATS,
+                  .gradient_stride = t.points * PANEL_FLOATS };
+    long position_floats = t.groups * (plan.row_tiles * plan.data_stride + plan.panels * plan.gradient_stride);
+    int can_split = sums_floats(&plan) * (long)sizeof(float) <= MAX_SPLIT_BYTES;
+    plan.splits = can_split ? max(min(t.positions / MIN_SPLIT_POSITIONS, MAX_SPLITS), 1) : 1;
+    long bytes = plan.splits > 1 ? CHUNK_BYTES : SINGLE_CHUNK_BYTES;
+    long chunk = min(max(bytes / (position_floats * (long)sizeof(float)), 1), max(TERMS / plan.images, 1));
+    plan.split = ceil_div(t.positions, plan.splits);
+    plan.chunk = ceil_div(plan.split, ceil_div(plan.split, chunk));
+    return plan;
 }
 
 /* Number of teams: one team per thread, or one team of all threads. */
-static long teams(const Sum *s) { return s->shares >= omp_get_max_threads() ? omp_get_max_threads() : 1; }
+static long teams(const Plan *plan) { return plan->splits >= omp_get_max_threads() ? omp_get_max_threads() : 1; }
 
 /* ---- 1. gradients */
 
-typedef int32_t places __attribute__((vector_size(4 * LANES)));
+typedef int32_t lanes __attribute__((vector_size(4 * LANES)));
 
 /* Element i of the result is element from[i] of the concatenation of a and b. */
-ALWAYS_INLINE vector shuffle(vector a, vector b, places from)
+ALWAYS_INLINE vector shuffle(vector a, vector b, lanes from)
 {
 #ifdef __clang__
     vector result;
@@ -97,7 +110,7 @@ ALWAYS_INLINE vector shuffle(vector a, vector b, places from)
 /* Transpose LANES rows: log2(LANES) times, interleave the first half of the rows with the second half. */
 ALWAYS_INLINE void transpose(vector *rows)
 {
-    places low, high;
+    lanes low, high;
     UNROLL
     for (int i = 0; i < LANES; i++) {
         low[i] = i / 2 + i % 2 * LANES;
@@ -117,223 +130,211 @@ ALWAYS_INLINE void transpose(vector *rows)
     }
 }
 
-/* Transpose one pixel of a panel from (channel, image) to (image, channel), images `step` floats apart; pads zeros. */
-static void turn_over(const float *g, long channel_step, long channels, long images, float *turned, long step)
+/* Transpose one pixel of a panel from (channel, image) to (image, channel), images `stride` floats apart, with zeros
+ * for channels and images beyond the last. */
+static void transpose_pixel(const float *g, long channel_stride, long channels, long images, float *to, long stride)
 {
-    for (long o = 0; o < LINE; o += LANES)
-        for (long b = 0; b < LINE; b += LANES) {
+    for (long o = 0; o < BLOCK; o += LANES)
+        for (long b = 0; b < BLOCK; b += LANES) {
             vector rows[LANES];
             UNROLL
-            for (int i = 0; i < LANES; i++)
-                rows[i] = o + i < channels ? load_some(g + (o + i) * channel_step + b, images - b) : (vector){ 0 };
+            for (int i = 0; i < LANES; i++) {
+                const float *from = g + (o + i) * channel_stride + b;
+                rows[i] = o + i < channels ? load_some(from, images - b) : (vector){ 0 };
+            }
             transpose(rows);
             UNROLL
             for (int i = 0; i < LANES; i++)
-                store(turned + (b + i) * step + o, rows[i]);
+                store(to + (b + i) * stride + o, rows[i]);
         }
 }
 
 ALWAYS_INLINE void transform_gradient(const int n, const float *g, float *points)
 {
-    for (long v = 0; v < LINE; v += LANES) {
-        vector in[TILE * TILE], out[MOST_POINTS * MOST_POINTS];
+    for (long v = 0; v < BLOCK; v += LANES) {
+        vector in[OUTPUTS * OUTPUTS], out[MAX_SQUARE];
         UNROLL
-        for (int i = 0; i < TILE * TILE; i++)
-            in[i] = load(g + i * LINE + v);
-        evaluate_square(n, TILE, in, out);
+        for (int i = 0; i < OUTPUTS * OUTPUTS; i++)
+            in[i] = load(g + i * BLOCK + v);
+        evaluate_square(n, OUTPUTS, in, out);
         for (int i = 0; i < n * n; i++) {
-            __builtin_prefetch(points + i * PANEL_FLOATS + v + 2 * LINE, 1);         /* two images ahead */
+            __builtin_prefetch(points + i * PANEL_FLOATS + v + 2 * BLOCK, 1);        /* two images ahead */
             store(points + i * PANEL_FLOATS + v, out[i]);
         }
     }
 }
 
 /* Compute the points of one panel at one position. */
-static void transform_panel(const Sum *s, const float *g, long panel, Position at, float *points)
+static void transform_panel(const Plan *plan, const float *g, long panel, OutputTile tile, float *points)
 {
-    const Tiling *t = &s->t;
-    long group = panel / s->panels, o = panel % s->panels * LINE, image = t->out_height * t->out_width * t->b;
-    float turned[LINE][TILE * TILE][LINE];
-    for (long i = 0; i < TILE * TILE; i++) {
-        long row = at.row + i / TILE, column = at.column + i % TILE;
-        int inside = i / TILE < at.rows && i % TILE < at.columns;
-        const float *from = g + (group * t->o + o) * image + (row * t->out_width + column) * t->b + at.block * LINE;
-        turn_over(from, image, inside ? least(LINE, t->o - o) : 0, at.images, turned[0][i], TILE * TILE * LINE);
+    const Tiling *t = &plan->tiling;
+    long group = panel / plan->panels, o = panel % plan->panels * BLOCK;
+    long channel_stride = t->out_height * t->out_width * t->b;
+    const float *panel_g = g + (group * t->o + o) * channel_stride + tile.block * BLOCK;
+    float transposed[BLOCK][OUTPUTS * OUTPUTS][BLOCK];
+    for (long i = 0; i < OUTPUTS * OUTPUTS; i++) {
+        long row = tile.row + i / OUTPUTS, column = tile.column + i % OUTPUTS;
+        int inside = i / OUTPUTS < tile.height && i % OUTPUTS < tile.width;
+        transpose_pixel(panel_g + (row * t->out_width + column) * t->b, channel_stride,
+                        inside ? min(BLOCK, t->o - o) : 0, tile.images, transposed[0][i], OUTPUTS * OUTPUTS * BLOCK);
     }
-    for (long b = 0; b < s->lanes; b++, points += LINE) {
+    for (long b = 0; b < plan->images; b++, points += BLOCK) {
         if (t->n == 6)
-            transform_gradient(6, turned[b][0], points);
+            transform_gradient(6, transposed[b][0], points);
         else
-            transform_gradient(8, turned[b][0], points);
+            transform_gradient(8, transposed[b][0], points);
     }
 }
 
 /* ---- 2. products */
 
-/* The inner loop: GRADIENT_ROWS channels c by one line of o, over the terms of the positions with the given indices. */
-NEVER_INLINE void multiply_tile(const Sum *s, const float *data, const float *gradients, const long *position,
-                                long positions, int fresh, float *sums)
+/* Sum GRADIENT_ROWS channels c by one panel of o over the terms of the positions with the given indices. */
+NEVER_INLINE void multiply_tile(const Plan *plan, const float *data, const float *gradients, const long *position,
+                                long positions, int first, float *sums)
 {
-    vector sum[GRADIENT_ROWS][VECTORS];
-    UNROLL
-    for (int r = 0; r < GRADIENT_ROWS; r++)
-        UNROLL
-        for (int v = 0; v < VECTORS; v++)
-            sum[r][v] = (vector){ 0 };
+    vector sum[GRADIENT_ROWS][VECTORS], g[VECTORS];
+    zero_tile(GRADIENT_ROWS, sum);
     for (long i = 0; i < positions; i++) {
-        const float *x = data + position[i] * s->data_step, *g = gradients + position[i] * s->gradient_step;
-        for (const float *end = x + s->lanes; x < end; x++, g += LINE) {
-            vector line[VECTORS];
-            UNROLL
-            for (int v = 0; v < VECTORS; v++)
-                line[v] = load(g + v * LANES);
+        const float *x = data + position[i] * plan->data_stride;
+        const float *panel = gradients + position[i] * plan->gradient_stride;
+        for (const float *end = x + plan->images; x < end; x++, panel += BLOCK) {
+            load_row(panel, g);
             UNROLL
             for (int r = 0; r < GRADIENT_ROWS; r++)
-                UNROLL
-                for (int v = 0; v < VECTORS; v++)
-                    sum[r][v] += x[r * LINE] * line[v];
+                add_product(sum[r], x[r * BLOCK], g);
         }
     }
-    UNROLL
-    for (int r = 0; r < GRADIENT_ROWS; r++)
-        UNROLL
-        for (int v = 0; v < VECTORS; v++) {
-            float *to = sums + r * LINE + v * LANES;
-            if (!fresh)
-                sum[r][v] += load(to);
-            store(to, sum[r][v]);
-        }
+    if (!first)
+        add_stored(GRADIENT_ROWS, sum, sums, BLOCK);
+    store_tile(GRADIENT_ROWS, sums, BLOCK, sum);
 }
 
-static long sums_of(const Sum *s, long point, long panel)
-{
-    return (point * s->t.groups * s->panels + panel) * s->row_tiles * TILE_FLOATS;
-}
-
-/* The positions from `first` to `end`, with their points and sums; `fresh`: the first chunk, which sets the sums. */
-typedef struct { long first, end; float *data, *gradients, *sums; int fresh; } Chunk;
+/* The positions from `start` to `end`, with their points and sums; the first chunk of a split overwrites the sums. */
+typedef struct { long start, end; float *data, *gradients, *sums; int first; } Chunk;
 
 /* Step 2 for one point of one panel. */
-static void multiply_point(const Sum *s, const Chunk *chunk, long point, long panel)
+static void multiply_point(const Plan *plan, const Chunk *chunk, long point, long panel)
 {
-    long tile = panel / s->panels * s->row_tiles, position[TERMS], positions = 0;
-    const float *data = chunk->data + tile * s->chunk * s->data_step + point * TILE_FLOATS;
-    const float *gradients = chunk->gradients + panel * s->chunk * s->gradient_step + point * PANEL_FLOATS;
-    float *sums = chunk->sums + sums_of(s, point, panel);
-    for (long p = chunk->first; p < chunk->end; p++)
-        if (needs(&s->t, position_at(&s->t, p), point))
-            position[positions++] = p - chunk->first;
-    for (long i = 0; i < s->row_tiles; i++, data += s->chunk * s->data_step, sums += TILE_FLOATS)
-        multiply_tile(s, data, gradients, position, positions, chunk->fresh, sums);
+    long tile = panel / plan->panels * plan->row_tiles, position[TERMS], positions = 0;
+    long tile_stride = plan->chunk * plan->data_stride;
+    const float *data = chunk->data + tile * tile_stride + point * TILE_FLOATS;
+    const float *gradients = chunk->gradients + panel * plan->chunk * plan->gradient_stride + point * PANEL_FLOATS;
+    float *sums = chunk->sums + sums_offset(plan, point, panel);
+    for (long p = chunk->start; p < chunk->end; p++)
+        if (needs(&plan->tiling, tile_at(&plan->tiling, p), point))
+            position[positions++] = p - chunk->start;
+    for (long i = 0; i < plan->row_tiles; i++, data += tile_stride, sums += TILE_FLOATS)
+        multiply_tile(plan, data, gradients, position, positions, chunk->first, sums);
 }
 
 /* ---- 3. filters */
 
 /* Compute the filters from one channel c to one panel of o. */
-static void transform_sums(const Sum *s, const Workspace *w, long panel, long c, float *dw)
+static void transform_sums(const Plan *plan, const Buffers *buffers, long panel, long c, float *dw)
 {
-    const Tiling *t = &s->t;
-    long phases = t->stride * t->stride, group = panel / s->panels, o = panel % s->panels * LINE;
-    long channels = least(LINE, t->o - o);
-    float sums[MOST_POINTS * MOST_POINTS * LINE], taps[MOST_POINTS * MOST_POINTS * LINE];
-    for (long i = 0; i < t->n * t->n; i++)
-        for (long k = 0; k < LINE; k++) {
-            const float *share = w->sums + sums_of(s, i, panel) + c * LINE + k;
-            float sum = *share;
-            for (long n = 1; n < s->shares; n++)
-                sum += share[n * sums_floats(s)];
-            sums[i * LINE + k] = sum * inverse(t->n, i / t->n) * inverse(t->n, i % t->n);
+    const Tiling *t = &plan->tiling;
+    long group = panel / plan->panels, o = panel % plan->panels * BLOCK, channels = min(BLOCK, t->o - o);
+    float sums[MAX_SQUARE * BLOCK], taps[MAX_SQUARE * BLOCK];
+    for (long i = 0; i < t->points; i++)
+        for (long k = 0; k < BLOCK; k++) {
+            const float *of_split = buffers->sums + sums_offset(plan, i, panel) + c * BLOCK + k;
+            float sum = *of_split;
+            for (long split = 1; split < plan->splits; split++)
+                sum += of_split[split * sums_floats(plan)];
+            sums[i * BLOCK + k] = sum * inverse(t->n, i / t->n) * inverse(t->n, i % t->n);
         }
-    for (long v = 0; v < LINE; v += LANES) {
+    for (long v = 0; v < BLOCK; v += LANES) {
         if (t->n == 6)
             interpolate_square(6, 3, sums + v, taps + v);
         else
             interpolate_square(8, 5, sums + v, taps + v);
     }
     for (long i = 0; i < t->taps * t->taps; i++) {
-        long tap = tap_at(t, c % phases / t->stride, c % t->stride, i / t->taps, i % t->taps);
-        float *to = dw + (c / phases * t->size * t->size + tap) * t->groups * t->o + group * t->o + o;
+        long tap = tap_index(t, c % t->phases / t->stride, c % t->stride, i / t->taps, i % t->taps);
+        float *to = dw + (c / t->phases * t->size * t->size + tap) * t->groups * t->o + group * t->o + o;
         if (tap >= 0)
-            memcpy(to, taps + i * LINE, channels * sizeof(float));
+            memcpy(to, taps + i * BLOCK, channels * sizeof(float));
     }
 }
 
 /* ---- complete pass */
 
 /* Called by all threads of a team. */
-static void add_chunk(const Sum *s, const float *x, const float *g, const Chunk *chunk)
+static void add_chunk(const Plan *plan, const float *x, const float *g, const Chunk *chunk)
 {
-    const Tiling *t = &s->t;
-    long length = chunk->end - chunk->first, channels = t->groups * t->c, panels = t->groups * s->panels;
+    const Tiling *t = &plan->tiling;
+    long length = chunk->end - chunk->start, channels = t->groups * t->c, panels = t->groups * plan->panels;
     #pragma omp for schedule(dynamic)
     for (long i = 0; i < channels + panels * length; i++) {
         if (i < channels) {
-            long tile = i / t->c * s->row_tiles + i % t->c / GRADIENT_ROWS, row = i % t->c % GRADIENT_ROWS;
-            float *to = chunk->data + tile * s->chunk * s->data_step + row * LINE;
-            transform_channel(t, x, i, chunk->first, chunk->end, to, TILE_FLOATS, s->data_step);
+            long tile = i / t->c * plan->row_tiles + i % t->c / GRADIENT_ROWS, row = i % t->c % GRADIENT_ROWS;
+            float *to = chunk->data + tile * plan->chunk * plan->data_stride + row * BLOCK;
+            transform_channel(t, x, i, chunk->start, chunk->end, to, TILE_FLOATS, plan->data_stride);
         } else {
             long panel = (i - channels) / length, position = (i - channels) % length;
-            float *to = chunk->gradients + (panel * s->chunk + position) * s->gradient_step;
-            transform_panel(s, g, panel, position_at(t, chunk->first + position), to);
+            float *to = chunk->gradients + (panel * plan->chunk + position) * plan->gradient_stride;
+            transform_panel(plan, g, panel, tile_at(t, chunk->start + position), to);
         }
     }
-    long tasks = t->n * t->n * panels, together = most(tasks / (TASKS_PER_THREAD * omp_get_max_threads()), 1);
-    #pragma omp for schedule(dynamic, together)
-    for (long i = 0; i < tasks; i++)
-        multiply_point(s, chunk, i / panels, i % panels);
+    long products = t->points * panels, task = max(products / (TASKS_PER_THREAD * omp_get_max_threads()), 1);
+    #pragma omp for schedule(dynamic, task)
+    for (long i = 0; i < products; i++)
+        multiply_point(plan, chunk, i / panels, i % panels);
 }
 
-static void add_share(const Sum *s, const Workspace *w, const float *x, const float *g, long share, long team)
+static void add_split(const Plan *plan, const Buffers *buffers, const float *x, const float *g, long split, long team)
 {
-    long first = share * s->share, end = least(first + s->share, s->t.positions);
-    for (long start = first; start < end; start += s->chunk) {
-        Chunk chunk = { start, least(start + s->chunk, end), w->data + team * data_floats(s),
-                        w->gradients + team * gradient_floats(s), w->sums + share * sums_floats(s), start == first };
-        add_chunk(s, x, g, &chunk);
+    long first = split * plan->split, end = min(first + plan->split, plan->tiling.positions);
+    for (long start = first; start < end; start += plan->chunk) {
+        Chunk chunk = { start, min(start + plan->chunk, end), buffers->data + team * data_floats(plan),
+                        buffers->gradients + team * gradient_floats(plan),
+                        buffers->sums + split * sums_floats(plan), start == first };
+        add_chunk(plan, x, g, &chunk);
     }
 }
 
-static void add_shares(const Sum *s, const Workspace *w, const float *x, const float *g)
+static void add_splits(const Plan *plan, const Buffers *buffers, const float *x, const float *g)
 {
-    if (teams(s) == 1) {
+    if (teams(plan) == 1) {
         #pragma omp parallel
-        for (long share = 0; share < s->shares; share++)
-            add_share(s, w, x, g, share, 0);
+        for (long split = 0; split < plan->splits; split++)
+            add_split(plan, buffers, x, g, split, 0);
         return;
     }
     #pragma omp parallel for schedule(dynamic)
-    for (long share = 0; share < s->shares; share++) {
+    for (long split = 0; split < plan->splits; split++) {
         long team = omp_get_thread_num();
         #pragma omp parallel num_threads(1)                  /* a team of one thread for the inner loops */
-        add_share(s, w, x, g, share, team);
+        add_split(plan, buffers, x, g, split, team);
     }
 }
 
-/* Divide a workspace into its pieces; returns its end, which is the size if start is 0. */
-static char *lay_out(const Sum *s, char *start, Workspace *w)
+/* Divide a workspace into buffers; returns the end of the last one. */
+static char *divide(const Plan *plan, char *workspace, Buffers *buffers)
 {
-    w->data = piece(&start, teams(s) * data_floats(s) * sizeof(float));
-    w->gradients = piece(&start, teams(s) * gradient_floats(s) * sizeof(float));
-    w->sums = piece(&start, s->shares * sums_floats(s) * sizeof(float));
-    return start;
+    buffers->data = take(&workspace, teams(plan) * data_floats(plan) * sizeof(float));
+    buffers->gradients = take(&workspace, teams(plan) * gradient_floats(plan) * sizeof(float));
+    buffers->sums = take(&workspace, plan->splits * sums_floats(plan) * sizeof(float));
+    return workspace;
 }
 
 /* Functions called from Python. */
 
-int64_t filter_gradient_workspace(const Layer *l)
+int64_t filter_gradient_workspace(const Layer *layer)
 {
-    Sum s = gradient_sum(l);
-    Workspace w;
-    return (long)lay_out(&s, 0, &w) + CACHE_LINE;
+    Plan plan = gradient_plan(layer);
+    Buffers buffers;
+    return workspace_bytes(divide(&plan, 0, &buffers));
 }
 
-void filter_gradient(const Layer *l, const float *x, const float *g, float *dw, char *workspace)
+void filter_gradient(const Layer *layer, const float *x, const float *g, float *dw, char *workspace)
 {
-    Sum s = gradient_sum(l);
-    Workspace w;
-    lay_out(&s, aligned(workspace), &w);
-    add_shares(&s, &w, x, g);
+    Plan plan = gradient_plan(layer);
+    const Tiling *t = &plan.tiling;
+    Buffers buffers;
+    divide(&plan, aligned(workspace), &buffers);
+    add_splits(&plan, &buffers, x, g);
     #pragma omp parallel for schedule(static)
-    for (long i = 0; i < s.t.groups * s.panels * s.t.c; i++)
-        transform_sums(&s, &w, i / s.t.c, i % s.t.c, dw);
+    for (long i = 0; i < t->groups * plan.panels * t->c; i++)
+        transform_sums(&plan, &buffers, i / t->c, i % t->c, dw);
 }

@@ -1,0 +1,29 @@
+/* The functions of convolution.c and winograd.c that Python calls.  Both files define
+ *
+ *     Plan forward_plan(const Layer *), input_gradient_plan(const Layer *);
+ *     char *divide(const Plan *, char *workspace, Buffers *);   divides a workspace into buffers and returns its end
+ *     void run(const Plan *, const float *images, const float *filters, float *out, char *workspace);
+ *
+ * and then include this file.  `workspace` has at least the bytes that the function `..._workspace` returns. */
+
+static int64_t plan_bytes(Plan plan)
+{
+    Buffers buffers;
+    return workspace_bytes(divide(&plan, 0, &buffers));
+}
+
+int64_t forward_workspace(const Layer *layer) { return plan_bytes(forward_plan(layer)); }
+
+int64_t input_gradient_workspace(const Layer *layer) { return plan_bytes(input_gradient_plan(layer)); }
+
+void forward(const Layer *layer, const float *x, const float *filters, float *out, char *workspace)
+{
+    Plan plan = forward_plan(layer);
+    run(&plan, x, filters, out, workspace);
+}
+
+void input_gradient(const Layer *layer, const float *filters, const float *g, float *dx, char *workspace)
+{
+    Plan plan = input_gradient_plan(layer);
+    run(&plan, g, filters, dx, workspace);
+}

@@ -1,0 +1,64 @@
+/* The micro-kernel of all convolutions: a tile of sums that stays in registers (tiles.h).
+ *
+ *     sum[r] += scalar[r] * x          for each term; sum[r] and x are rows of BLOCK floats
+ *
+ * A kernel zeroes the tile, loads x and adds a product to each row for each term, and stores the tile.  The functions
+ * are inlined and `rows` is a constant, so that the compiler unrolls all loops and replaces the array by registers.
+ */
+#ifndef MICRO_KERNEL_H
+#define MICRO_KERNEL_H
+
+#include "tiles.h"
+
+ALWAYS_INLINE vector load(const float *from) { return *(const vector *)from; }
+ALWAYS_INLINE void store(float *to, vector x) { *(vector *)to = x; }
+
+ALWAYS_INLINE void zero_tile(const int rows, vector sum[][VECTORS])
+{
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        UNROLL
+        for (int v = 0; v < VECTORS; v++)
+            sum[r][v] = (vector){ 0 };
+}
+
+ALWAYS_INLINE void load_row(const float *from, vector x[VECTORS])
+{
+    UNROLL
+    for (int v = 0; v < VECTORS; v++)
+        x[v] = load(from + v * LANES);
+}
+
+/* Add scalar * x to one row of a tile. */
+ALWAYS_INLINE void add_product(vector sum[VECTORS], float scalar, const vector x[VECTORS])
+{
+    UNROLL
+    for (int v = 0; v < VECTORS; v++)
+        sum[v] += scalar * x[v];
+}
+
+ALWAYS_INLINE void store_row(float *to, const vector sum[VECTORS])
+{
+    UNROLL
+    for (int v = 0; v < VECTORS; v++)
+        store(to + v * LANES, sum[v]);
+}
+
+/* Add to a tile the sums in memory, whose rows are `stride` floats apart. */
+ALWAYS_INLINE void add_stored(const int rows, vector sum[][VECTORS], const float *stored, long stride)
+{
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        UNROLL
+        for (int v = 0; v < VECTORS; v++)
+            sum[r][v] += load(stored + r * stride + v * LANES);
+}
+
+ALWAYS_INLINE void store_tile(const int rows, float *to, long stride, vector sum[][VECTORS])
+{
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        store_row(to + r * stride, sum[r]);
+}
+
+#endif
