@@ -54,21 +54,21 @@ COMMON = {"model": "tiny", "batch_size": 2, "learning_rate": 0.001, "n_epochs": 
           "heartbeat_timeout": TIME_OUT}
 
 
-class Kind(NamedTuple):
+class Fault(NamedTuple):
     """A kind of fault: the signal that causes it, and the message expected about the rank."""
 
     signal: int
-    said: str
+    message: str
 
 
 KINDS = {
-    "killed": Kind(signal.SIGKILL, " has died: it was killed, or has crashed"),
-    "raising": Kind(drawn_doubles.RAISE, ": ended by RuntimeError: this moment was drawn"),
-    "silent": Kind(signal.SIGSTOP, f" has been silent for {TIME_OUT} s (heartbeat_timeout)"),
+    "killed": Fault(signal.SIGKILL, " has died: it was killed, or has crashed"),
+    "raising": Fault(drawn_doubles.RAISE, ": ended by RuntimeError: this moment was drawn"),
+    "silent": Fault(signal.SIGSTOP, f" has been silent for {TIME_OUT} s (heartbeat_timeout)"),
 }
 
 
-class Strike(NamedTuple):
+class Outcome(NamedTuple):
     """A fault and its outcome. seconds: from the signal to the end of the job; wrong: descriptions of failed checks."""
 
     rule: str
@@ -76,13 +76,13 @@ class Strike(NamedTuple):
     rank: int
     after: float
     seconds: float
-    named: bool
-    went_on: bool
+    reported: bool
+    resumed: bool
     wrong: list
 
 
-def strikes(folder, data, rule, kind, of, draw):
-    """Yield the Strikes of one run.
+def outcomes(folder, data, rule, kind, of, draw):
+    """Yield the Outcomes of one run.
 
     The run gets `of` faults at moments from draw, a random.Random; fewer if it does not resume.
     """
@@ -93,17 +93,17 @@ def strikes(folder, data, rule, kind, of, draw):
         for left in reversed(range(of)):
             rank, after = draw.randrange(1 if rule == "asgd" else RANKS), draw.uniform(0, SPAN)
             time.sleep(after)
-            seconds, named, wrong = strike(job, KINDS[kind], rank, json.loads((folder / f"rank{rank}").read_text()))
-            stood = at(run)
-            end = {} if left else {"n_iterations": stood + MORE}
+            seconds, reported, wrong = inject(job, KINDS[kind], rank, json.loads((folder / f"rank{rank}").read_text()))
+            iteration = at(run)
+            end = {} if left else {"n_iterations": iteration + MORE}
             try:
-                checkpoint_format.load(checkpoint_format.snapshot_path(run, stood))
+                checkpoint_format.load(checkpoint_format.snapshot_path(run, iteration))
                 job = start(folder, common | {"resume_train": run} | end)
-                went_on = goes_on(job, run, stood, **end)
+                resumed = resumes(job, run, iteration, **end)
             except (AssertionError, checkpoint_format.CheckpointError) as error:
-                went_on, wrong = False, [*wrong, f"no restart: {error}"]
-            yield Strike(rule, kind, rank, after, seconds, named, went_on, wrong)
-            if not went_on:
+                resumed, wrong = False, [*wrong, f"no restart: {error}"]
+            yield Outcome(rule, kind, rank, after, seconds, reported, resumed, wrong)
+            if not resumed:
                 return
     finally:
         job.kill()
@@ -122,54 +122,55 @@ def at(run):
     return int(checkpoint_format.NAME.fullmatch(newest.name)[1]) if newest else 0
 
 
-def await_checkpoint(job, run, stood):
-    """Wait for a checkpoint of an iteration later than `stood`."""
-    job.wait_for(lambda: at(run) > stood, LONGEST)
+def await_checkpoint(job, run, iteration):
+    """Wait for a checkpoint of an iteration later than `iteration`."""
+    job.wait_for(lambda: at(run) > iteration, LONGEST)
 
 
-def strike(job, kind, rank, pid):
-    """Inject a fault; return the seconds until the job ended, whether the rank was named, and the failed checks."""
+def inject(job, kind, rank, pid):
+    """Inject a fault; return the seconds until the job ended, whether the rank was reported, and the failed checks."""
     began, wrong = time.monotonic(), []
     os.kill(pid, kind.signal)
     try:
-        status, said = job.finish(LONGEST)
+        status, errors = job.finish(LONGEST)
     except (AssertionError, subprocess.TimeoutExpired) as error:
-        status, said, wrong = None, job.error.read_text(errors="replace"), [str(error)]
+        status, errors, wrong = None, job.error.read_text(errors="replace"), [str(error)]
     seconds = time.monotonic() - began
     limit = GONE + TIME_OUT * (kind.signal == signal.SIGSTOP)
-    found = [line for line in said.splitlines() if line.startswith(("rank ", "all ranks "))]
-    named = len(found) == 1 and bool(re.match(rf"rank {rank} \(pid {pid} on [^)]+\){re.escape(kind.said)}", found[0]))
-    wrong += [f"status {status}"] * (status == 0) + [f"named {found}, said {said!r}"] * (not named)
-    wrong += [f"over after {seconds:.1f} s"] * (seconds > limit)
-    return seconds, named, wrong
+    found = [text for text in errors.splitlines() if text.startswith(("rank ", "all ranks "))]
+    expected = rf"rank {rank} \(pid {pid} on [^)]+\){re.escape(kind.message)}"
+    reported = len(found) == 1 and bool(re.match(expected, found[0]))
+    wrong += [f"status {status}"] * (status == 0) + [f"reported {found}, standard error: {errors!r}"] * (not reported)
+    wrong += [f"ended after {seconds:.1f} s"] * (seconds > limit)
+    return seconds, reported, wrong
 
 
-def goes_on(job, run, stood, n_iterations=None):
-    """Return whether a restart resumes from iteration `stood`.
+def resumes(job, run, iteration, n_iterations=None):
+    """Return whether a restart resumes from iteration `iteration`.
 
     It must reach n_iterations and exit with status 0; with n_iterations=None, it must write another checkpoint.
     """
     if n_iterations is None:
-        await_checkpoint(job, run, stood)
+        await_checkpoint(job, run, iteration)
     else:
         assert job.finish(LONGEST) == (0, "") and at(run) == n_iterations, job.error.read_text()
     starts = re.findall(r"resuming from .*, after (\d+) iterations", (run / "log.txt").read_text())
-    return starts[-1:] == [str(stood)]
+    return starts[-1:] == [str(iteration)]
 
 
 def table(found):
     """Return the Markdown rows of a table with the results of each rule and kind."""
-    head = ("rule", "kind", "faults", "named", "slowest end", "restarts that went on", "wrong")
+    head = ("rule", "kind", "faults", "reported", "slowest end", "resumed", "failed checks")
     rows = [f"| {' | '.join(head)} |", "|---|---" + "|---:" * 5 + "|"]
     for rule, kind in dict.fromkeys((each.rule, each.kind) for each in found):
         mine = [each for each in found if (each.rule, each.kind) == (rule, kind)]
-        counts = [sum(each.named for each in mine), f"{max(each.seconds for each in mine):.1f} s",
-                  sum(each.went_on for each in mine), sum(bool(each.wrong) for each in mine)]
+        counts = [sum(each.reported for each in mine), f"{max(each.seconds for each in mine):.1f} s",
+                  sum(each.resumed for each in mine), sum(bool(each.wrong) for each in mine)]
         rows.append(f"| {' | '.join(map(str, (rule, kind, len(mine), *counts)))} |")
     return "\n".join(rows)
 
 
-def parsed(arguments):
+def parse(arguments):
     parser = argparse.ArgumentParser(prog="python -m tests.system.random_faults", description=__doc__.splitlines()[0])
     parser.add_argument("--of", type=int, default=5, help="faults of each rule and kind")
     parser.add_argument("--rules", default=",".join(RULES))
@@ -178,27 +179,27 @@ def parsed(arguments):
     return parser.parse_args(arguments)
 
 
-def told(each):
-    """Return the line that reports a Strike."""
+def line(each):
+    """Return the line that reports an Outcome."""
     return (
-        f"{each.rule}, rank {each.rank} {each.kind} after {each.after:.2f} s: over in {each.seconds:.1f} s, went on: "
-        f"{each.went_on}, load {os.getloadavg()[0]:.1f}; {each.wrong or 'all holds'}"
+        f"{each.rule}, rank {each.rank} {each.kind} after {each.after:.2f} s: ended within {each.seconds:.1f} s, "
+        f"resumed: {each.resumed}, load {os.getloadavg()[0]:.1f}; {each.wrong or 'all checks passed'}"
     )
 
 
 def main(arguments=None):
-    given, found = parsed(arguments), []
+    given, found = parse(arguments), []
     with tempfile.TemporaryDirectory() as place:
         data = tiny.make_data(Path(place, "data"), train=28, validation=9)
         for rule, kind in itertools.product(given.rules.split(","), given.kinds.split(",")):
             folder = Path(place, f"{rule}_{kind}")
             folder.mkdir()
             draw = random.Random(f"{given.seed} {rule} {kind}")
-            for each in strikes(folder, data, rule, kind, given.of, draw):
+            for each in outcomes(folder, data, rule, kind, given.of, draw):
                 found.append(each)
-                print(told(each), flush=True)
+                print(line(each), flush=True)
     print(table(found))
-    return int(any(each.wrong or not each.went_on for each in found))
+    return int(any(each.wrong or not each.resumed for each in found))
 
 
 if __name__ == "__main__":

@@ -85,10 +85,10 @@ def test_one_rank_s_fault_ends_the_job_and_names_it(tmp_path, rule, how, where, 
         assert re.fullmatch(rf"\d+-\d+-\d+ \d+:\d+:\d+ {expected}\n", log), log
 
 
-def test_a_rank_that_raises_at_a_drawn_moment_is_named_and_the_run_goes_on_to_its_end(tmp_path, monkeypatch):
+def test_a_random_exception_is_reported_and_the_run_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(random_faults, "SPAN", 0.5)           # seconds; a longer span requires a longer run
     data = tiny.make_data(tmp_path / "data", train=28, validation=9)
-    (strike,) = random_faults.strikes(tmp_path, data, "gosgd", "raising", 1, random.Random(0))
-    assert (strike.named, strike.went_on, strike.wrong) == (True, True, [])
-    row = random_faults.table([strike]).splitlines()[-1]
-    assert row == f"| gosgd | raising | 1 | 1 | {strike.seconds:.1f} s | 1 | 0 |"
+    (outcome,) = random_faults.outcomes(tmp_path, data, "gosgd", "raising", 1, random.Random(0))
+    assert (outcome.reported, outcome.resumed, outcome.wrong) == (True, True, [])
+    row = random_faults.table([outcome]).splitlines()[-1]
+    assert row == f"| gosgd | raising | 1 | 1 | {outcome.seconds:.1f} s | 1 | 0 |"
