@@ -2,7 +2,7 @@
 
 python -m benchmarks [--quick] [--json FILE] [--only step kernels ...] [--output FILE]
 
-Each benchmark runs in a separate process with a time limit; the limits add up to 48 minutes. Time that a benchmark
+Each benchmark runs in a separate process with a time limit; the limits add up to 45 minutes. Time that a benchmark
 does not use is available to the next one. A failed benchmark is reported in its section, the others still run, and the
 exit status is 1. With --quick or --only, the results are printed unless --output names a file, so RESULTS.md always
 comes from a complete run.
@@ -18,12 +18,12 @@ import tempfile
 import time
 from typing import NamedTuple
 
-from benchmarks import machine, report
-from benchmarks.program import environment, last_line
-from benchmarks.results import Headline, Section, clock, markdown
+from benchmarks.harness import machine, report
+from benchmarks.harness.program import environment, last_line
+from benchmarks.harness.results import Headline, Section, clock, markdown
 
 HERE = pathlib.Path(__file__).parent
-TRAININGS = HERE / "trainings.md"                        # results of long training runs, written by hand
+TRAININGS = HERE / "harness" / "trainings.md"            # results of long training runs, written by hand
 
 
 class Benchmark(NamedTuple):
@@ -44,23 +44,22 @@ BENCHMARKS = (
     Benchmark("preprocess", "Preprocessing", 2),
     Benchmark("exchange", "The exchange", 1.5),
     Benchmark("evaluate", "Evaluation and prediction", 2.5),
-    Benchmark("strategies", "Strategies over MPI", 3),
-    Benchmark("server", "The parameter server", 2),
-    Benchmark("scaling", "Training over MPI", 10),
-    Benchmark("cost_model", "What exchanging costs elsewhere", 3),
+    Benchmark("mpi.strategies", "Strategies over MPI", 3),
+    Benchmark("mpi.server", "The parameter server", 2),
+    Benchmark("mpi.scaling", "Training over MPI", 10),
 )
 HEADLINES = (
     Headline("step", r"^train step, batch \d+, ours(, held to AVX2)?$"),
     Headline("step", r"^validate step, batch \d+, ours$"),
     Headline("step", r"ours: "),
-    Headline("kernels", r"^all convolutions$", "PyTorch's, one by one"),
+    Headline("kernels", r"^all convolutions$", "PyTorch, one pass at a time"),
     Headline("table1", r"^20 iterations", "PyTorch and its DataLoader"),
     Headline("startup", r"to the first step"),
     Headline("loader", r"."),
     Headline("preprocess", r"."),
     Headline("exchange", r"weights and momentum, ShardedAverage$"),
-    Headline("strategies", r"^2 ranks, 243.9 MB, (peer|asa32|asa16)$", "a hand-written exchange"),
-    Headline("scaling", r"^alexnet, batch \d+, (1 rank|2 ranks, (asa32|peer))$"),
+    Headline("mpi.strategies", r"^2 ranks, 243.9 MB, (peer|asa32|asa16)$", "a hand-written exchange"),
+    Headline("mpi.scaling", r"^alexnet, batch \d+, (1 rank|2 ranks, (asa32|peer))$"),
     Headline("evaluate", r"^(evaluate, batch \d+, ours|predict one image)"),
 )
 
@@ -79,7 +78,7 @@ def run(benchmark, quick, limit):
             failure = wait(process, limit)
         seconds = time.perf_counter() - began
         if failure:
-            failure = f"{failure}: {last_line(errors.read_text()) or 'it said nothing'}"
+            failure = f"{failure}: {last_line(errors.read_text()) or 'no error output'}"
         return Section(benchmark.module, benchmark.title, arguments, report.read(rows), seconds, failure)
 
 
@@ -90,9 +89,9 @@ def wait(process, limit):
     """
     try:
         status = process.wait(limit)
-        return f"it ended with status {status}" if status else None
+        return f"exit status {status}" if status else None
     except subprocess.TimeoutExpired:
-        return f"it was ended after {clock(limit)}"
+        return f"killed at its time limit of {clock(limit)}"
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -130,10 +129,13 @@ def results(sections, arguments):
 
 def options_of(arguments):
     names = [benchmark.module for benchmark in BENCHMARKS]
-    parser = report.parser(__doc__, quick="a minute for each benchmark, settings too small for figures")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
-    parser.add_argument("--output", type=pathlib.Path, metavar="FILE")
-    options = parser.parse_args(arguments)
+
+    def add_options(parser):
+        parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
+        parser.add_argument("--output", type=pathlib.Path, metavar="FILE")
+
+    options = report.parse(__doc__, "per benchmark, with settings too small for meaningful figures", {}, add_options,
+                           arguments)
     if options.output is None and not options.quick and options.only == names:
         options.output = HERE / "RESULTS.md"
     return options

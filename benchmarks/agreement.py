@@ -24,8 +24,8 @@ from alexnet import ops
 from alexnet.backends import mode_of
 from alexnet.models import AlexNet
 from alexnet.training import objectives
-from benchmarks import report
-from benchmarks.torch_alexnet import from_c01b, load_weights, torch_alexnet
+from benchmarks.harness import report
+from benchmarks.harness.torch_alexnet import from_c01b, load_weights, torch_alexnet
 
 BOUNDS = {"float32": 1e-5, "tf32": 2e-3, "bfloat16": 1e-2}             # relative L2
 BOUND = BOUNDS["float32"]
@@ -126,7 +126,8 @@ def distance(array, truth):
     return float(np.linalg.norm(array - truth) / np.linalg.norm(truth))
 
 
-def rows(batch, seed, backend, precision="float32", device="cpu"):
+def distances(batch, seed, backend, precision="float32", device="cpu"):
+    """Yield the row of each array, then the row of the number of different decisions."""
     rng = np.random.default_rng(seed)
     images = (rng.random((3, 227, 227, batch), dtype=np.float32) - 0.5) * 255
     labels = rng.integers(0, 1000, batch).astype("int32")
@@ -151,26 +152,28 @@ def differing(decisions, others):
     return count
 
 
-def main():
-    parser = report.parser(__doc__, quick="batch 2")
+def rows(options):
+    """Yield all rows.
+
+    Raises:
+        RuntimeError: an array exceeds the bound of the precision.
+    """
+    batch = 2 if options.quick else options.batch
+    found = list(distances(batch, options.seed, options.backend, options.precision, options.device))
+    yield from found
+    bound = BOUNDS[options.precision]
+    worst = max((row for row in found if row["unit"]), key=lambda row: row["value"])
+    if worst["value"] > bound:
+        raise RuntimeError(f"{worst['name']} differs from float64 by {worst['value']:.2e}, more than {bound}")
+
+
+def add_options(parser):
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", default="cpu")
     parser.add_argument("--device", default="cpu", help="of backend jax")
     parser.add_argument("--precision", default="float32", choices=BOUNDS, help="of backend jax")
-    options = parser.parse_args()
-    computed = options.backend, options.precision, options.device
-    results = list(rows(2 if options.quick else options.batch, options.seed, *computed))
-    print(f"{'array':32} {'ours':>10} {'PyTorch float32':>16}   (relative L2 to PyTorch float64)")
-    for row in results:
-        print(f"{row['name']:32} {row['value']:10.3g} {row['peer']:16.3g}")
-    report.write(results, options.json)
-    worst = max((row for row in results if row["unit"]), key=lambda row: row["value"])
-    bound = BOUNDS[options.precision]
-    good = worst["value"] <= bound
-    print(f"{'all within' if good else 'NOT within'} {bound}; worst: {worst['name']}, {worst['value']:.2e}")
-    return 0 if good else 1
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(report.main(rows, __doc__, "batch 2", add_options=add_options))

@@ -14,7 +14,6 @@ evaluation, its evaluation of ten crops, and the run time of `python -m alexnet 
 process start, with compiled kernels in the cache.
 """
 
-import argparse
 import contextlib
 import importlib.util
 import json
@@ -30,11 +29,20 @@ import numpy as np
 from PIL import Image
 
 from alexnet.data import batch_file
-from benchmarks import report
-from benchmarks.program import CORES, Program, environment, last_line, serve, take_turns, warm_up
+from benchmarks.harness import report
+from benchmarks.harness.program import (
+    CORES,
+    TOP,
+    Program,
+    environment,
+    last_line,
+    serve,
+    take_turns,
+    warm_up,
+)
 from benchmarks.step import OURS, PEERS, fastest
 
-CLASSES, TOP = 1000, pathlib.Path(__file__).parent.parent
+CLASSES = 1000
 WEIGHTS, PHOTOGRAPH = "weights.safetensors", "photograph.jpg"
 
 
@@ -113,7 +121,7 @@ def torch_evaluation(folder, batch, mode):
     import torch
 
     from alexnet import pretrained
-    from benchmarks.torch_alexnet import load_weights, torch_alexnet
+    from benchmarks.harness.torch_alexnet import load_weights, torch_alexnet
 
     weights = pretrained.load(folder / WEIGHTS)
     layout = torch.contiguous_format if mode == "eager" else torch.channels_last
@@ -145,8 +153,10 @@ def torch_evaluation(folder, batch, mode):
     return evaluate
 
 
-def run_evaluation(mode, folder, batch, threads):
-    """Run as one of the measured programs. Write the evaluation results to the folder."""
+def work(mode, folder, batch):
+    """Main function of a measured program. Writes the evaluation results to the folder."""
+    folder, batch = pathlib.Path(folder), int(batch)
+    threads = int(os.environ.get("OMP_NUM_THREADS", CORES))
     if mode == OURS:
         from alexnet.training.network import use_machine
 
@@ -165,7 +175,7 @@ def run_evaluation(mode, folder, batch, threads):
 
 
 def program(mode, folder, plan):
-    return Program("benchmarks.evaluate", "--serve", mode, "--folder", folder, "--batch", plan.batch)
+    return Program("benchmarks.evaluate", "--worker", mode, folder, plan.batch)
 
 
 def evaluation_rows(folder, plan):
@@ -212,7 +222,7 @@ def refuse_difference(folder, peer):
     """
     ours, theirs = (json.loads((folder / f"{mode}.json").read_text()) for mode in (OURS, peer))
     if (np.abs(np.subtract(ours, theirs)) > [2, 2, 1e-3 * ours[2]]).any():
-        raise RuntimeError(f"top-1, top-5 and cost are {ours} by ours and {theirs} by PyTorch {peer}")
+        raise RuntimeError(f"top-1, top-5 and cost are {ours} here and {theirs} in PyTorch {peer}")
 
 
 def predict_rows(folder, runs):
@@ -231,49 +241,28 @@ def predict_rows(folder, runs):
     yield report.row("predict one image, a cold process and no kernel compiled", times[:1], "s")
 
 
-def show(row):
-    peak = f"{row['peak_mib']:7.0f}" if "peak_mib" in row else " " * 7
-    ratio = f"{row['ratio']:6.2f} {row['peer_is']}" if "ratio" in row else ""
-    print(f"{row['name']:58} {row['value']:8.2f} {row['unit']:9} {row['spread']:7.1%} {row['runs']:4} {peak} {ratio}",
-          flush=True)
-
-
-def options_of(arguments=None):
-    parser = report.parser(__doc__, quick="20 images, batch 8, 2 runs, without torch.compile")
-    parser.add_argument("--images", type=int, default=384)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--trial", type=int, default=2, help="runs of each of PyTorch's modes, to find the best")
-    parser.add_argument("--modes", nargs="*", choices=PEERS, default=PEERS)
-    parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
-    parser.add_argument("--serve", choices=(OURS, *PEERS), help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.quick:
-        options.images, options.batch, options.runs, options.trial = 20, 8, 2, 1
-        options.modes = ("eager", "channels_last")
+def rows(options):
+    modes = options.modes
     if importlib.util.find_spec("torch") is None:
-        print("PyTorch is not installed (pip install torch): ours alone")
-        options.modes = ()
-    return options
-
-
-def main():
-    options = options_of()
-    if options.serve:
-        run_evaluation(options.serve, options.folder, options.batch, int(os.environ.get("OMP_NUM_THREADS", CORES)))
-        return 0
-    plan = Plan(options.images, options.batch, options.runs, options.trial, tuple(options.modes))
-    results = []
+        print("PyTorch is not installed (pip install torch): only this project is measured")
+        modes = ()
+    plan = Plan(options.images, options.batch, options.runs, options.trial, tuple(modes))
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         make_all(folder, plan.images)
-        for rows in (evaluation_rows(folder, plan), predict_rows(folder, plan.runs)):
-            for row in rows:
-                results.append(row)
-                show(row)
-                report.write(results, options.json)
-    return 0
+        yield from evaluation_rows(folder, plan)
+        yield from predict_rows(folder, plan.runs)
+
+
+def add_options(parser):
+    parser.add_argument("--images", type=int, default=384)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--trial", type=int, default=2, help="runs of each PyTorch mode, to find the fastest")
+    parser.add_argument("--modes", nargs="*", choices=PEERS, default=PEERS)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    quick = {"images": 20, "batch": 8, "runs": 2, "trial": 1, "modes": ("eager", "channels_last")}
+    description = "20 images, batch 8, 2 runs, without torch.compile"
+    raise SystemExit(report.main(rows, __doc__, description, quick, add_options, work))

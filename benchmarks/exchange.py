@@ -18,7 +18,6 @@ Source: Ding et al. 2014, section 2.2 and figure 2.
 """
 
 import importlib
-import sys
 import time
 from contextlib import suppress
 from types import SimpleNamespace
@@ -28,7 +27,7 @@ import numpy as np
 import pytensor
 
 from alexnet.run.recorder import WorkerRecorder
-from benchmarks import report
+from benchmarks.harness import report
 from multigpu.communicator import PipeCommunicator
 from multigpu.device import DeviceError, open_device
 from multigpu.exchange.peer import PairwiseAverage, Peer, ShardedAverage, open_mesh
@@ -78,10 +77,12 @@ def work(rank, way, floats, pipes, orders):
         mesh, obstacle = open_mesh(device, comm, [(floats,)] * len(names), 0)
         if obstacle:
             raise SystemExit(obstacle)
-        lot, network = ParameterGroup(variables, Peer(mesh, way.kind)), SimpleNamespace(apply=lambda rate: None)
+        group = ParameterGroup(variables, Peer(mesh, way.kind))
+        network = SimpleNamespace(apply=lambda rate: None)
         what = "gradients" if way.gradients else "weights_and_momentum"
-        exchange = Bsp(network, [lot], what, comm, WorkerRecorder(rank))
-        room, other = device.allocate(mesh.flat.buffer.nbytes), mesh.others[(rank + 1) % way.size]
+        exchange = Bsp(network, [group], what, comm, WorkerRecorder(rank))
+        buffer = device.allocate(mesh.flat.buffer.nbytes)
+        other = mesh.others[(rank + 1) % way.size]
         for variable in variables:
             variable.container.storage[0] = fresh.copy()
         for step, copying in iter(orders.recv, None):
@@ -89,7 +90,7 @@ def work(rank, way, floats, pipes, orders):
                 variables[0].container.storage[0] = fresh
             began = time.perf_counter()
             if copying:
-                device.copy(room, other)
+                device.copy(buffer, other)
                 device.synchronise()
             else:
                 exchange.after_step(step, 0.0, 0.0, 0.0, False, False)
@@ -143,17 +144,9 @@ class Workers:
             end(process, GRACE)
 
 
-def copy_rows(source, target, runs):
-    """Yield the row of a memcpy of all bytes."""
-    seconds = [copy(source, target) for _ in range(runs + 1)][1:]
-    yield report.row(f"memcpy of {source.nbytes / 1e6:.1f} MB by one thread", [1e3 * each for each in seconds], "ms")
-
-
 def copy(source, target):
     """Return the seconds of a memcpy."""
-    began = time.perf_counter()
-    np.copyto(target, source)
-    return time.perf_counter() - began
+    return report.seconds(lambda: np.copyto(target, source))
 
 
 def way_row(way, floats, source, target, runs):
@@ -166,9 +159,8 @@ def way_row(way, floats, source, target, runs):
             rounds.append((exchanged, copy(source[:n], target[:n]) if way.on_host else workers.run(copying=True)))
     exchanged, copied = ([1e3 * each for each in seconds] for seconds in zip(*rounds[1:], strict=True))
     row = report.row(way.name(), exchanged, "ms")
-    peer = report.row("", copied, "ms")["value"]
-    what = "memcpy" if way.on_host else "copying from each other at once"
-    return row | {"peer": peer, "ratio": row["value"] / peer, "peer_is": f"{what}, {4 * n / 1e6:.1f} MB"}
+    what = "memcpy" if way.on_host else "simultaneous copies from each other"
+    return report.compared(row, copied, f"{what}, {4 * n / 1e6:.1f} MB")
 
 
 def host_ways(sizes):
@@ -182,34 +174,34 @@ def gpu_ways(devices):
     return [Way(devices, gradients, kind) for gradients in (False, True) for kind in kinds]
 
 
-def rows(amount, devices=None):
+def exchange_rows(amount, devices=None):
+    """Yield the row of a memcpy of all bytes, then a row for each Way, on the GPUs `devices` or on the host."""
     source, target = (np.full(2 * amount.floats, value, "float32") for value in (1, 0))
-    yield from copy_rows(source, target, amount.runs)
+    seconds = [copy(source, target) for _ in range(amount.runs + 1)][1:]
+    yield report.row(f"memcpy of {source.nbytes / 1e6:.1f} MB by one thread", [1e3 * each for each in seconds], "ms")
     for way in gpu_ways(devices) if devices else host_ways(amount.sizes):
         yield way_row(way, amount.floats, source, target, amount.runs)
 
 
-def main():
-    parser = report.parser(__doc__, quick="a sixteenth of the bytes, 3 runs")
-    parser.add_argument("--devices", metavar="cuda0,cuda1", help="default: the host, two to four workers")
-    options = parser.parse_args()
-    amount = Amount(PARAMETERS // 16, 3, (2, 3)) if options.quick else Amount(PARAMETERS, 9, (2, 3, 4))
+def rows(options):
+    """Yield all rows.
+
+    Raises:
+        CannotMeasure: a device of --devices is not usable.
+    """
     devices = tuple(options.devices.split(",")) if options.devices else None
     try:
         for name in sorted(set(devices or ())):
             open_device(name, on_host=False).close()
     except DeviceError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{'':64} {'ms':>8} {'spread':>8} {'a copy':>8} {'ratio':>7}")
-    found = []
-    for row in rows(amount, devices):
-        found.append(row)
-        peer = f"{row['peer']:8.1f} {row['ratio']:7.2f}" if "peer" in row else ""
-        print(f"{row['name']:64} {row['value']:8.1f} {row['spread']:8.1%} {peer}", flush=True)
-    report.write(found, options.json)
-    return 0
+        raise report.CannotMeasure(str(error)) from error
+    amount = Amount(PARAMETERS // 16, 3, (2, 3)) if options.quick else Amount(PARAMETERS, 9, (2, 3, 4))
+    yield from exchange_rows(amount, devices)
+
+
+def add_options(parser):
+    parser.add_argument("--devices", metavar="cuda0,cuda1", help="default: the host, two to four workers")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(report.main(rows, __doc__, "a sixteenth of the bytes, 3 runs", add_options=add_options))

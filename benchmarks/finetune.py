@@ -3,9 +3,9 @@
 python -m benchmarks.finetune [--quick] [--json FILE] [--error 0.1] [--seeds 2]
 
 AlexNet has full size. Its weights come from a first run: three epochs of train.py on the synthetic set of ten classes.
-The new classes are six other figures (other_figures.py), with 200 training and 50 validation images each. Both methods
-are tried with several settings, all with constant learning rates. The top-1 error is measured every 20 iterations of 16
-images. A trial ends when the error is at most --error in two consecutive validations, or at its limit: 400 iterations,
+The new classes are six other figures, with 200 training and 50 validation images each. Both methods are tried with
+several settings, all with constant learning rates. The top-1 error is measured every 20 iterations of 16 images. A
+trial ends when the error is at most --error in two consecutive validations, or at its limit: 400 iterations,
 or the iterations of the best trial of the same method so far. The best setting of each method is then repeated with
 other seeds. `ratio` is the number of iterations from scratch divided by that of the row.
 
@@ -15,9 +15,7 @@ row.
 """
 
 import contextlib
-import itertools
 import pathlib
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,16 +30,16 @@ from alexnet.pretrained.initialization import find_start
 from alexnet.run.recorder import WorkerRecorder
 from alexnet.training.loop import Position, Run, read, train_step, training_batches, validate
 from alexnet.training.network import build_network
-from benchmarks import report
-from benchmarks.other_figures import OTHERS, draw_folders
-from benchmarks.program import environment, last_line
+from benchmarks.harness import report
+from benchmarks.harness.other_figures import OTHERS, draw_folders
+from benchmarks.harness.program import TOP, run
 from multigpu.loader import SerialBatches
 from multigpu.rules.single import SingleWorker
 from preprocess.batches import Settings, make_batches
 from preprocess.synthetic import in_turns, make_synthetic
 from preprocess.workers import default_workers
 
-TRAIN_PY = pathlib.Path(__file__).parents[1] / "train.py"
+TRAIN_PY = TOP / "train.py"
 BATCH = 16
 CONVOLUTIONS = "conv1,conv2,conv3,conv4,conv5"
 FIRST_RUN = {"n_epochs", "learning_rate", "lr_step", "lr_factor"}       # its settings, from config.yaml
@@ -99,9 +97,7 @@ def pretrain(data, plan):
     }
     given["lr_policy"], given["lr_step"] = "step", ",".join(map(str, given["lr_step"]))
     command = [sys.executable, TRAIN_PY, *(f"{key}={value}" for key, value in given.items())]
-    done = subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"train.py ended with status {done.returncode}: {last_line(done.stderr)}")
+    run(command)
     return data.parent / "runs" / "weights"
 
 
@@ -109,7 +105,7 @@ def settings_of(data, **settings):
     return {"data": data, "output": data.parent / "runs", "batch_size": BATCH, "lr_policy": "constant"} | settings
 
 
-class Looks(WorkerRecorder):
+class LastError(WorkerRecorder):
     """A recorder that stores the last validation error."""
 
     error = 1.0
@@ -133,12 +129,12 @@ def iterations_to(error, data, plan, **settings):
     start.begin(network, config, 1)
     del start
     batches = SerialBatches((data.mean, network.model.image_size), (*data.mean.shape, BATCH), np.uint8)
-    looks, errors = Looks(1), {}
-    run = Run(config, network, data, batches, SingleWorker(network), looks, None, lambda: False)
-    for position in steps(run, plan.limit):
+    recorder, errors = LastError(1), {}
+    training = Run(config, network, data, batches, SingleWorker(network), recorder, None, lambda: False)
+    for position in steps(training, plan.limit):
         if position.iteration % plan.every == 0:
-            validate(run, position)
-            errors[position.iteration] = looks.error
+            validate(training, position)
+            errors[position.iteration] = recorder.error
             if reached(errors, error):
                 break
     return reached(errors, error), errors
@@ -176,7 +172,7 @@ def one_by_one(run, batches):
 # ---- rows
 
 
-def rows(error, seeds, plan, folder):
+def method_rows(error, seeds, plan, folder):
     """Yield the rows of both methods as they are measured."""
     before, after = made_sets(folder, plan)
     weights = pretrain(before, plan)
@@ -198,9 +194,8 @@ def row_of(name, counts, scratch, settings, plan):
     """Return the row of one method's iterations, with those from scratch as peer."""
     if not counts:
         return report.not_measured(name, f"not in {plan.limit} iterations")
-    peer = float(np.median(scratch)) if scratch else None
-    held = {"peer": peer, "ratio": peer / float(np.median(counts))} if scratch else {}
-    return report.row(name, counts, "iterations", settings=shown(settings), **held)
+    row = report.row(name, counts, "iterations", settings=shown(settings))
+    return report.compared(row, scratch, faster=True) if scratch else row
 
 
 def step_rows(runs=7):
@@ -214,13 +209,10 @@ def step_rows(runs=7):
         seconds[frozen] = build_network(config, len(OTHERS), np.full((3, 256, 256), 110)), []
     for _ in range(runs + 1):                            # the first compiles
         for network, times in seconds.values():
-            began = time.perf_counter()
-            network.train(*inputs, labels, rate)
-            times.append(time.perf_counter() - began)
+            times.append(report.seconds(lambda network=network: network.train(*inputs, labels, rate)))
     (_, frozen), (_, whole) = seconds.values()
-    peer = float(np.median(whole[1:]))
-    yield report.row(f"train step, batch {BATCH}, convolutions frozen", frozen[1:], "s", peer=peer,
-                     ratio=peer / float(np.median(frozen[1:])))
+    row = report.row(f"train step, batch {BATCH}, convolutions frozen", frozen[1:], "s")
+    yield report.compared(row, whole[1:], faster=True)
 
 
 def timed_trial(way, error, data, plan, settings, more):
@@ -249,21 +241,18 @@ def shown(settings):
     return " ".join(f"{key}={value}" for key, value in settings.items())
 
 
-def main():
-    parser = report.parser(__doc__, quick="a few iterations on a few pictures, no error reached")
-    parser.add_argument("--error", type=float, default=0.1, help="the top-1 error to be reached, a share (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=2, help="runs of the best setting of each way (%(default)s)")
-    options = parser.parse_args()
-    results = []
+def rows(options):
     with tempfile.TemporaryDirectory() as folder:
         plan = QUICK if options.quick else Plan()
-        measured = rows(options.error, options.seeds, plan, pathlib.Path(folder))
-        for row in itertools.chain(measured, step_rows()):
-            results.append(row)
-            print(row["name"], *(row[key] for key in ("value", "ratio", "note") if key in row), flush=True)
-            report.write(results, options.json)
-    return 0
+        yield from method_rows(options.error, options.seeds, plan, pathlib.Path(folder))
+        yield from step_rows()
+
+
+def add_options(parser):
+    parser.add_argument("--error", type=float, default=0.1, help="top-1 error to reach, as a fraction (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of the best setting of each method (%(default)s)")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    quick = "a few iterations on a few images, which reach no error"
+    raise SystemExit(report.main(rows, __doc__, quick, add_options=add_options))

@@ -22,7 +22,6 @@ With --devices cpu everything runs on the processor with JAX's CPU backend, whic
 Source: Ding et al. 2014, table 1 and section 4.3.
 """
 
-import argparse
 import contextlib
 import importlib.util
 import json
@@ -31,12 +30,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
 import numpy as np
 
-from benchmarks import machine, report, table1
-from benchmarks.program import Program, environment, last_line, serve, take_turns, warm_up
+from benchmarks import table1
+from benchmarks.harness import machine, report
+from benchmarks.harness.program import Program, environment, last_line, serve, take_turns, warm_up
 from multigpu.device import DeviceError, cuda_home
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -73,7 +72,7 @@ def our_steps(precision, device, batch, steps):
 def jax_steps(precision, device, batch, steps):
     import jax
 
-    from benchmarks.jax_alexnet import initial_parameters, make_step
+    from benchmarks.harness.jax_alexnet import initial_parameters, make_step
 
     step, images = make_step(precision), np.random.default_rng(0).normal(0, 60, (batch, 227, 227, 3))
     place = jax_device(device)
@@ -100,7 +99,7 @@ def jax_device(device):
 def torch_steps(precision, device, batch, steps):
     import torch
 
-    from benchmarks.torch_alexnet import momentum_sgd, torch_alexnet
+    from benchmarks.harness.torch_alexnet import momentum_sgd, torch_alexnet
 
     kind, exact = device.rstrip("0123456789"), precision == "float32"
     torch.backends.cudnn.benchmark = True
@@ -127,6 +126,11 @@ def torch_steps(precision, device, batch, steps):
 MAKERS = {OURS: our_steps, "jax": jax_steps, "torch": torch_steps}
 
 
+def work(name, precision, device, batch, steps):
+    """Main function of a measured program: serve its steps."""
+    serve({"train": MAKERS[name](precision, device, int(batch), int(steps))})
+
+
 # ---- measurement
 
 
@@ -135,8 +139,9 @@ def step_rows(device, batch, steps, runs):
     for precision in PRECISIONS:
         names = [name for name in MAKERS if name != "torch" or importlib.util.find_spec("torch")]
         with contextlib.ExitStack() as stack:
-            arguments = ["--devices", device, "--batch", batch, "--steps", steps, "--precision", precision, "--serve"]
-            programs = {name: stack.enter_context(Program("benchmarks.gpu", *arguments, name)) for name in names}
+            arguments = precision, device, batch, steps
+            programs = {name: stack.enter_context(Program("benchmarks.gpu", "--worker", name, *arguments))
+                        for name in names}
             try:
                 warm_up(programs.values(), "train")
                 seconds, _ = take_turns(programs, "train", runs)
@@ -145,10 +150,9 @@ def step_rows(device, batch, steps, runs):
                 continue
         rates = {name: [steps * batch / value for value in values] for name, values in seconds.items()}
         best = max((name for name in names if name != OURS), key=lambda name: statistics.median(rates[name]))
-        peer = statistics.median(rates[best])
         for name in names:
             row = report.row(f"train step, batch {batch}, {precision}, {name}", rates[name], "images/s")
-            yield row | {"peer": peer, "ratio": row["value"] / peer, "peer_is": best}
+            yield report.compared(row, rates[best], best)
 
 
 def table1_rows(devices, batch, iterations):
@@ -181,56 +185,51 @@ def all_rows(devices, options):
     for precision in PRECISIONS:
         found = rows_of("agreement", *quick, "--backend", "jax", "--device", device, "--precision", precision)
         yield from (row | {"name": f"{precision}, {row['name']}"} for row in found)
-    yield from step_rows(device, options.batch, options.steps, options.runs)
+    steps, iterations = (2, 2) if options.quick else (STEPS, 20)
+    yield from step_rows(device, options.batch, steps, options.runs)
     for pair in dict.fromkeys(((device, device), tuple((devices * 2)[:2]))):
         on_gpus = [] if device == "cpu" else ["--devices", ",".join(pair)]
         yield from rows_of("exchange", *quick, *on_gpus)
-    yield from table1_rows(devices, options.batch, 2 if options.quick else 20)
+    yield from table1_rows(devices, options.batch, iterations)
 
 
 def devices_of(text):
     """Return the devices to measure: those named in `text`, or every GPU.
 
     Raises:
-        DeviceError: there is no usable GPU.
+        CannotMeasure: there is no usable GPU.
     """
-    return tuple(text.split(",")) if text else tuple(f"cuda{number}" for number in range(cuda_home("cuda0").count()))
+    try:
+        names = text.split(",") if text else [f"cuda{number}" for number in range(cuda_home("cuda0").count())]
+    except DeviceError as error:
+        raise report.CannotMeasure(f"{error}; --devices cpu tries this program without a GPU") from error
+    return tuple(names)
 
 
-def options_of(arguments):
-    parser = report.parser(__doc__, quick="batch 4, 2 steps, once")
+def rows(options):
+    """Yield all rows.
+
+    Raises:
+        RuntimeError: a row could not be measured.
+    """
+    devices, missing = devices_of(options.devices), 0
+    print(json.dumps(machine.facts()))
+    for row in all_rows(devices, options):
+        missing += row["value"] is None
+        yield row
+    if missing:
+        raise RuntimeError(f"{missing} rows could not be measured")
+
+
+def add_options(parser):
     parser.add_argument("--devices", default="", metavar="cuda0,cuda1", help="default: all CUDA devices")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=STEPS, help=argparse.SUPPRESS)
-    parser.add_argument("--precision", choices=PRECISIONS, help=argparse.SUPPRESS)
-    parser.add_argument("--serve", choices=MAKERS, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.quick:
-        options.batch, options.steps, options.runs = 4, 2, 1
-    return options
 
 
 def main(arguments=None):
-    options = options_of(arguments)
-    if options.serve:
-        run = MAKERS[options.serve](options.precision, options.devices, options.batch, options.steps)
-        serve({"train": run})
-        return 0
-    try:
-        devices, began, found = devices_of(options.devices), time.perf_counter(), []
-    except DeviceError as error:
-        print(f"{error}; --devices cpu tries this program without a GPU", file=sys.stderr)
-        return 2
-    print(json.dumps(machine.facts()))
-    for row in all_rows(devices, options):
-        found.append(row)
-        value = row.get("note") or f"{row['value']:10.4g} {row['unit']}"
-        ratio = f"   {row['ratio']:.2f} x {row.get('peer_is', '')}" if row.get("ratio") else ""
-        print(f"{row['name']:64} {value}{ratio}", flush=True)
-        report.write(found, options.json)        # after each row: a time limit may end this process
-    print(f"{time.perf_counter() - began:.0f} s in all")
-    return 0 if all(row["value"] is not None for row in found) else 1
+    quick = {"batch": 4, "runs": 1}
+    return report.main(rows, __doc__, "batch 4, 2 steps, 1 run", quick, add_options, work, arguments)
 
 
 if __name__ == "__main__":

@@ -51,10 +51,11 @@ print(*ast.literal_eval(given["install_requires"]), "pytest>=8", "pytest-timeout
 EOF
 }
 
-# What PyCUDA imports, and what its source archive is built with.
+# What PyCUDA needs, and what its source archive is built with. PyCUDA itself has no wheel.
+pycuda_list=tests/cuda_emulator/requirements.txt
 pycuda_requirements() {
-    printf '%s\n' pytools platformdirs mako markupsafe siphash24 typing_extensions setuptools wheel
-    printf '%s==13.0.*\n' nvidia-cuda-runtime nvidia-cuda-profiler-api nvidia-cuda-crt          # for cuda.h
+    grep -v -e '^#' -e '^pycuda' "$pycuda_list"
+    printf '%s\n' setuptools wheel
 }
 
 # Resolved for Python 3.12 on x86-64 Linux, which most CUDA machines have. JAX, PyTorch and CUDA's libraries belong to
@@ -68,13 +69,13 @@ list_packages() {
     # shellcheck disable=SC2086
     "$PYTHON" -m pip install --quiet --dry-run --ignore-installed --target=unused --only-binary=:all: $target \
         --report "$report" -r "$report.txt" >&2 || fail "pip found no set of packages"
-    "$PYTHON" - "$report" "$report.txt" "$1" <<'EOF'
+    "$PYTHON" - "$report" "$report.txt" "$1" "$(sed -n 's/^pycuda==//p' "$pycuda_list")" <<'EOF'
 import json, sys
 from pip._vendor.packaging.requirements import Requirement
 from pip._vendor.packaging.utils import canonicalize_name
-report, given, freeze = (open(path, encoding="utf-8").read() for path in sys.argv[1:])
+report, given, freeze = (open(path, encoding="utf-8").read() for path in sys.argv[1:4])
 found = [each["metadata"] for each in json.loads(report)["install"]]
-packages = {canonicalize_name(each["name"]): each["version"] for each in found} | {"pycuda": "2026.1"}
+packages = {canonicalize_name(each["name"]): each["version"] for each in found} | {"pycuda": sys.argv[4]}
 installed = dict(line.split("==") for line in freeze.splitlines() if "==" in line)
 installed = {canonicalize_name(name): version for name, version in installed.items()}
 texts = given.splitlines() + [text for each in found for text in each.get("requires_dist", [])]

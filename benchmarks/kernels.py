@@ -1,6 +1,6 @@
 """Time of each layer and pass in a training step, compared with PyTorch and with the machine's ceilings.
 
-python -m benchmarks.kernels [--quick] [--json FILE] [--batch 128] [--runs 3] [--layers conv1 fc6 ...]
+python -m benchmarks.kernels [--quick] [--json FILE] [--batch 128] [--runs 5] [--layers conv1 fc6 ...] [--isolated]
 
 Our rows come from the compiled training step on random images in memory. Each node is timed within the step, so the
 parts add up to the step, and `share` is the fraction of it. PyTorch's passes run one by one on random values, each in
@@ -14,6 +14,9 @@ direct sum divided by the rate of a loop on registers) or by memory (bytes of al
 once, divided by the rate of a large copy), whichever takes longer. `of ceiling` is the ceiling divided by our time. It
 can exceed 100 %, because Winograd convolutions need fewer operations than the direct sum, and because small arrays stay
 in the caches. The rate is in GFLOP/s of the direct sum, or in GB/s.
+
+With --isolated, for tuning, only the convolution kernels run, each on random arrays in memory, in turn with PyTorch's
+pass in the faster of its layouts. The caches are not flushed between runs.
 """
 
 import statistics
@@ -21,17 +24,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from alexnet.backends.cpu import allocator
+from alexnet.backends.cpu.kernels import convolution
 from alexnet.data.dataset import centre_crop
 from alexnet.models import AlexNet
 from alexnet.native import compiler
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
-from benchmarks import ceilings, nodes, report
+from benchmarks.harness import ceilings, nodes, report
 
 try:
     import torch
 
-    from benchmarks.torch_layers import LAYOUTS, layer_passes
+    from benchmarks.harness.torch_layers import LAYOUTS, layer_passes
 except ImportError:
     torch = None
 
@@ -67,7 +72,7 @@ class Step:
         self.nodes, self.seconds = nodes.watch(self.network.train), []
 
     def run(self):
-        self.seconds.append(ceilings.seconds(lambda: self.network.train(*self.inputs)))
+        self.seconds.append(report.seconds(lambda: self.network.train(*self.inputs)))
 
     def operations(self):
         """Return {name of a pass: operations of its direct sum for one image}."""
@@ -84,8 +89,8 @@ def torch_seconds(layer, batch, runs):
     both = [layer_passes(layer, batch, layout) for layout in LAYOUTS]
     for run in (run for passes in both for run in passes.values()):
         run()
-    faster = {name: min((passes[name] for passes in both), key=ceilings.seconds) for name in both[0]}
-    return {name: [ceilings.seconds(run) for _ in range(runs)] for name, run in faster.items()}
+    faster = {name: min((passes[name] for passes in both), key=report.seconds) for name in both[0]}
+    return {name: [report.seconds(run) for _ in range(runs)] for name, run in faster.items()}
 
 
 def peer_of(name, peers):
@@ -107,7 +112,6 @@ def measure(batch, runs, layers):
     step, peers, rates = Step(batch), {}, ([], [])
     for layer in layers:
         if torch is not None:
-            torch.set_num_threads(compiler.threads())
             peers |= torch_seconds(layer, batch, runs)
         step.run()
         for found, loop in zip(rates, (ceilings.multiply_add_rates, ceilings.copy_rates), strict=True):
@@ -115,7 +119,7 @@ def measure(batch, runs, layers):
     return step, peers, rates
 
 
-def rows(batch, runs, layers):
+def step_rows(batch, runs, layers):
     """Yield the ceilings, a row for each pass, then the sums."""
     step, peers, rates = measure(batch, runs, layers)
     limits = Ceilings(*map(statistics.median, rates))
@@ -147,7 +151,7 @@ def pass_row(name, times, whole, peer, operations, nbytes, limits):
     seconds = statistics.median(times)
     made = report.row(name, [1e3 * value for value in times], "ms", share=seconds / whole)
     if peer:
-        made |= {"peer": 1e3 * peer, "ratio": peer / seconds}
+        made = report.compared(made, 1e3 * peer, faster=True)
     ceiling = max(operations / limits.operations, nbytes / limits.nbytes)
     if ceiling:
         counted = operations / limits.operations == ceiling
@@ -188,31 +192,77 @@ def sum_row(name, parts):
     return made
 
 
-def show(row):
-    value = f"{row['value']:9.2f} {row['unit']:8}"
-    spread = f"{row['spread']:6.0%}" if "spread" in row else " " * 6
-    share = f"{row['share']:7.1%}" if "share" in row else " " * 7
-    peer = f"{row['peer']:9.2f} {row['ratio']:6.2f}" if "peer" in row else " " * 16
-    ceiling = f"{row['ceiling_ms']:9.2f} {row['of_ceiling']:6.0%}" if "ceiling_ms" in row else ""
-    print(f"{row['name']:36} {value} {spread} {share} {peer} {ceiling} {row.get('rate', '')}", flush=True)
+# ---- the convolution kernels in isolation
+
+SHAPES = {                                       # input channels, side, filters, filter side, stride, pad, groups
+    "conv1": (3, 227, 96, 11, 4, 0, 1),
+    "conv2": (96, 27, 256, 5, 1, 2, 2),
+    "conv3": (256, 13, 384, 3, 1, 1, 1),
+    "conv4": (384, 13, 384, 3, 1, 1, 2),
+    "conv5": (384, 13, 256, 3, 1, 1, 2),
+    "fc6": (9216, 1, 4096, 1, 1, 0, 1),
+    "fc7": (4096, 1, 4096, 1, 1, 0, 1),
+    "fc8": (4096, 1, 1000, 1, 1, 0, 1),
+}
 
 
-def main():
-    parser = report.parser(__doc__, quick="batch 8, 2 runs")
+def our_passes(layer, batch):
+    """Return (operations of a pass, {name of a pass: function that runs it})."""
+    channels, side, filters, size, stride, pad, groups = SHAPES[layer]
+    geometry = stride, pad, groups
+    out_side = (side + 2 * pad - size) // stride + 1
+    x_shape, y_shape = (channels, side, side, batch), (filters, out_side, out_side, batch)
+    w_shape = channels // groups, size, size, filters
+    x, w, g, dx, dw, y = (allocator.empty(shape, np.float32) for shape in (x_shape, w_shape, y_shape) * 2)
+    rng = np.random.default_rng(0)
+    for array in (x, w, g):
+        rng.standard_normal(dtype=np.float32, out=array)
+    passes = {
+        f"{layer} forward": lambda: convolution.forward(x, w, *geometry, y),
+        f"{layer} input gradient": lambda: convolution.input_gradient(w, g, *geometry, dx),
+        f"{layer} filter gradient": lambda: convolution.filter_gradient(x, g, *geometry, dw),
+    }
+    if layer == "conv1":
+        del passes["conv1 input gradient"]       # training does not need the gradient of the images
+    return 2 * channels // groups * size**2 * filters * out_side**2 * batch, passes
+
+
+def isolated_rows(batch, runs, layers):
+    """Yield the peak rate, then a row for each pass of each layer, in GFLOP/s."""
+    peak = report.row("ceiling: multiply-adds on registers", [rate / 1e9 for rate in ceilings.multiply_add_rates(runs)],
+                      "GFLOP/s")
+    yield peak
+    for layer in layers:
+        operations, ours = our_passes(layer, batch)
+        theirs = [layer_passes(layer, batch, layout) for layout in LAYOUTS] if torch else []
+        for name, run in ours.items():
+            calls = [run, *(passes[name] for passes in theirs)]
+            for call in calls:
+                call()
+            times = zip(*([report.seconds(call) for call in calls] for _ in range(runs)), strict=True)
+            rates, *peers = ([operations / seconds / 1e9 for seconds in each] for each in times)
+            row = report.row(f"{name}, batch {batch}", rates, "GFLOP/s")
+            row["of_ceiling"] = row["value"] / peak["value"]
+            yield report.compared(row, max(map(statistics.median, peers)), "PyTorch") if peers else row
+
+
+# ---- main program
+
+
+def rows(options):
+    if torch:
+        torch.set_num_threads(compiler.threads())
+    measured = isolated_rows if options.isolated else step_rows
+    yield from measured(options.batch, options.runs, options.layers)
+
+
+def add_options(parser):
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--runs", type=int, default=5, help="of each pass of PyTorch's (%(default)s)")
-    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS, help="of PyTorch's")
-    options = parser.parse_args()
-    batch, runs = (8, 2) if options.quick else (options.batch, options.runs)
-    found = []
-    print(f"batch {batch}, {compiler.threads()} threads\n{'':36} {'median':>9} {'':8} {'spread':>6} {'share':>7} "
-          f"{'PyTorch':>9} {'ratio':>6} {'ceiling':>9} {'of it':>6} rate")
-    for row in rows(batch, runs, options.layers):
-        found.append(row)
-        show(row)
-    report.write(found, options.json)
-    return 0
+    parser.add_argument("--runs", type=int, default=5, help="of each PyTorch pass (%(default)s)")
+    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS, help="layers to run in PyTorch")
+    parser.add_argument("--isolated", action="store_true", help="time the convolution kernels outside a step")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    quick = {"batch": 8, "runs": 2}
+    raise SystemExit(report.main(rows, __doc__, "batch 8, 2 runs", quick, add_options))

@@ -34,7 +34,7 @@ from alexnet.models import AlexNet
 from alexnet.native import compiler
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
-from benchmarks import report
+from benchmarks.harness import report
 from multigpu.device.host import HostDevice
 from multigpu.loader import ParallelBatches, SerialBatches
 
@@ -65,13 +65,6 @@ class SlowReader(BatchReader):
         time.sleep(max(0, end - time.perf_counter()))
 
 
-def timed(call):
-    """Return the duration of a call in seconds."""
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
 def make_requests(folder, images):
     """Write the batch files and return a Request for each whole file."""
     paths = [folder / f"{index:04}.hkl" for index in range(FILES)]
@@ -82,7 +75,7 @@ def make_requests(folder, images):
 
 def take_turns(runs, *calls):
     """Run all calls in alternation. Return a tuple of seconds for each call, without the warm-up round."""
-    rounds = [[timed(call) for call in calls] for _ in range(runs + 1)]
+    rounds = [[report.seconds(call) for call in calls] for _ in range(runs + 1)]
     return list(zip(*rounds[1:], strict=True))
 
 
@@ -96,9 +89,8 @@ def waiting_rows(requests, amount):
     labels = np.zeros(amount.images, np.int32)
     ways = {"on": ParallelBatches, "off": SerialBatches}
     parts = {name: waits(network, way, requests, labels, amount.steps) for name, way in ways.items()}
-    peer = statistics.median(parts["off"])
     row = report.row(f"waiting for a batch of {amount.images}", parts["on"], "% of the step", largest=max(parts["on"]))
-    yield row | {"peer": peer, "ratio": row["value"] / peer, "peer_is": "without the loader"}
+    yield report.compared(row, parts["off"], "without the loader")
 
 
 def waits(network, way, requests, labels, steps):
@@ -132,9 +124,8 @@ def copy_rows(requests, amount):
             amount.repeats, lambda: reader.read(next(requests), buffer), lambda: np.copyto(buffer, pixels)
         )
         read, copied = ([pixels.nbytes / 1e9 / value for value in values] for values in seconds)
-    peer = statistics.median(copied)
     row = report.row(f"read_batch, {amount.images} images", read, "GB/s")
-    yield row | {"peer": peer, "ratio": row["value"] / peer, "peer_is": "copying them"}
+    yield report.compared(row, copied, "copying them")
     yield crop_row(pixels, amount)
 
 
@@ -150,9 +141,8 @@ def crop_row(pixels, amount):
         lambda: np.copyto(out, source),
     )
     cropped, copied = ([1e3 * value for value in values] for values in seconds)
-    peer = statistics.median(copied)
     row = report.row(f"crop, mirror and mean of {amount.images}, {compiler.threads()} threads", cropped, "ms")
-    return row | {"peer": peer, "ratio": row["value"] / peer, "peer_is": "copying the result"}
+    return report.compared(row, copied, "copying the result")
 
 
 # ---- a slow disk
@@ -164,7 +154,7 @@ class Computation:
     def __init__(self, seconds):
         self.matrix = np.full((1024, 1024), 1 / 1024, np.float32)
         self.products = 1
-        self.products = max(1, round(seconds / statistics.median(timed(self) for _ in range(15))))
+        self.products = max(1, round(seconds / statistics.median(report.seconds(self) for _ in range(15))))
 
     def __call__(self):
         for _ in range(self.products):
@@ -178,7 +168,7 @@ def slow_disk_rows(requests, amount):
     """
     compute, steps = Computation(amount.seconds), amount.slow_steps
     requests = list(itertools.islice(itertools.cycle(requests), steps))
-    step = statistics.median(timed(compute) for _ in range(9))
+    step = statistics.median(report.seconds(compute) for _ in range(9))
     arguments = (MEAN, SIZE, step), (*MEAN.shape, amount.images), np.uint8
 
     def run(batches, call):
@@ -202,10 +192,11 @@ def slow_disk_rows(requests, amount):
         ("loader on", on, max(alone), "the larger of the two"),
     ):
         row = report.row(f"{steps} batches from a slow disk, {name}", seconds, "s")
-        yield row | {"peer": peer, "ratio": row["value"] / peer, "peer_is": peer_is}
+        yield report.compared(row, peer, peer_is)
 
 
-def rows(amount):
+def rows(options):
+    amount = Amount(64, 4, 15, 8, 0.1) if options.quick else Amount(256, 5, 31, 10, 0.2)
     with tempfile.TemporaryDirectory() as folder:
         requests = make_requests(pathlib.Path(folder), amount.images)
         yield from copy_rows(requests, amount)
@@ -213,19 +204,5 @@ def rows(amount):
         yield from waiting_rows(requests, amount)
 
 
-def main():
-    parser = report.parser(__doc__, quick="batches of 64, 4 steps")
-    options = parser.parse_args()
-    amount = Amount(64, 4, 15, 8, 0.1) if options.quick else Amount(256, 5, 31, 10, 0.2)
-    print(f"{'':48} {'':>8} {'':13} {'spread':>8} {'peer':>8} {'ratio':>7}")
-    found = []
-    for row in rows(amount):
-        found.append(row)
-        print(f"{row['name']:48} {row['value']:8.3f} {row['unit']:13} {row['spread']:8.1%} "
-              f"{row['peer']:8.3f} {row['ratio']:7.3f}  {row['peer_is']}", flush=True)
-    report.write(found, options.json)
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(report.main(rows, __doc__, "batches of 64, 4 steps"))

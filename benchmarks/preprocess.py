@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from alexnet.data.image_listing import ENDINGS
-from benchmarks import report
+from benchmarks.harness import report
 from preprocess.workers import default_workers
 
 WIDTH, HEIGHT, QUALITY = 500, 400, 85                        # a synthetic photograph: pixels, JPEG quality
@@ -47,7 +47,7 @@ class Cost(NamedTuple):
         return Cost(self.seconds - other.seconds, self.processor_seconds - other.processor_seconds, self.peak)
 
 
-def made_photograph(random):
+def synthetic_photograph(random):
     """Return an image with the spectrum of photographs: amplitudes fall as 1 / frequency.
 
     Source: Field 1987.
@@ -64,7 +64,7 @@ def make_images(folder):
     folder.mkdir()
     paths = [folder / f"{index}.JPEG" for index in range(FILES)]
     for index, path in enumerate(paths):
-        made_photograph(np.random.default_rng(index)).save(path, quality=QUALITY)
+        synthetic_photograph(np.random.default_rng(index)).save(path, quality=QUALITY)
     return paths
 
 
@@ -123,17 +123,13 @@ def speed_rows(paths, folder, images, runs):
     yield report.row("start of the command", starts, "s")
     for workers in numbers:
         name = "preprocess, 1 process" if workers == 1 else f"preprocess, {workers} processes"
-        yield held(report.row(name, [images / cost.seconds for cost in costs[workers]], "images/s"), rate)
+        yield report.compared(report.row(name, [images / cost.seconds for cost in costs[workers]], "images/s"), rate)
     values = [images / cost.processor_seconds for cost in costs[1]]
-    yield held(report.row("preprocess, of processor time", values, "images/s"), efficient)
+    yield report.compared(report.row("preprocess, of processor time", values, "images/s"), efficient)
     for workers in numbers[1:]:
         shared = [100 * one.seconds / workers / many.seconds
                   for one, many in zip(costs[1], costs[workers], strict=True)]
         yield report.row(f"parallel efficiency, {workers} processes", shared, "%")
-
-
-def held(row, peer):
-    return row | {"peer": peer, "ratio": row["value"] / peer}
 
 
 def memory_rows(paths, folder, sizes):
@@ -143,32 +139,26 @@ def memory_rows(paths, folder, sizes):
         links = link_images(paths, folder / f"links{images}", images)
         row = report.row(f"peak memory, {images:,} images", [preprocess(links, 2).peak], "MiB")
         first = first or row["value"]
-        yield held(row, first)
+        yield report.compared(row, first)
 
 
-def main():
-    parser = report.parser(__doc__, quick="200 images, 1 run; memory for 200 and 600")
-    parser.add_argument("--images", type=photographs, metavar="DIR", help="photographs to use instead of made ones")
-    parser.add_argument("--count", type=int, default=2500, help="images of a run (%(default)s)")
-    parser.add_argument("--large", type=int, default=5000, help="images of the large set (%(default)s)")
-    parser.add_argument("--runs", type=int, default=3, help="(%(default)s)")
-    options = parser.parse_args()
+def rows(options):
     images, runs, sizes = options.count, options.runs, sorted({1000, options.large})
     if options.quick:
         images, runs, sizes = 200, 1, (200, 600)
-    print(f"{'':36} {'':8} {'':8} {'spread':>8} {'peer':>8} {'ratio':>6}")
-    found = []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        paths = options.images or make_images(folder / "made")
+        paths = options.images or make_images(folder / "synthetic")
         plain_loop(paths, min(len(paths), 200))
-        for rows in (speed_rows(paths, folder, images, runs), memory_rows(paths, folder, sizes)):
-            for row in rows:
-                found.append(row)
-                peer = f"{row['peer']:8.1f} {row['ratio']:6.3f}" if "peer" in row else ""
-                print(f"{row['name']:36} {row['value']:8.1f} {row['unit']:8} {row['spread']:8.1%} {peer}", flush=True)
-    report.write(found, options.json)
-    return 0
+        yield from speed_rows(paths, folder, images, runs)
+        yield from memory_rows(paths, folder, sizes)
+
+
+def add_options(parser):
+    parser.add_argument("--images", type=photographs, metavar="DIR", help="photographs; default: synthetic ones")
+    parser.add_argument("--count", type=int, default=2500, help="images of a run (%(default)s)")
+    parser.add_argument("--large", type=int, default=5000, help="images of the large set (%(default)s)")
+    parser.add_argument("--runs", type=int, default=3, help="(%(default)s)")
 
 
 def photographs(folder):
@@ -180,4 +170,5 @@ def photographs(folder):
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    quick = "200 images, 1 run; memory for 200 and 600"
+    raise SystemExit(report.main(rows, __doc__, quick, add_options=add_options))

@@ -21,7 +21,6 @@ continuous training. Finally, the training step of both projects is limited to A
 ONEDNN_MAX_CPU_ISA=AVX2), if the processor has wider instructions.
 """
 
-import argparse
 import contextlib
 import importlib.util
 import statistics
@@ -29,9 +28,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import report
-from benchmarks.machine import instruction_sets
-from benchmarks.program import CORES, Program, serve, take_turns, warm_up
+from benchmarks.harness import report
+from benchmarks.harness.machine import instruction_sets
+from benchmarks.harness.program import CORES, Program, serve, take_turns, warm_up
 
 OURS, BFLOAT16 = "ours", "bfloat16"
 PEERS = ("eager", "channels_last", "compile")            # PyTorch's float32 modes
@@ -63,7 +62,7 @@ def torch_steps(batch, mode):
     """Return (train step, validation step) of the same network in PyTorch."""
     import torch
 
-    from benchmarks.torch_alexnet import momentum_sgd, torch_alexnet
+    from benchmarks.harness.torch_alexnet import momentum_sgd, torch_alexnet
 
     layout = torch.contiguous_format if mode == "eager" else torch.channels_last
     network = torch_alexnet().to(memory_format=layout)
@@ -90,8 +89,9 @@ def torch_steps(batch, mode):
     return train, validate
 
 
-def run_steps(mode, batch, threads):
-    """Run one of the measured programs: serve its steps."""
+def work(mode, batch, threads):
+    """Main function of a measured program: serve its steps."""
+    batch, threads = int(batch), int(threads)
     if mode == OURS:
         from alexnet.native import compiler
 
@@ -123,8 +123,7 @@ class Plan(NamedTuple):
 
 
 def program(mode, batch, threads, variables=None):
-    arguments = ["--batch", batch, "--threads", threads, "--serve", mode]
-    return Program("benchmarks.step", *arguments, threads=threads, variables=variables)
+    return Program("benchmarks.step", "--worker", mode, batch, threads, threads=threads, variables=variables)
 
 
 def fastest(seconds):
@@ -232,64 +231,42 @@ def avx2_rows(batch, plan):
 # ---- main program
 
 
-def all_rows(batches, plan, bfloat16, scaling):
-    """Yield every row as soon as it is measured; `bfloat16` and `scaling` select optional measurements."""
-    results = []
-    for batch in batches:
+def all_rows(options):
+    """Yield every row as soon as it is measured."""
+    modes = options.modes
+    if importlib.util.find_spec("torch") is None:
+        print("PyTorch is not installed (pip install torch): only this project is measured")
+        modes = ()
+    peers = tuple(mode for mode in modes if mode != BFLOAT16)
+    plan = Plan(peers, options.runs, options.trial, options.threads)
+    bfloat16 = BFLOAT16 in modes and bool(peers)
+    for batch in options.batch:
         found = list(rows(batch, plan))
         yield from found
         if bfloat16:
             results = list(bfloat16_rows(batch, plan, found))
             yield from results
-            if max(row["ratio"] for row in results) < 1 and batch != batches[-1]:
+            if max(row["ratio"] for row in results) < 1 and batch != options.batch[-1]:
                 bfloat16 = False
                 yield report.not_measured(f"{BFLOAT16}, larger batches", f"slower than float32 at batch {batch}")
-    if scaling:
-        large = 128 if 128 in batches else max(batches)
-        yield from scaling_rows(large, min(batches), runs=5)
+    if not options.quick:
+        large = 128 if 128 in options.batch else max(options.batch)
+        yield from scaling_rows(large, min(options.batch), runs=5)
         yield from avx2_rows(large, plan)
 
 
-def show(row):
-    if row["value"] is None:
-        return print(f"{row['name']}: {row['note']}", flush=True)
-    seconds = f"{row['seconds']:8.3f} {row['peak_mib']:7.0f}" if "seconds" in row else " " * 16
-    ratio = f"{row['ratio']:6.2f}" if row.get("ratio") else ""
-    median = f"{row['value']:8.2f} {row['unit']:14} {row['spread']:7.1%} {row['runs']:4}"
-    print(f"{row['name']:56} {median} {seconds} {ratio}", flush=True)
-
-
-def options_of(arguments=None):
-    parser = report.parser(__doc__, quick="batch 8, 3 runs, without torch.compile and what follows the batches")
+def add_options(parser):
     parser.add_argument("--batch", type=int, nargs="+", default=[16, 64, 128, 256])
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--trial", type=int, default=2, help="runs of each of PyTorch's modes, to find the best")
+    parser.add_argument("--trial", type=int, default=2, help="runs of each PyTorch mode, to find the fastest")
     parser.add_argument("--threads", type=int, default=CORES)
     parser.add_argument("--modes", nargs="*", choices=(*PEERS, BFLOAT16), default=(*PEERS, BFLOAT16))
-    parser.add_argument("--serve", choices=(OURS, *PEERS, BFLOAT16), help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.quick:
-        options.batch, options.runs, options.trial, options.modes = [8], 3, 1, ("eager", "channels_last")
-    if importlib.util.find_spec("torch") is None and not options.serve:
-        print("PyTorch is not installed (pip install torch): measuring this project only")
-        options.modes = ()
-    return options
 
 
-def main():
-    options = options_of()
-    if options.serve:
-        run_steps(options.serve, options.batch[0], options.threads)
-        return 0
-    peers = tuple(mode for mode in options.modes if mode != BFLOAT16)
-    plan = Plan(peers, options.runs, options.trial, options.threads)
-    results = []
-    print(f"{'':56} {'median':>8} {'':14} {'spread':>7} {'runs':>4} {'seconds':>8} {'MiB':>7} {'ratio':>6}")
-    for row in all_rows(options.batch, plan, BFLOAT16 in options.modes and bool(peers), not options.quick):
-        results.append(row)
-        show(row)
-        report.write(results, options.json)
-    return 0
+def main(arguments=None):
+    quick = {"batch": [8], "runs": 3, "trial": 1, "modes": ("eager", "channels_last")}
+    return report.main(all_rows, __doc__, "batch 8, 3 runs, without torch.compile and without the ratios and AVX2",
+                       quick, add_options, work, arguments)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,10 @@ The paper reports 32.76 s with parallel loading and 43.52 s without on one Titan
 Source: Ding et al. 2014, table 1.
 """
 
-import argparse
 import contextlib
 import importlib.util
 import pathlib
 import shutil
-import subprocess
 import sys
 import tempfile
 
@@ -31,14 +29,14 @@ import numpy as np
 from PIL import Image
 
 from alexnet.run.recorder import read_records
-from benchmarks import report
-from benchmarks.program import Program, environment, last_line, serve
+from benchmarks.harness import report
+from benchmarks.harness.program import TOP, Program, run, serve
 
 OURS, TWO, PYTORCH = "one worker", "two workers", "PyTorch"
 KINDS = {"parallel": "yes", "serial": "no"}
 TURNS = (OURS, TWO, PYTORCH, OURS)
 SIZE = 227
-TRAIN_PY = pathlib.Path(__file__).parents[1] / "train.py"
+TRAIN_PY = TOP / "train.py"
 
 
 # ---- measured programs
@@ -58,10 +56,8 @@ class TrainPy:
             "para_load": kind == "parallel", "validation": False, "snapshot_freq": 1000,
         }
         command = [sys.executable, TRAIN_PY, *(f"{key}={value}" for key, value in given.items()), *self.settings]
-        done = subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True)
         try:
-            if done.returncode:
-                raise RuntimeError(f"train.py ended with status {done.returncode}: {last_line(done.stderr)}")
+            run(command)
             records = read_records(self.folder / "runs" / "run")
         finally:
             shutil.rmtree(self.folder / "runs", ignore_errors=True)
@@ -103,11 +99,17 @@ class Photographs:
         return np.ascontiguousarray(pixels[:, :, :: self.random.choice([-1, 1])]), label
 
 
+def work(data, batch):
+    """Main function of the PyTorch program: serve its iterations."""
+    iterations = torch_iterations(data, int(batch))
+    serve({kind: lambda each=each: next(each) for kind, each in iterations.items()})
+
+
 def torch_iterations(data, batch):
     """Return {kind of loading: generator that runs one PyTorch iteration per item}."""
     import torch
 
-    from benchmarks.torch_alexnet import momentum_sgd, torch_alexnet
+    from benchmarks.harness.torch_alexnet import momentum_sgd, torch_alexnet
 
     photographs = Photographs(pathlib.Path(data))
     network = torch_alexnet(classes=10).to(memory_format=torch.channels_last)
@@ -138,16 +140,16 @@ def measure(contestants, iterations):
     return seconds
 
 
-def rows(seconds, batch):
+def table_rows(seconds, batch):
     """Yield a row per kind of loading and number of workers, and the gains of parallel loading and a second worker."""
     for name in (OURS, TWO):
         for kind, loading in KINDS.items():
             of_20 = {name: [20 * value for value in times] for name, times in seconds[kind].items()}
             made = report.row(f"20 iterations of {batch}, {name}, parallel loading: {loading}", of_20[name], "s")
             if PYTORCH in of_20:
-                peer = report.row("", of_20[PYTORCH], "s")
-                made |= {"peer": peer["value"], "ratio": peer["value"] / made["value"],
-                         "peer_spread": peer["spread"], "peer_runs": peer["runs"]}
+                times = of_20[PYTORCH]
+                made = report.compared(made, times, faster=True)
+                made |= {"peer_spread": report.spread(times), "peer_runs": len(times)}
             yield made
     median = {(kind, name): float(np.median(times)) for kind in KINDS for name, times in seconds[kind].items()}
     gains = {name: median["serial", name] / median["parallel", name] for name in seconds["parallel"]}
@@ -164,39 +166,23 @@ def make_data(folder, batch, files=2):
     make_synthetic(folder, train=files * batch, validation=10, batch_size=batch)
 
 
-def show(row):
-    peer = f"{row['peer']:9.2f}" if "peer" in row else ""
-    ratio = f"{row['ratio']:6.2f} {row['peer_spread']:7.1%}" if "ratio" in row else ""
-    spread = f"{row['spread']:7.1%}" if "spread" in row else " " * 7
-    print(f"{row['name']:58} {row['value']:9.2f} {spread} {peer} {ratio}")
-
-
-def main():
-    parser = report.parser(__doc__, quick="batch 8, 1 iteration")
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--iterations", type=int, default=3, help="of a turn; ours has two turns (%(default)s)")
-    parser.add_argument("--data", type=pathlib.Path, help=argparse.SUPPRESS)
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        iterations = torch_iterations(options.data, options.batch)
-        serve({kind: lambda each=each: next(each) for kind, each in iterations.items()})
-        return 0
-    batch, iterations = (8, 1) if options.quick else (options.batch, options.iterations)
+def rows(options):
+    batch = options.batch
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         folder = pathlib.Path(folder)
         make_data(folder, batch)
         contestants = {OURS: TrainPy(folder, batch, ["cpu"]), TWO: TrainPy(folder, batch, ["cpu", "cpu"])}
         if importlib.util.find_spec("torch"):
-            arguments = ["--batch", batch, "--data", folder, "--serve"]
-            contestants[PYTORCH] = Peer(stack.enter_context(Program("benchmarks.table1", *arguments)))
-        found = list(rows(measure(contestants, iterations), batch))
-    print(f"{'':58} {'ours, s':>9} {'spread':>7} {'PyTorch':>9} {'ratio':>6} {'spread':>7}")
-    for row in found:
-        show(row)
-    report.write(found, options.json)
-    return 0
+            peer = Program("benchmarks.table1", "--worker", folder, batch)
+            contestants[PYTORCH] = Peer(stack.enter_context(peer))
+        yield from table_rows(measure(contestants, options.iterations), batch)
+
+
+def add_options(parser):
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--iterations", type=int, default=3, help="of a turn; ours has two turns (%(default)s)")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    quick = {"batch": 8, "iterations": 1}
+    raise SystemExit(report.main(rows, __doc__, "batch 8, 1 iteration", quick, add_options, work))

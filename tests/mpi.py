@@ -10,9 +10,11 @@ A task is given by name, so the test does not import MPI. It receives an MpiComm
 its return value or the exception that it raised.
 """
 
+import importlib.util
 import os
 import pkgutil
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,11 +26,25 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.mpi import NEEDED, VARIABLES, mpiexec
-
 ERRORS = (AssertionError, ValueError, ArithmeticError, RuntimeError)
 # Open MPI's message about an exit status other than 0, framed by two lines of dashes, with its zero bytes
 FRAMED = re.compile(r"^\0?-{60,}\n(?:(?!-{60}).*\n)*?-{60,}\n\0?", re.MULTILINE)
+NEEDED = "mpi4py and an MPI are needed: pip install mpi4py mpich"
+# Open MPI: allow root, and more ranks than cores
+VARIABLES = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_mpi_yield_when_idle": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}
+
+
+def mpiexec():
+    """Return the path of mpiexec, next to the Python executable or on PATH; None if MPI or mpi4py is missing."""
+    if importlib.util.find_spec("mpi4py") is None:
+        return None
+    beside = Path(sys.executable).parent / "mpiexec"
+    return str(beside) if beside.exists() else shutil.which("mpiexec")
+
+
 needs_mpi = pytest.mark.skipif(mpiexec() is None, reason=NEEDED)
 
 
@@ -174,7 +190,7 @@ def serve(place):
     world.Barrier()
     mpi.leave_no_files()
     line = connection.Client(place, "AF_UNIX") if world.rank == 0 else None
-    while (order := told(world, next_order(line)) if line else heard(world)) is not None:
+    while (order := broadcast_order(world, next_order(line)) if line else receive_order(world)) is not None:
         task, size, arguments = order
         comm = world.Split(world.rank < size, world.rank)
         result = attempt(task, mpi.MpiCommunicator(comm), arguments) if world.rank < size else None
@@ -184,14 +200,14 @@ def serve(place):
         comm.Free()
 
 
-def told(world, order):
+def broadcast_order(world, order):
     """Send an order of rank 0 to the other ranks; return it."""
     for other in range(1, world.size):
         world.send(order, other)
     return order
 
 
-def heard(world):
+def receive_order(world):
     """Return the next order. Sleep while waiting: in a blocking MPI call, ranks without a task would spin."""
     while not world.iprobe(source=0):
         time.sleep(0.001)

@@ -12,12 +12,13 @@ from alexnet.config.schema import Config
 ROOT = Path(__file__).resolve().parent.parent
 OWN = ("alexnet", "multigpu", "preprocess")
 SOURCES = sorted(path for room in OWN for path in (ROOT / room).rglob("*.py")) + [ROOT / "train.py"]
-BESIDES = ("tests", "benchmarks", "examples")
+BESIDES = ("tests", "benchmarks", "experiments", "examples")
 EVERYTHING = SOURCES + sorted(path for room in BESIDES for path in (ROOT / room).rglob("*.py"))
 
 TOP_LEVEL = {
     "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", ".ci", "setup.py", "pyproject.toml",
-    "config.yaml", "train.py", "alexnet", "multigpu", "preprocess", "tests", "benchmarks", "docs", "examples",
+    "config.yaml", "train.py", "alexnet", "multigpu", "preprocess", "tests", "benchmarks",
+    "experiments", "docs", "examples",
 }
 
 # A package of alexnet imports only from earlier lines.
@@ -138,6 +139,19 @@ def test_each_foreign_library_has_one_home():
         return library in sys.stdlib_module_names or library in OWN
 
     assert violations(SOURCES, allowed) == []
+
+
+def test_benchmarks_and_experiments_are_independent_of_tests():
+    """Only the tests that mirror a folder import from it."""
+    mirrored = {"benchmarks", "experiments"}
+
+    def allowed(file, module):
+        other = module.split(".")[0]
+        if file.split("/")[0] == "tests":
+            return other not in mirrored or file.startswith(f"tests/{other}/")
+        return other != "tests" and (other not in mirrored or other == file.split("/")[0])
+
+    assert violations([path for path in EVERYTHING if path not in SOURCES], allowed) == []
 
 
 def test_only_the_network_imports_backends():

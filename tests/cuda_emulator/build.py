@@ -29,17 +29,14 @@ import numpy as np
 
 from tests.cuda_emulator import CACHE, REASON, Emulator, NotBuilt
 
-PYCUDA = "2026.1"
-NEEDS = {                                        # dependencies of PyCUDA, including indirect ones: module: distribution
-    "pytools": "pytools",
-    "platformdirs": "platformdirs",
-    "mako": "mako",
-    "markupsafe": "markupsafe",
-    "siphash24": "siphash24",
-    "typing_extensions": "typing_extensions",
-}
-CUDA = "13.0"                                    # version of the headers if the machine has no toolkit
-HEADERS = ("nvidia-cuda-runtime", "nvidia-cuda-profiler-api", "nvidia-cuda-crt")
+REQUIREMENTS = [
+    line for line in Path(__file__).with_name("requirements.txt").read_text(encoding="utf-8").splitlines()
+    if not line.startswith("#")
+]
+PYCUDA = next(line.removeprefix("pycuda==") for line in REQUIREMENTS if line.startswith("pycuda=="))
+HEADERS = [line for line in REQUIREMENTS if line.startswith("nvidia-")]
+CUDA = HEADERS[0].partition("==")[2].removesuffix(".*")          # version of the headers
+IMPORTED = [line for line in REQUIREMENTS if "==" not in line]   # by PyCUDA, directly or not; module and package name
 
 FLAGS = ["-std=gnu11", "-O2", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread"]
 PYCUDA_FLAGS = [
@@ -103,14 +100,13 @@ def wheel_headers(fetch):
         if not fetch:
             raise NotBuilt("the CUDA emulator is not built: run python -m tests.cuda_emulator.build")
         with made(folder) as (new, scratch):
-            wheels = [f"{name}=={CUDA}.*" for name in HEADERS]
-            pip("download", "--no-deps", "--only-binary=:all:", "-d", scratch, *wheels)
+            pip("download", "--no-deps", "--only-binary=:all:", "-d", scratch, *HEADERS)
             for wheel in scratch.glob("*.whl"):
                 with zipfile.ZipFile(wheel) as files:
                     files.extractall(new, [name for name in files.namelist() if "/include/" in name])
     found = next(folder.rglob("cuda.h"), None)
     if found is None:
-        raise NotBuilt(f"the wheels of {', '.join(HEADERS)} {CUDA} hold no cuda.h")
+        raise NotBuilt(f"the wheels of {', '.join(HEADERS)} contain no cuda.h")
     return found.parent
 
 
@@ -150,7 +146,7 @@ def pycuda(include, fetch):
         raise NotBuilt("Python.h is missing (Debian, Ubuntu: apt install python3-dev)")
     with made(folder) as (new, scratch):
         source = fetch_pycuda(scratch)
-        missing = [name for module, name in NEEDS.items() if find_spec(module) is None]
+        missing = [name for name in IMPORTED if find_spec(name) is None]
         if missing:
             pip("install", "--no-deps", "--target", new, *missing)
         shutil.copytree(source / "pycuda", new / "pycuda", dirs_exist_ok=True)

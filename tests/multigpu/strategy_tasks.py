@@ -10,7 +10,6 @@ from unittest import mock
 import numpy as np
 import pytensor
 
-from benchmarks.strategies import by_hand
 from multigpu.device.host import HostBuffer, HostDevice
 from multigpu.exchange import allreduce, strategy_of
 from multigpu.exchange.allreduce import Allreduce
@@ -165,13 +164,6 @@ def lose_an_addend(comm):
 
     comm.Allreduce = add_up
     Allreduce(comm).reduce(np.ones(300, np.float32), 1)
-
-
-def exchange_by_hand(comm, n):
-    """Return the mean computed by the benchmark's own peer exchange."""
-    array = values_of("all", comm.rank, n)
-    by_hand(comm.mpi, array, 1)
-    return array
 
 
 # ---- error feedback

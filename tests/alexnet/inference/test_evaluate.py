@@ -23,8 +23,8 @@ from alexnet.pretrained import Weights
 from alexnet.run.recorder import read_records
 from alexnet.training.network import use_machine
 from preprocess.command import main as preprocess
-from tests.images_in_front import encoded, photograph, place_all
 from tests.tiny import Tiny, make_data, run
+from tests.unusual_images import encoded, photograph, place_all
 
 CLASSES = 10
 NAMES = tuple(f"n9000000{label} thing {label}, object {label}" for label in range(CLASSES))

@@ -16,8 +16,8 @@ from alexnet.__main__ import main
 from alexnet.data.images import BadImage, batch_of, read_image
 from alexnet.inference.predict import Guess, Predictor
 from alexnet.pretrained import Weights
-from tests.images_in_front import encoded, photograph, place_all
 from tests.tiny import Tiny
+from tests.unusual_images import encoded, photograph, place_all
 
 CLASSES = 7
 NAMES = tuple(f"n9000000{label} thing {label}, object {label}" for label in range(CLASSES))

@@ -85,13 +85,6 @@ def test_asa16_is_within_its_bound_of_the_exact_sum(team, size):
         assert (abs(found - exact) <= bound).all()
 
 
-@pytest.mark.parametrize("n", [1, 257, 700_000])
-def test_the_exchange_by_hand_that_the_benchmark_takes_as_its_peer_makes_the_mean(team, n):
-    expected = tasks.in_rank_order([tasks.values_of("all", rank, n) for rank in range(2)], 2)
-    for found in run(team, "exchange_by_hand", n, size=2):
-        np.testing.assert_array_equal(found, expected)
-
-
 # ---- bytes
 
 

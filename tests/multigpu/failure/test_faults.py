@@ -1,6 +1,6 @@
 """Faults in an MPI job: the job ends within seconds, fails, and reports the rank that failed first.
 
-The faults occur at chosen points. tests.multigpu.drawn_faults injects them at random moments and resumes the run.
+The faults occur at chosen points. tests.system.random_faults injects them at random moments and resumes the run.
 """
 
 import random
@@ -12,7 +12,8 @@ import pytest
 
 from tests import tiny
 from tests.mpi import Job, needs_mpi
-from tests.multigpu import drawn_faults, several_doubles
+from tests.multigpu import several_doubles
+from tests.system import random_faults
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
 
@@ -84,10 +85,10 @@ def test_one_rank_s_fault_ends_the_job_and_names_it(tmp_path, rule, how, where, 
         assert re.fullmatch(rf"\d+-\d+-\d+ \d+:\d+:\d+ {expected}\n", log), log
 
 
-def test_a_rank_that_raises_at_a_drawn_moment_is_named_and_the_run_goes_on_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(drawn_faults, "SPAN", 0.5)           # seconds; a longer span requires a longer run
+def test_a_random_exception_is_reported_and_the_run_resumes(tmp_path, monkeypatch):
+    monkeypatch.setattr(random_faults, "SPAN", 0.5)           # seconds; a longer span requires a longer run
     data = tiny.make_data(tmp_path / "data", train=28, validation=9)
-    (strike,) = drawn_faults.strikes(tmp_path, data, "gosgd", "raising", 1, random.Random(0))
-    assert (strike.named, strike.went_on, strike.wrong) == (True, True, [])
-    row = drawn_faults.table([strike]).splitlines()[-1]
-    assert row == f"| gosgd | raising | 1 | 1 | {strike.seconds:.1f} s | 1 | 0 |"
+    (outcome,) = random_faults.outcomes(tmp_path, data, "gosgd", "raising", 1, random.Random(0))
+    assert (outcome.reported, outcome.resumed, outcome.wrong) == (True, True, [])
+    row = random_faults.table([outcome]).splitlines()[-1]
+    assert row == f"| gosgd | raising | 1 | 1 | {outcome.seconds:.1f} s | 1 | 0 |"
