@@ -29,12 +29,12 @@ from typing import NamedTuple
 import numpy as np
 
 from alexnet.data import batch_file
-from alexnet.run import timing
 from alexnet.run.recorder import read_records
+from alexnet.training import timing
 from benchmarks.harness import report
 from benchmarks.harness.mpi import NEEDED, VARIABLES, mpiexec
 from benchmarks.harness.program import TOP, environment, last_line
-from multigpu import worker
+from multigpu import train, worker
 
 STRATEGIES = ("ar", "asa32", "asa16", "copper", "copper16", "peer")
 IMAGES = 256                                     # in the only batch file: batches of 32 for 8 ranks
@@ -70,7 +70,7 @@ class Job(NamedTuple):
 
 def rank(*settings):
     """Main function of a rank: train.py with these settings and train_with_steps()."""
-    return train.main(list(settings), "benchmarks.mpi.scaling:train_with_steps")
+    return train.main(settings, train_with_steps)
 
 
 def train_with_steps(*arguments):

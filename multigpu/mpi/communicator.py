@@ -31,7 +31,7 @@ class MpiCommunicator(Communicator):
         mpi: mpi4py communicator for arrays, to be used from the main thread.
         elastic: whether the rule is elastic; set by multigpu.mpi.job.
         dropped_ranks: ranks that send no more messages; multigpu.failure.heartbeat adds them.
-        has_left: whether this rank has left the others, which continue; set by multigpu.rules.channel.
+        has_left: whether this rank has left the others, which continue; set by multigpu.mpi.channel.
         on_detach: called by detach(); set by multigpu.failure.heartbeat.
     """
 

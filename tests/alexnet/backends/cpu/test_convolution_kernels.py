@@ -334,7 +334,8 @@ def inner_loops(assembly, function):
 )
 def test_inner_loop_keeps_its_sums_in_registers(setting, source, function):
     path = convolution.FOLDER / f"{source}.c"
-    flags = ["-O3", "-std=gnu11", "-fPIC", "-fno-ipa-icf", *compiler.ISA_FLAGS[setting]]     # icf merges equal functions
+    no_merging = "-fno-ipa-icf"                  # of equal functions
+    flags = ["-O3", "-std=gnu11", "-fPIC", no_merging, *compiler.ISA_FLAGS[setting]]
     command = [*compiler.compiler(), *flags, "-S", "-o", "-", str(path)]
     assembly = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     products = r"vfmadd\w+ps|mulps"
