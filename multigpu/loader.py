@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from alexnet.training.base import Batches
 from alexnet.data.dataset import BatchReader, DataError, Request
 from multigpu.device import DeviceError, open_device
 from multigpu.process import CONTEXT, describe_exit, end, end_with_parent, set_signal_handlers, start
@@ -141,7 +142,7 @@ def batch_shape(shape: tuple[int, int, int, int], request: Request) -> tuple[int
     return channels, rows, columns, images
 
 
-class Batches(ABC):
+class WorkerBatches(Batches):
     """The batches of a worker, read in one of two ways.
 
     Args:
@@ -200,12 +201,12 @@ class Batches(ABC):
         self.close()
 
 
-class SerialBatches(Batches):
+class SerialBatches(WorkerBatches):
     """Batches read in the worker, sequentially (`para_load: false`): the same bytes, without overlap.
 
     Args:
         reader_arguments: arguments of make_reader, which returns a Reader.
-        shape, dtype: see Batches.
+        shape, dtype: see WorkerBatches.
     """
 
     def __init__(
@@ -228,7 +229,7 @@ class SerialBatches(Batches):
             yield images
 
 
-class ParallelBatches(Batches):
+class ParallelBatches(WorkerBatches):
     """Batches that a loader process reads into a ring of input buffers, ahead of the computation.
 
     The generator yields arrays of the device, as returned by its buffers' array().  Create the object before any slow
@@ -237,7 +238,7 @@ class ParallelBatches(Batches):
 
     Args:
         reader_arguments: arguments of make_reader, a top-level function or class that is called in the loader.
-        shape, dtype: see Batches.
+        shape, dtype: see WorkerBatches.
         slots: input buffers in the ring, at least 2; slots - 1 requests are in flight during a computation.
         device: holds the ring, and stays open when the batches are closed. None: the ring is in shared memory.
         on_death: called with one message, from a thread, as soon as the loader dies, even during a computation.

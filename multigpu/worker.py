@@ -3,6 +3,7 @@
 import gc
 import time
 import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -10,16 +11,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.config import check_sections, dump
-from alexnet.data.dataset import open_dataset
+from alexnet.config import Config, check_sections, dump
+from alexnet.data.dataset import Dataset, open_dataset
 from alexnet.models import model_class
-from alexnet.pretrained.initialization import find_start
+from alexnet.pretrained.initialization import Start, find_start
 from alexnet.run import checkpoint
-from alexnet.run.recorder import Recorder, WorkerRecorder
-from alexnet.training.loop import Diverged, Run
-from alexnet.training.network import backend_of, build_network, use_machine
-from multigpu.device import DeviceError, open_device
-from multigpu.loader import ParallelBatches, SerialBatches
+from alexnet.run.recorder import RunRecorder, WorkerRecorder
+from alexnet.training.base import Recorder
+from alexnet.training.loop import Diverged, Position, Run
+from alexnet.training.network import Network, backend_of, build_network, use_machine
+from multigpu.communicator import Communicator
+from multigpu.device import Device, DeviceError, open_device
+from multigpu.launcher_link import JobLink
+from multigpu.loader import ParallelBatches, SerialBatches, WorkerBatches
 from multigpu.rules import role_of, rule_of
 
 
@@ -29,14 +33,13 @@ class Present(NamedTuple):
     step: int = 0
 
 
-def work(config, device, control, comm):
+def work(config: Config, device_name: str, link: JobLink, comm: Communicator) -> None:
     """Run one rank of the training until its end or a stop; all results are saved on return.  Rank 0 prints and saves.
 
     Args:
-        config: the settings.
-        device: where the rank computes: auto, cpu, cuda0 ...
-        control: multigpu.launcher_link.JobLink, the connection to the launcher or the monitor.
-        comm: connects the ranks: a PipeCommunicator or an MpiCommunicator.
+        device_name: where the rank computes: auto, cpu, cuda0 ...
+        link: the connection to the launcher or the monitor.
+        comm: connects the ranks.
 
     Raises:
         ConfigError, DataError, DeviceError, CheckpointError: invalid input, raised before compilation where possible.
@@ -44,46 +47,48 @@ def work(config, device, control, comm):
         LoaderDied, PeerDied: another process has exited.
     """
     check_sections(config)
-    model = model_class(config.model)
     rule = rule_of(config, comm)
-    rank = comm.rank
-    part = role_of(rule, config, comm)
+    role = role_of(rule, config, comm)
     data = open_dataset(config.data, config.classes)
-    train = data.train.shard(part.worker, part.workers)
-    data = data._replace(train=train, validation=data.validation.shard(*part.validates))
-    steps = len(train.plan(config.batch_size))                  # raises if a batch is larger than the set
+    train = data.train.shard(role.worker, role.workers)
+    data = data._replace(train=train, validation=data.validation.shard(*role.validates))
+    steps_of_epoch = len(train.plan(config.batch_size))         # raises if a batch is larger than the set
     start = find_start(config, data)
     data = data._replace(mean=start.mean)
-    folder = Path(config.output, config.run_name)
-    total = min(config.n_epochs * steps, config.n_iterations or config.n_epochs * steps)
+    folder = Path(config.output, config.run_name or "")
+    n_iterations = min(config.n_epochs * steps_of_epoch, config.n_iterations or config.n_epochs * steps_of_epoch)
     use_machine(config.threads, config.isa)
     with ExitStack() as stack:
-        watch = stack.enter_context(comm.watch(partial(miss, control)))
-        device = stack.enter_context(open_named(device, config))
+        watch = stack.enter_context(comm.watch(partial(report_dead_peer, link)))
+        device = stack.enter_context(open_named(device_name, config))
         comm.allgather(Present())
         if rule.elastic:
             comm.detach()
-        recorder = stack.enter_context(WorkerRecorder(rank) if rank else Recorder(folder, config.print_freq, total))
-        stack.enter_context(warnings_in_the_log(recorder))
-        batches = stack.enter_context(open_batches(config, model, data, device, control))
-        if rank == 0:
-            (folder / "config.yaml").write_text(dump(for_anybody(config)), encoding="utf-8")
-        introduce(recorder, config, data, device, folder)
-        network = build_network(config, data.classes, data.mean, part.worker, device.name)
-        position = begin(start, network, config, recorder, part.workers)
+        recorder: Recorder = WorkerRecorder(comm.rank)
+        save = do_not_save
+        if comm.rank == 0:
+            recorder = RunRecorder(folder, config.print_freq, n_iterations)
+            (folder / "config.yaml").write_text(dump(without_placement(config)), encoding="utf-8")
+        stack.enter_context(recorder)
+        stack.enter_context(log_warnings(recorder))
+        batches = stack.enter_context(open_batches(config, data, device, link))
+        log_run(recorder, config, data, device, folder)
+        network = build_network(config, data.classes, data.mean, role.worker, device.name)
+        position = initialize(start, network, config, recorder, role.workers)
         del start                                # the network now owns its arrays
-        compile_functions(network, recorder, config.batch_size, part.functions)
-        exchange = stack.enter_context(rule.connect(config, network, device, comm, recorder, position.iteration))
-        save = partial(save_and_draw, folder, network, data, config, recorder) if rank == 0 else leave_it_to_rank_0
-        run = Run(config, network, data, batches, exchange, recorder, save, control.stop_requested, part.worker)
+        compile_functions(network, recorder, config.batch_size, role.functions)
+        synchronizer = stack.enter_context(rule.connect(config, network, device, comm, recorder, position.iteration))
+        if comm.rank == 0:
+            save = partial(save_and_plot, folder, network, data, config, recorder)
+        run = Run(config, network, data, batches, synchronizer, recorder, save, link.stop_requested, role.worker)
         with naming_the_last_checkpoint(folder):
-            position = exchange.run(run, position)
+            position = synchronizer.run(run, position)
         watch.close()                            # from here on an exiting rank has completed its work
         finished = "all epochs are done" if position.epoch == config.n_epochs else "stopped and saved"
         recorder.log(f"{finished} after {position.iteration} iterations; see {folder}")
 
 
-def open_named(name, config):
+def open_named(name: str, config: Config) -> Device:
     """Open a device by name; auto is cuda0 if it can be opened and the backend supports it, else cpu."""
     if name != "auto":
         return open_device(name, on_host=backend_of(config.backend, name) != "jax")
@@ -93,44 +98,47 @@ def open_named(name, config):
     return open_named("cpu", config)
 
 
-def for_anybody(config):
+def without_placement(config: Config) -> Config:
     """Return the settings without those of a worker started by hand; a resumed run specifies them again."""
     return config.model_copy(update={"rank": None, "size": None, "device": None})
 
 
-def miss(control, rank):
+def report_dead_peer(link: JobLink, rank: int) -> None:
     """Report the death of a peer, at any time during the computation."""
-    control.report(f"worker {rank} has died, and the run cannot continue without it", caused_by_peer=True)
+    link.report(f"worker {rank} has died, and the run cannot continue without it", caused_by_peer=True)
 
 
-def leave_it_to_rank_0(position):
+def do_not_save(position: Position) -> None:
     """Do nothing: only rank 0 saves."""
 
 
 @contextmanager
-def warnings_in_the_log(recorder):
+def log_warnings(recorder: Recorder) -> Iterator[None]:
     """Write warnings to the log as ordinary lines, without their source location."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *place: recorder.warn(message)
+        warnings.showwarning = lambda message, *location: recorder.warn(message)
         yield
 
 
-def open_batches(config, model, data, device, control):
+def open_batches(config: Config, data: Dataset, device: Device, link: JobLink) -> WorkerBatches:
     """Return how this run reads its batches: in a loader process beside the worker, or in the worker itself."""
-    size = model.image_size
+    size = model_class(config.model).image_size
     if config.use_data_layer:
-        shape, dtype = (*data.mean.shape, config.batch_size), np.uint8
+        shape = (*data.mean.shape, config.batch_size)
+        dtype = np.uint8
     else:
-        shape, dtype = (data.mean.shape[0], size, size, config.batch_size), np.float32
+        shape = (data.mean.shape[0], size, size, config.batch_size)
+        dtype = np.float32
     arguments = data.mean, size
     if not config.para_load:
         return SerialBatches(arguments, shape, dtype)
-    return ParallelBatches(arguments, shape, dtype, config.slots, device=device, on_death=control.report)
+    return ParallelBatches(arguments, shape, dtype, config.slots, device=device, on_death=link.report)
 
 
-def introduce(recorder, config, data, device, folder):
+def log_run(recorder: Recorder, config: Config, data: Dataset, device: Device, folder: Path) -> None:
     """Log the model, the data and the device."""
-    dropped, size = data.train.dropped(config.batch_size), data.train.size
+    dropped = data.train.dropped(config.batch_size)
+    size = data.train.size
     rest = f" ({dropped} are left over each epoch)" if dropped else ""
     workers = f" by each of {size} workers" if size > 1 else ""
     recorder.log(
@@ -140,32 +148,29 @@ def introduce(recorder, config, data, device, folder):
     )
 
 
-def begin(start, network, config, recorder, size):
-    """Initialise or restore the network and log the starting point; return the Position."""
-    position = start.begin(network, config, size)
+def initialize(start: Start, network: Network, config: Config, recorder: Recorder, workers: int) -> Position:
+    """Initialize or restore the network and log the starting point; return the Position."""
+    position = start.begin(network, config, workers)
     if config.resume_train:
         recorder.truncate(position.iteration, position.epoch)
-    for sentence in start.warnings:
-        recorder.log(f"warning: {sentence}")     # once per run, not once per worker
-    if told := start.sentence(position):
-        recorder.log(told)
+    for warning in start.warnings:
+        recorder.log(f"warning: {warning}")      # once per run, not once per worker
+    if description := start.describe(position):
+        recorder.log(description)
     return position
 
 
-def compile_functions(network, recorder, batch, names):
-    """Compile the named functions before training begins and log it, because the first compilation is slow.
-
-    batch: images per step.
-    """
+def compile_functions(network: Network, recorder: Recorder, batch_size: int, names: Sequence[str]) -> None:
+    """Compile the named functions before training begins and log it, because the first compilation is slow."""
     recorder.log("compiling the network (up to a minute the first time on a machine, seconds from then on) ...")
     began = time.perf_counter()
     with collector_paused():
-        network.compile_all(names, batch)
+        network.compile_all(names, batch_size)
     recorder.log(f"compiled in {time.perf_counter() - began:.1f} s")
 
 
 @contextmanager
-def collector_paused():
+def collector_paused() -> Iterator[None]:
     """Pause cyclic garbage collection, which takes a fifth of the time while the graph grows."""
     gc.disable()
     try:
@@ -174,9 +179,11 @@ def collector_paused():
         gc.enable()
 
 
-def save_and_draw(folder, network, data, config, recorder, position):
+def save_and_plot(
+    folder: Path, network: Network, data: Dataset, config: Config, recorder: Recorder, position: Position
+) -> None:
     """Write the checkpoint, the learning curves and the filters of the first layer."""
-    from alexnet import plots  # importing matplotlib would delay the first step by 0.4 s
+    from alexnet import plots                    # importing matplotlib would delay the first step by 0.4 s
 
     with recorder.paused():
         checkpoint.save(folder, position, network, data, config)
@@ -186,7 +193,7 @@ def save_and_draw(folder, network, data, config, recorder, position):
 
 
 @contextmanager
-def naming_the_last_checkpoint(folder):
+def naming_the_last_checkpoint(folder: Path) -> Iterator[None]:
     """Add the newest checkpoint to the message of a Diverged error."""
     try:
         yield
