@@ -1,7 +1,8 @@
 # make                 a first run: creates .venv, makes a small data set, trains, draws the curves
 # make test            lint, the whole test suite, and the compatibility tests on every other supported Python found
 # make compatibility   the compatibility tests only
-# make lint            ruff
+# make check           lint, types and the fast tests: less than 2 minutes, before each commit
+# make lint            ruff and mypy
 # make bench           all benchmarks, about 45 minutes, into benchmarks/RESULTS.md
 #
 # .venv uses the newest supported Python found (tests/interpreters.sh), unless it exists already. With
@@ -16,7 +17,7 @@ endif
 RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest -n 2
 
-.PHONY: train setup test lint compatibility compatibility-one bench
+.PHONY: train setup test check lint compatibility compatibility-one bench
 
 train: setup
 	$(RUN) train.py
@@ -33,6 +34,10 @@ $(VENV)/installed: setup.py pyproject.toml
 
 lint: setup
 	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+check: lint
+	$(PYTEST) -m "not slow and not mpi and not system" --dist worksteal
 
 test: lint
 	$(RUN) -m tests.cuda_emulator.build

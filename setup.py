@@ -56,7 +56,7 @@ setup(
         "bench": ["torch"],
         "test": [
             "jax>=0.8", "mpi4py>=4", "mpich", "onnx>=1.16", "onnxruntime", "pytest>=8", "pytest-timeout",
-            "pytest-xdist>=3.7", "ruff",
+            "pytest-xdist>=3.7", "mypy>=1.13", "ruff",
         ],
     },
 )

@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from math import prod
@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from alexnet.training.base import Batches
 from alexnet.data.dataset import BatchReader, DataError, Request
+from alexnet.training.base import Batches
 from multigpu.device import DeviceError, open_device
 from multigpu.process import CONTEXT, describe_exit, end, end_with_parent, set_signal_handlers, start
 

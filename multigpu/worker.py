@@ -183,7 +183,7 @@ def save_and_plot(
     folder: Path, network: Network, data: Dataset, config: Config, recorder: Recorder, position: Position
 ) -> None:
     """Write the checkpoint, the learning curves and the filters of the first layer."""
-    from alexnet import plots                    # importing matplotlib would delay the first step by 0.4 s
+    from alexnet import plots  # importing matplotlib would delay the first step by 0.4 s
 
     with recorder.paused():
         checkpoint.save(folder, position, network, data, config)

@@ -3,17 +3,19 @@
 import ast
 import re
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from alexnet.config.schema import Config
+from alexnet.config import DEFAULTS, read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = ("alexnet", "multigpu", "preprocess")
-SOURCES = sorted(path for room in OWN for path in (ROOT / room).rglob("*.py")) + [ROOT / "train.py"]
+PROGRAMS = ("train.py", "alexnet/__main__.py")           # what a user starts; they may import everything
+SOURCES = sorted(path for package in OWN for path in (ROOT / package).rglob("*.py")) + [ROOT / "train.py"]
 BESIDES = ("tests", "benchmarks", "experiments", "examples")
-EVERYTHING = SOURCES + sorted(path for room in BESIDES for path in (ROOT / room).rglob("*.py"))
+EVERYTHING = SOURCES + sorted(path for folder in BESIDES for path in (ROOT / folder).rglob("*.py"))
 
 TOP_LEVEL = {
     "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", ".ci", "setup.py", "pyproject.toml",
@@ -35,8 +37,9 @@ ORDER = (
     ("inference",),
     ("plots",),
     ("commands",),
-    ("__main__",),
 )
+
+CONSTANTS = ("momentum", "adagrad_epsilon", "adadelta_rho", "adadelta_epsilon")         # arguments of update rules
 
 HOMES = {
     "numpy": OWN,
@@ -54,7 +57,7 @@ HOMES = {
     "onnx": tuple(f"alexnet/pretrained/onnx{part}.py" for part in ("", "_export", "_tensors", "_zoo")),
     "jax": ("alexnet/backends/jax", "multigpu/device/cuda.py"),
     "pycuda": ("multigpu/device/cuda.py",),
-    "mpi4py": ("multigpu/mpi/communicator.py",),
+    "mpi4py": ("multigpu/mpi",),
     "nccl": ("multigpu/exchange/nccl.py",),
     # From the standard library: the C compiler, processes, and modules that must not be used.
     "subprocess": ("alexnet/native",),
@@ -87,56 +90,93 @@ def violations(sources, allowed):
     return sorted({f"{file} imports {module}" for file, module in found if not allowed(file, module)})
 
 
-def room_of(file):
+def package_of(file):
     """Return the package of a file or dotted module of alexnet: ops for alexnet/ops/lrn.py and alexnet.ops.lrn."""
     parts = re.split(r"[./]", file.removesuffix(".py"))
     return parts[1] if len(parts) > 1 else None
 
 
-def test_the_top_level_is_as_drawn():
+def library_sources(package):
+    """Return the files of a package without the programs."""
+    return [path for path in SOURCES if name_of(path).startswith(f"{package}/") and name_of(path) not in PROGRAMS]
+
+
+def run_time_imports(path, modules):
+    """Yield the `modules` that a file imports when it is imported itself: not in functions, not for type checkers."""
+    statements = list(parsed(path).body)
+    while statements:
+        node = statements.pop()
+        if isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from names & modules or {node.module} & modules
+        elif isinstance(node, ast.Import):
+            yield from {alias.name for alias in node.names} & modules
+        elif isinstance(node, ast.If | ast.Try | ast.With) and "TYPE_CHECKING" not in ast.dump(node):
+            statements += ast.iter_child_nodes(node)
+
+
+def test_top_level_is_complete():
     assert TOP_LEVEL - {path.name for path in ROOT.iterdir()} == set()
 
 
-def test_each_house_imports_only_those_below_it():
+@pytest.mark.parametrize(("package", "limit"), [("alexnet", 16), ("multigpu", 14), ("benchmarks", 16)])
+def test_package_is_small_enough_to_survey(package, limit):
+    assert len([path for path in (ROOT / package).iterdir() if path.name != "__pycache__"]) <= limit
+
+
+def test_packages_import_only_lower_ones():
     below = {
-        "train": {"multigpu", "alexnet", "preprocess"},
-        "multigpu": {"multigpu", "alexnet"},
-        "alexnet": {"alexnet"},
+        "multigpu": {"multigpu", "preprocess", "alexnet"},
         "preprocess": {"preprocess", "alexnet"},
+        "alexnet": {"alexnet"},
     }
 
     def allowed(file, module):
-        house, other = re.split(r"[./]", file)[0], module.split(".")[0]
-        return other not in below or other in below[house]
+        package, other = re.split(r"[./]", file)[0], module.split(".")[0]
+        return other not in below or other in below[package]
 
-    assert violations(SOURCES, allowed) == []
+    assert violations([path for package in OWN for path in library_sources(package)], allowed) == []
 
 
-def test_preprocess_imports_only_the_data_package_of_alexnet():
+def test_preprocess_imports_only_data_and_native():
     def allowed(file, module):
-        return not module.startswith("alexnet.") or room_of(module) == "data"
+        return not module.startswith("alexnet.") or package_of(module) in ("data", "native")
 
-    assert violations([path for path in SOURCES if name_of(path).startswith("preprocess/")], allowed) == []
+    assert violations(library_sources("preprocess"), allowed) == []
 
 
-def test_rooms_of_alexnet_import_only_earlier_ones():
-    rank = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-    inside = [path for path in SOURCES if name_of(path).startswith("alexnet/") and room_of(name_of(path)) != "__init__"]
-    assert {room_of(name_of(path)) for path in inside} - rank.keys() == set()
+def test_packages_of_alexnet_import_only_earlier_ones():
+    rank = {package: level for level, packages in enumerate(ORDER) for package in packages}
+    inside = [path for path in library_sources("alexnet") if package_of(name_of(path)) != "__init__"]
+    assert {package_of(name_of(path)) for path in inside} - rank.keys() == set()
 
     def allowed(file, module):
-        room, other = room_of(file), room_of(module)
-        return not module.startswith("alexnet.") or room == other or rank[other] < rank[room]
+        package, other = package_of(file), package_of(module)
+        return not module.startswith("alexnet.") or package == other or rank[other] < rank[package]
 
     assert violations(inside, allowed) == []
 
 
-def test_each_foreign_library_has_one_home():
+def test_imports_have_no_cycle():
+    modules = {name_of(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__"): path for path in SOURCES}
+    graph = {name: set(run_time_imports(path, modules.keys())) for name, path in modules.items()}
+    list(TopologicalSorter(graph).static_order())                 # raises CycleError
+
+
+def test_every_class_name_is_unique():
+    names = [
+        node.name for path in SOURCES for node in ast.walk(parsed(path))
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert {name for name in names if names.count(name) > 1} == set()
+
+
+def test_each_library_has_one_home():
     def allowed(file, module):
         library = module.split(".")[0]
         if library in HOMES:
             return any(file == home or file.startswith(f"{home}/") for home in HOMES[library])
-        return library in sys.stdlib_module_names or library in OWN
+        return library in sys.stdlib_module_names or library in OWN or file in PROGRAMS
 
     assert violations(SOURCES, allowed) == []
 
@@ -163,9 +203,10 @@ def test_only_the_network_imports_backends():
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_imports_are_absolute_and_at_the_top(path):
+def test_imports_are_absolute_and_local_ones_explained(path):
     """An import inside a function needs a comment with the reason, on its line or the one above."""
-    tree, lines = parsed(path), path.read_text(encoding="utf-8").splitlines()
+    tree = parsed(path)
+    lines = path.read_text(encoding="utf-8").splitlines()
     relative = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     inside = {
@@ -176,20 +217,20 @@ def test_imports_are_absolute_and_at_the_top(path):
 
 
 @pytest.mark.parametrize("path", EVERYTHING, ids=name_of)
-def test_every_file_says_what_it_is(path):
+def test_every_file_has_a_docstring(path):
     tree = parsed(path)
     assert not tree.body or ast.get_docstring(tree)
 
 
 @pytest.mark.parametrize("path", [path for path in EVERYTHING if path != Path(__file__).resolve()], ids=name_of)
-def test_no_file_has_loose_ends(path):
+def test_no_file_has_unfinished_code(path):
     marks = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|except Exception|except:|# noqa|type: ignore")
     lines = path.read_text(encoding="utf-8").splitlines()
     assert [f"{number}: {line}" for number, line in enumerate(lines, 1) if marks.search(line)] == []
 
 
 def test_every_setting_is_used():
-    readers = [path for path in SOURCES if name_of(path) != "alexnet/config/schema.py"]
-    text = "\n".join(path.read_text(encoding="utf-8") for path in readers)
-    unused = [setting for setting in Config.model_fields if not re.search(rf"config\.{setting}\b", text)]
-    assert unused == []
+    text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    settings = read_settings(DEFAULTS)
+    del settings["first_run"]
+    assert [name for name in settings if not re.search(rf"\.{name}\b", text) and name not in CONSTANTS] == []

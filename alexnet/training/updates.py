@@ -40,12 +40,14 @@ class UpdateRule(Protocol):
 class RegisteredRule(NamedTuple):
     """An update rule with its properties.
 
+    name      value of the setting `update`
     function  an UpdateRule with further keyword arguments: weight_decay, and the constants in `settings`
     settings  the Section of the constants, or None
     linear    whether the update is linear in the gradients: the mean of the workers' updates is then that of the mean
               gradient
     """
 
+    name: str
     function: Callable[..., tuple[Pairs, list[SharedVariable]]]
     settings: type[Section] | None
     linear: bool
@@ -58,7 +60,7 @@ def update_rule(name: str, settings: type[Section] | None = None, linear: bool =
     """Return a decorator that registers an update rule; see RegisteredRule for the arguments."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        UPDATE_RULES.register(name)(RegisteredRule(function, settings, linear))
+        UPDATE_RULES.register(name)(RegisteredRule(name, function, settings, linear))
         return function
 
     return register
@@ -126,7 +128,7 @@ def bind_update_rule(config: Config) -> UpdateRule:
     rule = find_update_rule(config)
     settings = config.section(UpdateSettings)
     constants = config.section(rule.settings).model_dump() if rule.settings else {}
-    arguments = {name.removeprefix(f"{settings.rule}_"): value for name, value in constants.items()}
+    arguments = {name.removeprefix(f"{rule.name}_"): value for name, value in constants.items()}
     return partial(rule.function, weight_decay=settings.weight_decay, **arguments)
 
 

@@ -40,12 +40,11 @@ from multigpu.rules.base import RULES, Rule
 from multigpu.rules.bsp import shapes_of, weights_and_velocities
 
 if TYPE_CHECKING:
-    from mpi4py import MPI
-
     from alexnet.training.base import Recorder
     from alexnet.training.network import Network, SharedVariable
     from multigpu.communicator import Communicator
     from multigpu.device import Device
+    from multigpu.mpi.communicator import MPI
 
 GOSSIP = 3                                       # id of the random stream; alexnet.data.augment uses 1 and 2
 LOOKS = 2                                        # maximum number of messages per worker that a step receives
