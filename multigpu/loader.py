@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 CLOSE_TIMEOUT = 1.0                              # seconds that a loader gets to finish its reading on close
 
+Shape = tuple[int, int, int, int]                # (channel, row, column, batch)
+
 
 class Reader(Protocol):
     """Reads batches, for example alexnet.data.dataset.BatchReader."""
@@ -84,7 +86,7 @@ class Ring(NamedTuple):
     """Description of the input buffers for the loader: each has shape (channel, row, column, batch) and this dtype."""
 
     handles: tuple[Any, ...]                     # see multigpu.device.handles
-    shape: tuple[int, int, int, int]
+    shape: Shape
     dtype: np.dtype
 
 
@@ -129,7 +131,7 @@ def fill_slots(
         pipe.send(answer)
 
 
-def batch_shape(shape: tuple[int, int, int, int], request: Request) -> tuple[int, int, int, int]:
+def batch_shape(shape: Shape, request: Request) -> Shape:
     """Return the shape of a request's images in an input buffer of `shape`.
 
     The last batch of an epoch may be smaller than the buffer.
@@ -155,7 +157,7 @@ class Batches(ABC):
 
     loader_pid: int | None = None
 
-    def __init__(self, shape: tuple[int, int, int, int], dtype: npt.DTypeLike) -> None:
+    def __init__(self, shape: Shape, dtype: npt.DTypeLike) -> None:
         self.shape = shape
         self.dtype = np.dtype(dtype)
         self.waited = 0.0
@@ -209,7 +211,7 @@ class SerialBatches(Batches):
     """
 
     def __init__(
-        self, reader_arguments: Sequence[Any], shape: tuple[int, int, int, int], dtype: npt.DTypeLike, *,
+        self, reader_arguments: Sequence[Any], shape: Shape, dtype: npt.DTypeLike, *,
         make_reader: Callable[..., Reader] = BatchReader,
     ) -> None:
         super().__init__(shape, dtype)
@@ -244,7 +246,7 @@ class ParallelBatches(Batches):
     """
 
     def __init__(
-        self, reader_arguments: Sequence[Any], shape: tuple[int, int, int, int], dtype: npt.DTypeLike, slots: int = 2,
+        self, reader_arguments: Sequence[Any], shape: Shape, dtype: npt.DTypeLike, slots: int = 2,
         *, make_reader: Callable[..., Reader] = BatchReader, device: "Device | None" = None,
         on_death: Callable[[str], None] | None = None,
     ) -> None:
