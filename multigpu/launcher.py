@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from multiprocessing import connection
 from multiprocessing.connection import Connection
@@ -34,7 +34,7 @@ from multigpu.device import DeviceError
 from multigpu.launcher_link import Failed, JobLink, LauncherLink, Order
 from multigpu.loader import LoaderDied
 from multigpu.process import CONTEXT, SIGNAL_DEBOUNCE, SIGNALS, describe_exit, end, pipes_between, start
-from multigpu.rendezvous import Placement, Stopped, rendezvous
+from multigpu.rendezvous import Pipes, Placement, Stopped, rendezvous
 
 STOP_TIMEOUT = 2.0                               # seconds that workers get to stop after another has died
 CAUSE_TIMEOUT = 1.0                              # seconds to wait for the death that a worker's failure is due to
@@ -85,7 +85,7 @@ def launch(config: Config, entry: WorkFunction | None = None) -> int:
     return outcome.status
 
 
-def placements(config: Config) -> list[tuple[Placement, Mapping[int, Connection] | None]]:
+def placements(config: Config) -> list[tuple[Placement, Pipes | None]]:
     """Return the (Placement, pipes to its peers) of each worker to start; pipes is None for one started by hand."""
     if config.rank is not None:
         assert config.size is not None and config.device is not None       # these three settings come together
@@ -95,9 +95,7 @@ def placements(config: Config) -> list[tuple[Placement, Mapping[int, Connection]
     return [(Placement(rank, size, device), pipes[rank]) for rank, device in enumerate(config.devices)]
 
 
-def start_worker(
-    entry: WorkFunction | None, config: Config, placement: Placement, pipes: Mapping[int, Connection] | None
-) -> Worker:
+def start_worker(entry: WorkFunction | None, config: Config, placement: Placement, pipes: Pipes | None) -> Worker:
     """Start a worker. It gets its share of the cores as threads unless OMP_NUM_THREADS is set."""
     pipe, pipe_of_worker = CONTEXT.Pipe()
     arguments = entry, config, placement, pipe_of_worker, pipes
@@ -109,8 +107,7 @@ def start_worker(
 
 
 def run_worker(
-    entry: WorkFunction | None, config: Config, placement: Placement, pipe: Connection,
-    pipes: Mapping[int, Connection] | None,
+    entry: WorkFunction | None, config: Config, placement: Placement, pipe: Connection, pipes: Pipes | None
 ) -> None:
     """Entry point of a worker process. Expected errors go to the launcher as a message, without a traceback."""
     link = LauncherLink(pipe, first=placement.rank == 0 or pipes is None)

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 CLOSE_TIMEOUT = 1.0                              # seconds that a loader gets to finish its reading on close
 
+Shape = tuple[int, int, int, int]                # (channel, row, column, batch)
+
 
 class Reader(Protocol):
     """Reads batches, for example alexnet.data.dataset.BatchReader."""
@@ -85,7 +87,7 @@ class Ring(NamedTuple):
     """Description of the input buffers for the loader: each has shape (channel, row, column, batch) and this dtype."""
 
     handles: tuple[Any, ...]                     # see multigpu.device.handles
-    shape: tuple[int, int, int, int]
+    shape: Shape
     dtype: np.dtype
 
 
@@ -130,7 +132,7 @@ def fill_slots(
         pipe.send(answer)
 
 
-def batch_shape(shape: tuple[int, int, int, int], request: Request) -> tuple[int, int, int, int]:
+def batch_shape(shape: Shape, request: Request) -> Shape:
     """Return the shape of a request's images in an input buffer of `shape`.
 
     The last batch of an epoch may be smaller than the buffer.
@@ -156,7 +158,7 @@ class WorkerBatches(Batches):
 
     loader_pid: int | None = None
 
-    def __init__(self, shape: tuple[int, int, int, int], dtype: npt.DTypeLike) -> None:
+    def __init__(self, shape: Shape, dtype: npt.DTypeLike) -> None:
         self.shape = shape
         self.dtype = np.dtype(dtype)
         self.waited = 0.0
@@ -210,7 +212,7 @@ class SerialBatches(WorkerBatches):
     """
 
     def __init__(
-        self, reader_arguments: Sequence[Any], shape: tuple[int, int, int, int], dtype: npt.DTypeLike, *,
+        self, reader_arguments: Sequence[Any], shape: Shape, dtype: npt.DTypeLike, *,
         make_reader: Callable[..., Reader] = BatchReader,
     ) -> None:
         super().__init__(shape, dtype)
@@ -245,7 +247,7 @@ class ParallelBatches(WorkerBatches):
     """
 
     def __init__(
-        self, reader_arguments: Sequence[Any], shape: tuple[int, int, int, int], dtype: npt.DTypeLike, slots: int = 2,
+        self, reader_arguments: Sequence[Any], shape: Shape, dtype: npt.DTypeLike, slots: int = 2,
         *, make_reader: Callable[..., Reader] = BatchReader, device: "Device | None" = None,
         on_death: Callable[[str], None] | None = None,
     ) -> None:

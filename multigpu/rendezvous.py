@@ -15,6 +15,7 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from multiprocessing import connection, reduction
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,6 +29,9 @@ SOCKET_NAME = ".rendezvous"                      # in the folder `output`
 MAX_PATH = 107                                   # maximum bytes of a socket's path, linux/un.h
 POLL_INTERVAL = 0.2                              # seconds between two checks for a stop request or a listening rank 0
 ARRIVAL_TIMEOUT = 2.0                            # seconds within which a new connection must send its Arrival
+
+Pipes = dict[int, Connection]                    # {rank: Connection} to the other workers
+Stop = Callable[[], bool]                        # returns whether to stop waiting for them
 
 
 class Placement(NamedTuple):
@@ -63,9 +67,7 @@ class Stopped(RuntimeError):
     """A stop was requested while this worker waited for the others."""
 
 
-def rendezvous(
-    config: Config, placement: Placement, stop_requested: Callable[[], bool]
-) -> tuple[Config, dict[int, Connection]]:
+def rendezvous(config: Config, placement: Placement, stop_requested: Stop) -> tuple[Config, Pipes]:
     """Wait for the other workers and connect to them.
 
     Args:
@@ -90,7 +92,7 @@ def rendezvous(
     else:
         run_name, pipes = join(path, own, stop_requested)
         config = config.model_copy(update={"run_name": run_name})
-    log(f"all {own.size} workers have connected; worker 0 prints and saves")
+    print(f"all {own.size} workers have connected; worker 0 prints and saves", flush=True)
     return config, pipes
 
 
@@ -112,9 +114,7 @@ def socket_path(output: str) -> Path:
 # ---- rank 0
 
 
-def accept_all(
-    path: Path, own: Arrival, run_name: str | None, stop_requested: Callable[[], bool]
-) -> dict[int, Connection]:
+def accept_all(path: Path, own: Arrival, run_name: str | None, stop_requested: Stop) -> Pipes:
     """Rank 0: listen until all workers have arrived, then connect them; return {rank: Connection} to each."""
     with listen(path, own, stop_requested) as listener:
         try:
@@ -125,7 +125,7 @@ def accept_all(
     return pipes
 
 
-def listen(path: Path, own: Arrival, stop_requested: Callable[[], bool]) -> socket.socket:
+def listen(path: Path, own: Arrival, stop_requested: Stop) -> socket.socket:
     """Return a listening socket at path.
 
     A socket left over by a killed run is replaced.  If another rank 0 is listening, this one sends its Arrival and is
@@ -145,18 +145,16 @@ def listen(path: Path, own: Arrival, stop_requested: Callable[[], bool]) -> sock
     return listener
 
 
-def await_arrivals(
-    listener: socket.socket, path: Path, own: Arrival, stop_requested: Callable[[], bool]
-) -> dict[int, Connection]:
+def await_arrivals(listener: socket.socket, path: Path, own: Arrival, stop_requested: Stop) -> Pipes:
     """Return {rank: Connection} to all other workers as soon as they have arrived."""
     arrived = {0: own}
-    pipes: dict[int, Connection] = {}
+    pipes: Pipes = {}
     logged = None
     while missing := [rank for rank in range(own.size) if rank not in arrived]:
         if missing != logged:
             ranks = " and ".join(map(str, missing))
-            command = f"train.py rank={missing[0]} size={own.size} device=..."
-            log(f"waiting for rank {ranks} of {own.size} at {path} ({command} with the same other settings)")
+            command = f"train.py rank={missing[0]} size={own.size} device=... with the same other settings"
+            print(f"waiting for rank {ranks} of {own.size} at {path} ({command})", flush=True)
             logged = missing
         ready = connection.wait([listener, *pipes.values()], POLL_INTERVAL)
         if stop_requested():
@@ -180,11 +178,9 @@ def accept(listener: socket.socket) -> tuple[Connection, Arrival] | None:
         accepted.close()
         return None
     pipe = Connection(accepted.detach())
-    try:
+    with suppress(EOFError, ConnectionError):    # it has closed the connection
         if pipe.poll(ARRIVAL_TIMEOUT):
             return pipe, pipe.recv()
-    except (EOFError, ConnectionError):          # it has closed the connection
-        pass
     pipe.close()
     return None
 
@@ -214,14 +210,12 @@ def mismatch(arrival: Arrival, arrived: dict[int, Arrival]) -> str | None:
 def reject(pipes: Iterable[Connection], reason: str) -> None:
     """Send Rejected to all arrived workers and raise ConfigError, as each of them does."""
     for pipe in pipes:
-        try:
+        with suppress(ConnectionError):          # it has already exited
             pipe.send(Rejected(reason))
-        except ConnectionError:                  # it has already exited
-            continue
     raise ConfigError(reason)
 
 
-def connect_pairs(pipes: dict[int, Connection], run_name: str | None) -> None:
+def connect_pairs(pipes: Pipes, run_name: str | None) -> None:
     """Welcome the other workers, and give every two of them a pipe."""
     ends = pipes_between(pipes)
     for rank, pipe in pipes.items():
@@ -237,11 +231,11 @@ def connect_pairs(pipes: dict[int, Connection], run_name: str | None) -> None:
 # ---- the other ranks
 
 
-def join(path: Path, own: Arrival, stop_requested: Callable[[], bool]) -> tuple[str | None, dict[int, Connection]]:
+def join(path: Path, own: Arrival, stop_requested: Stop) -> tuple[str | None, Pipes]:
     """Other ranks: wait until rank 0 listens, then until all have arrived; return (run_name, {rank: Connection})."""
     pipe = connect(path)
     if pipe is None:
-        log(f"waiting for rank 0 of {own.size} at {path} (train.py rank=0 size={own.size} device=...)")
+        print(f"waiting for rank 0 of {own.size} at {path} (train.py rank=0 size={own.size} device=...)", flush=True)
     while pipe is None:
         time.sleep(POLL_INTERVAL)
         if stop_requested():
@@ -251,7 +245,7 @@ def join(path: Path, own: Arrival, stop_requested: Callable[[], bool]) -> tuple[
         pipe.send(own)
     except ConnectionError as error:
         raise PeerDied("worker 0 has died while the workers connected") from error
-    log(f"connected to worker 0; waiting for all {own.size} workers")
+    print(f"connected to worker 0; waiting for all {own.size} workers", flush=True)
     welcome = receive_answer(pipe, stop_requested)
     pipes = {0: pipe}
     try:
@@ -277,7 +271,7 @@ def connect(path: Path) -> Connection | None:
         return Connection(client.detach())
 
 
-def receive_answer(pipe: Connection, stop_requested: Callable[[], bool]) -> Welcome:
+def receive_answer(pipe: Connection, stop_requested: Stop) -> Welcome:
     """Wait for rank 0's Welcome; raises ConfigError if it sends Rejected, Stopped, PeerDied."""
     try:
         while not pipe.poll(POLL_INTERVAL):
@@ -291,16 +285,8 @@ def receive_answer(pipe: Connection, stop_requested: Callable[[], bool]) -> Welc
     return answer
 
 
-# ---- both
-
-
 def is_same_user(connected: socket.socket) -> bool:
     """Return whether the process at the other end belongs to the user of this one."""
     credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, user, _ = struct.unpack("3i", credentials)
     return user == os.getuid()
-
-
-def log(line: str) -> None:
-    """Print a line at once."""
-    print(line, flush=True)
