@@ -24,7 +24,7 @@ Source: Ding et al. 2014, sections 2.2 and 4.3, figure 2.
 
 from alexnet.config.schema import ConfigError
 from multigpu.communicator import BufferHandle, Closed, DeviceInfo, Done, Reachability
-from multigpu.device import MOST_SOURCES, DeviceError
+from multigpu.device import MAX_SOURCES, DeviceError
 from multigpu.device.host import HostDevice
 from multigpu.exchange import Strategy
 from multigpu.exchange.flat_buffer import FlatBuffer
@@ -37,8 +37,8 @@ def connect(config, device, comm, shapes, warn, step=0):
 
     If a worker cannot access another worker's memory, all workers exchange through host memory and rank 0 warns once.
     """
-    if comm.size > MOST_SOURCES:
-        raise ConfigError(f"exchange=peer takes up to {MOST_SOURCES} workers, got {comm.size}")
+    if comm.size > MAX_SOURCES:
+        raise ConfigError(f"exchange=peer takes up to {MAX_SOURCES} workers, got {comm.size}")
     mesh, obstacle = open_mesh(device, comm, shapes, step)
     if obstacle:
         if comm.rank == 0:
