@@ -38,7 +38,12 @@ from benchmarks.mpi import NEEDED, VARIABLES, mpiexec
 from benchmarks.program import environment
 from multigpu.communicator import Ready
 from multigpu.device.host import HostDevice
-from multigpu.exchange.peer import connect
+from multigpu.exchange import ExchangeContext
+from multigpu.exchange.allreduce import AllreduceReduction
+from multigpu.exchange.asa import AsaReduction
+from multigpu.exchange.codecs import Float16Codec, Float32Codec
+from multigpu.exchange.copper import CopperReduction
+from multigpu.exchange.peer import Peer
 
 ALEXNET = 60_965_224                             # floats
 SIZES = (256, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24, ALEXNET, 2 * ALEXNET)        # floats
@@ -94,7 +99,8 @@ def work(order, path):
     rows = []
     for floats in order.sizes:
         with HostDevice() as device:
-            peer = connect(None, device, comm, [(floats,)], print) if comm.on_one_host else None
+            context = ExchangeContext(None, device, comm, [(floats,)], print)
+            peer = Peer.connect(context) if comm.on_one_host else None
             array = peer.flat.array()[:floats] if peer else np.empty(floats, np.float32)
             array[:] = comm.rank
             found = in_turns(comm, ways_of(comm, peer, array, order.ways), array.nbytes, order.runs)
@@ -108,16 +114,15 @@ def work(order, path):
 
 def ways_of(comm, peer, array, names):
     """Return {name: function of the step that exchanges the array}; peer is None between hosts."""
-    asa, copper, wire = (pkgutil.resolve_name(f"multigpu.exchange.{name}") for name in ("asa", "copper", "codecs"))
     mpi = pkgutil.resolve_name("multigpu.mpi.communicator:MPI")
     group, n, other = comm.mpi, array.size, np.empty_like(array)
     reductions = {
-        "ar": pkgutil.resolve_name("multigpu.exchange.allreduce:Allreduce")(group),
-        "asa32": asa.Asa("asa32", group, n, wire.Float32),
-        "asa16": asa.Asa("asa16", group, n, partial(wire.Float16, False)),
-        "asa16, error feedback": asa.Asa("asa16", group, n, partial(wire.Float16, True)),
-        "copper": copper.Copper("copper", group, n, wire.Float32),
-        "copper16": copper.Copper("copper16", group, n, partial(wire.Float16, False)),
+        "ar": AllreduceReduction(group),
+        "asa32": AsaReduction("asa32", group, n, Float32Codec),
+        "asa16": AsaReduction("asa16", group, n, Float16Codec),
+        "asa16, error feedback": AsaReduction("asa16", group, n, partial(Float16Codec, feedback=True)),
+        "copper": CopperReduction("copper", group, n, Float32Codec),
+        "copper16": CopperReduction("copper16", group, n, Float16Codec),
     }
     ways = {
         MEMCPY: lambda step: np.copyto(other, array),
