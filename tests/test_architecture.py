@@ -55,7 +55,7 @@ HOMES = {
     "scipy": ("alexnet/data/ilsvrc_devkit.py",),
     "google": ("alexnet/pretrained/protobuf.py",),
     "onnx": tuple(f"alexnet/pretrained/onnx{part}.py" for part in ("", "_export", "_tensors", "_zoo")),
-    "jax": ("alexnet/backends/jax", "multigpu/device/cuda.py"),
+    "jax": ("alexnet/backends/jax", "multigpu/device"),
     "pycuda": ("multigpu/device/cuda.py",),
     "mpi4py": ("multigpu/mpi",),
     "nccl": ("multigpu/exchange/nccl.py",),

@@ -33,7 +33,12 @@ from benchmarks.harness import report
 from benchmarks.harness.mpi import NEEDED, mpiexec, rows_of_ranks
 from multigpu.communicator import Ready
 from multigpu.device.host import HostDevice
-from multigpu.exchange.peer import connect
+from multigpu.exchange import ExchangeContext
+from multigpu.exchange.allreduce import AllreduceReduction
+from multigpu.exchange.asa import AsaReduction
+from multigpu.exchange.codecs import Float16Codec, Float32Codec
+from multigpu.exchange.copper import CopperReduction
+from multigpu.exchange.peer import Peer
 
 ALEXNET = 60_965_224                             # floats
 SIZES = (256, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24, ALEXNET, 2 * ALEXNET)        # floats
@@ -69,7 +74,8 @@ def work(plan, path):
     rows = []
     for floats in plan.sizes if comm.on_one_host else sorted({*plan.sizes} & {*FAR}):
         with HostDevice() as device:
-            peer = connect(None, device, comm, [(floats,)], print) if comm.on_one_host else None
+            context = ExchangeContext(None, device, comm, [(floats,)], print)
+            peer = Peer.connect(context) if comm.on_one_host else None
             array = peer.flat.array()[:floats] if peer else np.empty(floats, np.float32)
             array[:] = comm.rank
             found = in_turns(comm, ways_of(comm, peer, array), array.nbytes, plan.runs)
@@ -83,19 +89,17 @@ def work(plan, path):
 
 def ways_of(comm, peer, array):
     """Return {name: function of the step that exchanges the array}; peer is None between hosts."""
-    from multigpu.exchange import asa, codecs, copper
-    from multigpu.exchange.allreduce import Allreduce
-    from multigpu.mpi.communicator import MPI
+    from multigpu.mpi.communicator import MPI  # initialises MPI, which only ranks may do
 
     group, n = comm.mpi, array.size
     other = np.empty_like(array)
     reductions = {
-        "ar": Allreduce(group),
-        "asa32": asa.Asa("asa32", group, n, codecs.Float32),
-        "asa16": asa.Asa("asa16", group, n, partial(codecs.Float16, False)),
-        "asa16, error feedback": asa.Asa("asa16", group, n, partial(codecs.Float16, True)),
-        "copper": copper.Copper("copper", group, n, codecs.Float32),
-        "copper16": copper.Copper("copper16", group, n, partial(codecs.Float16, False)),
+        "ar": AllreduceReduction(group),
+        "asa32": AsaReduction("asa32", group, n, Float32Codec),
+        "asa16": AsaReduction("asa16", group, n, Float16Codec),
+        "asa16, error feedback": AsaReduction("asa16", group, n, partial(Float16Codec, feedback=True)),
+        "copper": CopperReduction("copper", group, n, Float32Codec),
+        "copper16": CopperReduction("copper16", group, n, Float16Codec),
     }
     ways = {
         MEMCPY: lambda step: np.copyto(other, array),

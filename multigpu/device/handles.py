@@ -3,15 +3,7 @@
 They are plain tuples, so that a process that forwards them needs neither device.
 """
 
-from typing import NamedTuple
-
-from multigpu.device import checks
-
-
-def part_of(handle, offset, nbytes):
-    """Return the handle of `nbytes` bytes of this buffer from `offset` on."""
-    checks.part(offset, nbytes, handle.nbytes)
-    return handle._replace(offset=handle.offset + offset, nbytes=nbytes)
+from typing import NamedTuple, Self
 
 
 class HostHandle(NamedTuple):
@@ -23,7 +15,10 @@ class HostHandle(NamedTuple):
     nbytes: int
     offset: int = 0
 
-    part = part_of
+    def part(self, offset: int, nbytes: int) -> Self:
+        """Return the handle of `nbytes` bytes of this buffer from `offset` on."""
+        check_range(offset, nbytes, self.nbytes)
+        return self._replace(offset=self.offset + offset, nbytes=nbytes)
 
 
 class CudaHandle(NamedTuple):
@@ -35,4 +30,16 @@ class CudaHandle(NamedTuple):
     nbytes: int
     offset: int = 0
 
-    part = part_of
+    def part(self, offset: int, nbytes: int) -> Self:
+        """Return the handle of `nbytes` bytes of this buffer from `offset` on."""
+        check_range(offset, nbytes, self.nbytes)
+        return self._replace(offset=self.offset + offset, nbytes=nbytes)
+
+
+Handle = HostHandle | CudaHandle
+
+
+def check_range(offset: int, nbytes: int, size: int) -> None:
+    """Raise ValueError unless `nbytes` bytes from `offset` on are within a buffer of `size` bytes."""
+    if offset < 0 or nbytes < 1 or offset + nbytes > size:
+        raise ValueError(f"bytes {offset} to {offset + nbytes} are not within a buffer of {size}")

@@ -3,13 +3,16 @@
 In some containers a driver exports handles that no process can open, so only a trial shows it.
 """
 
-from multigpu.device import DeviceError, open_device
+from multiprocessing.connection import Connection
+
+from multigpu.device import Device, DeviceError, open_device
+from multigpu.device.handles import Handle
 from multigpu.process import CONTEXT, end
 
-PATIENCE = 60.0                                  # seconds that the other process gets
+TIMEOUT = 60.0                                   # seconds that the other process gets
 
 
-def why_no_ipc(device):
+def why_no_ipc(device: Device) -> str | None:
     """Return None if another process can open memory of the device, else a sentence."""
     obstacle = device.can_reach(device.name)
     if obstacle:
@@ -20,16 +23,16 @@ def why_no_ipc(device):
     process.start()
     theirs.close()
     try:
-        late = f"no other process opened memory of {device.name} within {PATIENCE:g} s"
-        obstacle = pipe.recv() if pipe.poll(PATIENCE) else late
+        timed_out = f"no other process opened memory of {device.name} within {TIMEOUT:g} s"
+        obstacle = pipe.recv() if pipe.poll(TIMEOUT) else timed_out
     except EOFError:
         obstacle = f"the process that was to open memory of {device.name} died"
-    end(process, PATIENCE)                       # it has closed the buffer before this one frees it
+    end(process, TIMEOUT)                       # it has closed the buffer before this one frees it
     buffer.close()
     return obstacle
 
 
-def try_to_open(pipe, name, handle):
+def try_to_open(pipe: Connection, name: str, handle: Handle) -> None:
     """Entry point of a process that opens a handle and sends the error message, or None."""
     try:
         with open_device(name) as device:

@@ -8,35 +8,77 @@ If the arrays are on a GPU and the MPI library is CUDA-aware, MPI gets the GPU b
 Source: Ma et al. 2016, "Theano-MPI", section 3.2 (exchange strategies).
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from multigpu.exchange.over_mpi import GpuStrategy, MpiStrategy
-from multigpu.exchange.step_header import DIGITS, check_digits, write_digits
-from multigpu.mpi.communicator import MPI, is_cuda_aware
+from multigpu.device.cuda_array import CudaArray
+from multigpu.exchange.base import STRATEGIES, ExchangeContext, Strategy
+from multigpu.exchange.mpi_strategy import GpuStrategy, MpiStrategy
+from multigpu.exchange.step_header import LANES, check_lanes, write_lanes
+
+if TYPE_CHECKING:
+    from multigpu.mpi.communicator import MPI
 
 
-def connect(config, device, comm, shapes, warn, step=0):
-    """Return the strategy `ar` of this rank; see multigpu.exchange for the arguments. Collective."""
-    if device.name != "cpu" and all(comm.mpi.allgather(is_cuda_aware())):
+@STRATEGIES.register("ar")
+class Allreduce(MpiStrategy):
+    """MPI sums host memory."""
+
+    extra_floats = LANES
+
+    def __init__(self, context: ExchangeContext):
+        super().__init__(context)
+        self._reduction = AllreduceReduction(self.comm.mpi)
+
+    @classmethod
+    def connect(cls, context: ExchangeContext) -> Strategy:
+        """Open the strategy; it is a GpuAllreduce if MPI can access the GPU on every rank."""
+        from multigpu.mpi.communicator import is_cuda_aware  # initialises MPI, so only in a job
+
+        device, comm = context.device, context.comm
+        if device.name == "cpu" or not all(comm.mpi.allgather(is_cuda_aware())):
+            return cls(context)
         if comm.rank == 0:
-            warn(f"{device.name}'s arrays are exchanged by MPI itself, which is CUDA-aware")
-        return GpuStrategy("ar", device, comm, shapes, lambda sums: comm.mpi.Allreduce(MPI.IN_PLACE, sums))
-    return MpiStrategy(device, comm, shapes, warn, lambda n: Allreduce(comm.mpi), DIGITS)
+            context.warn(f"{device.name}'s arrays are exchanged by MPI itself, which is CUDA-aware")
+        return GpuAllreduce("ar", context)
+
+    def reduce(self, array: np.ndarray, step: int) -> None:
+        self._reduction.reduce(array, step)
 
 
-class Allreduce:
-    """Reduces arrays over the ranks of `comm`."""
+class GpuAllreduce(GpuStrategy):
+    """A CUDA-aware MPI sums GPU memory."""
 
-    spare = DIGITS
+    @classmethod
+    def connect(cls, context: ExchangeContext) -> Strategy:
+        return cls("ar", context)
 
-    def __init__(self, comm):
-        self._comm, self.sent = comm, 0
+    def sum(self, memory: CudaArray, step: int) -> None:
+        allreduce_in_place(self.comm.mpi, memory)
 
-    def reduce(self, array, step, mean=True):
-        """Replace the arrays of all ranks by their sum or mean. The last DIGITS floats are header lanes."""
-        write_digits(array[-DIGITS:], step)
-        self._comm.Allreduce(MPI.IN_PLACE, array)
+
+class AllreduceReduction:
+    """Reduces arrays over the ranks of `comm`; the counterpart of multigpu.exchange.reduction.Reduction."""
+
+    def __init__(self, comm: MPI.Intracomm):
+        self._comm = comm
+        self.sent = 0
+
+    def reduce(self, array: np.ndarray, step: int, mean: bool = True) -> None:
+        """Replace the arrays of all ranks by their mean or sum. The last LANES floats are header lanes."""
+        write_lanes(array[-LANES:], step)
+        allreduce_in_place(self._comm, array)
         self.sent = array.nbytes
-        check_digits(array[-DIGITS:], "ar", step, self._comm.size)
+        check_lanes(array[-LANES:], "ar", step, self._comm.size)
         if mean:
             np.divide(array, np.float32(self._comm.size), out=array)
+
+
+def allreduce_in_place(comm: MPI.Intracomm, array: np.ndarray | CudaArray) -> None:
+    """Replace the arrays of all ranks by their sum."""
+    from multigpu.mpi.communicator import MPI  # initialises MPI, so only in a job
+
+    comm.Allreduce(MPI.IN_PLACE, array)

@@ -26,157 +26,189 @@ independent of the number of steps. All e start at zero, also in a resumed run; 
 Source: Ma et al. 2016, "Theano-MPI", section 3.2 (exchange strategies); Seide et al. 2014 (error feedback).
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from multigpu.exchange import ExchangeSettings
-from multigpu.exchange.codecs import Float16, Float32, MessageBuffer
-from multigpu.exchange.over_mpi import MpiStrategy
-from multigpu.exchange.step_header import StepHeader, check
-from multigpu.mpi.communicator import MPI
+from alexnet.config import Section
+from multigpu.exchange.base import STRATEGIES, ExchangeContext
+from multigpu.exchange.codecs import Codec, Float16Codec, Float32Codec, MessageBuffer
+from multigpu.exchange.mpi_strategy import MpiStrategy
+from multigpu.exchange.reduction import PIECE, Reduction, wait
+from multigpu.exchange.step_header import StepHeader
 
-PIECE = 1 << 18                                  # floats, 1 MiB
+if TYPE_CHECKING:
+    from multigpu.mpi.communicator import MPI
+
 WINDOW = 2                                       # pieces in transfer at a time
-TO_OWNER, TO_ALL = 1, 2                          # tags
+TO_OWNER = 1                                     # tag of the messages with terms
+TO_ALL = 2                                       # tag of the messages with sums
 
 
-def connect32(config, device, comm, shapes, warn, step=0):
-    """Return the strategy asa32 of this rank; see multigpu.exchange for the arguments. Collective."""
-    return MpiStrategy(device, comm, shapes, warn, lambda n: Asa("asa32", comm.mpi, n, Float32))
+class Asa16Settings(Section):
+    """Whether asa16 sends rounding errors later."""
+
+    error_feedback: bool
 
 
-def connect16(config, device, comm, shapes, warn, step=0):
-    """Return the strategy asa16 of this rank; see multigpu.exchange for the arguments. Collective."""
-    wire = partial(Float16, config.section(ExchangeSettings).error_feedback)
-    return MpiStrategy(device, comm, shapes, warn, lambda n: Asa("asa16", comm.mpi, n, wire))
+@STRATEGIES.register("asa32")
+class Asa32(MpiStrategy):
+    """Each rank sums a slice; messages are float32."""
+
+    preference = 1
+
+    def __init__(self, context: ExchangeContext):
+        super().__init__(context)
+        self._reduction = AsaReduction("asa32", self.comm.mpi, self.flat.size, Float32Codec)
+
+    def reduce(self, array: np.ndarray, step: int) -> None:
+        self._reduction.reduce(array, step)
 
 
-class Asa:
-    """Reduces arrays of `n` floats over the ranks of `comm`.
+@STRATEGIES.register("asa16")
+class Asa16(MpiStrategy):
+    """Each rank sums a slice; messages are float16."""
 
-    name   of the strategy, for error messages
-    wire   wire format: a function (n, slice that this rank owns) -> Float32 or Float16
-    piece  floats per message
+    settings = (Asa16Settings,)
+
+    def __init__(self, context: ExchangeContext):
+        super().__init__(context)
+        codec = partial(Float16Codec, feedback=context.config.section(Asa16Settings).error_feedback)
+        self._reduction = AsaReduction("asa16", self.comm.mpi, self.flat.size, codec)
+
+    def reduce(self, array: np.ndarray, step: int) -> None:
+        self._reduction.reduce(array, step)
+
+
+class AsaReduction(Reduction):
+    """Reduces arrays of `n` floats: alltoall, sum, allgather.
+
+    Args:
+        name, comm: see Reduction.
+        n: number of floats.
+        codec: function of n and the slice that this rank sums.
+        piece: floats per message.
     """
 
-    spare = 0
-
-    def __init__(self, name, comm, n, wire, piece=PIECE):
-        self._name, self._comm, self._rank, self._size = name, comm, comm.rank, comm.size
-        self._others = [(comm.rank + i) % comm.size for i in range(1, comm.size)]     # not all start with rank 0
+    def __init__(
+        self, name: str, comm: MPI.Intracomm, n: int, codec: Callable[[int, slice], Codec], piece: int = PIECE
+    ):
         self._ends = [n * rank // comm.size for rank in range(comm.size + 1)]
-        longest = -(-n // comm.size)
-        self._piece = min(piece, longest)
-        self._pieces = -(-longest // self._piece)
-        self._wire = wire(n, slice(*self._ends[comm.rank : comm.rank + 2]))
+        super().__init__(name, comm, codec(n, slice(*self._ends[comm.rank : comm.rank + 2])))
+        self._others = [(comm.rank + i) % comm.size for i in range(1, comm.size)]     # not all start with rank 0
+        longest_slice = -(-n // comm.size)
+        self._piece = min(piece, longest_slice)
+        self._n_pieces = -(-longest_slice // self._piece)
         self._total = np.empty(self._piece, np.float32)
-        # message buffers to each owner and from each owner, and for the terms of own slice
-        self._going, self._coming, self._terms = (
-            {rank: self._places() for rank in range(comm.size)} for _ in range(3)
-        )
-        self._sums = self._places()
-        self.sent = 0
+        self._to_owner = {rank: self._message_buffers() for rank in range(comm.size)}
+        self._from_owner = {rank: self._message_buffers() for rank in range(comm.size)}
+        self._terms = {rank: self._message_buffers() for rank in range(comm.size)}      # of this rank's slice
+        self._sums = self._message_buffers()                                            # of this rank's slice
 
-    def _places(self):
-        return [MessageBuffer(self._piece, self._wire.dtype) for _ in range(WINDOW)]
+    def _message_buffers(self) -> list[MessageBuffer]:
+        return [MessageBuffer(self._piece, self._codec.dtype) for _ in range(WINDOW)]
 
-    def reduce(self, array, step, mean=True):
-        """Replace the arrays of all ranks by their sum or mean."""
-        self.sent, self._wire.overflow, self._proof, self._proofs = 0, None, StepHeader(step, step), []
-        asked, handed = {}, {}
-        for k in range(min(WINDOW, self._pieces)):
-            asked[k] = self._ask(array, k)
-        for k in range(self._pieces):
-            sending, receiving = asked.pop(k)
-            MPI.Request.Waitall(receiving)
+    def _reduce(self, array: np.ndarray, header: StepHeader, divisor: np.float32) -> list[StepHeader]:
+        self._header = header
+        self._combined_headers: list[StepHeader] = []
+        terms: dict[int, tuple[list[MPI.Request], list[MPI.Request]]] = {}       # by piece
+        sums: dict[int, list[MPI.Request]] = {}
+        for k in range(min(WINDOW, self._n_pieces)):
+            terms[k] = self._exchange_terms(array, k)
+        for k in range(self._n_pieces):
+            sending, receiving = terms.pop(k)
+            wait(receiving)
             if k >= WINDOW:
-                self._take(array, k - WINDOW, handed.pop(k - WINDOW))
-            message = self._sum(array, k, mean)
-            MPI.Request.Waitall(sending)         # before sums overwrite the memory that was sent
-            handed[k] = self._hand_out(array, k, message)
-            if k + WINDOW < self._pieces:
-                asked[k + WINDOW] = self._ask(array, k + WINDOW)
-        for k, requests in handed.items():
-            self._take(array, k, requests)
-        check(self._proofs, self._name, step, self._size)
+                self._finish_sums(array, k - WINDOW, sums.pop(k - WINDOW))
+            message = self._sum(array, k, divisor)
+            wait(sending)                        # before sums overwrite the memory that was sent
+            sums[k] = self._exchange_sums(array, k, message)
+            if k + WINDOW < self._n_pieces:
+                terms[k + WINDOW] = self._exchange_terms(array, k + WINDOW)
+        for k, requests in sums.items():
+            self._finish_sums(array, k, requests)
+        return self._combined_headers
 
-    def _part(self, rank, k):
+    def _part(self, rank: int, k: int) -> slice:
         """Return piece k of the slice of a rank; it may be empty."""
         first, end = self._ends[rank : rank + 2]
         return slice(min(first + k * self._piece, end), min(first + (k + 1) * self._piece, end))
 
-    def _ask(self, array, k):
+    def _is_last(self, k: int) -> bool:
+        return k == self._n_pieces - 1
+
+    def _exchange_terms(self, array: np.ndarray, k: int) -> tuple[list[MPI.Request], list[MPI.Request]]:
         """Start sending piece k of each other slice to its owner, and receiving piece k of own slice from each rank.
 
-        Returns the send requests and the receive requests.
+        Returns:
+            the send requests and the receive requests.
         """
-        mine, last = self._part(self._rank, k), k == self._pieces - 1
+        own, last = self._part(self._rank, k), self._is_last(k)
         receiving = [
-            self._comm.Irecv(self._terms[rank][k % WINDOW].message(mine.stop - mine.start, last), rank, TO_OWNER)
+            self._receive(self._terms[rank][k % WINDOW].message(own.stop - own.start, last), rank, TO_OWNER)
             for rank in self._others
         ]
         sending = []
         for owner in self._others:
-            place, part = self._going[owner][k % WINDOW], self._part(owner, k)
-            values = self._wire.encode(place.values(part.stop - part.start), array[part], part)
-            sending.append(self._send(self._packed(place, values, last), owner, TO_OWNER))
+            buffer, part = self._to_owner[owner][k % WINDOW], self._part(owner, k)
+            values = self._codec.encode(buffer.values(part.stop - part.start), array[part], part)
+            sending.append(self._send(self._message(buffer, values, last), owner, TO_OWNER))
         return sending, receiving
 
-    def _sum(self, array, k, mean):
+    def _sum(self, array: np.ndarray, k: int, divisor: np.float32) -> np.ndarray:
         """Sum piece k of own slice, store the result in the array, and return the message for all ranks."""
-        part, last = self._part(self._rank, k), k == self._pieces - 1
+        part, last = self._part(self._rank, k), self._is_last(k)
         n = part.stop - part.start
-        places = [self._terms[rank][k % WINDOW] for rank in range(self._size)]
-        terms = [place.values(n) for place in places]
-        terms[self._rank] = self._wire.encode(terms[self._rank], array[part], part)
+        buffers = [self._terms[rank][k % WINDOW] for rank in range(self._size)]
+        terms = [buffer.values(n) for buffer in buffers]
+        terms[self._rank] = self._codec.encode(terms[self._rank], array[part], part)
         if last:
-            self._proof = self._proof.and_(*(StepHeader.read(places[rank].bytes) for rank in self._others))
-        total = self._wire.sum(terms, self._total[:n])
-        place = self._sums[k % WINDOW]
-        divisor = np.float32(self._size if mean else 1)
-        values = self._wire.result(place.values(n), array[part], total, divisor, part)
-        message = self._packed(place, values, last)
+            self._header = self._header.combine(*(StepHeader.read(buffers[rank].bytes) for rank in self._others))
+        total = self._codec.sum(terms, self._total[:n])
+        buffer = self._sums[k % WINDOW]
+        values = self._codec.finish(buffer.values(n), array[part], total, divisor, part)
+        message = self._message(buffer, values, last)
         if last:
-            self._proofs.append(StepHeader.read(place.bytes))
+            self._combined_headers.append(StepHeader.read(buffer.bytes))
         return message
 
-    def _hand_out(self, array, k, message):
+    def _exchange_sums(self, array: np.ndarray, k: int, message: np.ndarray) -> list[MPI.Request]:
         """Start sending the sum of piece k to all ranks and receiving the sums of the other slices.
 
-        Returns the requests.
+        Returns:
+            the requests.
         """
         receiving = []
         for owner in self._others:
-            values, place = self._landing(array, owner, k)
-            expected = place.message(values.size, True) if k == self._pieces - 1 else values
-            receiving.append(self._comm.Irecv([expected, MPI.BYTE], owner, TO_ALL))
+            values, buffer = self._receive_buffer(array, owner, k)
+            expected = buffer.message(values.size, True) if self._is_last(k) else values
+            receiving.append(self._receive(expected, owner, TO_ALL))
         return receiving + [self._send(message, rank, TO_ALL) for rank in self._others]
 
-    def _take(self, array, k, requests):
+    def _finish_sums(self, array: np.ndarray, k: int, requests: list[MPI.Request]) -> None:
         """Wait for the requests of piece k, then write the received sums to the array."""
-        MPI.Request.Waitall(requests)
+        wait(requests)
         for owner in self._others:
-            values, place = self._landing(array, owner, k)
-            self._wire.decode(array[self._part(owner, k)], values)
-            if k == self._pieces - 1:
-                self._proofs.append(StepHeader.read(place.bytes))
+            values, buffer = self._receive_buffer(array, owner, k)
+            self._codec.decode(array[self._part(owner, k)], values)
+            if self._is_last(k):
+                self._combined_headers.append(StepHeader.read(buffer.bytes))
 
-    def _landing(self, array, owner, k):
+    def _receive_buffer(self, array: np.ndarray, owner: int, k: int) -> tuple[np.ndarray, MessageBuffer]:
         """Return the array that receives the sum of piece k from its owner, and its MessageBuffer.
 
         The array may be part of the MessageBuffer.
         """
-        place, part = self._coming[owner][k % WINDOW], self._part(owner, k)
-        room = place.values(part.stop - part.start)
-        return (room if k == self._pieces - 1 else self._wire.landing(room, array[part])), place
+        buffer, part = self._from_owner[owner][k % WINDOW], self._part(owner, k)
+        scratch = buffer.values(part.stop - part.start)
+        return (scratch if self._is_last(k) else self._codec.receive_buffer(scratch, array[part])), buffer
 
-    def _packed(self, place, values, last):
+    def _message(self, buffer: MessageBuffer, values: np.ndarray, last: bool) -> np.ndarray:
         """Return the data to send: the values, or for the last piece the whole message buffer with a header."""
         if not last:
             return values
-        return place.packed(values, self._proof.noting(self._rank, self._wire.overflow))
-
-    def _send(self, message, rank, tag):
-        self.sent += message.nbytes
-        return self._comm.Isend([message, MPI.BYTE], rank, tag)
+        return buffer.pack(values, self._header.with_overflow(self._rank, self._codec.overflow))

@@ -1,60 +1,90 @@
-"""Wire formats: float32 or float16 values, and message buffers with a StepHeader in front of the values.
+"""How values are sent: as float32 or as float16, in message buffers with a StepHeader in front of the values."""
 
-    encode()   return the data to send for float32 values: the values themselves, or float16 in a scratch buffer
-    sum()      write the float32 sum of received data, added in the given order, to `total`
-    result()   return the data to send for total / divisor; store the values that all other ranks receive in `own`
-    landing()  return the receive buffer for data that decode() then writes to `values`
-    decode()   convert received data to float32
-
-The first argument of encode(), result() and landing() is a scratch buffer of the piece's size in the wire dtype. part
-is the slice of the whole array that the piece covers. overflow describes the first value that float16 could not
-represent since overflow was set to None.
-"""
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import numpy as np
 
 from multigpu.exchange.fp16 import LARGEST, conversions
-from multigpu.exchange.step_header import BYTES, Overflowed
+from multigpu.exchange.step_header import HEADER_BYTES, OverflowInfo, StepHeader
 
 
 class MessageBuffer:
-    """A buffer for a piece of `n` values, preceded by a StepHeader."""
+    """A buffer for a piece of up to `n` values of this dtype, preceded by a StepHeader."""
 
-    def __init__(self, n, dtype):
-        self.bytes, self._dtype = np.zeros(BYTES + n * dtype().itemsize, np.uint8), dtype
+    def __init__(self, n: int, dtype: type[np.generic]):
+        self.bytes = np.zeros(HEADER_BYTES + n * dtype().itemsize, np.uint8)
+        self._values = self.bytes[HEADER_BYTES:].view(dtype)
 
-    def values(self, n):
+    def values(self, n: int) -> np.ndarray:
         """Return a view of the first n values."""
-        return self.bytes[BYTES:].view(self._dtype)[:n]
+        return self._values[:n]
 
-    def message(self, n, with_proof):
+    def message(self, n: int, with_header: bool) -> np.ndarray:
         """Return the bytes that are sent or received for n values, with or without the StepHeader."""
-        return self.bytes[0 if with_proof else BYTES : BYTES + n * self._dtype().itemsize]
+        return self.bytes[0 if with_header else HEADER_BYTES : HEADER_BYTES + n * self._values.itemsize]
 
-    def packed(self, values, proof):
-        """Return the message that consists of the header `proof` and these values.
+    def pack(self, values: np.ndarray, header: StepHeader) -> np.ndarray:
+        """Return the message that consists of a header and these values.
 
         The values are copied unless they are already stored in this buffer.
         """
-        here = self.values(values.size)
-        if here.ctypes.data != values.ctypes.data:
-            here[:] = values
-        proof.write(self.bytes)
+        place = self.values(values.size)
+        if place.ctypes.data != values.ctypes.data:
+            place[:] = values
+        header.write(self.bytes)
         return self.message(values.size, True)
 
 
-class Float32:
-    """Transfers values unchanged, directly from and into the array."""
+class Codec(ABC):
+    """Converts pieces of a float32 array to and from what is sent.
 
-    dtype, overflow = np.float32, None
+    `scratch` is a buffer of the piece's size in the dtype of the messages; `part` is the slice of the whole array that
+    the piece covers.
 
-    def __init__(self, n, own):
-        """See Float16."""
+    Attributes:
+        dtype: of the values in a message.
+        overflow: the first value that float16 could not represent since this was set to None.
+    """
 
-    def encode(self, room, values, part):
+    dtype: ClassVar[type[np.generic]]
+
+    def __init__(self, n: int, own_slice: slice):
+        """Prepare for arrays of n floats, of which this rank sums a slice."""
+        self.overflow: OverflowInfo | None = None
+
+    @abstractmethod
+    def encode(self, scratch: np.ndarray, values: np.ndarray, part: slice) -> np.ndarray:
+        """Return the data to send for these values: the values themselves, or the scratch buffer."""
+
+    @abstractmethod
+    def sum(self, terms: list[np.ndarray], total: np.ndarray) -> np.ndarray:
+        """Write the float32 sum of received data, added in the given order, to `total`, and return it."""
+
+    @abstractmethod
+    def finish(
+        self, scratch: np.ndarray, own: np.ndarray, total: np.ndarray, divisor: np.float32, part: slice
+    ) -> np.ndarray:
+        """Return the data to send for total / divisor; store the values that all other ranks receive in `own`."""
+
+    @abstractmethod
+    def receive_buffer(self, scratch: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Return the buffer for data that decode() then writes to `values`: these, or the scratch buffer."""
+
+    @abstractmethod
+    def decode(self, values: np.ndarray, received: np.ndarray) -> None:
+        """Convert received data to float32."""
+
+
+class Float32Codec(Codec):
+    """Sends values unchanged, directly from and into the array."""
+
+    dtype = np.float32
+
+    def encode(self, scratch: np.ndarray, values: np.ndarray, part: slice) -> np.ndarray:
         return values
 
-    def sum(self, terms, total):
+    def sum(self, terms: list[np.ndarray], total: np.ndarray) -> np.ndarray:
         if len(terms) == 1:
             np.copyto(total, terms[0])
         else:
@@ -63,64 +93,76 @@ class Float32:
             np.add(total, term, out=total)
         return total
 
-    def result(self, room, own, total, divisor, part):
+    def finish(
+        self, scratch: np.ndarray, own: np.ndarray, total: np.ndarray, divisor: np.float32, part: slice
+    ) -> np.ndarray:
         return np.divide(total, divisor, out=own)
 
-    def landing(self, room, values):
+    def receive_buffer(self, scratch: np.ndarray, values: np.ndarray) -> np.ndarray:
         return values
 
-    def decode(self, values, landed):
-        if values.ctypes.data != landed.ctypes.data:
-            np.copyto(values, landed)
+    def decode(self, values: np.ndarray, received: np.ndarray) -> None:
+        if values.ctypes.data != received.ctypes.data:
+            np.copyto(values, received)
 
 
-class Float16:
-    """Transfers values as float16.
+class Float16Codec(Codec):
+    """Sends values as float16.
 
-    feedback  whether the rounding error is added to the values that are sent next
-    n         number of floats in the whole array
-    own       slice of the array that this rank sums
+    Args:
+        n: number of floats in the whole array.
+        own_slice: slice of the array that this rank sums.
+        feedback: whether the rounding error is added to the values that are sent next.
     """
 
     dtype = np.float16
 
-    def __init__(self, feedback, n, own):
-        self.overflow, self._own, self._half = None, own, conversions()
-        self._lost = np.zeros(n, np.float32) if feedback else None
-        self._lost_of_sums = np.zeros(own.stop - own.start, np.float32) if feedback else None
+    def __init__(self, n: int, own_slice: slice, feedback: bool = False):
+        super().__init__(n, own_slice)
+        self._start = own_slice.start
+        self._conversions = conversions()
+        self._errors = np.zeros(n, np.float32) if feedback else None
+        self._errors_of_sums = np.zeros(own_slice.stop - own_slice.start, np.float32) if feedback else None
 
-    def encode(self, room, values, part):
-        self._narrow(room, values, None if self._lost is None else self._lost[part], part, False, False)
-        return room
+    def encode(self, scratch: np.ndarray, values: np.ndarray, part: slice) -> np.ndarray:
+        error = None if self._errors is None else self._errors[part]
+        self._round(scratch, values, error, part, summed=False, mean=False)
+        return scratch
 
-    def sum(self, terms, total):
-        self._half.widen(total, terms[0])
+    def sum(self, terms: list[np.ndarray], total: np.ndarray) -> np.ndarray:
+        self._conversions.from_fp16(total, terms[0])
         for term in terms[1:]:
-            self._half.add(total, term)
+            self._conversions.add_fp16(total, term)
         return total
 
-    def result(self, room, own, total, divisor, part):
+    def finish(
+        self, scratch: np.ndarray, own: np.ndarray, total: np.ndarray, divisor: np.float32, part: slice
+    ) -> np.ndarray:
         np.divide(total, divisor, out=total)
-        first = self._own.start
-        lost = None if self._lost is None else self._lost_of_sums[part.start - first : part.stop - first]
-        self._narrow(room, total, lost, part, True, divisor != 1)
-        self._half.widen(own, room)
-        return room
+        error = None
+        if self._errors_of_sums is not None:
+            error = self._errors_of_sums[part.start - self._start : part.stop - self._start]
+        self._round(scratch, total, error, part, summed=True, mean=bool(divisor != 1))
+        self._conversions.from_fp16(own, scratch)
+        return scratch
 
-    def landing(self, room, values):
-        return room
+    def receive_buffer(self, scratch: np.ndarray, values: np.ndarray) -> np.ndarray:
+        return scratch
 
-    def decode(self, values, landed):
-        self._half.widen(values, landed)
+    def decode(self, values: np.ndarray, received: np.ndarray) -> None:
+        self._conversions.from_fp16(values, received)
 
-    def _narrow(self, to, values, lost, part, summed, mean):
-        if lost is None:
-            infinite = self._half.narrow(to, values)
+    def _round(
+        self, halves: np.ndarray, values: np.ndarray, error: np.ndarray | None, part: slice, summed: bool, mean: bool
+    ) -> None:
+        """Round values to float16; record the first that overflows and replace it by the largest float16."""
+        if error is None:
+            overflows = self._conversions.to_fp16(halves, values)
         else:
-            infinite = self._half.narrow_and_keep(to, values, lost)
-        if infinite:
-            places = np.isinf(to)
-            index = int(places.argmax())
-            to[places] = LARGEST                 # the run ends, but no infinity reaches an array
+            overflows = self._conversions.to_fp16_with_feedback(halves, values, error)
+        if overflows:
+            infinite = np.isinf(halves)
+            index = int(np.argmax(infinite))
+            halves[infinite] = LARGEST           # the run ends, but no infinity reaches an array
             if self.overflow is None:
-                self.overflow = Overflowed(summed, summed and mean, part.start + index, float(values[index]))
+                self.overflow = OverflowInfo(summed, mean, part.start + index, float(values[index]))

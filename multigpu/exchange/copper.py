@@ -18,143 +18,166 @@ The last piece is preceded by the StepHeader: on the way up it combines the rank
 Source: Ma et al. 2016, "Theano-MPI", whose copper was written for 2, 4, 8 and 16 ranks.
 """
 
-from functools import partial
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from multigpu.exchange.codecs import Float16, Float32, MessageBuffer
-from multigpu.exchange.over_mpi import MpiStrategy
-from multigpu.exchange.step_header import StepHeader, check
-from multigpu.mpi.communicator import MPI
+from multigpu.exchange.base import STRATEGIES, ExchangeContext
+from multigpu.exchange.codecs import Codec, Float16Codec, Float32Codec, MessageBuffer
+from multigpu.exchange.mpi_strategy import MpiStrategy
+from multigpu.exchange.reduction import PIECE, Reduction, wait
+from multigpu.exchange.step_header import StepHeader
 
-PIECE = 1 << 18                                  # floats, 1 MiB
-UP, DOWN = 3, 4                                  # tags
+if TYPE_CHECKING:
+    from multigpu.mpi.communicator import MPI
 
-
-def connect32(config, device, comm, shapes, warn, step=0):
-    """Return the strategy copper of this rank; see multigpu.exchange for the arguments. Collective."""
-    return MpiStrategy(device, comm, shapes, warn, lambda n: Copper("copper", comm.mpi, n, Float32))
-
-
-def connect16(config, device, comm, shapes, warn, step=0):
-    """Return the strategy copper16 of this rank; see multigpu.exchange for the arguments. Collective."""
-    wire = partial(Float16, False)
-    return MpiStrategy(device, comm, shapes, warn, lambda n: Copper("copper16", comm.mpi, n, wire))
+UP = 3                                           # tag of the messages with partial sums
+DOWN = 4                                         # tag of the messages with results
 
 
-def family(rank, size):
-    """Return (parent, children) of a rank in the binomial tree of `size` ranks. The parent of rank 0 is None."""
-    reach = rank & -rank if rank else size
-    children, distance = [], 1
-    while distance < reach and rank + distance < size:
+@STRATEGIES.register("copper")
+class Copper32(MpiStrategy):
+    """Partial sums over a tree; messages are float32."""
+
+    def __init__(self, context: ExchangeContext):
+        super().__init__(context)
+        self._reduction = CopperReduction("copper", self.comm.mpi, self.flat.size, Float32Codec)
+
+    def reduce(self, array: np.ndarray, step: int) -> None:
+        self._reduction.reduce(array, step)
+
+
+@STRATEGIES.register("copper16")
+class Copper16(MpiStrategy):
+    """Partial sums over a tree; messages are float16."""
+
+    def __init__(self, context: ExchangeContext):
+        super().__init__(context)
+        self._reduction = CopperReduction("copper16", self.comm.mpi, self.flat.size, Float16Codec)
+
+    def reduce(self, array: np.ndarray, step: int) -> None:
+        self._reduction.reduce(array, step)
+
+
+def parent_and_children(rank: int, size: int) -> tuple[int | None, list[int]]:
+    """Return the parent and the children of a rank in the binomial tree of `size` ranks. Rank 0 has no parent."""
+    distance_to_parent = rank & -rank if rank else size
+    children = []
+    distance = 1
+    while distance < distance_to_parent and rank + distance < size:
         children.append(rank + distance)
         distance *= 2
-    return (rank - reach if rank else None), children
+    return (rank - distance_to_parent if rank else None), children
 
 
-class Copper:
-    """Reduces arrays of `n` floats over the ranks of `comm`.
+class CopperReduction(Reduction):
+    """Reduces arrays of `n` floats over a binary tree.
 
-    name   of the strategy, for error messages
-    wire   Float32 or Float16 of multigpu.exchange.codecs
-    piece  floats per message
+    Args:
+        name, comm: see Reduction.
+        n: number of floats.
+        codec: function of n and the slice that this rank sums, here the whole array.
+        piece: floats per message.
     """
 
-    spare = 0
-
-    def __init__(self, name, comm, n, wire, piece=PIECE):
-        self._name, self._comm, self._rank, self._size, self._n = name, comm, comm.rank, comm.size, n
-        self._parent, self._children = family(comm.rank, comm.size)
+    def __init__(
+        self, name: str, comm: MPI.Intracomm, n: int, codec: Callable[[int, slice], Codec], piece: int = PIECE
+    ):
+        super().__init__(name, comm, codec(n, slice(0, n)))
+        self._n = n
+        self._parent, self._children = parent_and_children(comm.rank, comm.size)
         self._piece = min(piece, n)
-        self._pieces = -(-n // self._piece)
-        self._ahead = 2 * (comm.size - 1).bit_length() + 2       # maximum pieces between sending up and receiving down
-        self._wire = wire(n, slice(0, n))
+        self._n_pieces = -(-n // self._piece)
+        self._window = 2 * (comm.size - 1).bit_length() + 2      # maximum pieces between sending up and receiving down
         self._total = np.empty(self._piece, np.float32)
-        self._terms = {rank: self._places() for rank in self._children}
-        self._sums, self._results = self._places(), self._places()
-        self.sent = 0
+        self._terms = {rank: self._message_buffers() for rank in self._children}
+        self._sums = self._message_buffers()
+        self._results = self._message_buffers()
 
-    def _places(self):
-        return [MessageBuffer(self._piece, self._wire.dtype) for _ in range(self._ahead)]
+    def _message_buffers(self) -> list[MessageBuffer]:
+        return [MessageBuffer(self._piece, self._codec.dtype) for _ in range(self._window)]
 
-    def reduce(self, array, step, mean=True):
-        """Replace the arrays of all ranks by their sum or mean."""
-        self.sent, self._wire.overflow, self._proof = 0, None, StepHeader(step, step)
-        divisor = np.float32(self._size if mean else 1)
-        terms, going_up, going_down = {}, {}, {}
-        for k in range(min(self._ahead, self._pieces)):
-            terms[k] = self._expect(k)
-        for k in range(self._pieces + self._ahead):
-            if k >= self._ahead:
-                MPI.Request.Waitall(going_up.pop(k - self._ahead))
-                MPI.Request.Waitall(going_down.pop(k - 2 * self._ahead, []))
-                going_down[k - self._ahead] = self._bring_down(array, k - self._ahead)
-            if k < self._pieces:
-                MPI.Request.Waitall(terms.pop(k))
-                going_up[k] = self._sum_up(array, k, divisor)
-            if k + self._ahead < self._pieces:
-                terms[k + self._ahead] = self._expect(k + self._ahead)
-        for requests in going_down.values():
-            MPI.Request.Waitall(requests)
-        check([self._proof], self._name, step, self._size)
+    def _reduce(self, array: np.ndarray, header: StepHeader, divisor: np.float32) -> list[StepHeader]:
+        self._header = header
+        terms: dict[int, list[MPI.Request]] = {}                 # by piece
+        sent_up: dict[int, list[MPI.Request]] = {}
+        sent_down: dict[int, list[MPI.Request]] = {}
+        for k in range(min(self._window, self._n_pieces)):
+            terms[k] = self._receive_terms(k)
+        for k in range(self._n_pieces + self._window):
+            if k >= self._window:
+                wait(sent_up.pop(k - self._window))
+                wait(sent_down.pop(k - 2 * self._window, []))
+                sent_down[k - self._window] = self._send_down(array, k - self._window)
+            if k < self._n_pieces:
+                wait(terms.pop(k))
+                sent_up[k] = self._send_up(array, k, divisor)
+            if k + self._window < self._n_pieces:
+                terms[k + self._window] = self._receive_terms(k + self._window)
+        for requests in sent_down.values():
+            wait(requests)
+        return [self._header]
 
-    def _part(self, k):
+    def _part(self, k: int) -> slice:
         return slice(k * self._piece, min((k + 1) * self._piece, self._n))
 
-    def _last(self, k):
-        return k == self._pieces - 1
+    def _is_last(self, k: int) -> bool:
+        return k == self._n_pieces - 1
 
-    def _expect(self, k):
+    def _receive_terms(self, k: int) -> list[MPI.Request]:
         """Start receiving piece k from the children; returns the requests."""
         part = self._part(k)
         return [
-            self._comm.Irecv(places[k % self._ahead].message(part.stop - part.start, self._last(k)), child, UP)
-            for child, places in self._terms.items()
+            self._receive(buffers[k % self._window].message(part.stop - part.start, self._is_last(k)), child, UP)
+            for child, buffers in self._terms.items()
         ]
 
-    def _sum_up(self, array, k, divisor):
+    def _send_up(self, array: np.ndarray, k: int, divisor: np.float32) -> list[MPI.Request]:
         """Add piece k of the children to own piece and start sending it up, or down from rank 0.
 
-        Returns the requests.
+        Returns:
+            the requests.
         """
-        part, place = self._part(k), self._sums[k % self._ahead]
-        own, total = array[part], self._total[: part.stop - part.start]
-        message = self._wire.encode(place.values(total.size), own, part)
+        part, buffer = self._part(k), self._sums[k % self._window]
+        n = part.stop - part.start
+        own, total, scratch = array[part], self._total[:n], buffer.values(n)
+        message = self._codec.encode(scratch, own, part)
         for child in self._children:
-            term = self._terms[child][k % self._ahead]
-            total = self._wire.sum([message, term.values(total.size)], total)
-            message = self._wire.result(place.values(total.size), own, total, np.float32(1), part)
-            if self._last(k):
-                self._proof = self._proof.and_(StepHeader.read(term.bytes))
+            term = self._terms[child][k % self._window]
+            total = self._codec.sum([message, term.values(n)], total)
+            message = self._codec.finish(scratch, own, total, np.float32(1), part)
+            if self._is_last(k):
+                self._header = self._header.combine(StepHeader.read(term.bytes))
         if self._parent is None:
-            message = self._wire.result(
-                place.values(total.size), own, self._wire.sum([message], total), divisor, part
-            )
-        if self._last(k):
-            self._proof = self._proof.noting(self._rank, self._wire.overflow)
-            message = place.packed(message, self._proof)
+            message = self._codec.finish(scratch, own, self._codec.sum([message], total), divisor, part)
+        if self._is_last(k):
+            self._header = self._header.with_overflow(self._rank, self._codec.overflow)
+            message = buffer.pack(message, self._header)
         if self._parent is None:
-            return self._send(message, self._children, DOWN)
-        return self._send(message, [self._parent], UP)
+            return [self._send(message, child, DOWN) for child in self._children]
+        return [self._send(message, self._parent, UP)]
 
-    def _bring_down(self, array, k):
+    def _send_down(self, array: np.ndarray, k: int) -> list[MPI.Request]:
         """Receive the result of piece k, write it to the array and start sending it to the children.
 
-        Returns the requests.
+        Returns:
+            the requests.
         """
         if self._parent is None:
             return []
-        part, place = self._part(k), self._results[k % self._ahead]
-        room = place.values(part.stop - part.start)
-        landing = room if self._last(k) else self._wire.landing(room, array[part])
-        message = place.message(room.size, True) if self._last(k) else landing
-        self._comm.Recv([message, MPI.BYTE], self._parent, DOWN)
-        requests = self._send(message, self._children, DOWN)
-        self._wire.decode(array[part], landing)
-        if self._last(k):
-            self._proof = StepHeader.read(place.bytes)
+        part, buffer = self._part(k), self._results[k % self._window]
+        scratch = buffer.values(part.stop - part.start)
+        if self._is_last(k):
+            received = scratch
+            message = buffer.message(scratch.size, True)
+        else:
+            received = message = self._codec.receive_buffer(scratch, array[part])
+        self._receive(message, self._parent, DOWN).Wait()
+        requests = [self._send(message, child, DOWN) for child in self._children]
+        self._codec.decode(array[part], received)
+        if self._is_last(k):
+            self._header = StepHeader.read(buffer.bytes)
         return requests
-
-    def _send(self, message, ranks, tag):
-        self.sent += message.nbytes * len(ranks)
-        return [self._comm.Isend([message, MPI.BYTE], rank, tag) for rank in ranks]

@@ -1,15 +1,10 @@
 """Conversion between float32 and float16, in C if a compiler is available, otherwise in NumPy.
 
-    narrow(to, values)                 to <- float16(values), rounded to nearest, ties to even
-    narrow_and_keep(to, values, lost)  to <- float16(values + lost);  lost <- the rounding error
-    widen(to, halves)                  to <- float32(halves), exact
-    add(to, halves)                    to <- to + halves, in float32
-
-The first two return whether the result contains an infinity: absolute values of 65520 and above, and infinities,
-become infinite. All arrays are contiguous and have the same length. Converting 61 million floats on one core takes
-about 15 ms in C and 200 ms in NumPy, which is as long as MPI needs to send them.
+Converting 61 million floats on one core takes about 15 ms in C and 200 ms in NumPy, which is as long as MPI needs to
+send them.
 """
 
+from abc import ABC, abstractmethod
 from functools import cache
 from pathlib import Path
 
@@ -21,60 +16,78 @@ LARGEST = np.float16(65504)                      # the largest finite float16
 SOURCE = Path(__file__).with_suffix(".c").read_text(encoding="utf-8")
 
 
-class Plain:
+class Fp16Conversions(ABC):
+    """Conversions of contiguous arrays of one length.
+
+    Values are rounded to nearest, ties to even. Absolute values of 65520 and above, and infinities, become infinite.
+    """
+
+    @abstractmethod
+    def to_fp16(self, halves: np.ndarray, values: np.ndarray) -> bool:
+        """Set halves <- float16(values); return whether one of them is infinite."""
+
+    @abstractmethod
+    def to_fp16_with_feedback(self, halves: np.ndarray, values: np.ndarray, error: np.ndarray) -> bool:
+        """Set halves <- float16(values + error), error <- the rounding error; return whether a half is infinite."""
+
+    @abstractmethod
+    def from_fp16(self, values: np.ndarray, halves: np.ndarray) -> None:
+        """Set values <- float32(halves), exact."""
+
+    @abstractmethod
+    def add_fp16(self, total: np.ndarray, halves: np.ndarray) -> None:
+        """Set total <- total + halves, in float32."""
+
+
+class NumpyConversions(Fp16Conversions):
     """Conversions in NumPy."""
 
-    @staticmethod
-    def narrow(to, values):
+    def to_fp16(self, halves: np.ndarray, values: np.ndarray) -> bool:
         with np.errstate(over="ignore"):
-            to[...] = values
-        return bool(np.isinf(to).any())
+            halves[...] = values
+        return bool(np.isinf(halves).any())
 
-    @classmethod
-    def narrow_and_keep(cls, to, values, lost):
-        lost += values
-        infinite = cls.narrow(to, lost)
+    def to_fp16_with_feedback(self, halves: np.ndarray, values: np.ndarray, error: np.ndarray) -> bool:
+        error += values
+        infinite = self.to_fp16(halves, error)
         with np.errstate(invalid="ignore"):
-            lost -= to
+            error -= halves
         return infinite
 
-    @staticmethod
-    def widen(to, halves):
-        to[...] = halves
+    def from_fp16(self, values: np.ndarray, halves: np.ndarray) -> None:
+        values[...] = halves
 
-    @staticmethod
-    def add(to, halves):
+    def add_fp16(self, total: np.ndarray, halves: np.ndarray) -> None:
         with np.errstate(invalid="ignore"):
-            to += halves
+            total += halves
 
 
-class Compiled:
+class CompiledConversions(Fp16Conversions):
     """Conversions in C, from fp16.c."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         library = compiler.load(SOURCE, "half")
         for name, letters in {"narrow": "aan", "narrow_and_keep": "aaan", "widen": "aan", "add": "aan"}.items():
-            function = getattr(library, name)
-            function.argtypes = [compiler.ARGUMENTS[letter] for letter in letters]
-            setattr(self, f"_{name}", function)
+            getattr(library, name).argtypes = [compiler.ARGUMENTS[letter] for letter in letters]
+        self._library = library
 
-    def narrow(self, to, values):
-        return bool(self._narrow(to, values, to.size))
+    def to_fp16(self, halves: np.ndarray, values: np.ndarray) -> bool:
+        return bool(self._library.narrow(halves, values, halves.size))
 
-    def narrow_and_keep(self, to, values, lost):
-        return bool(self._narrow_and_keep(to, values, lost, to.size))
+    def to_fp16_with_feedback(self, halves: np.ndarray, values: np.ndarray, error: np.ndarray) -> bool:
+        return bool(self._library.narrow_and_keep(halves, values, error, halves.size))
 
-    def widen(self, to, halves):
-        self._widen(to, halves, to.size)
+    def from_fp16(self, values: np.ndarray, halves: np.ndarray) -> None:
+        self._library.widen(values, halves, values.size)
 
-    def add(self, to, halves):
-        self._add(to, halves, to.size)
+    def add_fp16(self, total: np.ndarray, halves: np.ndarray) -> None:
+        self._library.add(total, halves, total.size)
 
 
 @cache
-def conversions():
-    """Return Compiled() if C can be compiled, otherwise Plain()."""
+def conversions() -> Fp16Conversions:
+    """Return the conversions in C, or in NumPy if C cannot be compiled."""
     try:
-        return Compiled()
+        return CompiledConversions()
     except compiler.CompileError:
-        return Plain()
+        return NumpyConversions()

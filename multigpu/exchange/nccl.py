@@ -10,101 +10,130 @@ same stream. Values that float16 cannot represent are reported to all ranks over
 Source: NVIDIA, nccl4py's Communicator (nccl.core).
 """
 
-import nccl.core as nccl
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from alexnet.config.schema import ConfigError
+from alexnet.config import Config, ConfigError
 from multigpu.communicator import DeviceInfo
-from multigpu.exchange.over_mpi import GpuArrayInterface, GpuStrategy
-from multigpu.exchange.step_header import DIGITS, Overflowed, StepHeader, check
+from multigpu.device.cuda_array import CudaArray
+from multigpu.exchange.base import STRATEGIES, ExchangeContext, Strategy
+from multigpu.exchange.mpi_strategy import GpuStrategy
+from multigpu.exchange.step_header import LANES, OverflowInfo, StepHeader, check_headers
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from multigpu.communicator import Communicator
+    from multigpu.device.cuda import CudaDevice
 
 
-def connect32(config, device, comm, shapes, warn, step=0):
-    """Return the strategy nccl32 of this rank; see multigpu.exchange for the arguments. Collective."""
-    return Nccl32("nccl32", device, comm, shapes, step)
-
-
-def connect16(config, device, comm, shapes, warn, step=0):
-    """Return the strategy nccl16 of this rank; see multigpu.exchange for the arguments. Collective."""
-    if device.on_host:
-        raise ConfigError("exchange=nccl16 rounds on the GPU, which backend=jax can; take that, or exchange=nccl32")
-    return Nccl16("nccl16", device, comm, shapes, step)
-
-
+@STRATEGIES.register("nccl32")
 class Nccl32(GpuStrategy):
-    """The strategy nccl32. Raises ConfigError if a rank has no GPU or two ranks share one."""
+    """NCCL sums in float32."""
 
-    def __init__(self, name, device, comm, shapes, step):
-        check_devices(name, device, comm, step)
+    device: CudaDevice
+    needs_gpu = True
+
+    def __init__(self, name: str, context: ExchangeContext):
+        nccl = import_nccl(name)
+        comm = context.comm
+        check_devices(name, context)
         identifier = comm.mpi.bcast(nccl.get_unique_id().as_bytes if comm.rank == 0 else None)
-        super().__init__(name, device, comm, shapes, self._add_up_in_place)
-        with device.lent():
+        super().__init__(name, context)
+        self._sum = nccl.SUM
+        with self.device.copy_stream():
             self._nccl = nccl.Communicator.init(comm.size, comm.rank, nccl.UniqueId.from_bytes(identifier))
 
-    def _add_up_in_place(self, memory):
+    @classmethod
+    def check(cls, name: str, config: Config, comm: Communicator) -> None:
+        super().check(name, config, comm)
+        import_nccl(name)
+
+    @classmethod
+    def connect(cls, context: ExchangeContext) -> Strategy:
+        return cls("nccl32", context)
+
+    def sum(self, memory: CudaArray, step: int) -> None:
         self._allreduce(memory, memory)
 
-    def _allreduce(self, source, destination):
-        with self.device.lent() as stream:
-            self._nccl.allreduce(source, destination, nccl.SUM, stream=stream)
+    def _allreduce(self, source: CudaArray | np.ndarray, destination: CudaArray) -> None:
+        with self.device.copy_stream() as stream:
+            self._nccl.allreduce(source, destination, self._sum, stream=stream)
         self.device.synchronise()
 
-    def close(self):
-        with self.device.lent():
+    def close(self) -> None:
+        with self.device.copy_stream():
             self._nccl.destroy()
         super().close()
 
 
+@STRATEGIES.register("nccl16")
 class Nccl16(Nccl32):
-    """The strategy nccl16: as Nccl32, but the sum is computed in float16."""
+    """As Nccl32, but NCCL sums in float16."""
 
-    def __init__(self, name, device, comm, shapes, step):
-        super().__init__(name, device, comm, shapes, step)
-        self._halves = device.allocate(2 * self._n)
+    def __init__(self, name: str, context: ExchangeContext):
+        super().__init__(name, context)
+        self._halves = self.device.allocate(2 * self.flat.size)
 
-    def reduce(self, step, mean=True):
-        """Replace the buffers of all ranks by their mean or sum; see average()."""
-        self._step = step
-        super().reduce(step, mean)
+    @classmethod
+    def connect(cls, context: ExchangeContext) -> Strategy:
+        if context.device.on_host:
+            raise ConfigError(
+                "exchange=nccl16 rounds on the GPU, which only backend=jax does; use backend=jax or exchange=nccl32"
+            )
+        return cls("nccl16", context)
 
-    def _add_up_in_place(self, memory):
+    def sum(self, memory: CudaArray, step: int) -> None:
         """Replace the float32 values by the sum of the ranks' float16 values; header lanes stay float32."""
         values = self.flat.array()
         rounded = values.astype(np.float16)
-        self._tell(values, rounded, False)
-        self._allreduce(rounded, GpuArrayInterface(self._halves, self._n, np.float16))
-        digits = GpuArrayInterface(self._digits, DIGITS)
-        self._allreduce(digits, digits)
-        sums = self._halves.array((self._n,), np.float16)
-        self._tell(sums, sums, True)
-        result = sums[:-DIGITS].astype(np.float32)
-        self.device.upload(self.flat.buffer, result)
-        self.device.synchronise()
+        self._check_overflow(values, rounded, step, summed=False)
+        self._allreduce(rounded, CudaArray(self._halves, (self.flat.size,), np.float16))
+        lanes = CudaArray(self._lanes, (LANES,))
+        self._allreduce(lanes, lanes)
+        sums = self._halves.array((self.flat.size,), np.float16)
+        self._check_overflow(sums, sums, step, summed=True)
+        self._set(sums[:-LANES].astype(np.float32))
 
-    def _tell(self, values, rounded, summed):
-        """Raise Overflow on all ranks if a value of any rank is infinite."""
-        infinite, proof = abs(rounded) == np.inf, StepHeader(self._step, self._step)
+    def _check_overflow(self, values: np.ndarray, rounded: np.ndarray, step: int, summed: bool) -> None:
+        """Raise Overflow on all ranks if a value of any rank is infinite in float16."""
+        infinite = abs(rounded) == np.inf
+        header = StepHeader(step, step)
         if bool(infinite.any()):
             index = int(infinite.argmax())
-            proof = proof.noting(self._comm.rank, Overflowed(summed, False, index, float(values[index])))
-        proof, *others = self._comm.mpi.allgather(proof)
-        check([proof.and_(*others)], self._name, self._step, self._comm.size)
+            header = header.with_overflow(self.comm.rank, OverflowInfo(summed, False, index, float(values[index])))
+        first, *others = self.comm.mpi.allgather(header)
+        check_headers([first.combine(*others)], self._name, step, self.comm.size)
 
-    def close(self):
+    def close(self) -> None:
         self._halves.close()
         super().close()
 
 
-def check_devices(name, device, comm, step):
+def import_nccl(name: str) -> ModuleType:
+    """Return nccl4py's module; raises ConfigError if it cannot be imported."""
+    try:
+        import nccl.core  # optional, and it loads CUDA
+    except ImportError as error:
+        remedy = '`pip install -e ".[nccl]"` installs it on a machine with CUDA'
+        raise ConfigError(f"exchange={name} needs nccl4py, which cannot be imported ({error}); {remedy}") from error
+    return nccl.core
+
+
+def check_devices(name: str, context: ExchangeContext) -> None:
     """Raise ConfigError on all ranks if a rank has no GPU, or two ranks on one machine share a GPU."""
-    devices = [info.device for info in comm.allgather(DeviceInfo(step, device.name))]
+    comm = context.comm
+    devices = [info.device for info in comm.allgather(DeviceInfo(context.step, context.device.name))]
     places = list(zip(comm.hosts, devices, strict=True))
-    for rank, (host, where) in enumerate(places):
-        if where == "cpu":
+    for rank, (host, device) in enumerate(places):
+        if device == "cpu":
             raise ConfigError(f"exchange={name} needs a GPU for each rank, but rank {rank} on {host} computes on cpu")
-        first = places.index((host, where))
+        first = places.index((host, device))
         if first != rank:
             raise ConfigError(
-                f"exchange={name} needs a GPU for each rank, because NCCL refuses to serve two ranks on one: "
-                f"ranks {first} and {rank} both have {where} on {host}"
+                f"exchange={name} needs a GPU for each rank, because NCCL does not support two ranks on one GPU: "
+                f"ranks {first} and {rank} both have {device} on {host}"
             )

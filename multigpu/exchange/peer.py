@@ -22,69 +22,116 @@ which halves the memory traffic.
 Source: Ding et al. 2014, sections 2.2 and 4.3, figure 2.
 """
 
-from alexnet.config.schema import ConfigError
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from alexnet.config import Config, ConfigError
 from multigpu.communicator import BufferHandle, Closed, DeviceInfo, Done, Reachability
-from multigpu.device import MOST_SOURCES, DeviceError
+from multigpu.device import MAX_SOURCES, Buffer, Device, DeviceError
 from multigpu.device.host import HostDevice
-from multigpu.exchange import Strategy
+from multigpu.exchange.base import STRATEGIES, ExchangeContext, Strategy
 from multigpu.exchange.flat_buffer import FlatBuffer
+
+if TYPE_CHECKING:
+    from multigpu.communicator import Communicator
 
 UNIT = 256                                       # bytes: slices start at multiples of this
 
 
-def connect(config, device, comm, shapes, warn, step=0):
-    """Return the Peer strategy of this worker; see multigpu.exchange for the arguments. Collective.
+@STRATEGIES.register("peer")
+class Peer(Strategy):
+    """Averages by access to the flat buffers of all workers.
 
-    If a worker cannot access another worker's memory, all workers exchange through host memory and rank 0 warns once.
+    Args:
+        mesh: these buffers.
+        kind: how they are averaged.
     """
-    if comm.size > MOST_SOURCES:
-        raise ConfigError(f"exchange=peer takes up to {MOST_SOURCES} workers, got {comm.size}")
-    mesh, obstacle = open_mesh(device, comm, shapes, step)
-    if obstacle:
-        if comm.rank == 0:
-            warn(f"{obstacle}; the workers exchange through the host's memory instead, which is slower")
-        mesh, obstacle = open_mesh(HostDevice(device.on_host), comm, shapes, step)
-    if obstacle:
-        raise DeviceError(obstacle)
-    return Peer(mesh, PairwiseAverage if comm.size == 2 and mesh.device.name != "cpu" else ShardedAverage)
+
+    needs_mpi = False
+    one_machine = True
+    preference = 2
+
+    def __init__(self, mesh: Mesh, kind: type[PairwiseAverage] | type[ShardedAverage]):
+        super().__init__(mesh.flat)
+        self._mesh = mesh
+        self._average = kind(mesh.device, mesh.comm, mesh.flat.buffer, mesh.others)
+
+    @classmethod
+    def check(cls, name: str, config: Config, comm: Communicator) -> None:
+        super().check(name, config, comm)
+        if comm.size > MAX_SOURCES:
+            raise ConfigError(f"exchange={name} supports up to {MAX_SOURCES} workers, got {comm.size}")
+
+    @classmethod
+    def connect(cls, context: ExchangeContext) -> Strategy:
+        """Open the buffers of all workers. Collective.
+
+        If a worker cannot access another worker's memory, all workers exchange through host memory and rank 0 warns
+        once.
+        """
+        device, comm = context.device, context.comm
+        mesh, obstacle = open_mesh(device, comm, context.shapes, context.step)
+        if obstacle:
+            if comm.rank == 0:
+                context.warn(f"{obstacle}; the workers exchange through the host's memory instead, which is slower")
+            mesh, obstacle = open_mesh(HostDevice(device.on_host), comm, context.shapes, context.step)
+        if mesh is None:
+            raise DeviceError(obstacle)
+        return cls(mesh, PairwiseAverage if comm.size == 2 and mesh.device.name != "cpu" else ShardedAverage)
+
+    def average(self, step: int) -> None:
+        self._average.average(step)
+
+    def close(self) -> None:
+        self._mesh.close()
 
 
-def open_mesh(device, comm, shapes, step):
+def open_mesh(
+    device: Device, comm: Communicator, shapes: Sequence[tuple[int, ...]], step: int
+) -> tuple[Mesh | None, str | None]:
     """Return (Mesh on the device, None), or (None, reason) if it cannot be opened; the same in all workers."""
-    devices = [on.device for on in comm.allgather(DeviceInfo(step, device.name))]
-    obstacle = agree(comm, step, next(filter(None, map(device.can_reach, devices)), None))
+    devices = [info.device for info in comm.allgather(DeviceInfo(step, device.name))]
+    obstacle = first_obstacle(comm, step, next(filter(None, map(device.can_reach, devices)), None))
     if obstacle:
         return None, obstacle
     mesh = Mesh(device, comm, shapes, step)
-    obstacle = agree(comm, step, mesh.open())
+    obstacle = first_obstacle(comm, step, mesh.open())
     if obstacle:
         mesh.close()
-    return (None if obstacle else mesh), obstacle
+        return None, obstacle
+    return mesh, None
 
 
-def agree(comm, step, sentence):
-    """Return the reason of the first worker that reports one, or None. Collective."""
-    return next(filter(None, (reach.reason for reach in comm.allgather(Reachability(step, sentence)))), None)
+def first_obstacle(comm: Communicator, step: int, obstacle: str | None) -> str | None:
+    """Return the obstacle of the first worker that has one, or None. Collective."""
+    return next(filter(None, (reach.reason for reach in comm.allgather(Reachability(step, obstacle)))), None)
 
 
 class PairwiseAverage:
     """Averaging for two workers: each copies the other's whole buffer, then averages both (figure 2).
 
-    own     this worker's buffer
-    others  {rank: opened buffer}, with one entry
+    Args:
+        device: holds the buffers.
+        comm: connects the two workers.
+        own: this worker's buffer.
+        others: {rank: opened buffer}, with one entry.
     """
 
-    def __init__(self, device, comm, own, others):
-        self._device, self._comm, self._own = device, comm, own
+    def __init__(self, device: Device, comm: Communicator, own: Buffer, others: Mapping[int, Buffer]):
+        self._device = device
+        self._comm = comm
+        self._own = own
         ((rank, self._other),) = others.items()
         self._received = device.allocate(own.nbytes)
         self._both = [own, self._received] if comm.rank < rank else [self._received, own]
 
-    def average(self, step):
+    def average(self, step: int) -> None:
         """Replace both buffers by their mean. Called after Ready; sends Done before it returns."""
         self._device.copy(self._received, self._other)
         self._device.synchronise()
-        self._comm.allgather(Done(step))          # until Done, the other worker must not modify its buffer
+        self._comm.allgather(Done(step))         # until Done, the other worker must not modify its buffer
         self._device.mean(self._own, self._both)
 
 
@@ -93,75 +140,72 @@ class ShardedAverage:
 
     Slices are disjoint, so the average needs no internal synchronisation. The host reads the other buffers in place;
     a GPU copies them first.
+
+    Args:
+        device, comm, own, others: see PairwiseAverage.
     """
 
-    def __init__(self, device, comm, own, others):
-        self._device, self._comm = device, comm
-        place = share(own.nbytes, comm.rank, comm.size)
-        self._mine, self._theirs = own.part(*place), {rank: other.part(*place) for rank, other in others.items()}
-        self._received = {} if device.name == "cpu" else {rank: device.allocate(place[1]) for rank in others}
-        sources = self._theirs | self._received | {comm.rank: self._mine}
+    def __init__(self, device: Device, comm: Communicator, own: Buffer, others: Mapping[int, Buffer]):
+        self._device = device
+        self._comm = comm
+        offset, nbytes = slice_of(own.nbytes, comm.rank, comm.size)
+        self._own = own.part(offset, nbytes)
+        self._others = {rank: other.part(offset, nbytes) for rank, other in others.items()}
+        self._received: dict[int, Buffer] = {}
+        if device.name != "cpu":
+            self._received = {rank: device.allocate(nbytes) for rank in others}
+        sources = self._others | self._received | {comm.rank: self._own}
         self._sources = [sources[rank] for rank in sorted(sources)]
 
-    def average(self, step):
+    def average(self, step: int) -> None:
         """Replace all buffers by their mean. Called after Ready; sends Done before it returns."""
         for rank, received in self._received.items():
-            self._device.copy(received, self._theirs[rank])
-        self._device.mean(self._mine, self._sources, also=list(self._theirs.values()))
+            self._device.copy(received, self._others[rank])
+        self._device.mean(self._own, self._sources, also=list(self._others.values()))
         self._device.synchronise()
         self._comm.allgather(Done(step))
 
 
-def share(nbytes, rank, size):
-    """Return (offset, size) in bytes of a worker's slice of a buffer."""
+def slice_of(nbytes: int, rank: int, size: int) -> tuple[int, int]:
+    """Return the offset and the size, in bytes, of a worker's slice of a buffer."""
     units = nbytes // UNIT
-    first, end = (UNIT * (units * each // size) for each in (rank, rank + 1))
+    first = UNIT * (units * rank // size)
+    end = UNIT * (units * (rank + 1) // size)
     return first, end - first
-
-
-class Peer(Strategy):
-    """The strategy `peer`; created by connect().
-
-    mesh  the Mesh of flat buffers
-    kind  PairwiseAverage or ShardedAverage
-    """
-
-    def __init__(self, mesh, kind):
-        self.device, self.flat, self._mesh = mesh.device, mesh.flat, mesh
-        self._kind = kind(mesh.device, mesh.comm, mesh.flat.buffer, mesh.others)
-
-    def average(self, step):
-        self._kind.average(step)
-
-    def close(self):
-        self._mesh.close()
 
 
 class Mesh:
     """One flat buffer per worker, opened by all workers.
 
-    `flat` is this worker's buffer; `others` is {rank: opened buffer of that worker}.
+    Attributes:
+        flat: this worker's buffer.
+        others: {rank: opened buffer of that worker}.
     """
 
-    def __init__(self, device, comm, shapes, step):
-        self.device, self.comm, self._step = device, comm, step
-        self.flat, self.others = FlatBuffer(device, shapes), {}
+    def __init__(self, device: Device, comm: Communicator, shapes: Sequence[tuple[int, ...]], step: int):
+        self.device = device
+        self.comm = comm
+        self._step = step
+        self.flat = FlatBuffer(device, shapes)
+        self.others: dict[int, Buffer] = {}
 
-    def open(self):
-        """Export own buffer and open those of all other workers.
+    def open(self) -> str | None:
+        """Export own buffer and open those of all other workers. Collective.
 
-        Returns None, or the reason why this worker cannot open a buffer.
+        Returns:
+            None, or the reason why this worker cannot open a buffer.
         """
-        exports = enumerate(self.comm.allgather(BufferHandle(self._step, self.flat.buffer.handle)))
+        handles = self.comm.allgather(BufferHandle(self._step, self.flat.buffer.handle))
         try:
-            for rank, export in exports:
+            for rank, message in enumerate(handles):
                 if rank != self.comm.rank:
-                    self.others[rank] = self.device.open(export.handle)
+                    self.others[rank] = self.device.open(message.handle)
         except DeviceError as error:
             return str(error)
+        return None
 
-    def close(self):
-        """Close the buffers of the others, wait until the others have closed this one, then free it."""
+    def close(self) -> None:
+        """Close the buffers of the others, wait until the others have closed this one, then free it. Collective."""
         for buffer in self.others.values():
             buffer.close()
         self.comm.allgather(Closed(self._step))

@@ -2,14 +2,17 @@
 
 An MPI library can return wrong sums without an error; Open MPI's default collectives did so on two hosts. Each
 reduction therefore carries the step number and a one in the messages that carry its values. The ones add up to the
-number of ranks. With float16 on the wire, the header also carries the first value that float16 cannot represent, so
-that all ranks raise the same error.
+number of ranks. With float16 messages, the header also carries the first value that float16 cannot represent, so that
+all ranks raise the same error.
 
 A StepHeader occupies 64 bytes of integers in a message, whatever the dtype of the values. If MPI or NCCL computes the
-sum, the array carries header lanes (digits) instead. These are float32 and exact, because each digit of the step is
-below 64. The sums of the digits and of their squares show whether all ranks have the same step.
+sum, the array carries header lanes instead: floats that are exact, because each digit of the step is below 64. The sums
+of the digits and of their squares show whether all ranks have the same step.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from struct import Struct
 from typing import NamedTuple
 
@@ -18,112 +21,119 @@ import numpy as np
 from alexnet.training.loop import Diverged
 from multigpu.communicator import DesyncError
 
-LAYOUT = Struct("=qqqq??xxxxxxqd8x")             # the fields of StepHeader and Overflowed
-BYTES = LAYOUT.size
-NOBODY = 1 << 40                                 # higher than any rank
+LAYOUT = Struct("=qqqq??xxxxxxqd8x")             # the fields of StepHeader and OverflowInfo
+HEADER_BYTES = LAYOUT.size
+NO_RANK = 1 << 40                                # higher than any rank
 
-BASE, PLACES = 64, 5                             # base and number of digits: 2**30 steps, exact for up to 4,000 ranks
-DIGITS = 16                                      # floats: a one, the digits, their squares, zeros
+BASE = 64                                        # of the digits: exact for up to 4,000 ranks
+N_DIGITS = 5                                     # 2**30 steps
+LANES = 16                                       # floats: a one, the digits, their squares, zeros
 
 
 class Overflow(Diverged):
     """A value does not fit into float16. The message names the rank and the value."""
 
 
-class Overflowed(NamedTuple):
+class OverflowInfo(NamedTuple):
     """A value that float16 cannot represent.
 
-    summed  True: the value combines the values of several ranks; False: it is the rank's own value
-    mean    if summed: True for a mean, False for a sum
-    index   of the element in the concatenation of all arrays
+    Attributes:
+        summed: True: the value combines the values of several ranks; False: it is the rank's own value.
+        mean: if summed, True for a mean, False for a sum.
+        element: its index in the concatenation of all arrays.
+        value: itself.
     """
 
     summed: bool
     mean: bool
-    index: int
+    element: int
     value: float
 
 
 class StepHeader(NamedTuple):
     """State of a reduction, as known to one rank or combined over several ranks.
 
-    first, last   the smallest and the largest step of these ranks
-    ones          the number of ranks
-    rank          the lowest rank with a value that float16 cannot represent; 1 << 40 if there is none
-    overflowed    that value
+    Attributes:
+        first: the smallest step of these ranks.
+        last: the largest step of these ranks.
+        ones: the number of ranks.
+        rank: the lowest rank with a value that float16 cannot represent, or NO_RANK.
+        overflow: that value.
     """
 
     first: int
     last: int
     ones: int = 1
-    rank: int = NOBODY
-    overflowed: Overflowed = Overflowed(False, False, 0, 0.0)
+    rank: int = NO_RANK
+    overflow: OverflowInfo = OverflowInfo(False, False, 0, 0.0)
 
-    def and_(self, *others):
+    def combine(self, *others: StepHeader) -> StepHeader:
         """Return the combination of this header and the others."""
-        all_of_them = (self, *others)
-        return StepHeader(
-            min(each.first for each in all_of_them), max(each.last for each in all_of_them),
-            sum(each.ones for each in all_of_them), *min(each[3:] for each in all_of_them),
-        )
+        headers = (self, *others)
+        first = min(header.first for header in headers)
+        last = max(header.last for header in headers)
+        return StepHeader(first, last, sum(header.ones for header in headers), *min(header[3:] for header in headers))
 
-    def noting(self, rank, overflowed):
-        """Return the header with an overflow of this rank added, or unchanged if overflowed is None."""
-        return self if overflowed is None else self.and_(StepHeader(self.first, self.last, 0, rank, overflowed))
+    def with_overflow(self, rank: int, overflow: OverflowInfo | None) -> StepHeader:
+        """Return the header with an overflow of this rank added, or unchanged if overflow is None."""
+        return self if overflow is None else self.combine(StepHeader(self.first, self.last, 0, rank, overflow))
 
-    def write(self, place):
-        """Write the header to the first BYTES of a uint8 array."""
-        LAYOUT.pack_into(place, 0, *self[:4], *self.overflowed)
+    def write(self, message: np.ndarray) -> None:
+        """Write the header to the first HEADER_BYTES of a uint8 array."""
+        LAYOUT.pack_into(message, 0, *self[:4], *self.overflow)
 
     @classmethod
-    def read(cls, place):
-        """Read a header from the first BYTES of a uint8 array."""
-        first, last, ones, rank, *overflowed = LAYOUT.unpack_from(place)
-        return cls(first, last, ones, rank, Overflowed(*overflowed))
+    def read(cls, message: np.ndarray) -> StepHeader:
+        """Read a header from the first HEADER_BYTES of a uint8 array."""
+        first, last, ones, rank, *overflow = LAYOUT.unpack_from(message)
+        return cls(first, last, ones, rank, OverflowInfo(*overflow))
 
 
-def check(proofs, name, step, size):
+def check_headers(headers: Sequence[StepHeader], name: str, step: int, size: int) -> None:
     """Check the headers of a reduction.
 
     Raises:
         DesyncError: a header does not have this step and number of ranks.
         Overflow: a rank had a value that float16 cannot represent.
     """
-    for proof in proofs:
-        if (proof.first, proof.last, proof.ones) != (step, step, size):
-            steps = f"step {proof.first}" if proof.first == proof.last else f"steps {proof.first} to {proof.last}"
-            raise out_of_step(name, f"step {step} of {size} ranks", f"{steps} of {proof.ones} ranks")
-    rank, (summed, mean, index, value) = proofs[0].and_(*proofs[1:])[3:]
-    if rank != NOBODY:
-        whose = f"the {'mean' if mean else 'sum'} that rank {rank} made" if summed else f"a value of rank {rank}"
+    for header in headers:
+        if (header.first, header.last, header.ones) != (step, step, size):
+            same = header.first == header.last
+            steps = f"step {header.first}" if same else f"steps {header.first} to {header.last}"
+            raise mismatch(name, step, size, f"{steps} of {header.ones} ranks")
+    rank, (summed, mean, element, value) = headers[0].combine(*headers[1:])[3:]
+    if rank != NO_RANK:
+        source = f"the {'mean' if mean else 'sum'} that rank {rank} computed" if summed else f"a value of rank {rank}"
         raise Overflow(
-            f"exchange={name}: float16 holds numbers up to 65504, but in step {step} {whose} is {value:.9g} (element "
-            f"{index}); lower the learning_rate, or take a strategy with float32 on the wire"
+            f"exchange={name}: float16 holds numbers up to 65504, but in step {step} {source} is {value:.9g} (element "
+            f"{element}); lower the learning_rate, or use a strategy that sends float32"
         )
 
 
-def write_digits(place, step):
-    """Write the header lanes of the step into a float32 array of DIGITS elements."""
-    digits = digits_of(step)
-    place[:] = 0
-    place[0], place[1 : 1 + PLACES], place[1 + PLACES : 1 + 2 * PLACES] = 1, digits, digits**2
+def write_lanes(lanes: np.ndarray, step: int) -> None:
+    """Write the header lanes of the step into a float32 array of LANES elements."""
+    values = lane_values(step)
+    lanes[: values.size] = values
+    lanes[values.size :] = 0
 
 
-def check_digits(place, name, step, size):
+def check_lanes(lanes: np.ndarray, name: str, step: int, size: int) -> None:
     """Raise DesyncError unless the array contains the summed header lanes of `size` ranks at this step."""
-    digits = digits_of(step)
-    expected = size * np.concatenate([[1], digits, digits**2])
-    found = np.asarray(place[: len(expected)], np.float64)
+    expected = size * lane_values(step)
+    found = np.asarray(lanes[: expected.size], np.float64)
     if not np.array_equal(found, expected):
-        raise out_of_step(name, f"step {step} of {size} ranks", f"{found[0]:g} ranks whose steps are not the same")
+        raise mismatch(name, step, size, f"{found[0]:g} ranks whose steps are not the same")
 
 
-def digits_of(step):
-    return step // BASE ** np.arange(PLACES) % BASE
+def lane_values(step: int) -> np.ndarray:
+    """Return a one, the digits of the step, and their squares."""
+    digits = step // BASE ** np.arange(N_DIGITS) % BASE
+    return np.concatenate([[1], digits, digits**2])
 
 
-def out_of_step(name, expected, found):
+def mismatch(name: str, step: int, size: int, found: str) -> DesyncError:
+    """Return the error of a reduction that found other steps or ranks."""
     return DesyncError(
-        f"exchange={name} expected {expected}, got {found}: the ranks are out of step or MPI lost data; restart from a "
-        "checkpoint, with Open MPI using --mca coll ^han"
+        f"exchange={name} expected step {step} of {size} ranks, got {found}: the ranks are out of step or MPI lost "
+        "data; restart from a checkpoint, with Open MPI using --mca coll ^han"
     )

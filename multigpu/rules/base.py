@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from alexnet.config import DEFAULTS, Config, ConfigError, Registry, Section, read_settings
+from alexnet.config import Config, ConfigError, Registry, Section
+from alexnet.config.unused import check_unused_settings
 from alexnet.training.base import Synchronizer
 
 if TYPE_CHECKING:
@@ -95,24 +96,9 @@ def check_rule(config: Config) -> Rule:
         ConfigError: there is no such rule, settings contradict it, or a setting of another rule is given.
     """
     rule = RULES.find(config.rule)()
-    check_unused_settings(config, rule)
+    check_unused_settings(config, "rule", config.rule, rule, RULES)
     rule.check(config)
     return rule
-
-
-def check_unused_settings(config: Config, rule: Rule) -> None:
-    """Raise ConfigError if a setting that only another rule reads differs from its default."""
-    defaults = read_settings(DEFAULTS)
-    for name, other in RULES.items():
-        for kind in other.settings:
-            if kind not in rule.settings:
-                for setting, value in config.section(kind).model_dump(mode="json").items():
-                    default = defaults.get(setting, kind.model_fields[setting].default)
-                    if value != default:
-                        raise ConfigError(
-                            f"{setting} is a setting of rule={name}, so with rule={config.rule} it must stay "
-                            f"{default}, got {value}"
-                        )
 
 
 def role_of(rule: Rule, config: Config, comm: Communicator) -> Role:

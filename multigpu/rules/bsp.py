@@ -30,7 +30,7 @@ from alexnet.config import Config, ConfigError, Section
 from alexnet.config.fields import Count
 from alexnet.training.base import StepResult, Synchronizer
 from multigpu.communicator import Ready, SyncRemaining, TimingReport, total, verify_consistency
-from multigpu.exchange import ExchangeSettings, Strategy, strategy_of
+from multigpu.exchange import ExchangeContext, ExchangeSettings, Strategy, strategy_of, strategy_settings
 from multigpu.rules.base import RULES, Rule
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class BspSettings(Section):
 class BspRule(Rule):
     """All workers exchange after each step, or after each average_every steps."""
 
-    settings = (BspSettings, ExchangeSettings)
+    settings = (BspSettings, ExchangeSettings, *strategy_settings())
     needs_mpi = False
     synchronous = True
 
@@ -103,11 +103,11 @@ class BspRule(Rule):
         verify_consistency(config, network, device, comm, step)
         what = exchanged(config, comm)
         settings = config.section(BspSettings)
-        open_strategy = strategy_of(config, comm)
-        groups = [
-            ParameterGroup(variables, open_strategy(config, device, comm, shapes_of(variables), recorder.warn, step))
-            for variables in groups_of(what, network) if variables
-        ]
+        strategy = strategy_of(config, comm)
+        groups = []
+        for variables in filter(None, groups_of(what, network)):
+            context = ExchangeContext(config, device, comm, shapes_of(variables), recorder.warn, step)
+            groups.append(ParameterGroup(variables, strategy.connect(context)))
         rates = comm.size if settings.sync == "cdd" else 1
         return Bsp(network, groups, what, comm, recorder, settings.average_every, rates)
 

@@ -11,7 +11,8 @@ from alexnet.training.updates import adadelta, adagrad, momentum_sgd, nesterov, 
 from multigpu.device import open_device
 from multigpu.rules import bsp
 from multigpu.rules.single import SingleWorker
-from tests.multigpu.exchange_doubles import Listening, Smallest, made_batch
+from tests.multigpu.exchange.fakes import FakeRecorder
+from tests.multigpu.exchange.workers import SmallNetwork, synthetic_batch
 from tests.tiny import settings
 
 UPDATES = {
@@ -37,13 +38,13 @@ def train(comm, steps, changes, factor=1.0, parts=1, update="momentum", stop_at=
     parts    number of batches that a rank combines into one
     stop_at  {rank: first step at which a stop is requested}
     """
-    network = Network(Smallest(np.random.default_rng(0)), np.zeros((3, 6, 6), "float32"), UPDATES[update], "cpu",
+    network = Network(SmallNetwork(np.random.default_rng(0)), np.zeros((3, 6, 6), "float32"), UPDATES[update], "cpu",
                       crop=False)
     trained = Trained({}, [], [], [])
     with open_device("cpu") as device, join(comm, device, network, changes) as exchange:
         for step in range(1, steps + 1):
             rate = np.float32(factor * (0.02 if 2 * step <= steps else 0.002))
-            cost, error = exchange.step(*made_batch(step, comm.rank, comm.size, parts), rate=rate)
+            cost, error = exchange.step(*synthetic_batch(step, comm.rank, comm.size, parts), rate=rate)
             stop = step >= (stop_at or {}).get(comm.rank, steps + 1)
             agreed = exchange.after_step(step, cost, error, rate, stop, step == steps)
             state = {name: np.array(array) for name, array in network.get_state().items()}
@@ -62,7 +63,7 @@ def join(comm, device, network, changes):
     if comm.size == 1:
         return SingleWorker(network)
     config = settings("none", "none", **changes)
-    return bsp.BspRule().connect(config, network, device, comm, Listening())
+    return bsp.BspRule().connect(config, network, device, comm, FakeRecorder())
 
 
 def together(comm, steps, parts, factor=1.0, update="momentum"):

@@ -12,7 +12,7 @@ from unittest import mock
 
 import numpy as np
 
-from multigpu.device import DeviceError, open_device
+from multigpu.device import DeviceError, jax_bridge, open_device
 from multigpu.process import CONTEXT, end, environment
 from tests import cuda_emulator
 
@@ -137,9 +137,9 @@ class Toolbox:
 
     def split_by_jax(self, array, shapes):
         """Split a jax.Array as CudaDevice.unpack() does on a GPU; return the pieces, and whether any is its memory."""
-        cuda, jax = map(importlib.import_module, ("multigpu.device.cuda", "jax"))
+        jax = importlib.import_module("jax")
         flat = jax.numpy.asarray(array)
-        pieces = cuda.jax_split(flat, shapes)
+        pieces = jax_bridge.jax_split(flat, shapes)
         memory = range(flat.unsafe_buffer_pointer(), flat.unsafe_buffer_pointer() + flat.nbytes)
         return [np.asarray(each) for each in pieces], any(each.unsafe_buffer_pointer() in memory for each in pieces)
 

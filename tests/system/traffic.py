@@ -9,13 +9,13 @@ import sys
 
 import numpy as np
 
-from tests.multigpu.strategy_tasks import reduction_of
+from tests.multigpu.exchange.ranks import padded, reduction_of
 from tests.system.two_hosts import sent
 
 
 def measure(comm, name, n, step):
     reduction = reduction_of(name, comm, n)
-    array = np.full(n + reduction.spare, comm.rank, np.float32)
+    array = padded(name, np.full(n, comm.rank, np.float32))
     comm.Barrier()
     before = sent()
     reduction.reduce(array, step)

@@ -12,7 +12,7 @@ import pytest
 
 from multigpu.device import DeviceError, open_device
 from multigpu.device.handles import HostHandle
-from multigpu.device.host import PIECE, HostDevice
+from multigpu.device.host import BLOCK, HostDevice
 from tests.mpi import orphans
 from tests.multigpu.device_doubles import Process
 
@@ -180,7 +180,7 @@ class TestEveryDevice:
         with pytest.raises(ValueError, match="cannot copy 8 bytes to a buffer of 9"):
             device.copy(device.allocate(9), source)
 
-    @pytest.mark.parametrize("length", [1, 2, 255, 257, PIECE - 1, PIECE, PIECE + 1, 70_000])
+    @pytest.mark.parametrize("length", [1, 2, 255, 257, BLOCK - 1, BLOCK, BLOCK + 1, 70_000])
     @pytest.mark.parametrize("n", [1, 2, 3, 4, 16])
     def test_mean_is_the_formula_to_the_bit_on_each_device(self, device, rng, n, length):
         # all magnitudes, including subnormal numbers
@@ -503,7 +503,7 @@ class TestJax:
 
     def test_jax_that_sees_no_gpu_is_told(self, toolbox_with_jax):
         device = toolbox_with_jax.open_for_jax()
-        with pytest.raises(DeviceError, match=r"JAX sees no GPU \(.*`pip install -e \"\.\[cuda\]\"`"):
+        with pytest.raises(DeviceError, match=r"JAX finds no GPU \(.*`pip install -e \"\.\[cuda\]\"`"):
             device.allocate(16).array((4,), "float32")
 
     @pytest.mark.skipif(find_spec("jax_plugins") is not None, reason="JAX may be installed with CUDA here")
@@ -521,7 +521,7 @@ def test_unknown_device_is_refused(name):
 @pytest.mark.parametrize("module, cure", [
     ("", r'cuda0 needs PyCUDA, which is not installed .*`pip install -e "\.\[cuda\]"`'),
     ("raise ImportError('libcuda.so.1: cannot open shared object file')",
-     "cuda0 needs a CUDA driver, which is not there .*libcuda.so.1.*install NVIDIA's driver"),
+     "cuda0 needs a CUDA driver, which is not installed .*libcuda.so.1.*install NVIDIA's driver"),
 ])
 def test_gpu_without_pycuda_or_driver_is_refused_with_the_cure(monkeypatch, tmp_path, module, cure):
     (tmp_path / "pycuda").mkdir()

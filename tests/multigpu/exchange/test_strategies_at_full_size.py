@@ -9,6 +9,6 @@ pair = team_of(2)                                # a separate team: no other ran
 
 
 @pytest.mark.parametrize("name", ["ar", "asa32", "asa16", "copper", "copper16"])
-def test_a_mean_of_all_of_alexnet_is_right_to_the_bit(pair, name):
-    found = pair.run("tests.multigpu.strategy_tasks:reduce_alexnet", name, 60_965_224, seconds=300)
+def test_mean_of_alexnet_is_bit_exact(pair, name):
+    found = pair.run("tests.multigpu.exchange.ranks:reduce_alexnet", name, 60_965_224, seconds=300)
     assert results(found) == [True, True]

@@ -1,11 +1,10 @@
-"""Worker processes for the tests of the exchange: a team of connected processes that run tasks for the test.
+"""Connected worker processes for the tests of rule bsp and strategy peer, and the tasks that they run.
 
 A task is a function task(seat, *arguments). Each process runs it and returns its result to the test.
 """
 
 import os
 import pkgutil
-import signal
 import sys
 import time
 import zlib
@@ -16,10 +15,8 @@ from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
-import pytensor
 
 from alexnet.nn.layers import Conv, Dense, Flatten, Sequential
-from alexnet.run.recorder import WorkerRecorder
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
 from multigpu.communicator import PipeCommunicator
@@ -28,10 +25,10 @@ from multigpu.exchange import peer
 from multigpu.process import CONTEXT, end, environment, pipes_between, start
 from multigpu.rules import bsp
 from multigpu.rules.single import SingleWorker
+from tests.multigpu.exchange.fakes import CountingPipe, FakeNetwork, FakeRecorder, KillingPipe, random_arrays
 from tests.tiny import settings
 
 BATCH, CLASSES, RATE = 4, 3, np.float32(0.05)
-SHAPES = {"W": (7, 5), "b": (5,), "scalar": (), "V": (3, 33, 11)}
 
 
 # ---- processes
@@ -60,7 +57,7 @@ class Team:
             for rank in range(self.size):
                 pipe, theirs = CONTEXT.Pipe()
                 self.pipes.append(pipe)
-                self.processes.append(CONTEXT.Process(target=sit, args=(rank, ends[rank], theirs)))
+                self.processes.append(CONTEXT.Process(target=serve, args=(rank, ends[rank], theirs)))
                 start(self.processes[-1], threads=1)
                 theirs.close()
         for pipes in ends.values():              # close our copies: otherwise a worker's death causes no EOF
@@ -98,7 +95,7 @@ class Team:
         self.pipes, self.processes = [], []
 
 
-def sit(rank, pipes, control):
+def serve(rank, pipes, control):
     """Main function of a worker process: run tasks until the test closes the pipe."""
     try:
         while True:
@@ -113,54 +110,17 @@ def sit(rank, pipes, control):
         return
 
 
-class Listening(WorkerRecorder):
-    """A recorder that passes warnings to a callback."""
-
-    def __init__(self, warn=print):
-        super().__init__(0)
-        self.warn = warn
-
-
-class Watched:
-    """A pipe end that counts messages by type and refuses to send while copies are pending."""
-
-    def __init__(self, pipe, pending, sent):
-        self._pipe, self._pending, self._sent = pipe, pending, sent
-        self.recv, self.fileno = pipe.recv, pipe.fileno
-
-    def send(self, message):
-        left = self._pending()
-        if left:
-            raise RuntimeError(f"{type(message).__name__} is sent while {left} copies are under way")
-        self._sent[type(message).__name__] += 1
-        self._pipe.send(message)
-
-
-class Mortal:
-    """A pipe end of a worker that kills itself instead of sending its message number `left[0]`."""
-
-    def __init__(self, pipe, left):
-        self._pipe, self._left = pipe, left
-        self.recv, self.fileno = pipe.recv, pipe.fileno
-
-    def send(self, message):
-        if not self._left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self._left[0] -= 1
-        self._pipe.send(message)
-
-
-def watched(seat, sent):
+def counting(seat, sent):
     """Return a PipeCommunicator with counted messages; with emulated GPUs it also checks for pending copies."""
     emulated = os.environ.get("EMUCUDA_DEVICES")
     pending = pkgutil.resolve_name("tests.cuda_emulator:pending") if emulated else lambda: 0
-    return PipeCommunicator(seat.rank, {other: Watched(pipe, pending, sent) for other, pipe in seat.pipes.items()})
+    return PipeCommunicator(seat.rank, {other: CountingPipe(pipe, pending, sent) for other, pipe in seat.pipes.items()})
 
 
 # ---- training
 
 
-class Smallest(Sequential):
+class SmallNetwork(Sequential):
     """Three layers for images of 3 x 6 x 6."""
 
     channels, image_size = 3, 6
@@ -193,7 +153,7 @@ def train(seat, devices, steps, changes, parts=1, stop_at=None, backend="cpu"):
     on_host = network.computes_on_host
     with open_device(devices[seat.rank], on_host) as device, join(seat, device, network, trained, changes) as exchange:
         for step in range(1, steps + 1):
-            inputs = made_batch(step, seat.rank, seat.size, parts)
+            inputs = synthetic_batch(step, seat.rank, seat.size, parts)
             cost, error = exchange.step(*inputs, rate=RATE)
             stop = step >= (stop_at or {}).get(seat.rank, steps + 1)
             agreed = exchange.after_step(step, cost, error, RATE, stop, step == steps)
@@ -211,7 +171,7 @@ def arrays_in_place(seat, steps):
     with open_device("cpu") as device, join(seat, device, network, trained, {}) as exchange:
         flat = exchange._groups[0].strategy._mesh.flat.array()
         for step in range(1, steps + 1):
-            cost, error = exchange.step(*made_batch(step, seat.rank, seat.size, 1), rate=RATE)
+            cost, error = exchange.step(*synthetic_batch(step, seat.rank, seat.size, 1), rate=RATE)
             arrays = {each.name: each.get_value(borrow=True) for each in network.parameters_and_velocities}
             found.append({name for name, array in arrays.items() if np.shares_memory(array, flat)})
             exchange.after_step(step, cost, error, RATE, False, True)
@@ -223,17 +183,17 @@ def join(seat, device, network, trained, changes):
     if seat.size == 1:
         return SingleWorker(network)
     config = settings("none", "none", **changes)
-    comm = watched(seat, trained.sent)
-    return bsp.BspRule().connect(config, network, device, comm, Listening(trained.warnings.append))
+    comm = counting(seat, trained.sent)
+    return bsp.BspRule().connect(config, network, device, comm, FakeRecorder(trained.warnings.append))
 
 
 def make_network(backend="cpu"):
     """Return a network with the same initial weights on every call."""
-    model, rule = Smallest(np.random.default_rng(0)), partial(momentum_sgd, momentum=0.9)
+    model, rule = SmallNetwork(np.random.default_rng(0)), partial(momentum_sgd, momentum=0.9)
     return Network(model, np.zeros((3, 6, 6), "float32"), rule, backend, crop=False)
 
 
-def made_batch(step, rank, size, parts):
+def synthetic_batch(step, rank, size, parts):
     """Return this rank's images and labels, `parts` batches of BATCH.
 
     All ranks slice the same size * parts batches, which are generated from the step number.
@@ -245,58 +205,35 @@ def made_batch(step, rank, size, parts):
     return np.ascontiguousarray(images[..., mine]), labels[mine]
 
 
-# ---- exchanges of numbers, without a network
-
-
-class Numbers:
-    """A fake network: its variables hold numbers generated from the step and the rank."""
-
-    computes_on_host, frozen_parameters, trainable_parameters = True, (), ()
-
-    def __init__(self):
-        self.parameters_and_velocities = [
-            pytensor.shared(np.zeros(shape, "float32"), name=name) for name, shape in SHAPES.items()
-        ]
-
-    def set(self, step, rank):
-        for variable, value in zip(self.parameters_and_velocities, numbers(step, rank), strict=True):
-            variable.set_value(value, borrow=True)
-
-    def values(self):
-        return [np.array(variable.get_value()) for variable in self.parameters_and_velocities]
-
-
-def numbers(step, rank):
-    rng = np.random.default_rng((step, rank))
-    return [np.array(rng.normal(size=shape), "float32") for shape in SHAPES.values()]
+# ---- exchanges without a network
 
 
 def mean_of(step, size):
     """Return the bit-exact mean over the numbers of all ranks at a step."""
-    total, *rest = (numbers(step, rank) for rank in range(size))
+    total, *rest = (random_arrays(step, rank) for rank in range(size))
     for each in rest:
         total = [one + other for one, other in zip(total, each, strict=True)]
     return [one / np.float32(size) for one in total]
 
 
-def exchange_numbers(seat, devices, steps, kind=None, slow=None, lame=None, skip=None, changes=None):
+def exchange_values(seat, devices, steps, kind=None, slow=None, broken=None, skip=None, changes=None):
     """Exchange `steps` times and check every mean; return (warnings, messages sent by type).
 
-    kind  name of the strategy, PairwiseAverage or ShardedAverage; None: the choice of connect()
-    slow  (rank, verb): the device of this worker delays this operation
-    lame  (rank, verb): the device of this worker cannot perform this operation
-    skip  {rank: a step that this rank omits}
+    kind    name of the strategy, PairwiseAverage or ShardedAverage; None: the choice of connect()
+    slow    (rank, verb): the device of this worker delays this operation
+    broken  (rank, verb): the device of this worker cannot perform this operation
+    skip    {rank: a step that this rank omits}
     """
-    network, warnings, sent = Numbers(), [], Counter()
+    network, warnings, sent = FakeNetwork(), [], Counter()
     strategies = {name: getattr(peer, kind or name) for name in ("PairwiseAverage", "ShardedAverage")}
     with mock.patch.multiple(peer, **strategies), open_device(devices[seat.rank]) as device:
         if slow and seat.rank == slow[0]:
-            dawdle(device, slow[1])
-        if lame and seat.rank == lame[0]:
-            refuse(device, lame[1])
+            delay(device, slow[1])
+        if broken and seat.rank == broken[0]:
+            refuse(device, broken[1])
         config = settings("none", "none", **(changes or {}))
-        comm = watched(seat, sent)
-        with bsp.BspRule().connect(config, network, device, comm, Listening(warnings.append)) as exchange:
+        comm = counting(seat, sent)
+        with bsp.BspRule().connect(config, network, device, comm, FakeRecorder(warnings.append)) as exchange:
             for step in range(1, steps + 1):
                 if step == (skip or {}).get(seat.rank):
                     continue
@@ -307,15 +244,15 @@ def exchange_numbers(seat, devices, steps, kind=None, slow=None, lame=None, skip
     return warnings, sent
 
 
-def dawdle(device, verb):
+def delay(device, verb):
     """Make an operation of the device start late."""
-    prompt = getattr(device, verb)
+    original = getattr(device, verb)
 
-    def late(*arguments, **named):
+    def delayed(*arguments, **named):
         time.sleep(0.02)
-        return prompt(*arguments, **named)
+        return original(*arguments, **named)
 
-    setattr(device, verb, late)
+    setattr(device, verb, delayed)
 
 
 def refuse(device, verb):
@@ -329,32 +266,34 @@ def sum_up(seat, values, stops):
     """Call exchange.total() twice."""
     with open_device("cpu") as device:
         config = settings("none", "none")
-        with bsp.BspRule().connect(config, Numbers(), device, watched(seat, Counter()), Listening()) as exchange:
+        comm = counting(seat, Counter())
+        with bsp.BspRule().connect(config, FakeNetwork(), device, comm, FakeRecorder()) as exchange:
             first = exchange.total(values[seat.rank], False)
             return *first, *exchange.total(np.ones(2), stops[seat.rank])
 
 
-def greet(seat, changes, steps, weight):
+def connect(seat, changes, steps, weight):
     """Call connect() with settings, step counts and weights that may differ between workers."""
-    network = Numbers()
+    network = FakeNetwork()
     network.set(0, weight[seat.rank])
     with open_device("cpu") as device:
         config = settings("none", "none", **changes[seat.rank])
-        bsp.BspRule().connect(config, network, device, watched(seat, Counter()), Listening(), steps[seat.rank]).close()
+        comm = counting(seat, Counter())
+        bsp.BspRule().connect(config, network, device, comm, FakeRecorder(), steps[seat.rank]).close()
         return "done"
 
 
 def close_in_order(seat, folder):
     """Close an exchange; return the workers that still had this worker's buffer open when it was freed."""
     with open_device("cpu") as device:
-        comm = watched(seat, Counter())
-        exchange = bsp.BspRule().connect(settings("none", "none"), Numbers(), device, comm, Listening())
+        comm = counting(seat, Counter())
+        exchange = bsp.BspRule().connect(settings("none", "none"), FakeNetwork(), device, comm, FakeRecorder())
         late, mesh = [], exchange._groups[0].strategy._mesh
         own = mesh.flat.buffer
         for other, buffer in mesh.others.items():
-            mark, let_go = folder / f"{seat.rank} let go of {other}", buffer.close
-            buffer.close = lambda mark=mark, let_go=let_go: (time.sleep(0.1), mark.touch(), let_go())
-        free, marks = own.close, [folder / f"{other} let go of {seat.rank}" for other in seat.pipes]
+            mark, close = folder / f"{seat.rank} has closed {other}", buffer.close
+            buffer.close = lambda mark=mark, close=close: (time.sleep(0.1), mark.touch(), close())
+        free, marks = own.close, [folder / f"{other} has closed {seat.rank}" for other in seat.pipes]
         own.close = lambda: (late.extend(mark.name for mark in marks if not mark.exists()), free())
         exchange.close()
         return late
@@ -362,12 +301,14 @@ def close_in_order(seat, folder):
 
 def die(seat, message):
     """Run two exchanges and a sum; worker 1 is killed instead of sending its message number `message`."""
-    left = [message]
-    pipes = {other: Mortal(pipe, left) for other, pipe in seat.pipes.items()} if seat.rank == 1 else seat.pipes
-    network = Numbers()
+    remaining = [message]
+    pipes = seat.pipes
+    if seat.rank == 1:
+        pipes = {other: KillingPipe(pipe, remaining) for other, pipe in pipes.items()}
+    network = FakeNetwork()
     with open_device("cpu") as device:
         comm = PipeCommunicator(seat.rank, pipes)
-        exchange = bsp.BspRule().connect(settings("none", "none"), network, device, comm, Listening())
+        exchange = bsp.BspRule().connect(settings("none", "none"), network, device, comm, FakeRecorder())
         for step in (1, 2):
             network.set(step, seat.rank)
             exchange.after_step(step, 0.0, 0.0, RATE, False, False)

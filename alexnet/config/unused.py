@@ -1,0 +1,49 @@
+"""Refusal of settings that the chosen implementation does not read."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Protocol
+
+from alexnet.config.errors import ConfigError
+from alexnet.config.load import read_settings
+from alexnet.config.schema import DEFAULTS, Config, Section
+from alexnet.config.yaml_text import as_yaml
+
+
+class HasSettings(Protocol):
+    """An implementation that declares its settings, such as a rule or a strategy."""
+
+    @property
+    def settings(self) -> tuple[type[Section], ...]:
+        """The sections that it reads, and no other implementation does."""
+
+
+def check_unused_settings(
+    config: Config, setting: str, name: str, chosen: HasSettings, implementations: Mapping[str, HasSettings]
+) -> None:
+    """Raise ConfigError if a setting that only another implementation reads differs from its default.
+
+    Args:
+        setting: the setting that names an implementation.
+        name: its value.
+        chosen: the implementation of that name.
+        implementations: all implementations by name.
+    """
+    defaults = default_settings()
+    for other, implementation in implementations.items():
+        for kind in implementation.settings:
+            if kind in chosen.settings:
+                continue
+            for field, value in config.section(kind).model_dump(mode="json").items():
+                default = defaults.get(field, kind.model_fields[field].default)
+                if value != default:
+                    raise ConfigError(
+                        f"{field} is a setting of {setting}={other}, so with {setting}={name} it must stay "
+                        f"{as_yaml(default)}, got {as_yaml(value)}"
+                    )
+
+
+@cache
+def default_settings() -> dict[str, Any]:
+    """Return the values in config.yaml; do not change them."""
+    return read_settings(DEFAULTS)

@@ -1,0 +1,120 @@
+"""Bases of the strategies over MPI: a flat buffer, and its transfer to memory that MPI or NCCL can access.
+
+A strategy that averages arrays in host memory implements one method:
+
+    @STRATEGIES.register("gather")
+    class Gather(MpiStrategy):
+        def reduce(self, array, step):
+            array[:] = np.mean(self.comm.mpi.allgather(array), axis=0)
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from multigpu.device.cuda_array import CudaArray
+from multigpu.exchange.base import ExchangeContext, Strategy
+from multigpu.exchange.flat_buffer import FlatBuffer
+from multigpu.exchange.step_header import LANES, check_lanes, write_lanes
+
+if TYPE_CHECKING:
+    from multigpu.device import Device
+
+
+class MpiStrategy(Strategy):
+    """Averages in host memory.
+
+    A buffer in host memory is used directly. A GPU buffer is copied to page-locked host memory and back.
+
+    Attributes:
+        comm: the communicator; comm.mpi is mpi4py's.
+    """
+
+    extra_floats: ClassVar[int] = 0                       # at the end of the array, for the use of reduce()
+
+    def __init__(self, context: ExchangeContext):
+        device = context.device
+        self.comm = context.comm
+        if device.name != "cpu" and self.comm.rank == 0:
+            context.warn(f"{device.name}'s arrays are exchanged over MPI by way of page-locked memory of the host")
+        super().__init__(zeroed_flat_buffer(device, context.shapes, self.extra_floats))
+        self._array: np.ndarray = device.staging(self.flat.buffer, (self.flat.size,), np.float32)
+
+    @classmethod
+    def connect(cls, context: ExchangeContext) -> Strategy:
+        return cls(context)
+
+    @abstractmethod
+    def reduce(self, array: np.ndarray, step: int) -> None:
+        """Replace a float32 array by its mean over all ranks, bit-identical in all of them. Collective.
+
+        Args:
+            array: shape (flat.size,), in host memory.
+
+        Raises:
+            DesyncError, Overflow: see average().
+        """
+
+    def average(self, step: int) -> None:
+        self.device.download(self._array, self.flat.buffer)
+        with self.comm.waiting():
+            self.reduce(self._array, step)
+        self.device.upload(self.flat.buffer, self._array)
+        self.device.synchronise()
+
+    def close(self) -> None:
+        del self._array                          # a view would keep host memory mapped
+        self.flat.close()
+
+
+class GpuStrategy(Strategy):
+    """Averages with a library that sums in GPU memory. The header lanes are the last floats of the flat buffer.
+
+    Args:
+        name: of the strategy, for error messages.
+    """
+
+    def __init__(self, name: str, context: ExchangeContext):
+        super().__init__(zeroed_flat_buffer(context.device, context.shapes, LANES))
+        self._name = name
+        self.comm = context.comm
+        self._lanes = self.flat.buffer.part(4 * (self.flat.size - LANES), 4 * LANES)
+
+    @abstractmethod
+    def sum(self, memory: CudaArray, step: int) -> None:
+        """Replace the float32 values of all ranks by their sum. Collective."""
+
+    def average(self, step: int) -> None:
+        lanes = np.empty(LANES, np.float32)
+        write_lanes(lanes, step)
+        self.device.upload(self._lanes, lanes)
+        self.device.synchronise()
+        with self.comm.waiting():
+            self.sum(CudaArray(self.flat.buffer, (self.flat.size,)), step)
+        self.device.download(lanes, self._lanes)
+        check_lanes(lanes, self._name, step, self.comm.size)
+        self._set(self.flat.array() / np.float32(self.comm.size))
+
+    def _set(self, array: np.ndarray) -> None:
+        """Write an array of the backend to the first bytes of the flat buffer."""
+        self.device.upload(self.flat.buffer, array)
+        self.device.synchronise()
+
+    def close(self) -> None:
+        self.flat.close()
+
+
+def zeroed_flat_buffer(device: Device, shapes: Sequence[tuple[int, ...]], extra: int) -> FlatBuffer:
+    """Return a FlatBuffer of zeros.
+
+    The gaps between its arrays are transferred, too, and new GPU memory is uninitialised.
+    """
+    flat = FlatBuffer(device, shapes, extra)
+    if device.name != "cpu":
+        device.upload(flat.buffer, np.zeros(flat.size, np.float32))
+        device.synchronise()
+    return flat
