@@ -38,7 +38,7 @@ class MonitoredRank:
 
     def read(self, clock: float) -> None:
         """Read the heartbeats that have arrived."""
-        with suppress(EOFError, OSError):                # its hang-up follows
+        with suppress(EOFError, OSError):        # its hang-up follows
             while self.connection.poll():
                 state: Heartbeat = self.connection.recv()
                 last, self.state, self.heard = self.state, state, clock

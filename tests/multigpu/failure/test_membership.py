@@ -12,13 +12,13 @@ import pytest
 from alexnet.run import checkpoint_format
 from tests import tiny, tiny_train
 from tests.mpi import Job, needs_mpi
-from tests.multigpu import membership_doubles
 from tests.multigpu.failure.messages import MESSAGES, NAME, TIMEOUT
+from tests.multigpu.fakes import elastic_job
 from tests.multigpu.several_doubles import STEPS
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
 
-SCRIPT, TINY = Path(membership_doubles.__file__), Path(tiny_train.__file__)
+SCRIPT, TINY = Path(elastic_job.__file__), Path(tiny_train.__file__)
 EPOCHS = 4
 GONE = 10                                        # seconds within which a job without its server must end
 LEFT = {3: "1 client is left", 4: "2 clients are left"}          # by number of ranks, after one rank has died
@@ -110,7 +110,7 @@ def test_late_client_starts_from_server_state(tmp_path):
     assert (status, said) == (0, "")
     (joined,) = [line for line in lines_of(tmp_path) if "has joined" in line]
     at = int(re.fullmatch(r"rank 3 has joined at iteration (\d+)", joined)[1])
-    assert membership_doubles.LATER_STEPS // 2 - 2 <= at < EPOCHS * STEPS        # a mean: the other may be at 0
+    assert elastic_job.LATER_STEPS // 2 - 2 <= at < EPOCHS * STEPS        # a mean: the other may be at 0
     iteration, steps, first = told(tmp_path, "ended3")
     assert (iteration, steps) == (EPOCHS * STEPS, EPOCHS * STEPS - at)
     assert first >= at                           # includes what the others had pushed

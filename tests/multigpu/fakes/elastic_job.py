@@ -125,7 +125,7 @@ def work(config, device, control, comm):
 def main(arguments):
     wrap_rank()
     given = ["data=none", "batch_size=2", "rand_crop=false", "rule=asgd", "server_scale=1", *arguments]
-    return pkgutil.resolve_name(JOB)(lambda: with_run(load_settings(given)), "tests.multigpu.membership_doubles:work")
+    return pkgutil.resolve_name(JOB)(lambda: with_run(load_settings(given)), "tests.multigpu.fakes.elastic_job:work")
 
 
 if __name__ == "__main__":
