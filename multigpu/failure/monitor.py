@@ -1,324 +1,197 @@
 """The monitor of an MPI job: a separate process that detects the first failed rank, reports it and ends the job.
 
-When a rank dies, mpiexec kills the others within milliseconds, so that no rank could report which one was first.  The
-monitor is a child of rank 0 in its own session, which mpiexec does not kill; it does not use MPI.  Every rank has a TCP
-connection to it (multigpu.failure.heartbeat), which carries the messages of multigpu.failure.protocol.
-
-The exit of a rank is seen as an end of file.  The kernel queues these events in the order in which they occur, so the
-first one identifies the cause, even if the monitor receives several at once.  A rank is dead if it sends nothing for
-heartbeat_timeout seconds.  It is hung if it does no step for heartbeat_timeout seconds and does not wait for others;
-before its first step the limit is FIRST seconds.  Time is counted in looks of the monitor, so a job that is suspended
-as a whole and resumed exceeds no limit.
-
-If the rule is elastic (JobSettings.elastic), a Detached rank that dies, hangs or reports PeerLost is dropped: the
-monitor logs it, notifies the server and kills what remains of the client.  The other ranks continue.
-
-Run as `python -m multigpu.failure.monitor LISTENER SIZE`, with the token on standard input.
-The process ends with the last of the ranks.
+mpiexec kills all ranks within milliseconds after a death, so no rank could report which one died first.  The monitor
+is a child of rank 0 in its own session, which mpiexec does not kill; it does not use MPI.  Every rank connects to it.
 """
 
-import hmac
 import os
-import secrets
+import queue
 import select
 import signal
 import socket
 import sys
+import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from multigpu.failure.protocol import (
-    Detached,
-    EndJob,
-    Finished,
-    Heartbeat,
-    JobSettings,
-    JsonSocket,
-    Nonce,
-    PeerLost,
-    RankDropped,
-    Register,
-    Registered,
-    Released,
-    name_of,
-    proof_of,
-)
-from multigpu.launcher_link import Failed
+from multigpu.failure.protocol import EndJob, Failure, Heartbeat, JobSettings, RankDropped, Released, name_of
+from multigpu.mpi import tcp
 
-LOOK, LONGEST = 0.25, 1.0                        # seconds between two looks; the most that one look counts
-TIME_OUT = 300.0                                 # seconds, until rank 0 sends the setting
-FIRST = 600.0                                    # limit in seconds before a rank's first step
-MEETING = 60.0                                   # seconds within which all ranks have to register
-SPEECH = 5.0                                     # seconds within which a new connection has to register
-SOON = 1.0                                       # seconds to wait for a better reason than "another has failed"
-HEARD = 0.3                                      # seconds for mpiexec to forward the message; an abort drops it
-GRACE = 3.0                                      # seconds that ranks get to end after EndJob
-LEFT = 2.0                                       # seconds without any rank after which the monitor exits
-SWEEP = 5.0                                      # seconds within which mpiexec ends all ranks after a death, if it does
+POLL, LONGEST = 0.25, 1.0                        # seconds between two checks; the most that one counts
+FIRST_STEP, JOIN, CAUSE = 600.0, 60.0, 1.0       # seconds: first step; all ranks register; a failure's cause is seen
+FORWARD, GRACE = 0.3, 3.0                        # seconds: mpiexec forwards the message, an abort drops it; ranks end
 SERVER = 0                                       # the rank that the others depend on
 
 
+@dataclass(eq=False)
 class MonitoredRank:
-    """State of a rank in the monitor: connection, identity, seconds since its last message and its last progress."""
+    """A rank's connection, its last heartbeat, and when it came; times in seconds of JobMonitor's clock."""
 
-    def __init__(self, line, here, name):
-        self.line, self.rank, self.pid, self.host, self.name = line, here.rank, here.pid, here.host, name
-        self.beat, self.apart, self.done, self.status = Heartbeat(0, True, False), False, False, 0
-        self.silent = self.still = 0.0
+    connection: Connection
+    state: Heartbeat
+    heard: float                                 # time of the last heartbeat
+    changed: float                               # time at which its progress, waiting or failure last changed
+    hung_up: bool = False
 
-    def hear(self, beat):
-        self.silent = 0.0
-        if beat.waiting or beat.steps != self.beat.steps:
-            self.still = 0.0
-        self.beat = beat
+    def read(self, clock: float) -> None:
+        """Read the heartbeats that have arrived."""
+        with suppress(EOFError, OSError):        # its hang-up follows
+            while self.connection.poll():
+                state: Heartbeat = self.connection.recv()
+                last, self.state, self.heard = self.state, state, clock
+                if (last.steps, last.waiting, last.failure) != (state.steps, state.waiting, state.failure):
+                    self.changed = clock
+
+    def name(self) -> str:
+        """Return the rank's name in messages."""
+        return name_of(self.state.rank, self.state.pid, self.state.host)
+
+    def waits(self) -> bool:
+        """Return whether the rank waits for others."""
+        return self.state.waiting or self.state.finished is not None
+
+    def failure(self, clock: float, timeout: float) -> Failure | None:
+        """Return why the rank cannot continue, or None. A rank may exit once it is detached and has finished."""
+        state, unchanged = self.state, clock - self.changed
+        limit = timeout if state.begun else max(FIRST_STEP, timeout)
+        if state.failure and (not state.failure.caused_by_peer or unchanged > CAUSE or self.hung_up):
+            return state.failure._replace(reason=f": {state.failure.reason}")
+        if self.hung_up and (state.finished is None or not state.detached):
+            return Failure(" has died: it was killed, or has crashed; mpiexec may report the signal", fatal=False)
+        if clock - self.heard > timeout:
+            return Failure(f" has been silent for {timeout:g} s (heartbeat_timeout): it hangs, was stopped, or cannot "
+                           "be reached", fatal=False)
+        if unchanged > limit and not self.waits():
+            return Failure(f" has not done a step for {limit:g} s, and is not waiting for another rank; if a step "
+                           "takes this long, increase heartbeat_timeout", fatal=False)
+        return None
+
+    def send(self, message: RankDropped | EndJob | Released) -> None:
+        """Send a message, unless the rank has exited."""
+        with suppress(OSError):
+            self.connection.send(message)
 
 
 class JobMonitor:
-    """Monitors `size` ranks, which connect to the listening socket and know the token."""
+    """Monitors `size` ranks, which connect to the listening socket and know the key."""
 
-    def __init__(self, listener, size, token):
-        self._listener, self._size, self._token = listener, size, token
-        self._time_out, self._log, self._elastic = TIME_OUT, None, False
-        self._whole, self._dropped = True, -SWEEP                # whether no rank is missing; time of the last drop
-        self._strangers, self._ranks = {}, {}    # by file descriptor: (JsonSocket, Nonce, deadline); MonitoredRank
-        self._came = 0                           # number of ranks that have registered
-        self._paces, self._together = None, 0.0  # state at the last look; seconds in which all ranks have waited
-        self._any, self._ends = select.epoll(), select.epoll()           # all events; hang-ups, in order
-        listener.setblocking(False)
-        self._any.register(listener, select.EPOLLIN)
-        self._verdict = None                     # (MonitoredRank, Failed) of a failure caused by another
-        self._until = 0.0
+    def __init__(self, listener: socket.socket, size: int, key: bytes) -> None:
+        self._size = self._missing = size        # _missing: ranks that have not registered yet
+        self._settings = JobSettings()
+        self._clock = 0.0                        # seconds in which the job was not suspended
+        self._ranks: dict[int, MonitoredRank] = {}               # by file descriptor
+        self._new: queue.SimpleQueue[MonitoredRank] = queue.SimpleQueue()
+        self._hangups = select.epoll()           # of hang-ups only, so that it returns them in their order
+        self._complete = True                    # whether no rank is lost
+        threading.Thread(target=self._accept, args=(listener, key), daemon=True).start()
 
-    def run(self):
-        """Run until all ranks have finished or have been ended."""
-        began = self._alone = last = time.monotonic()
-        while self._came < self._size or not all(rank.done for rank in self._ranks.values()):
-            events = [fd for fd, _ in self._any.poll(LOOK)]
-            verdict = self._let_go(self._gone() or self._heard(events))
-            if self._listener.fileno() in events:
-                self._accept()
+    def run(self) -> bool:
+        """Run until all ranks have finished, or have been ended because of a failure; return whether they finished."""
+        last = time.monotonic()
+        while self._missing or any(rank.state.finished is None for rank in self._ranks.values()):
+            wait(self._ranks, POLL)
             now = time.monotonic()
-            if verdict is None and now - last >= LOOK:
-                verdict, last = self._let_go(self._look(now - began, min(now - last, LONGEST))), now
-            if verdict is None and self._verdict and now > self._until:
-                verdict = self._verdict
-            if verdict:
-                return self._end(*verdict)
-            if self._ranks:
-                self._alone = now
-            elif now - self._alone > (LEFT if self._came else MEETING):
-                return None
-        status = max(rank.status for rank in self._ranks.values() if not (self._elastic and rank.rank != SERVER))
+            self._clock, last = self._clock + min(now - last, LONGEST), now
+            if (failed := self._find_failure()) is not None:
+                self._end_job(*failed)
+                return False
+        ranks = [rank for rank in self._ranks.values() if not self._settings.elastic or rank.state.rank == SERVER]
+        status = max(rank.state.finished or 0 for rank in ranks)
         for rank in self._ranks.values():
-            tell(rank, Released(status, self._whole))
+            rank.send(Released(status, self._complete))
+        return True
+
+    def _accept(self, listener: socket.socket, key: bytes) -> None:
+        with suppress(OSError):                  # until the listener is closed
+            while True:                          # one thread each, because a stranger may connect and send nothing
+                threading.Thread(target=self._register, args=(listener.accept()[0], key), daemon=True).start()
+
+    def _register(self, peer: socket.socket, key: bytes) -> None:
+        with suppress(*tcp.HANDSHAKE_ERRORS):        # the connection of a stranger is closed
+            connection = tcp.accept(peer, key)
+            self._new.put(MonitoredRank(connection, connection.recv(), self._clock, self._clock))
+            self._hangups.register(connection, select.EPOLLRDHUP)
+
+    def _find_failure(self) -> tuple[str, Failure] | None:
+        """Return (name, failure) of the first rank, or all, whose failure ends the job; drop the other failed ranks."""
+        hangups = self._hangups.poll(0)
+        while not self._new.empty():
+            rank = self._new.get()
+            self._ranks[rank.connection.fileno()] = rank
+            self._missing -= 1
+        ranks = sorted(self._ranks.values(), key=lambda rank: rank.state.rank)
+        died = [self._ranks[fd] for fd, _ in hangups]
+        for rank in died + [rank for rank in ranks if rank not in died]:
+            rank.hung_up = rank in died
+            rank.read(self._clock)
+            self._settings = rank.state.settings or self._settings
+            failure = rank.failure(self._clock, self._settings.heartbeat_timeout)
+            if failure and (failure.fatal or not rank.state.detached):
+                return rank.name(), failure
+            if failure or rank.hung_up:
+                self._drop(rank, failure)
+        timeout = self._settings.heartbeat_timeout
+        if ranks and all(rank.waits() and self._clock - rank.changed > timeout for rank in ranks):
+            return "all ranks", Failure(f" wait for each other, and have done nothing else for {timeout:g} s "
+                                        "(heartbeat_timeout): what connects them may be broken")
+        if self._missing and self._clock > JOIN:
+            return f"{self._missing} of {self._size} ranks", Failure(
+                f" have not come within {JOIN:g} s; they have to reach rank 0's machine over TCP")
         return None
 
-    def _accept(self):
-        """Accept a connection and send the challenge that authenticates a rank of this job."""
-        connection, _ = self._listener.accept()
-        connection.setblocking(False)
-        line, nonce = JsonSocket(connection), Nonce(secrets.token_hex(16))
-        with suppress(OSError):
-            line.send(nonce)
-        self._strangers[connection.fileno()] = line, nonce, time.monotonic() + SPEECH
-        self._any.register(connection, select.EPOLLIN)
-
-    def _gone(self):
-        """Return the verdict on the first rank that has disconnected, or None."""
-        for fd, _ in self._ends.poll(0):
-            rank = self._ranks[fd]
-            failed = self._listen(rank)          # the last messages that it sent
-            self._forget(fd)
-            if not (rank.done and self._may_miss(rank)):
-                return rank, failed or self._death_of(rank)
-            self._whole = False                  # it has left the job
-        return None
-
-    def _death_of(self, rank):
-        """Return the PeerLost that describes the death of a rank."""
-        if rank.rank == SERVER and time.monotonic() - self._dropped < SWEEP:
-            return PeerLost(
-                "was ended by mpiexec, which ends all ranks when one dies; with Open MPI, mpiexec --enable-recovery "
-                "lets the others continue"
-            )
-        return PeerLost("has died: it was killed, or has crashed; mpiexec may report the signal")
-
-    def _forget(self, fd):
-        self._any.unregister(fd)
-        self._ends.unregister(fd)
-        del self._ranks[fd]
-
-    def _may_miss(self, rank):
-        """Return whether the others continue without this rank."""
-        return self._elastic and isinstance(rank, MonitoredRank) and rank.rank != SERVER and rank.apart
-
-    def _let_go(self, verdict):
-        """Return the verdict, or drop the rank and return None if the others continue without it."""
-        rank, failed = verdict or (None, None)
-        if not isinstance(failed, PeerLost):
-            return verdict
-        if not self._may_miss(rank):
-            return rank, Failed(failed.message, 1)
-        for fd in [fd for fd, other in self._ranks.items() if other is rank]:
-            self._forget(fd)
-            self._kill(rank)
-        left = sum(other.rank != SERVER for other in self._ranks.values())
-        rest = {0: "no client is left", 1: "1 client is left"}.get(left, f"{left} clients are left")
-        say(f"{sentence_of(rank.name, failed.message)}; it is dropped, and {rest}", self._log)
-        self._whole, self._dropped = False, time.monotonic()
-        for server in self._ranks.values():
-            if server.rank == SERVER:
-                tell(server, RankDropped(rank.rank))
-        return None
-
-    def _kill(self, rank):
-        """End what remains of a dropped rank."""
-        tell(rank, EndJob(1, False))                # all that is possible on another host
-        if rank.host == socket.gethostname():
+    def _drop(self, rank: MonitoredRank, failure: Failure | None) -> None:
+        """Continue without a rank. If it has failed, report it, end what remains of it, and notify the server."""
+        self._complete = False
+        del self._ranks[rank.connection.fileno()]
+        rank.send(EndJob(1, abort=False))        # all that is possible on another host
+        rank.connection.close()
+        if failure is None:
+            return
+        if rank.state.host == socket.gethostname():
             with suppress(OSError):
-                os.kill(rank.pid, signal.SIGKILL)
+                os.kill(rank.state.pid, signal.SIGKILL)
+        clients = sum(other.state.rank != SERVER for other in self._ranks.values())
+        rest = {0: "no client is left", 1: "1 client is left"}.get(clients, f"{clients} clients are left")
+        self._report(rank.name() + failure.reason + f"; it is dropped, and {rest}")
+        for other in self._ranks.values():
+            other.changed = self._clock          # it may have waited for this rank
+            if other.state.rank == SERVER:
+                other.send(RankDropped(rank.state.rank))
 
-    def _heard(self, events):
-        """Return the verdict on the first rank that has reported a failure, or None."""
-        for fd in events:
-            if fd in self._strangers:
-                self._admit(fd)
-            elif fd in self._ranks and (failed := self._listen(self._ranks[fd])):
-                verdict = self._ranks[fd], failed
-                if isinstance(failed, PeerLost) or not failed.caused_by_peer:
-                    return verdict
-                if self._verdict is None:
-                    self._verdict, self._until = verdict, time.monotonic() + SOON
-        return None
-
-    def _admit(self, fd):
-        """Register a connection that has authenticated itself as a rank of this job, and close others."""
-        line, nonce, _ = self._strangers[fd]
-        try:
-            messages, ended = line.read()
-        except ValueError:
-            messages, ended = [], True
-        here = next((message for message in messages if isinstance(message, Register)), None)
-        if here is None and not ended:
-            return
-        del self._strangers[fd]
-        who = name_of(here.rank, here.pid, here.host) if here else ""
-        if here is None or not hmac.compare_digest(here.proof, proof_of(self._token, nonce.text, who)):
-            self._any.unregister(fd)
-            line.close()
-            return
-        rank = MonitoredRank(line, here, who)
-        self._ranks[fd], self._came = rank, self._came + 1
-        self._ends.register(fd, select.EPOLLRDHUP)
-        tell(rank, Registered(proof_of(self._token, nonce.text, "watchman")))
-
-    def _listen(self, rank):
-        """Process the messages of a rank; return its Failed or PeerLost, or None."""
-        try:
-            messages, _ = rank.line.read()
-        except ValueError as error:
-            return Failed(f"sent a malformed message: {error}", 1)
-        for message in messages:
-            if isinstance(message, Heartbeat):
-                rank.hear(message)
-            elif isinstance(message, Finished):
-                rank.done, rank.status = True, message.status
-            elif isinstance(message, Detached):
-                rank.apart = True
-            elif isinstance(message, JobSettings):
-                self._time_out, self._log, self._elastic = message
-            elif isinstance(message, PeerLost):
-                return PeerLost(f": {message.message}")
-            elif isinstance(message, Failed):
-                return message._replace(message=f": {message.message}")
-        return None
-
-    def _look(self, since, passed):
-        """Return the verdict on a rank that is silent or makes no progress, or None.
-
-        Args:
-            since: seconds since the monitor started.
-            passed: seconds since the last look.
-        """
-        for fd, (line, _, until) in list(self._strangers.items()):
-            if time.monotonic() > until:
-                self._any.unregister(fd)
-                line.close()
-                del self._strangers[fd]
-        ranks = sorted(self._ranks.values(), key=lambda rank: rank.rank)
-        for rank in ranks:
-            rank.silent += passed
-            rank.still += passed
-            limit = self._time_out if rank.beat.begun else max(FIRST, self._time_out)
-            if rank.silent > self._time_out:
-                return rank, PeerLost(f"has been silent for {self._time_out:g} s (heartbeat_timeout): it hangs, "
-                                  "was stopped, or cannot be reached")
-            if not rank.beat.waiting and not rank.done and rank.still > limit:
-                return rank, PeerLost(
-                    f"has not done a step for {limit:g} s, and is not waiting for another rank; if a step takes "
-                    "this long, increase heartbeat_timeout"
-                )
-        if self._came < self._size and since > MEETING:
-            return f"{self._size - self._came} of {self._size} ranks", Failed(
-                f"have not come within {MEETING:g} s; they have to reach rank 0's machine over TCP", 1
-            )
-        return self._all_wait(ranks, passed)
-
-    def _all_wait(self, ranks, passed):
-        """Return the verdict if every rank waits for others and none makes progress, or None."""
-        paces = [(rank.beat.steps, rank.beat.waiting or rank.done) for rank in ranks]
-        still = paces == self._paces and all(waits for _, waits in paces)
-        self._together = self._together + passed if still else 0.0
-        self._paces = paces
-        if paces and self._together > self._time_out:
-            return "all ranks", Failed(
-                f"wait for each other, and have done nothing else for {self._time_out:g} s (heartbeat_timeout): "
-                "what connects them may be broken", 1
-            )
-        return None
-
-    def _end(self, who, failed):
-        """Report which rank (a MonitoredRank or a name) has failed, and how; end all ranks."""
-        name = who.name if isinstance(who, MonitoredRank) else who
-        say(sentence_of(name, failed.message), self._log)
-        time.sleep(HEARD)
-        ranks = sorted(self._ranks.values(), key=lambda rank: (rank.name == name, rank.silent > 2, rank.rank))
-        for place, rank in enumerate(ranks):     # the lowest running rank ends the job
-            tell(rank, EndJob(failed.status, place == 0))
-        until = time.monotonic() + GRACE
-        while self._ranks and time.monotonic() < until:
-            for fd, _ in self._ends.poll(LOOK):
-                self._ends.unregister(fd)
-                del self._ranks[fd]
+    def _end_job(self, name: str, failure: Failure) -> None:
+        """Report which rank has failed and how; end all ranks."""
+        self._report(name + failure.reason)
+        time.sleep(FORWARD)
+        ranks = sorted(self._ranks.values(), key=lambda r: (r.name() == name, r.heard < self._clock - 2, r.state.rank))
+        for rank in ranks:                       # the lowest running rank ends the job
+            rank.send(EndJob(failure.status, abort=rank is ranks[0]))
+        deadline = time.monotonic() + GRACE
+        while self._ranks and time.monotonic() < deadline:
+            for fd, _ in self._hangups.poll(POLL):
+                self._ranks.pop(fd).connection.close()
         for rank in self._ranks.values():
-            if rank.rank == 0 and rank.pid == os.getppid():
-                os.kill(rank.pid, signal.SIGKILL)            # mpiexec then kills the others
+            if rank.state.rank == 0 and rank.state.pid == os.getppid():          # mpiexec then kills the others
+                os.kill(rank.state.pid, signal.SIGKILL)
+
+    def _report(self, line: str) -> None:
+        """Write a line to standard error, and to the run's log if it exists by now."""
+        with suppress(OSError):
+            os.write(2, f"{line}\n".encode())
+        if Path(self._settings.log).is_file():
+            with suppress(OSError), open(self._settings.log, "a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
 
-def sentence_of(name, rest):
-    return f"{name}{'' if rest.startswith(':') else ' '}{rest}"
-
-
-def tell(rank, message):
-    """Send a message to a rank, which may have exited."""
-    with suppress(OSError):
-        rank.line.send(message)
-
-
-def say(sentence, log):
-    """Write a line to the run's log, if it exists by now, and to standard error."""
-    if log and Path(log).exists():
-        with suppress(OSError), open(log, "a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {sentence}\n")
-    with suppress(OSError):
-        os.write(2, f"{sentence}\n".encode())
-
-
-def main(listener, size):
-    token = sys.stdin.buffer.read()
+def main(listener: str, size: str) -> None:
+    """Run the monitor on an inherited listening socket, given by its file descriptor. The key is on standard input."""
     with socket.socket(fileno=int(listener)) as listening:
-        JobMonitor(listening, int(size), token).run()
+        finished = JobMonitor(listening, int(size), sys.stdin.buffer.read()).run()
+    if not finished:                             # MPICH's mpiexec collects one exit status at each event of rank 0's
+        os.close(1)                              # outputs, which this process shares, and takes 0 for all others that
+        time.sleep(0.05)                         # it has killed: without an event after the end, the job's may be 0
 
 
 if __name__ == "__main__":

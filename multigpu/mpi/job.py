@@ -2,124 +2,172 @@
 
     mpiexec -n 4 python -m mpi4py train.py rule=bsp exchange=asa16          (also works without `-m mpi4py`)
 
-The process that MPI has started is the worker; its loader is a child process, not a rank.  Rank 0 resolves the
-settings, makes the synthetic data set, names the run, prints and saves.  Its child, the monitor, detects failures.
+Rank 0 resolves the settings, prints and saves.  It starts the monitor of the job (multigpu.failure).
 
-    all ranks end normally          status 0
-    invalid settings or files       one message, status 2
-    SIGINT, SIGTERM or SIGUSR1      to any rank: all finish the same step, save and end; status 130, 143 or 138
-    again, a second later           the job is ended at once; same status
-    a rank dies, fails or hangs     one message on standard error and in log.txt names the first rank and its error;
-                                    the job is ended; status 1, 2 for a setting or a file, or mpiexec's, never 0
-    mpiexec itself is killed        its ranks are killed, and their loaders with them
+| event                                          | effect                                    | status        |
+|------------------------------------------------|-------------------------------------------|---------------|
+| all ranks end normally                         |                                           | 0             |
+| invalid settings or files                      | one message                               | 2             |
+| SIGINT, SIGTERM or SIGUSR1 to any rank         | all finish the same step, save and end    | 130, 143, 138 |
+| - again, a second later                        | the job is ended at once                  | 130, 143, 138 |
+| a rank dies, fails or hangs                    | one message names it; the job is ended    | not 0         |
+| mpiexec is killed                              | ranks and loaders are killed              |               |
+| elastic: a client comes late                   | it joins with the server's weights        | 0             |
+| elastic: such a signal to a client             | it pushes its updates and leaves          | 0             |
+| elastic: a client or its loader dies, or hangs | one message names it; the others continue | 0             |
+| elastic: no client is left                     | the server saves and ends                 | 1             |
 
-With an elastic rule (asgd), the events of one client affect only this client once it has opened its device and data:
+Elastic (asgd): the rows apply once the client has its device and data; a bug or bad data still ends the job.  MPICH
+needs multigpu.mpi.rank_wrapper for it, Open MPI `mpiexec --enable-recovery`.
 
-    it comes late                   the others begin without it; it starts from the server's weights and position
-    SIGINT, SIGTERM or SIGUSR1      to one client: it pushes its pending updates and leaves; to the server or to all
-                                    ranks: as above
-    it or its loader dies, or it    a message reports it, as above, and how many clients remain; the others
-    is silent for heartbeat_timeout seconds  train to the end, and the job's status is 0
-    it fails: a bug, bad data       ends the job, as above
-    no client is left               the server saves and ends; status 1
-
-MPICH's mpiexec needs no option for that, see multigpu.mpi.rank_wrapper.  Open MPI's mpiexec ends all ranks when one
-dies, unless it is started as `mpiexec --enable-recovery`.
-
-Signals sent to mpiexec:  MPICH's mpiexec forwards all three to every rank.  Open MPI's forwards only SIGUSR1; on
-Ctrl-C and SIGTERM it kills its ranks after half a second, which is too short to save.  Stop its jobs by
-`kill -USR1 PID`, with the process id of mpiexec or of a rank.  Slurm does that by `scancel --signal=USR1 JOB`, or
-before the time limit by `sbatch --signal=USR1@300`.
+MPICH's mpiexec forwards the three signals to all ranks.  Open MPI's forwards only SIGUSR1, and kills its ranks half a
+second after the others; stop such a job by `kill -USR1` to mpiexec or a rank, or by `scancel --signal=USR1 JOB`.
 """
 
 import os
+import secrets
 import signal
+import socket
+import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
-from alexnet.config.schema import ConfigError
+from alexnet.config.schema import Config, ConfigError
 from alexnet.data.dataset import DataError
-from alexnet.native.cores import core_numbers
 from alexnet.run.checkpoint_format import CheckpointError
-from alexnet.training.network import backend_of
-from multigpu.device import DeviceError, cuda_home, why_no_jax
-from multigpu.failure.heartbeat import HeartbeatClient
+from alexnet.training.loop import Diverged
+from multigpu.communicator import DesyncError, PeerDied
+from multigpu.device import DeviceError
+from multigpu.failure.heartbeat import HeartbeatClient, print_now
+from multigpu.failure.protocol import Failure, JobSettings
+from multigpu.launcher import WorkFunction
 from multigpu.launcher_link import JobLink
+from multigpu.loader import LoaderDied
+from multigpu.mpi import tcp
 from multigpu.mpi.communicator import MPI, MpiCommunicator, end_without_finalize, leave_no_files
+from multigpu.mpi.placement import place_rank
 from multigpu.process import SIGNAL_DEBOUNCE, SIGNALS
 from multigpu.rules import rule_of
 
+STATUS_OF = {CheckpointError: 2, ConfigError: 2, DataError: 2, DeviceError: 2, Diverged: 1, DesyncError: 1}
 
-class Settlement(NamedTuple):
+
+class JobConfig(NamedTuple):
     """Rank 0 to all: the settings, or the message why they are invalid."""
 
-    config: object
-    sentence: str | None
+    config: Config | None
+    error: str | None
     step: int = 0
 
 
-class RankPlacement(NamedTuple):
-    """Rank to all ranks: the cores that it may use, and its device, or the message why it has none."""
-
-    cores: frozenset
-    device: str | None
-    sentence: str | None
-    step: int = 0
-
-
-def run(settle, entry=None):
+def run(settle: Callable[[], Config], entry: WorkFunction | None = None) -> int:
     """Run this rank's part of the job; return the exit status.
 
     Args:
-        settle: () -> Config, called only at rank 0.
+        settle: returns the settings, or raises ConfigError, DataError or CheckpointError; called only at rank 0.
         entry: the function that each rank runs; None: multigpu.worker.work.
     """
     comm = MpiCommunicator()
     leave_no_files()
-    with HeartbeatClient(comm) as lifeline:
-        control = MpiLink(lifeline, comm)
-        config, sentence, _ = settle_at_rank_0(settle, comm)
-        if sentence is None:
-            device, sentence = take_place(config, comm)
-        if sentence is None:
-            comm.elastic = rule_of(config, comm).elastic
-            if comm.rank == 0:
-                log = Path(config.output, config.run_name, "log.txt")
-                lifeline.settled(config.heartbeat_timeout, log, comm.elastic)
-            if entry is None:
-                # imported here because it imports PyTensor, so that invalid settings are reported at once
-                from multigpu.worker import work
-
-                entry = work
-            entry(config, device, control, comm)
-        lifeline.status = 2 if sentence else control.status()
-    status = lifeline.status
+    monitor, heartbeat = start_heartbeat(comm)
+    link = MpiLink(heartbeat, comm)
+    try:
+        error = train(settle, entry, link, comm)
+    except BaseException as exception:
+        with comm.waiting():                     # from here on no rank depends on this one
+            heartbeat.fail(failure_of(exception))
+            time.sleep(60)                       # the monitor ends this process
+        raise
+    heartbeat.finish(2 if error else link.status())
+    status = heartbeat.status
+    if monitor is not None and heartbeat.complete:
+        monitor.wait()
     if status and comm.rank == 0:
-        print(f"train.py: {sentence}" if sentence else f"stopped by {signal.Signals(status - 128).name}",
-              file=sys.stderr, flush=True)
-    if not lifeline.whole:
+        print(f"train.py: {error}" if error else f"stopped by {signal.Signals(status - 128).name}", file=sys.stderr,
+              flush=True)
+    if not heartbeat.complete:
         end_without_finalize(status)
     if status:
         MPI.Finalize()                           # otherwise mpi4py aborts the job on a nonzero status
     return status
 
 
-def settle_at_rank_0(settle, comm):
-    """Return rank 0's Settlement; collective."""
-    settled = Settlement(None, None)
+def start_heartbeat(comm: MpiCommunicator) -> tuple[subprocess.Popen[bytes] | None, HeartbeatClient]:
+    """Start the monitor at rank 0 and connect this rank to it; collective. Return (the monitor or None, the client)."""
+    monitor, port, key = start_monitor(comm.size) if comm.rank == 0 else (None, 0, b"")
+    address = comm.mpi.bcast((tcp.own_addresses(), port, key))
+    try:
+        return monitor, HeartbeatClient(comm, tcp.connect(*address))
+    except ConnectionError as error:             # the monitor would not notice a failure of this rank
+        print_now(f"rank {comm.rank} on {comm.hosts[comm.rank]} cannot reach the job's monitor on {comm.hosts[0]} over "
+                  f"TCP: {error}")
+        MPI.COMM_WORLD.Abort(1)
+        raise
+
+
+def start_monitor(size: int) -> tuple[subprocess.Popen[bytes], int, bytes]:
+    """Start the monitor of `size` ranks in its own session, with signals blocked; return it, its port and its key."""
+    key = secrets.token_bytes(32)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [*SIGNALS, signal.SIGHUP])
+    try:
+        with socket.create_server(("", 0), backlog=size) as listener:
+            port = listener.getsockname()[1]
+            command = [sys.executable, "-m", "multigpu.failure.monitor", str(listener.fileno()), str(size)]
+            monitor = subprocess.Popen(          # closes the files of MPI: otherwise mpiexec would not see rank 0 die
+                command, env=environment, stdin=subprocess.PIPE, pass_fds=[listener.fileno()], start_new_session=True
+            )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    assert monitor.stdin is not None
+    with monitor.stdin as stdin:
+        stdin.write(key)
+    return monitor, port, key
+
+
+def train(
+    settle: Callable[[], Config], entry: WorkFunction | None, link: "MpiLink", comm: MpiCommunicator
+) -> str | None:
+    """Agree on settings and devices, then run `entry`; return the message of invalid settings, or None. Collective."""
+    config, error, _ = settle_at_rank_0(settle, comm)
+    if config is None:
+        return error
+    device, error = place_rank(config, comm)
+    if device is None:
+        return error
+    comm.elastic = rule_of(config, comm).elastic
+    if comm.rank == 0:
+        log = Path(config.output, config.run_name or "", "log.txt")
+        link.heartbeat.configure(JobSettings(config.heartbeat_timeout, str(log), comm.elastic))
+    if entry is None:
+        # imported here because it imports PyTensor, so that invalid settings are reported at once
+        from multigpu.worker import work
+
+        entry = work
+    entry(config, device, link, comm)
+    return None
+
+
+def settle_at_rank_0(settle: Callable[[], Config], comm: MpiCommunicator) -> JobConfig:
+    """Return rank 0's JobConfig; collective."""
+    settled = JobConfig(None, None)
     if comm.rank == 0:
         try:
-            settled = Settlement(settle(), None)
-            refuse_by_hand(settled.config)
-            rule_of(settled.config, comm)
+            config = settle()
+            refuse_hand_started(config)
+            rule_of(config, comm)
+            settled = JobConfig(config, None)
         except (ConfigError, DataError, CheckpointError) as error:
-            settled = Settlement(None, str(error))
+            settled = JobConfig(None, str(error))
     return comm.allgather(settled)[0]
 
 
-def refuse_by_hand(config):
+def refuse_hand_started(config: Config) -> None:
     """Raise ConfigError for the settings of a worker that is started by hand."""
     if config.rank is not None:
         raise ConfigError(
@@ -128,82 +176,49 @@ def refuse_by_hand(config):
         )
 
 
-def take_place(config, comm):
-    """Set OMP_NUM_THREADS to this rank's share of the cores; return (device, None), or (None, message).
-
-    The message is the error of the first rank that has no device.  Ranks of one machine that may use the same cores
-    share them.  If MPI binds its ranks, each rank uses its own cores.  An OMP_NUM_THREADS that is already set is kept.
-    """
-    cores = core_numbers()
-    try:
-        place = RankPlacement(cores, device_of(config, comm), None)
-    except (ConfigError, DeviceError) as error:
-        place = RankPlacement(cores, None, str(error))
-    places = comm.allgather(place)
-    here = comm.hosts[comm.rank]
-    sharing = sum((host, each.cores) == (here, cores) for host, each in zip(comm.hosts, places, strict=True))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // sharing)))
-    return place.device, next((each.sentence for each in places if each.sentence), None)
-
-
-def device_of(config, comm):
-    """Return the name of this rank's device from the setting `devices`: one for each rank of a machine, or one for all.
-
-    auto: the GPUs of the machine are assigned to its ranks round-robin, or cpu if it has none.
-    """
-    devices, local = config.devices, comm.local_rank
-    if devices[0] == "auto":
-        gpus = gpus_for(config)
-        return f"cuda{local % gpus}" if gpus else "cpu"
-    if len(devices) == 1:
-        return devices[0]
-    if len(devices) != comm.local_size:
-        raise ConfigError(
-            f"devices must name one device, or one for each of the {comm.local_size} ranks on "
-            f"{comm.hosts[comm.rank]}, got {','.join(devices)}"
-        )
-    return devices[local]
-
-
-def gpus_for(config):
-    """Return how many GPUs of this machine the configured backend can use."""
-    if backend_of(config.backend, "cuda0") != "jax" or why_no_jax():
-        return 0
-    try:
-        return cuda_home("cuda0").count()
-    except DeviceError:
-        return 0
+def failure_of(error: BaseException) -> Failure:
+    """Return the report of an exception; print the traceback of an unexpected one."""
+    if isinstance(error, LoaderDied):
+        return Failure(str(error), fatal=False)
+    if isinstance(error, PeerDied | MPI.Exception):
+        return Failure(str(error), caused_by_peer=True)
+    for kind, status in STATUS_OF.items():
+        if isinstance(error, kind):
+            return Failure(str(error), status)
+    print_now("".join(traceback.format_exception(error)).rstrip("\n"))
+    return Failure(f"ended by {type(error).__name__}: {error}")
 
 
 class MpiLink(JobLink):
     """The counterpart of multigpu.launcher_link.LauncherLink in an MPI job; it installs handlers for SIGNALS."""
 
-    def __init__(self, lifeline, comm):
-        self._lifeline, self._comm = lifeline, comm
-        self._taken = None                       # (signal number, time)
+    def __init__(self, heartbeat: HeartbeatClient, comm: MpiCommunicator) -> None:
+        self.heartbeat = heartbeat
+        self._comm = comm
+        self._signal: int | None = None          # the first one received
+        self._received = 0.0                     # its time
         for number in SIGNALS:
-            signal.signal(number, self._take)
+            signal.signal(number, self._receive)
 
-    def _take(self, number, frame):
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._taken is None:
-            self._taken = number, now
-        elif now - self._taken[1] >= SIGNAL_DEBOUNCE:
-            sentence = f"killed by a second {signal.Signals(number).name}, without saving"
-            if self._comm.elastic and self._comm.rank:
-                self._lifeline.lost(sentence)
-            else:
-                self._lifeline.fail(sentence, 128 + number)
+        if self._signal is None:
+            self._signal = number
+            self._received = now
+        elif now - self._received >= SIGNAL_DEBOUNCE:
+            reason = f"killed by a second {signal.Signals(number).name}, without saving"
+            is_client = self._comm.elastic and self._comm.rank > 0
+            self.heartbeat.fail(Failure(reason, 128 + number, fatal=not is_client))
 
-    def status(self):
+    def status(self) -> int:
         """Return the exit status of this rank's signal, 0 without one or if this rank has left the others."""
-        return 128 + self._taken[0] if self._taken and not self._comm.has_left else 0
+        return 128 + self._signal if self._signal is not None and not self._comm.has_left else 0
 
-    def stop_requested(self):
+    def stop_requested(self) -> bool:
         """Return whether to finish the step, save and end. It is called after each step and counts as progress."""
         self._comm.progress()
-        return self._taken is not None
+        return self._signal is not None
 
-    def report(self, message, status=1, caused_by_peer=False):
+    def report(self, message: str, status: int = 1, caused_by_peer: bool = False) -> None:
         """Report, from any thread, that this rank has lost its loader; the rank or the job then ends within seconds."""
-        self._lifeline.lost(message)
+        self.heartbeat.fail(Failure(message, status, fatal=False))

@@ -17,72 +17,86 @@ import resource
 import signal
 import sys
 from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
 
 from multigpu.process import PR_SET_PDEATHSIG, SIGNALS
 
-MARK = "STAND_IN_FD"                             # set in a wrapped rank: the write end of a pipe to its wrapper
-HYDRA = "MPI_LOCALRANKID"                        # distinguishes MPICH's mpiexec from others that use PMI
-PMI = "PMI_FD"
+WRAPPER_FD = "RANK_WRAPPER_FD"                   # set in a wrapped rank: the write end of a pipe to its wrapper
+HYDRA_RANK = "MPI_LOCALRANKID"                   # distinguishes MPICH's mpiexec from others that use PMI
+PMI_FD = "PMI_FD"
 
 
-def wrap_rank():
+def wrap_rank() -> None:
     """Under MPICH's mpiexec, start this rank again as a child of this process and exit as it exits; return in the rank.
 
     Call it before MPI is initialised and before any thread starts.
     """
-    if MARK in os.environ:
-        return end_with_parent()
-    if HYDRA not in os.environ or PMI not in os.environ:
-        return None
-    said, saying = os.pipe()
-    os.set_inheritable(saying, True)
+    if is_wrapped():
+        end_with_wrapper()
+    elif started_by_hydra():
+        run_wrapper()
+
+
+def run_wrapper() -> NoReturn:
+    """Start the rank, forward signals to it and end as it ends."""
+    detached, report_detached = os.pipe()
+    os.set_inheritable(report_detached, True)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)            # until there is a rank to forward them to
     command = [sys.executable, *sys.orig_argv[1:]]
-    rank = os.posix_spawn(sys.executable, command, os.environ | {MARK: str(saying)}, setsigmask=[])
-    os.close(saying)
+    environment = os.environ | {WRAPPER_FD: str(report_detached)}
+    rank = os.posix_spawn(sys.executable, command, environment, setsigmask=[])
+    os.close(report_detached)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(rank, number)
+
     for number in SIGNALS:
-        signal.signal(number, lambda number, frame: forward_signal(number, rank))
+        signal.signal(number, forward)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    end_as(os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]), may_go=os.read(said, 1) != b"")
+    _, status = os.waitpid(rank, 0)
+    end_as_rank(os.waitstatus_to_exitcode(status), detached=os.read(detached, 1) != b"")
 
 
-def forward_signal(number, rank):
-    with suppress(ProcessLookupError):
-        os.kill(rank, number)
+def end_as_rank(exitcode: int, detached: bool) -> NoReturn:
+    """End this process as the rank has ended: with a status, or by a signal (negative) unless the rank was detached."""
+    if detached:
+        finalize()
+    elif exitcode < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))         # the rank has already dumped core, if enabled
+        if -exitcode in SIGNALS:
+            signal.signal(-exitcode, signal.SIG_DFL)
+        os.kill(os.getpid(), -exitcode)
+    os._exit(max(exitcode, 0))
 
 
-def end_as(code, may_go):
-    """End this process as the rank has ended: with a status, or, if `code` is negative, by a signal."""
-    if code >= 0 or may_go:
-        if may_go:
-            finalize()
-        os._exit(max(code, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))             # the rank has already dumped core, if enabled
-    if -code in SIGNALS:
-        signal.signal(-code, signal.SIG_DFL)
-    os.kill(os.getpid(), -code)
-
-
-def end_with_parent():
+def end_with_wrapper() -> None:
     """Have the kernel kill this process with its wrapper (Linux), because mpiexec controls only the wrapper."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def may_go():
+def report_detached() -> None:
     """Notify this rank's wrapper, if any, that from here on the others can continue without this rank."""
-    if MARK in os.environ:
-        os.write(int(os.environ[MARK]), b".")
+    if is_wrapped():
+        os.write(int(os.environ[WRAPPER_FD]), b".")
 
 
-def is_wrapped():
-    return MARK in os.environ
+def is_wrapped() -> bool:
+    """Return whether this process is a rank with a wrapper."""
+    return WRAPPER_FD in os.environ
 
 
-def finalize():
+def started_by_hydra() -> bool:
+    """Return whether MPICH's mpiexec has started this process or its wrapper."""
+    return HYDRA_RANK in os.environ and PMI_FD in os.environ
+
+
+def finalize() -> None:
     """Report to MPICH's mpiexec that this rank has finished, as MPI_Finalize does."""
-    if HYDRA in os.environ and PMI in os.environ:
+    if started_by_hydra():
         with suppress(OSError):                  # fails after MPI_Finalize
-            place = int(os.environ[PMI])
-            os.write(place, b"cmd=finalize\n")
-            os.read(place, 1024)
+            connection = int(os.environ[PMI_FD])
+            os.write(connection, b"cmd=finalize\n")
+            os.read(connection, 1024)

@@ -4,9 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,36 +12,27 @@ import pytest
 from alexnet.run import checkpoint_format
 from tests import tiny, tiny_train
 from tests.mpi import Job, needs_mpi
-from tests.multigpu import membership_doubles
+from tests.multigpu.failure.messages import MESSAGES, NAME, TIMEOUT
+from tests.multigpu.fakes import elastic_job
 from tests.multigpu.several_doubles import STEPS
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
 
-SCRIPT, TINY = Path(membership_doubles.__file__), Path(tiny_train.__file__)
+SCRIPT, TINY = Path(elastic_job.__file__), Path(tiny_train.__file__)
 EPOCHS = 4
 GONE = 10                                        # seconds within which a job without its server must end
-TIME_OUT = 3                                     # seconds until a silent client is dropped
 LEFT = {3: "1 client is left", 4: "2 clients are left"}          # by number of ranks, after one rank has died
 
-NAME = r"rank {rank} \(pid \d+ on [^)]+\)"
-DIED = NAME + " has died: it was killed, or has crashed; mpiexec may report the signal"
-LOADER = NAME + r": the loader \(pid \d+\) was killed by SIGKILL"
-SILENT = NAME + rf" has been silent for {TIME_OUT} s \(heartbeat_timeout\): it hangs, was stopped, or cannot be reached"
-STILL = (
-    NAME + rf" has not done a step for {TIME_OUT} s, and is not waiting for another rank; "
-    "if a step takes this long, increase heartbeat_timeout"
-)
-
-# (how client 2 dies, where, at which visit of that point, number of ranks, expected message); one exchange reaches
+# (how client 2 dies, where, at which visit of that point, number of ranks, expected MESSAGE); one exchange reaches
 # "moving" four times
 DEATHS = [
-    ("killed", "joining", 1, 3, DIED),
-    ("killed", "moving", 6, 4, DIED),
-    ("killed", "moving", 8, 3, DIED),
-    ("left", "computing", 3, 3, DIED),
-    ("killed", "loading", 3, 3, LOADER),
-    ("stopped", "moving", 6, 3, SILENT),
-    ("hung", "loading", 3, 4, STILL),
+    ("killed", "joining", 1, 3, "died"),
+    ("killed", "moving", 6, 4, "died"),
+    ("killed", "moving", 8, 3, "died"),
+    ("left", "computing", 3, 3, "died"),
+    ("killed", "loading", 3, 3, "lost its loader"),
+    ("stopped", "moving", 6, 3, "silent"),
+    ("hung", "loading", 3, 4, "stalled"),
 ]
 
 
@@ -82,12 +70,12 @@ def trained_to_the_end(folder, clients, n_epochs=EPOCHS):
     return recorded, center
 
 
-@pytest.mark.parametrize(("how", "where", "at", "size", "sentence"), DEATHS)
-def test_a_client_that_dies_is_dropped_and_the_others_train_to_the_end(tmp_path, how, where, at, size, sentence):
-    job = started(tmp_path, f"{how},{where},2,{at}", size, heartbeat_timeout=TIME_OUT)
+@pytest.mark.parametrize(("how", "where", "at", "size", "message"), DEATHS)
+def test_dead_client_is_dropped_and_others_finish(tmp_path, how, where, at, size, message):
+    job = started(tmp_path, f"{how},{where},2,{at}", size, heartbeat_timeout=TIMEOUT)
     status, said = job.finish()
     assert status == 0, said
-    expected = sentence.format(rank=2) + "; it is dropped, and " + LEFT[size]
+    expected = MESSAGES[message].format(rank=2) + "; it is dropped, and " + LEFT[size]
     found = [line for line in said.splitlines() if line.startswith("rank ")]
     assert len(found) == 1 and re.fullmatch(expected, found[0]), said
     assert any(re.fullmatch(rf"\d+-\d+-\d+ \d+:\d+:\d+ {expected}", line) for line in lines_of(tmp_path))
@@ -97,17 +85,18 @@ def test_a_client_that_dies_is_dropped_and_the_others_train_to_the_end(tmp_path,
     assert not (tmp_path / "runs" / "ended2").exists()
 
 
-def test_a_client_that_fails_ends_the_job_as_under_other_rules(tmp_path):
+def test_client_with_a_bug_ends_job(tmp_path):
     status, said = started(tmp_path, "bug,computing,2,3", 3).finish()
     assert status == 1
-    assert re.search(f"^{NAME.format(rank=2)}: ended by ZeroDivisionError: the step is wrong$", said, re.MULTILINE)
+    assert re.search(f"^{MESSAGES['bug'].format(rank=2)}$", said, re.MULTILINE)
 
 
-def test_the_last_client_s_death_ends_the_job_with_all_saved(tmp_path):
+def test_death_of_last_client_saves_and_ends_job(tmp_path):
     job = started(tmp_path, "killed,computing,1,9", size=2, n_epochs=10**6)
     status, said = job.finish()
     assert status == 1
-    assert re.search(f"^{DIED.format(rank=1)}; it is dropped, and no client is left$", said, re.MULTILINE), said
+    expected = MESSAGES["died"].format(rank=1) + "; it is dropped, and no client is left"
+    assert re.search(f"^{expected}$", said, re.MULTILINE), said
     iteration, recorded, center = told(tmp_path, "saved")
     assert re.search(f"^{NAME.format(rank=0)}: no client is left; all is saved after {iteration} iterations$", said,
                      re.MULTILINE), said
@@ -115,13 +104,13 @@ def test_the_last_client_s_death_ends_the_job_with_all_saved(tmp_path):
     assert recorded["0"] == list(range(1, iteration + 1))
 
 
-def test_a_client_that_comes_late_begins_where_the_others_are(tmp_path):
+def test_late_client_starts_from_server_state(tmp_path):
     """Client 3 joins after another client's step 12 and ends with the others."""
     status, said = started(tmp_path, "late,joining,3,1").finish()
     assert (status, said) == (0, "")
     (joined,) = [line for line in lines_of(tmp_path) if "has joined" in line]
     at = int(re.fullmatch(r"rank 3 has joined at iteration (\d+)", joined)[1])
-    assert membership_doubles.LATER_STEPS // 2 - 2 <= at < EPOCHS * STEPS        # a mean: the other may be at 0
+    assert elastic_job.LATER_STEPS // 2 - 2 <= at < EPOCHS * STEPS        # a mean: the other may be at 0
     iteration, steps, first = told(tmp_path, "ended3")
     assert (iteration, steps) == (EPOCHS * STEPS, EPOCHS * STEPS - at)
     assert first >= at                           # includes what the others had pushed
@@ -129,7 +118,7 @@ def test_a_client_that_comes_late_begins_where_the_others_are(tmp_path):
     assert recorded["2"] == list(range(at + 1, iteration + 1)) and center == 2 * iteration + steps
 
 
-def test_a_client_that_is_asked_to_stop_leaves_alone_with_its_last_push_delivered(tmp_path):
+def test_stopped_client_delivers_last_push_and_leaves(tmp_path):
     epochs = 40
     job = started(tmp_path, n_epochs=epochs, n_sync=7)
     job.wait_for((tmp_path / "runs" / "begun2").exists)
@@ -144,7 +133,7 @@ def test_a_client_that_is_asked_to_stop_leaves_alone_with_its_last_push_delivere
     assert recorded["1"] == list(range(1, at + 1)) and center == 2 * epochs * STEPS + at
 
 
-def test_a_signal_to_mpiexec_stops_all(tmp_path):
+def test_signal_to_mpiexec_stops_all_ranks(tmp_path):
     job = started(tmp_path, n_epochs=10**6)
     job.wait_for((tmp_path / "runs" / "begun2").exists)
     os.kill(job.process.pid, signal.SIGUSR1)
@@ -158,7 +147,7 @@ def test_a_signal_to_mpiexec_stops_all(tmp_path):
 # ---- with a network and its checkpoints
 
 
-def test_a_server_that_is_killed_ends_all_and_a_new_run_goes_on_from_the_last_checkpoint(tmp_path):
+def test_killed_server_ends_job_and_run_resumes(tmp_path):
     data = tiny.make_data(tmp_path / "set", train=24, validation=9)
     common = {"data": data, "output": tmp_path / "runs", "model": "tiny", "batch_size": 2, "print_freq": 1,
               "rule": "asgd", "n_sync": 2, "para_load": "false"}
@@ -170,8 +159,8 @@ def test_a_server_that_is_killed_ends_all_and_a_new_run_goes_on_from_the_last_ch
     os.kill(pid, signal.SIGKILL)
     status, said = job.finish(GONE)
     assert time.monotonic() - began < GONE and status not in (0, None)
-    assert re.search(f"^{DIED.format(rank=0)}$", said, re.MULTILINE) and f"pid {pid}" in said
-    assert re.search(DIED.format(rank=0) + r"\n\Z", (folder / "log.txt").read_text())
+    assert re.search(f"^{MESSAGES['died'].format(rank=0)}$", said, re.MULTILINE) and f"pid {pid}" in said
+    assert re.search(MESSAGES["died"].format(rank=0) + r"\n\Z", (folder / "log.txt").read_text())
 
     _, _, metadata = checkpoint_format.load_latest(folder)
     epochs = metadata["position"]["epoch"] + 1
@@ -185,37 +174,4 @@ def rank_of(pid):
     """Return the rank of a process that has a rank wrapper; None if it has none or is one."""
     variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     found = dict(each.split(b"=", 1) for each in variables if b"=" in each)
-    return int(found[b"PMI_RANK"]) if b"STAND_IN_FD" in found else None
-
-
-# ---- the rank wrapper
-
-
-RANK = """
-import os, signal, sys
-from multigpu.mpi import rank_wrapper
-rank_wrapper.wrap_rank()
-{}
-"""
-
-
-@pytest.mark.parametrize(
-    ("does", "status", "says"),
-    [
-        ("sys.exit(3)", 3, b""),
-        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, b""),
-        ("rank_wrapper.may_go(); os.kill(os.getpid(), signal.SIGKILL)", 0, b"cmd=finalize\n"),
-        ("rank_wrapper.may_go(); os.kill(os.getppid(), signal.SIGTERM); signal.pause()", 0, b"cmd=finalize\n"),
-        ("rank_wrapper.may_go(); sys.exit(3)", 3, b"cmd=finalize\n"),
-    ],
-)
-def test_a_stand_in_ends_as_its_rank_but_well_where_that_may_go(does, status, says):
-    here, there = socket.socketpair()
-    here.sendall(b"." * len(says))               # the reply to an expected message; unread bytes would be an error
-    environment = os.environ | {"MPI_LOCALRANKID": "0", "PMI_FD": str(there.fileno())}
-    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", RANK.format(does)]
-    with here:
-        assert subprocess.run(command, env=environment, pass_fds=[there.fileno()], timeout=30).returncode == status
-        there.close()
-        assert here.recv(1024) == says
+    return int(found[b"PMI_RANK"]) if b"RANK_WRAPPER_FD" in found else None
