@@ -16,7 +16,7 @@ from alexnet.data.dataset import open_dataset
 from alexnet.models import model_class
 from alexnet.pretrained.initialization import find_start
 from alexnet.run import checkpoint
-from alexnet.run.recorder import Recorder, WorkerRecorder
+from alexnet.run.recorder import RunRecorder, WorkerRecorder
 from alexnet.training.loop import Diverged, Run
 from alexnet.training.network import backend_of, build_network, use_machine
 from multigpu.device import DeviceError, open_device
@@ -65,7 +65,8 @@ def work(config, device, control, comm):
         comm.allgather(Present())
         if rule.elastic:
             comm.detach()
-        recorder = stack.enter_context(WorkerRecorder(rank) if rank else Recorder(folder, config.print_freq, total))
+        recorder = WorkerRecorder(rank) if rank else RunRecorder(folder, config.print_freq, total)
+        stack.enter_context(recorder)
         stack.enter_context(warnings_in_the_log(recorder))
         batches = stack.enter_context(open_batches(config, model, data, device, control))
         if rank == 0:

@@ -111,8 +111,8 @@ class PushLog(WorkerRecorder):
         super().__init__(SERVER)
         self.pushes, self.said = [], []
 
-    def push(self, **record):
-        self.pushes.append(record)
+    def record(self, kind, **values):
+        self.pushes.append(values)
 
     def log(self, message, screen=True):
         self.said.append(message)

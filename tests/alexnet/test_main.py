@@ -6,7 +6,7 @@ import time
 import pytest
 
 from alexnet.__main__ import main
-from alexnet.run.recorder import Recorder
+from alexnet.run.recorder import RunRecorder
 
 
 def test_summary_adds_up_to_the_papers_figures(capsys):
@@ -23,7 +23,7 @@ def test_summary_of_another_number_of_classes(capsys):
 
 
 def test_plot_draws_a_run(tmp_path, capsys):
-    with Recorder(tmp_path, stream=io.StringIO()) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO()) as recorder:
         with recorder.time("calc"):
             time.sleep(0.001)
         recorder.train_iteration(iteration=1, epoch=0.5, cost=2.0, error=0.9, learning_rate=0.01, images=8)

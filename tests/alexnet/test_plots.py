@@ -14,7 +14,7 @@ from alexnet import plots
 from alexnet.plots import records, style
 from alexnet.plots.tiles import mosaic
 from alexnet.run import checkpoint_format
-from alexnet.run.recorder import Recorder
+from alexnet.run.recorder import RunRecorder
 from alexnet.run.timing import Lap
 
 
@@ -31,7 +31,7 @@ class Clock:
 def record(folder, iterations=40, per_epoch=8, cost=lambda iteration: 2.3 * 0.95**iteration, validated=True):
     """Record a synthetic run: each iteration takes 0.5 s calc, 0.2 s wait, 0.1 s other; the rate drops half-way."""
     clock = Clock()
-    with Recorder(folder, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(folder, stream=io.StringIO(), clock=clock) as recorder:
         for iteration in range(1, iterations + 1):
             rate = 0.01 if iteration <= iterations / 2 else 0.001
             for section, seconds in (("wait", 0.2), ("calc", 0.5)):
@@ -133,7 +133,7 @@ def test_filters_are_tiles_in_order_each_over_its_own_range(tmp_path):
 
 
 def test_filters_of_another_number_of_channels_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"must see 3 channels, got weights of shape \(4, 2, 2, 5\)"):
+    with pytest.raises(ValueError, match=r"must have 3 input channels to be drawn, got weights of shape \(4, 2, 2, 5\)"):
         plots.filters(np.zeros((4, 2, 2, 5)), tmp_path / "filters.png")
 
 
@@ -152,7 +152,7 @@ def test_a_run_is_drawn_into_its_folder_from_its_records_and_newest_checkpoint(t
 def test_hours_add_up_over_validations_and_resumes(tmp_path):
     for first in (0, 8):
         clock = Clock()
-        with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
             recorder.truncate(first)
             for iteration in range(first + 1, first + 9):
                 recorder.restart()
@@ -211,7 +211,7 @@ def test_the_time_of_a_run_is_stacked_in_seconds_per_20_iterations(tmp_path, dra
 def laps(folder, workers, rate, n=2, exchanging=0.25, **settings):
     """Record a synthetic run of `workers` at `rate` images/s, with a fraction `exchanging` of comm and sync time."""
     seconds = 5120 / rate
-    with Recorder(folder, stream=io.StringIO()) as recorder:
+    with RunRecorder(folder, stream=io.StringIO()) as recorder:
         for lap in range(1, n + 1):
             recorder.laps([
                 Lap(lap, lap / 2, 5120, seconds, (1 - exchanging) * seconds, 0.2 * exchanging * seconds,
@@ -239,7 +239,7 @@ def test_laps_are_no_hours(tmp_path):
     record(tmp_path, iterations=8, validated=False)
     before = records.read_run(tmp_path)
     laps(tmp_path, 2, rate=1)
-    with Recorder(tmp_path, stream=io.StringIO()) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO()) as recorder:
         recorder.train_iteration(iteration=9, epoch=2, cost=1, error=0, learning_rate=0.1, images=8)
     after = records.read_run(tmp_path)
     np.testing.assert_array_equal(after.train["hours"][:8], before.train["hours"])
@@ -253,7 +253,7 @@ def test_laps_are_no_hours(tmp_path):
 def apart(folder, steps, seconds):
     """Record a synthetic run of asynchronous workers; all steps of one worker are recorded before those of the next."""
     clock = Clock()
-    with Recorder(folder, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(folder, stream=io.StringIO(), clock=clock) as recorder:
         for worker, (n, each) in enumerate(zip(steps, seconds, strict=True)):
             for step in range(1, n + 1):
                 recorder.train_iteration(
@@ -349,7 +349,7 @@ def test_a_folder_from_before_there_were_laps_is_drawn(tmp_path):
     (tmp_path / "speed.csv").unlink()
     (tmp_path / "config.yaml").write_text("a_setting_that_is_no_more: 3\n")
     run = records.read_run(tmp_path)
-    assert (run.workers, run.settings, len(run.train["worker"])) == (0, {}, 40)
+    assert (run.workers, run.settings, len(run.train["worker"])) == (0, {"a_setting_that_is_no_more": 3}, 40)
     assert plots.draw([tmp_path]) == [tmp_path / "learning_curves.png", tmp_path / "times.png"]
 
 
@@ -428,10 +428,12 @@ def test_damaged_records_are_refused_by_their_line(tmp_path, line):
 
 def test_pushes_are_drawn_by_how_stale_they_were_and_how_long_their_clients_waited(tmp_path, drawn):
     record(tmp_path)
-    with Recorder(tmp_path, stream=io.StringIO()) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO()) as recorder:
         for version, (client, staleness, waiting) in enumerate([(1, 0, 2.0), (2, 1, 4.0), (1, 1, 6.0), (2, 4, 8.0)], 1):
-            recorder.push(client=client, iteration=version, version=version, staleness=staleness, waiting=waiting,
-                          serving=1.0, bytes=8)
+            recorder.record(
+                "push", client=client, iteration=version, version=version, staleness=staleness, waiting=waiting,
+                serving=1.0, bytes=8,
+            )
     assert tmp_path / "pushes.png" in plots.draw([tmp_path])
     stale, waits = next(figure for figure in drawn if "staleness" in figure.axes[0].get_title()).axes
     assert [bar.get_height() for bar in stale.patches] == [1, 2, 0, 0, 1]

@@ -133,7 +133,7 @@ class ParameterServer(CenterPolicy):
         if client in self._unsaid:
             pushed = self._unsaid.pop(client)._replace(waiting=1000 * note.waited)
             self.load.waited(note.waited)
-            recorder.push(**pushed._asdict())
+            recorder.record("push", **pushed._asdict())
         if type(message) is Leave:
             return
         seconds = self._clock() - self._turn

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from alexnet.run.recorder import FIELDS, Recorder, WorkerRecorder, read_records
+from alexnet.run.recorder import FIELDS, RunRecorder, WorkerRecorder, read_records
 from alexnet.run.timing import Lap, Stopwatch
 
 
@@ -55,7 +55,7 @@ def of_kind(folder, kind):
 
 
 def test_an_iteration_is_all_time_since_the_last_and_sections_are_parts_of_it(tmp_path, clock):
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         clock.seconds += 1000                       # compile time belongs to no iteration
         iterate(recorder, clock, 1)
         clock.seconds += 0.25                       # time outside of all sections
@@ -67,7 +67,7 @@ def test_an_iteration_is_all_time_since_the_last_and_sections_are_parts_of_it(tm
 
 
 def test_validation_and_pauses_are_no_iterations_time(tmp_path, clock):
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         iterate(recorder, clock, 1)
         with recorder.time("wait"):
             clock.seconds += 3
@@ -83,7 +83,7 @@ def test_validation_and_pauses_are_no_iterations_time(tmp_path, clock):
 
 
 def test_a_section_that_raises_is_counted_too(tmp_path, clock):
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         with pytest.raises(KeyError), recorder.time("calc"):
             clock.seconds += 2
             raise KeyError
@@ -107,18 +107,19 @@ def test_a_silent_recorder_takes_all_and_tells_only_warnings(tmp_path, clock, mo
 
 def test_an_unknown_section_is_refused(tmp_path):
     message = "a section of an iteration must be one of calc, sync, comm, wait, got 'lunch'"
-    with Recorder(tmp_path, stream=io.StringIO()) as recorder, pytest.raises(ValueError, match=message):
+    with RunRecorder(tmp_path, stream=io.StringIO()) as recorder, pytest.raises(ValueError, match=message):
         recorder.add("lunch", 1)
 
 
 def test_json_lines_and_csv_say_the_same(tmp_path, clock):
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         iterate(recorder, clock, 1, cost=0.1)
         iterate(recorder, clock, 2, cost=0.3)
         validate(recorder, 1, 2)
         recorder.laps([Lap(2, 1.0, 5120, 3.5, 2.0, 0.25, 0.5, 0.1)])
-        recorder.push(client=3, iteration=2, version=7, staleness=2, waiting=0.5, serving=1.5, bytes=8192)
-    for kind, fields in FIELDS.items():
+        recorder.record("push", client=3, iteration=2, version=7, staleness=2, waiting=0.5, serving=1.5, bytes=8192)
+    push = ("client", "iteration", "version", "staleness", "waiting", "serving", "bytes", "at")
+    for kind, fields in (FIELDS | {"push": push}).items():
         records = of_kind(tmp_path, kind)
         assert records
         assert all(set(record) == {"kind", *fields} for record in records)
@@ -129,7 +130,7 @@ def test_json_lines_and_csv_say_the_same(tmp_path, clock):
 
 @pytest.mark.parametrize("cost", [float("nan"), float("inf"), -float("inf")])
 def test_a_cost_that_is_not_finite_is_null_in_strict_json(tmp_path, clock, cost):
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         iterate(recorder, clock, 1, cost=cost)
 
     def refuse(constant):
@@ -141,7 +142,7 @@ def test_a_cost_that_is_not_finite_is_null_in_strict_json(tmp_path, clock, cost)
 
 
 def test_records_are_on_disk_at_once(tmp_path, clock):
-    with Recorder(tmp_path, print_freq=1, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(tmp_path, print_freq=1, stream=io.StringIO(), clock=clock) as recorder:
         iterate(recorder, clock, 1)
         assert len(read_records(tmp_path)) == len(table(tmp_path, "train")) == 1
         assert "iteration 1" in (tmp_path / "log.txt").read_text()
@@ -149,7 +150,7 @@ def test_records_are_on_disk_at_once(tmp_path, clock):
 
 def test_elsewhere_than_on_a_terminal_there_is_a_line_every_print_freq_iterations(tmp_path, clock):
     stream = io.StringIO()
-    with Recorder(tmp_path, print_freq=2, total_iterations=100, stream=stream, clock=clock) as recorder:
+    with RunRecorder(tmp_path, print_freq=2, total_iterations=100, stream=stream, clock=clock) as recorder:
         for iteration in range(1, 6):
             iterate(recorder, clock, iteration, cost=iteration)
         validate(recorder, 1, 5)
@@ -168,7 +169,7 @@ def test_elsewhere_than_on_a_terminal_there_is_a_line_every_print_freq_iteration
 def test_on_a_terminal_there_is_a_bar_and_the_lines_go_to_the_log(tmp_path, clock, monkeypatch):
     stream = Terminal()
     monkeypatch.setenv("COLUMNS", "80")
-    with Recorder(tmp_path, print_freq=2, total_iterations=4, stream=stream, clock=clock) as recorder:
+    with RunRecorder(tmp_path, print_freq=2, total_iterations=4, stream=stream, clock=clock) as recorder:
         for iteration in range(1, 5):
             iterate(recorder, clock, iteration)
         recorder.log("a word in between")
@@ -180,14 +181,14 @@ def test_on_a_terminal_there_is_a_bar_and_the_lines_go_to_the_log(tmp_path, cloc
 
 
 def test_a_resumed_run_drops_what_came_after_its_checkpoint_and_adds(tmp_path, clock):
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         for iteration in range(1, 7):
             iterate(recorder, clock, iteration, cost=iteration)
             if iteration % 2 == 0:
                 validate(recorder, iteration // 2, iteration)
     with (tmp_path / "records.jsonl").open("a") as file:
         file.write('{"kind": "train", "iteration": 7, "epo')             # killed here
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         recorder.truncate(4, epochs=1)                                    # saved before the second validation
         validate(recorder, 2, 4)
         iterate(recorder, clock, 5, cost=50)
@@ -199,7 +200,7 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint_and_adds(tmp_path, c
 
 
 def test_truncating_by_iteration_alone_keeps_the_validation_at_it(tmp_path, clock):
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         for iteration in (1, 2, 3, 4):
             iterate(recorder, clock, iteration)
         validate(recorder, 1, 2)
@@ -209,7 +210,7 @@ def test_truncating_by_iteration_alone_keeps_the_validation_at_it(tmp_path, cloc
 
 
 def test_truncating_a_new_folder_changes_nothing(tmp_path, clock):
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         recorder.truncate(0)
         iterate(recorder, clock, 1)
     assert len(table(tmp_path, "train")) == 1
@@ -232,7 +233,7 @@ def step(watch, clock, iteration, images=1024, seconds=(4.0, 0.5, 1.0, 0.25)):
 
 
 @pytest.mark.parametrize("make", [
-    lambda folder, clock: Recorder(folder, stream=io.StringIO(), clock=clock),
+    lambda folder, clock: RunRecorder(folder, stream=io.StringIO(), clock=clock),
     lambda _, clock: WorkerRecorder(1, clock=clock),
 ])
 def test_a_lap_ends_with_the_step_at_which_all_workers_have_taken_5120_images(tmp_path, clock, make):
@@ -248,7 +249,7 @@ def test_a_lap_ends_with_the_step_at_which_all_workers_have_taken_5120_images(tm
 
 
 @pytest.mark.parametrize("make", [
-    lambda folder, clock: Recorder(folder, stream=io.StringIO(), clock=clock),
+    lambda folder, clock: RunRecorder(folder, stream=io.StringIO(), clock=clock),
     lambda _, clock: WorkerRecorder(1, clock=clock),
 ])
 def test_validation_and_saving_are_no_laps_time(tmp_path, clock, make):
@@ -268,7 +269,7 @@ def test_validation_and_saving_are_no_laps_time(tmp_path, clock, make):
 
 def test_laps_are_recorded_as_means_over_the_workers_per_5120_images(tmp_path, clock):
     stream = io.StringIO()
-    with Recorder(tmp_path, stream=stream, clock=clock) as recorder:
+    with RunRecorder(tmp_path, stream=stream, clock=clock) as recorder:
         recorder.laps([
             Lap(8, 2.0, 10240, seconds=16.0, calc=12.0, sync=0.4, comm=3.0, wait=0.6),
             Lap(8, 2.0, 10240, seconds=18.0, calc=15.0, sync=0.2, comm=2.0, wait=0.8),
@@ -292,7 +293,7 @@ def test_laps_are_recorded_as_means_over_the_workers_per_5120_images(tmp_path, c
 
 def test_a_resumed_run_drops_the_laps_after_its_checkpoint_and_begins_a_lap_anew(tmp_path, clock):
     for first in (1, 5):
-        with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
             recorder.truncate(first - 1, 0)
             for iteration in range(first, first + 8):
                 step(recorder, clock, iteration, images=2000)
@@ -307,7 +308,7 @@ def test_a_step_that_another_worker_took_alone_keeps_its_times_and_costs_this_on
     watch = WorkerRecorder(3, clock=clock)
     watch.keep = kept.append
     step(watch, clock, 7)
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         with recorder.time("comm"):
             clock.seconds += 8
         recorder.train_iteration(**kept[0], worker=2)
@@ -319,12 +320,12 @@ def test_a_step_that_another_worker_took_alone_keeps_its_times_and_costs_this_on
 
 
 def test_a_run_of_an_older_recorder_is_gone_on_with(tmp_path, clock):
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         iterate(recorder, clock, 1)
     (tmp_path / "speed.csv").unlink()
     lines = (tmp_path / "records.jsonl").read_text().replace('"worker": null, ', "")
     (tmp_path / "records.jsonl").write_text(lines)
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         recorder.truncate(1)
         iterate(recorder, clock, 2)
     assert [row["worker"] for row in table(tmp_path, "train")] == ["", ""]
