@@ -32,6 +32,7 @@ import numpy as np
 
 from alexnet.data import batch_file
 from alexnet.data.image_listing import find_images
+from alexnet.native.cores import cores
 from benchmarks import report
 from benchmarks.made_imagenet import (
     CMYK_VALIDATION,
@@ -45,7 +46,6 @@ from benchmarks.made_imagenet import (
 )
 from preprocess.batches import IMAGE_BYTES
 from preprocess.journal import JOURNAL
-from preprocess.workers import default_workers
 
 DIGGER = ("fallocate", "--dig-holes")                        # of util-linux
 ROOT = pathlib.Path(__file__).parents[1]
@@ -351,7 +351,7 @@ def options_of(arguments=None):
     parser = report.parser(__doc__, quick="2,000 images, 4 kills")
     parser.add_argument("--images", type=int, default=TRAIN, help="of training; validation has its share (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=256, help="(%(default)s)")
-    parser.add_argument("--workers", type=int, default=default_workers(), help="(%(default)s)")
+    parser.add_argument("--workers", type=int, default=cores(), help="(%(default)s)")
     parser.add_argument("--kills", type=int, default=10, help="at least 2 (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the moments of the kills (%(default)s)")
     parser.add_argument("--folder", type=pathlib.Path, metavar="DIR", help="a new folder, to keep (a temporary one)")

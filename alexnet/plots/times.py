@@ -144,4 +144,4 @@ def share(run: RecordedRun, unit: Unit, section: str) -> float:
 
 def exchanging(run: RecordedRun) -> float:
     """Return the fraction of the laps of a run that comm and sync take."""
-    return (run.speed["comm"] + run.speed["sync"]).sum() / run.speed["seconds"].sum()
+    return float((run.speed["comm"] + run.speed["sync"]).sum()) / float(run.speed["seconds"].sum())

@@ -43,5 +43,5 @@ def test_formats_that_are_none_are_refused(capsys):
 
 def test_plot_of_what_is_no_run_is_refused(tmp_path, capsys):
     assert main(["plot", str(tmp_path)]) == 2
-    expected = f"python -m alexnet plot: {tmp_path} is no run's folder: it has no records.jsonl\n"
+    expected = f"alexnet plot: {tmp_path} is no run's folder: it has no records.jsonl\n"
     assert capsys.readouterr().err == expected

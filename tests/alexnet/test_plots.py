@@ -133,7 +133,7 @@ def test_filters_are_tiles_in_order_each_over_its_own_range(tmp_path):
 
 
 def test_filters_of_another_number_of_channels_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"must have 3 input channels to be drawn, got weights of shape \(4, 2, 2, 5\)"):
+    with pytest.raises(ValueError, match=r"must have 3 input channels .*, got weights of shape \(4, 2, 2, 5\)"):
         plots.filters(np.zeros((4, 2, 2, 5)), tmp_path / "filters.png")
 
 

@@ -196,7 +196,7 @@ def test_a_batch_of_bad_images_alone_is_no_file(tree):
 def test_a_half_without_one_good_image_is_refused(tree):
     for file in (tree / "val").rglob("*.JPEG"):
         file.write_bytes(b"")
-    with pytest.raises(DataError, match="not one validation image can be used"):
+    with pytest.raises(DataError, match="no usable validation images"):
         made(tree, on_bad_image="skip")
 
 

@@ -63,7 +63,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(made, tmp_path)
 def test_a_second_run_does_nothing_and_other_settings_are_refused(made, capsys):
     make_synthetic(made, train=30, validation=10, batch_size=16, workers=1)
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(DataError, match="holds a made set of .*'seed': 1.*, not .*'seed': 2"):
+    with pytest.raises(DataError, match="holds a synthetic set of .*'seed': 1.*, not .*'seed': 2"):
         make_synthetic(made, train=30, validation=10, seed=2, batch_size=16)
     assert main(["synthetic", str(made), "--train", "5"]) == 2
 

@@ -56,7 +56,7 @@ def exchange(one, other):
 
 def test_nothing_is_found_in_a_good_folder(finished, capsys):
     assert main(["verify", str(finished), "--workers", "1"]) == 0
-    assert "all 12 files are as the manifest says" in capsys.readouterr().out
+    assert "all 12 files match the manifest" in capsys.readouterr().out
     assert told(finished) == []
 
 
@@ -128,7 +128,7 @@ def test_labels_of_another_set_are_told(evergreen, finished, tmp_path):
 def test_exchanged_files_are_told_from_damaged_ones(finished, one, other):
     one, other = finished / one, finished / other
     exchange(one, other)
-    told_of = [f"{one} holds what belongs into {other}", f"{other} holds what belongs into {one}"]
+    told_of = [f"{one} has the content of {other}", f"{other} has the content of {one}"]
     assert told(finished) == sorted(told_of)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from alexnet.data import batch_file
+from alexnet.native.atomic import remove_partial
 from tests import hostile_batches
 from tests.hostile_batches import Payload, images
 
@@ -96,7 +97,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
 def test_half_written_files_are_no_batches_and_are_taken_away(tmp_path):
     batch_file.write(tmp_path / "0000.hkl", images(1))
     (tmp_path / "0001.hkl.4711.partial").write_bytes(b"killed")
-    batch_file.remove_partial(tmp_path)
+    remove_partial(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["0000.hkl"]
 
 

@@ -509,8 +509,8 @@ def none_at_all(manifest):
 
 @pytest.mark.parametrize(("spoil", "sentence"), [
     (lose, "does not list its validation files"),
-    (count, "0001.hkl holds 4 images in .* bytes, but the manifest says 3"),
-    (grow, "but the manifest says 4 in"),
+    (count, "0001.hkl holds 4 images in .* bytes, but the manifest lists 3"),
+    (grow, "but the manifest lists 4 in"),
     (climb, "must list train files such as 0000.hkl in one folder"),
     (none_at_all, "must list train files"),
     (forget, "has no checksum of misc/img_mean.npy"),

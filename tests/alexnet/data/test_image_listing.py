@@ -72,7 +72,7 @@ def test_a_plain_table_serves_as_well(tree, line):
 def test_files_elsewhere_are_named(tree):
     (devkit(tree)).rename(tree / "elsewhere")
     truth = tree / "elsewhere" / "ILSVRC2012_validation_ground_truth.txt"
-    with pytest.raises(DataError, match="say where it is with --ground-truth FILE"):
+    with pytest.raises(DataError, match="pass --ground-truth FILE"):
         found(tree)
     assert found(tree, ground_truth=truth).validation.labels.tolist() == [2, 1, 0, 1]
     with pytest.raises(DataError, match="nowhere.mat is not a file"):
@@ -175,11 +175,11 @@ def no_table(tree):
     (unknown_class, "has class folder n05000000, which the training folder lacks"),
     (too_few_labels, "holds 3 labels for 4 images"),
     (image_lost_and_one_added, "is image 2 of its folder; one is missing"),
-    (id_without_class, "line 4 of .* is 9, synset None, which is no class"),
+    (id_without_class, "line 4 of .* is 9, synset unknown, which is no class"),
     (words_for_labels, "is not one class id per line"),
     (table_without_ids, "is neither the devkit's meta.mat nor lines of id, wnid and words"),
     (broken_table, "is neither the devkit's meta.mat"),
-    (no_table, "is not near .*; say where with --synsets FILE"),
+    (no_table, "is not near .*; pass --synsets FILE"),
 ])
 def test_what_does_not_fit_is_refused_in_one_sentence(tree, spoil, sentence):
     spoil(tree)

@@ -321,7 +321,7 @@ def test_a_broken_image_ends_it_in_one_sentence(hostile, saved, capsys):
     assert evaluated("--weights", saved(), "--data", folder) == 2
     first = sorted(name for name, sentence in said.items() if sentence)[0]
     error = capsys.readouterr().err
-    assert error.startswith(f"python -m alexnet evaluate: {folder}/{first} {said[first].split(':')[0]}")
+    assert error.startswith(f"alexnet evaluate: {folder}/{first} {said[first].split(':')[0]}")
     assert error.endswith("; --on-bad-image skip leaves such images out\n") and error.count("\n") == 1
     assert evaluated("--weights", saved(), "--data", folder, "--on-bad-image", "skip") == 2
     assert f"none of the {len(said) - 10} images of the folder" in capsys.readouterr().err
@@ -431,7 +431,7 @@ def test_ctrl_c_ends_it_with_its_threads_and_without_a_file(tree, saved, tmp_pat
     found, before = tmp_path / "found.json", threading.active_count()
     for data in (tree / "val", make_data(tmp_path / "data", classes=CLASSES)):
         assert evaluated("--weights", saved(), "--data", data, "--batch-size", 2, "--json", found) == 130
-        assert capsys.readouterr().err.endswith("python -m alexnet evaluate: interrupted\n")
+        assert capsys.readouterr().err.endswith("alexnet evaluate: interrupted\n")
         assert threading.active_count() == before
     assert not list(tmp_path.glob("found*"))
 

@@ -195,7 +195,7 @@ def test_every_kind_of_image_ends_in_an_answer_or_its_sentence(path, tmp_path, c
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
-    ([], "which images\\? name some, or - to read their names from standard input"),
+    ([], "no images given; name some, or pass - to read their names from standard input"),
     (["a.jpg", "--weights", "nowhere"], "there are no weights nowhere"),
     (["a.jpg", "--threads", "0"], "the number of threads must be at least 1, got 0"),
     (["a.jpg", "--precision", "tf32"], "precision tf32 needs backend=jax"),
@@ -203,7 +203,7 @@ def test_every_kind_of_image_ends_in_an_answer_or_its_sentence(path, tmp_path, c
 def test_what_cannot_be_is_refused(path, arguments, sentence, capsys):
     assert predicted("--weights", path, *arguments) == 2
     error = capsys.readouterr().err
-    assert re.match(f"python -m alexnet predict: {sentence}", error) and error.count("\n") == 1
+    assert re.match(f"alexnet predict: {sentence}", error) and error.count("\n") == 1
 
 
 def test_who_stops_reading_ends_it(path, photographs, monkeypatch):
@@ -223,5 +223,5 @@ def test_ctrl_c_ends_it_with_its_threads(path, photographs, monkeypatch, capsys)
     before = threading.active_count()
     monkeypatch.setattr("alexnet.commands.predict.text_of", interrupted)
     assert predicted("--weights", path, *photographs * 20, "--batch-size", 2) == 130
-    assert capsys.readouterr().err == "python -m alexnet predict: interrupted\n"
+    assert capsys.readouterr().err == "alexnet predict: interrupted\n"
     assert threading.active_count() == before

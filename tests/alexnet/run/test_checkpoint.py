@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from alexnet.native import atomic
 from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import CheckpointError, load, save
 
@@ -198,7 +199,7 @@ def test_a_refusing_disk_leaves_the_previous_file(path, arrays, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_format, "sync", full)
+    monkeypatch.setattr(atomic, "sync", full)
     assert refusal(save, path, arrays, {"new": True}).endswith("No space left on device")
     assert load(path)[1] == {"model": "alexnet", "workers": 1}
     assert list(path.parent.iterdir()) == [path]
@@ -210,7 +211,7 @@ def test_saving_into_a_missing_folder_is_refused(tmp_path):
 
 def test_the_rename_comes_after_the_sync_of_the_file_and_before_that_of_the_folder(path, arrays, monkeypatch):
     order = []
-    monkeypatch.setattr(checkpoint_format, "sync", lambda at: order.append(("sync", at)))
+    monkeypatch.setattr(atomic, "sync", lambda at: order.append(("sync", at)))
     replace = os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append(("replace", b)), replace(a, b)))
     save(path, arrays, {})
