@@ -41,7 +41,7 @@ def describe(folder):
 
 
 @pytest.mark.parametrize(("kind", "sentence"), hostile_batches.KINDS)
-def test_a_manifest_that_vouches_for_a_hostile_batch_file_does_not_help_it(data, tmp_path, kind, sentence, capsys):
+def test_hostile_batch_file_is_refused_despite_its_manifest(data, tmp_path, kind, sentence, capsys):
     hostile_batches.make(kind, data / BATCH, tmp_path)
     describe(data)
     with pytest.raises(DataError, match=sentence):
@@ -76,7 +76,7 @@ def mean_pipe(data, folder):
     (label_payload, "train_labels.npy is not a readable .npy array of plain values"),
     (mean_pipe, "img_mean.npy is not a file"),
 ])
-def test_training_on_it_ends_with_one_line_and_status_2(data, tmp_path, spoil, sentence):
+def test_training_on_hostile_data_ends_with_status_2(data, tmp_path, spoil, sentence):
     spoil(data, tmp_path)
     command = [sys.executable, str(TOP / "train.py"), f"data={data}", "batch_size=2"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)

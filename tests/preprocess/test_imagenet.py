@@ -15,7 +15,7 @@ def tree(tmp_path_factory):
     return made.make_tree(str(tmp_path_factory.mktemp("made") / "tree"), 1100, 40)
 
 
-def test_the_counts_are_imagenets():
+def test_counts_are_those_of_imagenet():
     counts = made.class_counts(made.TRAIN)
     assert (len(counts), counts.sum(), counts.min(), counts.max(), (counts == 1300).sum()) == (
         1000, 1_281_167, 732, 1300, 895)
@@ -25,7 +25,7 @@ def test_the_counts_are_imagenets():
         made.class_counts(999)
 
 
-def test_every_colour_tells_its_label():
+def test_every_colour_encodes_its_label():
     pixels = np.array([made.colour(label) for label in range(1000)], np.uint8).T
     for off in (-9, 0, 9):
         np.testing.assert_array_equal(made.label_of((pixels.astype(int) + off).astype(np.uint8)), np.arange(1000))
@@ -33,7 +33,7 @@ def test_every_colour_tells_its_label():
     assert made.label_of(strange).tolist() == [-1, -2, -2]
 
 
-def test_listing_finds_every_image_with_its_label_through_the_devkits_other_order(tree):
+def test_listing_maps_devkit_ids_to_labels(tree):
     sources = find_images(tree.train, tree.validation)
     assert len(sources.train.names) == 1100 and sources.class_names[0] == "n01440764 tench, Tinca tinca"
     np.testing.assert_array_equal(np.bincount(sources.train.labels), tree.counts)
@@ -41,7 +41,7 @@ def test_listing_finds_every_image_with_its_label_through_the_devkits_other_orde
     assert made.devkit_id(0) != 1 and len({made.devkit_id(label) for label in range(1000)}) == 1000
 
 
-def test_the_traps_are_there_by_name_and_are_read_in_their_colours(tree):
+def test_special_images_are_read_in_their_colours(tree):
     assert len(made.traps()) == 23
     for name, kind in made.traps().items():
         wnid = name.split("_")[0]
@@ -54,7 +54,7 @@ def test_the_traps_are_there_by_name_and_are_read_in_their_colours(tree):
         assert not pixels[imagenet.FAR, imagenet.FAR].any()     # white if the fourth channel were dropped
 
 
-def test_killed_and_started_again_the_set_is_the_same_to_the_byte(tmp_path):
+def test_killed_run_resumes_to_the_same_set(tmp_path):
     arguments = ["--images", "1000", "--batch-size", "100", "--kills", "3", "--workers", "2"]
     arguments += ["--folder", str(tmp_path / "folder"), "--json", str(tmp_path / "rows")]
     assert imagenet.main(arguments) == 0
@@ -67,7 +67,7 @@ def test_killed_and_started_again_the_set_is_the_same_to_the_byte(tmp_path):
     assert rows["peak memory of its largest worker"]["value"] < 200
 
 
-def test_what_does_not_hold_is_one_line_and_status_1(tmp_path, monkeypatch, capsys):
+def test_failed_check_is_one_line_and_status_1(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(imagenet, "can_dig", lambda folder: False)
     monkeypatch.setattr(imagenet, "IMAGE_BYTES", 10**15)
     assert imagenet.main(["--images", "1000", "--folder", str(tmp_path / "folder")]) == 1

@@ -15,7 +15,7 @@ def clock(monkeypatch):
     return told
 
 
-def test_the_time_left_follows_the_rate_since_the_line_before(clock, capsys):
+def test_remaining_time_follows_the_recent_rate(clock, capsys):
     counted = Progress("preprocess", 10_000)
     for seconds, images in ((10, 5000), (5, 100), (5, 100), (3, 0), (20, 4800)):     # 5000 resumed images, then new
         clock["now"] += seconds
@@ -27,7 +27,7 @@ def test_the_time_left_follows_the_rate_since_the_line_before(clock, capsys):
     ]
 
 
-def test_nothing_new_is_no_line(clock, capsys):
+def test_no_progress_prints_no_line(clock, capsys):
     counted = Progress("verify", 5)
     clock["now"] += 60
     counted.add(0)
@@ -37,5 +37,5 @@ def test_nothing_new_is_no_line(clock, capsys):
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(40, "40 s"), (180, "3 min"), (9000, "2.5 h")])
-def test_durations_are_said_as_a_reader_says_them(seconds, said):
+def test_durations_are_formatted(seconds, said):
     assert duration(seconds) == said
