@@ -59,6 +59,7 @@ def test_train_passes_all_arguments_on(monkeypatch):
 def test_help_lists_every_command(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
-    listed = {line.split()[0]: line.strip() for line in capsys.readouterr().out.split("--help:")[1].splitlines() if line}
+    lines = capsys.readouterr().out.split("--help:")[1].strip().splitlines()
+    listed = {line.split()[0]: line for line in lines}
     assert list(listed) == ["train", "evaluate", "export", "plot", "predict", "summary"]
     assert listed["plot"].endswith("of one or several runs.")

@@ -98,14 +98,14 @@ def test_second_run_does_nothing(tree, finished, capsys):
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
 
 
-@pytest.mark.parametrize(("options", "sentence"), [
+@pytest.mark.parametrize(("options", "message"), [
     ({"resize": "crop"}, "another setting of resize: squash before, crop now"),
     ({"seed": 2}, "another setting of seed: 1 before, 2 now"),
     ({"limit": 5}, "another setting of limit: None before, 5 now"),
     ({"on_bad_image": "skip"}, "another setting of on-bad-image: fail before, skip now"),
 ])
-def test_other_settings_are_refused(tree, finished, options, sentence):
-    with pytest.raises(DataError, match=sentence):
+def test_other_settings_are_refused(tree, finished, options, message):
+    with pytest.raises(DataError, match=message):
         made(tree, **options)
 
 
@@ -131,7 +131,7 @@ def test_limit_bounds_the_number_of_images(tree):
 # ---- bad images
 
 
-def spoil(tree):
+def add_bad_images(tree):
     """Truncate one training image, empty another and a validation image; return the names of the training images."""
     cut, emptied = tree / "train/n01440764/3.JPEG", tree / "train/n02119789/4.png"
     cut.write_bytes(cut.read_bytes()[:200])
@@ -141,14 +141,14 @@ def spoil(tree):
 
 
 def test_bad_images_are_named(tree):
-    spoil(tree)
+    add_bad_images(tree)
     with pytest.raises(DataError, match="--on-bad-image skip leaves such images out") as caught:
         made(tree)
     assert any(f"{name} is" in str(caught.value) for name in ("n01440764/3.JPEG", "n02119789/4.png"))
 
 
 def test_bad_images_are_skipped_and_listed(tree, capsys):
-    bad = spoil(tree)
+    bad = add_bad_images(tree)
     out = made(tree, on_bad_image="skip", workers=2)
     assert "3 bad images left out" in capsys.readouterr().out
     manifest = json.loads((out / "manifest.json").read_bytes())
@@ -350,8 +350,8 @@ def test_too_small_disk_is_refused_before_writing(tree, monkeypatch):
 
 
 def test_write_error_has_the_message_of_the_system(tree):
-    room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))"
-    program = f"{room}; from preprocess.command import main; raise SystemExit(main())"
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))"
+    program = f"{limit}; from preprocess.command import main; raise SystemExit(main())"
     command = [sys.executable, "-c", program, "imagenet", *(str(tree / name) for name in ("train", "val", "out")),
                "--workers", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

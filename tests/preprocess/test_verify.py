@@ -1,4 +1,4 @@
-"""verify reports every kind of damage in every file, in one sentence with the file name, and nothing else."""
+"""verify reports every kind of damage in every file, in one fault with the file name, and nothing else."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def finished(good, tmp_path):
     return shutil.copytree(good, tmp_path / "out")
 
 
-def told(out):
+def found_faults(out):
     """Return the faults that verify reports, without starting worker processes."""
     return faults(out, {check: examine(check) for check in checks(out)})
 
@@ -57,7 +57,7 @@ def exchange(one, other):
 def test_intact_folder_has_no_faults(finished, capsys):
     assert main(["verify", str(finished), "--workers", "1"]) == 0
     assert "all 12 files match the manifest" in capsys.readouterr().out
-    assert told(finished) == []
+    assert found_faults(finished) == []
 
 
 def test_damaged_files_are_named_with_status_1(finished, capsys):
@@ -77,15 +77,15 @@ def test_flipped_bit_is_found_in_any_file(finished, name, rng):
     size = (finished / name).stat().st_size
     for place in (0, int(rng.integers(1, size - 1)), size - 1):
         flip(finished / name, place, bit := 1 << int(rng.integers(8)))
-        assert told(finished) == [f"{finished / name} {DAMAGED}"]
+        assert found_faults(finished) == [f"{finished / name} {DAMAGED}"]
         flip(finished / name, place, bit)
-    assert told(finished) == []
+    assert found_faults(finished) == []
 
 
 def test_flipped_image_bit_is_found_only_by_verify(finished):
     flip(finished / BATCHES[0], -1000)
     open_dataset(finished)
-    assert told(finished) == [f"{finished / BATCHES[0]} {DAMAGED}"]
+    assert found_faults(finished) == [f"{finished / BATCHES[0]} {DAMAGED}"]
 
 
 @pytest.mark.parametrize("text", [b"n02119789", b'"squash"', b"sum of all"])
@@ -107,19 +107,19 @@ def test_manifest_without_own_checksum_is_accepted(finished):
     manifest = json.loads((finished / "manifest.json").read_bytes())
     del manifest["sha256"]
     (finished / "manifest.json").write_text(json.dumps(manifest))
-    assert told(finished) == []
+    assert found_faults(finished) == []
 
 
 @pytest.mark.parametrize("name", [*BATCHES, *SMALL])
 def test_missing_file_is_named(finished, name):
     (finished / name).unlink()
-    assert told(finished) == [f"{finished / name} is missing"]
+    assert found_faults(finished) == [f"{finished / name} is missing"]
 
 
 def test_labels_of_another_set_are_found(evergreen, finished, tmp_path):
     other = made(evergreen, tmp_path / "other", seed=2)
     shutil.copy(other / SMALL[0], finished / SMALL[0])
-    assert told(finished) == [f"{finished / SMALL[0]} {DAMAGED}"]
+    assert found_faults(finished) == [f"{finished / SMALL[0]} {DAMAGED}"]
     with pytest.raises(DataError, match="train_labels.npy is not the file the manifest describes"):
         open_dataset(finished)
 
@@ -128,14 +128,14 @@ def test_labels_of_another_set_are_found(evergreen, finished, tmp_path):
 def test_exchanged_files_are_recognised(finished, one, other):
     one, other = finished / one, finished / other
     exchange(one, other)
-    told_of = [f"{one} has the content of {other}", f"{other} has the content of {one}"]
-    assert told(finished) == sorted(told_of)
+    expected = [f"{one} has the content of {other}", f"{other} has the content of {one}"]
+    assert found_faults(finished) == sorted(expected)
 
 
 def test_manifest_of_another_set_is_recognised(evergreen, finished, tmp_path):
     other = made(evergreen, tmp_path / "other", resize="crop")
     shutil.copy(other / "manifest.json", finished / "manifest.json")
-    assert told(finished) == [
+    assert found_faults(finished) == [
         f"{finished}/manifest.json describes another set: not one of its 6 batch files is here"]
 
 
@@ -143,7 +143,7 @@ def test_unlisted_files_are_named(finished):
     for name in ("train_hkl_b6_b_6/0004.hkl", "labels/train_labels_0.npy", "val_hkl_b256_b_256/0000.hkl"):
         (finished / name).parent.mkdir(exist_ok=True)
         shutil.copy(finished / BATCHES[0], finished / name)
-    assert [sentence.removeprefix(f"{finished}/") for sentence in told(finished)] == [
+    assert [fault.removeprefix(f"{finished}/") for fault in found_faults(finished)] == [
         "labels/train_labels_0.npy is not in the manifest", "train_hkl_b6_b_6/0004.hkl is not in the manifest",
         "val_hkl_b256_b_256/0000.hkl is not in the manifest"]
 
@@ -152,7 +152,7 @@ def test_wrong_image_counts_are_found(finished):
     manifest = json.loads((finished / "manifest.json").read_bytes())
     manifest["train"]["files"][1]["images"] = 5
     (finished / "manifest.json").write_text(json.dumps(manifest))
-    assert told(finished) == [f"{finished}/manifest.json is damaged: it differs from its own checksum",
+    assert found_faults(finished) == [f"{finished}/manifest.json is damaged: it differs from its own checksum",
                               f"{finished / BATCHES[1]} does not hold 5 images"]
 
 

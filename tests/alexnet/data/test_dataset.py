@@ -314,10 +314,10 @@ def remove(name):
 
 
 def write(name, array):
-    def spoil(folder):
+    def damage(folder):
         (folder / name).unlink(missing_ok=True)
         save(folder / name, array)
-    return spoil
+    return damage
 
 
 class Payload:
@@ -346,11 +346,11 @@ def archive(folder):
 
 def header(fields):
     """Return a function that overwrites the training labels with a .npy file of this header and 40 bytes of data."""
-    def spoil(folder):
+    def damage(folder):
         text = f"{fields:<117}\n".encode()
         magic = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little")
         (folder / "labels" / "train_labels.npy").write_bytes(magic + text + bytes(40))
-    return spoil
+    return damage
 
 
 def bomb(images):
@@ -390,7 +390,7 @@ def second_folder(folder):
     batch_file.write(folder / "train_hkl_b8" / "0000.hkl", images(1, 0))
 
 
-@pytest.mark.parametrize(("spoil", "sentence"), [
+@pytest.mark.parametrize(("damage", "message"), [
     (empty_folder, r"must hold one folder train_hkl\* of files such as 0000.hkl, found none"),
     (second_folder, "found train_hkl_b4_b_4, train_hkl_b8"),
     (foreign_name, "last.hkl has no batch file's name"),
@@ -417,11 +417,11 @@ def second_folder(folder):
     (write("misc/img_mean.npy", np.zeros((256, 256, 3))), "a mean image is float"),
     (write("misc/img_mean.npy", np.full((3, 256, 256), np.nan)), "outside 0 to 255"),
 ])
-def test_invalid_input_is_refused_in_one_sentence(folder, spoil, sentence, monkeypatch):
+def test_invalid_input_is_refused_in_one_sentence(folder, damage, message, monkeypatch):
     open_dataset(folder, classes=1000)
     monkeypatch.chdir(folder)
-    spoil(folder)
-    with pytest.raises(DataError, match=sentence) as caught:
+    damage(folder)
+    with pytest.raises(DataError, match=message) as caught:
         open_dataset(folder, classes=1000)
     assert "\n" not in str(caught.value) and not (folder / "ran").exists()
 
@@ -507,7 +507,7 @@ def none_at_all(manifest):
     manifest["train"]["files"] = []
 
 
-@pytest.mark.parametrize(("spoil", "sentence"), [
+@pytest.mark.parametrize(("damage", "message"), [
     (lose, "does not list its validation files"),
     (count, "0001.hkl holds 4 images in .* bytes, but the manifest lists 3"),
     (grow, "but the manifest lists 4 in"),
@@ -517,11 +517,11 @@ def none_at_all(manifest):
     (alter, "val_labels.npy is not the file the manifest describes"),
     (age, "is no manifest of format 1"),
 ])
-def test_invalid_manifest_is_refused(folder, spoil, sentence):
+def test_invalid_manifest_is_refused(folder, damage, message):
     manifest = manifest_of(folder)
-    spoil(manifest)
+    damage(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises(DataError, match=message):
         open_dataset(folder)
 
 

@@ -168,7 +168,7 @@ def no_table(tree):
     (devkit(tree) / "meta.mat").unlink()
 
 
-@pytest.mark.parametrize(("spoil", "sentence"), [
+@pytest.mark.parametrize(("damage", "message"), [
     (missing_train, "train cannot be listed: No such file"),
     (no_classes, "holds no class folders"),
     (empty_class, "class folder .*n04000000 holds no JPEG or PNG file"),
@@ -181,8 +181,8 @@ def no_table(tree):
     (broken_table, "is neither the devkit's meta.mat"),
     (no_table, "is not near .*; pass --synsets FILE"),
 ])
-def test_invalid_input_is_refused_in_one_sentence(tree, spoil, sentence):
-    spoil(tree)
-    with pytest.raises(DataError, match=sentence) as caught:
+def test_invalid_input_is_refused_in_one_sentence(tree, damage, message):
+    damage(tree)
+    with pytest.raises(DataError, match=message) as caught:
         found(tree)
     assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from alexnet.data.images import TURNS, BadImage, batch_of, pixels_of, read_image
-from tests.images_in_front import BAD, GOOD, bomb, encoded, photograph
+from tests.hostile_images import BAD, GOOD, bomb, encoded, photograph
 
 
 def squashed(image):

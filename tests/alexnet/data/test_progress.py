@@ -9,10 +9,10 @@ from alexnet.data.progress import Progress, duration
 @pytest.fixture
 def clock(monkeypatch):
     """Replace the clock and return its state, {"now": seconds}, which tests advance."""
-    told = {"now": 100.0}
-    monkeypatch.setattr(progress.time, "monotonic", lambda: told["now"])
+    times = {"now": 100.0}
+    monkeypatch.setattr(progress.time, "monotonic", lambda: times["now"])
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: False, raising=False)
-    return told
+    return times
 
 
 def test_remaining_time_follows_the_recent_rate(clock, capsys):
@@ -36,6 +36,6 @@ def test_no_progress_prints_no_line(clock, capsys):
     assert capsys.readouterr().out == "verify 5 of 5 images, 0 images/s, 0 s left\n"
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(40, "40 s"), (180, "3 min"), (9000, "2.5 h")])
-def test_durations_are_formatted(seconds, said):
-    assert duration(seconds) == said
+@pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (180, "3 min"), (9000, "2.5 h")])
+def test_durations_are_formatted(seconds, text):
+    assert duration(seconds) == text

@@ -23,7 +23,7 @@ from alexnet.pretrained import Weights
 from alexnet.run.recorder import read_records
 from alexnet.training.network import use_machine
 from preprocess.command import main as preprocess
-from tests.images_in_front import encoded, photograph, place_all
+from tests.hostile_images import encoded, photograph, place_all
 from tests.tiny import Tiny, make_data, run
 
 CLASSES = 10
@@ -118,12 +118,12 @@ def test_counts_match_an_independent_count(tmp_path, saved, capsys):
     labels, order, costs = recount(make_weights(), data)
     right = {k: int((order[:, :k] == labels[:, np.newaxis]).any(axis=1).sum()) for k in (1, 5)}
     assert 50 < right[1] < 200 < right[5] < 800 and len(set(order[:, 0])) > 4        # predictions depend on the images
-    told = json.loads(found.read_text())
-    assert told["images"] == 1000
+    results = json.loads(found.read_text())
+    assert results["images"] == 1000
     for k in (1, 5):
-        assert told[f"top{k}"] == {"right": right[k], "accuracy": right[k] / 1000, "error": (1000 - right[k]) / 1000}
-    assert told["cost"] == pytest.approx(costs.mean(), rel=1e-5)
-    for label, each in enumerate(told["per_class"]):
+        assert results[f"top{k}"] == {"right": right[k], "accuracy": right[k] / 1000, "error": (1000 - right[k]) / 1000}
+    assert results["cost"] == pytest.approx(costs.mean(), rel=1e-5)
+    for label, each in enumerate(results["per_class"]):
         own = labels == label
         assert (each["name"], each["images"]) == (NAMES[label], own.sum())
         assert each["top1"]["right"] == (order[own, 0] == label).sum()
@@ -142,10 +142,10 @@ def test_evaluate_matches_the_validation_of_the_run(tmp_path):
     folder, found = run(data, tmp_path / "out", n_epochs=1), tmp_path / "found.json"
     (own,) = [record for record in read_records(folder) if record["kind"] == "validation"]
     assert evaluated("--weights", folder, "--data", data, "--batch-size", 3, "--json", found) == 0
-    told = json.loads(found.read_text())
-    assert told["cost"] == pytest.approx(own["cost"], rel=1e-5)
-    assert told["top1"]["error"] == pytest.approx(own["top1_error"])
-    assert told["top5"]["error"] == pytest.approx(own["top5_error"])
+    results = json.loads(found.read_text())
+    assert results["cost"] == pytest.approx(own["cost"], rel=1e-5)
+    assert results["top1"]["error"] == pytest.approx(own["top1_error"])
+    assert results["top5"]["error"] == pytest.approx(own["top5_error"])
 
 
 def test_ties_rank_the_lower_class_first(rng):
@@ -245,16 +245,16 @@ def made_of(tree, *options):
 
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 def test_image_folder_and_its_data_set_agree(tree, saved, resize):
-    path, told = saved(resize=resize), {}
+    path, results = saved(resize=resize), {}
     made_of(tree, "--resize", resize, "--batch-size", "4")
     folder, options = flat(tree)
     runs = {"set": (tree / "data", []), "folders": (tree / "val", []), "flat": (folder, options)}
     for name, (data, more) in runs.items():
-        assert evaluated("--weights", path, "--data", data, "--batch-size", 5, "--json", tree / "told", *more) == 0
-        found = json.loads((tree / "told").read_text())
-        told[name] = {key: found[key] for key in ("images", "top1", "top5", "cost", "resize")}
-    assert told["set"]["images"] == 13
-    assert told["set"] == told["folders"] == told["flat"]
+        assert evaluated("--weights", path, "--data", data, "--batch-size", 5, "--json", tree / "results", *more) == 0
+        found = json.loads((tree / "results").read_text())
+        results[name] = {key: found[key] for key in ("images", "top1", "top5", "cost", "resize")}
+    assert results["set"]["images"] == 13
+    assert results["set"] == results["folders"] == results["flat"]
     pixels = [np.concatenate([batch.images for batch in labelled.batches(5)], axis=3)
               for labelled in (DatasetHalf(tree / "data", CLASSES), ImageFolder(tree / "val", CLASSES, NAMES, resize))]
     np.testing.assert_array_equal(*pixels)
@@ -295,36 +295,36 @@ def hostile(tmp_path):
     """Return a class folder with every kind of image, and the expected error of each."""
     folder = tmp_path / "hostile" / WNIDS[3]
     folder.mkdir(parents=True)
-    said = place_all(folder)
-    return folder.parent, {path.removeprefix(f"{folder.parent}/"): sentence for path, sentence in said.items()}
+    reasons = place_all(folder)
+    return folder.parent, {path.removeprefix(f"{folder.parent}/"): reason for path, reason in reasons.items()}
 
 
 def test_broken_images_are_listed_and_skipped(hostile, saved, tmp_path, capsys):
-    folder, said = hostile
+    folder, reasons = hostile
     found = tmp_path / "found.json"
     assert evaluated("--weights", saved(), "--data", folder, "--on-bad-image", "skip", "--batch-size", 3,
                      "--json", found) == 0
-    told = json.loads(found.read_text())
-    bad = {name: sentence for name, sentence in said.items() if sentence}
-    assert told["images"] == len(said) - len(bad)
-    assert sorted(each["image"] for each in told["skipped"]) == sorted(bad)
-    for each in told["skipped"]:
+    results = json.loads(found.read_text())
+    bad = {name: reason for name, reason in reasons.items() if reason}
+    assert results["images"] == len(reasons) - len(bad)
+    assert sorted(each["image"] for each in results["skipped"]) == sorted(bad)
+    for each in results["skipped"]:
         assert each["reason"].startswith(bad[each["image"]].split(":")[0]) and "\n" not in each["reason"]
     assert f"{len(bad)} bad images are left out: " in capsys.readouterr().out
 
 
 def test_broken_image_ends_the_evaluation(hostile, saved, capsys):
-    folder, said = hostile
-    for name, sentence in said.items():
-        if sentence is None:
+    folder, reasons = hostile
+    for name, reason in reasons.items():
+        if reason is None:
             (folder / name).unlink()
     assert evaluated("--weights", saved(), "--data", folder) == 2
-    first = sorted(name for name, sentence in said.items() if sentence)[0]
+    first = sorted(name for name, reason in reasons.items() if reason)[0]
     error = capsys.readouterr().err
-    assert error.startswith(f"alexnet evaluate: {folder}/{first} {said[first].split(':')[0]}")
+    assert error.startswith(f"alexnet evaluate: {folder}/{first} {reasons[first].split(':')[0]}")
     assert error.endswith("; --on-bad-image skip leaves such images out\n") and error.count("\n") == 1
     assert evaluated("--weights", saved(), "--data", folder, "--on-bad-image", "skip") == 2
-    assert f"none of the {len(said) - 10} images of the folder" in capsys.readouterr().err
+    assert f"none of the {len(reasons) - 10} images of the folder" in capsys.readouterr().err
 
 
 # ---- what does not fit
@@ -385,7 +385,7 @@ def test_each_half_is_evaluated(data, network, half, expected):
     assert evaluate(network, DatasetHalf(data, CLASSES, half=half, limit=3), Counts(CLASSES), batch_size=2).n == 3
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), [
+@pytest.mark.parametrize(("arguments", "reason"), [
     (["--data", "{data}/nowhere"], "nowhere is not a folder; expected a data set, or a folder of images"),
     (["--data", "{data}", "--on-bad-image", "skip"], "--on-bad-image is for a folder of images, and "),
     (["--data", "{data}", "--synsets", "x"], "--synsets is for a folder of images, and "),
@@ -398,13 +398,13 @@ def test_each_half_is_evaluated(data, network, half, expected):
     (["--data", "{data}", "--threads", "0"], "the number of threads must be at least 1, got 0"),
     (["--data", "{data}", "--weights", "{data}/x"], "there are no weights"),
 ])
-def test_invalid_input_is_refused_in_one_sentence(data, tree, saved, arguments, sentence, capsys):
+def test_invalid_input_is_refused_in_one_sentence(data, tree, saved, arguments, reason, capsys):
     (tree / "other" / "n91000000").mkdir(parents=True)
     (tree / "other" / "n91000000" / "1.png").touch()
     given = [argument.format(data=data, tree=tree) for argument in arguments]
     assert evaluated("--weights", saved(), *given) == 2
     error = capsys.readouterr().err
-    assert re.search(sentence, error.splitlines()[-1])
+    assert re.search(reason, error.splitlines()[-1])
 
 
 def test_flat_folder_needs_class_names(tree):

@@ -16,7 +16,7 @@ from alexnet.__main__ import main
 from alexnet.data.images import BadImage, batch_of, read_image
 from alexnet.inference.predict import Guess, Predictor
 from alexnet.pretrained import Weights
-from tests.images_in_front import encoded, photograph, place_all
+from tests.hostile_images import encoded, photograph, place_all
 from tests.tiny import Tiny
 
 CLASSES = 7
@@ -119,11 +119,11 @@ def test_probabilities_sum_to_one(predictor, photographs):
         assert sorted(guesses, reverse=True) == list(guesses)
 
 
-@pytest.mark.parametrize(("names", "said"), [
+@pytest.mark.parametrize(("names", "expected"), [
     (None, (None, "class 0")), (("cat", *"bcdefg"), (None, "cat")), (("n90000000", *"bcdefg"), ("n90000000", "")),
 ])
-def test_classes_without_names_are_numbered(weights, network, names, said):
-    assert Predictor(weights._replace(class_names=names), network=network).names[0] == said
+def test_classes_without_names_are_numbered(weights, network, names, expected):
+    assert Predictor(weights._replace(class_names=names), network=network).names[0] == expected
 
 
 def test_unusable_image_is_named(predictor, tmp_path):
@@ -168,7 +168,7 @@ class Stdin:
 
 @pytest.mark.parametrize(("options", "separator"), [(["-"], b"\n"), (["--stdin"], b"\n"), (["-", "-0"], b"\0")])
 @pytest.mark.parametrize("ended", [True, False])
-def test_names_are_read_from_standard_input(path, photographs, tmp_path, monkeypatch, capsys, options, separator, ended):
+def test_names_are_read_from_stdin(path, photographs, tmp_path, monkeypatch, capsys, options, separator, ended):
     strange = os.path.join(os.fsencode(tmp_path), b"caf\xe9\n.jpg" if separator == b"\0" else b"caf\xe9 .jpg")
     with open(strange, "wb") as file:
         file.write(encoded(photograph()))
@@ -182,28 +182,28 @@ def test_names_are_read_from_standard_input(path, photographs, tmp_path, monkeyp
 
 def test_every_kind_of_image_is_predicted_or_refused(path, tmp_path, capsys):
     """One call with the 16 kinds of image and some more; a broken image does not affect the others."""
-    said = place_all(tmp_path)
-    assert predicted("--weights", path, *said, "--top", 1, "--batch-size", 4) == 1
-    told = capsys.readouterr()
-    answered, errors = told.out.splitlines()[::2], told.err.splitlines()
-    printable = {name: os.fsencode(name).decode("utf-8", "backslashreplace") for name in said}
-    assert answered == [printable[name] for name, sentence in said.items() if sentence is None]
-    bad = {name: sentence for name, sentence in said.items() if sentence}
+    reasons = place_all(tmp_path)
+    assert predicted("--weights", path, *reasons, "--top", 1, "--batch-size", 4) == 1
+    printed = capsys.readouterr()
+    predicted_names, errors = printed.out.splitlines()[::2], printed.err.splitlines()
+    printable = {name: os.fsencode(name).decode("utf-8", "backslashreplace") for name in reasons}
+    assert predicted_names == [printable[name] for name, reason in reasons.items() if reason is None]
+    bad = {name: reason for name, reason in reasons.items() if reason}
     assert len(errors) == len(bad)
-    for error, (name, sentence) in zip(errors, bad.items(), strict=True):
-        assert error.startswith(f"{name} {sentence.split(':')[0]}")
+    for error, (name, reason) in zip(errors, bad.items(), strict=True):
+        assert error.startswith(f"{name} {reason.split(':')[0]}")
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), [
+@pytest.mark.parametrize(("arguments", "reason"), [
     ([], "no images given; name some, or pass - to read their names from standard input"),
     (["a.jpg", "--weights", "nowhere"], "there are no weights nowhere"),
     (["a.jpg", "--threads", "0"], "the number of threads must be at least 1, got 0"),
     (["a.jpg", "--precision", "tf32"], "precision tf32 needs backend=jax"),
 ])
-def test_invalid_options_are_refused(path, arguments, sentence, capsys):
+def test_invalid_options_are_refused(path, arguments, reason, capsys):
     assert predicted("--weights", path, *arguments) == 2
     error = capsys.readouterr().err
-    assert re.match(f"alexnet predict: {sentence}", error) and error.count("\n") == 1
+    assert re.match(f"alexnet predict: {reason}", error) and error.count("\n") == 1
 
 
 def test_closed_output_ends_the_command(path, photographs, monkeypatch):

@@ -22,7 +22,7 @@ from alexnet.nn.layers import (
 )
 from alexnet.run import checkpoint_format
 from alexnet.run.recorder import read_records
-from tests.images_in_front import encoded, photograph
+from tests.hostile_images import encoded, photograph
 from tests.narrow import same_bits
 from tests.tiny import make_data, run
 

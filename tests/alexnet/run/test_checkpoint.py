@@ -111,12 +111,12 @@ def test_every_flipped_bit_is_refused_or_changes_nothing(path):
         damaged[at // 8] ^= 1 << at % 8
         path.write_bytes(damaged)
         try:
-            found, told = load(path)
+            found, stored = load(path)
         except CheckpointError as error:
             assert str(path) in str(error)
         else:
             unnoticed += 1
-            assert told == metadata
+            assert stored == metadata
             assert found.keys() == arrays.keys()
             assert all(found[name].tobytes() == arrays[name].tobytes() for name in arrays)
     assert unnoticed < 8                            # whitespace of the header changed to other whitespace
