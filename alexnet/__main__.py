@@ -1,33 +1,64 @@
-"""Command line for networks, trained weights and runs.
+"""Command line for networks, trained weights and runs: the console script `alexnet`, or python -m alexnet.
 
-    python -m alexnet summary | plot | evaluate | predict | export     (each accepts --help)
+    alexnet train key=value ...                                        (train.py documents it)
+    alexnet summary | plot | evaluate | predict | export               (each accepts --help)
 """
 
 import argparse
+import ast
 import pkgutil
 import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
 
-from alexnet.commands import COMMANDS
+from alexnet import commands
+
+TRAIN = "train"
 
 
-def main(arguments):
-    """Run a command and return its exit status: 0, 1 (partial failure), 2 (invalid input) or 130 (Ctrl-C)."""
-    listing = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0, 1 (partial failure), 2 (invalid input) or 130 (Ctrl-C).
+
+    Args:
+        arguments: without the program's name; None for those of the process.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    listed = {TRAIN: "Train a network.", **descriptions()}
     top = argparse.ArgumentParser(
-        prog="python -m alexnet",
-        description="About networks, trained weights and runs.",
-        epilog=f"commands, each with --help:\n{listing}",
+        prog="alexnet",
+        description="Networks, trained weights and runs.",
+        epilog="commands, each with --help:\n" + "\n".join(f"  {name:<10} {text}" for name, text in listed.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
-    chosen = top.parse_args(arguments[:1]).command
-    command = pkgutil.resolve_name(f"alexnet.commands.{chosen}")
+    top.add_argument("command", choices=listed, metavar="COMMAND", help="one of those below")
+    name = top.parse_args(arguments[:1]).command
+    if name == TRAIN:
+        from multigpu.train import main as train  # upwards: this module is an entry point, as train.py is
+
+        return train(arguments[1:])
+    return run(name, arguments[1:])
+
+
+def descriptions() -> dict[str, str]:
+    """Return name -> description of the commands. The modules are parsed, because importing matplotlib is slow."""
+    names = (module.name for module in pkgutil.iter_modules(commands.__path__))
+    folder = Path(commands.__path__[0])
+    return {
+        name: (ast.get_docstring(ast.parse((folder / f"{name}.py").read_text("utf-8"))) or "").partition("\n")[0]
+        for name in names if not name.startswith("_")
+    }
+
+
+def run(name: str, arguments: Sequence[str]) -> int:
+    """Run the command in a module of alexnet.commands and return its exit status."""
+    command = import_module(f"{commands.__name__}.{name}")           # only this one: matplotlib is slow to import
     parser = argparse.ArgumentParser(
-        prog=f"{top.prog} {chosen}", description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"alexnet {name}", description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     command.configure(parser)
     try:
-        return command.run(parser.parse_args(arguments[1:]))
+        return command.run(parser.parse_args(arguments))
     except (OSError, ValueError) as error:       # includes file, setting, weight and device errors
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
@@ -37,4 +68,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main())

@@ -26,6 +26,7 @@ import numpy as np
 from alexnet.config import load_config
 from alexnet.data.dataset import centre_crop, open_dataset
 from alexnet.data.image_listing import find_images
+from alexnet.native.cores import cores
 from alexnet.pretrained.initialization import find_start
 from alexnet.run.recorder import WorkerRecorder
 from alexnet.training.loop import Position, Run, read, train_step, training_batches, validate
@@ -37,7 +38,6 @@ from multigpu.loader import SerialBatches
 from multigpu.rules.single import SingleWorker
 from preprocess.batches import Settings, make_batches
 from preprocess.synthetic import in_turns, make_synthetic
-from preprocess.workers import default_workers
 
 TRAIN_PY = TOP / "train.py"
 BATCH = 16
@@ -83,7 +83,7 @@ def made_sets(folder, plan):
     draw_folders(folder / "val", plan.validation, 1)
     sources = find_images(folder / "train", folder / "val")
     sources = sources._replace(train=in_turns(sources.train, 1))
-    make_batches(sources, folder / "after", Settings(batch_size=BATCH), default_workers())
+    make_batches(sources, folder / "after", Settings(batch_size=BATCH), cores())
     return folder / "before", folder / "after"
 
 

@@ -41,13 +41,12 @@ left() {
     echo $((seconds > 1 ? seconds : 1))
 }
 
-# The requirements in setup.py, and those of the tests. Nothing is installed yet, so setup.py is parsed, not imported.
+# The requirements in pyproject.toml, and those of the tests.
 requirements() {
     "$PYTHON" - <<'EOF'
-import ast
-call = ast.parse(open("setup.py", encoding="utf-8").read()).body[-1].value
-given = {keyword.arg: keyword.value for keyword in call.keywords}
-print(*ast.literal_eval(given["install_requires"]), "pytest>=8", "pytest-timeout", sep="\n")
+import tomllib
+with open("pyproject.toml", "rb") as file:
+    print(*tomllib.load(file)["project"]["dependencies"], "pytest>=8", "pytest-timeout", sep="\n")
 EOF
 }
 

@@ -27,8 +27,8 @@ import numpy as np
 from PIL import Image
 
 from alexnet.data.image_listing import ENDINGS
+from alexnet.native.cores import cores
 from benchmarks.harness import report
-from preprocess.workers import default_workers
 
 WIDTH, HEIGHT, QUALITY = 500, 400, 85                        # a synthetic photograph: pixels, JPEG quality
 FILES, CLASSES = 64, 10
@@ -110,7 +110,7 @@ def speed_rows(paths, folder, images, runs):
     hold the parallel efficiency.
     """
     links, few = link_images(paths, folder / "links", images + CLASSES), link_images(paths, folder / "few", CLASSES)
-    numbers = sorted({1, 2, default_workers()})
+    numbers = sorted({1, 2, cores()})
     costs, plain, starts = {workers: [] for workers in numbers}, [], []
     for _ in range(runs):                                    # in turn, so that all run under the same conditions
         plain.append(plain_loop(paths, PLAIN))

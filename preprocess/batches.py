@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +18,14 @@ import numpy as np
 from alexnet.data import batch_file
 from alexnet.data.augment import IMAGE_SIZE
 from alexnet.data.batch_file import DataError, name_of
-from alexnet.data.images import BadImage, read_image, turn
-from alexnet.data.layout import read_manifest
+from alexnet.data.image_listing import Sources
+from alexnet.data.images import BadImage, read_image, transpose_into
+from alexnet.data.layout import Manifest, read_manifest
 from alexnet.data.progress import Progress, duration
-from preprocess.journal import JOURNAL, opened_journal, refuse_difference
+from alexnet.native.atomic import remove_partial
+from preprocess.journal import JOURNAL, Journal, Record, opened_journal, refuse_difference
 from preprocess.manifest import HALVES, counted, file_sha256, folder_name, write_manifest
-from preprocess.workers import answers
+from preprocess.workers import results
 
 IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE
 PIECE = 64                                       # images transposed at a time: a cache line of the batch file
@@ -52,54 +55,59 @@ class Job(NamedTuple):
     names: tuple[str, ...]
     resize: str
     on_bad_image: str
-    record: dict | None                          # record of an earlier run, if it finished this file
+    record: Record | None                        # record of an earlier run, if it finished this file
 
 
-def make_batch(job):
+def make_batch(job: Job) -> tuple[Record, np.ndarray | None]:
     """Make one batch file, or verify a finished one; return its record and the sum of its training images, uint32.
 
     Raises DataError for bad images if on_bad_image is "fail".
     """
-    record, images = job.record, None
+    record = job.record
+    images = None
     if record is None or not still_there(job.path, record):
         record, images = written(job)
     elif record["images"]:
         images = np.empty((3, IMAGE_SIZE, IMAGE_SIZE, record["images"]), np.uint8)
         batch_file.read_into(job.path, images)
-    summed = job.half == "train" and record["images"]
-    return record, images.sum(axis=3, dtype=np.uint32) if summed else None
+    if job.half != "train" or not record["images"] or images is None:
+        return record, None
+    return record, images.sum(axis=3, dtype=np.uint32)
 
 
-def still_there(path, record):
+def still_there(path: Path, record: Record) -> bool:
     """Return whether the file of an earlier run is unchanged."""
     if record["images"] == 0:
         return True
     return path.is_file() and (path.stat().st_size, file_sha256(path)) == (record["bytes"], record["sha256"])
 
 
-def written(job):
+def written(job: Job) -> tuple[Record, np.ndarray]:
     """Read, resize and write the images of a job; return its record and the images."""
     images = np.empty((3, IMAGE_SIZE, IMAGE_SIZE, len(job.names)), np.uint8)
-    good, bad = 0, []
+    good = 0
+    bad: list[tuple[str, str]] = []
     for first in range(0, len(job.names), PIECE):
         piece, faults = read_piece(job, job.names[first:first + PIECE])
-        turn(piece, images[..., good:good + len(piece)])
+        transpose_into(piece, images[..., good:good + len(piece)])
         good += len(piece)
         bad += faults
     if bad and job.on_bad_image == "fail":
-        listed = "; ".join(f"{name_of(name)} {why}" for name, why in bad)
+        listed = "; ".join(f"{name_of(name)} {reason}" for name, reason in bad)
         raise DataError(f"{listed}; --on-bad-image skip leaves such images out")
     images = np.ascontiguousarray(images[..., :good])
-    record = {"half": job.half, "number": job.number, "images": good, "bytes": 0, "sha256": "", "bad": bad}
+    record: Record = {"half": job.half, "number": job.number, "images": good, "bytes": 0, "sha256": "", "bad": bad}
     if good:
         batch_file.write(job.path, images)
         record |= {"bytes": job.path.stat().st_size, "sha256": file_sha256(job.path)}
     return record, images
 
 
-def read_piece(job, names):
+def read_piece(job: Job, names: Sequence[str]) -> tuple[np.ndarray, list[tuple[str, str]]]:
     """Return the readable images, uint8 (image, row, column, channel), and (name, reason) of the bad ones."""
-    images, good, bad = np.empty((len(names), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8), 0, []
+    images = np.empty((len(names), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    good = 0
+    bad = []
     for name in names:
         try:
             images[good] = read_image(os.path.join(job.root, name), job.resize)
@@ -109,7 +117,9 @@ def read_piece(job, names):
     return images[:good], bad
 
 
-def make_batches(sources, out, settings, workers, ignore_space=False):
+def make_batches(
+    sources: Sources, out: str | Path, settings: Settings, workers: int, ignore_space: bool = False
+) -> Manifest:
     """Preprocess Sources into a data set in folder out, and return its manifest.
 
     An interrupted run is continued; if the set is already complete, nothing is done.  Raises DataError, for example
@@ -136,18 +146,20 @@ def make_batches(sources, out, settings, workers, ignore_space=False):
     return manifest
 
 
-def versions():
+def versions() -> dict[str, str]:
     """Return the versions of the packages that affect the bytes."""
     return {name: version(name) for name in ("pillow", "hickle", "h5py", "numpy")}
 
 
-def list_jobs(sources, out, settings, finished):
+def list_jobs(
+    sources: Sources, out: Path, settings: Settings, finished: Mapping[tuple[str, int], Record]
+) -> list[Job]:
     """Return the jobs of both halves, in order; create their folders."""
     jobs = []
     for half, images in (("train", sources.train), ("validation", sources.validation)):
         folder = out / folder_name(half, settings.batch_size)
         folder.mkdir(parents=True, exist_ok=True)
-        batch_file.remove_partial(folder)
+        remove_partial(folder)
         for number, start in enumerate(range(0, len(images.names), settings.batch_size)):
             names = images.names[start:start + settings.batch_size]
             jobs.append(Job(
@@ -157,7 +169,7 @@ def list_jobs(sources, out, settings, finished):
     return jobs
 
 
-def estimate(sources, out, jobs, workers, ignore_space):
+def estimate(sources: Sources, out: Path, jobs: Sequence[Job], workers: int, ignore_space: bool) -> None:
     """Print size and time of the work to be done; raise DataError if it does not fit on the disk."""
     waiting = [job for job in jobs if job.record is None]
     images = sum(len(job.names) for job in waiting)
@@ -179,7 +191,7 @@ def estimate(sources, out, jobs, workers, ignore_space):
         )
 
 
-def reading_time(jobs):
+def reading_time(jobs: Sequence[Job]) -> float:
     """Measure the seconds to read and resize one image of these jobs, as the mean over a sample."""
     names = [os.path.join(job.root, job.names[0]) for job in jobs[::len(jobs) // SAMPLE + 1]]
     began = time.perf_counter()
@@ -189,11 +201,14 @@ def reading_time(jobs):
     return (time.perf_counter() - began) / max(len(names), 1)
 
 
-def run(jobs, journal, workers):
+def run(
+    jobs: Sequence[Job], journal: Journal, workers: int
+) -> tuple[dict[tuple[str, int], Record], np.ndarray]:
     """Run all jobs; return {(half, number): record} and the exact mean training image, float64."""
-    records, total = {}, np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.int64)
+    records = {}
+    total = np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.int64)
     progress = Progress("preprocess", sum(len(job.names) for job in jobs))
-    for job, (record, part) in answers(make_batch, jobs, workers):
+    for job, (record, part) in results(make_batch, jobs, workers):
         key = job.half, job.number
         if record != job.record:
             journal.append(record)
@@ -205,5 +220,5 @@ def run(jobs, journal, workers):
     images = {half: sum(r["images"] for (h, _), r in records.items() if h == half) for half in HALVES}
     for half, number in images.items():
         if number == 0:
-            raise DataError(f"not one {half} image can be used")
+            raise DataError(f"no usable {half} images")
     return records, total / images["train"]

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from alexnet.data.augment import RESIZES
@@ -9,13 +10,14 @@ from alexnet.data.batch_file import DataError, name_of
 from alexnet.data.dataset import open_dataset
 from alexnet.data.image_listing import find_images
 from alexnet.data.progress import Progress
+from alexnet.native.cores import cores
 from preprocess.batches import Settings, make_batches
 from preprocess.synthetic import BATCH, TRAIN, VALIDATION, make_synthetic
-from preprocess.verify import checks, examine, faults
-from preprocess.workers import answers, default_workers
+from preprocess.verify import Check, Finding, checks, examine, faults
+from preprocess.workers import results
 
 
-def imagenet(arguments):
+def imagenet(arguments: argparse.Namespace) -> int:
     """Preprocess class folders of JPEG or PNG files into a data set in OUT."""
     a = arguments
     for folder in (a.train_dir, a.val_dir):
@@ -27,31 +29,32 @@ def imagenet(arguments):
     return 0
 
 
-def synthetic(arguments):
+def synthetic(arguments: argparse.Namespace) -> int:
     """Make a synthetic data set of ten classes and preprocess it into OUT."""
     a = arguments
     make_synthetic(a.out, a.train, a.validation, a.seed, a.batch_size, a.workers)
     return 0
 
 
-def verify(arguments):
+def verify(arguments: argparse.Namespace) -> int:
     """Compare every file of OUT with its manifest; exit status 1 if any differs."""
-    out, listed = arguments.out, checks(arguments.out)
+    out = arguments.out
+    listed = checks(out)
     progress = Progress("verify", sum(check.images for check in listed))
-    findings = {}
-    for check, finding in answers(examine, listed, arguments.workers):
+    findings: dict[Check, Finding] = {}
+    for check, finding in results(examine, listed, arguments.workers):
         progress.add(check.images)
         findings[check] = finding
     progress.close()
-    if told := faults(out, findings):
-        print("\n".join(told), file=sys.stderr)
+    if messages := faults(out, findings):
+        print("\n".join(messages), file=sys.stderr)
         return 1
     open_dataset(out)
-    print(f"{name_of(out)}: all {len(listed)} files are as the manifest says")
+    print(f"{name_of(out)}: all {len(listed)} files match the manifest")
     return 0
 
 
-def positive(text):
+def positive(text: str) -> int:
     """Parse an integer of at least 1."""
     number = int(text)
     if number < 1:
@@ -59,7 +62,7 @@ def positive(text):
     return number
 
 
-def seed(text):
+def seed(text: str) -> int:
     """Parse a seed for NumPy."""
     number = int(text)
     if not 0 <= number < 2**32:
@@ -67,15 +70,15 @@ def seed(text):
     return number
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     """Return the parser of the commands and their options."""
     top = argparse.ArgumentParser(prog="python -m preprocess", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="imagenet | synthetic | verify")
 
-    def command(run):
+    def command(run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         added = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
         added.set_defaults(run=run)
-        added.add_argument("--workers", type=positive, default=default_workers(), help="processes (%(default)s)")
+        added.add_argument("--workers", type=positive, default=cores(), help="processes (%(default)s)")
         return added
 
     made = command(imagenet)
@@ -89,7 +92,7 @@ def parser():
     made.add_argument("--ground-truth", metavar="FILE", help="ILSVRC2012_validation_ground_truth.txt")
     made.add_argument("--synsets", metavar="FILE", help="the devkit's meta.mat, or lines of id, wnid and words")
     made.add_argument("--ignore-space", action="store_true",
-                      help="write even what seems not to fit: for file systems that compress, such as ZFS and btrfs")
+                      help="write even if the disk seems too small, for example because it compresses (ZFS, btrfs)")
     drawn = command(synthetic)
     drawn.add_argument("out", metavar="OUT")
     drawn.add_argument("--train", type=positive, default=TRAIN, metavar="N", help="training images (%(default)s)")
@@ -97,13 +100,17 @@ def parser():
     for added, size in ((made, Settings().batch_size), (drawn, BATCH)):
         added.add_argument("--batch-size", type=positive, default=size, metavar="N",
                            help="images in a batch file (%(default)s)")
-        added.add_argument("--seed", type=seed, default=1, help="of the shuffle, and of made images (%(default)s)")
+        added.add_argument("--seed", type=seed, default=1, help="of the shuffle, and of synthetic images (%(default)s)")
     command(verify).add_argument("out", metavar="OUT")
     return top
 
 
-def main(arguments=None):
-    """Run a command; return its exit status: 0, 1 (verify found damage), 2 (refused) or 130 (Ctrl-C)."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit status: 0, 1 (verify found damage), 2 (refused) or 130 (Ctrl-C).
+
+    Args:
+        arguments: without the program's name; None for those of the process.
+    """
     parsed = parser().parse_args(arguments)
     try:
         return parsed.run(parsed)

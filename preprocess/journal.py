@@ -6,15 +6,20 @@ written.
 
 import fcntl
 import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from alexnet.data.batch_file import DataError, name_of
 
 JOURNAL = "misc/journal.jsonl"
 
+Record = dict[str, Any]                                      # of a batch file: half, number, images, bytes, sha256, bad
+
 
 @contextmanager
-def opened_journal(path, settings):
+def opened_journal(path: Path, settings: dict[str, Any]) -> Iterator["Journal"]:
     """Open the Journal at path, locked within a with block.
 
     Raises DataError if another run has locked it, or if the earlier run had other settings.  A run that failed at a bad
@@ -43,23 +48,25 @@ def opened_journal(path, settings):
 class Journal:
     """misc/journal.jsonl: `finished` is {(half, number): record} of the run that is continued."""
 
-    def __init__(self, path, file, records):
-        self.path, self.file = path, file
+    def __init__(self, path: Path, file: BinaryIO, records: Sequence[Record]):
+        self.path = path
+        self.file = file
         self.finished = {(record["half"], record["number"]): record for record in records}
 
-    def append(self, record):
+    def append(self, record: Record) -> None:
         """Append one line; on return it survives the end of this process."""
         self.file.write(json.dumps(record).encode() + b"\n")
         self.file.flush()
 
-    def remove(self):
+    def remove(self) -> None:
         """Delete the journal, because the run is complete."""
         self.path.unlink()
 
 
-def whole_lines(text):
+def whole_lines(text: bytes) -> tuple[list[Record], int]:
     """Return the records of the complete lines at the start of a journal, and their number of bytes."""
-    records, whole = [], 0
+    records = []
+    whole = 0
     for line in text.splitlines(keepends=True):
         try:
             record = json.loads(line)
@@ -72,7 +79,7 @@ def whole_lines(text):
     return records, whole
 
 
-def refuse_difference(folder, before, now):
+def refuse_difference(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise DataError, which names the setting, at the first difference between two runs into one folder."""
     for name in now:
         if before.get(name) != now[name]:

@@ -4,11 +4,17 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from alexnet.data.augment import IMAGE_SIZE
-from alexnet.data.layout import MANIFEST, MANIFEST_FORMAT
+from alexnet.data.image_listing import ImageList, Sources
+from alexnet.data.layout import MANIFEST, MANIFEST_FORMAT, Manifest
+from alexnet.native import atomic
+from preprocess.journal import Record
 
 HALVES = {"train": "train", "validation": "val"}             # and their short names, in file names
 ARRAYS = (
@@ -17,57 +23,62 @@ ARRAYS = (
 )
 
 
-def folder_name(half, batch_size):
+def folder_name(half: str, batch_size: int) -> str:
     """Return upstream's name of the folder of batch files."""
     return f"{HALVES[half]}_hkl_b{batch_size}_b_{batch_size}"
 
 
-def file_sha256(path):
+def file_sha256(path: Path) -> str:
     """Return the sha256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_manifest(sources, out, records, mean, signature):
+def write_manifest(
+    sources: Sources, out: Path, records: Mapping[tuple[str, int], Record], mean: np.ndarray, signature: dict[str, Any]
+) -> Manifest:
     """Write labels, mean, lists of names and, last, the manifest; return the manifest."""
     kept = {half: keep(images, records, half)
             for half, images in (("train", sources.train), ("validation", sources.validation))}
     for folder in ("labels", "misc"):
         (out / folder).mkdir(exist_ok=True)
     for half, images in kept.items():
-        write_whole(out / "labels" / f"{HALVES[half]}_labels.npy", npy(images.labels))
+        atomic.write(out / "labels" / f"{HALVES[half]}_labels.npy", npy(images.labels), fsync=True)
         lines = sorted(os.fsencode(f"{name} {label}\n")
                        for name, label in zip(images.names, images.labels.tolist(), strict=True))
-        write_whole(out / "misc" / f"{HALVES[half]}.txt", b"".join(lines))
+        atomic.write(out / "misc" / f"{HALVES[half]}.txt", b"".join(lines), fsync=True)
     names = np.array([os.fsencode(name) for name in kept["train"].names])
-    write_whole(out / "misc" / "shuffled_train_filenames.npy", npy(names))
-    write_whole(out / "misc" / "img_mean.npy", npy(mean.astype(np.float32)))
+    atomic.write(out / "misc" / "shuffled_train_filenames.npy", npy(names), fsync=True)
+    atomic.write(out / "misc" / "img_mean.npy", npy(mean.astype(np.float32)), fsync=True)
     manifest = describe(sources, out, records, kept, signature)
     manifest["sha256"] = own_sha256(manifest)
-    write_whole(out / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
+    atomic.write(out / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n", fsync=True)
     return manifest
 
 
-def npy(array):
+def npy(array: np.ndarray) -> bytes:
     """Return an array as the bytes of a .npy file."""
     file = io.BytesIO()
     np.save(file, array)
-    return file.getbuffer()
+    return file.getvalue()
 
 
-def own_sha256(manifest):
+def own_sha256(manifest: Manifest) -> str:
     """Return the sha256 of a manifest without its sha256 entry, in hexadecimal."""
     rest = {name: value for name, value in manifest.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def keep(images, records, half):
+def keep(images: ImageList, records: Mapping[tuple[str, int], Record], half: str) -> ImageList:
     """Return the images that are in the batches, in order."""
     bad = {name for (h, _), record in records.items() if h == half for name, _ in record["bad"]}
     return images.take([i for i, name in enumerate(images.names) if name not in bad])
 
 
-def describe(sources, out, records, kept, signature):
+def describe(
+    sources: Sources, out: Path, records: Mapping[tuple[str, int], Record], kept: Mapping[str, ImageList],
+    signature: dict[str, Any],
+) -> Manifest:
     """Return the manifest as a dictionary; docs/data_format.md describes its entries."""
     halves = {}
     for half, images in kept.items():
@@ -77,7 +88,7 @@ def describe(sources, out, records, kept, signature):
             "images": len(images.names),
             "files": [{"name": f"{r['number']:04d}.hkl"} | {k: r[k] for k in ("images", "bytes", "sha256")}
                       for r in ordered if r["images"]],
-            "skipped": [[name, why] for r in ordered for name, why in r["bad"]],
+            "skipped": [[name, reason] for r in ordered for name, reason in r["bad"]],
         }
     return {
         "format": MANIFEST_FORMAT,
@@ -90,22 +101,7 @@ def describe(sources, out, records, kept, signature):
     }
 
 
-def write_whole(path, data):
-    """Write bytes atomically: path is complete or does not exist."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)                                     # makes the renaming survive a power failure
-    finally:
-        os.close(folder)
-
-
-def counted(manifest):
+def counted(manifest: Manifest) -> str:
     """Describe the contents of a data set in one line."""
     train, validation = manifest["train"], manifest["validation"]
     skipped = len(train["skipped"]) + len(validation["skipped"])

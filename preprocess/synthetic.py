@@ -6,20 +6,22 @@
 """
 
 import json
-import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from alexnet.data.batch_file import DataError, name_of
-from alexnet.data.image_listing import GROUND_TRUTHS, find_images
+from alexnet.data.image_listing import GROUND_TRUTHS, ImageList, find_images
+from alexnet.data.layout import Manifest
 from alexnet.data.progress import Progress
+from alexnet.native import atomic
+from alexnet.native.cores import cores
 from preprocess.batches import Settings, make_batches
 from preprocess.figures import FIGURES, draw
-from preprocess.manifest import write_whole
-from preprocess.workers import answers, default_workers
+from preprocess.workers import results
 
 TRAIN, VALIDATION = 2000, 400                    # images
 BATCH = 200                                      # images in a batch file: the same number of each class
@@ -27,64 +29,67 @@ CHUNK = 40                                       # images drawn in one job
 SIDES = (240, 300)                               # minimum and maximum of width and height, in pixels
 
 
-class Chunk(NamedTuple):
-    """Images to draw: (path, label, seed) of each."""
+class Picture(NamedTuple):
+    """An image to draw."""
 
-    pictures: tuple[tuple[Path, int, tuple[int, ...]], ...]
+    path: Path
+    label: int
+    seed: tuple[int, ...]
 
 
-def wnid(label):
+def wnid(label: int) -> str:
     """Return the synset id of a synthetic class; no WordNet id begins with n9."""
     return f"n9{label + 1:07d}"
 
 
-def devkit_id(label):
+def devkit_id(label: int) -> int:
     """Return the class id in the ground truth; as in ILSVRC, its order differs from that of the sorted folders."""
     return len(FIGURES) - label
 
 
-def draw_chunk(chunk):
-    """Draw and save the images of a chunk; return their number."""
-    for path, label, seed in chunk.pictures:
+def draw_chunk(pictures: Sequence[Picture]) -> int:
+    """Draw and save pictures; return their number."""
+    for path, label, seed in pictures:
         random = np.random.default_rng(seed)
         width, height = random.integers(*SIDES, 2, endpoint=True)
-        partial = path.with_suffix(".partial")
-        Image.fromarray(draw(FIGURES[label], width, height, random)).save(partial, "JPEG", quality=90)
-        os.replace(partial, path)
-    return len(chunk.pictures)
+        with atomic.replacing(path) as temporary:
+            Image.fromarray(draw(FIGURES[label], width, height, random)).save(temporary, "JPEG", quality=90)
+    return len(pictures)
 
 
-def draw_images(folder, train, validation, seed, workers):
+def draw_images(folder: Path, train: int, validation: int, seed: int, workers: int) -> None:
     """Make the images, their ground truth and the synset table.  Raises DataError if another set exists."""
     devkit = folder / "ILSVRC2012_devkit_t12" / "data"
-    for made in (devkit, folder / "val", *(folder / "train" / wnid(label) for label in range(len(FIGURES)))):
-        made.mkdir(parents=True, exist_ok=True)
+    for place in (devkit, folder / "val", *(folder / "train" / wnid(label) for label in range(len(FIGURES)))):
+        place.mkdir(parents=True, exist_ok=True)
     refuse_other_set(folder / "synthetic.json", {"train": train, "validation": validation, "seed": seed})
     pictures = []
     for i in range(train):
         name = wnid(i % len(FIGURES))
-        pictures.append((folder / "train" / name / f"{name}_{i}.JPEG", i % len(FIGURES), (seed, 0, i)))
+        pictures.append(Picture(folder / "train" / name / f"{name}_{i}.JPEG", i % len(FIGURES), (seed, 0, i)))
     labels = np.random.default_rng(seed).permutation(np.arange(validation) % len(FIGURES)).tolist()
     for i, label in enumerate(labels):
-        pictures.append((folder / "val" / f"ILSVRC2012_val_{i + 1:08d}.JPEG", label, (seed, 1, i)))
-    draw_pictures([picture for picture in pictures if not picture[0].exists()], workers)
-    write_whole(devkit / GROUND_TRUTHS[0], "".join(f"{devkit_id(label)}\n" for label in labels).encode())
+        pictures.append(Picture(folder / "val" / f"ILSVRC2012_val_{i + 1:08d}.JPEG", label, (seed, 1, i)))
+    draw_pictures([picture for picture in pictures if not picture.path.exists()], workers)
+    truth = "".join(f"{devkit_id(label)}\n" for label in labels)
+    atomic.write(devkit / GROUND_TRUTHS[0], truth, fsync=True)
     table = sorted((devkit_id(label), wnid(label), figure.__name__) for label, figure in enumerate(FIGURES))
-    write_whole(devkit / "synsets.txt", "".join(f"{i} {w} {n.replace('_', ' ')}\n" for i, w, n in table).encode())
+    synsets = "".join(f"{number} {synset} {name.replace('_', ' ')}\n" for number, synset, name in table)
+    atomic.write(devkit / "synsets.txt", synsets, fsync=True)
 
 
-def draw_pictures(pictures, workers):
-    """Draw and save pictures, (path, label, seed) each, in parallel."""
+def draw_pictures(pictures: Sequence[Picture], workers: int) -> None:
+    """Draw and save pictures in parallel."""
     if not pictures:
         return
-    chunks = [Chunk(tuple(pictures[i:i + CHUNK])) for i in range(0, len(pictures), CHUNK)]
+    chunks = [pictures[i:i + CHUNK] for i in range(0, len(pictures), CHUNK)]
     progress = Progress("draw", len(pictures))
-    for _, drawn in answers(draw_chunk, chunks, workers):
+    for _, drawn in results(draw_chunk, chunks, workers):
         progress.add(drawn)
     progress.close()
 
 
-def in_turns(images, seed):
+def in_turns(images: ImageList, seed: int) -> ImageList:
     """Reorder images so that the classes alternate; the seed determines the order within each class.
 
     Every ten consecutive images then contain all ten classes.  Small batches with varying class frequencies would make
@@ -98,22 +103,26 @@ def in_turns(images, seed):
     return images.take(np.lexsort((random.permutation(len(ranks)), ranks)))
 
 
-def refuse_other_set(file, settings):
+def refuse_other_set(file: Path, settings: dict[str, Any]) -> None:
     """Raise DataError if this folder's images were made with other settings; record those of a new folder."""
     if not file.exists():
-        write_whole(file, json.dumps(settings).encode() + b"\n")
+        atomic.write(file, json.dumps(settings) + "\n", fsync=True)
     elif (before := json.loads(file.read_bytes())) != settings:
-        raise DataError(f"{name_of(file.parent)} holds a made set of {before}, not {settings}; use another folder")
+        raise DataError(f"{name_of(file.parent)} holds a synthetic set of {before}, not {settings}; use another folder")
 
 
-def make_synthetic(out, train=TRAIN, validation=VALIDATION, seed=1, batch_size=BATCH, workers=None):
+def make_synthetic(
+    out: str | Path, train: int = TRAIN, validation: int = VALIDATION, seed: int = 1, batch_size: int = BATCH,
+    workers: int | None = None,
+) -> Manifest:
     """Draw the set and preprocess it into folder out; return the manifest.  Raises DataError.
 
     The same numbers of images and the same seed give the same bytes.  If the set is already complete, nothing is done.
     """
-    out, workers = Path(out), workers or default_workers()
+    out = Path(out)
+    workers = workers or cores()
     if min(train, validation) < len(FIGURES):
-        raise DataError(f"a made set needs at least {len(FIGURES)} images in each half, got {train}, {validation}")
+        raise DataError(f"a synthetic set needs at least {len(FIGURES)} images in each half, got {train}, {validation}")
     draw_images(out / "images", train, validation, seed, workers)
     sources = find_images(out / "images" / "train", out / "images" / "val", seed)
     sources = sources._replace(train=in_turns(sources.train, seed))

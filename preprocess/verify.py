@@ -1,5 +1,6 @@
 """Compares a data set with its manifest; reports each damaged, missing, swapped or unknown file in one sentence."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ class Finding(NamedTuple):
     fault: str | None
 
 
-def checks(out):
+def checks(out: str | Path) -> list[Check]:
     """Return the Checks listed in the manifest of a data set.  Raises DataError if there is no readable manifest."""
     manifest = read_manifest(out)
     if manifest is None:
@@ -40,7 +41,7 @@ def checks(out):
     return batches + small
 
 
-def examine(check):
+def examine(check: Check) -> Finding:
     """Return the Finding of one file."""
     name = name_of(check.path)
     if check.path.exists() and not check.path.is_file():
@@ -58,25 +59,25 @@ def examine(check):
     return Finding(found, None)
 
 
-def faults(out, findings):
+def faults(out: str | Path, findings: Mapping[Check, Finding]) -> list[str]:
     """Return all errors of the data set in folder out as sorted sentences; findings is {Check: Finding}."""
     batches = [check for check in findings if check.images]
     if len(batches) > 1 and not any(findings[check].sha256 == check.sha256 for check in batches):
         return [f"{name_of(out)}/{MANIFEST} describes another set: not one of its {len(batches):,} batch files is here"]
     place = {check.sha256: check for check in findings}
-    told = [f"{name_of(path)} is not in the manifest" for path in strangers(out, findings)]
+    messages = [f"{name_of(path)} is not in the manifest" for path in unknown_files(out, findings)]
     manifest = read_manifest(out)
-    if manifest.get("sha256", own_sha256(manifest)) != own_sha256(manifest):
-        told.append(f"{name_of(out)}/{MANIFEST} is damaged: it differs from its own checksum")
+    if manifest and manifest.get("sha256", own_sha256(manifest)) != own_sha256(manifest):
+        messages.append(f"{name_of(out)}/{MANIFEST} is damaged: it differs from its own checksum")
     for check, (sha256, fault) in findings.items():
-        other = place.get(sha256)
+        other = place.get(sha256) if sha256 else None
         if other is not None and other.sha256 != check.sha256:
-            fault = f"{name_of(check.path)} holds what belongs into {name_of(other.path)}"
-        told += [fault] if fault else []
-    return sorted(told)
+            fault = f"{name_of(check.path)} has the content of {name_of(other.path)}"
+        messages += [fault] if fault else []
+    return sorted(messages)
 
 
-def strangers(out, findings):
+def unknown_files(out: str | Path, findings: Iterable[Check]) -> list[Path]:
     """Return batch files and label arrays in the set's folders that its manifest does not list."""
     known = {check.path for check in findings}
     return [path for glob in ("*_hkl*/*.hkl", "labels/*.npy") for path in Path(out).glob(glob) if path not in known]

@@ -1,37 +1,37 @@
 """A pool of processes that ends with its parent: a worker exits at an EOFError of its pipe."""
 
 import multiprocessing
-import os
 import signal
-from multiprocessing.connection import wait
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import TypeVar
 
 from alexnet.data.batch_file import DataError
 
-
-def default_workers():
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+J = TypeVar("J")
+R = TypeVar("R")
 
 
-def serve(pipe, work):
-    """Entry point of a worker: answer each job with work(job), until the parent closes the pipe or dies.
+def serve(pipe: Connection, work: Callable[[J], R]) -> None:
+    """Entry point of a worker: send work(job) for each job, until the parent closes the pipe or dies.
 
-    A DataError or OSError is sent back in place of an answer.
+    A DataError or OSError is sent back in place of a result.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)             # Ctrl-C reaches the whole group; the parent decides
     try:
         while True:
             job = pipe.recv()
             try:
-                answer = work(job)
+                result: R | Exception = work(job)
             except (DataError, OSError) as error:
-                answer = error
-            pipe.send(answer)
+                result = error
+            pipe.send(result)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
 
-def answers(work, jobs, workers):
+def results(work: Callable[[J], R], jobs: Iterable[J], workers: int) -> Iterator[tuple[J, R]]:
     """Yield (job, work(job)) for every job as it is finished, in any order, from `workers` processes.
 
     work is a module-level function, because each process is spawned and imports it.
@@ -41,16 +41,16 @@ def answers(work, jobs, workers):
         RuntimeError: a process died.
     """
     context = multiprocessing.get_context("spawn")
-    jobs = list(jobs)[::-1]
-    team = {}
+    waiting = list(jobs)[::-1]
+    team: dict[Connection, SpawnProcess] = {}
     try:
-        for _ in range(min(workers, len(jobs))):
+        for _ in range(min(workers, len(waiting))):
             ours, theirs = context.Pipe()
             process = context.Process(target=serve, args=(theirs, work), daemon=True)
             process.start()
             theirs.close()
             team[ours] = process
-        yield from exchanged(jobs, team)
+        yield from results_of(team, waiting)
         for pipe in team:
             pipe.close()
     finally:
@@ -61,26 +61,26 @@ def answers(work, jobs, workers):
             process.join()
 
 
-def exchanged(jobs, team):
-    """Send jobs, the last one first, to the pipes of team; yield (job, answer) until no job is left."""
-    doing = {}
+def results_of(team: dict[Connection, SpawnProcess], jobs: list[J]) -> Iterator[tuple[J, R]]:
+    """Send jobs, the last one first, to the pipes of team; yield (job, result) until no job is left."""
+    running: dict[Connection, J] = {}
 
-    def give(pipe):
-        doing[pipe] = jobs.pop()
-        pipe.send(doing[pipe])
+    def send_job(pipe: Connection) -> None:
+        running[pipe] = jobs.pop()
+        pipe.send(running[pipe])
 
     try:
         for pipe in team:
-            give(pipe)
-        while doing:
-            for pipe in wait(list(doing)):
-                answer = pipe.recv()
-                job = doing.pop(pipe)
-                if isinstance(answer, BaseException):
-                    raise answer
+            send_job(pipe)
+        while running:
+            for pipe in [pipe for pipe in wait(list(running)) if isinstance(pipe, Connection)]:
+                result = pipe.recv()
+                job = running.pop(pipe)
+                if isinstance(result, BaseException):
+                    raise result
                 if jobs:
-                    give(pipe)
-                yield job, answer
+                    send_job(pipe)
+                yield job, result
     except (EOFError, BrokenPipeError, ConnectionResetError) as error:
         process = team[pipe]
         process.join()

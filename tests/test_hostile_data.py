@@ -40,11 +40,11 @@ def describe(folder):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize(("kind", "sentence"), hostile_batches.KINDS)
-def test_a_manifest_that_vouches_for_a_hostile_batch_file_does_not_help_it(data, tmp_path, kind, sentence, capsys):
+@pytest.mark.parametrize(("kind", "message"), hostile_batches.KINDS)
+def test_hostile_batch_file_is_refused_despite_its_manifest(data, tmp_path, kind, message, capsys):
     hostile_batches.make(kind, data / BATCH, tmp_path)
     describe(data)
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises(DataError, match=message):
         open_dataset(data)
     assert preprocess(["verify", str(data), "--workers", "1"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -70,16 +70,16 @@ def mean_pipe(data, folder):
     os.mkfifo(data / "misc" / "img_mean.npy")
 
 
-@pytest.mark.parametrize(("spoil", "sentence"), [
+@pytest.mark.parametrize(("damage", "message"), [
     (batch_payload, "0001.hkl holds "),
     (batch_elsewhere, "0001.hkl keeps its images in other files"),
     (label_payload, "train_labels.npy is not a readable .npy array of plain values"),
     (mean_pipe, "img_mean.npy is not a file"),
 ])
-def test_training_on_it_ends_with_one_line_and_status_2(data, tmp_path, spoil, sentence):
-    spoil(data, tmp_path)
+def test_training_on_hostile_data_ends_with_status_2(data, tmp_path, damage, message):
+    damage(data, tmp_path)
     command = [sys.executable, str(TOP / "train.py"), f"data={data}", "batch_size=2"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
-    assert sentence in done.stderr and "compiling" not in done.stdout
+    assert message in done.stderr and "compiling" not in done.stdout
     assert not (tmp_path / "ran").exists()

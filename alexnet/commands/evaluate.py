@@ -9,23 +9,27 @@ import csv
 import json
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TextIO
 
-from alexnet.commands.options import add_machine, add_weights, network_of, positive, weights_of
+import numpy as np
+
+from alexnet.commands._options import add_machine, add_weights, network_of, positive, weights_of
 from alexnet.data.batch_file import name_of
 from alexnet.data.progress import Progress, duration
 from alexnet.inference.evaluate import BATCH_SIZE, CROPS, Counts, evaluate
-from alexnet.inference.evaluation_data import DatasetHalf, ImageFolder, is_dataset
+from alexnet.inference.evaluation_data import DatasetHalf, ImageFolder, LabelledImages, is_dataset
+from alexnet.native import atomic
 from alexnet.pretrained import Weights
-from alexnet.run.recorder import replacing
 from alexnet.training.network import backend_of
 
 SHOWN = 10                                       # bad images listed on the screen; the JSON file lists all
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     add_weights(parser)
     parser.add_argument("--data", required=True, metavar="OUT", help="data set, or folder of images")
     parser.add_argument("--half", choices=("validation", "train"), help="of a data set (validation)")
@@ -40,12 +44,13 @@ def configure(parser):
     parser.add_argument("--on-bad-image", choices=("fail", "skip"), help="of a folder (fail)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results to FILE")
     parser.add_argument("--per-class", action="store_true", help="a table of the classes, on the screen and in FILE")
-    parser.add_argument("--confusion", type=Path, metavar="FILE.csv", help="write how often the row's class was "
-                        "taken for the column's")
+    parser.add_argument("--confusion", type=Path, metavar="FILE.csv", help="write the confusion matrix: "
+                        "a row per class, a column per predicted class")
     add_machine(parser)
 
 
-def run(options):
+def run(options: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     for file in filter(None, (options.json, options.confusion)):
         refuse_unwritable(file)
     weights = weights_of(options)
@@ -56,14 +61,15 @@ def run(options):
     for text in labelled.notes:
         note(text)
     network = network_of(weights, options)
-    counts, began = Counts(weights.classes, options.confusion is not None), time.monotonic()
+    counts = Counts(weights.classes, options.confusion is not None)
+    began = time.monotonic()
     with closing(Progress("evaluate", labelled.n, sys.stderr)) as progress:
         evaluate(network, labelled, counts, options.batch_size, options.crops, progress.add)
-    tell(Outcome(options, weights, labelled, counts, time.monotonic() - began))
+    write(Outcome(options, weights, labelled, counts, time.monotonic() - began))
     return 0
 
 
-def labelled_of(options, weights):
+def labelled_of(options: argparse.Namespace, weights: Weights) -> LabelledImages:
     """Return the images to evaluate on.
 
     Raises:
@@ -86,7 +92,8 @@ def labelled_of(options, weights):
     )
 
 
-def note(text):
+def note(text: str) -> None:
+    """Print a remark."""
     print(f"note: {text}", file=sys.stderr, flush=True)
 
 
@@ -98,39 +105,43 @@ class Outcome(NamedTuple):
 
     options: argparse.Namespace
     weights: Weights
-    labelled: DatasetHalf | ImageFolder
+    labelled: LabelledImages
     counts: Counts
     seconds: float
 
     @property
-    def names(self):
+    def names(self) -> tuple[str, ...]:
         """The name of each class."""
         return self.weights.class_names or tuple(f"class {label}" for label in range(self.weights.classes))
 
 
-def tell(outcome):
+def write(outcome: Outcome) -> None:
     """Write the requested files, then print the tables, the most important last."""
-    options, counts = outcome.options, outcome.counts
-    if options.confusion:
-        with replacing(options.confusion) as file:
+    options = outcome.options
+    counts = outcome.counts
+    if options.confusion and counts.confusion is not None:
+        with (
+            atomic.replacing(options.confusion) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
             write_confusion(file, counts.confusion, outcome.names)
     if options.json:
-        with replacing(options.json) as file:
-            file.write(json.dumps(results(outcome), indent=1) + "\n")
+        atomic.write(options.json, json.dumps(results(outcome), indent=1) + "\n")
     if options.per_class:
         print("\n".join(class_lines(counts, outcome.names)), end="\n\n")
     print("\n".join(lines(outcome)))
 
 
-def lines(outcome):
+def lines(outcome: Outcome) -> Iterator[str]:
     """Yield the lines of the summary, which is printed last."""
     options, weights, labelled, counts, seconds = outcome
-    found, n = counts.summary(), counts.n
+    found = counts.summary()
+    n = counts.n
     crops = "the centre crop" if options.crops == 1 else f"{options.crops} crops"
     yield f"{weights.origin or weights.model}"
     yield f"on {n:,} {labelled.name}, {crops}"
     if counts.bad:
-        first = "; ".join(f"{name} {why}" for name, why in counts.bad[:SHOWN])
+        first = "; ".join(f"{name} {reason}" for name, reason in counts.bad[:SHOWN])
         more = f"; and {len(counts.bad) - SHOWN:,} more" if len(counts.bad) > SHOWN else ""
         yield f"{len(counts.bad):,} bad images are left out: {first}{more}"
     for k in (1, 5):
@@ -141,7 +152,7 @@ def lines(outcome):
     yield f"time   {duration(seconds)}, {n / seconds:.0f} images/s"
 
 
-def class_lines(counts, names):
+def class_lines(counts: Counts, names: Sequence[str]) -> Iterator[str]:
     """Yield the lines of the table of classes."""
     width = len(f"{counts.n:,}")
     yield f"{'images':>{max(width, 6)}}  {'top-1':>7}  {'top-5':>7}  {'cost':>8}  class"
@@ -151,14 +162,14 @@ def class_lines(counts, names):
         yield f"{found['images']:>{max(width, 6)},}  {figures}  {name}"
 
 
-def results(outcome):
+def results(outcome: Outcome) -> dict[str, Any]:
     """Return all results as a mapping for JSON."""
     options, weights, labelled, counts, seconds = outcome
     found = {
         "weights": name_of(options.weights), "origin": weights.origin, "model": weights.model,
         "classes": weights.classes, "data": name_of(options.data), "half": labelled.half,
         "crops": options.crops, "limit": options.limit, "resize": labelled.resize, **counts.summary(),
-        "skipped": [{"image": name, "reason": why} for name, why in counts.bad],
+        "skipped": [{"image": name, "reason": reason} for name, reason in counts.bad],
         "backend": backend_of(options.backend, options.device), "device": options.device,
         "precision": options.precision,
         "seconds": seconds, "images_per_second": counts.n / seconds,
@@ -169,16 +180,16 @@ def results(outcome):
     return found
 
 
-def write_confusion(file, confusion, names):
+def write_confusion(file: TextIO, confusion: np.ndarray, names: Sequence[str]) -> None:
     """Write the confusion matrix as CSV: one row per label, one column per predicted class."""
     table = csv.writer(file, lineterminator="\n")
     table.writerow(["label", *names])
     table.writerows([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
 
 
-def refuse_unwritable(file):
+def refuse_unwritable(file: Path) -> None:
     """Raise ValueError if a file cannot be written, so that the error occurs before the evaluation."""
     if file.is_dir():
-        raise ValueError(f"{name_of(file)} is a folder; the results need the name of a file")
+        raise ValueError(f"{name_of(file)} is a folder; pass the name of a file")
     if not file.absolute().parent.is_dir():
         raise ValueError(f"{name_of(file)} cannot be written: there is no folder {name_of(file.absolute().parent)}")

@@ -11,7 +11,7 @@ Existing files are not overwritten.
 from pathlib import Path
 
 from alexnet import pretrained
-from alexnet.commands.options import add_weights, weights_of
+from alexnet.commands._options import add_weights, weights_of
 from alexnet.data.batch_file import name_of
 
 

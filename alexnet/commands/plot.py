@@ -7,26 +7,30 @@ For runs with different numbers of workers, also plot the speed-up relative to t
     python -m alexnet plot runs/* --to pictures --format svg
 """
 
+import argparse
+
 from alexnet import plots
 from alexnet.data.batch_file import name_of
 from alexnet.plots.records import TICKS
 from alexnet.plots.style import FORMATS
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
-    parser.add_argument("--over", choices=TICKS, default="epochs", help="what the curves run over (%(default)s)")
-    parser.add_argument("--to", metavar="FOLDER", help="where the pictures go; else to the run, or beside the runs")
+    parser.add_argument("--over", choices=TICKS, default="epochs", help="x axis of the curves (%(default)s)")
+    parser.add_argument("--to", metavar="FOLDER", help="of the pictures; else that of the run, or the parent folder")
     parser.add_argument("--format", type=formats, default=FORMATS, metavar="png,svg", help="one of them or both (both)")
 
 
-def run(options):
+def run(options: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     pictures = plots.draw(options.runs, options.to, options.format, options.over)
     print("\n".join(f"drew {name_of(picture)}" for picture in pictures))
     return 0
 
 
-def formats(text):
+def formats(text: str) -> tuple[str, ...]:
     """Parse a list of formats such as png,svg; raises ValueError."""
     chosen = tuple(dict.fromkeys(text.split(",")))
     if not set(chosen) <= set(FORMATS):

@@ -4,21 +4,28 @@ Results are printed in the order of the images, after each batch. An unusable im
 remaining images are still processed, and the exit status is 1.
 """
 
+import argparse
 import json
 import os
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from io import BufferedReader
 from itertools import chain
+from typing import cast
 
-from alexnet.commands.options import add_machine, add_weights, network_of, positive, weights_of
+from alexnet.commands._options import add_machine, add_weights, network_of, positive, weights_of
 from alexnet.data.batch_file import name_of
 from alexnet.data.images import BadImage
 from alexnet.inference.evaluate import CROPS
-from alexnet.inference.predict import BATCH_SIZE, Predictor
+from alexnet.inference.predict import BATCH_SIZE, Guess, Predictor
 
 STDIN = "-"
 
+Prediction = Sequence[Guess] | BadImage
 
-def configure(parser):
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     add_weights(parser)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="JPEG or PNG file; -: names from standard input")
     parser.add_argument("--stdin", action="store_true", help="names from standard input, too, one on each line")
@@ -31,41 +38,43 @@ def configure(parser):
     add_machine(parser)
 
 
-def run(options):
+def run(options: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
     if not (options.images or options.stdin):
-        raise ValueError("which images? name some, or - to read their names from standard input")
+        raise ValueError("no images given; name some, or pass - to read their names from standard input")
     weights = weights_of(options)
     predictor = Predictor(weights, options.crops, network_of(weights, options))
     try:
-        return tell(predictor.each(names(options), options.top, options.batch_size), options.json)
+        return write(predictor.each(names(options), options.top, options.batch_size), options.json)
     except BrokenPipeError:                      # the reader of the output has exited, for example head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-def tell(answers, as_json):
-    """Print each result as soon as it is available; returns 1 if an image was bad, else 0."""
+def write(predictions: Iterable[tuple[str, Prediction]], as_json: bool) -> int:
+    """Print each prediction as soon as it is available; returns 1 if an image was bad, else 0."""
     status = 0
-    for path, answer in answers:
-        name, bad = name_of(path), isinstance(answer, BadImage)
+    for path, prediction in predictions:
+        name = name_of(path)
         if as_json:
-            print(json_of(name, answer), flush=True)
-        elif not bad:
-            print(text_of(name, answer), flush=True)
-        if bad:
-            print(f"{name} {answer}", file=sys.stderr, flush=True)
+            print(json_of(name, prediction), flush=True)
+        elif not isinstance(prediction, BadImage):
+            print(text_of(name, prediction), flush=True)
+        if isinstance(prediction, BadImage):
+            print(f"{name} {prediction}", file=sys.stderr, flush=True)
             status = 1
     return status
 
 
-def names(options):
+def names(options: argparse.Namespace) -> Iterator[str]:
     """Return the names of the images. Names from standard input replace -, or come last."""
     given = [*options.images, STDIN] if options.stdin and STDIN not in options.images else options.images
     separator = b"\0" if options.null else b"\n"
-    return chain.from_iterable(listed(sys.stdin.buffer, separator) if name == STDIN else [name] for name in given)
+    stdin = cast(BufferedReader, sys.stdin.buffer)
+    return chain.from_iterable(listed(stdin, separator) if name == STDIN else [name] for name in given)
 
 
-def listed(stream, separator):
+def listed(stream: BufferedReader, separator: bytes) -> Iterator[str]:
     """Yield the names in a binary stream as they arrive, split at the separator; empty names are skipped."""
     rest = b""
     while data := stream.read1():
@@ -75,15 +84,15 @@ def listed(stream, separator):
         yield os.fsdecode(rest)
 
 
-def text_of(name, guesses):
+def text_of(name: str, guesses: Sequence[Guess]) -> str:
     """Return the result for an image as text: its name, and one line per guess."""
     lines = (f"  {guess.probability:6.1%}".replace("%", " %") + "".join(f"  {word}" for word in guess[2:] if word)
              for guess in guesses)
     return "\n".join((name, *lines))
 
 
-def json_of(name, answer):
+def json_of(name: str, prediction: Prediction) -> str:
     """Return the result for an image as one line of JSON."""
-    if isinstance(answer, BadImage):
-        return json.dumps({"image": name, "error": str(answer)})
-    return json.dumps({"image": name, "top": [guess._asdict() for guess in answer]})
+    if isinstance(prediction, BadImage):
+        return json.dumps({"image": name, "error": str(prediction)})
+    return json.dumps({"image": name, "top": [guess._asdict() for guess in prediction]})

@@ -1,6 +1,6 @@
 """Print the output shape, parameters and forward multiply-adds per image of each layer, and the totals."""
 
-from alexnet.commands.options import positive
+from alexnet.commands._options import positive
 from alexnet.models import MODELS
 from alexnet.nn.layers import Auxiliary
 

@@ -12,7 +12,8 @@ import numpy as np
 
 IMAGE_SIZE = 256                                 # pixels, rows and columns of a stored image
 RESIZES = ("squash", "crop")                     # how to resize to IMAGE_SIZE: the whole image, or its central square
-CROPS, FILES = 1, 2                              # stream numbers: the second word of the key
+CROPS = 1                                        # stream numbers: the second word of the key
+FILES = 2
 
 
 class Crop(NamedTuple):
@@ -23,17 +24,17 @@ class Crop(NamedTuple):
     mirrors: np.ndarray                          # uint8 (batch,), 1 = mirrored
 
 
-def random_stream(seed, which, *position):
+def random_stream(seed: int, which: int, *position: int) -> np.random.Generator:
     """Return a NumPy Generator at counter `position` (two integers) of stream `which` of `seed`."""
     return np.random.Generator(np.random.Philox(key=[seed, which], counter=[0, 0, *position]))
 
 
-def crop_stream(seed, rank, iteration):
+def crop_stream(seed: int, rank: int, iteration: int) -> np.random.Generator:
     """Return the Generator for the crops of worker `rank` at `iteration`, counted from the start of the run."""
     return random_stream(seed, CROPS, rank, iteration)
 
 
-def draw_crop(generator, batch, image_size, per_batch=False):
+def draw_crop(generator: np.random.Generator, batch: int, image_size: int, per_batch: bool = False) -> Crop:
     """Draw a uniformly random window of image_size pixels and a fair mirror flag for each image of a batch.
 
     Args:
@@ -46,13 +47,13 @@ def draw_crop(generator, batch, image_size, per_batch=False):
     return Crop(*(np.resize(drawn, batch) for drawn in (rows, columns, mirrors)))
 
 
-def centre_crop(batch, image_size):
+def centre_crop(batch: int, image_size: int) -> Crop:
     """Return the centre window of every image, not mirrored, as used in validation."""
     corner = np.full(batch, (IMAGE_SIZE - image_size) // 2, np.int32)
     return Crop(corner, corner.copy(), np.zeros(batch, np.uint8))
 
 
-def ten_crops(batch, image_size):
+def ten_crops(batch: int, image_size: int) -> list[Crop]:
     """Return ten Crops of every image: its four corners and its centre, then their mirror images.
 
     Source: Krizhevsky et al. 2012, section 4.1.
@@ -66,14 +67,14 @@ def ten_crops(batch, image_size):
     ]
 
 
-def file_order(seed, epoch, n_files, shuffle=True):
+def file_order(seed: int, epoch: int, n_files: int, shuffle: bool = True) -> np.ndarray:
     """Return the order in which an epoch reads its batch files: a permutation of range(n_files)."""
     if not shuffle:
         return np.arange(n_files)
     return random_stream(seed, FILES, 0, epoch).permutation(n_files)
 
 
-def crop_batch(images, mean, crop, out):
+def crop_batch(images: np.ndarray, mean: np.ndarray, crop: Crop, out: np.ndarray) -> None:
     """Write the cropped and mirrored windows of images - mean to out: the same pixels as upstream, in float32.
 
         out[:, i, j, b] = images[:, r + i, c + j, b] - mean[:, r + i, c + j]
@@ -94,7 +95,7 @@ def crop_batch(images, mean, crop, out):
         crop_each(images, mean, crop, out)
 
 
-def crop_each(images, mean, crop, out):
+def crop_each(images: np.ndarray, mean: np.ndarray, crop: Crop, out: np.ndarray) -> None:
     """crop_batch for windows that differ between images.
 
     Processes one row of all images at a time, because the batch is the innermost axis in memory.

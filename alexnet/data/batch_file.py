@@ -6,27 +6,32 @@ uncompressed HDF5 dataset "data". Any other content is refused before it is read
 
 import os
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import hickle
+import numpy as np
+
+from alexnet.native.atomic import replacing
 
 NAMES = ("data", "data_0")                       # hickle 1 and 4 or newer; hickle 2 and 3
-PARTIAL = ".partial"                             # suffix of a file that is being written
+
+FilePath = str | bytes | os.PathLike             # names of image files may not be UTF-8
 
 
 class DataError(ValueError):
     """Data files that are missing, damaged or inconsistent. The message is one sentence that names them."""
 
 
-def check(path, size=256):
+def check(path: FilePath, size: int = 256) -> tuple[int, ...]:
     """Return the shape (3, size, size, n) of a batch file, from its header only. Raises DataError."""
     with opened(path, size) as file:
         return file.shape
 
 
-def read_into(path, out, start=0, stop=None):
+def read_into(path: FilePath, out: np.ndarray, start: int = 0, stop: int | None = None) -> None:
     """Read images start..stop of a batch file into out, uint8 (3, size, size, stop - start).
 
     If out is contiguous, h5py reads directly into it.
@@ -41,12 +46,15 @@ def read_into(path, out, start=0, stop=None):
 class BatchFile:
     """A checked batch file, valid within the with block of opened(). shape is (3, size, size, n)."""
 
-    def __init__(self, path, dataset):
-        self.path, self.dataset, self.shape = path, dataset, dataset.shape
+    def __init__(self, path: FilePath, dataset: h5py.Dataset):
+        self.path = path
+        self.dataset = dataset
+        self.shape: tuple[int, ...] = dataset.shape
 
-    def read_into(self, out, start=0, stop=None):
+    def read_into(self, out: np.ndarray, start: int = 0, stop: int | None = None) -> None:
         """See the function read_into."""
-        images, dataset = self.shape[3], self.dataset
+        dataset = self.dataset
+        images = self.shape[3]
         stop = images if stop is None else stop
         wanted = (*self.shape[:3], stop - start)
         if not 0 <= start < stop <= images or out.shape != wanted or out.dtype != dataset.dtype:
@@ -63,44 +71,31 @@ class BatchFile:
             raise DataError(f"{name_of(self.path)} cannot be read: {one_line(error)}") from error
 
 
-def write(path, images):
+def write(path: str | Path, images: np.ndarray) -> None:
     """Write images, uint8 (3, size, size, n), atomically to path.
 
-    The data is first written to a partial file with the process id in its name, because the process of a killed run may
-    still be writing the same batch. remove_partial() deletes partial files that were left behind.
+    The temporary file has a unique name, because the process of a killed run may still be writing the same batch.
 
     Raises:
         DataError: the file cannot be written, for example because the disk is full.
     """
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        with h5py.File(partial, "w") as file:
+        with replacing(path, fsync=True, unique=True) as temporary, h5py.File(temporary, "w") as file:
             hickle.dump(images, file)
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
     except (OSError, RuntimeError) as error:         # h5py raises either if a file cannot grow
-        partial.unlink(missing_ok=True)
         raise DataError(f"{name_of(path)} cannot be written: {reason(error)}") from error
 
 
-def remove_partial(folder):
-    """Delete the partial files of killed runs."""
-    for file in Path(folder).glob("*" + PARTIAL):
-        file.unlink(missing_ok=True)
-
-
-def reason(error):
+def reason(error: Exception) -> str:
     """Return the operating system's message for an HDF5 error if it contains an errno, else its own message."""
-    number = error.errno if isinstance(error, OSError) and error.errno else None
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
     found = re.search(r"errno = (\d+)", str(error))
-    number = int(found[1]) if found and not number else number
-    return os.strerror(number) if number else one_line(error)
+    return os.strerror(int(found[1])) if found else one_line(error)
 
 
 @contextmanager
-def opened(path, size):
+def opened(path: FilePath, size: int) -> Iterator[BatchFile]:
     """Open the BatchFile of a path within a with block. Raises DataError."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise DataError(f"{name_of(path)} is not a file")        # opening a pipe would block forever
@@ -114,7 +109,7 @@ def opened(path, size):
         yield BatchFile(path, plain_dataset(file, path, size))
 
 
-def plain_dataset(file, path, size):
+def plain_dataset(file: h5py.File, path: FilePath, size: int) -> h5py.Dataset:
     """Return the image dataset of an open file. Raises DataError unless it holds plain uint8 images."""
     try:
         name = next((name for name in NAMES if file.get(name, getlink=True) is not None), None)
@@ -128,7 +123,7 @@ def plain_dataset(file, path, size):
     )
 
 
-def fault_of(file, name, size):
+def fault_of(file: h5py.File, name: str | None, size: int) -> str | None:
     """Describe the fault of dataset `name` of an open file as the end of a sentence. None if it has no fault."""
     if name is None:
         return "holds no array named 'data'"
@@ -150,12 +145,12 @@ def fault_of(file, name, size):
     return None
 
 
-def name_of(path):
+def name_of(path: FilePath) -> str:
     """Return path as printable text: bytes that are not UTF-8 and control characters become escape sequences."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def one_line(error):
+def one_line(error: BaseException) -> str:
     """Return an error's message without line breaks, or its type if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__

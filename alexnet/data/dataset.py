@@ -12,8 +12,9 @@ Upstream's files split for several GPUs (0000_0.hkl, 0000_1.hkl) are read as con
 split in the same way (train_labels_0.npy ...) are joined.
 """
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -28,7 +29,8 @@ from alexnet.data.augment import (
     draw_crop,
     file_order,
 )
-from alexnet.data.batch_file import DataError, name_of
+from alexnet.data.batch_file import BatchFile, DataError, name_of
+from alexnet.data.layout import Manifest
 
 __all__ = [
     "BatchReader", "Crop", "DataError", "Dataset", "Request", "Segment", "Split",
@@ -61,22 +63,24 @@ class Split(NamedTuple):
     size: int = 1
 
     @property
-    def n(self):
+    def n(self) -> int:
         """Number of images of all workers together."""
         return len(self.labels)
 
-    def shard(self, rank, size):
+    def shard(self, rank: int, size: int) -> Self:
         """Return the part of worker `rank` of `size`: the rank-th slice of every batch of size * batch_size images.
 
         In each step, `size` workers of batch size B see the same images as one worker of batch size size * B.
         """
         return self._replace(rank=rank, size=size)
 
-    def dropped(self, batch_size):
+    def dropped(self, batch_size: int) -> int:
         """Return the number of images that an epoch of whole batches leaves out."""
         return self.n % (batch_size * self.size)
 
-    def plan(self, batch_size, order=None, keep_last=False):
+    def plan(
+        self, batch_size: int, order: Sequence[int] | np.ndarray | None = None, keep_last: bool = False
+    ) -> list[tuple[tuple[Segment, ...], np.ndarray]]:
         """Return the batches of an epoch: a list of (segments, labels int32 (batch,)).
 
         Args:
@@ -101,7 +105,7 @@ class Split(NamedTuple):
                 batches.append((self.segments(order, first, last), labels[first:last]))
         return batches
 
-    def segments(self, order, first, last):
+    def segments(self, order: np.ndarray, first: int, last: int) -> tuple[Segment, ...]:
         """Return images first..last, counted through the files in `order`, as pieces of files."""
         ends = np.cumsum(self.counts[order])
         pieces = []
@@ -110,7 +114,8 @@ class Split(NamedTuple):
             begin = int(ends[place] - self.counts[order[place]])
             stop = min(last, int(ends[place]))
             pieces.append(Segment(self.files[order[place]], first - begin, stop - begin))
-            first, place = stop, place + 1
+            first = stop
+            place += 1
         return tuple(pieces)
 
 
@@ -126,8 +131,8 @@ class Dataset(NamedTuple):
     resize: str = "squash"                       # how images were resized; see alexnet.data.augment.RESIZES
 
 
-def open_dataset(path, classes=None):
-    """Open a folder created by preprocess or upstream's scripts, after every inexpensive check. Returns a Dataset.
+def open_dataset(path: str | Path, classes: int | None = None) -> Dataset:
+    """Open a folder created by preprocess or upstream's scripts, after every inexpensive check.
 
     Args:
         classes: number of classes that the labels must fit. Default: the number of class names in the manifest; if it
@@ -151,16 +156,16 @@ def open_dataset(path, classes=None):
     return Dataset(path, train, validation, mean, names or None, classes, resize_of(path, manifest))
 
 
-def resize_of(path, manifest):
+def resize_of(path: Path, manifest: Manifest | None) -> str:
     """Return how images were resized, from the manifest. Without one: "squash", upstream's method."""
     settings = (manifest or {}).get("settings")
     resize = settings.get("resize") if isinstance(settings, dict) else "squash"
     if resize not in RESIZES:
-        raise DataError(f"the manifest of {name_of(path)} says resize {resize!r}; {' and '.join(RESIZES)} are known")
+        raise DataError(f"the manifest of {name_of(path)} has resize {resize!r}; must be {' or '.join(RESIZES)}")
     return resize
 
 
-def open_split(path, manifest, half):
+def open_split(path: Path, manifest: Manifest | None, half: str) -> Split:
     """Return the checked Split of half "train" or "validation"."""
     short = {"train": "train", "validation": "val"}[half]
     if manifest:
@@ -172,7 +177,7 @@ def open_split(path, manifest, half):
     return Split(files, counts, labels)
 
 
-def checksum(manifest, name):
+def checksum(manifest: Manifest | None, name: str) -> str | None:
     """Return the manifest's sha256 of a small file, or None without a manifest."""
     if manifest is None:
         return None
@@ -188,16 +193,17 @@ class BatchReader:
     The most recently read file stays in memory, so that many small batches read a file of 256 images only once.
 
     Args:
-        mean: float32 (3, 256, 256), for requests with a crop.
-        image_size: size of the crop window in pixels, for requests with a crop.
+        mean: float32 (3, 256, 256), for requests with a crop; None if there are none.
+        image_size: size of the crop window in pixels, for requests with a crop; None if there are none.
     """
 
-    def __init__(self, mean, image_size):
-        self.mean, self.image_size = np.asarray(mean, np.float32), image_size
-        self.path = None
+    def __init__(self, mean: np.ndarray | None, image_size: int | None):
+        self.mean = None if mean is None else np.asarray(mean, np.float32)
+        self.image_size = image_size
+        self.path: Path | None = None            # of the images in self.file
         self.file = self.scratch = np.empty((0, 0, 0, 0), np.uint8)
 
-    def read(self, request, out):
+    def read(self, request: Request, out: np.ndarray) -> None:
         """Fill out: uint8 (3, 256, 256, batch), or with a crop float32 (3, image_size, image_size, batch).
 
         Raises:
@@ -206,13 +212,13 @@ class BatchReader:
         if request.crop is None:
             self.gather(request.segments, out)
             return
-        if out.shape[1:3] != (self.image_size, self.image_size) or out.dtype != np.float32:
+        if self.mean is None or out.shape[1:3] != (self.image_size, self.image_size) or out.dtype != np.float32:
             raise ValueError(f"a crop is float32 of {self.image_size} pixels, got {out.dtype} {out.shape}")
         self.scratch = fitting(self.scratch, (*self.mean.shape, out.shape[3]))
         self.gather(request.segments, self.scratch)
         crop_batch(self.scratch, self.mean, request.crop, out)
 
-    def gather(self, segments, out):
+    def gather(self, segments: Iterable[Segment], out: np.ndarray) -> None:
         """Fill out, uint8 (3, 256, 256, batch), with consecutive pieces of files."""
         place = 0
         for path, start, stop in segments:
@@ -221,7 +227,7 @@ class BatchReader:
                     if out.shape == file.shape and (start, stop) == (0, file.shape[3]):
                         file.read_into(out)
                         return
-                    self.keep(file)
+                    self.keep(file, path)
             images = self.file.shape[3]
             if not 0 <= start < stop <= images or place + stop - start > out.shape[3]:
                 raise DataError(f"{name_of(path)} holds {images} images, not those from {start} to {stop}")
@@ -230,13 +236,14 @@ class BatchReader:
         if place != out.shape[3]:
             raise ValueError(f"the request holds {place} images, the buffer {out.shape[3]}")
 
-    def keep(self, file):
+    def keep(self, file: BatchFile, path: Path) -> None:
         """Read a whole open batch file into memory."""
-        self.path, self.file = None, fitting(self.file, file.shape)
+        self.path = None
+        self.file = fitting(self.file, file.shape)
         file.read_into(self.file)
-        self.path = file.path
+        self.path = path
 
 
-def fitting(array, shape):
+def fitting(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return array if it has this shape, else a new one. Reuse avoids page faults, which cost more than reading."""
     return array if array.shape == shape else np.empty(shape, array.dtype)

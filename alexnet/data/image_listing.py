@@ -6,10 +6,10 @@ Caffe. ILSVRC's ground truth numbers the classes differently; the devkit's table
 
 import hashlib
 import os
-import pkgutil
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -20,31 +20,33 @@ GROUND_TRUTHS = ("ILSVRC2012_validation_ground_truth.txt", "ILSVRC2014_clsloc_va
 TABLES = ("meta.mat", "meta_clsloc.mat", "synsets.txt", "map_clsloc.txt")
 PLACES = (".", "..", "data", "../data", "devkit/data", "../devkit/data",
           "ILSVRC2012_devkit_t12/data", "../ILSVRC2012_devkit_t12/data")
-META_READER = "alexnet.data.ilsvrc_devkit:read_meta"        # by name: scipy is rarely needed and imports in 0.1 s
 NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})\.")
 WNID = re.compile(r"(n[0-9]{8})\b *(.*)", re.DOTALL)        # a synset's WordNet number and words
 
+Synsets = Mapping[int, tuple[str, str]]                     # ILSVRC id -> (wnid, words)
 
-class Images(NamedTuple):
+
+class ImageList(NamedTuple):
     """The images of one half: names relative to root, in the order of the batches, and their labels."""
 
     root: str
     names: tuple[str, ...]
     labels: np.ndarray                           # int32, one per name
 
-    def take(self, places):
+    def take(self, places: Iterable[int]) -> Self:
         """Return the images at these indices, in that order."""
-        return Images(self.root, tuple(self.names[i] for i in places), self.labels[places])
+        chosen = np.array([*places], np.int64)
+        return self._replace(names=tuple(self.names[i] for i in chosen), labels=self.labels[chosen])
 
 
 class Sources(NamedTuple):
     """The input of preprocess."""
 
-    train: Images
-    validation: Images
+    train: ImageList
+    validation: ImageList
     class_names: tuple[str, ...]
 
-    def digest(self):
+    def digest(self) -> str:
         """Return a sha256 of all names and labels in order, which identifies the list of images."""
         found = hashlib.sha256()
         for half, images in (("train", self.train), ("validation", self.validation)):
@@ -53,7 +55,10 @@ class Sources(NamedTuple):
         return found.hexdigest()
 
 
-def find_images(train_dir, val_dir, seed=1, limit=None, ground_truth=None, synsets=None):
+def find_images(
+    train_dir: str | Path, val_dir: str | Path, seed: int = 1, limit: int | None = None,
+    ground_truth: str | Path | None = None, synsets: str | Path | None = None,
+) -> Sources:
     """Return the Sources: training images shuffled once by seed as in upstream, validation images in sorted order.
 
     Args:
@@ -74,8 +79,10 @@ def find_images(train_dir, val_dir, seed=1, limit=None, ground_truth=None, synse
     return Sources(train, validation, tuple(f"{name_of(c)} {words.get(c, '')}".strip() for c in classes))
 
 
-def labelled_images(folder, label_of, known, ground_truth, synset_of):
-    """Return the Images of class folders, or of ILSVRC's flat folder, in sorted order.
+def labelled_images(
+    folder: str | Path, label_of: Mapping[str, int], known: str, ground_truth: str | Path | None, synset_of: Synsets
+) -> ImageList:
+    """Return the ImageList of class folders, or of ILSVRC's flat folder, in sorted order.
 
     Args:
         label_of: name of a class folder, or wnid -> label; must contain every class of the folder.
@@ -88,13 +95,15 @@ def labelled_images(folder, label_of, known, ground_truth, synset_of):
     return images._replace(labels=translated(images.labels, names, label_of, folder, known))
 
 
-def synset_table(folder, ground_truth=None, synsets=None):
+def synset_table(
+    folder: str | Path, ground_truth: str | Path | None = None, synsets: str | Path | None = None
+) -> Synsets:
     """Return {ILSVRC id: (wnid, words)} from the given file or the devkit's next to a folder or file; else empty."""
     table = find_beside(synsets, TABLES, folder, ground_truth)
     return read_synsets(table) if table else {}
 
 
-def entries(folder):
+def entries(folder: str | Path) -> list[tuple[str, bool]]:
     """Return (name, is a folder) of the entries of a folder, sorted by bytes, without hidden entries."""
     try:
         with os.scandir(folder) as found:
@@ -104,15 +113,16 @@ def entries(folder):
     return sorted(listed, key=lambda entry: os.fsencode(entry[0]))
 
 
-def image_names(folder):
+def image_names(folder: str | Path) -> list[str]:
     """Return the names of the JPEG and PNG files in a folder, sorted."""
     return [name for name, is_folder in entries(folder) if not is_folder and name.lower().endswith(ENDINGS)]
 
 
-def class_folders(root):
-    """Return the Images of a tree root/class/image, in sorted order, and the sorted names of its classes."""
+def class_folders(root: str | Path) -> tuple[ImageList, list[str]]:
+    """Return the ImageList of a tree root/class/image, in sorted order, and the sorted names of its classes."""
     classes = [name for name, is_folder in entries(root) if is_folder]
-    names, labels = [], []
+    names: list[str] = []
+    labels: list[int] = []
     for label, folder in enumerate(classes):
         inside = image_names(os.path.join(root, folder))
         if not inside:
@@ -121,10 +131,12 @@ def class_folders(root):
         labels += [label] * len(inside)
     if not names:
         raise DataError(f"{name_of(root)} holds no class folders with JPEG or PNG files in them")
-    return Images(str(root), tuple(names), np.array(labels, np.int32)), classes
+    return ImageList(str(root), tuple(names), np.array(labels, np.int32)), classes
 
 
-def translated(labels, names, label_of, root, known):
+def translated(
+    labels: np.ndarray, names: Sequence[str], label_of: Mapping[str, int], root: str | Path, known: str
+) -> np.ndarray:
     """Map labels, which are indices into `names`, to the labels of label_of (name -> label)."""
     unknown = sorted(name_of(name) for name in names if name_of(name) not in label_of)
     if unknown:
@@ -132,18 +144,20 @@ def translated(labels, names, label_of, root, known):
     return np.array([label_of[name_of(name)] for name in names], np.int32)[labels]
 
 
-def flat_folder(root, label_of, known, ground_truth, synset_of):
+def flat_folder(
+    root: str | Path, label_of: Mapping[str, int], known: str, ground_truth: str | Path | None, synset_of: Synsets
+) -> ImageList:
     """Return ILSVRC's validation images, with labels from the ground-truth file and {id: (wnid, words)}."""
     names = image_names(root)
     truth = find_beside(ground_truth, GROUND_TRUTHS, root)
     if truth is None:
         raise DataError(
             f"{name_of(root)} holds images without class folders and {GROUND_TRUTHS[0]} is not near it; "
-            "say where it is with --ground-truth FILE"
+            "pass --ground-truth FILE"
         )
     if not synset_of:
         raise DataError(
-            f"the devkit's synset table (meta.mat) is not near {name_of(root)}; say where with --synsets FILE"
+            f"the devkit's synset table (meta.mat) is not near {name_of(root)}; pass --synsets FILE"
         )
     ids = read_ground_truth(truth)
     if len(ids) != len(names):
@@ -153,17 +167,19 @@ def flat_folder(root, label_of, known, ground_truth, synset_of):
         numbered = NUMBERED.match(name)
         if numbered and int(numbered[1]) != line:
             raise DataError(f"{name_of(os.path.join(root, name))} is image {line} of its folder; one is missing")
-        wnid = synset_of.get(ids[line - 1], (None,))[0]
+        wnid = synset_of.get(ids[line - 1], ("unknown", ""))[0]
         if wnid not in label_of:
             raise DataError(
                 f"line {line} of {name_of(truth)} is {ids[line - 1]}, synset {wnid}, "
                 f"which is no class of {known}"
             )
         labels.append(label_of[wnid])
-    return Images(str(root), tuple(names), np.array(labels, np.int32))
+    return ImageList(str(root), tuple(names), np.array(labels, np.int32))
 
 
-def find_beside(given, names, folder, neighbour=None):
+def find_beside(
+    given: str | Path | None, names: Sequence[str], folder: str | Path, neighbour: str | Path | None = None
+) -> Path | None:
     """Return the given file, or the first of `names` found near a folder (or next to a file); None if none is found."""
     if given is not None:
         if not Path(given).is_file():
@@ -173,7 +189,7 @@ def find_beside(given, names, folder, neighbour=None):
     return next((place / name for place in around for name in names if (place / name).is_file()), None)
 
 
-def read_ground_truth(path):
+def read_ground_truth(path: Path) -> list[int]:
     """Return the class ids of ILSVRC's ground-truth file, one integer per line."""
     try:
         return [int(line) for line in path.read_text().split()]
@@ -181,14 +197,16 @@ def read_ground_truth(path):
         raise DataError(f"{name_of(path)} is not one class id per line: {one_line(error)}") from error
 
 
-def read_synsets(path):
+def read_synsets(path: Path) -> Synsets:
     """Return {ILSVRC id: (wnid, words)} from the devkit's meta.mat, or from text lines "id wnid words".
 
     The id may be the second field, as in map_clsloc.txt. A table without ids is refused, because its order differs.
     """
     try:
         if path.suffix == ".mat":
-            return pkgutil.resolve_name(META_READER)(path)
+            from alexnet.data.ilsvrc_devkit import read_meta  # scipy imports in 0.1 s and is rarely needed
+
+            return read_meta(path)
         fields = [line.split(maxsplit=2) for line in path.read_text().splitlines() if line.strip()]
         pairs = [(f[:2] if f[0].isdigit() else f[1::-1], f[2] if len(f) > 2 else "") for f in fields]
         return {int(number): (wnid, words) for (number, wnid), words in pairs}
@@ -198,7 +216,7 @@ def read_synsets(path):
         ) from error
 
 
-def identity(class_name):
+def identity(class_name: str) -> str:
     """Return the part of a class name that identifies the class: the wnid at its start, else the whole name."""
     found = WNID.match(class_name)
     return found[1] if found else class_name

@@ -10,12 +10,13 @@ import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from alexnet.data.augment import IMAGE_SIZE
-from alexnet.data.batch_file import one_line
+from alexnet.data.batch_file import FilePath, one_line
 
 DRAFT_SIZE = (4 * IMAGE_SIZE, 4 * IMAGE_SIZE)    # a JPEG may be decoded at this size: error 0.15 grey levels
 MOST_PIXELS = 89_478_485                         # Pillow warns above this and refuses twice this number
@@ -33,7 +34,7 @@ class BadImage(ValueError):
     """An image file that cannot be used. The message gives the reason."""
 
 
-def read_image(path, resize="squash"):
+def read_image(path: FilePath, resize: str = "squash") -> np.ndarray:
     """Read an image file as uint8 (256, 256, 3), RGB, upright according to its EXIF orientation.
 
     JPEG and PNG are recognised by content, not by file name. Transparent images are composited on white, 16-bit grey
@@ -47,7 +48,7 @@ def read_image(path, resize="squash"):
             might never end.
     """
     refuse_pipe(path)
-    hush()
+    ignore_harmless_warnings()
     try:
         with Image.open(os.fsencode(path), formats=("JPEG", "PNG")) as image:
             if image.width * image.height > MOST_PIXELS:
@@ -62,7 +63,7 @@ def read_image(path, resize="squash"):
         raise BadImage(reason(error, path)) from error
 
 
-def hush():
+def ignore_harmless_warnings() -> None:
     """Permanently ignore Pillow's harmless warnings, such as "Corrupt EXIF data".
 
     The filter stays installed, because removing it again is not safe while several threads read images.
@@ -71,7 +72,7 @@ def hush():
         warnings.filterwarnings("ignore", module=HARMLESS[3].pattern)
 
 
-def refuse_pipe(path):
+def refuse_pipe(path: FilePath) -> None:
     """Raise BadImage for a named pipe, a socket or a device, before it is opened.
 
     A missing file passes here and fails when it is opened.
@@ -84,7 +85,7 @@ def refuse_pipe(path):
         raise BadImage("is no file but a pipe or a device")
 
 
-def reason(error, path):
+def reason(error: Exception, path: FilePath) -> str:
     """Return why an image cannot be used, in a few words without its name."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "is empty" if os.path.getsize(path) == 0 else "is neither JPEG nor PNG"
@@ -93,7 +94,7 @@ def reason(error, path):
     return f"is damaged: {one_line(error)}"
 
 
-def upright(image):
+def upright(image: Image.Image) -> Image.Image:
     """Return the image transposed according to its EXIF orientation. Unreadable EXIF data is ignored."""
     try:
         orientation = image.getexif().get(ORIENTATION)
@@ -102,7 +103,7 @@ def upright(image):
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
-def rgb(image):
+def rgb(image: Image.Image) -> Image.Image:
     """Return the image in mode RGB."""
     if image.mode.startswith("I"):               # 16-bit grey
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
@@ -112,7 +113,7 @@ def rgb(image):
     return image if image.mode == "RGB" else image.convert("RGB")        # convert() would copy it
 
 
-def resized(image, resize):
+def resized(image: Image.Image, resize: str) -> Image.Image:
     """Return the image resized to 256 x 256 pixels, bilinear."""
     width, height = image.size
     side = min(width, height)
@@ -121,7 +122,7 @@ def resized(image, resize):
     return image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR, box=box)
 
 
-def pixels_of(array, resize="squash"):
+def pixels_of(array: np.ndarray, resize: str = "squash") -> np.ndarray:
     """Convert an RGB image in memory, uint8 (row, column, 3), as read_image does a file. Raises BadImage."""
     if getattr(array, "dtype", None) != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
@@ -129,15 +130,15 @@ def pixels_of(array, resize="squash"):
     return np.asarray(resized(Image.fromarray(np.ascontiguousarray(array)), resize))
 
 
-def batch_of(images):
+def batch_of(images: Sequence[np.ndarray]) -> np.ndarray:
     """Convert a list of images, uint8 (row, column, channel), to network input: (channel, row, column, image)."""
     out = np.empty((3, IMAGE_SIZE, IMAGE_SIZE, len(images)), np.uint8)
     if len(images):
-        turn(np.stack(images), out)
+        transpose_into(np.stack(images), out)
     return out
 
 
-def turn(images, out):
+def transpose_into(images: np.ndarray, out: np.ndarray) -> None:
     """Copy images (image, row, column, channel) to out (channel, row, column, image).
 
     Works row by row, through a contiguous copy of that row of every image. In `images`, the images are a multiple of

@@ -9,7 +9,9 @@ import json
 import os
 import re
 import tokenize
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +24,10 @@ MANIFEST_FORMAT = 1
 UNREADABLE = (OSError, ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError)     # bad .npy header
 BATCH_NAME = re.compile(r"(\d+)(?:_([01]+))?\.hkl")
 
+Manifest = dict[str, Any]                        # docs/data_format.md describes its entries
 
-def read_manifest(path):
+
+def read_manifest(path: str | Path) -> Manifest | None:
     """Return the manifest of a data set as a dictionary, or None if there is none, as in upstream's folders."""
     file = Path(path) / MANIFEST
     try:
@@ -37,7 +41,7 @@ def read_manifest(path):
     return manifest
 
 
-def listed_files(path, manifest, half):
+def listed_files(path: Path, manifest: Manifest, half: str) -> tuple[tuple[Path, ...], np.ndarray]:
     """Return the files (paths) and image counts that the manifest lists for half "train" or "validation".
 
     The header of each file is checked.
@@ -56,12 +60,12 @@ def listed_files(path, manifest, half):
         if held != images or file.stat().st_size != size:
             raise DataError(
                 f"{name_of(file)} holds {held} images in {file.stat().st_size} bytes, "
-                f"but the manifest says {images} in {size}"
+                f"but the manifest lists {images} in {size}"
             )
     return files, np.array([images for _, images, _ in entries], np.int64)
 
 
-def found_files(path, prefix):
+def found_files(path: Path, prefix: str) -> tuple[tuple[Path, ...], np.ndarray]:
     """Return the files and image counts of the only folder prefix_hkl* in upstream's layout, with checked headers.
 
     If upstream wrote both whole batches and halves, the folder of whole batches is used.
@@ -81,7 +85,7 @@ def found_files(path, prefix):
     return files, np.array([batch_file.check(file, IMAGE_SIZE)[3] for file in files], np.int64)
 
 
-def batches_in(folder):
+def batches_in(folder: Path) -> dict[tuple[int, str], Path]:
     """Return {(number, reversed suffix): path} of the batch files in a folder.
 
     Upstream numbers the pieces of a batch in reversed binary: _00, _10, _01, _11.
@@ -95,7 +99,7 @@ def batches_in(folder):
     return found
 
 
-def refuse_gaps(folder, batches):
+def refuse_gaps(folder: Path, batches: Iterable[tuple[int, str]]) -> None:
     """Raise DataError if a file is missing in the sequence, because labels would shift to other images."""
     suffixes = sorted({suffix for _, suffix in batches})
     for number in range(max(number for number, _ in batches) + 1):
@@ -105,7 +109,7 @@ def refuse_gaps(folder, batches):
                 raise DataError(f"{name_of(folder / name)} is missing")
 
 
-def load_array(file, sha256=None):
+def load_array(file: Path, sha256: str | None = None) -> np.ndarray:
     """Return the array of a .npy file; pickled arrays are refused. If sha256 is given, the file must match it.
 
     The file is memory-mapped before it is copied, so a file that declares more data than it holds is refused without
@@ -123,7 +127,7 @@ def load_array(file, sha256=None):
         raise DataError(f"{name_of(file)} is not a readable .npy array of plain values: {one_line(error)}") from error
 
 
-def load_mean(file, sha256=None):
+def load_mean(file: Path, sha256: str | None = None) -> np.ndarray:
     """Return the mean image, float32 (3, 256, 256), grey levels 0 to 255."""
     mean = load_array(file, sha256)
     if mean.shape != (3, IMAGE_SIZE, IMAGE_SIZE) or mean.dtype.kind not in "fiu":
@@ -136,7 +140,9 @@ def load_mean(file, sha256=None):
     return mean.astype(np.float32)
 
 
-def load_labels(folder, half, files, counts, sha256=None):
+def load_labels(
+    folder: Path, half: str, files: Sequence[Path], counts: np.ndarray, sha256: str | None = None
+) -> np.ndarray:
     """Return int32 labels of half "train" or "val", one per image, joined from halves if necessary."""
     file = folder / f"{half}_labels.npy"
     halves = [folder / f"{half}_labels_{i}.npy" for i in (0, 1)]
@@ -152,7 +158,7 @@ def load_labels(folder, half, files, counts, sha256=None):
     return checked_labels(file, load_array(file, sha256), counts)
 
 
-def checked_labels(file, labels, counts):
+def checked_labels(file: Path, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return labels as int32, after checking their dtype, number and range."""
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(f"{name_of(file)} holds {labels.dtype} {labels.shape}, not one integer per image")
@@ -163,9 +169,9 @@ def checked_labels(file, labels, counts):
     return labels.astype(np.int32)
 
 
-def join_halves(halves, files, counts):
+def join_halves(halves: Sequence[Path], files: Sequence[Path], counts: np.ndarray) -> np.ndarray:
     """Return the labels of whole batches from the labels of their first and second halves."""
-    if any(BATCH_NAME.fullmatch(file.name)[2] for file in files):
+    if any("_" in file.name for file in files):
         sizes = [counts[0::2], counts[1::2]]     # each batch is stored as two files
     else:
         sizes = [counts // 2, counts - counts // 2]
@@ -176,7 +182,7 @@ def join_halves(halves, files, counts):
     return np.concatenate([piece for pair in zip(*parts, strict=True) for piece in pair])
 
 
-def refuse_mixed_classes(misc, half, file, labels):
+def refuse_mixed_classes(misc: Path, half: str, file: Path, labels: np.ndarray) -> None:
     """Raise DataError if upstream's list of shuffled names has images of one class under two labels.
 
     This detects exchanged halves. Without the list, and for validation, no check is possible.
@@ -187,7 +193,7 @@ def refuse_mixed_classes(misc, half, file, labels):
     names = load_array(names_file)[:len(labels)]
     if names.ndim != 1 or names.dtype.kind not in "SU":
         raise DataError(f"{name_of(names_file)} holds {names.dtype} {names.shape}, not one name per image")
-    label_of = {}
+    label_of: dict[str, int] = {}
     for name, label in zip(names.tolist(), labels.tolist(), strict=False):
         folder = Path(os.fsdecode(name)).parent.name
         if label_of.setdefault(folder, label) != label:

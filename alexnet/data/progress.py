@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -18,35 +19,40 @@ class Progress:
         stream: where plain lines are printed; None: standard output at the time of writing.
     """
 
-    def __init__(self, label, total, stream=None):
-        self.label, self.total, self.done, self.stream = label, total, 0, stream
-        self.start = self.shown = time.monotonic()
+    def __init__(self, label: str, total: int, stream: TextIO | None = None):
+        self.label = label
+        self.total = total
+        self.stream = stream
+        self.done = 0
+        self.start = time.monotonic()
+        self.shown = self.start                  # time of the last line, and the images done then
         self.shown_done = 0
-        self.bar = None
+        self.bar: Any = None
         if sys.stderr.isatty():
             self.bar = tqdm(total=total, desc=label, unit=" images", unit_scale=True)
 
-    def add(self, images):
+    def add(self, images: int) -> None:
         """Count completed images."""
         self.done += images
         if self.bar is not None:
             self.bar.update(images)
         elif images and (self.done == self.total or time.monotonic() - self.shown >= SECONDS):
-            now, ended = time.monotonic(), self.done == self.total
-            since, before = (self.start, 0) if ended else (self.shown, self.shown_done)
-            self.shown, self.shown_done = now, self.done
+            now = time.monotonic()
+            since, before = (self.start, 0) if self.done == self.total else (self.shown, self.shown_done)
+            self.shown = now
+            self.shown_done = self.done
             rate = (self.done - before) / max(now - since, 1e-6)
             left = duration((self.total - self.done) / rate)
             line = f"{self.label} {self.done:,} of {self.total:,} images, {rate:.0f} images/s, {left} left"
             print(line, file=self.stream, flush=True)
 
-    def close(self):
+    def close(self) -> None:
         """Leave the bar on the screen and start a new line."""
         if self.bar is not None:
             self.bar.close()
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """Format seconds for display: 40 s, 3 min, 2.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -1,14 +1,11 @@
 """Labelled images for evaluating trained weights: the training or validation half of a data set, or an image folder.
 
-Both classes have the same interface:
-
-    batches(batch_size)  yields Batches, which threads prefetch
-    n                    number of images
-    name, notes          description and remarks for the user
-    mean, resize         mean image and resize method of the images, or None if unknown
+Threads prefetch the images.
 """
 
 import os
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +14,15 @@ import numpy as np
 
 from alexnet.data.augment import IMAGE_SIZE
 from alexnet.data.batch_file import DataError, name_of
-from alexnet.data.dataset import BatchReader, Request, open_dataset
-from alexnet.data.image_listing import class_folders, identity, image_names, labelled_images, synset_table
+from alexnet.data.dataset import BatchReader, Dataset, Request, Segment, Split, open_dataset
+from alexnet.data.image_listing import (
+    ImageList,
+    class_folders,
+    identity,
+    image_names,
+    labelled_images,
+    synset_table,
+)
 from alexnet.data.images import BadImage, batch_of, read_image
 from alexnet.data.layout import MANIFEST
 from alexnet.data.prefetch import in_order
@@ -28,20 +32,34 @@ CORES = cores()
 LIMIT_SEED = 1                                   # selects the images of a folder that a limit keeps
 
 
-class Batch(NamedTuple):
-    """A batch of labelled images.
+class LabelledBatch(NamedTuple):
+    """A batch of labelled images."""
 
-    images  uint8 (3, 256, 256, batch)
-    labels  int32 (batch,)
-    bad     (name, reason) of each skipped file
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    bad: tuple[tuple[str, str], ...] = ()
+    images: np.ndarray                           # uint8 (3, 256, 256, batch)
+    labels: np.ndarray                           # int32 (batch,)
+    bad: tuple[tuple[str, str], ...] = ()        # (name, reason) of each skipped file
 
 
-class DatasetHalf:
+class LabelledImages(ABC):
+    """Labelled images in batches."""
+
+    n: int                                       # images
+    name: str                                    # description for the user
+    notes: tuple[str, ...] = ()                  # remarks for the user
+    half: str | None = None                      # of a data set: "train" or "validation"
+    mean: np.ndarray | None = None               # float32 (3, 256, 256); None if unknown
+    resize: str                                  # how the images were resized to 256 x 256 pixels
+
+    @abstractmethod
+    def batches(self, batch_size: int) -> Generator[LabelledBatch, None, None]:
+        """Yield batches of batch_size good images; the last may be smaller.
+
+        Raises:
+            DataError, BadImage: an image cannot be read.
+        """
+
+
+class DatasetHalf(LabelledImages):
     """The validation or training half of a data set of batch files, in file order.
 
     Args:
@@ -53,33 +71,35 @@ class DatasetHalf:
         DataError: the data set cannot be read, or its classes differ from those of the weights.
     """
 
-    def __init__(self, path, classes, class_names=None, half="validation", limit=None, resize=None):
+    def __init__(
+        self, path: str | Path, classes: int, class_names: Sequence[str] | None = None, half: str = "validation",
+        limit: int | None = None, resize: str | None = None,
+    ):
         data = open_dataset(path, classes)
         refuse_other_classes(path, data.class_names, classes, class_names)
-        whole = getattr(data, half)
-        self.half, self.split = half, whole._replace(labels=whole.labels[:limit])
-        self.n, self.mean, self.resize = self.split.n, data.mean, data.resize
+        whole: Split = getattr(data, half)
+        self.split = whole._replace(labels=whole.labels[:limit])
+        self.n = self.split.n
+        self.half = half
+        self.mean = data.mean
+        self.resize = data.resize
         self.name = f"{'training' if half == 'train' else half} images of {name_of(path)}"
         self.notes = tuple(notes_on(path, data, classes, resize or data.resize))
 
-    def batches(self, batch_size):
-        """Return an iterator over the Batches; the last may be smaller. Each is prefetched during the previous one.
+    def batches(self, batch_size: int) -> Generator[LabelledBatch, None, None]:
+        """See LabelledImages. Each batch is prefetched during the previous one."""
+        reader = BatchReader(None, None)
 
-        Raises:
-            DataError: a batch file cannot be read.
-        """
-        reader = BatchReader(self.mean, None)
-
-        def read(planned):
+        def read(planned: tuple[tuple[Segment, ...], np.ndarray]) -> LabelledBatch:
             segments, labels = planned
             images = np.empty((3, IMAGE_SIZE, IMAGE_SIZE, len(labels)), np.uint8)
             reader.read(Request(segments), images)
-            return Batch(images, labels)
+            return LabelledBatch(images, labels)
 
         return in_order(read, self.split.plan(batch_size, keep_last=True))
 
 
-class ImageFolder:
+class ImageFolder(LabelledImages):
     """A folder of labelled image files, resized with the method of the weights.
 
     The folder contains class folders, named by the wnids or the full class names of the weights. Or it is ILSVRC's flat
@@ -89,46 +109,52 @@ class ImageFolder:
         classes, class_names: number and names of the classes of the weights. Without names, the class folders are
             numbered in sorted order, and their number must equal `classes`.
         on_bad_image: "fail": raise BadImage at the first damaged or non-image file. "skip": report its name and the
-            reason in the Batch.
+            reason in the batch.
         limit: use only a random sample of `limit` images with a fixed seed; the first images would share one class.
 
     Raises:
         DataError: the folder cannot be read, or has a class that the weights do not have.
     """
 
-    half, mean, notes = None, None, ()
-
-    def __init__(self, path, classes, class_names=None, resize="squash", ground_truth=None, synsets=None,
-                 on_bad_image="fail", limit=None):
+    def __init__(
+        self, path: str | Path, classes: int, class_names: Sequence[str] | None = None, resize: str = "squash",
+        ground_truth: str | None = None, synsets: str | None = None, on_bad_image: str = "fail",
+        limit: int | None = None,
+    ):
         images = folder_images(path, classes, class_names, ground_truth, synsets)
         if limit is not None:
             chosen = np.random.RandomState(LIMIT_SEED).permutation(len(images.names))[:limit]
             images = images.take(np.sort(chosen))
-        self.images, self.resize, self.on_bad_image = images, resize, on_bad_image
-        self.n, self.name = len(images.names), f"images of the folder {name_of(path)}"
+        self.images = images
+        self.resize = resize
+        self.on_bad_image = on_bad_image
+        self.n = len(images.names)
+        self.name = f"images of the folder {name_of(path)}"
 
-    def batches(self, batch_size):
-        """Yield Batches of batch_size good images; the last may be smaller. One thread per core decodes the images."""
+    def batches(self, batch_size: int) -> Generator[LabelledBatch, None, None]:
+        """See LabelledImages. One thread per core decodes the images."""
         with closing(in_order(self.read, range(self.n), CORES, ahead=batch_size + CORES)) as read:
-            good, labels, bad = [], [], []
+            good: list[np.ndarray] = []
+            labels: list[int] = []
+            bad: list[tuple[str, str]] = []
             for place, pixels in enumerate(read):
                 if isinstance(pixels, BadImage):
-                    bad.append(self.passed_over(place, pixels))
+                    bad.append(self.skipped(place, pixels))
                 else:
                     good.append(pixels)
                     labels.append(self.images.labels[place])
                 if len(good) == batch_size or place == self.n - 1:
-                    yield Batch(batch_of(good), np.array(labels, np.int32), tuple(bad))
+                    yield LabelledBatch(batch_of(good), np.array(labels, np.int32), tuple(bad))
                     good, labels, bad = [], [], []
 
-    def read(self, place):
+    def read(self, place: int) -> np.ndarray | BadImage:
         """Return the pixels of an image, or a BadImage with the reason why it is unusable."""
         try:
             return read_image(os.path.join(self.images.root, self.images.names[place]), self.resize)
         except BadImage as error:
             return error
 
-    def passed_over(self, place, error):
+    def skipped(self, place: int, error: BadImage) -> tuple[str, str]:
         """Return (name, reason) of a bad image; raises BadImage if on_bad_image is "fail"."""
         name = name_of(self.images.names[place])
         if self.on_bad_image == "fail":
@@ -137,7 +163,7 @@ class ImageFolder:
         return name, str(error)
 
 
-def is_dataset(path):
+def is_dataset(path: str | Path) -> bool:
     """Whether a folder is a data set of batch files instead of an image folder; raises DataError."""
     path = Path(path).expanduser()
     if not path.is_dir():
@@ -145,8 +171,10 @@ def is_dataset(path):
     return (path / MANIFEST).exists() or any(path.glob("*_hkl*"))
 
 
-def folder_images(path, classes, class_names, ground_truth, synsets):
-    """Return the Images of a folder with the labels of the weights; raises DataError."""
+def folder_images(
+    path: str | Path, classes: int, class_names: Sequence[str] | None, ground_truth: str | None, synsets: str | None
+) -> ImageList:
+    """Return the ImageList of a folder with the labels of the weights; raises DataError."""
     path = Path(path).expanduser()
     if class_names is None:
         if image_names(path):
@@ -157,7 +185,7 @@ def folder_images(path, classes, class_names, ground_truth, synsets):
             raise DataError(f"{name_of(path)} has {len(folders)} class folders, and the weights, which do not name "
                             f"their classes, have {classes}")
         return images
-    label_of = {}
+    label_of: dict[str, int] = {}
     for label, name in enumerate(class_names):
         for key in {name, identity(name)}:
             if label_of.setdefault(key, label) != label:
@@ -166,7 +194,9 @@ def folder_images(path, classes, class_names, ground_truth, synsets):
     return labelled_images(path, label_of, "the list of the weights' classes", ground_truth, synset_of)
 
 
-def refuse_other_classes(path, theirs, classes, ours):
+def refuse_other_classes(
+    path: str | Path, theirs: Sequence[str] | None, classes: int, ours: Sequence[str] | None
+) -> None:
     """Raise DataError unless the data set and the weights have the same classes in the same order.
 
     Names are compared by wnid if they have one.
@@ -186,7 +216,7 @@ def refuse_other_classes(path, theirs, classes, ours):
                             "the same in the same order")
 
 
-def notes_on(path, data, classes, resize):
+def notes_on(path: str | Path, data: Dataset, classes: int, resize: str) -> Iterator[str]:
     """Yield notes on small mismatches between a Dataset and weights with `classes` classes and this resize method."""
     if data.resize != resize:
         yield f"the images of {name_of(path)} were resized by {data.resize}, the weights expect {resize}"

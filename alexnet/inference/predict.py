@@ -8,21 +8,27 @@ words="tabby, tabby cat"). An image is the path of a file, or its pixels: uint8 
 """
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from alexnet import pretrained
-from alexnet.data.batch_file import name_of
+from alexnet.data.batch_file import FilePath, name_of
 from alexnet.data.image_listing import WNID
 from alexnet.data.images import BadImage, batch_of, pixels_of, read_image
 from alexnet.data.prefetch import in_order
 from alexnet.inference.evaluate import log_sum_exp, scores_of
 from alexnet.inference.evaluation_data import CORES
+from alexnet.training.network import Network
 
 BATCH_SIZE = 64                                  # images per call of the network
+
+ImageSource = FilePath | np.ndarray              # the path of a file, or its pixels: uint8 (row, column, 3), RGB
+Source = TypeVar("Source", bound=ImageSource)
 
 
 class Guess(NamedTuple):
@@ -46,19 +52,22 @@ class Predictor:
         WeightsError: the weights cannot be used.
     """
 
-    def __init__(self, weights, crops=1, network=None):
+    def __init__(self, weights: str | Path | pretrained.Weights, crops: int = 1, network: Network | None = None):
         self.weights = weights if isinstance(weights, pretrained.Weights) else pretrained.load(weights)
-        self.crops, self.network = crops, network or pretrained.build(self.weights)
+        self.crops = crops
+        self.network = network or pretrained.build(self.weights)
         self.names = [wnid_and_words(self.weights.class_names, label) for label in range(self.weights.classes)]
 
-    def __call__(self, image, top=5):
+    def __call__(self, image: ImageSource, top: int = 5) -> tuple[Guess, ...]:
         """Return the `top` most probable Guesses for an image; raises BadImage with the reason if it is unusable."""
-        ((_, answer),) = self.each([image], top)
-        if isinstance(answer, BadImage):
-            raise BadImage(f"{shown(image)} {answer}")
-        return answer
+        ((_, guesses),) = self.each([image], top)
+        if isinstance(guesses, BadImage):
+            raise BadImage(f"{shown(image)} {guesses}")
+        return guesses
 
-    def each(self, images, top=5, batch_size=BATCH_SIZE):
+    def each(
+        self, images: Iterable[Source], top: int = 5, batch_size: int = BATCH_SIZE
+    ) -> Iterator[tuple[Source, tuple[Guess, ...] | BadImage]]:
         """Yield (image, Guesses) of many images, in order and batch by batch; (image, BadImage) for an unusable image.
 
         Args:
@@ -72,11 +81,11 @@ class Predictor:
         with closing(in_order(self.read, images, CORES, ahead=batch_size + CORES)) as read:
             while batch := list(islice(read, batch_size)):
                 good = [pixels for _, pixels in batch if not isinstance(pixels, BadImage)]
-                answers = iter(self.guesses(batch_of(good), top) if good else ())
+                guesses = iter(self.guesses(batch_of(good), top) if good else ())
                 for image, pixels in batch:
-                    yield image, pixels if isinstance(pixels, BadImage) else next(answers)
+                    yield image, pixels if isinstance(pixels, BadImage) else next(guesses)
 
-    def read(self, image):
+    def read(self, image: Source) -> tuple[Source, np.ndarray | BadImage]:
         """Return (image, its pixels as uint8 (256, 256, 3)), or (image, BadImage)."""
         try:
             if isinstance(image, str | bytes | os.PathLike):
@@ -85,7 +94,7 @@ class Predictor:
         except BadImage as error:
             return image, error
 
-    def guesses(self, images, top):
+    def guesses(self, images: np.ndarray, top: int) -> Iterator[tuple[Guess, ...]]:
         """Yield the `top` Guesses per image of a batch, uint8 (3, 256, 256, batch); ties rank the lower class first."""
         scores = scores_of(self.network, images, self.crops)
         probabilities = np.exp(scores - log_sum_exp(scores))
@@ -94,7 +103,7 @@ class Predictor:
             yield tuple(Guess(float(probabilities[label, image]), label, *self.names[label]) for label in labels)
 
 
-def wnid_and_words(class_names, label):
+def wnid_and_words(class_names: Sequence[str] | None, label: int) -> tuple[str | None, str]:
     """Return (wnid or None, rest of the name) of a class."""
     if class_names is None:
         return None, f"class {label}"
@@ -102,6 +111,6 @@ def wnid_and_words(class_names, label):
     return (found[1], found[2]) if found else (None, class_names[label])
 
 
-def shown(image):
+def shown(image: ImageSource) -> str:
     """Return the name of an image for messages."""
     return name_of(image) if isinstance(image, str | bytes | os.PathLike) else "an image"

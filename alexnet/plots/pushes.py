@@ -1,12 +1,15 @@
-"""Pushes to a parameter server: their staleness, and the time that clients waited for the server.
-
-The fields are those of PushRecord.
+"""Records of kind push, of rule asgd: the staleness of pushes, and the time that clients waited for the server.
 
 Source: Paine et al. 2013, section 2.3 (staleness and the cost of a push).
 """
 
-import numpy as np
+from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
+from matplotlib.axes import Axes
+
+from alexnet.plots.records import Columns, RecordedRun
 from alexnet.plots.style import PNG, RUNS, new_figure, plain, saved
 
 MOST = 60                               # maximum bars of the histogram
@@ -14,25 +17,25 @@ FEW = 10                                # maximum clients for which every tick h
 ASIDE = 0.1                             # horizontal offset of the two markers of a client
 
 
-def pushes(run, to, formats=PNG):
-    """Plot the pushes of a run; returns the paths, none if the run had no parameter server."""
-    if not run.push["version"].size:
-        return []
+def pushes(run: RecordedRun, to: Path, formats: Sequence[str] = PNG) -> list[Path]:
+    """Plot the pushes of a run; returns the paths."""
+    push = run.records["push"]
     figure = new_figure(11, 4.6)
     stale, waiting = figure.subplots(1, 2)
-    staleness_of(stale, run.push)
-    waiting_of(waiting, run.push)
+    staleness_of(stale, push)
+    waiting_of(waiting, push)
     for axes in (stale, waiting):
         plain(axes)
     return saved(figure, to / "pushes", formats)
 
 
-def staleness_of(axes, push):
+def staleness_of(axes: Axes, push: Columns) -> None:
     """Plot the histogram of staleness."""
-    staleness, most = push["staleness"], int(push["staleness"].max())
+    staleness = push["staleness"]
+    most = int(staleness.max())
     width = -(-(most + 1) // MOST)
     edges = np.arange(0, most + width + 1, width) - 0.5
-    axes.hist(staleness, edges, color=RUNS[0], rwidth=0.9)
+    axes.hist(staleness, edges.tolist(), color=RUNS[0], rwidth=0.9)
     axes.axvline(staleness.mean(), color=RUNS[1], linewidth=1.5, label=f"mean {staleness.mean():.1f}")
     clients = len(np.unique(push["client"]))
     axes.set_title(f"staleness of {staleness.size:,} pushes of {clients} client{'s' if clients > 1 else ''}")
@@ -41,7 +44,7 @@ def staleness_of(axes, push):
     axes.legend(frameon=False)
 
 
-def waiting_of(axes, push):
+def waiting_of(axes: Axes, push: Columns) -> None:
     """Plot the waiting and serving time of each client."""
     clients = np.unique(push["client"]).astype(int)
     of_each = [push["client"] == client for client in clients]

@@ -1,46 +1,57 @@
 """Read the records of runs as arrays (epochs, hours, costs, errors, times), and their settings."""
 
 from array import array
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from alexnet.config import ConfigError, read_settings
-from alexnet.run.recorder import FIELDS, each_record
+from alexnet.run.recorder import FIELDS, Record, each_record
 
-NUMBERS = {kind: [field for field in fields if field != "at"] for kind, fields in FIELDS.items()}
+Columns = dict[str, np.ndarray]                  # field -> float64 (records,)
+TEXT = ("kind", "at")                            # fields of a record that are no numbers
 TICKS = {"epochs": "epoch", "hours": "hours"}    # x axis of the curves -> field with its values
 
 
-class Run(NamedTuple):
-    """The records of a run: for each kind, field -> float64 array. A null in a record becomes NaN.
+class RecordedRun(NamedTuple):
+    """The records of a run as columns. A null in a record, and a field that a record lacks, become NaN.
 
-    In addition to the fields of the recorder, each kind has `hours`: the cumulative time of training and validation
+    In addition to the fields of the records, each kind has `hours`: the cumulative time of training and validation
     since the start of the run, including resumed runs. Saving and the time between runs are not included. Asynchronous
     workers have separate hours, and a validation has the hours of the worker with the most.
-
-    settings  the settings in the config.yaml of the folder; {} if it cannot be read
     """
 
     folder: Path
     name: str
-    train: dict[str, np.ndarray]
-    validation: dict[str, np.ndarray]
-    speed: dict[str, np.ndarray]
-    push: dict[str, np.ndarray]
-    settings: dict
+    records: dict[str, Columns]                  # by kind; the kinds of recorder.FIELDS are always present
+    settings: dict[str, Any]                     # of the folder's config.yaml; {} if it cannot be read
 
     @property
-    def workers(self):
+    def train(self) -> Columns:
+        """The records of the steps."""
+        return self.records["train"]
+
+    @property
+    def validation(self) -> Columns:
+        """The records of the validations."""
+        return self.records["validation"]
+
+    @property
+    def speed(self) -> Columns:
+        """The records of the laps."""
+        return self.records["speed"]
+
+    @property
+    def workers(self) -> int:
         """The number of workers: the largest in a lap, or the number of asynchronous workers; 0 if unknown."""
-        apart = self.train["worker"][~np.isnan(self.train["worker"])]
-        return max(int(self.speed["workers"].max(initial=0)), len(np.unique(apart)))
+        return max(int(self.speed["workers"].max(initial=0)), asynchronous_workers(self.train))
 
 
-def read_runs(folders):
-    """Read the Runs in folders, without duplicates and with distinct names.
+def read_runs(folders: Iterable[str | Path]) -> list[RecordedRun]:
+    """Read the runs in folders, without duplicates and with distinct names.
 
     Raises:
         FileNotFoundError: a folder has no records.
@@ -50,26 +61,38 @@ def read_runs(folders):
     return [read_run(place, name) for place, name in zip(places, distinct_names(places), strict=True)]
 
 
-def read_run(folder, name=None):
-    """Read the Run in a folder. Its name defaults to that of the folder."""
+def read_run(folder: str | Path, name: str | None = None) -> RecordedRun:
+    """Read the run in a folder. Its name defaults to that of the folder."""
     folder = Path(folder).resolve()
-    values = {kind: {field: array("d") for field in fields} for kind, fields in NUMBERS.items()}
-    hours, seconds = {kind: array("d") for kind in NUMBERS}, Counter()           # worker (None: all) -> seconds
+    values = {kind: {field: array("d") for field in (*fields, "hours") if field not in TEXT}
+              for kind, fields in FIELDS.items()}
+    seconds: defaultdict[int | None, float] = defaultdict(float)                 # worker (None: all) -> seconds
     for record in each_record(folder):
-        kind, worker = record["kind"], record.get("worker")
+        kind = record["kind"]
+        worker = record.get("worker")
         if kind == "train" or (kind == "validation" and seconds.keys() <= {None}):
             seconds[worker] += number(record, "seconds", 0.0)
         passed = seconds[worker] if kind == "train" else max(seconds.values(), default=0.0)
-        hours[kind].append(passed / 3600)
-        for field, column in values[kind].items():
-            column.append(number(record, field, np.nan))
-    columns = {kind: {field: np.array(values[kind][field]) for field in values[kind]} for kind in values}
-    for kind, column in hours.items():
-        columns[kind]["hours"] = np.array(column)
-    return Run(folder, name or folder.name, **columns, settings=settings_of(folder))
+        append(values.setdefault(kind, {}), record | {"hours": passed / 3600})
+    records = {kind: {field: np.array(column) for field, column in columns.items()} for kind, columns in values.items()}
+    return RecordedRun(folder, name or folder.name, records, settings_of(folder))
 
 
-def settings_of(folder):
+def append(columns: dict[str, array], record: Record) -> None:
+    """Append the numbers of a record to its columns, and add the columns that do not exist yet."""
+    n = len(columns["hours"]) if columns else 0
+    for field in record.keys() - columns.keys() - set(TEXT):
+        columns[field] = array("d", [np.nan]) * n
+    for field, column in columns.items():
+        column.append(number(record, field, np.nan))
+
+
+def asynchronous_workers(train: Columns) -> int:
+    """Return the number of workers whose steps are recorded separately; 0 if the workers synchronise."""
+    return len(np.unique(train["worker"][~np.isnan(train["worker"])]))
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
     """Return the settings of a run, or {} if they cannot be read."""
     try:
         return read_settings(folder / "config.yaml")
@@ -77,56 +100,59 @@ def settings_of(folder):
         return {}
 
 
-def what_differs(runs):
+def what_differs(runs: Sequence[RecordedRun]) -> dict[str, str]:
     """Return name -> description of the differences of a run.
 
     The description lists the rule, strategy and number of workers if the runs differ in them and the name of the run
     does not contain them.
     """
-    told = {run.name: {"rule": rule_of(run), "strategy": strategy_of(run), "workers": workers_of(run)} for run in runs}
-    texts = {}
-    for name, own in told.items():
-        differing = [value for key, value in own.items() if len({other[key] for other in told.values()}) > 1]
-        texts[name] = ", ".join(value for value in differing if value and value not in name)
-    return texts
+    properties = {run.name: (rule_of(run), strategy_of(run), workers_of(run)) for run in runs}
+    common = {values[0] for values in zip(*properties.values(), strict=True) if len(set(values)) == 1}
+    return {
+        name: ", ".join(value for value in own if value and value not in common and value not in name)
+        for name, own in properties.items()
+    }
 
 
-def rule_of(run):
-    """Return the rule of a run, such as bsp avg, bsp cdd, easgd or gosgd; None if unknown."""
+def rule_of(run: RecordedRun) -> str | None:
+    """Return the rule of a run, such as gosgd; None if unknown. Rule bsp is named with its setting sync: bsp avg."""
     rule = run.settings.get("rule")
     return f"bsp {run.settings['sync']}" if rule == "bsp" and "sync" in run.settings else rule
 
 
-def strategy_of(run):
-    """Return the strategy of a run with rule bsp, else None."""
+def strategy_of(run: RecordedRun) -> str | None:
+    """Return the exchange strategy of a run with rule bsp; other rules use none."""
     return run.settings.get("exchange") if run.settings.get("rule") == "bsp" else None
 
 
-def workers_of(run):
+def workers_of(run: RecordedRun) -> str | None:
+    """Return the number of workers of a run as text, or None if unknown."""
     return f"{run.workers} worker{'s' if run.workers > 1 else ''}" if run.workers else None
 
 
-def number(record, field, otherwise):
+def number(record: Record, field: str, otherwise: float) -> float:
+    """Return the number in a field of a record, or `otherwise` if there is none."""
     value = record.get(field)
     return value if isinstance(value, int | float) else otherwise
 
 
-def distinct_names(folders):
+def distinct_names(folders: Sequence[Path]) -> list[str]:
     """Return a distinct name for each of several different paths: the last part, or more parts for equal names."""
-    names, length = [folder.name for folder in folders], 1
+    names = [folder.name for folder in folders]
+    length = 1
     while len(set(names)) < len(names):
         length += 1
         names = ["/".join(f.parts[-length:]) if names.count(n) > 1 else n for f, n in zip(folders, names, strict=True)]
     return names
 
 
-def in_order(columns, field):
+def in_order(columns: Columns, field: str) -> Columns:
     """Sort records by a field, because the records of asynchronous workers are interleaved."""
     order = np.argsort(columns[field], kind="stable")
     return {name: column[order] for name, column in columns.items()}
 
 
-def averaged(columns, fields, points):
+def averaged(columns: Mapping[str, np.ndarray], fields: Iterable[str], points: int) -> Columns:
     """Return field -> means over intervals of equal numbers of records, at most `points` of them."""
     n = len(columns["epoch"])
     stretch = max(1, -(-n // points))

@@ -8,11 +8,14 @@ Source: Ma et al. 2016, table 1 (speed-up of N workers).
 """
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 
-from alexnet.plots.records import rule_of, strategy_of
+from alexnet.plots.records import RecordedRun, rule_of, strategy_of
 from alexnet.plots.style import PNG, RUNS, literal, new_figure, plain, saved
 from alexnet.plots.times import exchanging
 from alexnet.training.timing import LAP
@@ -29,7 +32,7 @@ class Point(NamedTuple):
     exchanging: float                   # fraction of the time in comm and sync
 
 
-def speedup(runs, to, formats=PNG):
+def speedup(runs: Sequence[RecordedRun], to: Path, formats: Sequence[str] = PNG) -> list[Path]:
     """Plot speed-up and cost over the number of workers; returns the paths, none if all runs have the same number."""
     lines = lines_of([run for run in runs if run.workers and run.speed["seconds"].sum() > 0])
     counts = sorted({point.workers for points in lines.values() for point in points})
@@ -40,7 +43,8 @@ def speedup(runs, to, formats=PNG):
     gain.plot([1, counts[-1]], [1, counts[-1]], "--", color=IDEAL, linewidth=1, label="ideal")
     for (name, points), colour in zip(sorted(lines.items()), np.resize(RUNS, len(lines)), strict=True):
         base, *_ = points
-        workers, gains = [point.workers for point in points], relative(points)
+        workers = [point.workers for point in points]
+        gains = relative(points)
         label = name if base.workers == 1 else f"{name} (relative to {base.workers} workers)"
         gain.plot(workers, gains, "o-", color=colour, markersize=5, label=literal(label))
         cost.plot(workers, [100 * point.exchanging for point in points], "o-", color=colour, markersize=5)
@@ -61,39 +65,41 @@ def speedup(runs, to, formats=PNG):
     return saved(figure, to / "speedup", formats)
 
 
-def lines_of(runs):
+def lines_of(runs: Sequence[RecordedRun]) -> dict[str, list[Point]]:
     """Return name -> Points sorted by the number of workers. Of runs with equal numbers, the fastest is used."""
-    alone, lines = {}, {}
+    single: dict[str, list[Point]] = {}                     # model -> runs with one worker
+    lines: dict[tuple[str, str | None, str | None], list[Point]] = {}
     for run in runs:
-        model, point = run.settings.get("model", ""), point_of(run)
+        model = run.settings.get("model", "")
         if run.workers == 1:
-            alone.setdefault(model, []).append(point)
+            single.setdefault(model, []).append(point_of(run))
         else:
-            lines.setdefault((model, rule_of(run), strategy_of(run)), []).append(point)
-    for model in alone:
+            lines.setdefault((model, rule_of(run), strategy_of(run)), []).append(point_of(run))
+    for model in single:
         if not any(key[0] == model for key in lines):
             lines[model, None, None] = []
-    told = {key: fastest(alone.get(key[0], []) + points) for key, points in lines.items()}
-    return {", ".join(filter(None, key)) or "runs": points for key, points in told.items()}
+    found = {key: fastest(single.get(key[0], []) + points) for key, points in lines.items()}
+    return {", ".join(filter(None, key)) or "runs": points for key, points in found.items()}
 
 
-def point_of(run):
+def point_of(run: RecordedRun) -> Point:
+    """Return the Point of a run with laps."""
     return Point(run.workers, LAP / run.speed["seconds"].mean(), exchanging(run))
 
 
-def fastest(points):
+def fastest(points: Sequence[Point]) -> list[Point]:
     """Return the fastest Point for each number of workers, in increasing order of workers."""
     return [max((point for point in points if point.workers == n), key=lambda point: point.rate)
             for n in sorted({point.workers for point in points})]
 
 
-def relative(points):
+def relative(points: Sequence[Point]) -> list[float]:
     """Return the speed-ups of Points, defined so that the speed-up of the first is its number of workers."""
     base = points[0]
     return [base.workers * point.rate / base.rate for point in points]
 
 
-def scale(axes, counts):
+def scale(axes: Axes, counts: Sequence[int]) -> None:
     """Scale the axis of workers, with a tick for each number of workers."""
     axes.set_xlabel("workers")
     if counts[-1] >= LOGARITHMIC:

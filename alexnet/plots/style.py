@@ -1,11 +1,14 @@
 """The style of the plots, and writing them to files."""
 
-import os
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from alexnet.native.atomic import replacing
 
 PNG = ("png",)
 FORMATS = ("png", "svg")
@@ -15,18 +18,18 @@ SECTIONS = {"calc": "#2f6fa8", "sync": "#8fb8d8", "comm": "#e0a030", "wait": "#c
 LONGEST_NAME = 34                                # maximum characters of a name in a legend
 
 
-def styles():
+def styles() -> Iterator[tuple[str, str]]:
     """Yield (colour, line style) for successive runs, without end."""
     while True:
         yield from ((colour, line) for line, colour in product(("-", "--", ":", "-."), RUNS))
 
 
-def new_figure(width, height):
+def new_figure(width: float, height: float) -> Figure:
     """Return a Figure of this size in inches."""
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
-def finish(axes, over="epochs", bottom=0):
+def finish(axes: Axes, over: str = "epochs", bottom: float = 0) -> None:
     """Apply the common style of curves: ticks, light grid, no top and right spines."""
     if over == "epochs":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
@@ -36,30 +39,27 @@ def finish(axes, over="epochs", bottom=0):
     plain(axes)
 
 
-def plain(axes):
+def plain(axes: Axes) -> None:
+    """Apply the common style of all plots: light grid, no top and right spines."""
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def shortened(name):
+def shortened(name: str) -> str:
     """Shorten a name for a legend. The end is kept, because it distinguishes dates and attempts."""
     return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME:]}"
 
 
-def literal(text):
+def literal(text: str) -> str:
     """Escape dollar signs, because matplotlib renders text between two of them as a formula."""
     return text.replace("$", r"\$")
 
 
-def saved(figure, path, formats=PNG):
-    """Write a figure to `path` with the suffix of each format; returns the paths.
-
-    Each file is written under a temporary name and then renamed, so an incomplete picture is never visible.
-    """
+def saved(figure: Figure, path: str | Path, formats: Sequence[str] = PNG) -> list[Path]:
+    """Write a figure atomically to `path` with the suffix of each format; returns the paths."""
     pictures = [Path(path).with_suffix(f".{ending}") for ending in formats]
     for picture, ending in zip(pictures, formats, strict=True):
-        partial = picture.with_name(f".{picture.name}.partial")
-        figure.savefig(partial, format=ending, metadata={"Date": None} if ending == "svg" else None)
-        os.replace(partial, picture)
+        with replacing(picture) as temporary:
+            figure.savefig(temporary, format=ending, metadata={"Date": None} if ending == "svg" else None)
     return pictures

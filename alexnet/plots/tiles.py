@@ -1,15 +1,18 @@
 """The filters of the first layer as a grid of RGB tiles."""
 
 import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from alexnet.plots.style import PNG, literal, new_figure, saved, shortened
 
 MOST_COLUMNS = 3                        # maximum panels per row
 
 
-def filters(weights, path, formats=PNG):
+def filters(weights: np.ndarray, path: Path, formats: Sequence[str] = PNG) -> list[Path]:
     """Plot filters (3, row, column, n) as a grid of tiles, each scaled to its maximum; returns the paths."""
     grid = mosaic(weights)
     figure = new_figure(8, 8 * grid.shape[0] / grid.shape[1] + 0.6)
@@ -19,7 +22,7 @@ def filters(weights, path, formats=PNG):
     return saved(figure, path, formats)
 
 
-def filters_of_runs(weights, path, formats=PNG):
+def filters_of_runs(weights: Mapping[str, np.ndarray], path: Path, formats: Sequence[str] = PNG) -> list[Path]:
     """Plot the filters of several runs, one panel per run; returns the paths.
 
     Args:
@@ -38,16 +41,17 @@ def filters_of_runs(weights, path, formats=PNG):
     return saved(figure, path, formats)
 
 
-def show(axes, grid):
+def show(axes: Axes, grid: np.ndarray) -> None:
+    """Show an RGB image (row, column, 3) without axes."""
     axes.imshow(grid, interpolation="nearest")
     axes.set_axis_off()
 
 
-def mosaic(weights):
+def mosaic(weights: np.ndarray) -> np.ndarray:
     """Arrange filters (3, row, column, n) in an RGB image (row, column, 3) in [0, 1], row by row, with white seams."""
     channels, rows, columns, n = weights.shape
     if channels != 3:
-        raise ValueError(f"filters to draw must see 3 channels, got weights of shape {weights.shape}")
+        raise ValueError(f"filters must have 3 input channels to be drawn, got weights of shape {weights.shape}")
     width = math.ceil(math.sqrt(1.5 * n))
     height = math.ceil(n / width)
     largest = np.abs(weights).max(axis=(0, 1, 2))

@@ -6,11 +6,14 @@ workers.
 Source: Ding et al. 2014, table 1 (seconds per 20 iterations); Ma et al. 2016 (per 5,120 images).
 """
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 
-from alexnet.plots.records import averaged, in_order
+from alexnet.plots.records import Columns, RecordedRun, averaged, in_order
 from alexnet.plots.style import PNG, SECTIONS, finish, literal, new_figure, plain, saved, shortened
 from alexnet.training.timing import LAP
 
@@ -20,31 +23,29 @@ MEASURED = [section for section in SECTIONS if section != "other"]
 
 
 class Unit(NamedTuple):
-    """A unit of time.
+    """A unit of time."""
 
-    kind    kind of the records, a field of Run             label  axis label
-    factor  from the seconds of a record to the unit        text   (Run) -> description of a run in this unit
-    """
-
-    kind: str
-    label: str
-    factor: float
-    text: object
+    kind: str                           # of the records
+    label: str                          # of the axis
+    factor: float                       # from the seconds of a record to the unit
+    text: Callable[[RecordedRun], str]  # description of a run in this unit
 
 
-def of_iterations(run):
+def of_iterations(run: RecordedRun) -> str:
     """Describe a run by its seconds per 20 iterations and images per second."""
-    seconds, images = np.nanmean(run.train["seconds"]), np.nanmean(run.train["images"])
-    return f"{ITERATIONS * seconds:.1f} s, {rate_text(images / seconds)}"
+    seconds = np.nanmean(run.train["seconds"])
+    images = np.nanmean(run.train["images"])
+    return f"{ITERATIONS * seconds:.1f} s, {rate_text(float(images / seconds))}"
 
 
-def of_images(run):
+def of_images(run: RecordedRun) -> str:
     """Describe a run by its seconds per 5,120 images, images per second, and fraction of time in comm and sync."""
     seconds = run.speed["seconds"].mean()
     return f"{seconds:.1f} s, {rate_text(LAP / seconds)}, {exchanging(run):.0%} comm and sync"
 
 
-def rate_text(rate):
+def rate_text(rate: float) -> str:
+    """Format a speed for display."""
     return f"{rate:,.{0 if rate > 100 else 1}f} images/s"
 
 
@@ -54,7 +55,7 @@ UNITS = (
 )
 
 
-def times_over_run(run, to, formats=PNG):
+def times_over_run(run: RecordedRun, to: Path, formats: Sequence[str] = PNG) -> list[Path]:
     """Plot the time split over the course of a run; returns the paths, none if no time was recorded."""
     units = [unit for unit in UNITS if timed(run, unit)]
     if not units:
@@ -69,19 +70,21 @@ def times_over_run(run, to, formats=PNG):
     return saved(figure, to / "times", formats)
 
 
-def stack(axes, run, unit):
+def stack(axes: Axes, run: RecordedRun, unit: Unit) -> None:
     """Plot a stacked bar for each interval of a run."""
-    records = in_order(with_other(getattr(run, unit.kind)), "epoch")
+    records = in_order(with_other(run.records[unit.kind]), "epoch")
     means = averaged(records, ("epoch", *SECTIONS), POINTS)
     ends = means["epoch"]
     if unit.kind == "speed":                     # a lap is recorded at its end
-        left, right = np.concatenate([[0], ends[:-1]]), ends
+        left = np.concatenate([[0], ends[:-1]])
+        right = ends
     else:
         right = np.append((ends[1:] + ends[:-1]) / 2, records["epoch"][-1])
         left = np.concatenate([[0], right[:-1]])
     bottom = np.zeros(len(left))
     for section, colour in SECTIONS.items():
-        height, label = unit.factor * means[section], f"{section} {share(run, unit, section):.1%}"
+        height = unit.factor * means[section]
+        label = f"{section} {share(run, unit, section):.1%}"
         axes.bar(left, height, right - left, bottom, align="edge", color=colour, label=label)
         bottom += height
     axes.set_title(literal(f"{shortened(run.name)}: {unit.text(run)}" if unit.kind == "train" else unit.text(run)))
@@ -89,7 +92,7 @@ def stack(axes, run, unit):
     finish(axes)
 
 
-def times_of_runs(runs, to, formats=PNG):
+def times_of_runs(runs: Sequence[RecordedRun], to: Path, formats: Sequence[str] = PNG) -> list[Path]:
     """Plot the mean times of several runs as horizontal bars; returns the paths, none if no time was recorded."""
     shown = {unit: timed_runs for unit in UNITS if (timed_runs := [run for run in runs if timed(run, unit)])}
     if not shown:
@@ -104,39 +107,41 @@ def times_of_runs(runs, to, formats=PNG):
     return saved(figure, to / "times", formats)
 
 
-def bars(axes, runs, unit):
+def bars(axes: Axes, runs: Sequence[RecordedRun], unit: Unit) -> None:
     """Plot a stacked bar for each run."""
-    rows, left = np.arange(len(runs)), np.zeros(len(runs))
+    rows = range(len(runs))
+    left: np.ndarray = np.zeros(len(runs))
     for section, colour in SECTIONS.items():
-        width = unit.factor * np.array([np.nanmean(with_other(getattr(run, unit.kind))[section]) for run in runs])
+        width = unit.factor * np.array([np.nanmean(with_other(run.records[unit.kind])[section]) for run in runs])
         axes.barh(rows, width, 0.7, left, color=colour, label=section)
         left += width
-    for row, run in zip(rows, runs, strict=True):
-        axes.text(left[row], row, f"  {unit.text(run)}", va="center", fontsize=9)
+    for row, run in enumerate(runs):
+        axes.text(float(left[row]), row, f"  {unit.text(run)}", va="center", fontsize=9)
     axes.set_yticks(rows, [literal(shortened(run.name)) for run in runs])
     axes.invert_yaxis()
-    axes.set_xlim(0, (1.35 if unit.kind == "train" else 1.6) * left.max())          # space for the text
+    axes.set_xlim(0, (1.35 if unit.kind == "train" else 1.6) * float(np.max(left)))          # space for the text
     axes.set_xlabel(unit.label)
     plain(axes)
     axes.grid(visible=False, axis="y")
 
 
-def timed(run, unit=UNITS[0]):
-    return np.nansum(getattr(run, unit.kind)["seconds"]) > 0
+def timed(run: RecordedRun, unit: Unit) -> bool:
+    """Return whether a run has recorded time in a unit."""
+    return np.nansum(run.records[unit.kind]["seconds"]) > 0
 
 
-def with_other(records):
+def with_other(records: Columns) -> Columns:
     """Add `other` to records: the time that no section has measured."""
     measured = sum(records[section] for section in MEASURED)
     return records | {"other": np.maximum(records["seconds"] - measured, 0)}
 
 
-def share(run, unit, section):
+def share(run: RecordedRun, unit: Unit, section: str) -> float:
     """Return the fraction of the time of a run that a section takes."""
-    records = getattr(run, unit.kind)
-    return np.nansum(with_other(records)[section]) / np.nansum(records["seconds"])
+    records = run.records[unit.kind]
+    return float(np.nansum(with_other(records)[section])) / float(np.nansum(records["seconds"]))
 
 
-def exchanging(run):
+def exchanging(run: RecordedRun) -> float:
     """Return the fraction of the laps of a run that comm and sync take."""
-    return (run.speed["comm"] + run.speed["sync"]).sum() / run.speed["seconds"].sum()
+    return float((run.speed["comm"] + run.speed["sync"]).sum()) / float(run.speed["seconds"].sum())

@@ -20,8 +20,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from alexnet.data.batch_file import one_line
+from alexnet.native.atomic import sync
 from alexnet.pretrained.weights import TORCHVISION, WeightsError, whole
-from alexnet.run.checkpoint_format import sync
 
 HEADER = 1 << 16                                 # maximum size of a .npy header, in bytes
 WIDEST = 8                                       # maximum bytes per value, so float64 is reported from the header

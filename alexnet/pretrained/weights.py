@@ -10,7 +10,7 @@ import numpy as np
 
 from alexnet.data.augment import IMAGE_SIZE, RESIZES
 from alexnet.models import MODELS
-from alexnet.run.checkpoint_format import sync
+from alexnet.native.atomic import sync
 
 IMAGENET_CLASSES = 1000
 MAX_CLASSES = 100_000                   # the full ImageNet has 21,841; more means a damaged or malicious file

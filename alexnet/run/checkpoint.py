@@ -8,15 +8,18 @@ The random streams are counter based, so the position determines their state. On
 
 import platform
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytensor
 
+from alexnet.config import Config
 from alexnet.data.augment import IMAGE_SIZE
+from alexnet.data.dataset import Dataset
 from alexnet.run import checkpoint_format
-from alexnet.run.checkpoint_format import MEAN, CheckpointError
+from alexnet.run.checkpoint_format import MEAN, Arrays, CheckpointError, Metadata
 from alexnet.training.loop import Diverged, Position
+from alexnet.training.network import Network
 from alexnet.training.updates import UpdateSettings
 
 MEAN_IMAGE = (3, IMAGE_SIZE, IMAGE_SIZE), np.dtype(np.float32)
@@ -25,7 +28,7 @@ MID_EPOCH = ("random_seed", "shuffle")  # fixed within an epoch: with the images
 FORMER_UPDATE = {"update": "auto", "use_momentum": True, "use_nesterov_momentum": False}
 
 
-def save(folder, position, network, data, config):
+def save(folder: str | Path, position: Position, network: Network, data: Dataset, config: Config) -> None:
     """Write the checkpoint of a run at `position` into its folder and remove those beyond keep_snapshots.
 
     Raises:
@@ -34,7 +37,7 @@ def save(folder, position, network, data, config):
     arrays = network.get_state() | {MEAN: network.mean}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise Diverged(f"{name} holds values that are not finite after iteration {position.iteration}")
+            raise Diverged(f"{name} contains values that are not finite after iteration {position.iteration}")
     metadata = {
         "position": position._asdict(),
         "model": config.model,
@@ -49,7 +52,7 @@ def save(folder, position, network, data, config):
     checkpoint_format.prune(folder, config.keep_snapshots)
 
 
-def newest(folder):
+def newest(folder: str | Path) -> Path | None:
     """Return the newest checkpoint file of a run's folder, or None."""
     return next(iter(checkpoint_format.snapshots(folder)), None)
 
@@ -58,19 +61,19 @@ class Snapshot(NamedTuple):
     """A loaded checkpoint: its file, arrays and metadata."""
 
     path: Path
-    arrays: dict[str, np.ndarray]
-    metadata: dict[str, Any]
+    arrays: Arrays
+    metadata: Metadata
 
     @property
-    def mean(self):
-        """The mean image. Raises CheckpointError if the checkpoint has none."""
+    def mean(self) -> np.ndarray:
+        """The mean image, float32 (3, 256, 256). Raises CheckpointError if the checkpoint has none."""
         present = {name: array for name, array in self.arrays.items() if name == MEAN}
         checkpoint_format.check_arrays(present, {MEAN: MEAN_IMAGE}, self.path)
         return present[MEAN]
 
 
-def load(place):
-    """Load a checkpoint file, or the newest loadable checkpoint of a run's folder. Returns a Snapshot.
+def load(place: str | Path) -> Snapshot:
+    """Load a checkpoint file, or the newest loadable checkpoint of a run's folder.
 
     Raises:
         CheckpointError: the file, or every checkpoint of the folder, is missing or damaged.
@@ -78,7 +81,7 @@ def load(place):
     return Snapshot(*checkpoint_format.load_from(place))
 
 
-def restore(snapshot, network, config, workers=1):
+def restore(snapshot: Snapshot, network: Network, config: Config, workers: int = 1) -> Position:
     """Set the network to the state of a Snapshot. Returns the Position to resume from.
 
     Args:
@@ -101,7 +104,7 @@ def restore(snapshot, network, config, workers=1):
     return position
 
 
-def check_frozen(metadata, config, path):
+def check_frozen(metadata: Metadata, config: Config, path: Path) -> None:
     """Raise CheckpointError if frozen_layers differs from that of the checkpoint.
 
     A frozen layer has no velocity in the checkpoint, so it cannot resume as a trainable layer.
@@ -114,7 +117,7 @@ def check_frozen(metadata, config, path):
         )
 
 
-def check_update(metadata, config, path):
+def check_update(metadata: Metadata, config: Config, path: Path) -> None:
     """Raise CheckpointError if the update rule differs from that of the checkpoint.
 
     The state of one rule has no meaning for another. Only momentum and nesterov are interchangeable: both keep
@@ -129,9 +132,10 @@ def check_update(metadata, config, path):
         )
 
 
-def check_order(metadata, position, config, workers, path):
+def check_order(metadata: Metadata, position: Position, config: Config, workers: int, path: Path) -> None:
     """Raise CheckpointError unless this run's batches equal those of the checkpoint's unfinished epoch."""
-    before, within = metadata["config"], f"{path} stands within epoch {position.epoch + 1}"
+    before = metadata["config"]
+    within = f"{path} was saved within epoch {position.epoch + 1}"
     for key in MID_EPOCH:
         if before[key] != getattr(config, key):
             raise CheckpointError(f"{within}, so {key} must stay {before[key]}, got {getattr(config, key)}")
@@ -143,7 +147,7 @@ def check_order(metadata, position, config, workers, path):
         )
 
 
-def position_of(metadata, path):
+def position_of(metadata: Metadata, path: Path) -> Position:
     """Return the Position stored in a checkpoint's metadata. Raises CheckpointError if there is none."""
     try:
         epoch, batch, iteration, errors = (metadata["position"][field] for field in Position._fields)

@@ -2,26 +2,34 @@
 
 A file holds named arrays and a metadata mapping. Its header stores the record as text: the format version, the
 metadata, and dtype, shape and CRC-32 of every array. The CRC-32 of the record is stored next to it. Any flipped bit
-is therefore detected, and nothing is unpickled. The file is written under a temporary name, synced, then renamed: if
-the process is killed or the disk is full, the previous file remains.
+is therefore detected, and nothing is unpickled. The file is written atomically: if the process is killed or the disk is
+full, the previous file remains.
 """
 
 import json
-import os
 import re
 import shutil
 import warnings
 import zlib
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from alexnet.native.atomic import replacing
 
 VERSION = 1
 MEAN = "mean"                           # name of the mean image's array, in checkpoints and exports
 RECORD = {"version": int, "metadata": dict, "arrays": dict}
 NAME = re.compile(r"checkpoint_([0-9]{8,})\.safetensors")
+
+Arrays = dict[str, np.ndarray]
+Metadata = dict[str, Any]                               # JSON-serializable
+Wanted = Callable[[Metadata], Iterable[str]]            # metadata -> names of the arrays to read
 
 
 class CheckpointError(ValueError):
@@ -31,23 +39,24 @@ class CheckpointError(ValueError):
 class ForeignFile(CheckpointError):
     """A safetensors file that is not a checkpoint. `names` are the names of its arrays."""
 
-    def __init__(self, sentence, names):
-        super().__init__(sentence)
+    def __init__(self, message: str, names: Iterable[str]):
+        super().__init__(message)
         self.names = names
 
 
-def snapshot_path(folder, iteration):
+def snapshot_path(folder: str | Path, iteration: int) -> Path:
     """Return the path of the checkpoint of `iteration` in the run folder `folder`."""
     return Path(folder) / f"checkpoint_{iteration:08d}.safetensors"
 
 
-def snapshots(folder):
+def snapshots(folder: str | Path) -> list[Path]:
     """Return the checkpoint files of the run folder `folder`, newest first."""
-    found = [path for path in Path(folder).glob("checkpoint_*.safetensors") if NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(NAME.fullmatch(path.name)[1]), reverse=True)
+    found = {path: NAME.fullmatch(path.name) for path in Path(folder).glob("checkpoint_*.safetensors")}
+    iterations = {path: int(match[1]) for path, match in found.items() if match}
+    return sorted(iterations, key=iterations.__getitem__, reverse=True)
 
 
-def save(path, arrays, metadata):
+def save(path: str | Path, arrays: Arrays, metadata: Metadata) -> None:
     """Write `arrays` (name -> ndarray) and `metadata` (JSON-serializable, string keys) atomically to `path`.
 
     Raises:
@@ -61,22 +70,15 @@ def save(path, arrays, metadata):
         "metadata": metadata,
         "arrays": {name: description(array) for name, array in arrays.items()},
     }, default=plain)
-    # a temporary folder, because safetensors leaves files with unknown names behind if it is killed
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.mkdir(exist_ok=True)
-        save_file(arrays, partial / path.name, {"record": record, "record_crc32": checksum(record.encode())})
-        (partial / path.name).chmod(partial.stat().st_mode & 0o666)      # as the umask specifies
-        sync(partial / path.name)
-        os.replace(partial / path.name, path)
-        sync(path.parent)
+        with replacing(path, fsync=True) as temporary:
+            save_file(arrays, temporary, {"record": record, "record_crc32": checksum(record.encode())})
+            temporary.chmod(temporary.parent.stat().st_mode & 0o666)     # as the umask specifies
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"the checkpoint {path} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
-def load(path, wanted=None):
+def load(path: str | Path, wanted: Wanted | None = None) -> tuple[Arrays, Metadata]:
     """Return (arrays, metadata) of the checkpoint `path`. The checksums of all data read are verified.
 
     Args:
@@ -104,7 +106,7 @@ def load(path, wanted=None):
     return arrays, record["metadata"]
 
 
-def load_from(place, wanted=None):
+def load_from(place: str | Path, wanted: Wanted | None = None) -> tuple[Path, Arrays, Metadata]:
     """Return (path, arrays, metadata) of a checkpoint file, or of the newest loadable checkpoint of a run's folder.
 
     Args:
@@ -122,7 +124,7 @@ def load_from(place, wanted=None):
     return found
 
 
-def checked_record(header, path, names):
+def checked_record(header: Mapping[str, str], path: Path, names: Iterable[str]) -> Metadata:
     """Return the record in the `header` of a safetensors file whose arrays have these `names`.
 
     Raises:
@@ -144,7 +146,7 @@ def checked_record(header, path, names):
     return record
 
 
-def parsed(text):
+def parsed(text: str) -> Metadata:
     """Parse JSON `text`. Returns an empty dictionary if it is not a JSON object."""
     try:
         record = json.loads(text)
@@ -153,7 +155,9 @@ def parsed(text):
     return record if isinstance(record, dict) else {}
 
 
-def check_arrays(arrays, expected, source):
+def check_arrays(
+    arrays: Arrays, expected: Mapping[str, tuple[Collection[int], npt.DTypeLike]], source: str | Path
+) -> None:
     """Raise CheckpointError unless `arrays` has exactly the names, shapes and dtypes of `expected`.
 
     Args:
@@ -171,20 +175,20 @@ def check_arrays(arrays, expected, source):
         raise CheckpointError(f"{source} has an array {min(extra)}, which this network does not know")
 
 
-def check_metadata(metadata, expected, source):
+def check_metadata(metadata: Metadata, expected: Metadata, source: str | Path) -> None:
     """Raise CheckpointError unless `metadata` has the values of `expected` (name -> value), such as the model."""
     for name, value in expected.items():
         if metadata.get(name) != value:
             raise CheckpointError(f"{source} was saved with {name} {metadata.get(name)!r}, this run has {value!r}")
 
 
-def latest(folder):
+def latest(folder: str | Path) -> Path | None:
     """Return the newest loadable checkpoint file of a run folder, or None if it has none; see load_latest."""
     found = load_latest(folder)
-    return found and found[0]
+    return found[0] if found else None
 
 
-def load_latest(folder, wanted=None):
+def load_latest(folder: str | Path, wanted: Wanted | None = None) -> tuple[Path, Arrays, Metadata] | None:
     """Return (path, arrays, metadata) of the newest loadable checkpoint of a run folder, or None if it has none.
 
     A checkpoint that cannot be loaded is skipped with a warning.
@@ -206,7 +210,7 @@ def load_latest(folder, wanted=None):
     return None
 
 
-def prune(folder, keep):
+def prune(folder: str | Path, keep: int | None) -> None:
     """Delete old checkpoints of a run folder, and the partial files of killed processes.
 
     Args:
@@ -218,26 +222,18 @@ def prune(folder, keep):
         shutil.rmtree(partial)
 
 
-def description(array):
+def description(array: np.ndarray) -> list[Any]:
     """Return the record's entry of an array: [dtype, shape, CRC-32 of its bytes]."""
     return [array.dtype.name, list(array.shape), checksum(array.reshape(-1).view("uint8"))]
 
 
-def checksum(data):
+def checksum(data: bytes | np.ndarray) -> str:
+    """Return the CRC-32 of bytes as hexadecimal digits."""
     return f"{zlib.crc32(data):08x}"
 
 
-def plain(value):
-    """Convert a NumPy scalar to a Python number, for JSON."""
+def plain(value: object) -> Any:
+    """Convert a NumPy scalar to a Python number, for JSON. Raises TypeError for anything else."""
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"checkpoint metadata must be representable in JSON, got {value!r}")
-
-
-def sync(path):
-    """Flush the file `path`, or the directory `path` after a rename, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,33 +8,35 @@ cost that is not finite is stored as null.
 import csv
 import json
 import math
-import os
 import sys
 import time
 from collections import deque
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from alexnet.training.timing import LAP, SECTIONS, TIMES, Stopwatch
+from alexnet.native.atomic import replacing
+from alexnet.training.base import Record, Recorder
+from alexnet.training.timing import LAP, SECTIONS, TIMES, Lap
 
 # Kind of record, also the name of its CSV file -> fields. cost is in nats, errors are in [0, 1], times in seconds.
 # worker: rank of the worker that ran the step, if workers do not synchronise, else null. speed: see Recorder.laps.
-# push: of rule asgd, see Recorder.push.
+# Other kinds have the fields of their first record; see Recorder.record.
 POSITION = ("iteration", "epoch", "learning_rate", "images")
-FIELDS = {
+FIELDS: dict[str, tuple[str, ...]] = {
     "train": (*POSITION, "cost", "top1_error", *TIMES, "worker", "at"),
     "validation": (*POSITION, "cost", "top1_error", "top5_error", "seconds", "at"),
-    "push": ("client", "iteration", "version", "staleness", "waiting", "serving", "bytes", "at"),
     "speed": ("iteration", "epoch", "images", "workers", *TIMES, "slowest", "at"),
 }
-RARE = {"push"}                         # kinds whose file is created with the first record
+LINES = "records.jsonl"
+AVERAGED = ("cost", "top1_error", "images", "seconds", *SECTIONS)        # figures on the screen
 BAR = "{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 
 
-class Recorder(Stopwatch):
-    """Writes the records of one run to its folder. A context manager that closes its files.
+class RunRecorder(Recorder):
+    """The recorder of rank 0: it writes the files of the run's folder and shows progress.
 
     Args:
         folder: folder of the run, created if it does not exist; new records are appended to existing ones.
@@ -44,37 +46,35 @@ class Recorder(Stopwatch):
         clock: () -> seconds.
     """
 
-    def __init__(self, folder, print_freq=20, total_iterations=None, stream=None, clock=time.perf_counter):
+    def __init__(
+        self,
+        folder: str | Path,
+        print_freq: int = 20,
+        total_iterations: int | None = None,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
         super().__init__(clock)
-        self.folder, self.print_freq, self.total = Path(folder), print_freq, total_iterations
+        self.folder = Path(folder)
+        self.print_freq = print_freq
+        self.total = total_iterations
         self.stream = stream or sys.stdout
+        self.window: deque[Record] = deque(maxlen=print_freq)
+        self.bar: Any = None
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.window = deque(maxlen=print_freq)
-        self.bar = None
-        self.open()
+        self._open()
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-    def open(self):
+    def _open(self) -> None:
         self.text = (self.folder / "log.txt").open("a", encoding="utf-8")
-        self.lines = (self.folder / "records.jsonl").open("a", encoding="utf-8")
-        self.tables = {kind: self.table(kind) for kind in FIELDS if kind not in RARE}
+        self.lines = (self.folder / LINES).open("a", encoding="utf-8")
+        self.tables = {kind: CsvTable(self.folder, kind, fields) for kind, fields in FIELDS.items()}
 
-    def table(self, kind):
-        """Open the CSV file of a kind of record. Writes the header if the file is new."""
-        file = (self.folder / f"{kind}.csv").open("a", newline="", encoding="utf-8")
-        if not file.tell():
-            csv.writer(file).writerow(FIELDS[kind])
-        return file
-
-    def close(self):
-        """Close the files and the bar. A new Recorder of the same folder can append more records."""
-        for file in (self.text, self.lines, *self.tables.values()):
-            file.close()
+    def close(self) -> None:
+        """Close the files and the bar. A new RunRecorder of the same folder can append more records."""
+        self.text.close()
+        self.lines.close()
+        for table in self.tables.values():
+            table.close()
         if self.bar is not None:
             self.bar.close()
             self.bar = None
@@ -82,20 +82,12 @@ class Recorder(Stopwatch):
     # ---- records
 
     def train_iteration(
-        self, *, iteration, epoch, cost, error, learning_rate, images, times=None, worker=None
-    ):
-        """Record a finished step. All time since the previous iteration counts towards this one.
-
-        Args:
-            epoch: completed epochs, may be fractional: 1.5 is half of the second epoch.
-            cost: of the batch, in nats.
-            error: top-1 error of the batch, in [0, 1].
-            images: images of all workers in this step.
-            times: TIMES of the step, if another worker ran it without synchronising; None: measured by this recorder.
-            worker: rank of that worker; None for a synchronised step.
-        """
+        self, *, iteration: int, epoch: float, cost: float, error: float, learning_rate: float, images: int,
+        times: Mapping[str, float] | None = None, worker: int | None = None,
+    ) -> None:
+        """See Recorder. Every print_freq iterations, a line is logged."""
         times = times or self.end_iteration(iteration, epoch, images)
-        record = {
+        record: Record = {
             "iteration": iteration,
             "epoch": epoch,
             "cost": float(cost),
@@ -105,16 +97,20 @@ class Recorder(Stopwatch):
             **times,
             "worker": worker,
         }
-        self.write("train", record)
+        self._write("train", record)
         self.window.append(record)
         if iteration % self.print_freq == 0:
-            self.log(self.progress(), screen=not self.stream.isatty())
+            self.log(self._progress(), screen=not self.stream.isatty())
         if self.stream.isatty():
-            self.advance(iteration)
+            self._advance(iteration)
 
-    def epoch(self, *, epoch, iteration, cost, top1_error, top5_error, learning_rate, images):
-        """Record a validation after `epoch` whole epochs. Cost and errors are means over `images` images."""
-        record = {
+    def epoch(
+        self, *, epoch: int, iteration: int, cost: float, top1_error: float, top5_error: float, learning_rate: float,
+        images: int,
+    ) -> None:
+        """See Recorder. A line is logged."""
+        seconds = self.elapsed()
+        self._write("validation", {
             "iteration": iteration,
             "epoch": epoch,
             "cost": float(cost),
@@ -122,81 +118,67 @@ class Recorder(Stopwatch):
             "top5_error": float(top5_error),
             "learning_rate": learning_rate,
             "images": images,
-            "seconds": self.elapsed(),
-        }
-        self.write("validation", record)
+            "seconds": seconds,
+        })
         self.log(
             f"epoch {epoch}: validation cost {cost:.4f}, top-1 error {top1_error:.2%}, top-5 error {top5_error:.2%} "
-            f"({images} images in {record['seconds']:.1f} s); learning rate {learning_rate:g}"
+            f"({images} images in {seconds:.1f} s); learning rate {learning_rate:g}"
         )
         self.restart()
 
-    def laps(self, laps):
-        """Record Laps that ended together, one for each known worker. An empty list records nothing.
-
-        The recorded times are means over these workers, in seconds per 5,120 images; `slowest` is the slowest worker's.
-        """
+    def laps(self, laps: Sequence[Lap]) -> None:
+        """See Recorder. A line is logged."""
         if not laps:
             return
-        last, n = laps[0], len(laps)
-        scaled = [LAP / lap.images for lap in laps]
-        record = {
-            "iteration": last.iteration,
-            "epoch": last.epoch,
-            "images": last.images,
-            "workers": n,
-            **{name: sum(scale * getattr(lap, name) for scale, lap in zip(scaled, laps, strict=True)) / n
-               for name in TIMES},
-            "slowest": max(scale * lap.seconds for scale, lap in zip(scaled, laps, strict=True)),
-        }
-        self.write("speed", record)
-        split = ", ".join(f"{section} {record[section]:.2f}" for section in SECTIONS)
-        who = f"{n} workers" if n > 1 else "1 worker"
-        self.log(f"{LAP:,} images in {record['seconds']:.2f} s: {split} ({who})", screen=not self.stream.isatty())
+        last = laps[0]
+        n = len(laps)
+        scaled = [{name: LAP / lap.images * getattr(lap, name) for name in TIMES} for lap in laps]
+        mean = {name: sum(times[name] for times in scaled) / n for name in TIMES}
+        position = {"iteration": last.iteration, "epoch": last.epoch, "images": last.images, "workers": n}
+        self._write("speed", position | mean | {"slowest": max(times["seconds"] for times in scaled)})
+        split = ", ".join(f"{section} {mean[section]:.2f}" for section in SECTIONS)
+        workers = f"{n} workers" if n > 1 else "1 worker"
+        self.log(f"{LAP:,} images in {mean['seconds']:.2f} s: {split} ({workers})", screen=not self.stream.isatty())
 
-    def push(self, **record):
-        """Record a push to a parameter server: multigpu.rules.parameter_server.center.PushRecord."""
-        if "push" not in self.tables:
-            self.tables["push"] = self.table("push")
-        self.write("push", record)
+    def record(self, kind: str, **values: float | None) -> None:
+        """See Recorder. The CSV file of the kind is created with its first record."""
+        if "iteration" not in values:
+            raise ValueError(f"a record of kind {kind} must have an iteration, got {', '.join(values)}")
+        if kind not in self.tables:
+            self.tables[kind] = CsvTable(self.folder, kind, (*values, "at"))
+        self._write(kind, values)
 
-    def write(self, kind, values):
+    def _write(self, kind: str, values: Mapping[str, Any]) -> None:
         record = {"kind": kind, **finite(values), "at": now()}
+        row = self.tables[kind].row(record)
         self.lines.write(json.dumps(record, allow_nan=False) + "\n")
-        csv.writer(self.tables[kind]).writerow(record[field] for field in FIELDS[kind])
         self.lines.flush()
-        self.tables[kind].flush()
+        self.tables[kind].append(row)
 
-    def truncate(self, iteration, epochs=None):
-        """Remove the records that a killed run wrote after the checkpoint of `iteration`, to keep curves continuous.
-
-        Args:
-            epochs: validations completed at the checkpoint; None keeps those up to its iteration.
-        """
+    def truncate(self, iteration: int, epochs: int | None = None) -> None:
+        """See Recorder. An incomplete last line of records.jsonl is removed, too."""
         kept = []
-        for record in read_records(self.folder):
+        kinds = set(FIELDS)
+        for record in each_record(self.folder):
+            kinds.add(record["kind"])
             counted = epochs is not None and record["kind"] == "validation"
             if record["epoch"] <= epochs if counted else record["iteration"] <= iteration:
                 kept.append(record)
         self.close()
-        for kind, fields in FIELDS.items():
-            if kind in RARE and not (self.folder / f"{kind}.csv").exists():
-                continue
-            rows = [[record.get(field) for field in fields] for record in kept if record["kind"] == kind]
-            with replacing(self.folder / f"{kind}.csv") as file:
-                csv.writer(file).writerows([fields, *rows])
-        with replacing(self.folder / "records.jsonl") as file:
+        for kind in kinds:
+            rewrite_table(self.folder, kind, [record for record in kept if record["kind"] == kind])
+        with replacing(self.folder / LINES) as path, path.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in kept)
         self.window.clear()
-        self.open()
+        self._open()
 
     # ---- the screen
 
-    def warn(self, sentence):
-        """Log a warning."""
-        self.log(f"warning: {sentence}")
+    def warn(self, message: object) -> None:
+        """See Recorder."""
+        self.log(f"warning: {message}")
 
-    def log(self, message, screen=True):
+    def log(self, message: str, screen: bool = True) -> None:
         """Write a line with the time to log.txt, and print it without the time if `screen`."""
         self.text.write(f"{now()} {message}\n")
         self.text.flush()
@@ -205,103 +187,155 @@ class Recorder(Stopwatch):
         elif screen:
             print(message, file=self.stream, flush=True)
 
-    def progress(self):
+    def _progress(self) -> str:
         """Return the log line for the last print_freq iterations."""
-        last, mean = self.window[-1], self.means()
+        last = self.window[-1]
+        mean = self._means()
         times = ", ".join(f"{section} {20 * mean[section]:.2f}" for section in SECTIONS)
-        total, left = "", ""
+        total = ""
+        left = ""
         if self.total:
             total = f" of {self.total}"
             left = f", {tqdm.format_interval(mean['seconds'] * (self.total - last['iteration']))} left"
         return (
-            f"iteration {last['iteration']}{total}, epoch {last['epoch']:.2f}: {self.figures()} for the loader; "
+            f"iteration {last['iteration']}{total}, epoch {last['epoch']:.2f}: {self._figures()} for the loader; "
             f"time per 20 iterations: {20 * mean['seconds']:.2f} s ({times}){left}"
         )
 
-    def figures(self):
-        """Cost, error, speed and the share of time spent waiting for the loader, over the last print_freq iterations.
+    def _figures(self) -> str:
+        """Return cost, error, speed and the share of time spent waiting for the loader, as means.
 
         The text is short because it must fit into 80 columns together with the bar.
         """
-        mean = self.means()
+        mean = self._means()
         seconds = mean["seconds"] or math.inf
         return (
             f"cost {mean['cost']:.3f}, error {mean['top1_error']:.1%}, {mean['images'] / seconds:.1f} images/s, "
             f"{mean['wait'] / seconds:.1%} wait"
         )
 
-    def means(self):
-        shown = ("cost", "top1_error", "images", "seconds", *SECTIONS)
-        return {field: sum(record[field] for record in self.window) / len(self.window) for field in shown}
+    def _means(self) -> dict[str, float]:
+        """Return the means over the last print_freq iterations."""
+        return {field: sum(record[field] for record in self.window) / len(self.window) for field in AVERAGED}
 
-    def advance(self, iteration):
+    def _advance(self, iteration: int) -> None:
+        """Move the bar to an iteration; create it at the first one."""
         if self.bar is None:
-            begun = iteration - 1
             self.bar = tqdm(
-                total=self.total, initial=begun, file=self.stream, bar_format=BAR, dynamic_ncols=True, leave=False
+                total=self.total, initial=iteration - 1, file=self.stream, bar_format=BAR, dynamic_ncols=True,
+                leave=False,
             )
-        self.bar.set_postfix_str(self.figures(), refresh=False)
+        self.bar.set_postfix_str(self._figures(), refresh=False)
         self.bar.update(max(iteration - self.bar.n, 0))
 
 
-class WorkerRecorder(Stopwatch):
-    """The recorder of a worker other than worker 0. It measures time and prints warnings, but writes no files.
+class WorkerRecorder(Recorder):
+    """The recorder of a worker other than rank 0. It measures time and prints warnings, but writes no files.
 
-        rank    rank of the worker
-        stream  where warnings are printed
-        keep    None, or a callable that receives each train record as a dict, so that rank 0 can record the step of a
-                worker that runs without synchronising, with Recorder.train_iteration(**record)
+    Args:
+        rank: rank of the worker.
+        stream: where warnings are printed; None: standard output.
+        clock: () -> seconds.
     """
 
-    keep = None
-
-    def __init__(self, rank, stream=None, clock=time.perf_counter):
+    def __init__(self, rank: int, stream: TextIO | None = None, clock: Callable[[], float] = time.perf_counter):
         super().__init__(clock)
-        self.rank, self.stream = rank, stream or sys.stdout
+        self.rank = rank
+        self.stream = stream or sys.stdout
 
-    def __enter__(self):
-        return self
+    def log(self, message: str, screen: bool = True) -> None:
+        """Do nothing: rank 0 logs the message."""
 
-    def __exit__(self, *_):
-        """Do nothing: no file is open."""
-
-    def log(self, message, screen=True):
-        """Do nothing: worker 0 logs the message."""
-
-    def warn(self, sentence):
+    def warn(self, message: object) -> None:
         """Print a warning with the worker's rank."""
-        print(f"worker {self.rank}: warning: {sentence}", file=self.stream, flush=True)
+        print(f"worker {self.rank}: warning: {message}", file=self.stream, flush=True)
 
-    def train_iteration(self, *, iteration, epoch, images, **figures):
-        """Measure the iteration as Recorder does, and pass the record to `keep` instead of writing it."""
+    def train_iteration(self, *, iteration: int, epoch: float, images: int, **figures: Any) -> None:
+        """Measure the iteration and pass its record to `keep`."""
         times = self.end_iteration(iteration, epoch, images)
         if self.keep:
             self.keep({"iteration": iteration, "epoch": epoch, "images": images, **figures, "times": times})
 
-    def epoch(self, **record):
-        """Exclude the validation from the iteration times; worker 0 records it."""
+    def epoch(self, **record: Any) -> None:
+        """Exclude the validation from the iteration times; rank 0 records it."""
         self.restart()
 
-    def laps(self, laps):
-        """Do nothing: worker 0 records the Laps."""
+    def laps(self, laps: Sequence[Lap]) -> None:
+        """Do nothing: rank 0 records the Laps."""
 
-    def truncate(self, iteration, epochs=None):
-        """Do nothing: worker 0 truncates the records."""
+    def record(self, kind: str, **values: float | None) -> None:
+        """Do nothing: only rank 0 has files."""
+
+    def truncate(self, iteration: int, epochs: int | None = None) -> None:
+        """Do nothing: rank 0 truncates the records."""
 
 
-def read_records(folder):
+class CsvTable:
+    """The CSV file of one kind of record, open for appending. A new file gets a header line.
+
+    Args:
+        folder: folder of the run.
+        kind: kind of the records, and name of the file without its suffix.
+        fields: columns of a new file.
+    """
+
+    def __init__(self, folder: Path, kind: str, fields: Iterable[str]):
+        path = folder / f"{kind}.csv"
+        header = header_of(path)
+        self._kind = kind
+        self._fields = FIELDS.get(kind) or header or tuple(fields)
+        self._file = path.open("a", newline="", encoding="utf-8")
+        self.close = self._file.close
+        if not header:
+            self.append(self._fields)
+
+    def row(self, record: Record) -> list[Any]:
+        """Return the row of a record.
+
+        Raises:
+            ValueError: the fields of the record differ from the columns.
+        """
+        if record.keys() - {"kind"} != set(self._fields):
+            raise ValueError(
+                f"a record of kind {self._kind} must have the fields {', '.join(self._fields)}, got {', '.join(record)}"
+            )
+        return [record[field] for field in self._fields]
+
+    def append(self, row: Iterable[Any]) -> None:
+        """Write a row, and flush it to the file."""
+        csv.writer(self._file).writerow(row)
+        self._file.flush()
+
+
+def rewrite_table(folder: Path, kind: str, records: Sequence[Record]) -> None:
+    """Replace the CSV file of a kind of record; a field that an older record lacks is left empty."""
+    path = folder / f"{kind}.csv"
+    fields = FIELDS.get(kind) or header_of(path) or tuple(name for record in records[:1] for name in record)[1:]
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([fields, *([record.get(field) for field in fields] for record in records)])
+
+
+def header_of(path: Path) -> tuple[str, ...]:
+    """Return the column names of a CSV file, or () if it does not exist or is empty."""
+    if not path.exists():
+        return ()
+    with path.open(newline="", encoding="utf-8") as file:
+        return tuple(next(csv.reader(file), ()))
+
+
+def read_records(folder: str | Path) -> list[Record]:
     """Return the records of a run folder, in order; see each_record."""
     return list(each_record(folder))
 
 
-def each_record(folder):
+def each_record(folder: str | Path) -> Iterator[Record]:
     """Yield the records of a run folder, in order. An incomplete last line, left by a killed run, is skipped.
 
     Raises:
         FileNotFoundError: the folder is not the folder of a run.
         ValueError: a line is not a record.
     """
-    path = Path(folder) / "records.jsonl"
+    path = Path(folder) / LINES
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no run's folder: it has no {path.name}")
     with path.open(encoding="utf-8") as file:
@@ -310,8 +344,12 @@ def each_record(folder):
                 yield parsed(line, f"line {number} of {path}")
 
 
-def parsed(line, place):
-    """Parse a line of JSON into a record. Raises ValueError if it is not one."""
+def parsed(line: str, place: str) -> Record:
+    """Parse a line of JSON into a record.
+
+    Raises:
+        ValueError: the line, described by `place`, is not a record.
+    """
     try:
         record = json.loads(line)
     except ValueError as error:
@@ -321,20 +359,13 @@ def parsed(line, place):
     return record
 
 
-@contextmanager
-def replacing(path):
-    """Open a text file that replaces `path` if the block exits without an error."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        yield file
-    os.replace(partial, path)
-
-
-def finite(values):
+def finite(values: Mapping[str, Any]) -> Record:
     """Return `values` with None in place of every float that JSON cannot represent."""
-    infinite = {name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
-    return values | dict.fromkeys(infinite)
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
 
 
-def now():
+def now() -> str:
+    """Return the local time as text."""
     return time.strftime("%Y-%m-%d %H:%M:%S")

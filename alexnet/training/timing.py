@@ -7,6 +7,7 @@ Source: Theano-MPI's recorder (Ma et al. 2016), which reports seconds per 5,120 
 """
 
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -41,68 +42,78 @@ class Stopwatch:
         clock: () -> seconds.
     """
 
-    def __init__(self, clock=time.perf_counter):
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self.clock = clock
-        self.lap, self.images, self.ended = dict.fromkeys(TIMES, 0.0), 0, None
-        self.restart()
+        self._lap = dict.fromkeys(TIMES, 0.0)
+        self._images = 0                         # in the current timing window
+        self._ended: Lap | None = None
+        self._began: float | None = None         # the current iteration
+        self._spent = dict.fromkeys(SECTIONS, 0.0)
 
     @contextmanager
-    def time(self, section):
+    def time(self, section: str) -> Iterator[None]:
         """Count the time spent in the block as `section` of this iteration: calc, sync, comm or wait."""
         start = self.clock()
-        if self.began is None:
-            self.began = start
+        if self._began is None:
+            self._began = start
         try:
             yield
         finally:
             self.add(section, self.clock() - start)
 
-    def add(self, section, seconds):
-        """Count `seconds` measured elsewhere as `section` of this iteration."""
+    def add(self, section: str, seconds: float) -> None:
+        """Count `seconds` measured elsewhere as `section` of this iteration.
+
+        Raises:
+            ValueError: there is no such section.
+        """
         if section not in SECTIONS:
             raise ValueError(f"a section of an iteration must be one of {', '.join(SECTIONS)}, got {section!r}")
-        self.spent[section] += seconds
+        self._spent[section] += seconds
 
     @contextmanager
-    def paused(self):
+    def paused(self) -> Iterator[None]:
         """Exclude the time spent in the block, for example to save, from the iteration times."""
-        start, spent = self.clock(), dict(self.spent)
+        start = self.clock()
+        spent = dict(self._spent)
         try:
             yield
         finally:
-            self.spent = spent
-            if self.began is not None:
-                self.began += self.clock() - start
+            self._spent = spent
+            if self._began is not None:
+                self._began += self.clock() - start
 
-    def restart(self):
+    def restart(self) -> None:
         """Let the next iteration begin with the next timed section."""
-        self.began, self.spent = None, dict.fromkeys(SECTIONS, 0.0)
+        self._began = None
+        self._spent = dict.fromkeys(SECTIONS, 0.0)
 
-    def elapsed(self):
+    def elapsed(self) -> float:
         """Return the seconds since the last iteration or restart."""
-        return 0.0 if self.began is None else self.clock() - self.began
+        return 0.0 if self._began is None else self.clock() - self._began
 
-    def end_iteration(self, iteration, epoch, images):
+    def end_iteration(self, iteration: int, epoch: float, images: int) -> dict[str, float]:
         """End the iteration, begin the next one, and return the TIMES of the ended one.
 
         Args:
             images: images of all workers in this iteration.
         """
-        times = {"seconds": self.elapsed(), **self.spent}
+        times = {"seconds": self.elapsed(), **self._spent}
         self.restart()
-        self.began = self.clock()
+        self._began = self.clock()
         for name, seconds in times.items():
-            self.lap[name] += seconds
-        self.images += images
-        if self.images >= LAP:
-            self.ended = Lap(iteration, epoch, self.images, **self.lap)
-            self.lap, self.images = dict.fromkeys(TIMES, 0.0), 0
+            self._lap[name] += seconds
+        self._images += images
+        if self._images >= LAP:
+            self._ended = Lap(iteration, epoch, self._images, **self._lap)
+            self._lap = dict.fromkeys(TIMES, 0.0)
+            self._images = 0
         return times
 
-    def take_lap(self):
+    def take_lap(self) -> Lap | None:
         """Return the Lap that ended with the last iteration, once; None if no window has ended.
 
         With synchronised steps of equal size, the window ends at the same step on every worker.
         """
-        ended, self.ended = self.ended, None
+        ended, self._ended = self._ended, None
         return ended

@@ -110,7 +110,7 @@ class Weights:
 class Quiet(WorkerRecorder):
     """A recorder that discards all records."""
 
-    def push(self, **record):
+    def record(self, kind, **values):
         """Discard the record."""
 
 

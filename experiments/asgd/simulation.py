@@ -113,8 +113,8 @@ class PushLog(WorkerRecorder):
         self.pushes = []
         self.reports = []
 
-    def push(self, **record):
-        self.pushes.append(record)
+    def record(self, kind, **values):
+        self.pushes.append(values)
 
     def log(self, message, screen=True):
         self.reports.append(message)

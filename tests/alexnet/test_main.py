@@ -1,4 +1,4 @@
-"""python -m alexnet: the paper's table, and plots of a run."""
+"""python -m alexnet: the commands and their list, the paper's table, plots of a run."""
 
 import io
 import time
@@ -6,10 +6,10 @@ import time
 import pytest
 
 from alexnet.__main__ import main
-from alexnet.run.recorder import Recorder
+from alexnet.run.recorder import RunRecorder
 
 
-def test_summary_adds_up_to_the_papers_figures(capsys):
+def test_summary_totals_match_the_paper(capsys):
     assert main(["summary"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[-1] == ["total", "60,965,224", "724,406,816"]
@@ -22,8 +22,8 @@ def test_summary_of_another_number_of_classes(capsys):
     assert f"{60_965_224 - 990 * 4097:,}" in capsys.readouterr().out
 
 
-def test_plot_draws_a_run(tmp_path, capsys):
-    with Recorder(tmp_path, stream=io.StringIO()) as recorder:
+def test_plot_draws_run(tmp_path, capsys):
+    with RunRecorder(tmp_path, stream=io.StringIO()) as recorder:
         with recorder.time("calc"):
             time.sleep(0.001)
         recorder.train_iteration(iteration=1, epoch=0.5, cost=2.0, error=0.9, learning_rate=0.01, images=8)
@@ -34,14 +34,32 @@ def test_plot_draws_a_run(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "to").iterdir()} == {"learning_curves_over_hours.svg", "times.svg"}
 
 
-def test_formats_that_are_none_are_refused(capsys):
+def test_unknown_formats_are_refused(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["plot", "run", "--format", "png,gif"])
     assert ended.value.code == 2
     assert "png,gif" in capsys.readouterr().err
 
 
-def test_plot_of_what_is_no_run_is_refused(tmp_path, capsys):
+def test_plot_refuses_other_folders(tmp_path, capsys):
     assert main(["plot", str(tmp_path)]) == 2
-    expected = f"python -m alexnet plot: {tmp_path} is no run's folder: it has no records.jsonl\n"
+    expected = f"alexnet plot: {tmp_path} is no run's folder: it has no records.jsonl\n"
     assert capsys.readouterr().err == expected
+
+
+def test_train_passes_all_arguments_on(monkeypatch):
+    received = []
+    monkeypatch.setattr("multigpu.train.main", lambda arguments: received.append(arguments) or 3)
+    assert main(["train", "--help", "data=x", "n_epochs=1"]) == 3
+    monkeypatch.setattr("sys.argv", ["alexnet", "train", "rule=bsp"])
+    assert main() == 3
+    assert received == [["--help", "data=x", "n_epochs=1"], ["rule=bsp"]]
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    lines = capsys.readouterr().out.split("--help:")[1].strip().splitlines()
+    listed = {line.split()[0]: line for line in lines}
+    assert list(listed) == ["train", "evaluate", "export", "plot", "predict", "summary"]
+    assert listed["plot"].endswith("of one or several runs.")

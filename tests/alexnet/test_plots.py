@@ -14,7 +14,7 @@ from alexnet import plots
 from alexnet.plots import records, style
 from alexnet.plots.tiles import mosaic
 from alexnet.run import checkpoint_format
-from alexnet.run.recorder import Recorder
+from alexnet.run.recorder import RunRecorder
 from alexnet.training.timing import Lap
 
 
@@ -31,7 +31,7 @@ class Clock:
 def record(folder, iterations=40, per_epoch=8, cost=lambda iteration: 2.3 * 0.95**iteration, validated=True):
     """Record a synthetic run: each iteration takes 0.5 s calc, 0.2 s wait, 0.1 s other; the rate drops half-way."""
     clock = Clock()
-    with Recorder(folder, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(folder, stream=io.StringIO(), clock=clock) as recorder:
         for iteration in range(1, iterations + 1):
             rate = 0.01 if iteration <= iterations / 2 else 0.001
             for section, seconds in (("wait", 0.2), ("calc", 0.5)):
@@ -65,7 +65,7 @@ def drawn(monkeypatch):
     return figures
 
 
-def test_learning_curves_show_what_was_recorded(tmp_path, drawn):
+def test_learning_curves_show_the_records(tmp_path, drawn):
     folder = tmp_path / "some run"
     record(folder)
     (path,) = plots.learning_curves(folder)
@@ -84,7 +84,7 @@ def test_learning_curves_show_what_was_recorded(tmp_path, drawn):
     np.testing.assert_array_equal(lines["validation, top-5"][:, 1], [12.5] * 5)
 
 
-def test_learning_rate_drops_are_marked_where_they_happen(tmp_path, drawn):
+def test_learning_rate_drops_are_marked(tmp_path, drawn):
     record(tmp_path)
     plots.learning_curves(tmp_path)
     cost, error = drawn[0].axes
@@ -93,7 +93,7 @@ def test_learning_rate_drops_are_marked_where_they_happen(tmp_path, drawn):
     assert [text.get_text().strip() for text in cost.texts] == ["rate 0.001"]
 
 
-def test_a_long_training_curve_is_averaged(tmp_path, drawn):
+def test_long_training_curve_is_averaged(tmp_path, drawn):
     record(tmp_path, iterations=901, cost=float)
     plots.learning_curves(tmp_path)
     points = drawn[0].axes[0].lines[0].get_xydata()
@@ -107,17 +107,17 @@ def test_curves_without_validation_and_with_nan_are_drawn(tmp_path):
     size_of(*plots.learning_curves(tmp_path))
 
 
-def test_a_run_stopped_before_its_first_step_is_drawn_empty(tmp_path):
+def test_run_without_steps_is_drawn_empty(tmp_path):
     record(tmp_path, iterations=0)
     size_of(*plots.learning_curves(tmp_path))
 
 
-def test_a_folder_without_records_is_refused(tmp_path):
+def test_folder_without_records_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no run's folder: it has no records.jsonl"):
         plots.learning_curves(tmp_path)
 
 
-def test_filters_are_tiles_in_order_each_over_its_own_range(tmp_path):
+def test_filters_are_tiles_scaled_separately(tmp_path):
     weights = np.random.default_rng(0).normal(size=(3, 11, 11, 96)).astype("float32") * np.logspace(-3, 3, 96)
     weights[..., 95] = 0
     grid = mosaic(weights)
@@ -132,12 +132,12 @@ def test_filters_are_tiles_in_order_each_over_its_own_range(tmp_path):
     assert height > 500
 
 
-def test_filters_of_another_number_of_channels_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"must see 3 channels, got weights of shape \(4, 2, 2, 5\)"):
+def test_filters_without_three_channels_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"must have 3 input channels .*, got weights of shape \(4, 2, 2, 5\)"):
         plots.filters(np.zeros((4, 2, 2, 5)), tmp_path / "filters.png")
 
 
-def test_a_run_is_drawn_into_its_folder_from_its_records_and_newest_checkpoint(tmp_path):
+def test_run_is_drawn_from_records_and_newest_checkpoint(tmp_path):
     record(tmp_path)
     assert plots.draw([tmp_path]) == [tmp_path / "learning_curves.png", tmp_path / "times.png"]
     weights = {"conv1.W": np.ones((3, 5, 5, 6), dtype="float32")}
@@ -149,10 +149,10 @@ def test_a_run_is_drawn_into_its_folder_from_its_records_and_newest_checkpoint(t
 # ---- time
 
 
-def test_hours_add_up_over_validations_and_resumes(tmp_path):
+def test_hours_include_validations_and_earlier_runs(tmp_path):
     for first in (0, 8):
         clock = Clock()
-        with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
             recorder.truncate(first)
             for iteration in range(first + 1, first + 9):
                 recorder.restart()
@@ -173,7 +173,7 @@ def test_hours_add_up_over_validations_and_resumes(tmp_path):
     np.testing.assert_allclose(run.validation["hours"], [1.5, 3.0])
 
 
-def test_curves_over_hours_have_a_picture_of_their_own(tmp_path, drawn):
+def test_curves_over_hours_are_a_separate_picture(tmp_path, drawn):
     record(tmp_path)
     (path,) = plots.learning_curves(tmp_path, over="hours")
     assert path == tmp_path / "learning_curves_over_hours.png"
@@ -192,7 +192,7 @@ def heights(axes):
 
 
 @pytest.mark.parametrize("iterations, stretches", [(1, 1), (40, 40), (250, 84)])
-def test_the_time_of_a_run_is_stacked_in_seconds_per_20_iterations(tmp_path, drawn, iterations, stretches):
+def test_times_are_stacked_per_20_iterations(tmp_path, drawn, iterations, stretches):
     record(tmp_path, iterations)
     plots.times_over_run(records.read_run(tmp_path), tmp_path)
     (axes,) = drawn[0].axes
@@ -211,7 +211,7 @@ def test_the_time_of_a_run_is_stacked_in_seconds_per_20_iterations(tmp_path, dra
 def laps(folder, workers, rate, n=2, exchanging=0.25, **settings):
     """Record a synthetic run of `workers` at `rate` images/s, with a fraction `exchanging` of comm and sync time."""
     seconds = 5120 / rate
-    with Recorder(folder, stream=io.StringIO()) as recorder:
+    with RunRecorder(folder, stream=io.StringIO()) as recorder:
         for lap in range(1, n + 1):
             recorder.laps([
                 Lap(lap, lap / 2, 5120, seconds, (1 - exchanging) * seconds, 0.2 * exchanging * seconds,
@@ -221,7 +221,7 @@ def laps(folder, workers, rate, n=2, exchanging=0.25, **settings):
         (folder / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))
 
 
-def test_a_run_with_laps_has_its_time_per_5120_images_too(tmp_path, drawn):
+def test_run_with_laps_shows_time_per_5120_images(tmp_path, drawn):
     record(tmp_path)
     laps(tmp_path, 4, rate=512)
     plots.times_over_run(records.read_run(tmp_path), tmp_path)
@@ -235,11 +235,11 @@ def test_a_run_with_laps_has_its_time_per_5120_images_too(tmp_path, drawn):
     assert images.get_title() == "10.0 s, 512 images/s, 25% comm and sync"
 
 
-def test_laps_are_no_hours(tmp_path):
+def test_laps_do_not_count_as_hours(tmp_path):
     record(tmp_path, iterations=8, validated=False)
     before = records.read_run(tmp_path)
     laps(tmp_path, 2, rate=1)
-    with Recorder(tmp_path, stream=io.StringIO()) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO()) as recorder:
         recorder.train_iteration(iteration=9, epoch=2, cost=1, error=0, learning_rate=0.1, images=8)
     after = records.read_run(tmp_path)
     np.testing.assert_array_equal(after.train["hours"][:8], before.train["hours"])
@@ -253,7 +253,7 @@ def test_laps_are_no_hours(tmp_path):
 def apart(folder, steps, seconds):
     """Record a synthetic run of asynchronous workers; all steps of one worker are recorded before those of the next."""
     clock = Clock()
-    with Recorder(folder, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(folder, stream=io.StringIO(), clock=clock) as recorder:
         for worker, (n, each) in enumerate(zip(steps, seconds, strict=True)):
             for step in range(1, n + 1):
                 recorder.train_iteration(
@@ -268,7 +268,7 @@ def apart(folder, steps, seconds):
             )
 
 
-def test_curves_of_workers_that_go_on_alone_are_drawn_over_all_of_them(tmp_path, drawn):
+def test_curves_average_over_asynchronous_workers(tmp_path, drawn):
     apart(tmp_path, (8, 8), (900, 1800))
     run = records.read_run(tmp_path)
     np.testing.assert_allclose(run.train["hours"], [*np.arange(1, 9) / 4, *np.arange(1, 9) / 2])
@@ -282,7 +282,7 @@ def test_curves_of_workers_that_go_on_alone_are_drawn_over_all_of_them(tmp_path,
     assert (np.diff(drawn[1].axes[0].lines[0].get_xdata()) > 0).all()
 
 
-def test_runs_are_told_apart_by_what_differs_between_them(tmp_path, drawn):
+def test_legend_names_what_differs_between_runs(tmp_path, drawn):
     rules = {
         "a": {"rule": "bsp", "sync": "avg", "exchange": "ar"}, "b": {"rule": "bsp", "sync": "cdd", "exchange": "asa16"},
         "easgd": {"rule": "easgd", "sync": "avg", "exchange": "auto"}, "d": {"rule": "gosgd"},
@@ -296,7 +296,7 @@ def test_runs_are_told_apart_by_what_differs_between_them(tmp_path, drawn):
     ]
 
 
-def test_speed_up_is_images_per_second_over_those_of_one_worker(tmp_path, drawn):
+def test_speedup_is_relative_to_one_worker(tmp_path, drawn):
     bsp = {"model": "alexnet", "rule": "bsp", "sync": "avg"}
     laps(tmp_path / "1", 1, rate=100, exchanging=0, **bsp)
     laps(tmp_path / "2", 2, rate=180, exchanging=0.1, exchange="asa32", **bsp)
@@ -315,7 +315,7 @@ def test_speed_up_is_images_per_second_over_those_of_one_worker(tmp_path, drawn)
     np.testing.assert_allclose(cost.lines[1].get_xydata(), [[1, 0], [2, 10], [4, 25]], atol=1e-9)
 
 
-def test_without_a_run_of_one_worker_speed_up_is_relative_to_the_fewest_and_says_so(tmp_path, drawn):
+def test_speedup_without_single_worker_is_relative_to_fewest(tmp_path, drawn):
     for n, rate in ((2, 100), (32, 800)):
         laps(tmp_path / str(n), n, rate)
     plots.speedup(records.read_runs([tmp_path / "2", tmp_path / "32"]), tmp_path)
@@ -326,7 +326,7 @@ def test_without_a_run_of_one_worker_speed_up_is_relative_to_the_fewest_and_says
     assert figure.axes[0].get_yscale() == figure.axes[0].get_xscale() == "log"
 
 
-def test_models_are_not_compared_with_each_other(tmp_path, drawn):
+def test_speedup_does_not_compare_different_models(tmp_path, drawn):
     for model, rate in (("alexnet", 100), ("googlenet", 30)):
         for n in (1, 2):
             laps(tmp_path / f"{model}{n}", n, n * rate, model=model, rule="bsp")
@@ -335,21 +335,21 @@ def test_models_are_not_compared_with_each_other(tmp_path, drawn):
         np.testing.assert_allclose(line.get_xydata(), [[1, 1], [2, 2]])
 
 
-def test_runs_of_as_many_workers_or_without_laps_have_no_speed_up(tmp_path):
+def test_equal_worker_counts_have_no_speedup(tmp_path):
     laps(tmp_path / "a", 2, 100)
     laps(tmp_path / "b", 2, 200)
     record(tmp_path / "c", iterations=3)
     assert plots.speedup(records.read_runs([tmp_path / "a", tmp_path / "b", tmp_path / "c"]), tmp_path) == []
 
 
-def test_a_folder_from_before_there_were_laps_is_drawn(tmp_path):
+def test_folder_of_older_recorder_is_drawn(tmp_path):
     record(tmp_path)
     text = (tmp_path / "records.jsonl").read_text().replace('"worker": null, ', "")
     (tmp_path / "records.jsonl").write_text(text)
     (tmp_path / "speed.csv").unlink()
     (tmp_path / "config.yaml").write_text("a_setting_that_is_no_more: 3\n")
     run = records.read_run(tmp_path)
-    assert (run.workers, run.settings, len(run.train["worker"])) == (0, {}, 40)
+    assert (run.workers, run.settings, len(run.train["worker"])) == (0, {"a_setting_that_is_no_more": 3}, 40)
     assert plots.draw([tmp_path]) == [tmp_path / "learning_curves.png", tmp_path / "times.png"]
 
 
@@ -362,7 +362,7 @@ def three_runs(tmp_path):
     return [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "c_$x$"]
 
 
-def test_several_runs_are_drawn_on_one_figure_beside_them(three_runs, tmp_path, drawn):
+def test_several_runs_share_one_figure(three_runs, tmp_path, drawn):
     weights = {"conv1.W": np.ones((3, 5, 5, 6), dtype="float32")}
     checkpoint_format.save(checkpoint_format.snapshot_path(three_runs[1], 3), weights, {})
     pictures = plots.draw([*three_runs, three_runs[0]])                  # one run is given twice
@@ -391,17 +391,17 @@ def test_several_runs_are_drawn_on_one_figure_beside_them(three_runs, tmp_path, 
     assert [axes.get_title() for axes in filters.axes] == ["b/run"]
 
 
-def test_many_runs_differ_in_colour_or_line():
+def test_styles_of_many_runs_are_distinct():
     looks = [look for look, _ in zip(style.styles(), range(28), strict=False)]
     assert len(set(looks)) == 28
 
 
-def test_runs_of_one_name_are_told_apart_by_where_they_lie(tmp_path):
+def test_runs_of_equal_names_are_named_by_folder(tmp_path):
     places = [tmp_path / name for name in ("a/x/run", "b/x/run", "b/other", "y/run")]
     assert records.distinct_names(places) == ["a/x/run", "b/x/run", "other", "y/run"]
 
 
-def test_pictures_go_where_they_are_told_and_svg_is_svg(three_runs, tmp_path):
+def test_pictures_are_written_to_the_given_folder_as_svg(three_runs, tmp_path):
     pictures = plots.draw(three_runs[:2], tmp_path / "new" / "folder", ("png", "svg"), "hours")
     names = ["learning_curves_over_hours.png", "learning_curves_over_hours.svg", "times.png", "times.svg"]
     assert pictures == [tmp_path / "new" / "folder" / name for name in names]
@@ -410,7 +410,7 @@ def test_pictures_go_where_they_are_told_and_svg_is_svg(three_runs, tmp_path):
     assert ElementTree.parse(pictures[1]).getroot().tag.endswith("svg")
 
 
-def test_runs_without_a_step_have_curves_but_no_times(tmp_path):
+def test_runs_without_steps_have_no_times(tmp_path):
     for name in ("a", "b"):
         record(tmp_path / name, iterations=0)
     assert plots.draw([tmp_path / "a"]) == [tmp_path / "a" / "learning_curves.png"]
@@ -418,7 +418,7 @@ def test_runs_without_a_step_have_curves_but_no_times(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "3", "{}"])
-def test_damaged_records_are_refused_by_their_line(tmp_path, line):
+def test_damaged_record_is_refused_with_its_line(tmp_path, line):
     record(tmp_path, iterations=2)
     with (tmp_path / "records.jsonl").open("a") as file:
         file.write(line + "\n")
@@ -426,15 +426,28 @@ def test_damaged_records_are_refused_by_their_line(tmp_path, line):
         plots.learning_curves(tmp_path)
 
 
-def test_pushes_are_drawn_by_how_stale_they_were_and_how_long_their_clients_waited(tmp_path, drawn):
+def test_pushes_show_staleness_and_waiting_times(tmp_path, drawn):
     record(tmp_path)
-    with Recorder(tmp_path, stream=io.StringIO()) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO()) as recorder:
         for version, (client, staleness, waiting) in enumerate([(1, 0, 2.0), (2, 1, 4.0), (1, 1, 6.0), (2, 4, 8.0)], 1):
-            recorder.push(client=client, iteration=version, version=version, staleness=staleness, waiting=waiting,
-                          serving=1.0, bytes=8)
+            recorder.record(
+                "push", client=client, iteration=version, version=version, staleness=staleness, waiting=waiting,
+                serving=1.0, bytes=8,
+            )
     assert tmp_path / "pushes.png" in plots.draw([tmp_path])
     stale, waits = next(figure for figure in drawn if "staleness" in figure.axes[0].get_title()).axes
     assert [bar.get_height() for bar in stale.patches] == [1, 2, 0, 0, 1]
     assert stale.get_title() == "staleness of 4 pushes of 2 clients"
     (waited, _, _), (served, _, _) = (container.lines for container in waits.containers)
     assert waited.get_ydata().tolist() == [4, 6] and served.get_ydata().tolist() == [1, 1]
+
+
+def test_unknown_kinds_of_records_are_read_and_not_drawn(tmp_path):
+    record(tmp_path, iterations=2)
+    with RunRecorder(tmp_path, stream=io.StringIO()) as recorder:
+        recorder.record("gossip", iteration=1, peer=3)
+        recorder.record("gossip", iteration=2, peer=None)
+    run = records.read_run(tmp_path)
+    np.testing.assert_array_equal(run.records["gossip"]["peer"], [3, np.nan])
+    assert len(run.train["cost"]) == 2
+    assert plots.draw([tmp_path]) == [tmp_path / "learning_curves.png", tmp_path / "times.png"]

@@ -117,8 +117,8 @@ class Told(WorkerRecorder):
     def laps(self, laps):
         self.lapped.append(laps)
 
-    def push(self, **record):
-        self.pushed.append(record)
+    def record(self, kind, **values):
+        self.pushed.append(values)
 
     def log(self, message, screen=True):
         self.logged.append(message)

@@ -53,14 +53,14 @@ def finished(tree):
     return made(tree)
 
 
-def test_the_layout_is_upstreams(finished):
+def test_layout_is_that_of_upstream(finished):
     assert sorted(contents(finished)) == sorted([
         *(f"train_hkl_b6_b_6/{i:04d}.hkl" for i in range(4)), "val_hkl_b6_b_6/0000.hkl", "val_hkl_b6_b_6/0001.hkl",
         "labels/train_labels.npy", "labels/val_labels.npy", "misc/img_mean.npy", "misc/train.txt", "misc/val.txt",
         "misc/shuffled_train_filenames.npy", "manifest.json"])
 
 
-def test_every_image_is_stored_with_its_label_and_the_last_batch_is_smaller(tree, finished):
+def test_every_image_is_stored_with_its_label(tree, finished):
     dataset = open_dataset(finished)
     assert dataset.train.counts.tolist() == [6, 6, 6, 2] and dataset.validation.counts.tolist() == [6, 1]
     sources = find_images(tree / "train", tree / "val")
@@ -71,13 +71,13 @@ def test_every_image_is_stored_with_its_label_and_the_last_batch_is_smaller(tree
     assert dataset.class_names == ("n01440764", "n02119789", "n03000000")
 
 
-def test_the_mean_is_that_of_all_training_images(finished):
+def test_mean_is_exact(finished):
     dataset = open_dataset(finished)
     expected = stored(dataset.train).astype(np.float64).mean(axis=0).transpose(2, 0, 1)
     np.testing.assert_array_equal(dataset.mean, expected.astype(np.float32))
 
 
-def test_the_lists_of_names_are_caffes_and_upstreams(tree, finished):
+def test_name_lists_match_caffe_and_upstream(tree, finished):
     names = np.load(finished / "misc" / "shuffled_train_filenames.npy").astype(str).tolist()
     assert names == list(find_images(tree / "train", tree / "val").train.names)
     lines = (finished / "misc" / "train.txt").read_text().splitlines()
@@ -86,11 +86,11 @@ def test_the_lists_of_names_are_caffes_and_upstreams(tree, finished):
     assert {name: int(label) for name, label in map(str.split, lines)} == labels
 
 
-def test_two_processes_write_what_one_writes(tree, finished):
+def test_result_is_independent_of_the_number_of_processes(tree, finished):
     assert contents(made(tree, "two", workers=2)) == contents(finished)
 
 
-def test_a_second_run_does_nothing_and_says_so(tree, finished, capsys):
+def test_second_run_does_nothing(tree, finished, capsys):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
     made(tree)
     assert "is complete: 20 training images in 4 files, 7 validation images in 2 files, 3 classes; nothing to do" \
@@ -98,14 +98,14 @@ def test_a_second_run_does_nothing_and_says_so(tree, finished, capsys):
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
 
 
-@pytest.mark.parametrize(("options", "sentence"), [
+@pytest.mark.parametrize(("options", "message"), [
     ({"resize": "crop"}, "another setting of resize: squash before, crop now"),
     ({"seed": 2}, "another setting of seed: 1 before, 2 now"),
     ({"limit": 5}, "another setting of limit: None before, 5 now"),
     ({"on_bad_image": "skip"}, "another setting of on-bad-image: fail before, skip now"),
 ])
-def test_other_settings_are_refused(tree, finished, options, sentence):
-    with pytest.raises(DataError, match=sentence):
+def test_other_settings_are_refused(tree, finished, options, message):
+    with pytest.raises(DataError, match=message):
         made(tree, **options)
 
 
@@ -115,7 +115,7 @@ def test_other_images_are_refused(tree, finished):
         made(tree)
 
 
-def test_batches_of_unknown_origin_are_left_alone(tree):
+def test_batches_of_unknown_origin_are_refused(tree):
     folder = tree / "out" / "train_hkl_b256_b_256"
     folder.mkdir(parents=True)
     (folder / "0000.hkl").write_bytes(b"upstream's")
@@ -123,7 +123,7 @@ def test_batches_of_unknown_origin_are_left_alone(tree):
         made(tree)
 
 
-def test_limit_is_a_trial_of_so_many_images(tree):
+def test_limit_bounds_the_number_of_images(tree):
     dataset = open_dataset(made(tree, limit=4))
     assert (dataset.train.n, dataset.validation.n) == (4, 4)
 
@@ -131,7 +131,7 @@ def test_limit_is_a_trial_of_so_many_images(tree):
 # ---- bad images
 
 
-def spoil(tree):
+def add_bad_images(tree):
     """Truncate one training image, empty another and a validation image; return the names of the training images."""
     cut, emptied = tree / "train/n01440764/3.JPEG", tree / "train/n02119789/4.png"
     cut.write_bytes(cut.read_bytes()[:200])
@@ -140,15 +140,15 @@ def spoil(tree):
     return {"n01440764/3.JPEG", "n02119789/4.png"}
 
 
-def test_bad_images_fail_by_name(tree):
-    spoil(tree)
+def test_bad_images_are_named(tree):
+    add_bad_images(tree)
     with pytest.raises(DataError, match="--on-bad-image skip leaves such images out") as caught:
         made(tree)
     assert any(f"{name} is" in str(caught.value) for name in ("n01440764/3.JPEG", "n02119789/4.png"))
 
 
 def test_bad_images_are_skipped_and_listed(tree, capsys):
-    bad = spoil(tree)
+    bad = add_bad_images(tree)
     out = made(tree, on_bad_image="skip", workers=2)
     assert "3 bad images left out" in capsys.readouterr().out
     manifest = json.loads((out / "manifest.json").read_bytes())
@@ -164,7 +164,7 @@ def test_bad_images_are_skipped_and_listed(tree, capsys):
         (out / "misc/train.txt").read_text().splitlines())
 
 
-def test_a_run_that_failed_at_a_bad_image_goes_on_without_it_where_it_stopped(tree):
+def test_run_failed_at_bad_image_resumes_with_skip(tree):
     names = find_images(tree / "train", tree / "val").train.names
     (tree / "train" / names[-1]).write_bytes(b"")
     with pytest.raises(DataError, match="--on-bad-image skip leaves such images out"):
@@ -175,7 +175,7 @@ def test_a_run_that_failed_at_a_bad_image_goes_on_without_it_where_it_stopped(tr
     assert first.stat().st_ino == before
 
 
-def test_a_run_that_left_images_out_is_not_gone_on_as_if_it_had_not(tree, monkeypatch):
+def test_run_that_skipped_images_cannot_resume_with_fail(tree, monkeypatch):
     monkeypatch.setattr(batches, "write_manifest", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
     for way in ("fail", "skip"):
         with pytest.raises(KeyboardInterrupt):
@@ -184,7 +184,7 @@ def test_a_run_that_left_images_out_is_not_gone_on_as_if_it_had_not(tree, monkey
         made(tree)
 
 
-def test_a_batch_of_bad_images_alone_is_no_file(tree):
+def test_batch_of_only_bad_images_has_no_file(tree):
     for file in (tree / "val").rglob("*.JPEG"):
         if file.name != "6.JPEG":
             file.write_bytes(b"")
@@ -193,14 +193,14 @@ def test_a_batch_of_bad_images_alone_is_no_file(tree):
     assert dataset.validation.n == 1 and main(["verify", str(out)]) == 0
 
 
-def test_a_half_without_one_good_image_is_refused(tree):
+def test_half_without_good_images_is_refused(tree):
     for file in (tree / "val").rglob("*.JPEG"):
         file.write_bytes(b"")
-    with pytest.raises(DataError, match="not one validation image can be used"):
+    with pytest.raises(DataError, match="no usable validation images"):
         made(tree, on_bad_image="skip")
 
 
-def test_names_that_are_not_utf8_go_all_the_way(tree):
+def test_names_that_are_not_utf8_are_preserved(tree):
     (tree / "train/n01440764/0.JPEG").rename(tree / "train/n01440764" / os.fsdecode(b"caf\xe9.JPEG"))
     (tree / "train/n01440764" / os.fsdecode(b"bad\xe9.JPEG")).touch()
     out = made(tree, on_bad_image="skip")
@@ -241,7 +241,7 @@ def wait_until(true, seconds=30):
 
 
 @pytest.mark.parametrize("lines", [1, 9])
-def test_a_killed_run_goes_on_to_the_same_bytes(tree, lines):
+def test_killed_run_resumes_to_the_same_bytes(tree, lines):
     with started(tree, "--workers", "2") as process:
         journal = tree / "out" / "misc" / "journal.jsonl"
         wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= lines)
@@ -259,7 +259,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tree, lines):
     assert contents(tree / "out") == contents(tree / "whole")
 
 
-def test_what_a_killed_run_finished_is_kept_and_what_was_damaged_since_is_made_again(tree, monkeypatch):
+def test_resumed_run_keeps_finished_and_rewrites_damaged_files(tree, monkeypatch):
     monkeypatch.setattr(batches, "write_manifest", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         made(tree)
@@ -272,13 +272,13 @@ def test_what_a_killed_run_finished_is_kept_and_what_was_damaged_since_is_made_a
     assert kept.stat().st_ino == before
 
 
-def test_what_a_run_killed_at_its_very_end_left_is_taken_away(tree, finished):
+def test_journal_of_run_killed_at_its_end_is_removed(tree, finished):
     before = contents(finished)
     (finished / batches.JOURNAL).write_bytes(b"{}\n")
     assert contents(made(tree)) == before
 
 
-def test_an_interrupted_run_is_not_gone_on_with_other_settings(tree, monkeypatch):
+def test_interrupted_run_cannot_resume_with_other_settings(tree, monkeypatch):
     monkeypatch.setattr(batches, "write_manifest", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         made(tree)
@@ -286,7 +286,7 @@ def test_an_interrupted_run_is_not_gone_on_with_other_settings(tree, monkeypatch
         made(tree, resize="crop")
 
 
-def test_a_journal_torn_twice_keeps_every_whole_line(tmp_path):
+def test_twice_truncated_journal_keeps_complete_lines(tmp_path):
     path = tmp_path / "out" / "misc" / "journal.jsonl"
     for number in range(3):
         with batches.opened_journal(path, {"seed": 1}) as journal:
@@ -305,7 +305,7 @@ def heard():
 
 
 @pytest.mark.usefixtures("heard")
-def test_ctrl_c_ends_all_with_one_sentence(tree):
+def test_ctrl_c_ends_all_processes(tree):
     picture = next((tree / "train").glob("*/*.JPEG"))
     for i in range(400):                                     # so that it does not finish before the signal arrives
         os.link(picture, picture.with_name(f"again {i}.JPEG"))
@@ -316,7 +316,7 @@ def test_ctrl_c_ends_all_with_one_sentence(tree):
         wait_until(lambda: not group_of(process.pid), 10)
 
 
-def test_a_worker_that_dies_is_told(tree):
+def test_death_of_worker_is_reported(tree):
     with started(tree, "--workers", "1") as process:
         wait_until(lambda: (tree / "out" / "misc" / "journal.jsonl").exists())
         wait_until(lambda: [p for p in group_of(process.pid) if is_worker(p)])
@@ -333,13 +333,13 @@ def is_worker(process):
         return False
 
 
-def test_two_runs_into_one_folder_are_refused(tree):
+def test_concurrent_runs_in_one_folder_are_refused(tree):
     with batches.opened_journal(tree / "out" / "misc" / "journal.jsonl", {}), \
             pytest.raises(DataError, match="another run of preprocess is writing into"):
         made(tree)
 
 
-def test_too_little_room_is_told_before_anything_is_written(tree, monkeypatch):
+def test_too_small_disk_is_refused_before_writing(tree, monkeypatch):
     usage = batches.shutil.disk_usage(tree)
     monkeypatch.setattr(batches.shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
     with pytest.raises(DataError, match=r"has 0.0 GB free, but 0.01 GB are to be written; --ignore-space writes"):
@@ -349,9 +349,9 @@ def test_too_little_room_is_told_before_anything_is_written(tree, monkeypatch):
     assert main(["imagenet", *folders, "--batch-size", "6", "--workers", "1", "--ignore-space"]) == 0
 
 
-def test_a_file_that_cannot_be_written_is_told_by_the_systems_own_words(tree):
-    room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))"
-    program = f"{room}; from preprocess.command import main; raise SystemExit(main())"
+def test_write_error_has_the_message_of_the_system(tree):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))"
+    program = f"{limit}; from preprocess.command import main; raise SystemExit(main())"
     command = [sys.executable, "-c", program, "imagenet", *(str(tree / name) for name in ("train", "val", "out")),
                "--workers", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -360,7 +360,7 @@ def test_a_file_that_cannot_be_written_is_told_by_the_systems_own_words(tree):
     assert not list(written.parent.iterdir())
 
 
-def test_the_estimate_comes_first_and_measures_these_images(tree, capsys, monkeypatch):
+def test_estimate_is_measured_on_the_images(tree, capsys, monkeypatch):
     clock = [0.0]
 
     def slow(path):
@@ -378,13 +378,13 @@ def test_the_estimate_comes_first_and_measures_these_images(tree, capsys, monkey
 # ---- the command
 
 
-def test_the_command_makes_the_same_set(tree, finished, capsys):
+def test_command_makes_the_same_set(tree, finished, capsys):
     assert main(["imagenet", str(tree / "train"), str(tree / "val"), str(tree / "command"), "--batch-size", "6",
                  "--workers", "1"]) == 0
     assert contents(tree / "command") == contents(finished)
 
 
-def test_the_command_refuses_with_one_sentence_and_status_2(tree, capsys):
+def test_command_refuses_with_status_2(tree, capsys):
     assert main(["imagenet", str(tree / "nowhere"), str(tree / "val"), str(tree / "out")]) == 2
     assert capsys.readouterr().err == f"preprocess: {tree}/nowhere is not a folder of images\n"
     for wrong in (["--batch-size", "0"], ["--seed", "-1"], ["--resize", "stretch"]):

@@ -34,9 +34,9 @@ import numpy as np
 
 from alexnet.data import batch_file
 from alexnet.data.image_listing import find_images
+from alexnet.native.cores import cores
 from preprocess.batches import IMAGE_BYTES
 from preprocess.journal import JOURNAL
-from preprocess.workers import default_workers
 from tests.system.synthetic_imagenet import (
     CMYK_VALIDATION,
     INSIDE,
@@ -356,7 +356,7 @@ def options_of(arguments=None):
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write one JSON object per row")
     parser.add_argument("--images", type=int, default=TRAIN, help="of training; validation has its share (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=256, help="(%(default)s)")
-    parser.add_argument("--workers", type=int, default=default_workers(), help="(%(default)s)")
+    parser.add_argument("--workers", type=int, default=cores(), help="(%(default)s)")
     parser.add_argument("--kills", type=int, default=10, help="at least 2 (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the moments of the kills (%(default)s)")
     parser.add_argument("--folder", type=pathlib.Path, metavar="DIR", help="a new folder, to keep (a temporary one)")

@@ -138,7 +138,7 @@ class ParameterServer(CenterPolicy):
         if client in self._incomplete:
             pushed = self._incomplete.pop(client)._replace(waiting=1000 * note.waited)
             self.load.add_wait(note.waited)
-            recorder.push(**pushed._asdict())
+            recorder.record("push", **pushed._asdict())
         if type(message) is Leave:
             return
         seconds = self._clock() - self._began

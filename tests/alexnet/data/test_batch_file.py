@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from alexnet.data import batch_file
+from alexnet.native.atomic import remove_partial
 from tests import hostile_batches
 from tests.hostile_batches import Payload, images
 
@@ -20,19 +21,19 @@ def batch(tmp_path):
     return path
 
 
-def test_a_batch_is_what_hickle_writes_and_reads(batch, tmp_path):
+def test_batch_file_is_compatible_with_hickle(batch, tmp_path):
     hickle.dump(images(5), tmp_path / "other.hkl", mode="w")
     assert batch.read_bytes() == (tmp_path / "other.hkl").read_bytes()
     np.testing.assert_array_equal(hickle.load(batch), images(5))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0000.hkl", "other.hkl"]
 
 
-def test_the_header_tells_the_shape(batch):
+def test_header_contains_the_shape(batch):
     assert batch_file.check(batch) == (3, 256, 256, 5)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 5), (0, 2), (1, 4), (4, 5)])
-def test_any_part_is_read_into_any_buffer(batch, start, stop):
+def test_any_range_is_read_into_any_buffer(batch, start, stop):
     plain = np.empty((3, 256, 256, stop - start), np.uint8)
     batch_file.read_into(batch, plain, start, stop)
     np.testing.assert_array_equal(plain, images(5)[..., start:stop])
@@ -42,7 +43,7 @@ def test_any_part_is_read_into_any_buffer(batch, start, stop):
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 6), (-1, 2), (3, 3)])
-def test_a_part_outside_the_file_is_refused(batch, start, stop):
+def test_range_outside_the_file_is_refused(batch, start, stop):
     with pytest.raises(batch_file.DataError, match="holds 5 images; cannot read"):
         batch_file.read_into(batch, np.empty((3, 256, 256, max(stop - start, 0)), np.uint8), start, stop)
 
@@ -54,20 +55,20 @@ def test_older_hickle_names_are_read(tmp_path):
     assert batch_file.check(tmp_path / "old.hkl") == (3, 256, 256, 2)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_missing_file_is_named(tmp_path):
     with pytest.raises(batch_file.DataError, match="0007.hkl is missing"):
         batch_file.check(tmp_path / "0007.hkl")
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.999])
-def test_a_truncated_file_is_refused(batch, share):
+def test_truncated_file_is_refused(batch, share):
     whole = batch.read_bytes()
     batch.write_bytes(whole[:int(len(whole) * share)])
     with pytest.raises(batch_file.DataError, match="0000.hkl is not a readable HDF5 file"):
         batch_file.check(batch)
 
 
-def test_a_flipped_bit_in_the_header_is_refused_or_changes_nothing_that_is_read(batch, rng):
+def test_flipped_header_bit_is_refused_or_harmless(batch, rng):
     header = batch.read_bytes()[:1600]                           # everything except the address of the images
     out, refused = np.empty((3, 256, 256, 5), np.uint8), 0
     with open(batch, "r+b", buffering=0) as file:
@@ -85,7 +86,7 @@ def test_a_flipped_bit_in_the_header_is_refused_or_changes_nothing_that_is_read(
     assert 5 < refused < 95
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path):
+def test_other_than_regular_files_are_refused_immediately(tmp_path):
     (tmp_path / "0000.hkl").mkdir()
     os.mkfifo(tmp_path / "0001.hkl")
     for name in ("0000.hkl", "0001.hkl"):
@@ -93,19 +94,17 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
             batch_file.check(tmp_path / name)
 
 
-def test_half_written_files_are_no_batches_and_are_taken_away(tmp_path):
+def test_partial_files_are_removed(tmp_path):
     batch_file.write(tmp_path / "0000.hkl", images(1))
     (tmp_path / "0001.hkl.4711.partial").write_bytes(b"killed")
-    batch_file.remove_partial(tmp_path)
+    remove_partial(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["0000.hkl"]
 
 
-def test_a_process_that_outlived_its_run_does_not_spoil_the_file_of_the_next(tmp_path, monkeypatch):
+def test_concurrent_writers_do_not_share_a_temporary_file(tmp_path, monkeypatch):
     def meanwhile(array, file):
         monkeypatch.undo()
-        with monkeypatch.context() as other:
-            other.setattr(os, "getpid", lambda: 1)
-            batch_file.write(tmp_path / "0000.hkl", images(5))
+        batch_file.write(tmp_path / "0000.hkl", images(5))
         assert batch_file.check(tmp_path / "0000.hkl") == (3, 256, 256, 5)
         hickle.dump(array, file)
 
@@ -114,7 +113,7 @@ def test_a_process_that_outlived_its_run_does_not_spoil_the_file_of_the_next(tmp
     assert batch_file.check(tmp_path / "0000.hkl") == (3, 256, 256, 2)
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path):
+def test_missing_folder_is_named(tmp_path):
     with pytest.raises(batch_file.DataError, match="nowhere/0000.hkl cannot be written: No such file or directory"):
         batch_file.write(tmp_path / "nowhere" / "0000.hkl", images(1))
 
@@ -125,25 +124,25 @@ def test_bytes_that_are_not_hdf5_are_refused(tmp_path):
         batch_file.check(tmp_path / "0000.hkl")
 
 
-@pytest.mark.parametrize(("kind", "sentence"), hostile_batches.KINDS)
-def test_all_but_plain_images_are_refused_in_one_sentence_and_none_runs(tmp_path, kind, sentence):
+@pytest.mark.parametrize(("kind", "message"), hostile_batches.KINDS)
+def test_only_plain_images_are_accepted(tmp_path, kind, message):
     hostile_batches.make(kind, tmp_path / "0003.hkl", tmp_path)
-    with pytest.raises(batch_file.DataError, match=sentence) as caught:
+    with pytest.raises(batch_file.DataError, match=message) as caught:
         batch_file.check(tmp_path / "0003.hkl")
     assert "0003.hkl" in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(batch_file.DataError, match=sentence):
+    with pytest.raises(batch_file.DataError, match=message):
         batch_file.read_into(tmp_path / "0003.hkl", np.empty((3, 256, 256, 2), np.uint8))
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_the_payload_of_these_tests_is_a_live_one(tmp_path):
+def test_payload_executes_when_unpickled(tmp_path):
     hostile_batches.make(hostile_batches.payload, tmp_path / "0000.hkl", tmp_path)
     hickle.load(tmp_path / "0000.hkl").close()
     assert (tmp_path / "ran").exists()
 
 
-def test_a_payload_beside_good_images_does_not_run(batch, tmp_path):
+def test_payload_beside_good_images_is_not_executed(batch, tmp_path):
     with h5py.File(batch, "a") as file:
         payload = np.void(pickle.dumps(Payload(tmp_path / "ran")))
         del file["data"].attrs["type"]

@@ -79,7 +79,7 @@ def read_plan(plan, reader):
 @pytest.mark.parametrize("order", [None, (2, 0, 1)])
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5, 11])
 @pytest.mark.parametrize("keep_last", [True, False])
-def test_batches_run_through_all_files_in_order(made, order, batch_size, keep_last):
+def test_batches_cover_all_files_in_order(made, order, batch_size, keep_last):
     split = open_dataset(made).train
     expected, labels = all_images(split, order), all_labels(split, order)
     plan = split.plan(batch_size, order, keep_last)
@@ -93,7 +93,7 @@ def test_batches_run_through_all_files_in_order(made, order, batch_size, keep_la
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_the_shards_of_a_step_make_one_larger_batch(made, size):
+def test_shards_of_a_step_form_one_larger_batch(made, size):
     split = open_dataset(made).train
     whole = split.plan(2 * size)
     shards = [split.shard(rank, size).plan(2) for rank in range(size)]
@@ -105,7 +105,7 @@ def test_the_shards_of_a_step_make_one_larger_batch(made, size):
 
 
 @pytest.mark.parametrize(("batch_size", "size"), [(1, 2), (3, 2), (2, 3), (9, 4)])
-def test_every_validation_image_is_seen_by_one_worker(made, batch_size, size):
+def test_each_validation_image_goes_to_one_worker(made, batch_size, size):
     split = open_dataset(made).validation
     plans = [split.shard(rank, size).plan(batch_size, keep_last=True) for rank in range(size)]
     seen = sorted(label for plan in plans for _, labels in plan for label in labels.tolist())
@@ -113,7 +113,7 @@ def test_every_validation_image_is_seen_by_one_worker(made, batch_size, size):
     assert all(len(labels) for plan in plans for _, labels in plan)
 
 
-def test_a_batch_larger_than_the_set_is_refused(made):
+def test_batch_larger_than_the_set_is_refused(made):
     with pytest.raises(DataError, match="batch size 12 is larger than the set of 11 images"):
         open_dataset(made).train.plan(12)
     with pytest.raises(DataError, match="batch size 12"):
@@ -133,14 +133,14 @@ def opened_and_read(monkeypatch):
     return opened, read
 
 
-def test_a_file_is_opened_and_read_once_for_many_batches(made, opened_and_read):
+def test_file_is_read_once_for_many_batches(made, opened_and_read):
     split, (opened, read) = open_dataset(made).train, opened_and_read
     opened.clear()
     list(read_plan(split.plan(3, keep_last=True), BatchReader(np.zeros((3, 256, 256)), 227)))
     assert opened == [name for name, _ in read] == ["0000.hkl", "0001.hkl", "0002.hkl"]
 
 
-def test_a_whole_file_is_opened_once_and_goes_straight_into_the_buffer(made, opened_and_read):
+def test_whole_file_is_read_directly_into_the_buffer(made, opened_and_read):
     split, (opened, read) = open_dataset(made).train, opened_and_read
     opened.clear()
     out = np.empty((3, 256, 256, 4), np.uint8)
@@ -149,7 +149,7 @@ def test_a_whole_file_is_opened_once_and_goes_straight_into_the_buffer(made, ope
     np.testing.assert_array_equal(out, all_images(split)[..., 4:8])
 
 
-def test_a_request_that_does_not_fit_is_refused(made):
+def test_mismatched_request_is_refused(made):
     split, reader = open_dataset(made).train, BatchReader(np.zeros((3, 256, 256)), 227)
     out = np.empty((3, 256, 256, 3), np.uint8)
     with pytest.raises(DataError, match="holds 3 images, not those from 1 to 4"):
@@ -165,7 +165,7 @@ def test_a_request_that_does_not_fit_is_refused(made):
 
 @pytest.mark.parametrize("mirror", [None, 0, 1])                  # None: a random crop and mirror per image
 @pytest.mark.parametrize("size", [1, 227, 256])
-def test_a_cropped_batch_is_pixel_minus_mean_in_the_window(made, size, mirror):
+def test_cropped_batch_is_window_minus_mean(made, size, mirror):
     dataset = open_dataset(made)
     segments, labels = dataset.train.plan(5)[1]
     crop = draw_crop(crop_stream(1, 0, 7), 5, size, per_batch=mirror is not None)
@@ -180,7 +180,7 @@ def test_a_cropped_batch_is_pixel_minus_mean_in_the_window(made, size, mirror):
         np.testing.assert_array_equal(out[..., b], expected[:, :, ::-1] if mirror else expected)
 
 
-def test_the_loader_crops_as_the_graph_does(made):
+def test_loader_and_graph_crop_identically(made):
     dataset = open_dataset(made)
     segments, labels = dataset.train.plan(7)[0]
     crop = draw_crop(crop_stream(5, 0, 0), 7, 227)
@@ -191,13 +191,13 @@ def test_the_loader_crops_as_the_graph_does(made):
     np.testing.assert_array_equal(loaded, graph[0][0])
 
 
-def test_the_centre_crop_is_the_middle_window():
+def test_centre_crop_is_the_middle_window():
     crop = centre_crop(3, 227)
     assert crop.rows.tolist() == crop.columns.tolist() == [14, 14, 14] and not crop.mirrors.any()
     assert [a.dtype for a in crop] == [np.int32, np.int32, np.uint8]
 
 
-def test_drawn_crops_reach_every_place_evenly():
+def test_random_crops_are_uniform():
     crop = draw_crop(crop_stream(0, 0, 0), 30_000, 227)
     assert [a.dtype for a in crop] == [np.int32, np.int32, np.uint8]
     for corner in (crop.rows, crop.columns):
@@ -207,7 +207,7 @@ def test_drawn_crops_reach_every_place_evenly():
     assert abs(np.corrcoef(crop.rows, crop.columns)[0, 1]) < 0.03
 
 
-def test_streams_depend_on_every_number_and_on_nothing_else():
+def test_streams_are_functions_of_their_counters():
     def drawn(*numbers):
         return tuple(draw_crop(crop_stream(*numbers), 8, 227).rows)
 
@@ -217,14 +217,14 @@ def test_streams_depend_on_every_number_and_on_nothing_else():
     assert random_stream(0, 1, 0, 0).integers(2**60) != random_stream(0, 2, 0, 0).integers(2**60)
 
 
-def test_files_come_in_a_new_order_each_epoch():
+def test_file_order_changes_each_epoch():
     orders = [tuple(file_order(1, epoch, 20, shuffle=True)) for epoch in range(5)]
     assert len(set(orders)) == 5 and all(sorted(order) == list(range(20)) for order in orders)
     assert tuple(file_order(1, 3, 20, shuffle=True)) == orders[3]
     assert file_order(1, 3, 20, shuffle=False).tolist() == list(range(20))
 
 
-def test_one_draw_serves_the_batch_where_asked():
+def test_per_batch_crop_is_equal_for_all_images():
     crop = draw_crop(crop_stream(0, 0, 0), 9, 227, per_batch=True)
     assert all(len(a) == 9 and len(set(a.tolist())) == 1 for a in crop)
 
@@ -232,7 +232,7 @@ def test_one_draw_serves_the_batch_where_asked():
 # ---- opening
 
 
-def test_upstreams_folder_opens(made):
+def test_upstream_folder_can_be_opened(made):
     dataset = open_dataset(made)
     assert (dataset.train.n, dataset.validation.n, dataset.classes) == (11, 5, 7)
     assert [f.name for f in dataset.train.files] == ["0000.hkl", "0001.hkl", "0002.hkl"]
@@ -262,7 +262,7 @@ def split_in_halves(folder):
     return folder
 
 
-def test_files_split_for_two_gpus_are_pieces_of_one_batch(folder):
+def test_files_split_for_two_gpus_are_joined(folder):
     whole = open_dataset(folder).train
     first = all_images(whole)[..., :8]
     split_in_halves(folder)
@@ -278,14 +278,14 @@ def test_files_split_for_two_gpus_are_pieces_of_one_batch(folder):
     np.testing.assert_array_equal(open_dataset(folder).train.labels, labels)
 
 
-def test_pieces_of_four_are_put_in_upstreams_order(folder):
+def test_four_pieces_are_in_upstream_order(folder):
     for number, suffix in enumerate(("00", "10", "01", "11")):
         batch_file.write(folder / f"0000_{suffix}.hkl", images(1, number))
     found = layout.batches_in(folder)
     assert [found[key].stem[-2:] for key in sorted(found)] == ["00", "10", "01", "11"]
 
 
-def test_halves_that_contradict_the_whole_are_refused(folder):
+def test_halves_that_contradict_whole_labels_are_refused(folder):
     split_in_halves(folder)
     for half, other in ((0, 1), (1, 0)):
         save(folder / "labels" / f"x{half}.npy", np.load(folder / "labels" / f"train_labels_{other}.npy"))
@@ -314,10 +314,10 @@ def remove(name):
 
 
 def write(name, array):
-    def spoil(folder):
+    def damage(folder):
         (folder / name).unlink(missing_ok=True)
         save(folder / name, array)
-    return spoil
+    return damage
 
 
 class Payload:
@@ -346,11 +346,11 @@ def archive(folder):
 
 def header(fields):
     """Return a function that overwrites the training labels with a .npy file of this header and 40 bytes of data."""
-    def spoil(folder):
+    def damage(folder):
         text = f"{fields:<117}\n".encode()
         magic = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little")
         (folder / "labels" / "train_labels.npy").write_bytes(magic + text + bytes(40))
-    return spoil
+    return damage
 
 
 def bomb(images):
@@ -390,7 +390,7 @@ def second_folder(folder):
     batch_file.write(folder / "train_hkl_b8" / "0000.hkl", images(1, 0))
 
 
-@pytest.mark.parametrize(("spoil", "sentence"), [
+@pytest.mark.parametrize(("damage", "message"), [
     (empty_folder, r"must hold one folder train_hkl\* of files such as 0000.hkl, found none"),
     (second_folder, "found train_hkl_b4_b_4, train_hkl_b8"),
     (foreign_name, "last.hkl has no batch file's name"),
@@ -417,22 +417,22 @@ def second_folder(folder):
     (write("misc/img_mean.npy", np.zeros((256, 256, 3))), "a mean image is float"),
     (write("misc/img_mean.npy", np.full((3, 256, 256), np.nan)), "outside 0 to 255"),
 ])
-def test_what_does_not_fit_is_refused_in_one_sentence(folder, spoil, sentence, monkeypatch):
+def test_invalid_input_is_refused_in_one_sentence(folder, damage, message, monkeypatch):
     open_dataset(folder, classes=1000)
     monkeypatch.chdir(folder)
-    spoil(folder)
-    with pytest.raises(DataError, match=sentence) as caught:
+    damage(folder)
+    with pytest.raises(DataError, match=message) as caught:
         open_dataset(folder, classes=1000)
     assert "\n" not in str(caught.value) and not (folder / "ran").exists()
 
 
-def test_the_payloads_of_these_tests_are_live_ones(folder):
+def test_payloads_execute_when_unpickled(folder):
     objects(folder)
     with np.load(folder / "labels" / "train_labels.npy", allow_pickle=True)[0]:
         assert (folder / "ran").exists()
 
 
-def test_a_list_of_names_that_is_none_is_refused(folder):
+def test_invalid_list_of_names_is_refused(folder):
     split_in_halves(folder)
     for name in ("train_hkl_b4_b_4/0002.hkl", "val_hkl_b4_b_4/0001.hkl", "labels/train_labels.npy"):
         (folder / name).unlink()
@@ -441,14 +441,14 @@ def test_a_list_of_names_that_is_none_is_refused(folder):
         open_dataset(folder)
 
 
-def test_a_pipe_in_place_of_an_array_is_refused_at_once(folder):
+def test_pipe_instead_of_array_is_refused_immediately(folder):
     (folder / "labels" / "train_labels.npy").unlink()
     os.mkfifo(folder / "labels" / "train_labels.npy")
     with pytest.raises(DataError, match="train_labels.npy is not a file"):
         open_dataset(folder)
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_missing_folder_is_named(tmp_path):
     with pytest.raises(DataError, match="nowhere is not a folder"):
         open_dataset(tmp_path / "nowhere")
 
@@ -468,7 +468,7 @@ def manifest_of(folder):
     }
 
 
-def test_a_manifest_names_files_and_classes(folder):
+def test_manifest_lists_files_and_classes(folder):
     (folder / "manifest.json").write_text(json.dumps(manifest_of(folder)))
     dataset = open_dataset(folder)
     assert dataset.class_names == tuple(f"n{i}" for i in range(7)) and dataset.classes == 7
@@ -507,30 +507,30 @@ def none_at_all(manifest):
     manifest["train"]["files"] = []
 
 
-@pytest.mark.parametrize(("spoil", "sentence"), [
+@pytest.mark.parametrize(("damage", "message"), [
     (lose, "does not list its validation files"),
-    (count, "0001.hkl holds 4 images in .* bytes, but the manifest says 3"),
-    (grow, "but the manifest says 4 in"),
+    (count, "0001.hkl holds 4 images in .* bytes, but the manifest lists 3"),
+    (grow, "but the manifest lists 4 in"),
     (climb, "must list train files such as 0000.hkl in one folder"),
     (none_at_all, "must list train files"),
     (forget, "has no checksum of misc/img_mean.npy"),
     (alter, "val_labels.npy is not the file the manifest describes"),
     (age, "is no manifest of format 1"),
 ])
-def test_a_manifest_that_does_not_fit_is_refused(folder, spoil, sentence):
+def test_invalid_manifest_is_refused(folder, damage, message):
     manifest = manifest_of(folder)
-    spoil(manifest)
+    damage(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises(DataError, match=message):
         open_dataset(folder)
 
 
-def test_a_manifest_that_is_not_json_is_refused(folder):
+def test_manifest_that_is_not_json_is_refused(folder):
     (folder / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="manifest.json is not readable JSON"):
         open_dataset(folder)
 
 
-def test_a_split_of_one_file_needs_no_folder():
+def test_split_of_one_file_needs_no_folder():
     split = Split(("a",), np.array([3]), np.array([5, 6, 7], np.int32))
     assert [(s, labels.tolist()) for s, labels in split.plan(2)] == [((Segment("a", 0, 2),), [5, 6])]

@@ -47,7 +47,7 @@ def labels_of(images):
     return dict(zip(images.names, images.labels.tolist(), strict=True))
 
 
-def test_a_label_is_the_place_among_the_sorted_folders(tree):
+def test_label_is_the_index_among_sorted_folders(tree):
     sources = found(tree)
     assert len(sources.train.names) == 12
     for name, label in labels_of(sources.train).items():
@@ -56,12 +56,12 @@ def test_a_label_is_the_place_among_the_sorted_folders(tree):
         "n01440764 tench, Tinca tinca", "n02119789 kit fox, Vulpes macrotis", "n03000000 thing")
 
 
-def test_the_ground_truth_is_translated_by_the_devkits_table(tree):
+def test_ground_truth_is_translated_by_the_devkit(tree):
     assert list(labels_of(found(tree).validation).values()) == [2, 1, 0, 1]
 
 
 @pytest.mark.parametrize("line", ["{id} {wnid} {words}", "{wnid} {id} {words}"])
-def test_a_plain_table_serves_as_well(tree, line):
+def test_text_synset_table_is_accepted(tree, line):
     (devkit(tree) / "meta.mat").unlink()
     rows = [line.format(id=i + 1, wnid=w, words=t) for i, (w, t) in enumerate(zip(CLASSES, WORDS, strict=True))]
     (tree / "table.txt").write_text("\n".join(rows))
@@ -69,17 +69,17 @@ def test_a_plain_table_serves_as_well(tree, line):
     assert sources.validation.labels.tolist() == [2, 1, 0, 1] and "kit fox" in sources.class_names[1]
 
 
-def test_files_elsewhere_are_named(tree):
+def test_files_in_other_places_are_accepted(tree):
     (devkit(tree)).rename(tree / "elsewhere")
     truth = tree / "elsewhere" / "ILSVRC2012_validation_ground_truth.txt"
-    with pytest.raises(DataError, match="say where it is with --ground-truth FILE"):
+    with pytest.raises(DataError, match="pass --ground-truth FILE"):
         found(tree)
     assert found(tree, ground_truth=truth).validation.labels.tolist() == [2, 1, 0, 1]
     with pytest.raises(DataError, match="nowhere.mat is not a file"):
         found(tree, ground_truth=truth, synsets=tree / "nowhere.mat")
 
 
-def test_validation_may_be_class_folders(tree):
+def test_validation_may_have_class_folders(tree):
     for i, wnid in enumerate(CLASSES[:2]):
         (tree / "folders" / wnid).mkdir(parents=True)
         (tree / "folders" / wnid / f"{i}.png").touch()
@@ -87,14 +87,14 @@ def test_validation_may_be_class_folders(tree):
     assert labels_of(sources.validation) == {"n01440764/1.png": 0, "n02119789/0.png": 1}
 
 
-def test_every_ending_counts_in_any_case_and_nothing_else(tree):
+def test_only_image_file_endings_are_listed(tree):
     for name in ("a.jpg", "b.JPG", "c.Jpeg", "d.PNG", "e.txt", ".f.jpg", "g"):
         (tree / "train" / CLASSES[0] / name).touch()
     inside = [n.split("/")[1] for n in found(tree).train.names if n.startswith(CLASSES[0])]
     assert sorted(n for n in inside if not n.startswith("n")) == ["a.jpg", "b.JPG", "c.Jpeg", "d.PNG"]
 
 
-def test_training_images_are_shuffled_as_upstream_shuffles_them(tree):
+def test_training_images_are_shuffled_as_upstream(tree):
     names = np.asarray(sorted(found(tree).train.names))
     np.random.RandomState(7).shuffle(names)
     assert list(found(tree, seed=7).train.names) == list(names)
@@ -105,7 +105,7 @@ def test_validation_keeps_its_order(tree):
     assert list(found(tree, seed=3).validation.names) == sorted(found(tree).validation.names)
 
 
-def test_limit_takes_a_sample_of_all_classes(tree):
+def test_limit_samples_all_classes(tree):
     whole, part = found(tree), found(tree, limit=3)
     assert part.train.names == whole.train.names[:3] and len(part.validation.names) == 3
     assert labels_of(part.validation).items() <= labels_of(whole.validation).items()
@@ -168,21 +168,21 @@ def no_table(tree):
     (devkit(tree) / "meta.mat").unlink()
 
 
-@pytest.mark.parametrize(("spoil", "sentence"), [
+@pytest.mark.parametrize(("damage", "message"), [
     (missing_train, "train cannot be listed: No such file"),
     (no_classes, "holds no class folders"),
     (empty_class, "class folder .*n04000000 holds no JPEG or PNG file"),
     (unknown_class, "has class folder n05000000, which the training folder lacks"),
     (too_few_labels, "holds 3 labels for 4 images"),
     (image_lost_and_one_added, "is image 2 of its folder; one is missing"),
-    (id_without_class, "line 4 of .* is 9, synset None, which is no class"),
+    (id_without_class, "line 4 of .* is 9, synset unknown, which is no class"),
     (words_for_labels, "is not one class id per line"),
     (table_without_ids, "is neither the devkit's meta.mat nor lines of id, wnid and words"),
     (broken_table, "is neither the devkit's meta.mat"),
-    (no_table, "is not near .*; say where with --synsets FILE"),
+    (no_table, "is not near .*; pass --synsets FILE"),
 ])
-def test_what_does_not_fit_is_refused_in_one_sentence(tree, spoil, sentence):
-    spoil(tree)
-    with pytest.raises(DataError, match=sentence) as caught:
+def test_invalid_input_is_refused_in_one_sentence(tree, damage, message):
+    damage(tree)
+    with pytest.raises(DataError, match=message) as caught:
         found(tree)
     assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from alexnet.data.images import TURNS, BadImage, batch_of, pixels_of, read_image
-from tests.unusual_images import BAD, GOOD, bomb, encoded, photograph
+from tests.hostile_images import BAD, GOOD, bomb, encoded, photograph
 
 
 def squashed(image):
@@ -27,7 +27,7 @@ def path(tmp_path):
     return tmp_path / "n01440764_1.JPEG"
 
 
-def test_squash_is_pillows_bilinear_resize(path):
+def test_squash_is_bilinear_resize(path):
     saved(photograph(500, 400), path)
     out = read_image(path)
     assert out.shape == (256, 256, 3) and out.dtype == np.uint8
@@ -36,7 +36,7 @@ def test_squash_is_pillows_bilinear_resize(path):
 
 
 @pytest.mark.parametrize(("width", "height"), [(300, 200), (200, 300), (256, 256), (1024, 512)])
-def test_crop_is_the_centre_of_the_shorter_side_at_256(path, width, height):
+def test_crop_is_the_central_square(path, width, height):
     saved(photograph(width, height), path, "PNG")
     scale = 256 / min(width, height)
     whole = photograph(width, height).resize(
@@ -46,14 +46,14 @@ def test_crop_is_the_centre_of_the_shorter_side_at_256(path, width, height):
     assert np.abs(read_image(path, "crop") - expected).mean() < 1
 
 
-def test_a_large_jpeg_decoded_in_draft_is_hardly_different(path):
+def test_draft_decoding_changes_pixels_little(path):
     saved(photograph(2500, 2100), path)
     with Image.open(path) as image:
         difference = np.abs(read_image(path) - squashed(image))
     assert difference.mean() < 0.3 and difference.max() <= 4
 
 
-def test_cmyk_comes_out_within_a_grey_level(path):
+def test_cmyk_is_converted_within_a_grey_level(path):
     rgb = photograph()
     cmyk = np.empty((200, 300, 4), np.uint8)
     cmyk[..., :3], cmyk[..., 3] = 255 - np.asarray(rgb), 0             # no black: c = 255 - r
@@ -63,7 +63,7 @@ def test_cmyk_comes_out_within_a_grey_level(path):
     assert np.abs(read_image(path) - squashed(rgb)).mean() < 1
 
 
-def test_cmyk_with_black_is_darkened_by_it(path):
+def test_black_channel_darkens_cmyk(path):
     cmyk = np.random.default_rng(0).integers(0, 256, (4, 4, 4)).astype(np.uint8)
     picture = Image.frombytes("CMYK", (4, 4), cmyk.tobytes()).resize((256, 256), Image.Resampling.NEAREST)
     saved(picture, path, quality=100)
@@ -72,7 +72,7 @@ def test_cmyk_with_black_is_darkened_by_it(path):
     assert np.abs(read_image(path) - expected).mean() < 1
 
 
-def test_a_png_named_jpeg_is_a_png(path):
+def test_png_named_jpeg_is_read_as_png(path):
     saved(photograph(), path, "PNG")
     np.testing.assert_array_equal(read_image(path), squashed(photograph()))
 
@@ -85,7 +85,7 @@ def test_grey_has_three_equal_channels(path):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_what_is_transparent_lies_on_white(path, mode):
+def test_transparent_pixels_become_white(path, mode):
     picture = photograph().convert(mode)
     alpha = np.zeros((200, 300), np.uint8)
     alpha[:, 150:] = 255
@@ -96,13 +96,13 @@ def test_what_is_transparent_lies_on_white(path, mode):
     np.testing.assert_array_equal(out[:, 136:], opaque[:, 136:])
 
 
-def test_a_palette_is_looked_up(path):
+def test_palette_is_applied(path):
     picture = photograph().quantize(16)
     saved(picture, path, "PNG")
     np.testing.assert_array_equal(read_image(path), squashed(picture.convert("RGB")))
 
 
-def test_a_transparent_palette_entry_is_white(path):
+def test_transparent_palette_entry_is_white(path):
     picture = Image.new("P", (8, 8), 1)
     picture.putpalette([10, 20, 30, 200, 0, 0])
     picture.paste(0, (0, 0, 4, 8))
@@ -129,7 +129,7 @@ def test_exif_orientation_is_applied(path, orientation):
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")     # raised by Pillow in the test itself
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\0" * 9])
-def test_broken_exif_data_does_not_matter(path, exif):
+def test_broken_exif_data_is_ignored(path, exif):
     saved(photograph(), path, exif=exif)
     with Image.open(path) as image:
         np.testing.assert_array_equal(read_image(path), squashed(image))
@@ -142,14 +142,14 @@ def test_thin_images_are_read(path, resize, width, height):
     assert np.abs(read_image(path, resize).astype(int) - [10, 200, 30]).max() <= 3
 
 
-def test_a_name_that_is_not_utf8_is_read(tmp_path):
+def test_name_that_is_not_utf8_is_read(tmp_path):
     name = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
     saved(photograph(), name)
     assert read_image(os.fsdecode(name)).shape == (256, 256, 3)
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_every_kind_that_can_be_used_is_read(path, kind):
+def test_usable_images_are_read(path, kind):
     path.write_bytes(GOOD[kind]())
     assert read_image(path).shape == (256, 256, 3)
 
@@ -160,14 +160,14 @@ def test_every_kind_that_can_be_used_is_read(path, kind):
     (encoded(photograph(), "PNG")[:2000], "is damaged"),
     (encoded(photograph(), "PNG")[:20], "is "),
 ])
-def test_what_is_no_image_is_refused_with_its_reason(path, content, reason):
+def test_unusable_image_is_refused_with_its_reason(path, content, reason):
     path.write_bytes(content)
     with pytest.raises(BadImage, match=reason) as caught:
         read_image(path)
     assert "\n" not in str(caught.value)
 
 
-def test_an_unreadable_file_is_refused(path):
+def test_unreadable_file_is_refused(path):
     path.mkdir()
     with pytest.raises(BadImage, match="cannot be opened: Is a directory"):
         read_image(path)
@@ -175,13 +175,13 @@ def test_an_unreadable_file_is_refused(path):
         read_image(path / "gone")
 
 
-def test_a_pipe_is_refused_and_not_waited_for(path):
+def test_pipe_is_refused_without_waiting(path):
     os.mkfifo(path)
     with pytest.raises(BadImage, match="is no file but a pipe or a device"):
         read_image(path)
 
 
-def test_many_threads_leave_the_filters_of_warnings_as_they_are(path):
+def test_threads_leave_warning_filters_unchanged(path):
     """Decompression bombs are refused and Pillow's warnings suppressed while other threads read images."""
     saved(photograph(), path, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\0" * 9)
     bombs = path.with_name("bomb.png")
@@ -196,7 +196,7 @@ def test_many_threads_leave_the_filters_of_warnings_as_they_are(path):
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop"])
-def test_pixels_in_memory_are_resized_as_those_of_a_file(path, resize):
+def test_pixels_and_file_are_resized_identically(path, resize):
     saved(photograph(), path, "PNG")
     np.testing.assert_array_equal(pixels_of(np.asarray(photograph()), resize), read_image(path, resize))
 
@@ -204,12 +204,12 @@ def test_pixels_in_memory_are_resized_as_those_of_a_file(path, resize):
 @pytest.mark.parametrize("wrong", [
     np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), [1],
 ])
-def test_pixels_of_another_kind_are_refused(wrong):
+def test_invalid_pixels_are_refused(wrong):
     with pytest.raises(BadImage, match=r"must be uint8 of shape \(rows, columns, 3\), got "):
         pixels_of(wrong)
 
 
-def test_a_batch_has_the_images_innermost(rng):
+def test_images_are_the_innermost_axis(rng):
     images = [rng.integers(0, 256, (256, 256, 3), dtype=np.uint8) for _ in range(3)]
     batch = batch_of(images)
     assert batch.shape == (3, 256, 256, 3) and batch.flags.c_contiguous

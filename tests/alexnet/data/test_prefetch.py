@@ -24,11 +24,11 @@ def no_thread_is_left():
 
 @pytest.mark.parametrize(("threads", "ahead"), [(1, 1), (1, 2), (4, 6)])
 @pytest.mark.parametrize("jobs", [0, 1, 5, 20])
-def test_results_come_in_the_order_of_the_jobs(threads, ahead, jobs):
+def test_results_are_in_job_order(threads, ahead, jobs):
     assert list(in_order(slow_square, range(jobs), threads, ahead)) == [n**2 for n in range(jobs)]
 
 
-def test_no_more_is_begun_than_was_asked_for():
+def test_prefetching_is_bounded():
     begun = []
     with closing(in_order(begun.append, count(), threads=3, ahead=5)) as results:
         for taken in range(1, 8):
@@ -37,7 +37,7 @@ def test_no_more_is_begun_than_was_asked_for():
             assert taken <= len(begun) <= taken + 5
 
 
-def test_an_error_is_raised_where_its_result_is_due_and_ends_the_threads():
+def test_error_is_raised_in_order_and_ends_threads():
     def fail(number):
         if number == 3:
             raise ValueError("the third")
@@ -50,7 +50,7 @@ def test_an_error_is_raised_where_its_result_is_due_and_ends_the_threads():
     assert taken == [0, 1, 2]
 
 
-def test_who_stops_early_leaves_no_thread():
+def test_closing_early_leaves_no_thread():
     with pytest.raises(KeyboardInterrupt), closing(in_order(slow_square, count(), 4, 8)) as results:
         next(results)
         raise KeyboardInterrupt

@@ -9,13 +9,13 @@ from alexnet.data.progress import Progress, duration
 @pytest.fixture
 def clock(monkeypatch):
     """Replace the clock and return its state, {"now": seconds}, which tests advance."""
-    told = {"now": 100.0}
-    monkeypatch.setattr(progress.time, "monotonic", lambda: told["now"])
+    times = {"now": 100.0}
+    monkeypatch.setattr(progress.time, "monotonic", lambda: times["now"])
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: False, raising=False)
-    return told
+    return times
 
 
-def test_the_time_left_follows_the_rate_since_the_line_before(clock, capsys):
+def test_remaining_time_follows_the_recent_rate(clock, capsys):
     counted = Progress("preprocess", 10_000)
     for seconds, images in ((10, 5000), (5, 100), (5, 100), (3, 0), (20, 4800)):     # 5000 resumed images, then new
         clock["now"] += seconds
@@ -27,7 +27,7 @@ def test_the_time_left_follows_the_rate_since_the_line_before(clock, capsys):
     ]
 
 
-def test_nothing_new_is_no_line(clock, capsys):
+def test_no_progress_prints_no_line(clock, capsys):
     counted = Progress("verify", 5)
     clock["now"] += 60
     counted.add(0)
@@ -36,6 +36,6 @@ def test_nothing_new_is_no_line(clock, capsys):
     assert capsys.readouterr().out == "verify 5 of 5 images, 0 images/s, 0 s left\n"
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(40, "40 s"), (180, "3 min"), (9000, "2.5 h")])
-def test_durations_are_said_as_a_reader_says_them(seconds, said):
-    assert duration(seconds) == said
+@pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (180, "3 min"), (9000, "2.5 h")])
+def test_durations_are_formatted(seconds, text):
+    assert duration(seconds) == text

@@ -23,8 +23,8 @@ from alexnet.pretrained import Weights
 from alexnet.run.recorder import read_records
 from alexnet.training.network import use_machine
 from preprocess.command import main as preprocess
+from tests.hostile_images import encoded, photograph, place_all
 from tests.tiny import Tiny, make_data, run
-from tests.unusual_images import encoded, photograph, place_all
 
 CLASSES = 10
 NAMES = tuple(f"n9000000{label} thing {label}, object {label}" for label in range(CLASSES))
@@ -109,7 +109,7 @@ def thousand(folder):
     return folder
 
 
-def test_counts_equal_a_recount_by_another_program_on_1000_images(tmp_path, saved, capsys):
+def test_counts_match_an_independent_count(tmp_path, saved, capsys):
     """11 batches of 96 images, the last of 40, from 4 files of 300 images, the last of 100."""
     data = thousand(tmp_path / "data")
     found, matrix = tmp_path / "found.json", tmp_path / "confusion.csv"
@@ -118,12 +118,12 @@ def test_counts_equal_a_recount_by_another_program_on_1000_images(tmp_path, save
     labels, order, costs = recount(make_weights(), data)
     right = {k: int((order[:, :k] == labels[:, np.newaxis]).any(axis=1).sum()) for k in (1, 5)}
     assert 50 < right[1] < 200 < right[5] < 800 and len(set(order[:, 0])) > 4        # predictions depend on the images
-    told = json.loads(found.read_text())
-    assert told["images"] == 1000
+    results = json.loads(found.read_text())
+    assert results["images"] == 1000
     for k in (1, 5):
-        assert told[f"top{k}"] == {"right": right[k], "accuracy": right[k] / 1000, "error": (1000 - right[k]) / 1000}
-    assert told["cost"] == pytest.approx(costs.mean(), rel=1e-5)
-    for label, each in enumerate(told["per_class"]):
+        assert results[f"top{k}"] == {"right": right[k], "accuracy": right[k] / 1000, "error": (1000 - right[k]) / 1000}
+    assert results["cost"] == pytest.approx(costs.mean(), rel=1e-5)
+    for label, each in enumerate(results["per_class"]):
         own = labels == label
         assert (each["name"], each["images"]) == (NAMES[label], own.sum())
         assert each["top1"]["right"] == (order[own, 0] == label).sum()
@@ -136,19 +136,19 @@ def test_counts_equal_a_recount_by_another_program_on_1000_images(tmp_path, save
     assert f"{right[1]} of 1,000 right" in screen and f"{right[5]} of 1,000 right" in screen
 
 
-def test_a_runs_own_validation_is_what_evaluate_finds(tmp_path):
+def test_evaluate_matches_the_validation_of_the_run(tmp_path):
     """The last checkpoint of a run on its own data; 10 images in batches of 4 in the run and of 3 here."""
     data = make_data(tmp_path / "data")
     folder, found = run(data, tmp_path / "out", n_epochs=1), tmp_path / "found.json"
     (own,) = [record for record in read_records(folder) if record["kind"] == "validation"]
     assert evaluated("--weights", folder, "--data", data, "--batch-size", 3, "--json", found) == 0
-    told = json.loads(found.read_text())
-    assert told["cost"] == pytest.approx(own["cost"], rel=1e-5)
-    assert told["top1"]["error"] == pytest.approx(own["top1_error"])
-    assert told["top5"]["error"] == pytest.approx(own["top5_error"])
+    results = json.loads(found.read_text())
+    assert results["cost"] == pytest.approx(own["cost"], rel=1e-5)
+    assert results["top1"]["error"] == pytest.approx(own["top1_error"])
+    assert results["top5"]["error"] == pytest.approx(own["top5_error"])
 
 
-def test_of_equal_scores_the_lower_class_is_ahead(rng):
+def test_ties_rank_the_lower_class_first(rng):
     scores = rng.integers(0, 4, (7, 200)).astype(float)         # many ties
     labels = rng.integers(0, 7, 200)
     expected = [sorted(range(7), key=lambda c: (-column[c], c)).index(label)
@@ -156,13 +156,13 @@ def test_of_equal_scores_the_lower_class_is_ahead(rng):
     np.testing.assert_array_equal(place_of_label(scores, labels), expected)
 
 
-def test_costs_of_huge_scores_are_exact():
+def test_huge_scores_have_exact_costs():
     counts = Counts(3)
     counts.add(np.array([[1e5, -1e5], [0.0, 0.0], [1e5, -1e5]]), np.array([1, 1]))
     np.testing.assert_allclose(counts.cost, [0, 1e5 + np.log(2), 0], rtol=1e-12)
 
 
-def test_classes_without_images_have_no_share():
+def test_classes_without_images_have_no_accuracy():
     counts = Counts(2)
     counts.add(np.zeros((2, 1)), np.array([1]))
     empty, full = counts.per_class()
@@ -175,7 +175,7 @@ def test_classes_without_images_have_no_share():
 
 
 @pytest.mark.parametrize("batch", [1, 30, 65])                  # ten, four or one view per pass
-def test_ten_crops_are_the_mean_of_ten_separate_predictions(weights, network, rng, batch):
+def test_ten_crops_average_ten_predictions(weights, network, rng, batch):
     separate = pretrained.build(weights, crop=False)            # takes images that are already cropped
     images = rng.integers(0, 256, (3, 256, 256, batch), dtype=np.uint8)
     pixels = images - weights.mean[..., np.newaxis]
@@ -192,14 +192,14 @@ def test_one_crop_is_the_centre(network, rng):
     np.testing.assert_array_equal(scores_of(network, images), network.logits(images, *centre_crop(2, 227)))
 
 
-def test_another_number_of_crops_is_refused(network):
+def test_other_numbers_of_crops_are_refused(network):
     with pytest.raises(ValueError, match="crops must be 1 or 10, got 5"):
         scores_of(network, np.zeros((3, 256, 256, 1), np.uint8), crops=5)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 @pytest.mark.parametrize("crops", [1, 10])
-def test_outputs_that_are_not_finite_are_refused(wrong, crops):
+def test_nonfinite_outputs_are_refused(wrong, crops):
     def logits(images, *crop):
         return np.full((3, images.shape[3]), wrong, np.float32)
 
@@ -244,23 +244,23 @@ def made_of(tree, *options):
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop"])
-def test_a_folder_gives_what_the_data_set_made_of_it_gives(tree, saved, resize):
-    path, told = saved(resize=resize), {}
+def test_image_folder_and_its_data_set_agree(tree, saved, resize):
+    path, results = saved(resize=resize), {}
     made_of(tree, "--resize", resize, "--batch-size", "4")
     folder, options = flat(tree)
     runs = {"set": (tree / "data", []), "folders": (tree / "val", []), "flat": (folder, options)}
     for name, (data, more) in runs.items():
-        assert evaluated("--weights", path, "--data", data, "--batch-size", 5, "--json", tree / "told", *more) == 0
-        found = json.loads((tree / "told").read_text())
-        told[name] = {key: found[key] for key in ("images", "top1", "top5", "cost", "resize")}
-    assert told["set"]["images"] == 13
-    assert told["set"] == told["folders"] == told["flat"]
+        assert evaluated("--weights", path, "--data", data, "--batch-size", 5, "--json", tree / "results", *more) == 0
+        found = json.loads((tree / "results").read_text())
+        results[name] = {key: found[key] for key in ("images", "top1", "top5", "cost", "resize")}
+    assert results["set"]["images"] == 13
+    assert results["set"] == results["folders"] == results["flat"]
     pixels = [np.concatenate([batch.images for batch in labelled.batches(5)], axis=3)
               for labelled in (DatasetHalf(tree / "data", CLASSES), ImageFolder(tree / "val", CLASSES, NAMES, resize))]
     np.testing.assert_array_equal(*pixels)
 
 
-def test_folders_may_bear_whole_names_and_names_that_are_no_wnids(tmp_path):
+def test_folders_may_have_full_class_names(tmp_path):
     names = ("n90000000 thing", "cat", "n90000002 other")
     for folder in ("n90000002 other", "cat", "n90000000"):
         (tmp_path / folder).mkdir()
@@ -270,18 +270,18 @@ def test_folders_may_bear_whole_names_and_names_that_are_no_wnids(tmp_path):
         "cat/1.jpg": 1, "n90000000/1.jpg": 0, "n90000002 other/1.jpg": 2}
 
 
-def test_names_that_do_not_tell_two_classes_apart_are_refused(tree):
+def test_ambiguous_class_names_are_refused(tree):
     with pytest.raises(DataError, match="the weights name class 0 and class 2 alike: crane"):
         ImageFolder(tree / "train", 3, ("crane", "cat", "crane"))
 
 
-def test_without_class_names_the_folders_are_counted(tree):
+def test_folders_without_class_names_are_counted(tree):
     assert ImageFolder(tree / "train", CLASSES).images.labels.tolist() == list(range(10))
     with pytest.raises(DataError, match="has 4 class folders, and the weights, which do not name .* have 10"):
         ImageFolder(tree / "val", CLASSES)
 
 
-def test_a_limit_takes_images_of_many_classes(tree, network):
+def test_limit_samples_many_classes(tree, network):
     images = ImageFolder(tree / "train", CLASSES, NAMES, limit=5)
     assert images.n == 5 and len({name.split("/")[0] for name in images.images.names}) > 2
     assert evaluate(network, images, Counts(CLASSES), batch_size=2).n == 5
@@ -295,36 +295,36 @@ def hostile(tmp_path):
     """Return a class folder with every kind of image, and the expected error of each."""
     folder = tmp_path / "hostile" / WNIDS[3]
     folder.mkdir(parents=True)
-    said = place_all(folder)
-    return folder.parent, {path.removeprefix(f"{folder.parent}/"): sentence for path, sentence in said.items()}
+    reasons = place_all(folder)
+    return folder.parent, {path.removeprefix(f"{folder.parent}/"): reason for path, reason in reasons.items()}
 
 
-def test_every_broken_image_is_counted_named_and_left_out(hostile, saved, tmp_path, capsys):
-    folder, said = hostile
+def test_broken_images_are_listed_and_skipped(hostile, saved, tmp_path, capsys):
+    folder, reasons = hostile
     found = tmp_path / "found.json"
     assert evaluated("--weights", saved(), "--data", folder, "--on-bad-image", "skip", "--batch-size", 3,
                      "--json", found) == 0
-    told = json.loads(found.read_text())
-    bad = {name: sentence for name, sentence in said.items() if sentence}
-    assert told["images"] == len(said) - len(bad)
-    assert sorted(each["image"] for each in told["skipped"]) == sorted(bad)
-    for each in told["skipped"]:
+    results = json.loads(found.read_text())
+    bad = {name: reason for name, reason in reasons.items() if reason}
+    assert results["images"] == len(reasons) - len(bad)
+    assert sorted(each["image"] for each in results["skipped"]) == sorted(bad)
+    for each in results["skipped"]:
         assert each["reason"].startswith(bad[each["image"]].split(":")[0]) and "\n" not in each["reason"]
     assert f"{len(bad)} bad images are left out: " in capsys.readouterr().out
 
 
-def test_a_broken_image_ends_it_in_one_sentence(hostile, saved, capsys):
-    folder, said = hostile
-    for name, sentence in said.items():
-        if sentence is None:
+def test_broken_image_ends_the_evaluation(hostile, saved, capsys):
+    folder, reasons = hostile
+    for name, reason in reasons.items():
+        if reason is None:
             (folder / name).unlink()
     assert evaluated("--weights", saved(), "--data", folder) == 2
-    first = sorted(name for name, sentence in said.items() if sentence)[0]
+    first = sorted(name for name, reason in reasons.items() if reason)[0]
     error = capsys.readouterr().err
-    assert error.startswith(f"python -m alexnet evaluate: {folder}/{first} {said[first].split(':')[0]}")
+    assert error.startswith(f"alexnet evaluate: {folder}/{first} {reasons[first].split(':')[0]}")
     assert error.endswith("; --on-bad-image skip leaves such images out\n") and error.count("\n") == 1
     assert evaluated("--weights", saved(), "--data", folder, "--on-bad-image", "skip") == 2
-    assert f"none of the {len(said) - 10} images of the folder" in capsys.readouterr().err
+    assert f"none of the {len(reasons) - 10} images of the folder" in capsys.readouterr().err
 
 
 # ---- what does not fit
@@ -344,26 +344,26 @@ def named(tree, names):
     return made_of(tree)
 
 
-def test_classes_in_another_order_are_refused_with_the_first_difference(tmp_path, saved, capsys):
+def test_other_class_order_is_refused(tmp_path, saved, capsys):
     out = named(tmp_path / "other", [*WNIDS[:4], *(f"n9100000{i}" for i in range(6))])
     assert evaluated("--weights", saved(), "--data", out) == 2
     error = capsys.readouterr().err
     assert f"class 4 is n91000000 in {out} and {NAMES[4]} in the weights; the classes must be the same" in error
 
 
-def test_data_of_fewer_classes_are_refused(tmp_path, saved, capsys):
+def test_data_with_fewer_classes_is_refused(tmp_path, saved, capsys):
     out = named(tmp_path / "other", WNIDS[:3])
     assert evaluated("--weights", saved(class_names=None), "--data", out) == 2
     assert "has 3 classes and the weights 10; they must be the same" in capsys.readouterr().err
 
 
-def test_another_resize_is_told(tmp_path, saved, capsys):
+def test_other_resize_is_noted(tmp_path, saved, capsys):
     out = named(tmp_path / "other", WNIDS)
     assert evaluated("--weights", saved(resize="crop"), "--data", out) == 0
     assert f"note: the images of {out} were resized by squash, the weights expect crop\n" in capsys.readouterr().err
 
 
-def test_weights_without_a_mean_take_the_data_sets_and_say_so(data, saved, tmp_path, capsys):
+def test_weights_without_mean_use_that_of_the_data(data, saved, tmp_path, capsys):
     found = [tmp_path / "own.json", tmp_path / "given.json"]
     mean = data / "misc" / "img_mean.npy"
     assert evaluated("--weights", saved(mean=None), "--data", data, "--json", found[0]) == 0
@@ -373,7 +373,7 @@ def test_weights_without_a_mean_take_the_data_sets_and_say_so(data, saved, tmp_p
     assert own["cost"] == given["cost"]
 
 
-def test_labels_that_end_early_are_told(tmp_path, saved, capsys):
+def test_missing_classes_are_noted(tmp_path, saved, capsys):
     data = make_data(tmp_path / "few", train=4, validation=4, classes=3)
     assert evaluated("--weights", saved(), "--data", data) == 0
     assert "does not name its classes; its labels end at 2, the weights' at 9\n" in capsys.readouterr().err
@@ -385,7 +385,7 @@ def test_each_half_is_evaluated(data, network, half, expected):
     assert evaluate(network, DatasetHalf(data, CLASSES, half=half, limit=3), Counts(CLASSES), batch_size=2).n == 3
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), [
+@pytest.mark.parametrize(("arguments", "reason"), [
     (["--data", "{data}/nowhere"], "nowhere is not a folder; expected a data set, or a folder of images"),
     (["--data", "{data}", "--on-bad-image", "skip"], "--on-bad-image is for a folder of images, and "),
     (["--data", "{data}", "--synsets", "x"], "--synsets is for a folder of images, and "),
@@ -398,23 +398,23 @@ def test_each_half_is_evaluated(data, network, half, expected):
     (["--data", "{data}", "--threads", "0"], "the number of threads must be at least 1, got 0"),
     (["--data", "{data}", "--weights", "{data}/x"], "there are no weights"),
 ])
-def test_what_does_not_fit_is_refused_in_one_sentence(data, tree, saved, arguments, sentence, capsys):
+def test_invalid_input_is_refused_in_one_sentence(data, tree, saved, arguments, reason, capsys):
     (tree / "other" / "n91000000").mkdir(parents=True)
     (tree / "other" / "n91000000" / "1.png").touch()
     given = [argument.format(data=data, tree=tree) for argument in arguments]
     assert evaluated("--weights", saved(), *given) == 2
     error = capsys.readouterr().err
-    assert re.search(sentence, error.splitlines()[-1])
+    assert re.search(reason, error.splitlines()[-1])
 
 
-def test_flat_images_need_the_weights_names(tree):
+def test_flat_folder_needs_class_names(tree):
     folder, _ = flat(tree)
     with pytest.raises(DataError, match="are not in class folders, and without class names in the weights the label"):
         ImageFolder(folder, CLASSES)
 
 
 @pytest.mark.parametrize("option", [["--limit", "0"], ["--batch-size", "-1"], ["--crops", "5"], ["--limit", "x"]])
-def test_values_that_mean_nothing_are_refused(option, capsys):
+def test_meaningless_option_values_are_refused(option, capsys):
     with pytest.raises(SystemExit, match="2"):
         evaluated("--weights", "w", "--data", "d", *option)
     assert f"argument {option[0]}" in capsys.readouterr().err
@@ -423,7 +423,7 @@ def test_values_that_mean_nothing_are_refused(option, capsys):
 # ---- interruption
 
 
-def test_ctrl_c_ends_it_with_its_threads_and_without_a_file(tree, saved, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_ends_threads_and_writes_no_file(tree, saved, tmp_path, monkeypatch, capsys):
     def interrupted(self, images):
         raise KeyboardInterrupt
 
@@ -431,12 +431,12 @@ def test_ctrl_c_ends_it_with_its_threads_and_without_a_file(tree, saved, tmp_pat
     found, before = tmp_path / "found.json", threading.active_count()
     for data in (tree / "val", make_data(tmp_path / "data", classes=CLASSES)):
         assert evaluated("--weights", saved(), "--data", data, "--batch-size", 2, "--json", found) == 130
-        assert capsys.readouterr().err.endswith("python -m alexnet evaluate: interrupted\n")
+        assert capsys.readouterr().err.endswith("alexnet evaluate: interrupted\n")
         assert threading.active_count() == before
     assert not list(tmp_path.glob("found*"))
 
 
-def test_a_batch_file_that_is_damaged_meanwhile_ends_it(data, network):
+def test_batch_file_damaged_during_evaluation_is_refused(data, network):
     half, before = DatasetHalf(data, CLASSES), threading.active_count()
     hkl_file = sorted(data.glob("val_hkl*/*.hkl"))[1]
     hkl_file.write_bytes(hkl_file.read_bytes()[:1000])

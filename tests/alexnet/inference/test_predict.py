@@ -16,8 +16,8 @@ from alexnet.__main__ import main
 from alexnet.data.images import BadImage, batch_of, read_image
 from alexnet.inference.predict import Guess, Predictor
 from alexnet.pretrained import Weights
+from tests.hostile_images import encoded, photograph, place_all
 from tests.tiny import Tiny
-from tests.unusual_images import encoded, photograph, place_all
 
 CLASSES = 7
 NAMES = tuple(f"n9000000{label} thing {label}, object {label}" for label in range(CLASSES))
@@ -74,18 +74,18 @@ def expected(network, path, top):
     return [(label, *NAMES[label].split(maxsplit=1), probabilities[label]) for label in order]
 
 
-def test_two_lines_give_the_most_probable_classes(path, network, photographs):
+def test_predictor_returns_the_most_probable_classes(path, network, photographs):
     guesses = Predictor(path)(photographs[0], top=3)
     for guess, (label, wnid, words, probability) in zip(guesses, expected(network, photographs[0], 3), strict=True):
         assert guess == Guess(pytest.approx(probability, rel=1e-5), label, wnid, words)
 
 
-def test_an_image_in_memory_is_one_in_a_file(predictor, tmp_path):
+def test_pixels_and_file_are_predicted_identically(predictor, tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(photograph(), "PNG"))
     assert predictor(np.asarray(photograph())) == predictor(tmp_path / "a.png") == predictor(bytes(tmp_path / "a.png"))
 
 
-def test_many_images_are_answered_in_order_as_each_alone(predictor, photographs):
+def test_many_images_are_predicted_as_single_ones(predictor, photographs):
     alone = [predictor(each) for each in photographs]
     assert len(set(alone)) == 5
     for batch_size in (2, 5, 64):
@@ -96,7 +96,7 @@ def test_many_images_are_answered_in_order_as_each_alone(predictor, photographs)
             np.testing.assert_allclose([guess[0] for guess in guesses], [guess[0] for guess in own], rtol=1e-5)
 
 
-def test_an_endless_list_is_answered_as_it_comes(predictor, photographs):
+def test_endless_images_are_predicted_incrementally(predictor, photographs):
     taken, before = [], threading.active_count()
 
     def endless():
@@ -111,7 +111,7 @@ def test_an_endless_list_is_answered_as_it_comes(predictor, photographs):
     assert len(taken) < 20 and threading.active_count() == before
 
 
-def test_probabilities_add_up_to_one_and_top_is_at_most_all(predictor, photographs):
+def test_probabilities_sum_to_one(predictor, photographs):
     for crops in (1, 10):
         guesses = Predictor(predictor.weights, crops, predictor.network)(photographs[0], top=1000)
         assert len(guesses) == CLASSES
@@ -119,14 +119,14 @@ def test_probabilities_add_up_to_one_and_top_is_at_most_all(predictor, photograp
         assert sorted(guesses, reverse=True) == list(guesses)
 
 
-@pytest.mark.parametrize(("names", "said"), [
+@pytest.mark.parametrize(("names", "expected"), [
     (None, (None, "class 0")), (("cat", *"bcdefg"), (None, "cat")), (("n90000000", *"bcdefg"), ("n90000000", "")),
 ])
-def test_classes_without_names_are_numbered(weights, network, names, said):
-    assert Predictor(weights._replace(class_names=names), network=network).names[0] == said
+def test_classes_without_names_are_numbered(weights, network, names, expected):
+    assert Predictor(weights._replace(class_names=names), network=network).names[0] == expected
 
 
-def test_what_is_no_image_is_refused_by_name(predictor, tmp_path):
+def test_unusable_image_is_named(predictor, tmp_path):
     with pytest.raises(BadImage, match=rf"^{tmp_path}/nowhere.jpg cannot be opened: No such file or directory$"):
         predictor(tmp_path / "nowhere.jpg")
     with pytest.raises(BadImage, match=r"^an image must be uint8 of shape \(rows, columns, 3\), got float64 \(2, 2\)$"):
@@ -138,7 +138,7 @@ def test_what_is_no_image_is_refused_by_name(predictor, tmp_path):
 # ---- the command
 
 
-def test_the_command_says_what_python_says(path, predictor, photographs, capsys):
+def test_command_and_predictor_agree(path, predictor, photographs, capsys):
     assert predicted("--weights", path, *photographs, "--top", 2, "--batch-size", 2) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[::3] == photographs
@@ -147,7 +147,7 @@ def test_the_command_says_what_python_says(path, predictor, photographs, capsys)
             assert line.split() == [f"{100 * guess.probability:.1f}", "%", guess.wnid, *guess.words.split()]
 
 
-def test_json_is_one_object_a_line(path, predictor, photographs, capsys):
+def test_json_has_one_object_per_line(path, predictor, photographs, capsys):
     assert predicted("--weights", path, *photographs, "nowhere.jpg", "--json") == 1
     *found, bad = map(json.loads, capsys.readouterr().out.splitlines())
     assert bad == {"image": "nowhere.jpg", "error": "cannot be opened: No such file or directory"}
@@ -168,7 +168,7 @@ class Stdin:
 
 @pytest.mark.parametrize(("options", "separator"), [(["-"], b"\n"), (["--stdin"], b"\n"), (["-", "-0"], b"\0")])
 @pytest.mark.parametrize("ended", [True, False])
-def test_names_come_from_standard_input(path, photographs, tmp_path, monkeypatch, capsys, options, separator, ended):
+def test_names_are_read_from_stdin(path, photographs, tmp_path, monkeypatch, capsys, options, separator, ended):
     strange = os.path.join(os.fsencode(tmp_path), b"caf\xe9\n.jpg" if separator == b"\0" else b"caf\xe9 .jpg")
     with open(strange, "wb") as file:
         file.write(encoded(photograph()))
@@ -180,33 +180,33 @@ def test_names_come_from_standard_input(path, photographs, tmp_path, monkeypatch
     assert names[5].endswith(r"caf\xe9\n.jpg" if separator == b"\0" else r"caf\xe9 .jpg")
 
 
-def test_every_kind_of_image_ends_in_an_answer_or_its_sentence(path, tmp_path, capsys):
+def test_every_kind_of_image_is_predicted_or_refused(path, tmp_path, capsys):
     """One call with the 16 kinds of image and some more; a broken image does not affect the others."""
-    said = place_all(tmp_path)
-    assert predicted("--weights", path, *said, "--top", 1, "--batch-size", 4) == 1
-    told = capsys.readouterr()
-    answered, errors = told.out.splitlines()[::2], told.err.splitlines()
-    printable = {name: os.fsencode(name).decode("utf-8", "backslashreplace") for name in said}
-    assert answered == [printable[name] for name, sentence in said.items() if sentence is None]
-    bad = {name: sentence for name, sentence in said.items() if sentence}
+    reasons = place_all(tmp_path)
+    assert predicted("--weights", path, *reasons, "--top", 1, "--batch-size", 4) == 1
+    printed = capsys.readouterr()
+    predicted_names, errors = printed.out.splitlines()[::2], printed.err.splitlines()
+    printable = {name: os.fsencode(name).decode("utf-8", "backslashreplace") for name in reasons}
+    assert predicted_names == [printable[name] for name, reason in reasons.items() if reason is None]
+    bad = {name: reason for name, reason in reasons.items() if reason}
     assert len(errors) == len(bad)
-    for error, (name, sentence) in zip(errors, bad.items(), strict=True):
-        assert error.startswith(f"{name} {sentence.split(':')[0]}")
+    for error, (name, reason) in zip(errors, bad.items(), strict=True):
+        assert error.startswith(f"{name} {reason.split(':')[0]}")
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), [
-    ([], "which images\\? name some, or - to read their names from standard input"),
+@pytest.mark.parametrize(("arguments", "reason"), [
+    ([], "no images given; name some, or pass - to read their names from standard input"),
     (["a.jpg", "--weights", "nowhere"], "there are no weights nowhere"),
     (["a.jpg", "--threads", "0"], "the number of threads must be at least 1, got 0"),
     (["a.jpg", "--precision", "tf32"], "precision tf32 needs backend=jax"),
 ])
-def test_what_cannot_be_is_refused(path, arguments, sentence, capsys):
+def test_invalid_options_are_refused(path, arguments, reason, capsys):
     assert predicted("--weights", path, *arguments) == 2
     error = capsys.readouterr().err
-    assert re.match(f"python -m alexnet predict: {sentence}", error) and error.count("\n") == 1
+    assert re.match(f"alexnet predict: {reason}", error) and error.count("\n") == 1
 
 
-def test_who_stops_reading_ends_it(path, photographs, monkeypatch):
+def test_closed_output_ends_the_command(path, photographs, monkeypatch):
     """`predict … | head -1` closes the pipe early."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -216,12 +216,12 @@ def test_who_stops_reading_ends_it(path, photographs, monkeypatch):
         monkeypatch.undo()
 
 
-def test_ctrl_c_ends_it_with_its_threads(path, photographs, monkeypatch, capsys):
+def test_ctrl_c_ends_threads(path, photographs, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
     before = threading.active_count()
     monkeypatch.setattr("alexnet.commands.predict.text_of", interrupted)
     assert predicted("--weights", path, *photographs * 20, "--batch-size", 2) == 130
-    assert capsys.readouterr().err == "python -m alexnet predict: interrupted\n"
+    assert capsys.readouterr().err == "alexnet predict: interrupted\n"
     assert threading.active_count() == before

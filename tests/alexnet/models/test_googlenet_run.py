@@ -22,9 +22,9 @@ from alexnet.nn.layers import (
 )
 from alexnet.run import checkpoint_format
 from alexnet.run.recorder import read_records
+from tests.hostile_images import encoded, photograph
 from tests.narrow import same_bits
 from tests.tiny import make_data, run
-from tests.unusual_images import encoded, photograph
 
 SETTINGS = {"model": "blocks", "para_load": "false", "n_epochs": 1}
 LAYERS = [f"inception_3a.{each}" for each in ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")]

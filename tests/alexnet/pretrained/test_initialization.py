@@ -165,5 +165,5 @@ def test_what_cannot_be_is_refused_before_anything_is_written(changes, sentence,
 def test_a_data_set_knows_how_its_images_were_resized(data):
     assert open_dataset(data).resize == "squash"                 # upstream's folders have no manifest
     assert resize_of(data, {"settings": {"resize": "crop"}}) == "crop"
-    with pytest.raises(DataError, match="says resize 'stretch'; squash and crop are known"):
+    with pytest.raises(DataError, match="has resize 'stretch'; must be squash or crop"):
         resize_of(data, {"settings": {"resize": "stretch"}})

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from alexnet.native import atomic
 from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import CheckpointError, load, save
 
@@ -43,7 +44,7 @@ def refusal(function, *arguments):
     return message
 
 
-def test_arrays_come_back_to_the_bit(tmp_path):
+def test_arrays_are_restored_bit_for_bit(tmp_path):
     arrays = {
         "float": np.array([0.1, -0.0, np.nan, np.inf, 1e-45], dtype="float32"),
         "double": np.array([[0.1]]),
@@ -70,7 +71,7 @@ def test_loaded_arrays_can_be_written_to(path):
     assert loaded["W"][0, 0] == 5
 
 
-def test_metadata_comes_back(tmp_path):
+def test_metadata_is_restored(tmp_path):
     metadata = {"rate": 0.1 + 0.2, "errors": [0.5, float("inf")], "name": "größe\n\x00\"'", "nested": {"a": None}}
     save(tmp_path / "file", {}, metadata)
     assert load(tmp_path / "file") == ({}, metadata)
@@ -110,29 +111,29 @@ def test_every_flipped_bit_is_refused_or_changes_nothing(path):
         damaged[at // 8] ^= 1 << at % 8
         path.write_bytes(damaged)
         try:
-            found, told = load(path)
+            found, stored = load(path)
         except CheckpointError as error:
             assert str(path) in str(error)
         else:
             unnoticed += 1
-            assert told == metadata
+            assert stored == metadata
             assert found.keys() == arrays.keys()
             assert all(found[name].tobytes() == arrays[name].tobytes() for name in arrays)
     assert unnoticed < 8                            # whitespace of the header changed to other whitespace
 
 
-def test_bytes_added_at_the_end_are_refused(path):
+def test_trailing_bytes_are_refused(path):
     path.write_bytes(path.read_bytes() + b"\0")
     assert str(path) in refusal(load, path)
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04" * 100, b"not a checkpoint", b"\x80" * 64, b"\xff" * 4096])
-def test_what_is_not_safetensors_is_refused(path, content):
+def test_other_file_formats_are_refused(path, content):
     path.write_bytes(content)
     assert "no checkpoint, or damaged" in refusal(load, path)
 
 
-def test_a_pickle_is_refused_and_not_run(path, tmp_path):
+def test_pickle_is_refused_and_not_executed(path, tmp_path):
     class Payload:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
@@ -142,24 +143,24 @@ def test_a_pickle_is_refused_and_not_run(path, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_safetensors_file_of_somebody_else_is_refused(path, arrays):
+def test_foreign_safetensors_file_is_refused(path, arrays):
     save_file(arrays, path, {"format": "np"})
     assert refusal(load, path) == f"{path} is a safetensors file, but no checkpoint of a run: it has no record"
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+def test_missing_file_and_folder_are_refused(tmp_path):
     assert refusal(load, tmp_path / "nothing") == f"there is no checkpoint {tmp_path / 'nothing'}"
     assert str(tmp_path) in refusal(load, tmp_path)
 
 
-def test_a_newer_version_is_refused(path, arrays, monkeypatch):
+def test_newer_version_is_refused(path, arrays, monkeypatch):
     monkeypatch.setattr(checkpoint_format, "VERSION", 2)
     save(path, arrays, {})
     monkeypatch.undo()
     assert refusal(load, path) == f"{path} has format version 2, this program reads up to 1: use a newer one"
 
 
-def test_arrays_that_fit_are_accepted(path):
+def test_matching_arrays_are_accepted(path):
     checkpoint_format.check_arrays(load(path)[0], EXPECTED, path)
 
 
@@ -172,7 +173,7 @@ def test_arrays_that_fit_are_accepted(path):
         ({"b": np.zeros(3)}, "X: b must be float32, got float64"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(arrays, change, message):
+def test_mismatched_arrays_are_refused(arrays, change, message):
     arrays = {name: array for name, array in (arrays | change).items() if array is not None}
     assert refusal(checkpoint_format.check_arrays, arrays, EXPECTED, "X") == message
 
@@ -185,7 +186,7 @@ def test_arrays_that_do_not_fit_are_refused(arrays, change, message):
         ({"classes": 10}, "X was saved with classes None, this run has 10"),
     ],
 )
-def test_another_model_or_number_of_workers_is_refused(path, expected, message):
+def test_other_metadata_is_refused(path, expected, message):
     metadata = load(path)[1]
     checkpoint_format.check_metadata(metadata, {"model": "alexnet", "workers": 1}, "X")
     assert refusal(checkpoint_format.check_metadata, metadata, expected, "X") == message
@@ -194,23 +195,23 @@ def test_another_model_or_number_of_workers_is_refused(path, expected, message):
 # ---- full disks, kills, folders
 
 
-def test_a_refusing_disk_leaves_the_previous_file(path, arrays, monkeypatch):
+def test_write_error_keeps_the_previous_file(path, arrays, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_format, "sync", full)
+    monkeypatch.setattr(atomic, "sync", full)
     assert refusal(save, path, arrays, {"new": True}).endswith("No space left on device")
     assert load(path)[1] == {"model": "alexnet", "workers": 1}
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_saving_into_a_missing_folder_is_refused(tmp_path):
+def test_saving_into_missing_folder_is_refused(tmp_path):
     assert "cannot be written" in refusal(save, tmp_path / "missing" / "file", {}, {})
 
 
-def test_the_rename_comes_after_the_sync_of_the_file_and_before_that_of_the_folder(path, arrays, monkeypatch):
+def test_file_is_synced_before_rename_and_folder_after(path, arrays, monkeypatch):
     order = []
-    monkeypatch.setattr(checkpoint_format, "sync", lambda at: order.append(("sync", at)))
+    monkeypatch.setattr(atomic, "sync", lambda at: order.append(("sync", at)))
     replace = os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append(("replace", b)), replace(a, b)))
     save(path, arrays, {})
@@ -231,7 +232,7 @@ for count in itertools.count(1):
 """
 
 
-def test_a_kill_while_saving_leaves_a_whole_file(tmp_path):
+def test_kill_while_saving_leaves_a_complete_file(tmp_path):
     path = tmp_path / "checkpoint_00000001.safetensors"
     for _ in range(10):
         command = [sys.executable, "-c", SAVE_FOR_EVER, path]
@@ -246,7 +247,7 @@ def test_a_kill_while_saving_leaves_a_whole_file(tmp_path):
         assert list(tmp_path.iterdir()) == [path]
 
 
-def test_latest_is_the_newest_that_loads(tmp_path):
+def test_latest_is_the_newest_loadable_checkpoint(tmp_path):
     assert checkpoint_format.latest(tmp_path) is None
     assert checkpoint_format.latest(tmp_path / "missing") is None
     paths = [checkpoint_format.snapshot_path(tmp_path, iteration) for iteration in (9, 99_999_999, 100_000_000)]
@@ -259,13 +260,13 @@ def test_latest_is_the_newest_that_loads(tmp_path):
         assert checkpoint_format.latest(tmp_path) == paths[1]
 
 
-def test_a_folder_whose_checkpoints_are_all_damaged_is_refused(path):
+def test_folder_with_only_damaged_checkpoints_is_refused(path):
     path.write_bytes(b"")
     with pytest.warns(UserWarning, match="passed over"):
         assert refusal(checkpoint_format.latest, path.parent) == f"none of the 1 checkpoints in {path.parent} loads"
 
 
-def test_prune_keeps_the_newest_and_sweeps_up_after_kills(tmp_path):
+def test_prune_keeps_newest_and_removes_partial_files(tmp_path):
     for iteration in (1, 20, 3):
         save(checkpoint_format.snapshot_path(tmp_path, iteration), {}, {})
     partial = tmp_path / ".checkpoint_00000021.safetensors.partial"
@@ -282,7 +283,7 @@ def test_prune_keeps_the_newest_and_sweeps_up_after_kills(tmp_path):
     ]
 
 
-def test_a_checkpoint_may_be_read_by_whom_the_umask_lets(tmp_path):
+def test_checkpoint_permissions_follow_the_umask(tmp_path):
     other = tmp_path / "other"
     other.touch()
     checkpoint_format.save(tmp_path / "checkpoint_00000001.safetensors", {"W": np.zeros(3, "float32")}, {})

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from alexnet.run.recorder import FIELDS, Recorder, WorkerRecorder, read_records
+from alexnet.run.recorder import FIELDS, RunRecorder, WorkerRecorder, read_records
 from alexnet.training.timing import Lap, Stopwatch
 
 
@@ -54,8 +54,8 @@ def of_kind(folder, kind):
     return [record for record in read_records(folder) if record["kind"] == kind]
 
 
-def test_an_iteration_is_all_time_since_the_last_and_sections_are_parts_of_it(tmp_path, clock):
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+def test_iteration_time_includes_time_outside_of_sections(tmp_path, clock):
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         clock.seconds += 1000                       # compile time belongs to no iteration
         iterate(recorder, clock, 1)
         clock.seconds += 0.25                       # time outside of all sections
@@ -66,8 +66,8 @@ def test_an_iteration_is_all_time_since_the_last_and_sections_are_parts_of_it(tm
     assert (second["seconds"], second["calc"], second["wait"], second["comm"]) == (0.875, 0.5, 0.125, 0.0625)
 
 
-def test_validation_and_pauses_are_no_iterations_time(tmp_path, clock):
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+def test_validation_and_pauses_do_not_count_as_iteration_time(tmp_path, clock):
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         iterate(recorder, clock, 1)
         with recorder.time("wait"):
             clock.seconds += 3
@@ -82,8 +82,8 @@ def test_validation_and_pauses_are_no_iterations_time(tmp_path, clock):
     assert [record["seconds"] for record in of_kind(tmp_path, "validation")] == [3]
 
 
-def test_a_section_that_raises_is_counted_too(tmp_path, clock):
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+def test_section_that_raises_is_timed(tmp_path, clock):
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         with pytest.raises(KeyError), recorder.time("calc"):
             clock.seconds += 2
             raise KeyError
@@ -91,7 +91,7 @@ def test_a_section_that_raises_is_counted_too(tmp_path, clock):
     assert read_records(tmp_path)[0]["calc"] == 2.5
 
 
-def test_a_silent_recorder_takes_all_and_tells_only_warnings(tmp_path, clock, monkeypatch):
+def test_worker_recorder_prints_only_warnings(tmp_path, clock, monkeypatch):
     monkeypatch.chdir(tmp_path)
     stream = io.StringIO()
     with WorkerRecorder(3, stream) as recorder:
@@ -105,20 +105,21 @@ def test_a_silent_recorder_takes_all_and_tells_only_warnings(tmp_path, clock, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_section_is_refused(tmp_path):
+def test_unknown_section_is_refused(tmp_path):
     message = "a section of an iteration must be one of calc, sync, comm, wait, got 'lunch'"
-    with Recorder(tmp_path, stream=io.StringIO()) as recorder, pytest.raises(ValueError, match=message):
+    with RunRecorder(tmp_path, stream=io.StringIO()) as recorder, pytest.raises(ValueError, match=message):
         recorder.add("lunch", 1)
 
 
-def test_json_lines_and_csv_say_the_same(tmp_path, clock):
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+def test_json_lines_and_csv_agree(tmp_path, clock):
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         iterate(recorder, clock, 1, cost=0.1)
         iterate(recorder, clock, 2, cost=0.3)
         validate(recorder, 1, 2)
         recorder.laps([Lap(2, 1.0, 5120, 3.5, 2.0, 0.25, 0.5, 0.1)])
-        recorder.push(client=3, iteration=2, version=7, staleness=2, waiting=0.5, serving=1.5, bytes=8192)
-    for kind, fields in FIELDS.items():
+        recorder.record("push", client=3, iteration=2, version=7, staleness=2, waiting=0.5, serving=1.5, bytes=8192)
+    push = ("client", "iteration", "version", "staleness", "waiting", "serving", "bytes", "at")
+    for kind, fields in (FIELDS | {"push": push}).items():
         records = of_kind(tmp_path, kind)
         assert records
         assert all(set(record) == {"kind", *fields} for record in records)
@@ -128,8 +129,8 @@ def test_json_lines_and_csv_say_the_same(tmp_path, clock):
 
 
 @pytest.mark.parametrize("cost", [float("nan"), float("inf"), -float("inf")])
-def test_a_cost_that_is_not_finite_is_null_in_strict_json(tmp_path, clock, cost):
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+def test_nonfinite_cost_becomes_null(tmp_path, clock, cost):
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         iterate(recorder, clock, 1, cost=cost)
 
     def refuse(constant):
@@ -140,16 +141,16 @@ def test_a_cost_that_is_not_finite_is_null_in_strict_json(tmp_path, clock, cost)
     assert table(tmp_path, "train")[0]["cost"] == ""
 
 
-def test_records_are_on_disk_at_once(tmp_path, clock):
-    with Recorder(tmp_path, print_freq=1, stream=io.StringIO(), clock=clock) as recorder:
+def test_records_are_flushed_immediately(tmp_path, clock):
+    with RunRecorder(tmp_path, print_freq=1, stream=io.StringIO(), clock=clock) as recorder:
         iterate(recorder, clock, 1)
         assert len(read_records(tmp_path)) == len(table(tmp_path, "train")) == 1
         assert "iteration 1" in (tmp_path / "log.txt").read_text()
 
 
-def test_elsewhere_than_on_a_terminal_there_is_a_line_every_print_freq_iterations(tmp_path, clock):
+def test_plain_stream_gets_a_line_every_print_freq(tmp_path, clock):
     stream = io.StringIO()
-    with Recorder(tmp_path, print_freq=2, total_iterations=100, stream=stream, clock=clock) as recorder:
+    with RunRecorder(tmp_path, print_freq=2, total_iterations=100, stream=stream, clock=clock) as recorder:
         for iteration in range(1, 6):
             iterate(recorder, clock, iteration, cost=iteration)
         validate(recorder, 1, 5)
@@ -165,10 +166,10 @@ def test_elsewhere_than_on_a_terminal_there_is_a_line_every_print_freq_iteration
     assert [line[20:] for line in logged] == stream.getvalue().splitlines()
 
 
-def test_on_a_terminal_there_is_a_bar_and_the_lines_go_to_the_log(tmp_path, clock, monkeypatch):
+def test_terminal_gets_a_bar_and_lines_are_logged(tmp_path, clock, monkeypatch):
     stream = Terminal()
     monkeypatch.setenv("COLUMNS", "80")
-    with Recorder(tmp_path, print_freq=2, total_iterations=4, stream=stream, clock=clock) as recorder:
+    with RunRecorder(tmp_path, print_freq=2, total_iterations=4, stream=stream, clock=clock) as recorder:
         for iteration in range(1, 5):
             iterate(recorder, clock, iteration)
         recorder.log("a word in between")
@@ -179,15 +180,15 @@ def test_on_a_terminal_there_is_a_bar_and_the_lines_go_to_the_log(tmp_path, cloc
     assert "time per 20 iterations" in (tmp_path / "log.txt").read_text()
 
 
-def test_a_resumed_run_drops_what_came_after_its_checkpoint_and_adds(tmp_path, clock):
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+def test_resumed_run_truncates_records_to_its_checkpoint(tmp_path, clock):
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         for iteration in range(1, 7):
             iterate(recorder, clock, iteration, cost=iteration)
             if iteration % 2 == 0:
                 validate(recorder, iteration // 2, iteration)
     with (tmp_path / "records.jsonl").open("a") as file:
         file.write('{"kind": "train", "iteration": 7, "epo')             # killed here
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         recorder.truncate(4, epochs=1)                                    # saved before the second validation
         validate(recorder, 2, 4)
         iterate(recorder, clock, 5, cost=50)
@@ -198,8 +199,8 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint_and_adds(tmp_path, c
     assert [row["epoch"] for row in table(tmp_path, "validation")] == ["1", "2"]
 
 
-def test_truncating_by_iteration_alone_keeps_the_validation_at_it(tmp_path, clock):
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+def test_truncation_without_epochs_keeps_validation_at_iteration(tmp_path, clock):
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         for iteration in (1, 2, 3, 4):
             iterate(recorder, clock, iteration)
         validate(recorder, 1, 2)
@@ -208,13 +209,38 @@ def test_truncating_by_iteration_alone_keeps_the_validation_at_it(tmp_path, cloc
     assert [record["iteration"] for record in read_records(tmp_path)] == [1, 2, 2]
 
 
-def test_truncating_a_new_folder_changes_nothing(tmp_path, clock):
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+def test_truncating_new_folder_changes_nothing(tmp_path, clock):
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         recorder.truncate(0)
         iterate(recorder, clock, 1)
     assert len(table(tmp_path, "train")) == 1
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["log.txt", "records.jsonl", "speed.csv", "train.csv", "validation.csv"]
+
+
+def test_rule_defines_its_own_kind_of_record(tmp_path, clock):
+    for first in (1, 3):
+        with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+            recorder.truncate(first - 1)
+            recorder.record("gossip", peer=7, iteration=first)
+            recorder.record("gossip", iteration=first + 1, peer=8)               # fields in another order
+            recorder.truncate(first)
+    assert [(record["iteration"], record["peer"]) for record in of_kind(tmp_path, "gossip")] == [(1, 7), (3, 7)]
+    rows = table(tmp_path, "gossip")
+    assert [(row["peer"], row["iteration"]) for row in rows] == [("7", "1"), ("7", "3")]
+    assert list(rows[0]) == ["peer", "iteration", "at"]
+
+
+@pytest.mark.parametrize("values, message", [
+    ({"peer": 1}, "a record of kind gossip must have an iteration, got peer"),
+    ({"iteration": 2, "rank": 1}, "a record of kind gossip must have the fields iteration, peer, at"),
+])
+def test_record_with_other_fields_is_refused(tmp_path, clock, values, message):
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        recorder.record("gossip", iteration=1, peer=2)
+        with pytest.raises(ValueError, match=message):
+            recorder.record("gossip", **values)
+    assert len(read_records(tmp_path)) == len(table(tmp_path, "gossip")) == 1
 
 
 # ---- laps
@@ -232,10 +258,10 @@ def step(watch, clock, iteration, images=1024, seconds=(4.0, 0.5, 1.0, 0.25)):
 
 
 @pytest.mark.parametrize("make", [
-    lambda folder, clock: Recorder(folder, stream=io.StringIO(), clock=clock),
+    lambda folder, clock: RunRecorder(folder, stream=io.StringIO(), clock=clock),
     lambda _, clock: WorkerRecorder(1, clock=clock),
 ])
-def test_a_lap_ends_with_the_step_at_which_all_workers_have_taken_5120_images(tmp_path, clock, make):
+def test_lap_ends_after_5120_images_of_all_workers(tmp_path, clock, make):
     with make(tmp_path, clock) as recorder:
         taken = []
         for iteration in range(1, 12):
@@ -248,10 +274,10 @@ def test_a_lap_ends_with_the_step_at_which_all_workers_have_taken_5120_images(tm
 
 
 @pytest.mark.parametrize("make", [
-    lambda folder, clock: Recorder(folder, stream=io.StringIO(), clock=clock),
+    lambda folder, clock: RunRecorder(folder, stream=io.StringIO(), clock=clock),
     lambda _, clock: WorkerRecorder(1, clock=clock),
 ])
-def test_validation_and_saving_are_no_laps_time(tmp_path, clock, make):
+def test_validation_and_saving_do_not_count_as_lap_time(tmp_path, clock, make):
     with make(tmp_path, clock) as recorder:
         for iteration in (1, 2, 3):
             step(recorder, clock, iteration, images=2000)
@@ -266,9 +292,9 @@ def test_validation_and_saving_are_no_laps_time(tmp_path, clock, make):
     assert (lap.seconds, lap.wait) == (18.0, 0.75)
 
 
-def test_laps_are_recorded_as_means_over_the_workers_per_5120_images(tmp_path, clock):
+def test_lap_record_is_the_mean_over_workers(tmp_path, clock):
     stream = io.StringIO()
-    with Recorder(tmp_path, stream=stream, clock=clock) as recorder:
+    with RunRecorder(tmp_path, stream=stream, clock=clock) as recorder:
         recorder.laps([
             Lap(8, 2.0, 10240, seconds=16.0, calc=12.0, sync=0.4, comm=3.0, wait=0.6),
             Lap(8, 2.0, 10240, seconds=18.0, calc=15.0, sync=0.2, comm=2.0, wait=0.8),
@@ -290,9 +316,9 @@ def test_laps_are_recorded_as_means_over_the_workers_per_5120_images(tmp_path, c
     assert [row["slowest"] for row in table(tmp_path, "speed")] == ["9.0", "5.0"]
 
 
-def test_a_resumed_run_drops_the_laps_after_its_checkpoint_and_begins_a_lap_anew(tmp_path, clock):
+def test_resumed_run_truncates_laps_and_starts_a_new_one(tmp_path, clock):
     for first in (1, 5):
-        with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+        with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
             recorder.truncate(first - 1, 0)
             for iteration in range(first, first + 8):
                 step(recorder, clock, iteration, images=2000)
@@ -302,12 +328,12 @@ def test_a_resumed_run_drops_the_laps_after_its_checkpoint_and_begins_a_lap_anew
     assert [row["iteration"] for row in table(tmp_path, "speed")] == ["3", "7", "10"]
 
 
-def test_a_step_that_another_worker_took_alone_keeps_its_times_and_costs_this_one_none(tmp_path, clock):
+def test_step_of_asynchronous_worker_keeps_its_own_times(tmp_path, clock):
     kept = []
     watch = WorkerRecorder(3, clock=clock)
     watch.keep = kept.append
     step(watch, clock, 7)
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         with recorder.time("comm"):
             clock.seconds += 8
         recorder.train_iteration(**kept[0], worker=2)
@@ -318,19 +344,19 @@ def test_a_step_that_another_worker_took_alone_keeps_its_times_and_costs_this_on
     assert (own["worker"], own["seconds"], own["comm"]) == (None, 14.0, 9.0)
 
 
-def test_a_run_of_an_older_recorder_is_gone_on_with(tmp_path, clock):
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+def test_run_of_older_recorder_can_be_resumed(tmp_path, clock):
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         iterate(recorder, clock, 1)
     (tmp_path / "speed.csv").unlink()
     lines = (tmp_path / "records.jsonl").read_text().replace('"worker": null, ', "")
     (tmp_path / "records.jsonl").write_text(lines)
-    with Recorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
+    with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         recorder.truncate(1)
         iterate(recorder, clock, 2)
     assert [row["worker"] for row in table(tmp_path, "train")] == ["", ""]
 
 
-def test_a_stopwatch_whose_steps_have_no_images_never_ends_a_lap(clock):
+def test_steps_without_images_never_end_a_lap(clock):
     watch = Stopwatch(clock)
     assert watch.end_iteration(1, 0.5, 0) == {"seconds": 0.0, "calc": 0.0, "sync": 0.0, "comm": 0.0, "wait": 0.0}
     assert watch.take_lap() is None

@@ -82,8 +82,8 @@ class Recorder(WorkerRecorder):
         self.steps.setdefault(record.get("worker"), []).append(record["iteration"])
         super().train_iteration(**{name: record[name] for name in record.keys() - {"times", "worker"}})
 
-    def push(self, **record):
-        """Ignore pushes."""
+    def record(self, kind, **values):
+        """Ignore records of rules."""
 
 
 def work(config, device, control, comm):

@@ -69,21 +69,21 @@ def place_all(folder):
     In addition to GOOD and BAD, the folder contains a dangling link, a pipe without a writer, and a file name that is
     not UTF-8.
     """
-    said = {}
+    reasons = {}
     for kind, make in GOOD.items():
-        said[os.path.join(folder, f"{kind}.JPEG")] = None
+        reasons[os.path.join(folder, f"{kind}.JPEG")] = None
         with open(os.path.join(folder, f"{kind}.JPEG"), "wb") as file:
             file.write(make())
-    for kind, (make, sentence) in BAD.items():
-        said[os.path.join(folder, f"{kind}.JPEG")] = sentence
+    for kind, (make, reason) in BAD.items():
+        reasons[os.path.join(folder, f"{kind}.JPEG")] = reason
         with open(os.path.join(folder, f"{kind}.JPEG"), "wb") as file:
             file.write(make())
     name = os.path.join(os.fsdecode(folder), os.fsdecode(b"caf\xe9.JPEG"))
-    said[name] = None
+    reasons[name] = None
     with open(name, "wb") as file:
         file.write(encoded(photograph()))
     os.mkfifo(os.path.join(folder, "pipe.JPEG"))
-    said[os.path.join(folder, "pipe.JPEG")] = "is no file but a pipe or a device"
+    reasons[os.path.join(folder, "pipe.JPEG")] = "is no file but a pipe or a device"
     os.symlink("nowhere", os.path.join(folder, "unreadable.JPEG"))
-    said[os.path.join(folder, "unreadable.JPEG")] = "cannot be opened: No such file"
-    return said
+    reasons[os.path.join(folder, "unreadable.JPEG")] = "cannot be opened: No such file"
+    return reasons
