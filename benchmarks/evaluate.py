@@ -78,8 +78,8 @@ def make_all(folder, images):
         np.save(data / "labels" / f"{part}_labels.npy", rng.integers(0, CLASSES, n))
         for number, first in enumerate(range(0, n, 256)):
             pixels = rng.integers(0, 256, (3, 16, 16, min(256, n - first)), dtype=np.uint8)
-            images = pixels.repeat(16, axis=1).repeat(16, axis=2)
-            batch_file.write(data / f"{part}_hkl" / f"{number:04d}.hkl", images)
+            pixels = pixels.repeat(16, axis=1).repeat(16, axis=2)
+            batch_file.write(data / f"{part}_hkl" / f"{number:04d}.hkl", pixels)
     wnids = [name.split()[0] for name in names]
     for number in range(images):
         path = folder / "photographs" / wnids[number % 10] / f"{number}.JPEG"

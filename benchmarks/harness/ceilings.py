@@ -1,17 +1,18 @@
 """Peak rates of this machine with the kernels' number of threads: multiply-adds and copied bytes per second."""
 
 import ctypes
+import pathlib
 
 import numpy as np
 
 from alexnet.backends.cpu import allocator
+from alexnet.backends.cpu.kernels import convolution
 from alexnet.native import compiler
 from benchmarks.harness import report
 
-MULTIPLY_ADDS = """
+TILES = pathlib.Path(convolution.__file__).with_name("tiles.h").read_text(encoding="utf-8")
+MULTIPLY_ADDS = TILES + """
 /* Independent multiply-adds on registers, at least two per cycle of latency: an upper bound for any kernel. */
-#include "tiles.h"
-
 enum { CHAINS = 12 };
 
 long multiply_adds_per_step(void) { return CHAINS * LANES * (long)omp_get_max_threads(); }

@@ -172,7 +172,6 @@ def rows_of(comm, nbytes, seconds, sent):
     by_hand_ms = [1e3 * each for each in seconds.get(BY_HAND, [])]
     for name, taken in seconds.items():
         found = report.row(f"{where}, {size_of(nbytes)}, {name}", [1e3 * each for each in taken], "ms")
-        found |= {"strategy": name, "ranks": comm.size, "bytes": nbytes, "seconds": found["value"] / 1e3}
         if not comm.on_one_host:
             found["sent"] = statistics.median(sent[name])
         if by_hand_ms and name != BY_HAND:
