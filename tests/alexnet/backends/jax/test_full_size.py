@@ -14,7 +14,7 @@ pytest.importorskip("jax", reason="the jax backend needs jax, which is not insta
 MIB = 2**20
 
 
-def test_outputs_and_gradients_are_the_cpu_engines():
+def test_outputs_and_gradients_match_cpu():
     """If rounding decides near ties differently, compare with float64 that follows the JAX backend's decisions."""
     torch = pytest.importorskip("torch", reason="benchmarks/agreement.py needs torch")
     from benchmarks.agreement import BOUND, differing, distance, ours, theirs
@@ -32,7 +32,7 @@ def test_outputs_and_gradients_are_the_cpu_engines():
         assert distance(array, expected.arrays[name]) <= BOUND, name
 
 
-def test_bfloat16_stays_within_a_hundredth_of_float64():
+def test_bfloat16_is_within_one_percent_of_float64():
     torch = pytest.importorskip("torch", reason="benchmarks/agreement.py needs torch")
     from benchmarks.agreement import BOUND, BOUNDS, distance, ours, theirs
 
@@ -46,7 +46,7 @@ def test_bfloat16_stays_within_a_hundredth_of_float64():
     assert distances["gradient of conv1.W"] > 10 * BOUND
 
 
-def test_a_step_holds_parameters_and_velocities_once_and_one_set_of_gradients():
+def test_step_memory_holds_one_copy_of_each_array():
     network = Network(AlexNet(np.random.default_rng(0)), np.zeros((3, 256, 256)), momentum_sgd, backend="jax")
     batch = np.zeros((3, 256, 256, 1), "uint8"), *centre_crop(1, 227), np.zeros(1, "int32"), np.float32(0.01)
     given = iter(batch)
