@@ -8,19 +8,21 @@ import numpy as np
 def convolution_terms(x_shape, W_shape, stride, pad, groups):
     """Yield (o, r, s, c, i, j, channel, row, column): y[o, r, s] takes W[c, i, j, o] * x[channel, row, column]."""
     channels, height, width, _ = x_shape
-    per_group, size_r, size_c, out = W_shape
-    rows, columns = (height + 2 * pad - size_r) // stride + 1, (width + 2 * pad - size_c) // stride + 1
-    for o, r, s, c, i, j in product(*map(range, (out, rows, columns, per_group, size_r, size_c))):
-        channel = o // (out // groups) * per_group + c
-        row, column = r * stride + i - pad, s * stride + j - pad
+    per_group, filter_height, filter_width, outputs = W_shape
+    out_height = (height + 2 * pad - filter_height) // stride + 1
+    out_width = (width + 2 * pad - filter_width) // stride + 1
+    for o, r, s, c, i, j in product(*map(range, (outputs, out_height, out_width, per_group, filter_height, filter_width))):
+        channel = o // (outputs // groups) * per_group + c
+        row = r * stride + i - pad
+        column = s * stride + j - pad
         if 0 <= row < height and 0 <= column < width:
             yield o, r, s, c, i, j, channel, row, column
 
 
 def convolution(x, W, stride, pad, groups):
-    rows = (x.shape[1] + 2 * pad - W.shape[1]) // stride + 1
-    columns = (x.shape[2] + 2 * pad - W.shape[2]) // stride + 1
-    y = np.zeros((W.shape[3], rows, columns, x.shape[3]))
+    out_height = (x.shape[1] + 2 * pad - W.shape[1]) // stride + 1
+    out_width = (x.shape[2] + 2 * pad - W.shape[2]) // stride + 1
+    y = np.zeros((W.shape[3], out_height, out_width, x.shape[3]))
     for o, r, s, c, i, j, channel, row, column in convolution_terms(x.shape, W.shape, stride, pad, groups):
         y[o, r, s] += np.float64(W[c, i, j, o]) * x[channel, row, column]
     return y
@@ -28,7 +30,8 @@ def convolution(x, W, stride, pad, groups):
 
 def convolution_gradients(x, W, g, stride, pad, groups):
     """Return the derivatives of sum(g * y) with respect to x and W."""
-    dx, dW = np.zeros(x.shape), np.zeros(W.shape)
+    dx = np.zeros(x.shape)
+    dW = np.zeros(W.shape)
     for o, r, s, c, i, j, channel, row, column in convolution_terms(x.shape, W.shape, stride, pad, groups):
         dx[channel, row, column] += np.float64(W[c, i, j, o]) * g[o, r, s]
         dW[c, i, j, o] += np.float64(x[channel, row, column]) @ g[o, r, s]
@@ -38,8 +41,9 @@ def convolution_gradients(x, W, g, stride, pad, groups):
 def max_pool(x, size, stride):
     """Return (y, index): the maximum of each window, and i * size + j of its first pixel; NaN counts as largest."""
     channels, height, width, batch = x.shape
-    rows, columns = (height - size) // stride + 1, (width - size) // stride + 1
-    y, index = np.zeros((channels, rows, columns, batch), x.dtype), np.zeros((channels, rows, columns, batch), int)
+    shape = channels, (height - size) // stride + 1, (width - size) // stride + 1, batch
+    y = np.zeros(shape, x.dtype)
+    index = np.zeros(shape, int)
     for c, r, s, b in np.ndindex(y.shape):
         window = [x[c, r * stride + i, s * stride + j, b] for i in range(size) for j in range(size)]
         ranks = [np.inf if np.isnan(value) else value for value in window]
@@ -72,7 +76,9 @@ def lrn_scale(x, n, k, alpha):
 
 def lrn_gradient(x, g, n, k, alpha, beta):
     """Return the derivative of sum(g * y), from those of y[j] with respect to x[c] for each pair of channels."""
-    x, s, dx = x.astype(np.float64), lrn_scale(x, n, k, alpha), np.zeros(x.shape)
+    s = lrn_scale(x, n, k, alpha)
+    x = x.astype(np.float64)
+    dx = np.zeros(x.shape)
     for c, j in product(range(len(x)), repeat=2):
         derivative = s[j] ** -beta if c == j else 0
         if abs(c - j) <= n // 2:
@@ -84,6 +90,7 @@ def lrn_gradient(x, g, n, k, alpha, beta):
 def crop_mirror(images, mean, rows, columns, mirrors, size):
     out = np.zeros((images.shape[0], size, size, images.shape[3]))
     for c, r, s, b in np.ndindex(out.shape):
-        row, column = rows[b] + r, columns[b] + (size - 1 - s if mirrors[b] else s)
+        row = rows[b] + r
+        column = columns[b] + (size - 1 - s if mirrors[b] else s)
         out[c, r, s, b] = np.float64(images[c, row, column, b]) - mean[c, row, column]
     return out

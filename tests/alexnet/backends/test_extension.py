@@ -115,7 +115,7 @@ def test_kernel_from_a_c_file_with_a_header(tmp_path):
         np.testing.assert_array_equal(result, 4)
 
 
-def test_lowering_may_be_registered_after_jax_is_in_use():
+def test_lowering_registered_after_first_use_of_jax():
     pytest.importorskip("jax", reason="the jax backend needs jax, which is not installed")
     mode = mode_of("jax")
     x = pt.vector("x")

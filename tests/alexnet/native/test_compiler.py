@@ -34,7 +34,7 @@ def empty_cache(tmp_path, monkeypatch):
 
 
 @needs_compiler
-def test_source_becomes_a_function_and_one_file(empty_cache):
+def test_source_is_compiled_to_one_cached_file(empty_cache):
     double = compiler.function(DOUBLE_IT + "//once", "run", "aan", name="double")
     x, y = np.arange(5, dtype="float32"), np.empty(5, "float32")
     double(x, y, 5)
@@ -50,7 +50,7 @@ def test_strided_array_is_refused(empty_cache):
 
 
 @needs_compiler
-def test_another_process_loads_what_the_first_compiled(empty_cache):
+def test_another_process_loads_the_cached_library(empty_cache):
     program = f"from alexnet.native import compiler; compiler.load({DOUBLE_IT!r}, 'double')"
     in_new_process(program)
     (compiled,) = empty_cache.iterdir()
@@ -60,7 +60,7 @@ def test_another_process_loads_what_the_first_compiled(empty_cache):
 
 
 @needs_compiler
-def test_processes_that_compile_the_same_at_once_do_not_disturb_each_other(empty_cache):
+def test_processes_compile_the_same_source_concurrently(empty_cache):
     program = f"from alexnet.native import compiler; compiler.load({DOUBLE_IT!r}, 'double'); print('loaded')"
     processes = [
         subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(3)
@@ -70,7 +70,7 @@ def test_processes_that_compile_the_same_at_once_do_not_disturb_each_other(empty
 
 
 @needs_compiler
-def test_half_a_library_never_has_the_final_name(tmp_path):
+def test_partial_library_never_has_the_final_name(tmp_path):
     """The fake compiler first writes a partial file and fails if one is visible under a final name."""
     cache, slow = tmp_path / "cache", tmp_path / "slow-cc"
     tear = 'for last; do [ "$previous" = -o ] && echo torn > "$last"; previous="$last"; done'
@@ -82,14 +82,14 @@ def test_half_a_library_never_has_the_final_name(tmp_path):
 
 
 @needs_compiler
-def test_source_that_does_not_compile_says_what_the_compiler_said(empty_cache):
+def test_compile_error_contains_the_compiler_output(empty_cache):
     with pytest.raises(compiler.CompileError, match="(?s)C compiler failed on broken.*no_such_type"):
         compiler.load("no_such_type x;", "broken")
     assert not list(empty_cache.iterdir())
 
 
 @needs_compiler
-def test_each_setting_of_the_tiles_compiles_anew(empty_cache):
+def test_each_isa_is_compiled_separately(empty_cache):
     source = "int tile(void) {\n#ifdef TILE_PORTABLE\nreturn 1;\n#else\nreturn 0;\n#endif\n}"
     try:
         isa = [compiler.load(source, "tile").tile()]
@@ -100,14 +100,14 @@ def test_each_setting_of_the_tiles_compiles_anew(empty_cache):
     assert isa == [0, 1]
 
 
-def test_unknown_settings_are_refused_with_the_value():
+def test_invalid_settings_are_refused_with_the_value():
     with pytest.raises(ValueError, match="auto, avx512, avx2, neon, portable, got 'sse'"):
         compiler.use_isa("sse")
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         compiler.use_threads(0)
 
 
-def test_threads_follow_omp_num_threads_then_the_cores_of_this_process(monkeypatch):
+def test_threads_default_to_omp_num_threads_then_cores(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert compiler.threads() == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
@@ -126,7 +126,7 @@ int threads(void)
 
 
 @needs_compiler
-def test_kernels_compiled_beforehand_run_on_the_threads_asked_for():
+def test_precompiled_kernels_run_on_the_requested_threads():
     """OpenMP stores the number of threads per calling thread, and precompile loads libraries in worker threads."""
     compiler.use_threads(3)
     try:
@@ -140,7 +140,7 @@ def test_kernels_compiled_beforehand_run_on_the_threads_asked_for():
 NO_COMPILER = """
 import warnings
 warnings.simplefilter("always")
-with warnings.catch_warnings(record=True) as said:
+with warnings.catch_warnings(record=True) as caught:
     import numpy as np
     import alexnet
     import pytensor, pytensor.tensor as pt
@@ -161,15 +161,15 @@ with warnings.catch_warnings(record=True) as said:
     images = (rng.normal(size=(3, 9, 9, 12)) + labels).astype("float32")
     costs = [float(train(images, labels)) for _ in range(30)]
 assert costs[-1] < 0.8 * costs[0], costs
-print([str(one.message) for one in said])
+print([str(one.message) for one in caught])
 """
 
 
 @pytest.mark.parametrize("missing", [{"CC": "/nonexistent"}, {"PATH": "", "CC": ""}])
-def test_without_a_compiler_a_network_trains_and_one_warning_says_what_to_install(missing, tmp_path):
-    said = in_new_process(NO_COMPILER, ALEXNET_CACHE=str(tmp_path), **missing)
-    assert said.count("no C compiler was found") == 1 and said.count("', '") == 0
-    assert "install gcc" in said
+def test_training_without_a_compiler_warns_once(missing, tmp_path):
+    output = in_new_process(NO_COMPILER, ALEXNET_CACHE=str(tmp_path), **missing)
+    assert output.count("no C compiler was found") == 1 and output.count("', '") == 0
+    assert "install gcc" in output
     assert not list(tmp_path.iterdir())
 
 
@@ -178,7 +178,7 @@ OPS = "tests/alexnet/ops"
 
 @needs_compiler
 @pytest.mark.parametrize("isa", ["portable", "avx2"])
-def test_every_op_test_passes_with_forced_tiles(isa):
+def test_op_tests_pass_with_each_isa(isa):
     if isa == "avx2" and "avx2" not in compiler.processor():
         pytest.skip("this processor has no AVX2")
     program = f"import pytest, sys; sys.exit(pytest.main(['-q', '-k', 'cpu', '{OPS}', '-p', 'no:cacheprovider']))"
@@ -196,11 +196,11 @@ from alexnet.native import compiler
 for name in ("one", "two"):
     assert compiler.load({DOUBLE_IT!r} + "//" + name, name).run
 """
-    said = in_new_process(program, ALEXNET_CACHE=str(tmp_path / "cache"), CC=str(plain))
-    assert said.count("kernels run on one thread") == 1
+    output = in_new_process(program, ALEXNET_CACHE=str(tmp_path / "cache"), CC=str(plain))
+    assert output.count("kernels run on one thread") == 1
 
 
-def test_broken_compiler_ends_the_run_with_its_command(tmp_path):
+def test_broken_compiler_is_a_compile_error(tmp_path):
     program = """
 import numpy as np, pytensor, pytensor.tensor as pt
 from alexnet.backends import mode_of

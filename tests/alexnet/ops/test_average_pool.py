@@ -23,7 +23,7 @@ def pool_function(size, stride, mode):
 
 
 @pytest.mark.parametrize(("size", "stride", "height", "width"), [(7, 1, 7, 7), (5, 3, 14, 13), (2, 3, 9, 8)])
-def test_means_and_gradient_are_pytorchs(mode, size, stride, height, width, rng):
+def test_means_and_gradient_match_pytorch(mode, size, stride, height, width, rng):
     torch = pytest.importorskip("torch")
     x = rng.normal(size=(3, height, width, 19)).astype("float32")
     images = torch.tensor(x.transpose(3, 0, 1, 2).astype("float64"), requires_grad=True)
@@ -35,13 +35,13 @@ def test_means_and_gradient_are_pytorchs(mode, size, stride, height, width, rng)
     np.testing.assert_allclose(dx, images.grad.numpy().transpose(1, 2, 3, 0), rtol=1e-5, atol=1e-7)
 
 
-def test_gradient_equals_finite_differences(rng):
+def test_gradient_matches_finite_differences(rng):
     x = rng.normal(size=(2, 7, 6, 2))
     verify_grad(AveragePool(3, 2), [x], rng=rng, mode=mode_of("numpy"))
 
 
 @pytest.mark.skipif(not compiler.compiler_available(), reason="needs a C compiler")
-def test_threads_change_no_bit(rng):
+def test_threads_do_not_change_the_result(rng):
     x, g = rng.normal(size=(5, 14, 14, 33)).astype("float32"), rng.normal(size=(5, 4, 4, 33)).astype("float32")
     run, found = pool_function(5, 3, mode_of("cpu")), []
     for threads in (1, 2, 3):
@@ -65,7 +65,7 @@ def test_wrong_arguments_are_refused_with_the_value(make, error, message):
         make()
 
 
-def test_gradient_of_another_shape_is_refused_at_run_time(mode):
+def test_gradient_of_wrong_shape_is_refused(mode):
     g = pt.tensor4("g")
     run = pytensor.function([g], AveragePoolGradient(3, 2)(g, 8, 9), mode=mode)
     with pytest.raises(ValueError, match=r"g must have \(3, 4\) rows and columns, got shape \(2, 4, 4, 3\)"):

@@ -20,9 +20,9 @@ class Case(NamedTuple):
     height: int
     width: int
     batch: int
-    rows: int
-    columns: int
-    out: int
+    filter_height: int
+    filter_width: int
+    outputs: int
     stride: int = 1
     pad: int = 0
     groups: int = 1
@@ -34,7 +34,7 @@ class Case(NamedTuple):
     def arrays(self, rng, dtype="float32"):
         """Return random x and W, and g of the output's shape."""
         x = rng.normal(size=(self.channels, self.height, self.width, self.batch)).astype(dtype)
-        W = rng.normal(size=(self.channels // self.groups, self.rows, self.columns, self.out)).astype(dtype)
+        W = rng.normal(size=(self.channels // self.groups, self.filter_height, self.filter_width, self.outputs)).astype(dtype)
         y_shape = Convolution(*self.geometry)(x, W).type.shape
         return x, W, rng.normal(size=y_shape).astype(dtype)
 
@@ -50,7 +50,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_convolution_and_gradients_equal_nested_loops(mode, case, rng):
+def test_convolution_and_gradients_match_nested_loops(mode, case, rng):
     arrays = case.arrays(rng)
     x, W, g = (pt.tensor4(name, dtype="float32") for name in ("x", "W", "g"))
     y = Convolution(*case.geometry)(x, W)
@@ -68,7 +68,7 @@ def test_float64_is_computed_in_float64(mode, rng):
     np.testing.assert_allclose(y, reference.convolution(x, W, *CASES[3].geometry), rtol=1e-12, atol=1e-12)
 
 
-def test_convolution_equals_pytorch(mode, rng):
+def test_convolution_matches_pytorch(mode, rng):
     torch = pytest.importorskip("torch")
     x, W, _ = CASES[3].arrays(rng)
     ours = pytensor.function([], Convolution(2, 1, 3)(x, W), mode=mode)()
@@ -79,7 +79,7 @@ def test_convolution_equals_pytorch(mode, rng):
 
 
 @pytest.mark.parametrize("case", [Case(4, 4, 3, 2, 3, 2, 4, pad=1, groups=2), Case(2, 6, 5, 1, 2, 3, 3, stride=2)])
-def test_gradients_of_all_three_equal_finite_differences(case, rng):
+def test_gradients_match_finite_differences(case, rng):
     x, W, g = case.arrays(rng, "float64")
     forward, to_input, to_filter = (
         op(*case.geometry) for op in (Convolution, ConvolutionInputGradient, ConvolutionFilterGradient)
@@ -92,7 +92,7 @@ def test_gradients_of_all_three_equal_finite_differences(case, rng):
         verify_grad(function, arrays, rng=rng, mode=mode_of("numpy"))
 
 
-def test_static_shapes_are_known_and_the_batch_may_stay_open():
+def test_static_shapes_with_unknown_batch():
     x, W = pt.tensor("x", shape=(3, 227, 227, None)), pt.tensor("W", shape=(3, 11, 11, 96))
     y = Convolution(stride=4)(x, W)
     dx, dW = pytensor.grad(y.sum(), [x, W])
@@ -131,7 +131,7 @@ def test_wrong_arguments_are_refused_with_the_value(make, error, message):
         make()
 
 
-def test_wrong_shapes_are_refused_when_they_show_only_at_run_time(mode):
+def test_wrong_shapes_are_refused_at_run_time(mode):
     x, W = pt.tensor4("x"), pt.tensor4("W")
     run = pytensor.function([x, W], Convolution(groups=2)(x, W), mode=mode)
     with pytest.raises(ValueError, match="input"):

@@ -28,14 +28,14 @@ def arrays(rng, batch=9, height=8, width=7, size=5):
 
 
 @pytest.mark.parametrize("batch", [1, 9, 67])
-def test_crop_equals_a_loop_over_pixels(mode, batch, rng):
+def test_crop_matches_a_loop_over_pixels(mode, batch, rng):
     given = arrays(rng, batch)
     result = crop_function(5, mode)(*given)
     assert result.dtype == np.float32
     np.testing.assert_array_equal(result, reference.crop_mirror(*given, size=5).astype("float32"))
 
 
-def test_crop_equals_slicing_and_mirroring_the_mean_free_image(mode, rng):
+def test_crop_matches_slicing(mode, rng):
     images, mean, rows, columns, _ = arrays(rng)
     mirrored = crop_function(5, mode)(images, mean, rows, columns, np.full(9, 255, "uint8"))
     for b, (row, column) in enumerate(zip(rows, columns, strict=True)):
@@ -44,7 +44,7 @@ def test_crop_equals_slicing_and_mirroring_the_mean_free_image(mode, rng):
 
 
 @pytest.mark.parametrize("batch", [16, 35])
-def test_windows_larger_than_the_squares_and_tasks_of_the_kernel(mode, batch, rng):
+def test_crops_larger_than_the_blocks_of_the_kernel(mode, batch, rng):
     images, mean, rows, columns, mirrors = arrays(rng, batch, height=130, width=83, size=70)
     cropped = crop_function(70, mode)(images, mean, rows, columns, mirrors)
     for b, (row, column, mirror) in enumerate(zip(rows, columns, mirrors, strict=True)):
@@ -88,7 +88,7 @@ def test_wrong_arguments_are_refused_with_the_value(rng):
         CropMirror(5)(images, mean, rows.astype("float64"), columns, mirrors)
 
 
-def test_nothing_learns_through_pixels():
+def test_pixels_have_no_gradient():
     images, mean = pt.tensor4("images", dtype="uint8"), pt.tensor3("mean")
     corner = pt.ivector("corner")
     y = CropMirror(5)(images, mean, corner, corner, pt.cast(corner, "uint8"))

@@ -24,7 +24,7 @@ def mask_of():
     return lambda seed, stream, step: run(np.ones(SHAPE, "float32"), seed, step)[stream] > 0
 
 
-def test_backend_draws_the_reference_mask_and_leads_the_gradient_through_it(mode, mask_of, rng):
+def test_mask_and_gradient_match_the_reference(mode, mask_of, rng):
     x, g, seed, step = pt.matrix("x"), pt.matrix("g"), pt.lscalar("seed"), pt.lscalar("step")
     y = Dropout(0.5, stream=1)(x, seed, step)
     run = pytensor.function([x, g, seed, step], [y, pytensor.grad((y * g).sum(), x)], mode=mode)
@@ -36,14 +36,14 @@ def test_backend_draws_the_reference_mask_and_leads_the_gradient_through_it(mode
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9])
-def test_share_and_mean_are_kept(mode, rate):
+def test_kept_fraction_and_mean(mode, rate):
     y = pytensor.function([], Dropout(rate)(np.ones(SHAPE, "float32"), 3, 4), mode=mode)()
     share = (y > 0).mean()
     assert abs(share - (1 - rate)) <= 5 * np.sqrt(rate * (1 - rate) / y.size)
     np.testing.assert_allclose(y[y > 0], 1 / (1 - rate), rtol=1e-6)
 
 
-def test_mask_differs_by_seed_stream_and_step_without_correlation(mask_of):
+def test_masks_of_different_counters_are_uncorrelated(mask_of):
     counters = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2**32, 0, 0), (0, 0, 2**32)]
     masks = [mask_of(*numbers) for numbers in counters]
     for i, mask in enumerate(masks):
@@ -57,12 +57,12 @@ def test_neighbouring_elements_are_independent(mask_of):
         assert abs((mask[distance:] == mask[:-distance]).mean() - 0.5) < 6 * SIGMA
 
 
-def test_dropped_nan_is_gone_and_kept_nan_stays(mode, mask_of):
+def test_nan_is_dropped_or_kept(mode, mask_of):
     y = pytensor.function([], Dropout(0.5)(np.full(SHAPE, np.nan, "float32"), 0, 0), mode=mode)()
     np.testing.assert_array_equal(np.isnan(y), mask_of(0, 0, 0))
 
 
-def test_gradient_equals_finite_differences(rng):
+def test_gradient_matches_finite_differences(rng):
     verify_grad(lambda x: Dropout(0.4, 2)(x, 5, 6), [rng.normal(size=(6, 7))], rng=rng, mode=mode_of("numpy"))
 
 

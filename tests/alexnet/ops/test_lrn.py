@@ -26,7 +26,7 @@ def test_lrn_and_gradient_match_paper_formula(mode, n, beta, rng):
     np.testing.assert_allclose(dx, reference.lrn_gradient(images, cotangent, **constants), rtol=1e-4, atol=1e-6)
 
 
-def test_blocks_of_pixels_do_not_show(mode, rng):
+def test_many_pixels_match_the_formula(mode, rng):
     images = rng.normal(size=(3, 5, 9, 41)).astype("float32")                     # 1845 pixels
     y = pytensor.function([], LRN(alpha=0.5)(images), mode=mode)()
     np.testing.assert_allclose(y, reference.lrn(images, 5, 2.0, 0.5, 0.75), rtol=1e-5)
@@ -40,7 +40,7 @@ def test_nan_stays_in_its_window(mode):
     assert not np.isnan(y[..., 1]).any()
 
 
-def test_alpha_is_not_divided_by_n_as_pytorch_does(mode, rng):
+def test_alpha_is_not_divided_by_n(mode, rng):
     torch = pytest.importorskip("torch")
     images = rng.normal(size=(7, 3, 2, 4)).astype("float32") * 3
     theirs = torch.nn.LocalResponseNorm(5, alpha=0.5 * 5, beta=0.75, k=2.0)(torch.tensor(images.transpose(3, 0, 1, 2)))
@@ -48,7 +48,7 @@ def test_alpha_is_not_divided_by_n_as_pytorch_does(mode, rng):
     np.testing.assert_allclose(y, theirs.numpy().transpose(1, 2, 3, 0), rtol=1e-5)
 
 
-def test_gradient_equals_finite_differences(rng):
+def test_gradient_matches_finite_differences(rng):
     verify_grad(LRN(3, alpha=0.5), [rng.normal(size=(5, 2, 1, 2))], rng=rng, mode=mode_of("numpy"))
 
 

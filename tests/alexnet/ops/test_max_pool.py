@@ -24,7 +24,7 @@ def pool_function(size, stride, mode):
 
 @pytest.mark.parametrize(("size", "stride"), GEOMETRIES)
 @pytest.mark.parametrize("batch", [1, 130])
-def test_value_first_index_and_gradient_equal_a_loop_over_windows(mode, size, stride, batch, rng):
+def test_maximum_index_and_gradient_match_a_loop(mode, size, stride, batch, rng):
     x = rng.integers(-2, 3, size=(2, 8, 6, batch)).astype("float32")              # many ties
     y, index = reference.max_pool(x, size, stride)
     g = rng.normal(size=y.shape).astype("float32")
@@ -34,7 +34,7 @@ def test_value_first_index_and_gradient_equal_a_loop_over_windows(mode, size, st
     np.testing.assert_allclose(dx, reference.max_pool_gradient(x, g, size, stride), rtol=1e-5, atol=1e-6)
 
 
-def test_nan_wins_and_infinities_are_numbers(mode, rng):
+def test_nan_is_the_maximum(mode, rng):
     x = rng.normal(size=(1, 5, 5, 70)).astype("float32")
     x[0, 2, 2, ::2] = np.nan
     x[0, 2, 1, ::3] = np.nan
@@ -45,7 +45,7 @@ def test_nan_wins_and_infinities_are_numbers(mode, rng):
     np.testing.assert_array_equal(places, index)
 
 
-def test_ties_and_gradient_equal_pytorch(mode, rng):
+def test_ties_and_gradient_match_pytorch(mode, rng):
     torch = pytest.importorskip("torch")
     x = rng.integers(-2, 3, size=(2, 7, 7, 5)).astype("float32")
     images = torch.tensor(x.transpose(3, 0, 1, 2).copy(), requires_grad=True)
@@ -85,12 +85,12 @@ def test_padding_is_never_the_maximum(mode, size, stride, pad, height, width, rn
     np.testing.assert_allclose(dx, images.grad.numpy().transpose(1, 2, 3, 0), rtol=1e-5, atol=1e-6)
 
 
-def test_padded_gradient_equals_finite_differences(rng):
+def test_padded_gradient_matches_finite_differences(rng):
     x = rng.permutation(2 * 5 * 6 * 2).reshape(2, 5, 6, 2) * 0.1
     verify_grad(lambda x: MaxPool(3, 2, 1)(x)[0], [x], rng=rng, mode=mode_of("numpy"))
 
 
-def test_gradient_equals_finite_differences(rng):
+def test_gradient_matches_finite_differences(rng):
     x = rng.permutation(2 * 7 * 6 * 2).reshape(2, 7, 6, 2) * 0.1                  # no near ties
     verify_grad(lambda x: MaxPool(3, 2)(x)[0], [x], rng=rng, mode=mode_of("numpy"))
 
@@ -102,7 +102,7 @@ def test_second_derivatives_are_refused():
         pytensor.grad(dx.sum(), x)
 
 
-def test_static_shape_leaves_out_what_no_window_covers():
+def test_static_shape_ignores_uncovered_pixels():
     y, index = MaxPool(3, 2)(pt.tensor("x", shape=(96, 55, 28, None)))
     assert y.type.shape == index.type.shape == (96, 27, 13, None)
     assert index.type.dtype == "uint8"
@@ -131,7 +131,7 @@ def test_wrong_arguments_are_refused_with_the_value(make, error, message):
         make()
 
 
-def test_gradient_of_another_shape_is_refused_at_run_time(mode):
+def test_gradient_of_wrong_shape_is_refused(mode):
     g, index = pt.tensor4("g"), pt.tensor4("index", dtype="uint8")
     run = pytensor.function([g, index], MaxPoolGradient(3, 2)(g, index, 9, 8), mode=mode)
     with pytest.raises(ValueError, match=r"\(4, 3\) rows and columns"):

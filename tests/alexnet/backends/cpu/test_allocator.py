@@ -15,7 +15,7 @@ def allocator():
     return Allocator()
 
 
-def test_memory_returns_when_the_last_view_dies(allocator):
+def test_memory_is_reused_after_the_last_view_is_deleted(allocator):
     array = allocator.empty(LARGE, np.float32)
     address, view = array.ctypes.data, array[3:5].T
     del array
@@ -40,7 +40,7 @@ def test_arrays_are_aligned_contiguous_and_writable(allocator, dtype):
     assert array.flags.c_contiguous and array.flags.writeable
 
 
-def test_bytes_held_grow_with_need_and_not_with_repetition(allocator):
+def test_bytes_held_do_not_grow_with_repetition(allocator):
     def use():
         arrays = [allocator.empty(LARGE, np.float32) for _ in range(3)]
         return len(arrays)
@@ -53,7 +53,7 @@ def test_bytes_held_grow_with_need_and_not_with_repetition(allocator):
     assert allocator.bytes_held == held
 
 
-def test_arrays_of_other_sizes_take_the_memory_of_neighbours_that_died(allocator):
+def test_adjacent_freed_arrays_are_merged(allocator):
     first, second, kept = (allocator.empty(LARGE, np.float32) for _ in range(3))
     start, held = first.ctypes.data, allocator.bytes_held
     del first, second
@@ -63,7 +63,7 @@ def test_arrays_of_other_sizes_take_the_memory_of_neighbours_that_died(allocator
     assert allocator.bytes_held == held and not np.shares_memory(large, kept)
 
 
-def test_arrays_larger_than_a_region_are_served(allocator, monkeypatch):
+def test_arrays_larger_than_a_region(allocator, monkeypatch):
     monkeypatch.setattr("alexnet.backends.cpu.allocator.REGION", 1 << 20)
     arrays = [allocator.empty(LARGE, np.uint8), allocator.empty(LARGE, np.float32), allocator.empty((SMALL,), np.uint8)]
     for value, array in enumerate(arrays):
@@ -71,7 +71,7 @@ def test_arrays_larger_than_a_region_are_served(allocator, monkeypatch):
     assert [np.unique(array).tolist() for array in arrays] == [[0], [1], [2]]
 
 
-def test_small_and_empty_arrays_are_numpys_own(allocator):
+def test_numpy_allocates_small_and_empty_arrays(allocator):
     assert allocator.empty((0, 5), np.float32).shape == (0, 5)
     assert allocator.empty((), np.float32).shape == ()
     assert allocator.bytes_held == 0

@@ -28,7 +28,7 @@ def elementwise_nodes(function):
 
 
 @pytest.mark.parametrize("batch", [1, 7, 5000])
-def test_bias_and_relu_per_channel_equal_numpy_and_nan_stays(batch, rng):
+def test_bias_and_relu_match_numpy_and_propagate_nan(batch, rng):
     x, b = pt.tensor("x", shape=(5, 3, 2, None)), pt.tensor("b", shape=(5,))
     relu = compiled([x, b], pt.maximum(x + b.dimshuffle(0, "x", "x", "x"), 0))
     assert len(kernels(relu)) == 1 and not elementwise_nodes(relu)
@@ -38,7 +38,7 @@ def test_bias_and_relu_per_channel_equal_numpy_and_nan_stays(batch, rng):
     np.testing.assert_array_equal(relu(images, bias), expected)
 
 
-def test_values_per_row_column_and_scalar_broadcast_alike(rng):
+def test_rows_columns_and_scalars_are_broadcast(rng):
     x, row, column = pt.matrix("x"), pt.tensor("row", shape=(None, 1)), pt.tensor("column", shape=(1, None))
     s = pt.scalar("s")
     run = compiled([x, row, column, s], (x - column) * row + s * x)
@@ -56,7 +56,7 @@ UNARY = {
 
 
 @pytest.mark.parametrize("name", UNARY)
-def test_function_equals_numpy(name, rng):
+def test_function_matches_numpy(name, rng):
     x = pt.matrix("x")
     run = compiled([x], getattr(pt, name)(x))
     assert len(kernels(run)) == 1
@@ -100,7 +100,7 @@ def test_update_is_one_pass_in_place(rng):
     assert np.shares_memory(held_w, w.get_value(borrow=True)) and np.shares_memory(held_v, v.get_value(borrow=True))
 
 
-def test_update_in_place_writes_into_strided_memory_too(rng):
+def test_in_place_update_of_strided_memory(rng):
     owner = np.asfortranarray(rng.normal(size=(90, 101)).astype("float32"))
     w, v = pytensor.shared(owner, borrow=True), pytensor.shared(np.zeros_like(owner))
     before, g = owner.astype("float64"), rng.normal(size=owner.shape).astype("float32")
@@ -116,7 +116,7 @@ def test_arrays_of_unequal_shape_are_refused(rng):
             run(np.ones((3, 4), "float32"), np.ones(shape, "float32"))
 
 
-def test_formula_that_c_does_not_know_is_computed_step_by_step(rng):
+def test_formula_without_c_code_is_split(rng):
     x = pt.matrix("x")
     run = compiled([x], pt.cos(x) * pt.exp(x) + 1)
     assert "Composite" not in str(run.maker.fgraph)
@@ -124,14 +124,14 @@ def test_formula_that_c_does_not_know_is_computed_step_by_step(rng):
     np.testing.assert_allclose(run(values), np.cos(values) * np.exp(values) + 1, rtol=1e-5)
 
 
-def test_small_and_double_nodes_stay_with_numpy():
+def test_numpy_computes_small_and_float64_nodes():
     small, double = pt.tensor("small", shape=(40,)), pt.dmatrix("double")
     run = compiled([small, double], [small * 2 + 1, double * 2 + 1])
     assert not kernels(run)
     assert [output.dtype for output in run(np.ones(40, "float32"), np.ones((100, 100)))] == ["float32", "float64"]
 
 
-def test_arrays_of_every_shape_share_the_code_of_their_formula(monkeypatch):
+def test_all_shapes_share_the_code_of_a_formula(monkeypatch):
     sources = set()
     load = compiler.load
     monkeypatch.setattr(compiler, "load", lambda source, name: sources.add(source) or load(source, name))

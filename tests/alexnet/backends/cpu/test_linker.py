@@ -56,20 +56,20 @@ def trained(backend, steps=3):
     return [np.array(costs), *(w.get_value() for w in parameters)]
 
 
-def test_training_step_equals_the_references():
+def test_training_step_matches_numpy():
     for result, expected in zip(trained("cpu"), trained("numpy"), strict=True):
         np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_number_of_threads_does_not_show():
+def test_threads_do_not_change_a_training_step():
     try:
         compiler.use_threads(1)
-        alone = trained("cpu")
+        with_one = trained("cpu")
         compiler.use_threads(2)
-        together = trained("cpu")
+        with_two = trained("cpu")
     finally:
         compiler.use_threads(None)
-    for one, two in zip(alone, together, strict=True):
+    for one, two in zip(with_one, with_two, strict=True):
         np.testing.assert_array_equal(one, two)
 
 
@@ -77,7 +77,7 @@ VIEWS = ("Shape_i", "ExpandDims", "DimShuffle", "Reshape", "MatrixTranspose")
 LOSS = ("Alloc", "AdvancedInc")
 
 
-def test_no_large_array_is_left_to_one_thread():
+def test_kernels_compute_all_large_arrays():
     """Exceptions are views and the (10, batch) arrays of the loss."""
     step, _ = training_step("cpu")
     for node in step.maker.fgraph.toposort():
@@ -88,13 +88,13 @@ def test_no_large_array_is_left_to_one_thread():
 
 
 @pytest.mark.parametrize("backend", ["cpu", "numpy"])
-def test_no_op_compiles_a_graph_of_its_own(backend):
+def test_inner_graphs_are_inlined(backend):
     """PyTensor's softmax would be compiled with Numba at its first call."""
     step, _ = training_step(backend)
     assert not any(isinstance(node.op, OpFromGraph) for node in step.maker.fgraph.toposort())
 
 
-def test_softmax_of_large_logits_stays_finite():
+def test_softmax_of_large_logits_is_finite():
     x = pt.tensor("x", shape=(10, None), dtype="float32")
     both = [pt.special.softmax(x, axis=0), pt.special.log_softmax(x, axis=0)]
     run = pytensor.function([x], both, mode=mode_of("cpu"))
@@ -105,7 +105,7 @@ def test_softmax_of_large_logits_stays_finite():
 
 @pytest.mark.parametrize("axis", [None, (1, 2, 3), (3,), (0, 1), (0, 2)])
 @pytest.mark.parametrize("batch", [1, 20000])
-def test_sum_is_exact_to_float32_over_any_axes(axis, batch, rng):
+def test_sum_over_any_axes_matches_float64(axis, batch, rng):
     x = pt.tensor4("x")
     run = pytensor.function([x], x.sum(axis=axis), mode=mode_of("cpu"))
     values = (rng.normal(size=(3, 5, 2, batch)) + 1).astype("float32")
@@ -114,7 +114,7 @@ def test_sum_is_exact_to_float32_over_any_axes(axis, batch, rng):
     np.testing.assert_allclose(result, values.astype("float64").sum(axis=axis), rtol=2e-6)
 
 
-def test_product_takes_transposed_matrices(rng):
+def test_product_of_transposed_matrices(rng):
     a, b = pt.matrix("a"), pt.matrix("b")
     run = pytensor.function([a, b], [a.T @ b, b.T @ a], mode=mode_of("cpu"))
     a, b = rng.normal(size=(2, 30, 20)).astype("float32")

@@ -54,7 +54,7 @@ def is_fused(step):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("inputs", "outputs", "batch"), [(64, 64, 16), (67, 77, 1), (101, 43, 37), (40, 130, 300)])
-def test_update_by_a_dense_gradient_is_the_same_to_the_bit(rule, inputs, outputs, batch, rng, monkeypatch):
+def test_fused_update_is_bit_identical(rule, inputs, outputs, batch, rng, monkeypatch):
     weights = rng.normal(size=(max(inputs, -(-4096 // outputs)), outputs)).astype("float32")
     fused, variables = step_of(RULES[rule], weights)
     together = trained(fused, variables, batch)
@@ -66,7 +66,7 @@ def test_update_by_a_dense_gradient_is_the_same_to_the_bit(rule, inputs, outputs
     assert not np.array_equal(together[0], weights)
 
 
-def test_threads_do_not_show_in_an_update(rng):
+def test_threads_do_not_change_an_update(rng):
     weights, results = rng.normal(size=(150, 130)).astype("float32"), []
     try:
         for threads in (1, 2, 3):
@@ -79,19 +79,19 @@ def test_threads_do_not_show_in_an_update(rng):
 
 
 @pytest.mark.parametrize("other", [pt.sum, lambda gradient: gradient * 2], ids=["norm", "itself"])
-def test_gradient_that_others_need_is_computed_apart(other, rng):
+def test_gradient_with_other_uses_is_not_fused(other, rng):
     step, variables = step_of(momentum_sgd, rng.normal(size=(80, 90)).astype("float32"), [other])
     assert not is_fused(step)
     trained(step, variables, batch=5)
 
 
-def test_small_update_is_left_to_numpy(rng):
+def test_small_update_is_not_fused(rng):
     step, variables = step_of(momentum_sgd, rng.normal(size=(30, 20)).astype("float32"))
     assert not is_fused(step)
     trained(step, variables, batch=5)
 
 
-def test_update_writes_into_strided_memory_too(rng):
+def test_fused_update_of_strided_memory(rng):
     weights = np.asfortranarray(rng.normal(size=(90, 80)).astype("float32"))
     step, variables = step_of(momentum_sgd, weights)
     expected = trained(step, variables, batch=6)

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import pkgutil
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,7 +70,7 @@ def network(compiled):
     return compiled[0]
 
 
-def test_twenty_steps_with_crops_and_dropout_are_the_cpu_engines():
+def test_twenty_training_steps_match_cpu():
     results, expected = (trained(network_of(backend, seed=2**40 + 3), 20) for backend in ("jax", "cpu"))
     assert results.keys() == expected.keys() and expected["step"] == 20
     for name, array in expected.items():
@@ -95,7 +94,7 @@ def bytes_of(variables):
     return sum(4 * int(np.prod(variable.type.shape)) for variable in variables)
 
 
-def test_a_step_holds_parameters_and_velocities_once_and_one_set_of_gradients():
+def test_step_memory_holds_one_copy_of_each_array():
     network, (batch,) = network_of(model=Wide, crop=False), batches(1)
     pixels = np.zeros((3, 227, 227, BATCH), "float32")
     memory = lowered(network.train, (pixels, *batch[4:])).compile().memory_analysis()
@@ -106,7 +105,7 @@ def test_a_step_holds_parameters_and_velocities_once_and_one_set_of_gradients():
     assert memory.temp_size_in_bytes <= 1.1 * gradients
 
 
-def test_no_second_copy_of_the_state_is_alive_after_a_step():
+def test_state_exists_once_after_a_step():
     gc.collect()
     before = {id(array) for array in jax.live_arrays()}
     network = network_of(model=Wide)
@@ -118,7 +117,7 @@ def test_no_second_copy_of_the_state_is_alive_after_a_step():
     assert 0 <= alive - bytes_of(network.parameters_and_velocities) - inputs < 2**16
 
 
-def test_what_a_step_updates_is_donated_and_nothing_else(network):
+def test_only_updated_variables_are_donated(network):
     data = list(batches(3))
     network.train(*data[0])
     for function, arguments in (("train", data[1]), ("compute", data[1][:-1]), ("apply", data[1][-1:])):
@@ -162,7 +161,7 @@ def steps(network, batch, rate):
     return network.validate(*batch)[0]
 
 
-def test_no_array_comes_to_the_host_in_a_training_step(network):
+def test_training_step_copies_nothing_to_the_host(network):
     first, second = ([jax.device_put(batch[0]), *batch[1:]] for batch in batches(2))
     steps(network, first[:-1], first[-1])                         # compile the XLA programs with their constants
     with no_conversions():
@@ -174,7 +173,7 @@ def test_no_array_comes_to_the_host_in_a_training_step(network):
                 conversion(cost)
 
 
-def test_the_state_is_on_the_device_from_the_first_step_and_stays_there(network):
+def test_state_stays_on_the_device(network):
     (batch,) = batches(1)
     network.train(*batch)
     state = {name: np.array(array) for name, array in network.get_state().items()}
@@ -188,7 +187,7 @@ def test_the_state_is_on_the_device_from_the_first_step_and_stays_there(network)
     assert isinstance(mean.container.storage[0], jax.Array)
 
 
-def test_arrays_of_the_caller_are_never_written(network):
+def test_arrays_of_the_caller_are_not_modified(network):
     """On the CPU, JAX uses the memory of a host array without a copy if its address is a multiple of 64."""
     data, memory = list(batches(2)), np.zeros(294 * 8 * 4 + 64, "uint8")
     weights = memory[-memory.ctypes.data % 64 :][: 294 * 8 * 4].view("float32").reshape(294, 8)
@@ -200,7 +199,7 @@ def test_arrays_of_the_caller_are_never_written(network):
     assert not weights.any() and np.asarray(given.get_value()).any()
 
 
-def test_images_may_lie_on_the_device(network, compiled):
+def test_images_may_be_stored_on_the_device(network, compiled):
     (batch,) = batches(1)
     expected = network.train(*batch)
     network.set_state(compiled[1])
@@ -218,7 +217,7 @@ def test_another_batch_size_is_compiled_once():
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["train", "compute and apply"])
-def test_what_is_compiled_beforehand_is_not_compiled_again(apart, caplog):
+def test_precompiled_functions_are_not_compiled_again(apart, caplog):
     network, (batch,) = network_of(), batches(1)
     network.compile_all((*(("compute", "apply") if apart else ("train",)), "validate"), BATCH)
     with jax.log_compiles():
@@ -234,7 +233,7 @@ def test_what_is_compiled_beforehand_is_not_compiled_again(apart, caplog):
     assert [text for text in caplog.messages if "XLA compilation" in text]
 
 
-def test_a_checkpoint_goes_on_as_if_it_had_not_stopped(network, tmp_path):
+def test_resume_from_a_checkpoint_is_bit_exact(network, tmp_path):
     *data, last = batches(3)
     for batch in data:
         network.train(*batch)
@@ -248,7 +247,7 @@ def test_a_checkpoint_goes_on_as_if_it_had_not_stopped(network, tmp_path):
 
 
 @pytest.mark.parametrize(("precision", "xla"), [("float32", "HIGHEST"), ("tf32", "HIGH"), ("bfloat16", "DEFAULT")])
-def test_products_have_the_precision_asked_for_and_all_else_is_float32(precision, xla):
+def test_only_products_have_the_requested_precision(precision, xla):
     network, (batch,) = network_of(precision=precision), batches(1)
     text = lowered(network.train, batch).as_text()
     products = re.findall(r"stablehlo\.(?:convolution|dot_general)\b.*", text)
@@ -263,7 +262,7 @@ def test_products_have_the_precision_asked_for_and_all_else_is_float32(precision
     assert {np.asarray(v.get_value()).dtype.name for v in network.parameters_and_velocities} == {"float32"}
 
 
-def test_tf32_is_float32_on_a_processor_and_bfloat16_is_near():
+def test_tf32_and_bfloat16_against_float32_on_a_cpu():
     """Most velocities are excluded: in this small network one ReLU that rounding flips changes them by a tenth."""
     results = {precision: trained(network_of(precision=precision), 5) for precision in ("float32", "tf32", "bfloat16")}
     for name, exact in results["float32"].items():
@@ -274,7 +273,7 @@ def test_tf32_is_float32_on_a_processor_and_bfloat16_is_near():
     assert not np.array_equal(results["bfloat16"]["fc3.W"], results["float32"]["fc3.W"])
 
 
-def test_corners_on_the_device_that_lie_outside_make_the_cost_no_number(network):
+def test_invalid_corners_on_the_device_give_nan(network):
     (batch,) = batches(1)
     rows = np.full(BATCH, 30, "int32")
     with pytest.raises(ValueError, match=r"the row of a crop must be in 0\.\.29, got 30"):
@@ -282,7 +281,7 @@ def test_corners_on_the_device_that_lie_outside_make_the_cost_no_number(network)
     assert np.isnan(network.train(batch[0], jax.device_put(rows), *batch[2:])[0])
 
 
-def test_arguments_of_another_type_are_refused_with_both(network):
+def test_arguments_of_another_type_are_refused(network):
     (batch,) = batches(1)
     with pytest.raises(TypeError, match=r"images must be uint8 of shape \(3, 256, 256, \?\), got float32 of shape"):
         network.train(batch[0].astype("float32"), *batch[1:])
@@ -290,25 +289,27 @@ def test_arguments_of_another_type_are_refused_with_both(network):
         network.train(*batch[:4], batch[4][:, None], batch[5])
 
 
-def test_values_of_another_shape_are_refused_by_the_state(network):
+def test_state_refuses_values_of_another_shape(network):
     (batch,) = batches(1)
     network.train(*batch)
     with pytest.raises(TypeError, match="not compatible"):
         network.parameters[0].set_value(jax.numpy.zeros((3, 11, 11, 5)))
 
 
-def test_a_gpu_that_jax_does_not_see_is_named_with_the_cure():
+def test_missing_gpu_is_an_error_with_remedy():
     with pytest.raises(ConfigError, match=r'backend jax sees no GPU for device cuda0: pip install "jax\[cuda13\]"'):
         mode_of("jax", device="cuda0")
 
 
-def test_a_processor_is_all_that_is_asked_for_on_the_cpu():
+def test_device_cpu_restricts_jax_to_the_cpu():
     mode_of("jax")
     assert jax.config.jax_platforms == "cpu"
 
 
-def test_a_gpu_is_found_by_its_number_and_leaves_memory_to_others(monkeypatch):
-    device_of = pkgutil.resolve_name("alexnet.backends.jax.linker:device_of").__wrapped__
+def test_gpu_is_selected_by_number_without_preallocation(monkeypatch):
+    from alexnet.backends.jax.linker import device_of  # here, because jax is optional
+
+    device_of = device_of.__wrapped__
     devices = [SimpleNamespace(local_hardware_id=number) for number in (1, 0)]
     monkeypatch.setattr(jax, "local_devices", lambda backend: devices)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "unset")
@@ -329,7 +330,7 @@ def test_unknown_precision_is_refused():
         mode_of("jax", "half")
 
 
-def test_sums_and_products_of_many_arrays_are_taken_one_after_the_other(rng):
+def test_sums_and_products_are_computed_pairwise(rng):
     a, b, c = pt.vectors("abc")
     values = rng.normal(size=(3, 1000)).astype("float32")
     function = pytensor.function([a, b, c], [pt.add(a, b, c), pt.mul(a, b, c), pt.gt(a, 0).sum()], mode=mode_of("jax"))
