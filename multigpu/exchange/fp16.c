@@ -26,7 +26,7 @@ static inline half half_from_float(float x)
         return sign | 0x7e00 | (magnitude >> 13 & 0x3ff);
     if (magnitude >= 0x477ff000)                 /* 65520 and above: infinity */
         return sign | 0x7c00;
-    if (magnitude < 0x38800000) {                /* below 2^-14: subnormal, a multiple of 2^-24, which is the ulp of 0.5 */
+    if (magnitude < 0x38800000) {                /* below 2^-14: subnormal, a multiple of 2^-24, the ulp of 0.5 */
         float shifted;
         memcpy(&shifted, &magnitude, 4);
         shifted += 0.5f;

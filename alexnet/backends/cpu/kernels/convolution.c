@@ -62,6 +62,7 @@ typedef struct {
     float *partial;              /* one per thread */
     long *image_offset;          /* of term k in packed images */
     long *filter_offset;         /* of term k in filters that are not packed */
+    char *end;
 } Buffers;
 
 /* Cover o channels by tiles with the least padding. */
@@ -362,25 +363,25 @@ static void find_offsets(const Plan *plan, const Buffers *buffers)
     }
 }
 
-static char *divide(const Plan *plan, char *workspace, Buffers *buffers)
+static Buffers divide(const Plan *plan, char *workspace)
 {
     long threads = omp_get_max_threads(), task_channels = plan->task_tiles * FORWARD_ROWS;
     long all_filters = plan->groups * plan->depth * plan->packed_o;
     long filters = streams(plan) ? threads * plan->pass_depth * task_channels : all_filters;
     long partial = plan->passes > 1 ? threads * plan->task_positions * task_channels * BLOCK : 0;
-    long pixels = plan->blocks * plan->groups * plan->c * plan->plane;
-    buffers->images = take(&workspace, pixels * BLOCK * sizeof(float));
-    buffers->filters = take(&workspace, filters * sizeof(float));
-    buffers->partial = take(&workspace, partial * sizeof(float));
-    buffers->image_offset = take(&workspace, plan->depth * sizeof(long));
-    buffers->filter_offset = take(&workspace, plan->depth * sizeof(long));
-    return workspace;
+    Buffers buffers;
+    buffers.images = take(&workspace, plan->blocks * plan->groups * plan->c * plan->plane * BLOCK * sizeof(float));
+    buffers.filters = take(&workspace, filters * sizeof(float));
+    buffers.partial = take(&workspace, partial * sizeof(float));
+    buffers.image_offset = take(&workspace, plan->depth * sizeof(long));
+    buffers.filter_offset = take(&workspace, plan->depth * sizeof(long));
+    buffers.end = workspace;
+    return buffers;
 }
 
 static void run(const Plan *plan, const float *x, const float *filters, float *out, char *workspace)
 {
-    Buffers buffers;
-    divide(plan, aligned(workspace), &buffers);
+    Buffers buffers = divide(plan, workspace);
     find_offsets(plan, &buffers);
     pack_images(plan, x, buffers.images);
     if (!streams(plan))

@@ -1,16 +1,12 @@
 /* The functions of convolution.c and winograd.c that Python calls.  Both files define
  *
  *     Plan forward_plan(const Layer *), input_gradient_plan(const Layer *);
- *     char *divide(const Plan *, char *workspace, Buffers *);   divides a workspace into buffers and returns its end
+ *     Buffers divide(const Plan *, char *workspace);                               see layer.h
  *     void run(const Plan *, const float *images, const float *filters, float *out, char *workspace);
  *
  * and then include this file.  `workspace` has at least the bytes that the function `..._workspace` returns. */
 
-static int64_t plan_bytes(Plan plan)
-{
-    Buffers buffers;
-    return workspace_bytes(divide(&plan, 0, &buffers));
-}
+static int64_t plan_bytes(Plan plan) { return (int64_t)divide(&plan, 0).end + CACHE_LINE; }
 
 int64_t forward_workspace(const Layer *layer) { return plan_bytes(forward_plan(layer)); }
 

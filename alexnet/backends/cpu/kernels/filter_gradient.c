@@ -46,6 +46,7 @@ typedef struct {
     float *padded;               /* the padded copy of x, where pad > 0 */
     long *row_offset;            /* of row r in padded */
     float *scratch;              /* per thread, for updates: dw of one task */
+    char *end;
 } Buffers;
 
 /* Callback that receives a row of dw: n floats at offset `start` of arrays shaped like the filters. */
@@ -257,24 +258,24 @@ static void update_task(const Plan *plan, const Buffers *buffers, const Task *ta
         update->receive(update->arrays, dw + r * stride, start + r * plan->all_o, plan->o);
 }
 
-/* Divide a workspace into buffers; returns the end of the last one. */
-static char *divide(const Plan *plan, char *workspace, Buffers *buffers)
+static Buffers divide(const Plan *plan, char *workspace)
 {
     long padded = plan->pad ? plan->groups * plan->c * plan->padded_height * plan->padded_width * plan->b : 0;
     long terms = plan->out_height * plan->out_width * plan->b;
     long scratch = plan->updates * omp_get_max_threads() * GRADIENT_ROWS * scratch_stride(plan);
-    buffers->panels = take(&workspace, plan->groups * plan->panels * BLOCK * terms * sizeof(float));
-    buffers->padded = take(&workspace, padded * sizeof(float));
-    buffers->row_offset = take(&workspace, plan->rows * sizeof(long));
-    buffers->scratch = take(&workspace, scratch * sizeof(float));
-    return workspace;
+    Buffers buffers;
+    buffers.panels = take(&workspace, plan->groups * plan->panels * BLOCK * terms * sizeof(float));
+    buffers.padded = take(&workspace, padded * sizeof(float));
+    buffers.row_offset = take(&workspace, plan->rows * sizeof(long));
+    buffers.scratch = take(&workspace, scratch * sizeof(float));
+    buffers.end = workspace;
+    return buffers;
 }
 
 /* Run all tasks; write to dw, or call `update` if it is not null. */
 static void run(const Plan *plan, char *workspace, const float *x, const float *g, float *dw, const Update *update)
 {
-    Buffers buffers;
-    divide(plan, aligned(workspace), &buffers);
+    Buffers buffers = divide(plan, workspace);
     for (long r = 0; r < plan->rows; r++) {
         long j = r % plan->filter_width, i = r / plan->filter_width % plan->filter_height;
         long c = r / plan->filter_width / plan->filter_height;
@@ -300,11 +301,7 @@ static void run(const Plan *plan, char *workspace, const float *x, const float *
     }
 }
 
-static int64_t plan_bytes(Plan plan)
-{
-    Buffers buffers;
-    return workspace_bytes(divide(&plan, 0, &buffers));
-}
+static int64_t plan_bytes(Plan plan) { return (int64_t)divide(&plan, 0).end + CACHE_LINE; }
 
 /* Functions called from Python. */
 

@@ -1,4 +1,8 @@
-/* The arguments of the convolution kernels: the sizes of a layer, and a workspace that is divided into buffers. */
+/* The arguments of the convolution kernels: the sizes of a layer, and a workspace that a kernel divides into buffers.
+ *
+ * A kernel defines `Buffers divide(const Plan *, char *workspace)`.  Buffers.end is the end of the last buffer.  If the
+ * workspace starts at address 0, this is the size that the kernel needs, except for alignment.
+ */
 #ifndef LAYER_H
 #define LAYER_H
 
@@ -16,17 +20,9 @@ enum { CACHE_LINE = 64 };                /* bytes; each buffer starts on a cache
 /* Take a buffer from the start of the free part of a workspace. */
 static inline void *take(char **workspace, long bytes)
 {
-    char *buffer = *workspace;
-    *workspace = buffer + ceil_div(bytes, CACHE_LINE) * CACHE_LINE;
+    char *buffer = *workspace + -(unsigned long)*workspace % CACHE_LINE;
+    *workspace = buffer + bytes;
     return buffer;
 }
-
-static inline char *aligned(char *workspace)
-{
-    return workspace + (CACHE_LINE - (unsigned long)workspace % CACHE_LINE) % CACHE_LINE;
-}
-
-/* Bytes of a workspace whose buffers, divided from address 0, end at `end`; any start may have to be aligned. */
-static inline int64_t workspace_bytes(const char *end) { return (int64_t)end + CACHE_LINE; }
 
 #endif

@@ -37,6 +37,7 @@ typedef struct {
     long channel_tiles, packed_o;                       /* register tiles of FORWARD_ROWS output channels */
     long point_stride;                                  /* filters: floats from one point to the next */
     long channel_stride;                                /* data and products: floats from one channel to the next */
+    long data_floats, product_floats;                   /* of a chunk */
     int rotated;                                        /* filters rotated by 180 degrees: input gradient */
 } Plan;
 
@@ -44,6 +45,7 @@ typedef struct {
     float *filters;              /* [point][group][channel tile][c][FORWARD_ROWS] */
     float *data;                 /* per thread, [group][position of the chunk][c][point][BLOCK] */
     float *products;             /* per thread, [group][position of the chunk][packed_o][point][BLOCK] */
+    char *end;
 } Buffers;
 
 static Plan forward_plan(const Layer *layer)
@@ -58,6 +60,8 @@ static Plan forward_plan(const Layer *layer)
     long chunks = max(ceil_div(t.positions, max(CHUNK_BYTES / position_bytes, 1)),
                       CHUNKS_PER_THREAD * omp_get_max_threads());
     plan.chunk = ceil_div(t.positions, min(chunks, t.positions));
+    plan.data_floats = t.groups * plan.chunk * t.c * plan.channel_stride;
+    plan.product_floats = t.groups * plan.chunk * plan.packed_o * plan.channel_stride;
     return plan;
 }
 
@@ -235,22 +239,12 @@ static void transform_outputs(const Plan *plan, const float *products, long chan
 
 /* ---- complete passes */
 
-static long data_floats(const Plan *plan)
-{
-    return plan->tiling.groups * plan->chunk * plan->tiling.c * plan->channel_stride;
-}
-
-static long product_floats(const Plan *plan)
-{
-    return plan->tiling.groups * plan->chunk * plan->packed_o * plan->channel_stride;
-}
-
 static void run_chunk(const Plan *plan, const Buffers *buffers, const float *x, long first, float *out)
 {
     const Tiling *t = &plan->tiling;
     long end = min(first + plan->chunk, t->positions), thread = omp_get_thread_num();
-    float *data = buffers->data + thread * data_floats(plan);
-    float *products = buffers->products + thread * product_floats(plan);
+    float *data = buffers->data + thread * plan->data_floats;
+    float *products = buffers->products + thread * plan->product_floats;
     for (long channel = 0; channel < t->groups * t->c; channel++) {
         long start = channel / t->c * plan->chunk * t->c + channel % t->c;
         transform_channel(t, x, channel, first, end, data + start * plan->channel_stride, BLOCK,
@@ -263,19 +257,20 @@ static void run_chunk(const Plan *plan, const Buffers *buffers, const float *x, 
         transform_outputs(plan, products, channel, first, end, out);
 }
 
-static char *divide(const Plan *plan, char *workspace, Buffers *buffers)
+static Buffers divide(const Plan *plan, char *workspace)
 {
     long threads = omp_get_max_threads();
-    buffers->filters = take(&workspace, plan->tiling.points * plan->point_stride * sizeof(float));
-    buffers->data = take(&workspace, threads * data_floats(plan) * sizeof(float));
-    buffers->products = take(&workspace, threads * product_floats(plan) * sizeof(float));
-    return workspace;
+    Buffers buffers;
+    buffers.filters = take(&workspace, plan->tiling.points * plan->point_stride * sizeof(float));
+    buffers.data = take(&workspace, threads * plan->data_floats * sizeof(float));
+    buffers.products = take(&workspace, threads * plan->product_floats * sizeof(float));
+    buffers.end = workspace;
+    return buffers;
 }
 
 static void run(const Plan *plan, const float *x, const float *filters, float *out, char *workspace)
 {
-    Buffers buffers;
-    divide(plan, aligned(workspace), &buffers);
+    Buffers buffers = divide(plan, workspace);
     #pragma omp parallel
     {
         if (plan->rotated)

@@ -41,6 +41,8 @@ typedef struct {
     long images;                         /* terms of a position: images of a block */
     long panels, row_tiles;              /* of one group: panels of BLOCK o, tiles of GRADIENT_ROWS c */
     long data_stride, gradient_stride;   /* floats of one position: of a row tile, of a panel */
+    long data_floats, gradient_floats;   /* of a chunk */
+    long sums_floats;                    /* of a split */
 } Plan;
 
 enum { TILE_FLOATS = GRADIENT_ROWS * BLOCK };
@@ -51,24 +53,13 @@ typedef struct {
     float *data;                         /* [group][row tile][position][point][GRADIENT_ROWS c][BLOCK images] */
     float *gradients;                    /* [group][panel][position][point][image][BLOCK channels] */
     float *sums;                         /* [split][point][group][panel][c][BLOCK channels] */
+    char *end;
 } Buffers;
-
-static long data_floats(const Plan *plan)
-{
-    return plan->tiling.groups * plan->row_tiles * plan->chunk * plan->data_stride;
-}
-
-static long gradient_floats(const Plan *plan)
-{
-    return plan->tiling.groups * plan->panels * plan->chunk * plan->gradient_stride;
-}
 
 static long sums_offset(const Plan *plan, long point, long panel)
 {
     return (point * plan->tiling.groups * plan->panels + panel) * plan->row_tiles * TILE_FLOATS;
 }
-
-static long sums_floats(const Plan *plan) { return sums_offset(plan, plan->tiling.points, 0); }
 
 static Plan gradient_plan(const Layer *layer)
 {
@@ -77,12 +68,15 @@ static Plan gradient_plan(const Layer *layer)
                   .row_tiles = ceil_div(t.c, GRADIENT_ROWS), .data_stride = t.points * TILE_FLOATS,
                   .gradient_stride = t.points * PANEL_FLOATS };
     long position_floats = t.groups * (plan.row_tiles * plan.data_stride + plan.panels * plan.gradient_stride);
-    int can_split = sums_floats(&plan) * (long)sizeof(float) <= MAX_SPLIT_BYTES;
+    plan.sums_floats = sums_offset(&plan, t.points, 0);
+    int can_split = plan.sums_floats * (long)sizeof(float) <= MAX_SPLIT_BYTES;
     plan.splits = can_split ? max(min(t.positions / MIN_SPLIT_POSITIONS, MAX_SPLITS), 1) : 1;
     long bytes = plan.splits > 1 ? CHUNK_BYTES : SINGLE_CHUNK_BYTES;
     long chunk = min(max(bytes / (position_floats * (long)sizeof(float)), 1), max(TERMS / plan.images, 1));
     plan.split = ceil_div(t.positions, plan.splits);
     plan.chunk = ceil_div(plan.split, ceil_div(plan.split, chunk));
+    plan.data_floats = t.groups * plan.row_tiles * plan.chunk * plan.data_stride;
+    plan.gradient_floats = t.groups * plan.panels * plan.chunk * plan.gradient_stride;
     return plan;
 }
 
@@ -240,7 +234,7 @@ static void transform_sums(const Plan *plan, const Buffers *buffers, long panel,
             const float *of_split = buffers->sums + sums_offset(plan, i, panel) + c * BLOCK + k;
             float sum = *of_split;
             for (long split = 1; split < plan->splits; split++)
-                sum += of_split[split * sums_floats(plan)];
+                sum += of_split[split * plan->sums_floats];
             sums[i * BLOCK + k] = sum * inverse(t->n, i / t->n) * inverse(t->n, i % t->n);
         }
     for (long v = 0; v < BLOCK; v += LANES) {
@@ -286,9 +280,9 @@ static void add_split(const Plan *plan, const Buffers *buffers, const float *x, 
 {
     long first = split * plan->split, end = min(first + plan->split, plan->tiling.positions);
     for (long start = first; start < end; start += plan->chunk) {
-        Chunk chunk = { start, min(start + plan->chunk, end), buffers->data + team * data_floats(plan),
-                        buffers->gradients + team * gradient_floats(plan),
-                        buffers->sums + split * sums_floats(plan), start == first };
+        Chunk chunk = { start, min(start + plan->chunk, end), buffers->data + team * plan->data_floats,
+                        buffers->gradients + team * plan->gradient_floats,
+                        buffers->sums + split * plan->sums_floats, start == first };
         add_chunk(plan, x, g, &chunk);
     }
 }
@@ -309,13 +303,14 @@ static void add_splits(const Plan *plan, const Buffers *buffers, const float *x,
     }
 }
 
-/* Divide a workspace into buffers; returns the end of the last one. */
-static char *divide(const Plan *plan, char *workspace, Buffers *buffers)
+static Buffers divide(const Plan *plan, char *workspace)
 {
-    buffers->data = take(&workspace, teams(plan) * data_floats(plan) * sizeof(float));
-    buffers->gradients = take(&workspace, teams(plan) * gradient_floats(plan) * sizeof(float));
-    buffers->sums = take(&workspace, plan->splits * sums_floats(plan) * sizeof(float));
-    return workspace;
+    Buffers buffers;
+    buffers.data = take(&workspace, teams(plan) * plan->data_floats * sizeof(float));
+    buffers.gradients = take(&workspace, teams(plan) * plan->gradient_floats * sizeof(float));
+    buffers.sums = take(&workspace, plan->splits * plan->sums_floats * sizeof(float));
+    buffers.end = workspace;
+    return buffers;
 }
 
 /* Functions called from Python. */
@@ -323,16 +318,14 @@ static char *divide(const Plan *plan, char *workspace, Buffers *buffers)
 int64_t filter_gradient_workspace(const Layer *layer)
 {
     Plan plan = gradient_plan(layer);
-    Buffers buffers;
-    return workspace_bytes(divide(&plan, 0, &buffers));
+    return (int64_t)divide(&plan, 0).end + CACHE_LINE;
 }
 
 void filter_gradient(const Layer *layer, const float *x, const float *g, float *dw, char *workspace)
 {
     Plan plan = gradient_plan(layer);
     const Tiling *t = &plan.tiling;
-    Buffers buffers;
-    divide(&plan, aligned(workspace), &buffers);
+    Buffers buffers = divide(&plan, workspace);
     add_splits(&plan, &buffers, x, g);
     #pragma omp parallel for schedule(static)
     for (long i = 0; i < t->groups * plan.panels * t->c; i++)
