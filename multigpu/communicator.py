@@ -24,6 +24,7 @@ if TYPE_CHECKING:                                # the launcher imports this mod
     from alexnet.training.network import Network
     from alexnet.training.timing import Lap
     from multigpu.device.base import Device
+    from multigpu.mpi.communicator import MPI
 
 # settings that may differ between workers
 OWN = {"rank", "device", "devices", "threads", "isa", "run_name", "resume_train", "print_freq"}
@@ -139,6 +140,7 @@ class Communicator(ABC):
         on_one_host: whether all workers run on one machine.
         local_rank, local_size: rank among, and number of, the workers on this machine.
         hosts: host name of each rank.
+        mpi: mpi4py communicator for arrays, to be used from the main thread; only over MPI.
     """
 
     over_mpi: bool
@@ -148,6 +150,7 @@ class Communicator(ABC):
     local_rank: int
     local_size: int
     hosts: Sequence[str]
+    mpi: "MPI.Intracomm"
 
     @abstractmethod
     def allgather(self, message: M) -> list[M]:

@@ -79,6 +79,7 @@ def find_checkpoint(config: Config) -> Path:
     Given a folder, the worker loads the newest checkpoint that is readable, and refuses if there is none, because a
     check would have to read the whole file.
     """
+    assert config.resume_train is not None
     place = Path(config.output if config.resume_train == "latest" else config.resume_train)
     if place.is_file():
         return place

@@ -49,6 +49,7 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
     check_sections(config)
     rule = rule_of(config, comm)
     role = role_of(rule, config, comm)
+    assert config.data is not None               # the launcher or rank 0 has set it
     data = open_dataset(config.data, config.classes)
     train = data.train.shard(role.worker, role.workers)
     data = data._replace(train=train, validation=data.validation.shard(*role.validates))
@@ -123,12 +124,9 @@ def log_warnings(recorder: Recorder) -> Iterator[None]:
 def open_batches(config: Config, data: Dataset, device: Device, link: JobLink) -> WorkerBatches:
     """Return how this run reads its batches: in a loader process beside the worker, or in the worker itself."""
     size = model_class(config.model).image_size
-    if config.use_data_layer:
-        shape = (*data.mean.shape, config.batch_size)
-        dtype = np.uint8
-    else:
-        shape = (data.mean.shape[0], size, size, config.batch_size)
-        dtype = np.float32
+    channels, rows, columns = data.mean.shape if config.use_data_layer else (data.mean.shape[0], size, size)
+    shape = channels, rows, columns, config.batch_size
+    dtype = np.dtype(np.uint8 if config.use_data_layer else np.float32)
     arguments = data.mean, size
     if not config.para_load:
         return SerialBatches(arguments, shape, dtype)

@@ -28,7 +28,6 @@ class MpiCommunicator(Communicator):
         comm: mpi4py communicator; None: all ranks of the job.
 
     Attributes:
-        mpi: mpi4py communicator for arrays, to be used from the main thread.
         elastic: whether the rule is elastic; set by multigpu.mpi.job.
         dropped_ranks: ranks that send no more messages; multigpu.failure.heartbeat adds them.
         has_left: whether this rank has left the others, which continue; set by multigpu.mpi.channel.

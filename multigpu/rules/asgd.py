@@ -72,7 +72,7 @@ class AsgdRule(Rule):
         return server.connect(
             self, config, network, device, comm, recorder, step,
             policy=lambda center, channel: ParameterServer(center, config, comm.size - 1, channel.now),
-            client=lambda *parts: AsgdClient(*parts, schedule_of(config), step),
+            client=lambda *parts: AsgdClient(*parts, schedule=schedule_of(config), step=step),
         )
 
 

@@ -55,7 +55,7 @@ class EasgdRule(Rule):
         return server.connect(
             self, config, network, device, comm, recorder, step,
             policy=lambda center, channel: ElasticPolicy(center, settings.easgd_alpha),
-            client=lambda *parts: ElasticClient(*parts, settings.easgd_tau),
+            client=lambda *parts: ElasticClient(*parts, tau=settings.easgd_tau),
         )
 
 

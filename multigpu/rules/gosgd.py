@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from alexnet.training.network import Network, SharedVariable
     from multigpu.communicator import Communicator
     from multigpu.device import Device
-    from multigpu.mpi.communicator import MPI
+    from multigpu.mpi.communicator import MPI, MpiCommunicator
 
 GOSSIP = 3                                       # id of the random stream; alexnet.data.augment uses 1 and 2
 LOOKS = 2                                        # maximum number of messages per worker that a step receives
@@ -170,7 +170,7 @@ class Gosgd(Synchronizer):
         self._rank = comm.rank
         self._size = comm.size
         self._recorder = recorder
-        self._channel = Channel(comm)
+        self._channel = Channel(cast("MpiCommunicator", comm))
         for group in groups:
             group.pack()
             group.unpack()
@@ -272,7 +272,7 @@ class Gosgd(Synchronizer):
                 f"the ranks have entered consensus {', '.join(map(str, rows[:, 0]))} times, by rank: "
                 "the workers are out of step; restart all of them from one checkpoint"
             )
-        expected = rows[:, 2 + self._rank].sum()
+        expected = int(rows[:, 2 + self._rank].sum())
         self._until(lambda: self._channel.received >= expected and not self._arriving and self._is_sent())
         shares = self._gather(np.array([self._share]))
         if abs(shares.sum() - 1) > ROUNDING:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from multigpu.communicator import Communicator
     from multigpu.device import Device
     from multigpu.mpi.channel import Channel  # importing it initialises MPI
+    from multigpu.mpi.communicator import MpiCommunicator
 
 BEFORE = (-1, 0)                                 # stage of a client before its first message
 
@@ -92,7 +93,7 @@ def connect(
         verify_consistency(config, network, device, comm, step)
     info = worker_info_of(config, network, device, step) if rule.elastic else None
     weights, velocities = weights_and_velocities(network)
-    channel = Channel(comm)
+    channel = Channel(cast("MpiCommunicator", comm))
     host = HostDevice(device.on_host)
     shapes = shapes_of(weights)
     if comm.rank != SERVER:
@@ -265,6 +266,7 @@ class Server(Synchronizer):
 
     def _join(self, join: Join) -> None:
         """Start a client at the current position of the job."""
+        assert self._info is not None            # clients join only under an elastic rule
         check_consistency(join.sender, join.info, self._info)
         ahead = max(0, self._mean_iteration() - self._position.iteration)        # steps done during validation
         epochs, batch = divmod(self._position.batch + ahead, self._steps_of_epoch)
