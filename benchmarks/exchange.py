@@ -31,7 +31,7 @@ from benchmarks.harness import report
 from multigpu.communicator import PipeCommunicator
 from multigpu.device import DeviceError, open_device
 from multigpu.exchange.peer import PairwiseAverage, Peer, ShardedAverage, open_mesh
-from multigpu.process import CONTEXT, end, pipes_between, start
+from multigpu.launch.process import CONTEXT, end, pipes_between, start
 from multigpu.rules.bsp import Bsp, ParameterGroup
 
 PARAMETERS = 60_965_224                          # of AlexNet with 1000 classes

@@ -19,7 +19,7 @@ from multigpu.communicator import BufferHandle, Closed, PeerDied, PipeCommunicat
 from multigpu.device import DeviceError, open_device
 from multigpu.exchange.flat_buffer import FlatBuffer
 from multigpu.exchange.peer import PairwiseAverage
-from multigpu.process import CONTEXT
+from multigpu.launch.process import CONTEXT
 
 STEPS, BATCH, RATE, MOMENTUM = 200, 64, np.float32(0.1), np.float32(0.9)
 

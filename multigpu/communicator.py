@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from alexnet.config.schema import Config, ConfigError
-from multigpu.process import PeerWatch
+from multigpu.launch.process import PeerWatch
 
 if TYPE_CHECKING:                                # the launcher imports this module and must not import PyTensor
     from alexnet.training.network import Network

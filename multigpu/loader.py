@@ -36,7 +36,7 @@ import numpy.typing as npt
 from alexnet.data.dataset import BatchReader, DataError, Request
 from alexnet.training.base import Batches
 from multigpu.device import DeviceError, open_device
-from multigpu.process import CONTEXT, describe_exit, end, end_with_parent, set_signal_handlers, start
+from multigpu.launch.process import CONTEXT, describe_exit, end, end_with_parent, set_signal_handlers, start
 
 if TYPE_CHECKING:
     from multigpu.device.base import Buffer, Device

@@ -10,7 +10,7 @@ from pathlib import Path
 from alexnet.config import Config, ConfigError, load_config
 from alexnet.data.dataset import DataError
 from alexnet.run.checkpoint_format import CheckpointError, snapshots
-from multigpu.launcher import WorkFunction, launch
+from multigpu.launch.launcher import WorkFunction, launch
 from multigpu.mpi.rank_wrapper import wrap_rank
 from multigpu.rules import RULES
 

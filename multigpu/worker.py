@@ -22,7 +22,7 @@ from alexnet.training.loop import Diverged, Position, Run
 from alexnet.training.network import Network, backend_of, build_network, use_machine
 from multigpu.communicator import Communicator
 from multigpu.device import Device, DeviceError, open_device
-from multigpu.launcher_link import JobLink
+from multigpu.launch.link import JobLink
 from multigpu.loader import ParallelBatches, SerialBatches, WorkerBatches
 from multigpu.rules import role_of, rule_of
 

@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     began = time.monotonic()
     with closing(Progress("evaluate", labelled.n, sys.stderr)) as progress:
         evaluate(network, labelled, counts, options.batch_size, options.crops, progress.add)
-    write(Outcome(options, weights, labelled, counts, time.monotonic() - began))
+    write(EvaluationOutcome(options, weights, labelled, counts, time.monotonic() - began))
     return 0
 
 
@@ -100,7 +100,7 @@ def note(text: str) -> None:
 # ---- output
 
 
-class Outcome(NamedTuple):
+class EvaluationOutcome(NamedTuple):
     """The options, weights, images and results of an evaluation, and its duration in seconds."""
 
     options: argparse.Namespace
@@ -115,7 +115,7 @@ class Outcome(NamedTuple):
         return self.weights.class_names or tuple(f"class {label}" for label in range(self.weights.classes))
 
 
-def write(outcome: Outcome) -> None:
+def write(outcome: EvaluationOutcome) -> None:
     """Write the requested files, then print the tables, the most important last."""
     options = outcome.options
     counts = outcome.counts
@@ -132,7 +132,7 @@ def write(outcome: Outcome) -> None:
     print("\n".join(lines(outcome)))
 
 
-def lines(outcome: Outcome) -> Iterator[str]:
+def lines(outcome: EvaluationOutcome) -> Iterator[str]:
     """Yield the lines of the summary, which is printed last."""
     options, weights, labelled, counts, seconds = outcome
     found = counts.summary()
@@ -162,7 +162,7 @@ def class_lines(counts: Counts, names: Sequence[str]) -> Iterator[str]:
         yield f"{found['images']:>{max(width, 6)},}  {figures}  {name}"
 
 
-def results(outcome: Outcome) -> dict[str, Any]:
+def results(outcome: EvaluationOutcome) -> dict[str, Any]:
     """Return all results as a mapping for JSON."""
     options, weights, labelled, counts, seconds = outcome
     found = {

@@ -30,7 +30,7 @@ from experiments.asgd.experiments import EXPERIMENTS, QUICK, Sizes, trials
 from experiments.asgd.figures import draw
 from experiments.asgd.task import task
 from experiments.asgd.trials import run
-from multigpu.process import CONTEXT, end_with_parent, environment
+from multigpu.launch.process import CONTEXT, end_with_parent, environment
 
 HERE = pathlib.Path(__file__).parent
 PROCESSES = 2

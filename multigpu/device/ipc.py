@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection
 
 from multigpu.device import Device, DeviceError, open_device
 from multigpu.device.handles import Handle
-from multigpu.process import CONTEXT, end
+from multigpu.launch.process import CONTEXT, end
 
 TIMEOUT = 60.0                                   # seconds that the other process gets
 

@@ -53,7 +53,7 @@ class MpiCommunicator(Communicator):
         self.has_left = False
         self.on_detach: Callable[[], None] = lambda: None
         self._names = [f"rank {rank}" for rank in range(self.size)]
-        self._progress = Progress()
+        self._progress = ProgressCounter()
 
     def allgather(self, message: M) -> list[M]:
         with self.waiting():
@@ -67,7 +67,7 @@ class MpiCommunicator(Communicator):
     def set_pid(self, rank: int, pid: int) -> None:
         self._names[rank] = name_of(rank, pid, self.hosts[rank])
 
-    def waiting(self) -> "Progress":
+    def waiting(self) -> "ProgressCounter":
         return self._progress
 
     def progress(self) -> None:
@@ -82,8 +82,8 @@ class MpiCommunicator(Communicator):
         self.on_detach()
 
 
-class Progress:
-    """Progress of a rank, and the context in which it waits for others; multigpu.failure.monitor detects hung ranks.
+class ProgressCounter:
+    """ProgressCounter of a rank, and the context in which it waits for others; multigpu.failure.monitor detects hung ranks.
 
     Attributes:
         count: rises with any progress.

@@ -1,4 +1,4 @@
-"""One rank of an MPI job: the counterpart of multigpu.launcher for ranks that mpiexec starts.
+"""One rank of an MPI job: the counterpart of multigpu.launch.launcher for ranks that mpiexec starts.
 
     mpiexec -n 4 python -m mpi4py train.py rule=bsp exchange=asa16          (also works without `-m mpi4py`)
 
@@ -45,13 +45,13 @@ from multigpu.communicator import DesyncError, PeerDied
 from multigpu.device import DeviceError
 from multigpu.failure.heartbeat import HeartbeatClient, print_now
 from multigpu.failure.protocol import Failure, JobSettings
-from multigpu.launcher import WorkFunction
-from multigpu.launcher_link import JobLink
+from multigpu.launch.launcher import WorkFunction
+from multigpu.launch.link import JobLink
+from multigpu.launch.process import SIGNAL_DEBOUNCE, SIGNALS
 from multigpu.loader import LoaderDied
 from multigpu.mpi import tcp
 from multigpu.mpi.communicator import MPI, MpiCommunicator, end_without_finalize, leave_no_files
 from multigpu.mpi.placement import place_rank
-from multigpu.process import SIGNAL_DEBOUNCE, SIGNALS
 from multigpu.rules import rule_of
 
 STATUS_OF = {CheckpointError: 2, ConfigError: 2, DataError: 2, DeviceError: 2, Diverged: 1, DesyncError: 1}
@@ -190,7 +190,7 @@ def failure_of(error: BaseException) -> Failure:
 
 
 class MpiLink(JobLink):
-    """The counterpart of multigpu.launcher_link.LauncherLink in an MPI job; it installs handlers for SIGNALS."""
+    """The counterpart of multigpu.launch.link.LauncherLink in an MPI job; it installs handlers for SIGNALS."""
 
     def __init__(self, heartbeat: HeartbeatClient, comm: MpiCommunicator) -> None:
         self.heartbeat = heartbeat

@@ -20,7 +20,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
-from multigpu.process import PR_SET_PDEATHSIG, SIGNALS
+from multigpu.launch.process import PR_SET_PDEATHSIG, SIGNALS
 
 WRAPPER_FD = "RANK_WRAPPER_FD"                   # set in a wrapped rank: the write end of a pipe to its wrapper
 HYDRA_RANK = "MPI_LOCALRANKID"                   # distinguishes MPICH's mpiexec from others that use PMI

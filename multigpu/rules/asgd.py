@@ -23,6 +23,7 @@ Source: Paine et al. 2013, sections 2.2 and 2.3; Dean et al. 2012, section 4.1.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -72,7 +73,7 @@ class AsgdRule(Rule):
         return server.connect(
             self, config, network, device, comm, recorder, step,
             policy=lambda center, channel: ParameterServer(center, config, comm.size - 1, channel.now),
-            client=lambda *parts: AsgdClient(*parts, schedule=schedule_of(config), step=step),
+            client=partial(AsgdClient, schedule=schedule_of(config), step=step),
         )
 
 

@@ -14,6 +14,7 @@ Source: Zhang et al. 2015, equations 5 and 6 and algorithm 1 (asynchronous EASGD
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,7 +56,7 @@ class EasgdRule(Rule):
         return server.connect(
             self, config, network, device, comm, recorder, step,
             policy=lambda center, channel: ElasticPolicy(center, settings.easgd_alpha),
-            client=lambda *parts: ElasticClient(*parts, tau=settings.easgd_tau),
+            client=partial(ElasticClient, tau=settings.easgd_tau),
         )
 
 

@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 
 from multigpu.device import DeviceError, jax_bridge, open_device
-from multigpu.process import CONTEXT, end, environment
+from multigpu.launch.process import CONTEXT, end, environment
 from tests import cuda_emulator
 
 LEFT_THERE = {"HostDevice", "HostBuffer", "CudaDevice", "CudaBuffer"}

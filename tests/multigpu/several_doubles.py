@@ -19,7 +19,7 @@ from alexnet.data.dataset import DataError, Dataset, Split
 from alexnet.run.recorder import WorkerRecorder
 from alexnet.training.loop import Position, Run
 from multigpu.device import open_device
-from multigpu.launcher import launch
+from multigpu.launch.launcher import launch
 from multigpu.loader import ParallelBatches
 from multigpu.rules import role_of, rule_of
 from multigpu.train import load_settings, started_by_mpi, with_run

@@ -5,7 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from multigpu.communicator import Done, PipeCommunicator, Totals, total
-from multigpu.process import pipes_between
+from multigpu.launch.process import pipes_between
 
 
 def on_all(size, function):

@@ -16,8 +16,8 @@ import pytest
 
 from alexnet.data import batch_file
 from alexnet.data.dataset import DataError, Request, Segment, centre_crop, crop_stream, draw_crop
+from multigpu.launch.process import describe_exit
 from multigpu.loader import CopyFinished, LoaderDied, ParallelBatches, SerialBatches
-from multigpu.process import describe_exit
 from tests.multigpu.device_doubles import Process
 from tests.multigpu.fakes import workers
 from tests.multigpu.fakes.loaders import LoaderToolbox

@@ -8,7 +8,7 @@ import pytest
 from alexnet.config.schema import ConfigError
 from alexnet.native import compiler
 from multigpu.communicator import DesyncError, Done, PeerDied, PipeCommunicator, Ready
-from multigpu.process import CONTEXT
+from multigpu.launch.process import CONTEXT
 from multigpu.rules import Synchronizer
 from tests.mpi import results
 from tests.multigpu.exchange import workers

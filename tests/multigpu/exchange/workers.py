@@ -22,7 +22,7 @@ from alexnet.training.updates import momentum_sgd
 from multigpu.communicator import PipeCommunicator
 from multigpu.device import DeviceError, open_device
 from multigpu.exchange import peer
-from multigpu.process import CONTEXT, end, environment, pipes_between, start
+from multigpu.launch.process import CONTEXT, end, environment, pipes_between, start
 from multigpu.rules import bsp
 from multigpu.rules.single import SingleWorker
 from tests.multigpu.exchange.fakes import CountingPipe, FakeNetwork, FakeRecorder, KillingPipe, random_arrays

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from multigpu import tcp
+from multigpu.mpi import tcp
 from multigpu.failure import monitor
 from multigpu.failure.monitor import JobMonitor
 from multigpu.failure.protocol import EndJob, Failure, Heartbeat, JobSettings, RankDropped, Released

@@ -8,8 +8,8 @@ import numpy as np
 
 from alexnet.data.dataset import DataError
 from multigpu.device import open_device
+from multigpu.launch.process import CONTEXT, end, start
 from multigpu.loader import CalcFinished, ParallelBatches, ReaderFactory, Ring, load_batches
-from multigpu.process import CONTEXT, end, start
 from tests import cuda_emulator
 from tests.multigpu.fakes.workers import SHAPE, Reader, request
 

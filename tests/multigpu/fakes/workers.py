@@ -17,7 +17,7 @@ import numpy as np
 from alexnet.config.schema import ConfigError
 from alexnet.data.dataset import DataError, Request, Segment
 from multigpu.communicator import PeerDied
-from multigpu.launcher import launch
+from multigpu.launch.launcher import launch
 from multigpu.loader import ParallelBatches
 
 SHAPE = (3, 4, 4, 8)

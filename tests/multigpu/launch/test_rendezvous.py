@@ -10,7 +10,7 @@ import pytest
 
 from alexnet.config import ConfigError, load_config
 from multigpu.communicator import PeerDied
-from multigpu.rendezvous import SOCKET_NAME, Arrival, Placement, Stopped, rendezvous
+from multigpu.launch.rendezvous import SOCKET_NAME, Arrival, Placement, Stopped, rendezvous
 
 
 @pytest.fixture

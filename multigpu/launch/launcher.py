@@ -8,7 +8,7 @@
     the launcher itself dies        its workers see an EOF and end, and so do their loaders
 
 A pipe connects every two workers; only these two hold its ends.  A worker started by hand is the only worker of its
-launcher and finds the others through multigpu.rendezvous.
+launcher and finds the others through multigpu.launch.rendezvous.
 """
 
 import math
@@ -31,10 +31,18 @@ from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.training.loop import Diverged
 from multigpu.communicator import Communicator, DesyncError, PeerDied, PipeCommunicator
 from multigpu.device import DeviceError
-from multigpu.launcher_link import Failed, JobLink, LauncherLink, Order
+from multigpu.launch.link import Failed, JobLink, LauncherLink, Order
+from multigpu.launch.process import (
+    CONTEXT,
+    SIGNAL_DEBOUNCE,
+    SIGNALS,
+    describe_exit,
+    end,
+    pipes_between,
+    start,
+)
+from multigpu.launch.rendezvous import Pipes, Placement, Stopped, rendezvous
 from multigpu.loader import LoaderDied
-from multigpu.process import CONTEXT, SIGNAL_DEBOUNCE, SIGNALS, describe_exit, end, pipes_between, start
-from multigpu.rendezvous import Pipes, Placement, Stopped, rendezvous
 
 STOP_TIMEOUT = 2.0                               # seconds that workers get to stop after another has died
 CAUSE_TIMEOUT = 1.0                              # seconds to wait for the death that a worker's failure is due to

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import NamedTuple
 
-from multigpu.process import parent_pid, set_signal_handlers
+from multigpu.launch.process import parent_pid, set_signal_handlers
 
 
 class Order(Enum):

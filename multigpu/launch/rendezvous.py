@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from alexnet.config.schema import Config, ConfigError
 from multigpu.communicator import PeerDied
-from multigpu.process import pipes_between
+from multigpu.launch.process import pipes_between
 
 SOCKET_NAME = ".rendezvous"                      # in the folder `output`
 MAX_PATH = 107                                   # maximum bytes of a socket's path, linux/un.h
