@@ -37,7 +37,7 @@ def sent(hosts):
     return int(run(*within, "cat", place))
 
 
-def test_two_hosts_train_as_one_over_the_cable(hosts, tmp_path):
+def test_two_hosts_train_like_one(hosts, tmp_path):
     data, steps = tiny.make_data(tmp_path / "set", train=16, validation=4), 4
     common = {"model": "tiny", "n_epochs": 9, "n_iterations": steps, "dropout_rate": 0, "rand_crop": "false"}
     given = {"data": data, "output": tmp_path / "runs", "batch_size": 4} | common
@@ -56,7 +56,7 @@ def test_two_hosts_train_as_one_over_the_cable(hosts, tmp_path):
         np.testing.assert_allclose(arrays[name] / scale, expected[name] / scale, rtol=0, atol=1e-5, err_msg=name)
 
 
-def test_what_strategies_send_goes_over_the_cable_and_nothing_else(hosts, tmp_path):
+def test_strategies_send_only_their_arrays(hosts, tmp_path):
     n = 1 << 20
     job = start(hosts, tmp_path, Path(over_the_cable.__file__), n)
     status, said = job.finish(120)
@@ -68,7 +68,7 @@ def test_what_strategies_send_goes_over_the_cable_and_nothing_else(hosts, tmp_pa
         assert computed <= counted < 1.02 * computed / FRAME, name
 
 
-def test_a_rank_killed_on_the_other_host_is_named(hosts, tmp_path):
+def test_rank_killed_on_other_host_is_named(hosts, tmp_path):
     variables = {"FAULT": "killed,computing,1,2", "WENT": str(tmp_path / "went")}
     settings = f"output={tmp_path / 'runs'}", "run_name=run", "n_epochs=2"
     (tmp_path / "runs" / "run").mkdir(parents=True)
