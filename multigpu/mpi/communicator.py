@@ -83,7 +83,7 @@ class MpiCommunicator(Communicator):
 
 
 class ProgressCounter:
-    """ProgressCounter of a rank, and the context in which it waits for others; multigpu.failure.monitor detects hung ranks.
+    """Progress of a rank, and the context in which it waits for others; multigpu.failure.monitor detects hung ranks.
 
     Attributes:
         count: rises with any progress.

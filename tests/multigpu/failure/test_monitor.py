@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from multigpu.mpi import tcp
 from multigpu.failure import monitor
 from multigpu.failure.monitor import JobMonitor
 from multigpu.failure.protocol import EndJob, Failure, Heartbeat, JobSettings, RankDropped, Released
+from multigpu.mpi import tcp
 
 KEY = b"the key of this job"
 TIMEOUT = 0.5                                    # seconds

@@ -17,7 +17,7 @@ from tests.multigpu import several_doubles
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
 
-DOUBLES, TINY = Path(several_doubles.__file__), Path(tiny_train.__file__)
+FAKES, TINY = Path(several_doubles.__file__), Path(tiny_train.__file__)
 PLAIN = ()                                       # python train.py, without -m mpi4py
 
 
@@ -25,49 +25,49 @@ def given(**settings):
     return [f"{key}={value}" for key, value in settings.items()]
 
 
-def doubles(folder, ranks=2, under=("-m", "mpi4py"), **settings):
+def start_fakes(folder, ranks=2, under=("-m", "mpi4py"), **settings):
     settings = {"output": folder / "runs", "run_name": "run", "n_epochs": 1} | settings
     (folder / "runs" / "run").mkdir(parents=True, exist_ok=True)
-    return Job(folder, ranks, DOUBLES, *given(**settings), under=under)
+    return Job(folder, ranks, FAKES, *given(**settings), under=under)
 
 
 @pytest.mark.parametrize(("size", "under"), [(2, ("-m", "mpi4py")), (2, PLAIN), (1, ("-m", "mpi4py"))])
-def test_a_job_that_ends_by_itself_has_status_0_and_says_nothing(tmp_path, size, under):
-    assert doubles(tmp_path, size, under).finish() == (0, "")
+def test_normal_end_has_status_0_and_no_output(tmp_path, size, under):
+    assert start_fakes(tmp_path, size, under).finish() == (0, "")
     assert sorted(path.name for path in (tmp_path / "runs").glob("saved*")) == [f"saved{rank}" for rank in range(size)]
 
 
-@pytest.mark.parametrize(("under", "settings", "sentence"), [
+@pytest.mark.parametrize(("under", "settings", "message"), [
     (PLAIN, {"rank": 0, "size": 2, "device": "cpu"}, "rank=0 size=2 device=cpu start a worker by hand; in an MPI job "
      "the ranks are MPI's, and devices=... names one device for each rank of a machine"),
     (("-m", "mpi4py"), {"devices": "cpu,cpu,cpu"},
      r"devices must name one device, or one for each of the 2 ranks on \S+, got cpu,cpu,cpu"),
 ])
-def test_a_refusal_is_one_sentence_and_status_2(tmp_path, under, settings, sentence):
-    status, said = doubles(tmp_path, 2, under, **settings).finish()
+def test_invalid_settings_print_one_message(tmp_path, under, settings, message):
+    status, errors = start_fakes(tmp_path, 2, under, **settings).finish()
     assert status == 2
-    assert re.fullmatch(f"train.py: {sentence}\n", said), said
+    assert re.fullmatch(f"train.py: {message}\n", errors), errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path, number):
-    job = doubles(tmp_path, n_epochs=10**6, warmup_epochs=0)
+def test_signal_to_one_rank_stops_all_after_same_step(tmp_path, number):
+    job = start_fakes(tmp_path, n_epochs=10**6, warmup_epochs=0)
     for other in (0, 1):
         job.wait_for((tmp_path / "runs" / f"loader{other}").exists)
     rank = int((tmp_path / "runs" / "worker1").read_text())
     os.kill(rank, number)
-    status, said = job.finish()
-    assert (status, said) == (128 + number, f"stopped by {number.name}\n")
+    status, errors = job.finish()
+    assert (status, errors) == (128 + number, f"stopped by {number.name}\n")
     assert (tmp_path / "runs" / "saved0").read_text() == (tmp_path / "runs" / "saved1").read_text()
 
 
-def test_a_signal_to_mpiexec_that_hands_it_on_stops_the_job(tmp_path):
-    job = doubles(tmp_path, n_epochs=10**6, warmup_epochs=0)
+def test_signal_to_mpiexec_stops_job(tmp_path):
+    job = start_fakes(tmp_path, n_epochs=10**6, warmup_epochs=0)
     for other in (0, 1):
         job.wait_for((tmp_path / "runs" / f"loader{other}").exists)
     os.kill(job.process.pid, signal.SIGUSR1)     # the signal that both implementations of mpiexec forward
-    status, said = job.finish()
-    assert (status, said) == (138, "stopped by SIGUSR1\n")
+    status, errors = job.finish()
+    assert (status, errors) == (138, "stopped by SIGUSR1\n")
     assert (tmp_path / "runs" / "saved0").exists()
 
 
@@ -101,14 +101,14 @@ def kill_a_rank(job, folder):
     """Send SIGKILL to one rank; assert that the job fails and reports it, also in the log of its run folder."""
     pid = max(job.processes("tiny_train.py", "mpi4py", "data="))
     os.kill(pid, signal.SIGKILL)
-    status, said = job.finish()
+    status, errors = job.finish()
     assert status != 0
-    sentence = rf"rank \d \(pid {pid} on \S+\) has died: .*"
-    assert re.search(rf"^{sentence}$", said, re.MULTILINE), said
-    assert re.search(rf"\d {sentence}\n\Z", log_of(folder))
+    message = rf"rank \d \(pid {pid} on \S+\) has died: .*"
+    assert re.search(rf"^{message}$", errors, re.MULTILINE), errors
+    assert re.search(rf"\d {message}\n\Z", log_of(folder))
 
 
-def test_a_killed_run_goes_on_to_the_bit_and_with_other_ranks_between_epochs(data, tmp_path):
+def test_killed_run_resumes_bit_exactly(data, tmp_path):
     straight = tmp_path / "straight" / "runs" / "run"
     common = {"n_iterations": 9, "snapshot_iterations": 6}
     assert train(tmp_path / "straight", data, 2, run_name="run", **common).finish() == (0, "")
@@ -137,7 +137,7 @@ def test_a_killed_run_goes_on_to_the_bit_and_with_other_ranks_between_epochs(dat
 @pytest.mark.parametrize(
     "rule", [{"rule": "easgd", "easgd_tau": 1}, {"rule": "gosgd", "gosgd_p": 1}], ids=["easgd", "gosgd"]
 )
-def test_a_killed_run_of_workers_apart_goes_on_from_what_its_checkpoint_holds(data, tmp_path, rule):
+def test_killed_run_resumes_from_center_or_consensus(data, tmp_path, rule):
     """With a learning rate near 0 and no momentum, the new run keeps the weights that all workers start with.
 
     If a worker did not start from the center variable or the consensus, its first exchange would change them.
