@@ -11,8 +11,8 @@ def convolution_terms(x_shape, W_shape, stride, pad, groups):
     per_group, filter_height, filter_width, outputs = W_shape
     out_height = (height + 2 * pad - filter_height) // stride + 1
     out_width = (width + 2 * pad - filter_width) // stride + 1
-    ranges = outputs, out_height, out_width, per_group, filter_height, filter_width
-    for o, r, s, c, i, j in product(*map(range, ranges)):
+    lengths = outputs, out_height, out_width, per_group, filter_height, filter_width
+    for o, r, s, c, i, j in product(*map(range, lengths)):
         channel = o // (outputs // groups) * per_group + c
         row = r * stride + i - pad
         column = s * stride + j - pad

@@ -1,8 +1,8 @@
 """Atomic writing: a file or folder appears under its name only when it is complete.
 
 The content is written in a temporary folder next to the target, because several libraries create further files next to
-the one that they write. The temporary folder is `.NAME.partial`. The temporary file keeps the name of the target, and
-thus its suffix.
+the one that they write. The temporary folder is `.NAME.partial`. The temporary file has the name and the suffix of the
+target.
 """
 
 import os

@@ -34,8 +34,8 @@ class Case(NamedTuple):
     def arrays(self, rng, dtype="float32"):
         """Return random x and W, and g of the output's shape."""
         x = rng.normal(size=(self.channels, self.height, self.width, self.batch)).astype(dtype)
-        filters = self.channels // self.groups, self.filter_height, self.filter_width, self.outputs
-        W = rng.normal(size=filters).astype(dtype)
+        W_shape = self.channels // self.groups, self.filter_height, self.filter_width, self.outputs
+        W = rng.normal(size=W_shape).astype(dtype)
         y_shape = Convolution(*self.geometry)(x, W).type.shape
         return x, W, rng.normal(size=y_shape).astype(dtype)
 
