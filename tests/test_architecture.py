@@ -50,7 +50,7 @@ HOMES = {
     "PIL": ("alexnet/data/images.py", "preprocess"),
     "scipy": ("alexnet/data/ilsvrc_devkit.py",),
     "google": ("alexnet/pretrained/protobuf.py",),
-    "onnx": tuple(f"alexnet/pretrained/onnx{part}.py" for part in ("", "_export", "_tensors", "_zoo")),
+    "onnx": ("alexnet/pretrained/onnx",),
     "jax": ("alexnet/backends/jax", "multigpu/device/cuda.py"),
     "pycuda": ("multigpu/device/cuda.py",),
     "mpi4py": ("multigpu/mpi/communicator.py",),

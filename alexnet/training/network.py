@@ -13,7 +13,7 @@ from alexnet.backends import HOST_BACKENDS, mode_of, prepare
 from alexnet.config.schema import ConfigError
 from alexnet.models import model_class
 from alexnet.native import compiler
-from alexnet.nn.layers import Background, Noise
+from alexnet.nn import Background, Noise
 from alexnet.ops import CropMirror
 from alexnet.training.objectives import cross_entropy, top_k_error, training_cost
 from alexnet.training.updates import bind_update_rule

@@ -18,7 +18,7 @@ from unittest import mock
 import numpy as np
 import pytensor
 
-from alexnet.nn.layers import Conv, Dense, Flatten, Sequential
+from alexnet.nn import Conv, Dense, Flatten, Sequential
 from alexnet.run.recorder import WorkerRecorder
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
