@@ -3,26 +3,26 @@
 import numpy as np
 import pytest
 
-from alexnet.models import MODELS
-from alexnet.nn.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
+from alexnet.models import MODELS, Model
+from alexnet.nn import LRN, Conv, Dense, Dropout, Flatten
 from alexnet.pretrained import Weights
 from alexnet.pretrained.weights import shapes
 
 
-class Narrow(Sequential):
+class Narrow(Model):
     """theano_alexnet's network with few channels."""
 
-    channels, image_size = 3, 227
+    image_size = 227
 
-    def __init__(self, rng, classes=10, dropout_rate=0.5):
-        super().__init__(
+    def table(self, rng, classes, dropout_rate):
+        return (
             Conv(rng, 3, 4, size=11, stride=4, pool=(3, 2)),                LRN(),
             Conv(rng, 4, 6, size=5, pad=2, groups=2, pool=(3, 2)),          LRN(),
             Conv(rng, 6, 8, size=3, pad=1),
             Conv(rng, 8, 6, size=3, pad=1, groups=2),
             Conv(rng, 6, 4, size=3, pad=1, groups=2, pool=(3, 2)),          Flatten(),
-            Dense(rng, 144, 12),                                            Dropout(dropout_rate, 6),
-            Dense(rng, 12, 12),                                             Dropout(dropout_rate, 7),
+            Dense(rng, 144, 12),                                            Dropout(dropout_rate),
+            Dense(rng, 12, 12),                                             Dropout(dropout_rate),
             Dense(rng, 12, classes, relu=False),
         )
 

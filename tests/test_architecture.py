@@ -54,7 +54,7 @@ HOMES = {
     "PIL": ("alexnet/data/images.py", "preprocess"),
     "scipy": ("alexnet/data/ilsvrc_devkit.py",),
     "google": ("alexnet/pretrained/protobuf.py",),
-    "onnx": tuple(f"alexnet/pretrained/onnx{part}.py" for part in ("", "_export", "_tensors", "_zoo")),
+    "onnx": ("alexnet/pretrained/onnx",),
     "jax": ("alexnet/backends/jax", "multigpu/device"),
     "pycuda": ("multigpu/device/cuda.py",),
     "mpi4py": ("multigpu/mpi",),

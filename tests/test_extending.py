@@ -73,7 +73,8 @@ def test_update_rule_trains(folder):
 
 
 def test_strategy_trains(folder):
-    assert "all epochs are done" in trained(folder, "strategy", MODEL, "devices=cpu,cpu", "exchange=by_message:ByMessage")
+    settings = MODEL, "devices=cpu,cpu", "exchange=by_message:ByMessage"
+    assert "all epochs are done" in trained(folder, "strategy", *settings)
 
 
 def test_rule_trains(folder):

@@ -6,27 +6,25 @@ import numpy as np
 
 from alexnet.config import load_config
 from alexnet.data import batch_file
-from alexnet.models import MODELS
-from alexnet.nn.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
+from alexnet.models import MODELS, Model
+from alexnet.nn import LRN, Conv, Dense, Dropout, Flatten
 from multigpu import worker
 from multigpu.communicator import PipeCommunicator
 
 
-class Tiny(Sequential):
+@MODELS.register("tiny")
+class Tiny(Model):
     """A network with AlexNet's kinds of layers and a thousandth of its work."""
 
-    channels, image_size = 3, 227
+    image_size = 227
 
-    def __init__(self, rng, classes=10, dropout_rate=0.5):
-        super().__init__(
+    def table(self, rng, classes, dropout_rate):
+        return (
             Conv(rng, 3, 4, size=11, stride=8, pool=(3, 2)), LRN(),                      # 4 x 13 x 13
             Conv(rng, 4, 6, size=3, stride=2, pad=1, groups=2, bias=0.1), Flatten(),     # 6 x 7 x 7
-            Dense(rng, 294, 8), Dropout(dropout_rate, 3),
+            Dense(rng, 294, 8), Dropout(dropout_rate),
             Dense(rng, 8, classes, relu=False, std=0.01, bias=0.0),
         )
-
-
-MODELS["tiny"] = Tiny
 
 
 def tiny_work(*arguments):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from alexnet import pretrained
 from alexnet.data import layout
+from alexnet.models import model_class
 from alexnet.training.network import Network, use_machine
 
 
@@ -15,12 +16,16 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mean", metavar="FILE", help="mean image, .npy (3, 256, 256), if the weights have none, or "
                         "to replace it")
     parser.add_argument("--epoch", type=int, metavar="N", help="of theano_alexnet's folder or zip; else the newest")
+    parser.add_argument("--model", metavar="MODULE:CLASS", help="import this network from outside the package, "
+                        "because the weights name it")
     parser.add_argument("--unflipped", action="store_true", help="theano_alexnet's filters were trained with lib_conv "
                         "cudaconvnet, so they are those of a cross-correlation already")
 
 
 def weights_of(options: argparse.Namespace) -> pretrained.Weights:
-    """Load the Weights selected by the options; raises WeightsError, DataError."""
+    """Load the Weights selected by the options; raises WeightsError, ConfigError, DataError."""
+    if options.model is not None:
+        model_class(options.model)
     weights = pretrained.load(options.weights, options.unflipped, options.epoch)
     if options.mean is None:
         return weights

@@ -8,6 +8,7 @@
 Existing files are not overwritten.
 """
 
+import argparse
 from pathlib import Path
 
 from alexnet import pretrained
@@ -15,12 +16,14 @@ from alexnet.commands._options import add_weights, weights_of
 from alexnet.data.batch_file import name_of
 
 
-def configure(parser):
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     add_weights(parser)
     parser.add_argument("--to", required=True, metavar="OUT", help="OUT.safetensors, OUT.onnx, OUT.zip, or a folder")
 
 
-def run(options):
+def run(options: argparse.Namespace) -> int:
+    """Convert the weights; raises WeightsError, DataError."""
     weights = weights_of(options)
     pretrained.save(weights, options.to)
     parameters = sum(array.size for array in weights.arrays.values())
@@ -32,6 +35,6 @@ def run(options):
     return 0
 
 
-def size_of(path):
+def size_of(path: Path) -> int:
     """Return the size in bytes of a file, or of all files in a folder."""
     return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size

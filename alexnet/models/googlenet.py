@@ -2,26 +2,27 @@
 
 from functools import partial
 
-from alexnet.nn.layers import (
+from alexnet.models.base import MODELS, Model
+from alexnet.nn import (
     LRN,
-    Auxiliary,
     AveragePool,
     Conv,
     Dense,
     Dropout,
     Flatten,
     Inception,
+    InceptionClassifier,
+    Layer,
     MaxPool,
-    Sequential,
+    Rng,
     xavier,
 )
 
 
-class GoogLeNet(Sequential):
+@MODELS.register("googlenet")
+class GoogLeNet(Model):
     """The network of Szegedy et al. 2014, table 1. As in Theano-MPI, pooling precedes both normalisations.
 
-    rng           NumPy Generator for the initial weights, or None; see alexnet.nn.layers.weights_and_biases
-    classes       number of outputs of the last layer and of both auxiliary classifiers
     dropout_rate  0 disables dropout; any other value selects the rates of the paper, 0.4 for the last layer and 0.7 for
                   the auxiliary classifiers
 
@@ -35,14 +36,14 @@ class GoogLeNet(Sequential):
     bvlc_googlenet.
     """
 
-    channels = 3
-    image_size = 224                                    # pixels, after cropping
+    image_size = 224
 
-    def __init__(self, rng, classes=1000, dropout_rate=0.5):
+    def table(self, rng: Rng, classes: int, dropout_rate: float) -> tuple[Layer, ...]:
+        """Return the layers of table 1."""
         conv = partial(Conv, rng, std=xavier, bias=0.2)
         block = partial(Inception, rng)
-        auxiliary = partial(Auxiliary, rng, classes=classes, dropout_rate=0.7 if dropout_rate else 0)
-        super().__init__(
+        auxiliary = partial(InceptionClassifier, rng, classes=classes, dropout_rate=0.7 if dropout_rate else 0)
+        return (
             conv(3, 64, size=7, stride=2, pad=3, pool=(3, 2, 1)),                  LRN(),
             conv(64, 64, size=1),
             conv(64, 192, size=3, pad=1, pool=(3, 2, 1)),                      LRN(),
@@ -56,6 +57,6 @@ class GoogLeNet(Sequential):
             block("inception_4e", 528,  256, (160, 320), (32, 128),  128),         MaxPool(3, 2, pad=1),
             block("inception_5a", 832,  256, (160, 320), (32, 128),  128),
             block("inception_5b", 832,  384, (192, 384), (48, 128),  128),         AveragePool(7, 1), Flatten(),
-            Dropout(0.4 if dropout_rate else 0, 3),
+            Dropout(0.4 if dropout_rate else 0, stream=3),
             Dense(rng, 1024, classes, relu=False, std=xavier, bias=0.0),
         )

@@ -3,7 +3,7 @@
 import operator
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast, overload
 
 import numpy as np
 import pytensor.tensor as pt
@@ -118,6 +118,10 @@ def static_length(n: Length) -> int | None:
     return n if isinstance(n, int) else None
 
 
+@overload
+def windows_along(n: int, size: int, stride: int, pad: int = 0) -> int: ...
+@overload
+def windows_along(n: Length, size: Length, stride: int, pad: int = 0) -> Length: ...
 def windows_along(n: Length, size: Length, stride: int, pad: int = 0) -> Length:
     """Return the number of windows of `size` with `stride` on n elements padded by `pad` on both sides, or None."""
     if n is None or size is None:

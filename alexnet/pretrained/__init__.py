@@ -1,9 +1,9 @@
 """Load and save trained weights in several formats. The format of a file is detected from its content.
 
-    own        run folders, their checkpoints, and exported weights: safetensors with checksums
-    upstream   theano_alexnet's folder or zip of W_0_65.npy, W0_1_65.npy …
-    caffe      bvlc_reference_caffenet.caffemodel and bvlc_alexnet.caffemodel
-    onnx       AlexNet and CaffeNet of the ONNX model zoo, and files exported by this package
+    native      run folders, their checkpoints, and exported weights: safetensors with checksums
+    upstream    theano_alexnet's folder or zip of W_0_65.npy, W0_1_65.npy …
+    caffe       bvlc_reference_caffenet.caffemodel and bvlc_alexnet.caffemodel
+    onnx        AlexNet and CaffeNet of the ONNX model zoo, and files exported by this package
 
 Pickles are never loaded. Any other format is refused, and so are weights whose names or shapes do not all match the
 network.
@@ -11,28 +11,22 @@ network.
 
 import importlib.util
 import os
-import pkgutil
+from collections.abc import Callable
 from pathlib import Path
 
 from alexnet.models import MODELS
-from alexnet.pretrained import kinds
+from alexnet.pretrained import native, upstream
+from alexnet.pretrained.detect import detect_format
 from alexnet.pretrained.weights import Weights, WeightsError, checked, imagenet_names
 from alexnet.training.network import Network, backend_of
 
-__all__ = ["FORMATS", "Weights", "WeightsError", "build", "imagenet_names", "kind_of", "load", "save"]
+__all__ = ["Weights", "WeightsError", "build", "format_of", "imagenet_names", "load", "save"]
 
-# module names instead of modules: the library of a format is imported on first use
-FORMATS = {
-    "own": "alexnet.pretrained.own",
-    "upstream": "alexnet.pretrained.upstream",
-    "caffe": "alexnet.pretrained.caffe",
-    "onnx": "alexnet.pretrained.onnx",
-}
-ENDINGS = {".safetensors": "own", ".onnx": "onnx", ".zip": "upstream", "": "upstream"}
+SUFFIXES = (".safetensors", ".onnx", ".zip", "")
 
 
-def load(path, unflipped=False, epoch=None):
-    """Load the Weights from a file or folder in any of the FORMATS.
+def load(path: str | os.PathLike[str], unflipped: bool = False, epoch: int | None = None) -> Weights:
+    """Load the Weights from a file or folder of any readable format.
 
     Args:
         path: file or folder.
@@ -43,16 +37,29 @@ def load(path, unflipped=False, epoch=None):
     Raises:
         WeightsError: the format is unknown, or the weights do not match their network.
     """
-    kind, place = kinds.found(expanded(path))
-    reader = module_of(kind)
+    kind, place = detect_format(expanded(path))
     if kind == "upstream":
-        return reader.load(place, unflipped, epoch)
+        return upstream.load(place, unflipped, epoch)
     if unflipped or epoch is not None:
         raise WeightsError(f"unflipped filters and epochs are choices about theano_alexnet's sets, and {path} is none")
-    return reader.load(place)
+    return reader_of(kind)(place)
 
 
-def save(weights, path):
+def reader_of(kind: str) -> Callable[[Path], Weights]:
+    """Return the function that loads a format other than upstream; raises WeightsError if its library is missing."""
+    if kind == "native":
+        return native.load
+    if kind == "caffe":
+        from alexnet.pretrained import caffe  # protobuf takes 0.1 s to import, which no other format needs
+
+        return caffe.load
+    check_onnx()
+    from alexnet.pretrained import onnx  # the package onnx is optional
+
+    return onnx.load
+
+
+def save(weights: Weights, path: str | os.PathLike[str]) -> None:
     """Write Weights in the format given by the suffix of `path`.
 
     Args:
@@ -63,36 +70,49 @@ def save(weights, path):
         WeightsError: the weights cannot be written, or `path` exists and is not an empty folder.
     """
     path = expanded(path)
-    if path.suffix not in ENDINGS:
+    if path.suffix not in SUFFIXES:
         raise WeightsError(f"{path} must end in .safetensors, .onnx or .zip, or be a folder's name without an ending")
-    writer = module_of(ENDINGS[path.suffix])
+    writer = writer_of(path.suffix)
     try:
         if path.exists() and not (path.is_dir() and not path.suffix and not any(path.iterdir())):
-            raise WeightsError(f"{path} is there already: name a new file or folder, or remove it first")
+            raise WeightsError(f"{path} exists already: name a new file or folder, or remove it first")
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WeightsError(f"{path} cannot be written: {error.strerror}") from error
-    writer.save(checked(weights, "what is to be saved"), path)
+    writer(checked(weights, "what is to be saved"), path)
 
 
-def module_of(kind):
-    """Import the module of one of FORMATS; raises WeightsError if its library is not installed."""
-    if kind == "onnx" and importlib.util.find_spec("onnx") is None:
+def writer_of(suffix: str) -> Callable[[Weights, Path], None]:
+    """Return the function that writes a format; raises WeightsError if its library is missing."""
+    if suffix == ".safetensors":
+        return native.save
+    if suffix != ".onnx":
+        return upstream.save
+    check_onnx()
+    from alexnet.pretrained import onnx  # the package onnx is optional
+
+    return onnx.save
+
+
+def check_onnx() -> None:
+    """Raise WeightsError if the package onnx is not installed."""
+    if importlib.util.find_spec("onnx") is None:
         raise WeightsError('ONNX needs the package onnx, which is not installed: pip install -e ".[onnx]"')
-    return pkgutil.resolve_name(FORMATS[kind])
 
 
-def kind_of(path):
-    """Detect which of FORMATS a file or folder has, from its content; raises WeightsError."""
-    return kinds.found(expanded(path))[0]
+def format_of(path: str | os.PathLike[str]) -> str:
+    """Return the format of a file or folder: native, upstream, caffe or onnx; raises WeightsError."""
+    return detect_format(expanded(path))[0]
 
 
-def expanded(path):
+def expanded(path: str | os.PathLike[str]) -> Path:
     """Replace ~ and ~user with the home folder. The ~ of an unknown user is kept."""
     return Path(os.path.expanduser(path))
 
 
-def build(weights, backend="auto", precision="float32", device="cpu", crop=True):
+def build(
+    weights: Weights, backend: str = "auto", precision: str = "float32", device: str = "cpu", crop: bool = True
+) -> Network:
     """Compile the Network for some Weights. It has no update rule, so it predicts but cannot train.
 
     Args:

@@ -11,80 +11,91 @@ Source: BVLC Caffe, models/finetune_flickr_style, which uses the mean image of I
 """
 
 import warnings
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from alexnet import pretrained
-from alexnet.config.schema import ConfigError
+from alexnet.config import Config, ConfigError
+from alexnet.data.dataset import Dataset
 from alexnet.data.image_listing import identity
-from alexnet.models import model_class
+from alexnet.models import Model, model_class
+from alexnet.pretrained.weights import Weights
 from alexnet.run import checkpoint
 from alexnet.run.checkpoint import Snapshot
 from alexnet.training.loop import Position
-from alexnet.training.network import apply_layer_settings, layer_of, layers_within
+from alexnet.training.network import Network, apply_layer_settings, layer_of, layers_within
 
 
-class FreshStart(NamedTuple):
-    """Start with the random initial weights of the network."""
+@dataclass(frozen=True)
+class Start(ABC):
+    """How a run starts.
+
+    mean            float32 (3, 256, 256), grey levels: subtracted from every image of the run
+    warnings        messages for the log
+    layer_settings  description of new layers, frozen layers and layer learning rates; empty if there are none
+    """
 
     mean: np.ndarray
-    warnings: tuple[str, ...] = ()
-    pace: str = ""
+    warnings: tuple[str, ...]
+    layer_settings: str
 
-    def begin(self, network, config, workers):
-        """Set the state of the network for a run with `workers` workers; returns the Position."""
+    @abstractmethod
+    def begin(self, network: Network, config: Config, workers: int) -> Position:
+        """Set the state of the network for a run with `workers` workers; return the Position."""
+
+    @abstractmethod
+    def describe(self, position: Position) -> str:
+        """Return the message for the log, which may be empty."""
+
+
+class FreshStart(Start):
+    """Start with the random initial weights of the network."""
+
+    def begin(self, network: Network, config: Config, workers: int) -> Position:
         return Position()
 
-    def sentence(self, position):
-        """Return the message for the log, which may be empty."""
-        return self.pace
+    def describe(self, position: Position) -> str:
+        return self.layer_settings
 
 
-class FromWeights(NamedTuple):
+@dataclass(frozen=True)
+class FromWeights(Start):
     """Start with trained weights in all layers except the new ones.
 
     arrays  name -> array of each parameter initialized from the weights
     origin  origin of the weights
-    pace    description of the new layers and of the layer learning rates
     """
 
-    mean: np.ndarray
     arrays: dict[str, np.ndarray]
     origin: str
-    warnings: tuple[str, ...]
-    pace: str
 
-    def begin(self, network, config, workers):
+    def begin(self, network: Network, config: Config, workers: int) -> Position:
         network.set_parameters(self.arrays)
         return Position()
 
-    def sentence(self, position):
-        return f"starting from {self.origin}: {self.pace or 'all its layers, which learn as ever'}"
+    def describe(self, position: Position) -> str:
+        return f"starting from {self.origin}: {self.layer_settings or 'all layers trainable'}"
 
 
-class Resumed(NamedTuple):
+@dataclass(frozen=True)
+class Resumed(Start):
     """Start with the state in a checkpoint."""
 
-    mean: np.ndarray
     snapshot: Snapshot
-    warnings: tuple[str, ...]
-    pace: str
 
-    def begin(self, network, config, workers):
+    def begin(self, network: Network, config: Config, workers: int) -> Position:
         return checkpoint.restore(self.snapshot, network, config, workers)
 
-    def sentence(self, position):
-        going_on = f"resuming from {self.snapshot.path}, after {position.iteration} iterations"
-        return "; ".join(filter(None, (going_on, self.pace)))
+    def describe(self, position: Position) -> str:
+        resuming = f"resuming from {self.snapshot.path}, after {position.iteration} iterations"
+        return "; ".join(filter(None, (resuming, self.layer_settings)))
 
 
-def find_start(config, data):
+def find_start(config: Config, data: Dataset) -> Start:
     """Return the start selected by the settings. Everything is read and checked before the run writes anything.
-
-    Args:
-        config: the settings.
-        data: alexnet.data.Dataset
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
@@ -92,25 +103,28 @@ def find_start(config, data):
     """
     model = model_class(config.model)(None, classes=data.classes)
     apply_layer_settings(model, config)
-    pace = described_pace(config)
+    layer_settings = describe_layer_settings(config)
     with warnings.catch_warnings(record=True) as caught:       # for the log, which is not open yet
         if config.resume_train:
             snapshot = checkpoint.load(config.resume_train)
-            return Resumed(snapshot.mean, snapshot, sentences(caught), pace)
+            return Resumed(snapshot.mean, sentences(caught), layer_settings, snapshot)
         if not config.weights:
-            return FreshStart(data.mean, pace=pace)
+            return FreshStart(data.mean, (), layer_settings)
         try:
             weights = pretrained.load(config.weights)
         except pretrained.WeightsError as error:
             raise ConfigError(f"weights: {error}") from error
-    return from_weights(weights, model, config, data, sentences(caught), pace)
+    return from_weights(weights, model, config, data, sentences(caught), layer_settings)
 
 
-def sentences(caught):
+def sentences(caught: Sequence[warnings.WarningMessage]) -> tuple[str, ...]:
+    """Return the messages of warnings."""
     return tuple(str(warning.message) for warning in caught)
 
 
-def from_weights(weights, model, config, data, said, pace):
+def from_weights(
+    weights: Weights, model: Model, config: Config, data: Dataset, messages: tuple[str, ...], layer_settings: str
+) -> FromWeights:
     """Return the start from Weights. `model` is a model with the current settings, used for its names and shapes."""
     if weights.model != config.model:
         raise ConfigError(
@@ -129,9 +143,9 @@ def from_weights(weights, model, config, data, said, pace):
         )
     kept = [parameter.name for name, each in model.weight_layers.items() if name not in new for parameter in each]
     if weights.mean is None:
-        said += (f"{config.weights} comes without a mean image; that of {data.path} is subtracted",)
+        messages += (f"{config.weights} comes without a mean image; that of {data.path} is subtracted",)
     if weights.resize != data.resize:
-        said += (
+        messages += (
             f"{config.weights} was trained on images resized by {weights.resize}, those of {data.path} are by "
             f"{data.resize}; `python -m preprocess imagenet --resize {weights.resize}` makes them alike",
         )
@@ -139,12 +153,14 @@ def from_weights(weights, model, config, data, said, pace):
         mean=data.mean if weights.mean is None else weights.mean,
         arrays={name: weights.arrays[name] for name in kept},
         origin=weights.origin or str(config.weights),
-        warnings=said,
-        pace="; ".join(filter(None, (described_new(new, model.classifiers, weights, data), pace))),
+        warnings=messages,
+        layer_settings="; ".join(
+            filter(None, (describe_new_layers(new, model.classifiers, weights, data), layer_settings))
+        ),
     )
 
 
-def new_layers(weights, model, config, data):
+def new_layers(weights: Weights, model: Model, config: Config, data: Dataset) -> tuple[str, ...]:
     """Return the names of the layers that start with new weights.
 
     They are set by new_layers. With new_layers=auto, they are the classifiers if the classes differ, else none.
@@ -158,7 +174,7 @@ def new_layers(weights, model, config, data):
     return model.classifiers
 
 
-def described_new(new, classifiers, weights, data):
+def describe_new_layers(new: Sequence[str], classifiers: Sequence[str], weights: Weights, data: Dataset) -> str:
     """Describe the layers that start with new weights, and why classifiers do; empty if there are none."""
     if not new:
         return ""
@@ -168,12 +184,12 @@ def described_new(new, classifiers, weights, data):
     return f"{', '.join(new)} {'are' if len(new) > 1 else 'is'} new{classes}"
 
 
-def same_classes(one, other):
+def same_classes(one: Sequence[str] | None, other: Sequence[str] | None) -> bool:
     """Whether two lists of class names of equal length name the same classes. An empty list or None matches any."""
     return not one or not other or list(map(identity, one)) == list(map(identity, other))
 
 
-def described_pace(config):
+def describe_layer_settings(config: Config) -> str:
     """Describe the frozen layers and the layer learning rates; empty with the default settings."""
     frozen = ", ".join(config.frozen_layers)
     parts = [f"{frozen} {'do' if len(config.frozen_layers) > 1 else 'does'} not change"] if frozen else []

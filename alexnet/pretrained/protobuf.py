@@ -1,48 +1,46 @@
-"""Protocol buffers: create message classes from a .proto text, and parse files with error reporting.
+"""Protocol buffers: message classes from a table of fields, and parsing of files with error reporting.
 
 Source: protobuf.dev/programming-guides/encoding.
 """
 
-import re
+from collections.abc import Mapping
+from pathlib import Path
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from alexnet.pretrained.weights import WeightsError
 
 LARGEST = 2**31 - 1                     # maximum size of a message in bytes, defined by the format
 LONGEST_NAME = 60
-MESSAGE = re.compile(r"message (\w+) \{(.*?)\}", re.DOTALL)
-FIELD = re.compile(r"(optional|repeated) (\w+) (\w+) = (\d+)(?: \[default = (\S+)\])?;")
 
 
-def messages(text):
-    """Return name -> class of each message in a text with the syntax of a .proto file.
+def message_classes(table: Mapping[str, Mapping[str, str]]) -> dict[str, type[Message]]:
+    """Return name -> class of each message in a table. Parsing ignores fields that the table omits.
 
-    Parsing ignores fields that the text omits. Enums are declared as int32, which has the same wire format.
+    Args:
+        table: name of the message -> name of the field -> its number, label, type and perhaps its default value, such
+            as "7 repeated uint32" or "5 optional uint32 1".
     """
+    field_types = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="messages.proto", syntax="proto2")
-    for name, body in MESSAGE.findall(text):
+    for name, fields in table.items():
         message = file.message_type.add(name=name)
-        for label, kind, field, number, default in FIELD.findall(body):
-            added = message.field.add(name=field, number=int(number), label=value_of("LABEL", label))
-            if default:
-                added.default_value = default
-            if hasattr(descriptor_pb2.FieldDescriptorProto, f"TYPE_{kind.upper()}"):
-                added.type = value_of("TYPE", kind)
+        for field, declaration in fields.items():
+            number, label, kind, *default = declaration.split()
+            added = message.field.add(name=field, number=int(number), default_value=default[0] if default else None)
+            added.label = field_types.Label.Value(f"LABEL_{label.upper()}")
+            if kind in table:
+                added.type = field_types.TYPE_MESSAGE
+                added.type_name = kind
             else:
-                added.type, added.type_name = value_of("TYPE", "message"), kind
+                added.type = field_types.Type.Value(f"TYPE_{kind.upper()}")
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    found = (pool.FindMessageTypeByName(message.name) for message in file.message_type)
-    return {descriptor.name: message_factory.GetMessageClass(descriptor) for descriptor in found}
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(name)) for name in table}
 
 
-def value_of(enum, name):
-    return getattr(descriptor_pb2.FieldDescriptorProto, f"{enum}_{name.upper()}")
-
-
-def parsed(message, data, path, kind):
+def parsed(message: Message, data: bytes, path: str | Path, kind: str) -> Message:
     """Parse the content of a file into `message` and return it.
 
     Args:
@@ -58,13 +56,13 @@ def parsed(message, data, path, kind):
     return message
 
 
-def printable(value):
+def printable(value: str | bytes) -> str:
     """Format a name from an untrusted file for an error message: one line of printable characters, limited length."""
     name = value.decode(errors="replace") if isinstance(value, bytes) else value
     return "".join(letter if letter.isprintable() else "?" for letter in name[:LONGEST_NAME])
 
 
-def contents(path):
+def contents(path: Path) -> bytes:
     """Read a file that contains one message; raises WeightsError."""
     try:
         size = path.stat().st_size

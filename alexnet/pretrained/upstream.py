@@ -17,12 +17,17 @@ Source: Ding et al. 2014, theano_alexnet: lib/layers.py (ConvPoolLayer, DropoutL
 
 import json
 import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from alexnet.data.augment import IMAGE_SIZE
-from alexnet.pretrained.arrays import Folder, npy, opened, writing
+from alexnet.pretrained.npy_files import Files, Folder, npy, opened, writing
 from alexnet.pretrained.weights import MAX_CLASSES, Weights, WeightsError, checked, shapes
+
+Plan: TypeAlias = Mapping[str, Sequence[tuple[str, tuple[int, ...]]]]     # parameter -> (file, shape) of its parts
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 HALVED = ("conv2", "conv4", "conv5")
@@ -37,7 +42,7 @@ PUBLISHED_SHA1 = "58950804f50f8d1a76705e1b28d3546e12ea8a81"      # parameters_re
 PUBLISHED_EPOCH = 65                             # programs that read the published weights expect this epoch in names
 
 
-def load(path, unflipped=False, epoch=None):
+def load(path: Path, unflipped: bool = False, epoch: int | None = None) -> Weights:
     """Load the Weights in theano_alexnet's folder or zip. Files of velocities, learning rates and records are ignored.
 
     Args:
@@ -56,7 +61,7 @@ def load(path, unflipped=False, epoch=None):
             raise WeightsError(f"{path} has no epoch {epoch}, but {listed(epochs)}")
         classes = files.small(f"b_7_{chosen}.npy", MAX_CLASSES).size
         plan = files_of(classes, chosen)
-        refuse_others(files, plan, chosen)
+        check_names(files, plan, chosen)
         parameters = {
             name: ours(name, [files.array(*part) for part in parts], unflipped) for name, parts in plan.items()
         }
@@ -77,7 +82,7 @@ def load(path, unflipped=False, epoch=None):
     ), path)
 
 
-def files_of(classes, epoch):
+def files_of(classes: int, epoch: int) -> Plan:
     """Return parameter name -> [(file, shape)], with one file, or the files of both halves in order."""
     plan = {}
     for name, shape in shapes("alexnet", classes).items():
@@ -88,7 +93,7 @@ def files_of(classes, epoch):
     return plan
 
 
-def ours(name, parts, unflipped=False):
+def ours(name: str, parts: Sequence[np.ndarray], unflipped: bool = False) -> np.ndarray:
     """Convert the arrays of a parameter's files to our layout."""
     array = np.concatenate(parts, axis=-1)
     if array.ndim == 4 and not unflipped:
@@ -96,7 +101,7 @@ def ours(name, parts, unflipped=False):
     return np.ascontiguousarray(array * KEPT if name in AFTER_DROPOUT else array)
 
 
-def theirs(name, array):
+def theirs(name: str, array: np.ndarray) -> list[np.ndarray]:
     """Convert a parameter to the arrays of its files; the inverse of `ours`."""
     if array.ndim == 4:
         array = array[:, ::-1, ::-1, :]
@@ -108,7 +113,7 @@ def theirs(name, array):
     return np.split(array, 2 if name.split(".")[0] in HALVED else 1, axis=-1)
 
 
-def epochs_in(files):
+def epochs_in(files: Files) -> list[int]:
     """Return the sorted epochs in the file names; raises WeightsError if there are none."""
     epochs = {int(match["epoch"]) for match in map(NAME.fullmatch, files.names) if match}
     if not epochs:
@@ -116,11 +121,12 @@ def epochs_in(files):
     return sorted(epochs)
 
 
-def listed(epochs):
+def listed(epochs: Sequence[int]) -> str:
+    """Return "epochs 7, 65"."""
     return f"epoch{'s' * (len(epochs) > 1)} {', '.join(map(str, epochs))}"
 
 
-def refuse_others(files, plan, epoch):
+def check_names(files: Files, plan: Plan, epoch: int) -> None:
     """Raise WeightsError if a file of the plan is missing, or the epoch has an array that the network does not have."""
     needed = {file: name for name, parts in plan.items() for file, _ in parts}
     for file in needed:
@@ -133,9 +139,9 @@ def refuse_others(files, plan, epoch):
         raise WeightsError(f"{files.path} has a {min(others)}, which theano_alexnet's network does not know")
 
 
-def mean_of(files):
+def mean_of(files: Files) -> tuple[str, np.ndarray] | tuple[None, None]:
     """Return (name, array) of the mean image in the folder or its parent, or (None, None) if there is none."""
-    beside = [(files, f"../{name}") for name in MEANS]
+    beside: list[tuple[Files, str]] = [(files, f"../{name}") for name in MEANS]
     if files.packed:
         beside += [(Folder(files.path.parent), name) for name in MEANS]
     for place, name in [*((files, name) for name in MEANS), *beside]:
@@ -147,7 +153,7 @@ def mean_of(files):
 # ---- weights.json, which our export writes
 
 
-def listing_of(files):
+def listing_of(files: Files) -> dict[str, Any]:
     """Return weights.json as a dictionary, or {} if there is none.
 
     The checksums that it lists are set in `files`, which verifies them on reading.
@@ -170,7 +176,7 @@ def listing_of(files):
     return listing
 
 
-def save(weights, path, epoch=PUBLISHED_EPOCH):
+def save(weights: Weights, path: Path, epoch: int = PUBLISHED_EPOCH) -> None:
     """Write Weights atomically as theano_alexnet's folder, or as a zip if the path ends in .zip.
 
     Args:

@@ -1,7 +1,6 @@
 """The trained weights of a network, independent of the run that produced them and of the file format."""
 
-import os
-import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ import numpy as np
 
 from alexnet.data.augment import IMAGE_SIZE, RESIZES
 from alexnet.models import MODELS
-from alexnet.native.atomic import sync
+from alexnet.native import atomic
 
 IMAGENET_CLASSES = 1000
 MAX_CLASSES = 100_000                   # the full ImageNet has 21,841; more means a damaged or malicious file
@@ -25,7 +24,7 @@ class WeightsError(ValueError):
 class Weights(NamedTuple):
     """The parameters of a network for RGB images, and the information needed to use them.
 
-    model        a name of alexnet.models.MODELS
+    model        a name of alexnet.models.MODELS, which may be module:Class
     arrays       name -> float32 array of every parameter, conv1.W … fc8.b: filters (in / groups, row, column, out) of
                  a cross-correlation, dense weights (in, out)
     mean         float32 (3, 256, 256), grey levels, RGB: subtracted from every image; None if unknown
@@ -42,12 +41,12 @@ class Weights(NamedTuple):
     origin: str = ""
 
     @property
-    def classes(self):
+    def classes(self) -> int:
         """The number of classes, which is the number of outputs of the last layer."""
         return list(self.arrays.values())[-1].shape[-1]
 
 
-def checked(weights, source):
+def checked(weights: Weights, source: str | Path) -> Weights:
     """Validate Weights and return them with their arrays in the order of the model.
 
     The mean image is converted to float32. If there are 1000 classes without names, they get the names of ILSVRC2012,
@@ -72,15 +71,14 @@ def checked(weights, source):
     return weights._replace(class_names=checked_names(weights.class_names, classes, source))
 
 
-def classes_of(weights, source):
+def classes_of(weights: Weights, source: str | Path) -> int:
     """Return the number of classes, from the biases of the last layer.
 
     Raises:
         WeightsError: the model is unknown, or the biases are missing or invalid.
     """
-    if not isinstance(weights.model, str) or weights.model not in MODELS:
-        raise WeightsError(f"{source} holds a network {weights.model!r}; there are {', '.join(MODELS)}")
-    name = f"{last_layer(weights.model)}.b"
+    check_model(weights.model, source)
+    name = list(shapes(weights.model, 1))[-1]
     biases = weights.arrays.get(name)
     if biases is None or biases.ndim != 1 or not 1 <= biases.size <= MAX_CLASSES:
         found = f"shape {biases.shape}" if biases is not None else "nothing"
@@ -88,7 +86,14 @@ def classes_of(weights, source):
     return biases.size
 
 
-def fitting(weights, name, shape, source):
+def check_model(name: object, source: str | Path) -> None:
+    """Raise WeightsError unless `name`, from an untrusted file, is that of a known model. Nothing is imported."""
+    if not isinstance(name, str) or name not in MODELS:
+        outside = f"; if you trust it, give --model {name}" if isinstance(name, str) and ":" in name else ""
+        raise WeightsError(f"{source} holds a network {name!r}; there are {', '.join(MODELS)}{outside}")
+
+
+def fitting(weights: Weights, name: str, shape: tuple[int, ...], source: str | Path) -> np.ndarray:
     """Return the array `name` of Weights, contiguous; raises WeightsError unless it is finite float32 of `shape`."""
     array = weights.arrays.get(name)
     if array is None:
@@ -102,7 +107,7 @@ def fitting(weights, name, shape, source):
     return np.ascontiguousarray(array)
 
 
-def checked_mean(mean, source):
+def checked_mean(mean: np.ndarray | None, source: str | Path) -> np.ndarray | None:
     """Return the mean image as float32, or None if it is None; raises WeightsError."""
     if mean is None:
         return None
@@ -114,7 +119,7 @@ def checked_mean(mean, source):
     return np.ascontiguousarray(mean, dtype=np.float32)
 
 
-def checked_names(names, classes, source):
+def checked_names(names: object, classes: int, source: str | Path) -> tuple[str, ...] | None:
     """Return the class names as a tuple, or None if they are None; raises WeightsError."""
     if names is None:
         return None
@@ -125,53 +130,32 @@ def checked_names(names, classes, source):
     return tuple(names)
 
 
-def shapes(model, classes):
+def shapes(model: str, classes: int) -> dict[str, tuple[int, ...]]:
     """Return name -> shape of every parameter of a network with `classes` outputs, in the order of the model.
 
     Nothing of size `classes` is allocated, because the number comes from an untrusted file.
     """
-    network = MODELS[model](None, classes=1)
-    classifiers = {parameter.name for name in network.classifiers for parameter in network.weight_layers[name]}
+    known = MODELS[model].outline()
     return {
-        parameter.name: (*parameter.shape[:-1], classes) if parameter.name in classifiers else parameter.shape
-        for parameter in network.parameters
+        name: (*shape[:-1], classes) if name in known.classifiers else shape for name, shape in known.shapes.items()
     }
 
 
-def last_layer(model):
-    """Return the name of the layer whose outputs are the classes, such as fc8."""
-    return list(shapes(model, 1))[-1].split(".")[0]
-
-
-def imagenet_names():
+def imagenet_names() -> tuple[str, ...]:
     """Return "wnid words" of the 1000 classes of ILSVRC2012, in the order of the labels."""
     lines = NAMES_FILE.read_text(encoding="utf-8").splitlines()
     return tuple(line for line in lines if not line.startswith("#"))
 
 
 @contextmanager
-def whole(path):
+def whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path for writing a file or folder. It is renamed to `path` when the block succeeds.
 
     Raises:
         WeightsError: writing fails, or `path` exists and cannot be replaced.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        remove(partial)
-        yield partial
-        sync(partial)
-        os.replace(partial, path)
-        sync(path.parent)
+        with atomic.replacing(path, fsync=True) as partial:
+            yield partial
     except OSError as error:
         raise WeightsError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        remove(partial)
-
-
-def remove(path):
-    """Remove a file or folder if it exists."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -16,9 +16,9 @@ from pytensor.tensor.variable import TensorVariable
 
 from alexnet.backends import HOST_BACKENDS, mode_of, prepare
 from alexnet.config import Config, ConfigError
-from alexnet.models import model_class
+from alexnet.models import Model, model_class
 from alexnet.native import compiler
-from alexnet.nn.layers import Background, Noise, Parameter, Sequential
+from alexnet.nn import Background, Noise, Parameter
 from alexnet.ops import CropMirror
 from alexnet.training.objectives import cross_entropy, top_k_error, training_cost
 from alexnet.training.updates import Pairs, UpdateRule, bind_update_rule
@@ -32,7 +32,7 @@ class ImageInputs:
     by the loader.
     """
 
-    def __init__(self, model: Sequential, mean: np.ndarray, crop: bool):
+    def __init__(self, model: Model, mean: np.ndarray, crop: bool):
         if crop:
             images = pt.tensor("images", shape=(*mean.shape, None), dtype="uint8")
             rows = pt.ivector("rows")
@@ -51,7 +51,7 @@ class Network:
     """A model compiled for a backend: train, validate, predict, and the state that training changes.
 
     Args:
-        model: a Sequential of alexnet.models.
+        model: a Model of alexnet.models.
         mean: float32 (3, 256, 256), grey levels; subtracted from every image.
         update: a rule of alexnet.training.updates with its constants bound; None for a network that only validates
             and predicts.
@@ -72,7 +72,7 @@ class Network:
 
     def __init__(
         self,
-        model: Sequential,
+        model: Model,
         mean: np.ndarray,
         update: UpdateRule | None = None,
         backend: str = "cpu",
@@ -301,7 +301,7 @@ def build_network(config: Config, classes: int, mean: np.ndarray, rank: int = 0,
     )
 
 
-def apply_layer_settings(model: Sequential, config: Config) -> None:
+def apply_layer_settings(model: Model, config: Config) -> None:
     """Apply the layer learning rates (layer_rates) and frozen_layers to the model.
 
     Raises:
@@ -317,7 +317,7 @@ def apply_layer_settings(model: Sequential, config: Config) -> None:
         raise ConfigError(f"frozen_layers must leave a layer to learn, got all: {', '.join(config.frozen_layers)}")
 
 
-def layer_of(model: Sequential, name: str, setting: str) -> list[Parameter]:
+def layer_of(model: Model, name: str, setting: str) -> list[Parameter]:
     """Return the parameters of layer or group `name`: inception_3a is the group of inception_3a.1x1 and others.
 
     Raises:
@@ -329,7 +329,7 @@ def layer_of(model: Sequential, name: str, setting: str) -> list[Parameter]:
     return [parameter for each in names for parameter in model.weight_layers[each]]
 
 
-def layers_within(model: Sequential, name: str) -> list[str]:
+def layers_within(model: Model, name: str) -> list[str]:
     """Return the layers with weights that `name` denotes: the layer itself, or the layers of that group."""
     return [each for each in model.weight_layers if each == name or each.startswith(f"{name}.")]
 

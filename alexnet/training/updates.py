@@ -16,7 +16,7 @@ from pytensor.tensor.variable import TensorVariable
 
 from alexnet.config import Config, ConfigError, Registry, Section
 from alexnet.config.fields import Epsilon, NotNegative, Share, Text
-from alexnet.nn.layers import Parameter
+from alexnet.nn import Parameter
 
 Pairs: TypeAlias = list[tuple[SharedVariable, TensorVariable]]
 

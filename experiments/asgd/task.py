@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pytensor.tensor as pt
 
-from alexnet.nn.layers import Flatten, Sequential, relu, weights_and_biases
+from alexnet.nn import Dense, Flatten, Sequential, relu
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
 
@@ -87,15 +87,11 @@ def lay_on(images, each, rng):
         images[here, row : row + CROP, column : column + CROP] += each[here][:, :, :: 1 - 2 * mirror]
 
 
-class Product:
-    """A dense layer like alexnet.nn.layers.Dense, written as a matrix product, which Numba delegates to the BLAS."""
-
-    kind = "fc"
+class Product(Dense):
+    """Dense, written as a matrix product, which Numba delegates to the BLAS."""
 
     def __init__(self, rng, inputs, outputs, relu=True, std=0.01):
-        self.relu, self.outputs = relu, outputs
-        self.W, self.b = weights_and_biases(rng, (inputs, outputs), outputs, std, 0.0)
-        self.parameters = (self.W, self.b)
+        super().__init__(rng, inputs, outputs, relu, std, bias=0.0)
 
     def __call__(self, x, noise=None):
         y = pt.dot(self.W.variable.T, x) + self.b.variable.dimshuffle(0, "x")

@@ -57,7 +57,7 @@ def test_filters_that_correlate_already_and_the_epoch_are_taken_as_told(weights,
 
 
 @pytest.mark.parametrize("arguments, sentence", [
-    (["--to", "{}/given.safetensors"], "is there already: name a new file or folder, or remove it first"),
+    (["--to", "{}/given.safetensors"], "exists already: name a new file or folder, or remove it first"),
     (["--to", "{}/w.pth"], "must end in .safetensors, .onnx or .zip, or be a folder's name without an ending"),
     (["--to", "{}/w.zip", "--epoch", "3"], "are choices about theano_alexnet's sets, and"),
     (["--to", "{}/w.zip", "--mean", "{}/none.npy"], "none.npy is missing"),

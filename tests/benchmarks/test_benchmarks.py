@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from alexnet.data.dataset import centre_crop, open_dataset
-from alexnet.nn.layers import LRN, Conv, Dense, Dropout, Flatten, Sequential
+from alexnet.nn import LRN, Conv, Dense, Dropout, Flatten, Sequential
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
 from benchmarks import __main__ as benchmarks

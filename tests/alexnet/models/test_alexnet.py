@@ -7,7 +7,7 @@ import pytest
 
 from alexnet.backends import mode_of
 from alexnet.models import AlexNet
-from alexnet.nn.layers import Noise
+from alexnet.nn import Noise
 from alexnet.training.objectives import cross_entropy
 
 TABLE = {                                        # name: output shape, per-image multiply-adds; theano_alexnet

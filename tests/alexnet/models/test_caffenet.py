@@ -6,7 +6,7 @@ import pytest
 from alexnet.backends.cpu.linker import CpuKernel
 from alexnet.models import MODELS
 from alexnet.native import compiler
-from alexnet.nn import layers
+from alexnet.nn import LRN
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
 from tests import caffe_truth
@@ -28,7 +28,7 @@ def test_tables_are_those_of_caffes_prototxts(name):
     assert [row.name for row in rows[:6]] == [f"{kind}{n}" for n in (1, 2) for kind in ORDERS[name].split()]
     assert sum(row.parameters for row in rows) == 60_965_224
     for layer in model.layers:
-        if isinstance(layer, layers.LRN):        # Caffe: local_size 5, alpha 1e-4 (over 5), beta 0.75, k 1
+        if isinstance(layer, LRN):        # Caffe: local_size 5, alpha 1e-4 (over 5), beta 0.75, k 1
             op = layer.normalise
             assert (op.n, op.k, op.alpha, op.beta) == (5, 1.0, pytest.approx(1e-4 / 5), 0.75)
 

@@ -9,9 +9,9 @@ import pytest
 
 from alexnet.commands.summary import table
 from alexnet.config.schema import ConfigError
-from alexnet.models import MODELS, GoogLeNet
+from alexnet.models import MODELS, GoogLeNet, Model
 from alexnet.native import compiler
-from alexnet.nn.layers import Auxiliary, Conv, Dense, Flatten, Inception, Noise, Sequential
+from alexnet.nn import Conv, Dense, Flatten, Inception, InceptionClassifier, Noise
 from alexnet.pretrained import Weights, load, save
 from alexnet.pretrained.initialization import new_layers
 from alexnet.training.network import Network, apply_layer_settings
@@ -73,7 +73,7 @@ def test_a_block_and_its_layers_can_be_frozen_and_slowed_by_name():
 def test_dropout_is_the_papers_or_none():
     def rates(rate):
         model = GoogLeNet(None, 7, rate)
-        towers = [layer.tower for layer in model.layers if isinstance(layer, Auxiliary)]
+        towers = [layer.tower for layer in model.auxiliaries]
         return [layer.rate for part in (*towers, model) for layer in part.layers if hasattr(layer, "rate")]
 
     assert (rates(0.5), rates(0)) == ([0.7, 0.7, 0.4], [0, 0, 0])
@@ -82,16 +82,16 @@ def test_dropout_is_the_papers_or_none():
 # ---- a small network of the same layer types, on every backend
 
 
-class Small(Sequential):
+class Small(Model):
     """One block of each type, on 14 x 14 pixels."""
 
-    channels, image_size = 3, 28
+    image_size = 28
 
-    def __init__(self, rng, classes=5):
-        super().__init__(
+    def table(self, rng, classes, dropout_rate):
+        return (
             Conv(rng, 3, 8, size=7, stride=2, pad=3, std=0.02),
             Inception(rng, "inception_3a", 8, 6, (5, 7), (4, 5), 3),
-            Auxiliary(rng, "aux_4a", 21, classes, 0.7, stream=1),
+            InceptionClassifier(rng, "aux_4a", 21, classes, 0.7, stream=1),
             Inception(rng, "inception_3b", 21, 4, (5, 6), (4, 5), 6),                Flatten(),
             Dense(rng, 21 * 14 * 14, classes, relu=False, std=0.01),
         )
@@ -105,7 +105,7 @@ def small_truth(w, x):
 
 def test_outputs_cost_and_gradients_are_pytorchs(mode, rng):
     truth = pytest.importorskip("tests.torch_truth", reason="PyTorch is not installed")
-    model = Small(rng)
+    model = Small(rng, classes=5)
     variables = [parameter.variable for parameter in model.parameters]
     x, y = pt.tensor("x", shape=(3, 28, 28, None), dtype="float32"), pt.ivector("y")
     model.layers[2].tower.layers[4].rate = 0

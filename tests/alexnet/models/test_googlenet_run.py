@@ -8,18 +8,8 @@ import pytest
 from alexnet import pretrained
 from alexnet.__main__ import main
 from alexnet.inference.predict import Predictor
-from alexnet.models import MODELS
-from alexnet.nn.layers import (
-    Auxiliary,
-    AveragePool,
-    Conv,
-    Dense,
-    Dropout,
-    Flatten,
-    Inception,
-    MaxPool,
-    Sequential,
-)
+from alexnet.models import MODELS, Model
+from alexnet.nn import AveragePool, Conv, Dense, Dropout, Flatten, Inception, InceptionClassifier, MaxPool
 from alexnet.run import checkpoint_format
 from alexnet.run.recorder import read_records
 from tests.hostile_images import encoded, photograph
@@ -30,17 +20,18 @@ SETTINGS = {"model": "blocks", "para_load": "false", "n_epochs": 1}
 LAYERS = [f"inception_3a.{each}" for each in ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")]
 
 
-class Blocks(Sequential):
+class Blocks(Model):
     """GoogLeNet's layer types, on 14 x 14 pixels."""
 
-    channels, image_size = 3, 224
+    image_size = 224
 
-    def __init__(self, rng, classes=10, dropout_rate=0.5):
-        super().__init__(
+    def table(self, rng, classes, dropout_rate):
+        return (
             Conv(rng, 3, 4, size=7, stride=4, pad=3, pool=(3, 2, 1)), MaxPool(3, 2, pad=1),
             Inception(rng, "inception_3a", 4, 4, (3, 4), (2, 4), 4),
-            Auxiliary(rng, "aux_4a", 16, classes, dropout_rate, stream=1),            AveragePool(14, 1), Flatten(),
-            Dropout(dropout_rate, 2), Dense(rng, 16, classes, relu=False),
+            InceptionClassifier(rng, "aux_4a", 16, classes, dropout_rate, stream=1),
+            AveragePool(14, 1), Flatten(),
+            Dropout(dropout_rate, stream=2), Dense(rng, 16, classes, relu=False),
         )
 
 

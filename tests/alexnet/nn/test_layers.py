@@ -7,7 +7,7 @@ import pytest
 
 from alexnet.backends import mode_of
 from alexnet.native import compiler
-from alexnet.nn.layers import (
+from alexnet.nn import (
     LRN,
     Background,
     Conv,

@@ -7,7 +7,10 @@ import pytest
 
 from alexnet import pretrained
 from alexnet.data.augment import centre_crop
-from alexnet.pretrained import WeightsError, build, caffe
+from alexnet.pretrained import WeightsError, build
+from alexnet.pretrained.caffe import caffemodel, messages
+from alexnet.pretrained.graph import model_of
+from alexnet.pretrained.protobuf import parsed
 from tests import caffe_truth, tiny
 from tests.caffe_truth import blob, field, fields, layer
 
@@ -108,7 +111,7 @@ def write(tmp_path):
 def refusal(path):
     """Load a file that must be refused; return the error message."""
     with pytest.raises(WeightsError) as raised:
-        caffe.load(path)
+        caffemodel.load(path)
     sentence = str(raised.value)
     assert sentence.startswith(str(path.parent)) and "\n" not in sentence and len(sentence) < 500
     return sentence
@@ -131,7 +134,7 @@ def with_gradients(array):
 @pytest.mark.parametrize("as_blob", [blob, as_doubles, in_two_pieces, with_gradients])
 def test_arrays_are_converted_exactly(write, as_blob):
     arrays = tiny_arrays()
-    weights = caffe.load(write(tiny_pieces(arrays, as_blob)))
+    weights = caffemodel.load(write(tiny_pieces(arrays, as_blob)))
     assert weights.model == "tiny"
     assert list(weights.arrays) == [parameter.name for parameter in tiny.Tiny(None).parameters]
     for name, (W, b) in arrays.items():
@@ -145,14 +148,14 @@ def test_arrays_are_converted_exactly(write, as_blob):
 
 
 @pytest.mark.parametrize("files, expected", [
-    ((), "no *mean*.binaryproto lies beside it"),
-    (("a_mean.binaryproto", "mean_b.binaryproto"), "2 *mean*.binaryproto lie beside it"),
+    ((), "no *mean*.binaryproto in its folder"),
+    (("a_mean.binaryproto", "mean_b.binaryproto"), "2 *mean*.binaryproto in its folder"),
 ])
 def test_without_one_mean_file_caffes_published_means_are_taken(write, files, expected):
     path = write(tiny_pieces())
     for name in files:
         (path.parent / name).write_bytes(b"")
-    weights = caffe.load(path)
+    weights = caffemodel.load(path)
     assert expected in weights.origin
     for channel, value in zip(weights.mean, reversed(IMAGENET_MEAN), strict=True):
         assert (channel == np.float32(value)).all()
@@ -175,14 +178,14 @@ def test_a_file_of_layers_without_a_name_loads(write):
 def test_the_mean_values_of_the_file_itself_are_taken(write, values, expected):
     pieces = tiny_pieces()
     pieces[1] = layer("Data", b"data", [], [b"data", b"label"], mean_value=values)
-    assert tuple(caffe.load(write(pieces)).mean[:, 7, 9]) == expected
+    assert tuple(caffemodel.load(write(pieces)).mean[:, 7, 9]) == expected
 
 
 def test_the_published_file_is_known_by_its_sha1(write, monkeypatch):
     content = b"".join(tiny_pieces())
-    assert "none of the files that Caffe published" in caffe.load(write(content)).origin
-    monkeypatch.setitem(caffe.PUBLISHED, hashlib.sha1(content).hexdigest(), "bvlc_tiny.caffemodel")
-    assert "the published bvlc_tiny.caffemodel" in caffe.load(write(content)).origin
+    assert "none of the files that Caffe published" in caffemodel.load(write(content)).origin
+    monkeypatch.setitem(caffemodel.PUBLISHED, hashlib.sha1(content).hexdigest(), "bvlc_tiny.caffemodel")
+    assert "the published bvlc_tiny.caffemodel" in caffemodel.load(write(content)).origin
 
 
 def test_truncation_is_refused_wherever_it_is(write):
@@ -191,7 +194,7 @@ def test_truncation_is_refused_wherever_it_is(write):
     ends = np.cumsum([len(piece) for piece in pieces])
     for cut in {*range(0, needed, 211), *range(200), *ends[:12], needed - 1}:
         refusal(write(content[:cut]))
-    caffe.load(write(content[:needed]))          # the rest is only used for training
+    caffemodel.load(write(content[:needed]))          # the rest is only used for training
 
 
 def test_no_flipped_byte_does_more_than_be_refused_or_change_a_number(write):
@@ -199,7 +202,7 @@ def test_no_flipped_byte_does_more_than_be_refused_or_change_a_number(write):
     for place in [*range(120), *rng.integers(0, len(content), 120)]:
         before, content[place] = content[place], rng.integers(0, 256)
         try:
-            caffe.load(write(bytes(content)))
+            caffemodel.load(write(bytes(content)))
         except WeightsError as error:
             assert "\n" not in str(error)
         content[place] = before
@@ -281,21 +284,21 @@ def thin(blobs):
 
 
 MISMATCHES = {
-    ("conv1", "stride", 2): "conv1 has stride 2, caffenet's 4",
+    ("conv1", "stride", 2): "conv1 has strides 2, caffenet's 4",
     ("conv1", "kernel_size", 7): "kernel_size 7, and filters of size 11",
     ("conv1", "dilation", 2): "dilated by [2]",
-    ("conv2", "pad", 1): "conv2 has pad 1, caffenet's 2",
-    ("conv2", "pad_h", 1): "conv2 has pad (1, 0), caffenet's 2",
-    ("conv2", "group", 1): "conv2 has groups 1, caffenet's 2",
+    ("conv2", "pad", 1): "conv2 has pads 1, caffenet's 2",
+    ("conv2", "pad_h", 1): "conv2 has pads (1, 0), caffenet's 2",
+    ("conv2", "group", 1): "conv2 has group 1, caffenet's 2",
     ("pool1", "pool", 1): "pool1 must be max pooling",
-    ("pool1", "kernel_size", 2): "has size 2, caffenet's 3",
-    ("pool1", "stride", 3): "has stride 3, caffenet's 2",
-    ("norm1", "local_size", 3): "lrn1 has n 3, caffenet's 5",
-    ("norm1", "alpha", 2e-4): "lrn1 has alpha 4e-05, caffenet's 2e-05",
+    ("pool1", "kernel_size", 2): "has kernel_shape 2, caffenet's 3",
+    ("pool1", "stride", 3): "has strides 3, caffenet's 2",
+    ("norm1", "local_size", 3): "lrn1 has size 3, caffenet's 5",
+    ("norm1", "alpha", 2e-4): "lrn1 has alpha 0.0002, caffenet's 0.0001",
     ("norm2", "beta", 0.5): "lrn2 has beta 0.5, caffenet's 0.75",
-    ("norm2", "k", 2.0): "lrn2 has k 2, caffenet's 1",
+    ("norm2", "k", 2.0): "lrn2 has bias 2, caffenet's 1",
     ("norm2", "norm_region", 1): "norm2 must normalise across channels",
-    ("relu3", "negative_slope", 0.1): "conv3 has slope 0.1, caffenet's 0",
+    ("relu3", "negative_slope", 0.1): "where caffenet has Relu (conv3), it has LeakyRelu",
     ("fc7", "transpose", 1): "fc7 must be of axis 1 and not transposed",
 }
 
@@ -326,7 +329,7 @@ def test_a_network_of_other_layers_is_refused(write, thin):
     assert "in?ceptionin?ception" in refusal(write([*pieces[:9], evil, *pieces[9:]]))
     assert "no chain of layers: conv1 takes data" in refusal(write([*pieces[:3], pieces[2], *pieces[3:]]))
     for missing, expected in ((3, "has Relu (conv1), it has MaxPool"), (4, "norm1 takes pool1"),
-                              (18, "has Relu (fc6), it has Dense")):
+                              (18, "has Relu (fc6), it has Gemm")):
         assert expected in refusal(write(pieces[:missing] + pieces[missing + 1 :]))
 
 
@@ -334,9 +337,9 @@ def test_the_order_of_pooling_and_normalisation_decides(write, thin):
     for model in ("caffenet", "bvlc_alexnet"):           # recognised, then refused because the weights are missing
         pieces = caffe_truth.caffemodel(model, thin)
         assert "conv1: its weights must have a shape" in refusal(write(pieces))
-        net = caffe.parsed(caffe.MESSAGES["NetParameter"](), b"".join(pieces), "", "")
-        found = caffe.with_flatten([step for _, step in caffe.chain_of(net, "")])
-        assert caffe.model_of(found, "") == model
+        net = parsed(messages.MESSAGES["NetParameter"](), b"".join(pieces), "", "")
+        found = caffemodel.with_flatten([step for _, step in caffemodel.layers_and_steps(net, "")])
+        assert model_of(found, "") == model
 
 
 def test_weights_alone_are_known_by_their_nets_name_or_refused(write, thin):

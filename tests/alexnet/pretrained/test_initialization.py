@@ -131,7 +131,7 @@ def test_the_last_layer_is_new_where_as_many_classes_are_others(theirs, ours, ne
     config = tiny.settings(data, tmp_path, weights=tmp_path / "w.safetensors")
     start = find_start(config, open_dataset(data)._replace(class_names=ours))
     assert ("fc4.W" not in start.arrays) == new
-    assert ("fc4 is new (3 other classes)" in start.sentence(None)) == new
+    assert ("fc4 is new (3 other classes)" in start.describe(None)) == new
 
 
 def test_images_that_were_resized_otherwise_are_warned_of(data, tmp_path):

@@ -5,7 +5,7 @@ import importlib.util
 import json
 import os
 import re
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 import onnx
@@ -15,8 +15,8 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from alexnet import pretrained
 from alexnet.data.augment import centre_crop
-from alexnet.models import MODELS
-from alexnet.nn.layers import LRN, Conv, Dense, Dropout, Flatten, MaxPool, Sequential
+from alexnet.models import MODELS, Model
+from alexnet.nn import LRN, Conv, Dense, Dropout, Flatten, Layer, MaxPool
 from alexnet.pretrained import Weights, WeightsError, build
 from tests import caffe_truth, tiny
 
@@ -160,8 +160,6 @@ def test_weights_without_a_mean_image_are_not_exported(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-
-
 def test_a_disk_that_refuses_leaves_nothing(tmp_path, monkeypatch):
     def refuse(*paths):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -173,14 +171,20 @@ def test_a_disk_that_refuses_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_layer_without_a_form_in_onnx_is_named(tmp_path, monkeypatch):
-    class Twice:
-        kind, parameters = "twice", ()
+    class Twice(Layer):
+        kind = "twice"
 
-    class Strange(Sequential):
-        channels, image_size = 3, 227
+        def __call__(self, x, noise=None):
+            return 2 * x
 
-        def __init__(self, rng, classes=CLASSES):
-            super().__init__(Flatten(), Dense(rng, 4, 4), Twice(), Dense(rng, 4, classes, relu=False))
+        def describe(self, shape):
+            yield self.row(shape)
+
+    class Strange(Model):
+        image_size = 227
+
+        def table(self, rng, classes, dropout_rate):
+            return Flatten(), Dense(rng, 4, 4), Twice(), Dense(rng, 4, classes, relu=False)
 
     monkeypatch.setitem(MODELS, "strange", Strange)
     with pytest.raises(WeightsError, match="a layer Twice has no form in ONNX or Caffe"):
@@ -238,33 +242,37 @@ ORDERS = {"caffenet": ("pool", "norm"), "bvlc_alexnet": ("norm", "pool")}
 CAFFES_MEAN = np.float32((122.6789143406786, 116.66876761696767, 104.0069879317889))               # RGB
 
 
-class Narrow(Sequential):
-    """Caffe's networks with fewer channels."""
+class Narrow(Model):
+    """CaffeNet with fewer channels."""
 
-    channels, image_size = 3, 227
+    image_size = 227
+    order = 1
 
-    def __init__(self, rng, classes=10, dropout_rate=0.5, order=()):
-        def lrn():
-            return LRN(n=5, k=1.0, alpha=1e-4 / 5, beta=0.75)
-
-        between = [[MaxPool(3, 2), lrn()][:: 1 if order[0] == "pool" else -1] for _ in range(2)]
-        super().__init__(
+    def table(self, rng, classes, dropout_rate):
+        between = [[MaxPool(3, 2), LRN(n=5, k=1.0, alpha=1e-4 / 5, beta=0.75)][:: self.order] for _ in range(2)]
+        return (
             Conv(rng, 3, 4, size=11, stride=4), *between[0],
             Conv(rng, 4, 6, size=5, pad=2, groups=2), *between[1],
             Conv(rng, 6, 8, size=3, pad=1),
             Conv(rng, 8, 6, size=3, pad=1, groups=2),
             Conv(rng, 6, 4, size=3, pad=1, groups=2, pool=(3, 2)), Flatten(),
-            Dense(rng, 144, 12), Dropout(dropout_rate, 6),
-            Dense(rng, 12, 12), Dropout(dropout_rate, 7),
+            Dense(rng, 144, 12), Dropout(dropout_rate),
+            Dense(rng, 12, 12), Dropout(dropout_rate),
             Dense(rng, 12, classes, relu=False),
         )
+
+
+class NarrowAlexNet(Narrow):
+    """bvlc_alexnet with fewer channels."""
+
+    order = -1
 
 
 @pytest.fixture
 def narrow(monkeypatch):
     """Replace Caffe's networks by narrow ones."""
-    for model, order in ORDERS.items():
-        monkeypatch.setitem(MODELS, model, partial(Narrow, order=order))
+    monkeypatch.setitem(MODELS, "caffenet", Narrow)
+    monkeypatch.setitem(MODELS, "bvlc_alexnet", NarrowAlexNet)
 
 
 @pytest.fixture
@@ -341,18 +349,18 @@ def test_a_mean_file_beside_it_is_taken(write, narrow, pairs):
 
 
 MISMATCHES = {
-    ("conv1_1", "strides", (2, 2)): "conv1 has stride 2",
-    ("conv1_1", "pads", (2, 2, 2, 2)): "conv1 has pad 2",
-    ("conv1_1", "strides", (4, 2)): "conv1 has stride (4, 2)",
+    ("conv1_1", "strides", (2, 2)): "conv1 has strides 2",
+    ("conv1_1", "pads", (2, 2, 2, 2)): "conv1 has pads 2",
+    ("conv1_1", "strides", (4, 2)): "conv1 has strides (4, 2)",
     ("conv1_1", "kernel_shape", (7, 7)): "kernel_shape [7, 7], and filters of size 11",
     ("conv1_1", "auto_pad", "SAME_UPPER"): "no auto_pad",
     ("conv2_1", "dilations", (2, 2)): "must have dilations 1",
-    ("conv2_1", "group", 1): "conv2 has groups 1",
-    ("pool1_1", "pads", (1, 1, 1, 1)): "has pad 1",
-    ("pool2_1", "kernel_shape", (2, 2)): "has size 2",
-    ("norm1_1", "alpha", 1.0): "lrn1 has alpha 0.2",
-    ("norm1_1", "size", 0): "must have a size of channels, got 0",
-    ("norm2_1", "bias", 2.0): "lrn2 has k 2",
+    ("conv2_1", "group", 1): "conv2 has group 1",
+    ("pool1_1", "pads", (1, 1, 1, 1)): "has pads 1",
+    ("pool2_1", "kernel_shape", (2, 2)): "has kernel_shape 2",
+    ("norm1_1", "alpha", 1.0): "lrn1 has alpha 1",
+    ("norm1_1", "size", 0): "lrn1 has size 0",
+    ("norm2_1", "bias", 2.0): "lrn2 has bias 2",
     ("fc6_1", "alpha", 2.0): "alpha 1, beta 1, transA 0, got [2.0",
 }
 
@@ -472,13 +480,13 @@ def empty(graph):
 
 
 REFUSALS = {
-    external: "lies in another file, which is not followed", huge: "must have a shape of its values",
+    external: "is stored in another file, which is not read", huge: "must have a shape of its values",
     negative: "must have a shape of its values", halves: "must be float32, got FLOAT16",
     branch: "no chain of nodes", cycle: "no chain of nodes", quantised: "is a quantised network",
-    unknown: "has a node GRU", foreign: "has a node Conv", graph_inside: "conv1 has stride",
+    unknown: "has a node GRU", foreign: "has a node Conv", graph_inside: "conv1 has strides",
     lost: "must have weights and a bias in the file", twice: "several initializers of one name",
-    weights_alone: "has Relu (conv1), it has Convolution", evil_name: "has a node in?ceptionin?ception",
-    reference: "conv1 has groups of kind", tensor_inside: "conv1 has stride of kind 4",
+    weights_alone: "has Relu (conv1), it has Conv", evil_name: "has a node in?ceptionin?ception",
+    reference: "conv1 has group of kind", tensor_inside: "conv1 has strides of kind 4",
     another_input: "must have one input", after_the_end: "no chain of nodes", empty: "has no graph",
 }
 

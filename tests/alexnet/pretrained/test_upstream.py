@@ -154,7 +154,7 @@ def test_ours_to_their_files_and_back_is_the_same_to_the_bit(narrow, tmp_path, n
     assert same_bits(loaded.arrays, weights.arrays)
     assert loaded.mean.tobytes() == weights.mean.tobytes()
     assert (loaded.class_names, loaded.resize) == (weights.class_names, "crop")
-    assert pretrained.kind_of(tmp_path / name) == "upstream"
+    assert pretrained.format_of(tmp_path / name) == "upstream"
 
 
 def test_the_files_have_theano_alexnets_names_shapes_and_nothing_else(narrow, tmp_path):
@@ -445,7 +445,7 @@ def test_a_full_disk_leaves_nothing_behind(narrow, tmp_path, monkeypatch, name):
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("alexnet.pretrained.weights.sync", full)
+    monkeypatch.setattr("alexnet.native.atomic.sync", full)
     with pytest.raises(WeightsError, match="cannot be written: No space left on device"):
         upstream.save(weights_of_narrow(), tmp_path / name)
     assert list(tmp_path.iterdir()) == []

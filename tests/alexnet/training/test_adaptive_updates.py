@@ -8,7 +8,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 
-from alexnet.nn import layers
+from alexnet.nn import Parameter
 from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.training.updates import adadelta, adagrad, bind_update_rule
@@ -32,7 +32,7 @@ def float64():
 
 def trained(update, start, gradients, lr_mult=1.0, decay_mult=1.0):
     """Run the rule's graph in floatX; return the weights after each step, the Parameter and the rule's state."""
-    parameter = layers.Parameter(start, "W", lr_mult, decay_mult)
+    parameter = Parameter(start, "W", lr_mult, decay_mult)
     g, rate = pt.vector("g"), pt.scalar("rate")
     pairs, kept = RULES[update]([parameter], [g], rate, weight_decay=DECAY)
     step, weights = pytensor.function([g, rate], [], updates=pairs, mode="FAST_COMPILE"), []
@@ -104,7 +104,7 @@ def test_a_weight_that_never_had_a_gradient_stays_as_it_is(update):
 
 
 def test_accumulators_are_named_after_their_parameters_and_come_kind_by_kind():
-    parameters = [layers.Parameter(np.ones(3), "W"), layers.Parameter(np.ones(2), "b")]
+    parameters = [Parameter(np.ones(3), "W"), Parameter(np.ones(2), "b")]
     gradients, names = [p.variable for p in parameters], {}
     for update, rule in RULES.items():
         names[update] = [each.name for each in rule(parameters, gradients, pt.scalar())[1]]

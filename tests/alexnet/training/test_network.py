@@ -10,7 +10,7 @@ from alexnet.backends.cpu.kernels import elemwise
 from alexnet.config import ConfigError, load_config
 from alexnet.data.augment import centre_crop
 from alexnet.native import compiler
-from alexnet.nn.layers import Conv, Dense, Flatten, Sequential
+from alexnet.nn import Conv, Dense, Flatten, Sequential
 from alexnet.training.network import Network, apply_layer_settings, backend_of, build_network
 from alexnet.training.updates import adadelta, adagrad, bind_update_rule, momentum_sgd, nesterov, sgd
 from tests.tiny import Tiny

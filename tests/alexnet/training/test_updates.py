@@ -5,7 +5,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 
-from alexnet.nn.layers import Parameter
+from alexnet.nn import Parameter
 from alexnet.training.updates import momentum_sgd, nesterov, sgd
 
 MOMENTUM, DECAY, RATES = 0.9, 0.01, (0.1, 0.1, 0.05)

@@ -16,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 
-from alexnet.nn.layers import Conv, Dense, Flatten, Sequential
+from alexnet.nn import Conv, Dense, Flatten, Sequential
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
 from multigpu.communicator import PipeCommunicator

@@ -8,7 +8,7 @@ import pytest
 from alexnet.backends import mode_of
 from alexnet.backends.cpu.kernels import fused_update
 from alexnet.native import compiler
-from alexnet.nn.layers import Parameter
+from alexnet.nn import Parameter
 from alexnet.ops import ConvolutionFilterGradient
 from alexnet.training.updates import adadelta, adagrad, momentum_sgd, nesterov, sgd
 

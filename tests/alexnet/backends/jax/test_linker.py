@@ -16,7 +16,7 @@ from alexnet.backends import mode_of
 from alexnet.config.schema import ConfigError
 from alexnet.data.augment import draw_crop
 from alexnet.native import compiler
-from alexnet.nn.layers import Conv, Dense, Flatten, Sequential
+from alexnet.nn import Conv, Dense, Flatten, Sequential
 from alexnet.run import checkpoint_format
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd

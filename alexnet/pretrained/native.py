@@ -1,4 +1,7 @@
-"""Load our own format: run folders, checkpoints, and files of weights only, written by `python -m alexnet export`."""
+"""The format of this project: run folders, checkpoints, and weights written by `python -m alexnet export`."""
+
+from collections.abc import Mapping
+from pathlib import Path
 
 from alexnet.models import MODELS
 from alexnet.pretrained.weights import TORCHVISION, Weights, WeightsError, checked, classes_of, shapes
@@ -8,7 +11,7 @@ from alexnet.run.checkpoint_format import MEAN, CheckpointError, ForeignFile
 OF_TORCHVISION = "features.0.weight"
 
 
-def load(path):
+def load(path: Path) -> Weights:
     """Load the Weights of one of our safetensors files, or of the newest checkpoint in a run folder.
 
     The velocities in a checkpoint are not read.
@@ -38,13 +41,13 @@ def load(path):
     return checked(weights, path)
 
 
-def names_of_weights(metadata):
+def names_of_weights(metadata: Mapping[str, object]) -> list[str]:
     """Return the names of the arrays to read for the model in the metadata; empty if the model is unknown."""
     model = metadata.get("model")
     return [MEAN, *shapes(model, 1)] if isinstance(model, str) and model in MODELS else []
 
 
-def save(weights, path):
+def save(weights: Weights, path: Path) -> None:
     """Write Weights to a safetensors file with checksums of all its content; raises WeightsError."""
     arrays = dict(weights.arrays)
     if weights.mean is not None:

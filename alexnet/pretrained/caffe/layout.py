@@ -3,25 +3,25 @@
 Caffe uses BGR channels, as OpenCV does, filters (out, in / groups, row, column) and dense weights (out, in).
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
-from alexnet.models import MODELS
-from alexnet.pretrained.chain import Convolution, has_weights, steps_of
+from alexnet.pretrained.graph import chain_of, weight_steps
 
 STRIPE = 16                             # rows: as many float32 values as a cache line of 64 bytes holds
 
 
-def parameters(pairs, model):
+def parameters(pairs: Iterable[tuple[np.ndarray, np.ndarray]], model: str) -> dict[str, np.ndarray]:
     """Return name -> array of the parameters of a model, for RGB images.
 
     Args:
         pairs: Caffe's (weights, bias) of each layer, in order.
         model: name in MODELS.
     """
-    layers = [(name, step) for name, step in steps_of(MODELS[model](None)) if has_weights(step)]
-    arrays = {}
-    for (name, step), (weights, bias) in zip(layers, pairs, strict=True):
-        if isinstance(step, Convolution):
+    arrays: dict[str, np.ndarray] = {}
+    for (name, step), (weights, bias) in zip(weight_steps(chain_of(model)), pairs, strict=True):
+        if step.operator == "Conv":
             filters = weights.transpose(1, 2, 3, 0)
             arrays[f"{name}.W"] = np.ascontiguousarray(filters if arrays else rgb(filters))
         else:
@@ -30,12 +30,12 @@ def parameters(pairs, model):
     return arrays
 
 
-def rgb(array):
+def rgb(array: np.ndarray) -> np.ndarray:
     """Convert the first axis of an array from BGR to RGB."""
     return np.ascontiguousarray(array[::-1])
 
 
-def transposed(matrix):
+def transposed(matrix: np.ndarray) -> np.ndarray:
     """Return a contiguous transposed copy, made in stripes: four times as fast as NumPy for a large matrix."""
     out = np.empty(matrix.shape[::-1], matrix.dtype)
     for row in range(0, len(matrix), STRIPE):

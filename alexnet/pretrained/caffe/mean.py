@@ -3,11 +3,14 @@
 Source: BVLC Caffe, tools/compute_image_mean.cpp and examples/00-classification.ipynb.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 
 from alexnet.data.augment import IMAGE_SIZE
-from alexnet.pretrained.caffe_blobs import MESSAGES, array_of
-from alexnet.pretrained.caffe_layout import rgb
+from alexnet.pretrained.caffe.layout import rgb
+from alexnet.pretrained.caffe.messages import MESSAGES, array_of
 from alexnet.pretrained.protobuf import contents, parsed
 from alexnet.pretrained.weights import WeightsError
 
@@ -15,7 +18,7 @@ PUBLISHED = (104.0069879317889, 116.66876761696767, 122.6789143406786)   # BGR: 
 SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
 
 
-def mean_beside(path):
+def mean_beside(path: Path) -> tuple[np.ndarray, str]:
     """Return (mean image, its origin) for the weights `path`.
 
     The mean image is read from the *mean*.binaryproto in the folder of the weights, if there is exactly one. Otherwise
@@ -24,11 +27,11 @@ def mean_beside(path):
     files = sorted(path.parent.glob("*mean*.binaryproto"))
     if len(files) == 1:
         return read_mean(files[0]), f"the mean image of {files[0].name}"
-    found = f"{len(files)} *mean*.binaryproto lie" if files else "no *mean*.binaryproto lies"
-    return constant_mean(PUBLISHED), f"ImageNet's mean of each channel, as Caffe published it ({found} beside it)"
+    found = f"{len(files)} *mean*.binaryproto" if files else "no *mean*.binaryproto"
+    return constant_mean(PUBLISHED), f"ImageNet's mean of each channel, as Caffe published it ({found} in its folder)"
 
 
-def read_mean(path):
+def read_mean(path: Path) -> np.ndarray:
     """Read the mean image from a .binaryproto file: float32 (3, 256, 256), RGB; raises WeightsError."""
     blob = parsed(MESSAGES["BlobProto"](), contents(path), path, "mean image of Caffe")
     image = array_of(blob, f"{path}: the mean image")
@@ -37,6 +40,6 @@ def read_mean(path):
     return rgb(image.reshape(SHAPE))
 
 
-def constant_mean(values):
+def constant_mean(values: Sequence[float]) -> np.ndarray:
     """Return the mean image for one value per channel, given in BGR order: float32 (3, 256, 256), RGB."""
     return rgb(np.broadcast_to(np.array(values, np.float32)[:, None, None], SHAPE))

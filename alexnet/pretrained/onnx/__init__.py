@@ -3,19 +3,23 @@
 The package onnx is an optional dependency. alexnet.pretrained checks for it before importing this module.
 """
 
+from pathlib import Path
+
 from onnx import ModelProto
 
-from alexnet.pretrained import onnx_export, onnx_zoo
+from alexnet.pretrained.onnx import export, zoo
+from alexnet.pretrained.onnx.export import save
 from alexnet.pretrained.protobuf import contents, parsed
-from alexnet.pretrained.weights import WeightsError
+from alexnet.pretrained.weights import Weights, WeightsError
 
-save = onnx_export.save
+__all__ = ["load", "save"]
 
 
-def load(path):
+def load(path: Path) -> Weights:
     """Load the Weights of an ONNX file; raises WeightsError if it contains none of our models."""
-    model = parsed(ModelProto(), contents(path), path, "ONNX file")
+    model = ModelProto()
+    parsed(model, contents(path), path, "ONNX file")
     if not model.graph.node:
         raise WeightsError(f"{path} is no ONNX file of a network: it has no graph (nor has a .solverstate of Caffe)")
-    reader = onnx_export if model.producer_name == onnx_export.PRODUCER else onnx_zoo
+    reader = export if model.producer_name == export.PRODUCER else zoo
     return reader.weights_of(model, path)

@@ -15,12 +15,16 @@ import tokenize
 import warnings
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from re import Pattern
+from typing import Literal
 
 import numpy as np
 
 from alexnet.data.batch_file import one_line
-from alexnet.native.atomic import sync
 from alexnet.pretrained.weights import TORCHVISION, WeightsError, whole
 
 HEADER = 1 << 16                                 # maximum size of a .npy header, in bytes
@@ -32,7 +36,7 @@ METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 @contextmanager
-def opened(path, pattern):
+def opened(path: Path, pattern: Pattern[str]) -> Iterator["Files"]:
     """Open the folder or zip `path` as Files. In a zip, `pattern` selects the folder; raises WeightsError."""
     if path.is_dir():
         yield Folder(path)
@@ -45,7 +49,7 @@ def opened(path, pattern):
         yield Archive(path, archive, pattern)
 
 
-class Files:
+class Files(ABC):
     """Access to files by name, some of which are arrays.
 
     path    path of the folder or zip
@@ -55,11 +59,25 @@ class Files:
     """
 
     packed = False
+    names: set[str]
 
-    def __init__(self, path):
-        self.path, self.sums = path, {}
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sums: dict[str, str] = {}
 
-    def read(self, name, limit):
+    @abstractmethod
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+
+    @abstractmethod
+    def content(self, name: str, limit: int) -> bytes:
+        """Return the first `limit` + 1 bytes of a file; raises WeightsError."""
+
+    @abstractmethod
+    def title(self, published: str) -> str:
+        """Return the path, and for a zip whether its SHA-1 is `published`."""
+
+    def read(self, name: str, limit: int) -> bytes:
         """Return the content of a file of at most `limit` bytes; raises WeightsError."""
         content = self.content(name, limit)
         if len(content) > limit:
@@ -68,7 +86,7 @@ class Files:
             raise WeightsError(f"{self.path}: {name} is not as it was exported: its SHA-256 differs")
         return content
 
-    def array(self, name, shape):
+    def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Read a float32 array of the given shape from a .npy file; raises WeightsError."""
         content = self.read(name, math.prod(shape) * WIDEST + HEADER)
         held, order, dtype, start = self.header(name, content)
@@ -76,7 +94,7 @@ class Files:
             raise WeightsError(f"{self.path}: {name} must hold float32 {shape}, holds {dtype} {held}")
         return self.values(name, content, held, order, dtype, start)
 
-    def small(self, name, largest):
+    def small(self, name: str, largest: int) -> np.ndarray:
         """Read an array of any shape and numeric type, with at most `largest` values; raises WeightsError."""
         content = self.read(name, largest * WIDEST + HEADER)
         held, order, dtype, start = self.header(name, content)
@@ -84,7 +102,7 @@ class Files:
             raise WeightsError(f"{self.path}: {name} must hold at most {largest} numbers, holds {dtype} {held}")
         return self.values(name, content, held, order, dtype, start)
 
-    def header(self, name, content):
+    def header(self, name: str, content: bytes) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype, int]:
         """Return (shape, memory order, dtype, offset of the values) of the content of a .npy file."""
         file = io.BytesIO(content)
         try:
@@ -97,7 +115,16 @@ class Files:
             raise WeightsError(f"{self.path}: {name} is not a readable .npy array: {one_line(error)}") from error
         return shape, "F" if fortran else "C", dtype, file.tell()
 
-    def values(self, name, content, shape, order, dtype, start):
+    def values(
+        self,
+        name: str,
+        content: bytes,
+        shape: tuple[int, ...],
+        order: Literal["C", "F"],
+        dtype: np.dtype,
+        start: int,
+    ) -> np.ndarray:
+        """Return the values of the content of a .npy file; see header. Raises WeightsError."""
         held, expected = len(content) - start, math.prod(shape) * dtype.itemsize
         if held != expected:
             raise WeightsError(f"{self.path}: {name} is damaged: it holds {held} bytes of values, not {expected}")
@@ -107,14 +134,14 @@ class Files:
 class Folder(Files):
     """The files of a folder."""
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.names = {file.name for file in path.iterdir() if file.is_file()}
 
-    def has(self, name):
+    def has(self, name: str) -> bool:
         return (self.path / name).is_file()
 
-    def content(self, name, limit):
+    def content(self, name: str, limit: int) -> bytes:
         try:
             with (self.path / name).open("rb") as file:
                 return file.read(limit + 1)
@@ -123,7 +150,7 @@ class Folder(Files):
         except OSError as error:
             raise WeightsError(f"{self.path}: {name} cannot be read: {error.strerror}") from error
 
-    def title(self, published):
+    def title(self, published: str) -> str:
         return str(self.path)
 
 
@@ -132,7 +159,7 @@ class Archive(Files):
 
     packed = True
 
-    def __init__(self, path, archive, pattern):
+    def __init__(self, path: Path, archive: zipfile.ZipFile, pattern: Pattern[str]) -> None:
         super().__init__(path)
         self.archive = archive
         listed = [info for info in archive.infolist() if not info.is_dir()]
@@ -143,7 +170,8 @@ class Archive(Files):
         if len(listed) != len(self.members):
             raise WeightsError(f"{path} is a zip that holds two files of one name")
 
-    def one_folder(self, pattern):
+    def one_folder(self, pattern: Pattern[str]) -> str:
+        """Return the only folder with file names that match `pattern`; raises WeightsError."""
         folders = {posixpath.dirname(n) for n in self.members if pattern.fullmatch(posixpath.basename(n))}
         if len(folders) > 1:
             raise WeightsError(f"{self.path} holds arrays in {len(folders)} folders, {min(folders)!r} and others")
@@ -155,13 +183,14 @@ class Archive(Files):
         hint = f"; it holds {packed[0]}, so unpack that" if packed else ""
         raise WeightsError(f"{self.path} is a zip without theano_alexnet's arrays W_0_65.npy …{hint}")
 
-    def member(self, name):
+    def member(self, name: str) -> zipfile.ZipInfo | None:
+        """Return the entry of a file, by its path relative to the folder."""
         return self.members.get(posixpath.normpath(posixpath.join(self.folder, name)))
 
-    def has(self, name):
+    def has(self, name: str) -> bool:
         return self.member(name) is not None
 
-    def content(self, name, limit):
+    def content(self, name: str, limit: int) -> bytes:
         info = self.member(name)
         if info is None:
             raise WeightsError(f"{self.path} has no {name}")
@@ -173,8 +202,7 @@ class Archive(Files):
         except DAMAGE as error:
             raise WeightsError(f"{self.path}: {name} is damaged: {one_line(error)}") from error
 
-    def title(self, published):
-        """Return the path, and whether the SHA-1 of the file is `published`."""
+    def title(self, published: str) -> str:
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha1").hexdigest()
         return f"{self.path} ({'the' if digest == published else 'not the'} published file: SHA-1 {digest})"
@@ -183,7 +211,7 @@ class Archive(Files):
 # ---- writing
 
 
-def npy(array):
+def npy(array: np.ndarray) -> bytes:
     """Return an array as the content of a .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
@@ -191,51 +219,56 @@ def npy(array):
 
 
 @contextmanager
-def writing(path):
+def writing(path: Path) -> Iterator["NewFiles"]:
     """Yield a NewFolder, or a NewArchive if `path` ends in .zip. It is renamed to `path` when the block succeeds.
 
     Raises:
         WeightsError: writing fails, or `path` exists and cannot be replaced.
     """
-    kind = NewArchive if path.suffix == ".zip" else NewFolder
-    with whole(path) as partial, kind(partial) as target:
-        yield target
+    with whole(path) as partial:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(partial, "w") as archive:
+                yield NewArchive(archive)
+        else:
+            partial.mkdir()
+            yield NewFolder(partial)
 
 
-class NewFolder:
-    """A new folder; `sums` are the SHA-256 of the files added to it."""
+class NewFiles(ABC):
+    """A folder or archive to which files are added; `sums` are their SHA-256."""
 
-    def __init__(self, path):
-        self.path, self.sums = path, {}
+    def __init__(self) -> None:
+        self.sums: dict[str, str] = {}
 
-    def __enter__(self):
-        self.path.mkdir()
-        return self
-
-    def __exit__(self, *_):
-        """Do nothing: add() closes and syncs each file."""
-
-    def add(self, name, content):
+    def add(self, name: str, content: bytes) -> None:
+        """Write a file."""
         self.sums[name] = hashlib.sha256(content).hexdigest()
+        self.write(name, content)
+
+    @abstractmethod
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file without a checksum."""
+
+
+class NewFolder(NewFiles):
+    """A new folder."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def write(self, name: str, content: bytes) -> None:
         (self.path / name).write_bytes(content)
-        sync(self.path / name)
 
 
-class NewArchive:
+class NewArchive(NewFiles):
     """A new zip archive, uncompressed because weights hardly compress. The same content gives the same bytes."""
 
-    def __init__(self, path):
-        self.path, self.sums = path, {}
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        super().__init__()
+        self.archive = archive
 
-    def __enter__(self):
-        self.archive = zipfile.ZipFile(self.path, "w")
-        return self
-
-    def __exit__(self, *_):
-        self.archive.close()
-
-    def add(self, name, content):
-        self.sums[name] = hashlib.sha256(content).hexdigest()
+    def write(self, name: str, content: bytes) -> None:
         info = zipfile.ZipInfo(name)
         info.external_attr = 0o644 << 16         # permissions of the unpacked file: rw-r--r--
         self.archive.writestr(info, content)

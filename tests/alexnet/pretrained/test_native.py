@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from alexnet import pretrained
-from alexnet.pretrained import WeightsError, own
+from alexnet.pretrained import WeightsError, native
 from alexnet.run import checkpoint_format
 from tests.narrow import narrow, same_bits, weights_of_narrow
 
@@ -147,7 +147,7 @@ def test_a_checkpoint_that_does_not_say_its_network_is_refused(tmp_path):
 
 def test_a_folder_that_has_lost_its_checkpoints_is_refused(tmp_path):
     with pytest.raises(WeightsError, match="holds no checkpoint"):
-        own.load(tmp_path)
+        native.load(tmp_path)
     (tmp_path / "checkpoint_00000001.safetensors").write_bytes(b"")
     with pytest.warns(UserWarning, match="passed over"):
         refused(tmp_path, "none of the 1 checkpoints in .* loads")

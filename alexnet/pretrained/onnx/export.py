@@ -13,26 +13,19 @@ Source: onnx.ai/onnx/operators.
 """
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from alexnet.data.augment import IMAGE_SIZE
 from alexnet.models import MODELS
-from alexnet.pretrained.chain import (
-    AveragePool,
-    Branches,
-    Convolution,
-    Dense,
-    Flatten,
-    MaxPool,
-    Normalisation,
-    Relu,
-    has_weights,
-    steps_of,
-)
-from alexnet.pretrained.onnx_tensors import array_of, tensors_of
-from alexnet.pretrained.weights import Weights, WeightsError, checked, whole
+from alexnet.nn.graph import Chain, Step
+from alexnet.pretrained.graph import chain_of
+from alexnet.pretrained.onnx.tensors import array_of, tensors_of
+from alexnet.pretrained.weights import Weights, WeightsError, check_model, checked, whole
 from alexnet.run.checkpoint_format import checksum
 
 PRODUCER = "alexnet-pytensor"
@@ -40,88 +33,69 @@ VERSION = 1
 OPSET, IR_VERSION = 13, 7
 METADATA = {"format_version", "model", "resize", "origin", "class_names", "crc32"}
 MEAN, FIRST, LAST, AXES = "mean", "centre.first", "centre.last", "centre.axes"
+AXES_OF = {"kernel_shape": 2, "strides": 2, "pads": 4}             # attribute -> numbers that ONNX lists
 TO_ONNX, FROM_ONNX = (3, 0, 1, 2), (1, 2, 3, 0)       # filters (in, row, column, out) <-> (out, in, row, column)
 
 
 # ---- the graph
 
 
-def nodes_of(model):
+def nodes_of(model: str) -> Iterator[NodeProto]:
     """Yield the nodes of a model of alexnet.models; raises WeightsError for a layer that ONNX cannot express."""
     yield helper.make_node("Slice", [MEAN, FIRST, LAST, AXES], ["centre"], "centre")
     yield helper.make_node("Sub", ["images", "centre"], ["centred"], "centred")
-    yield from chain_nodes(steps_of(model), "centred", "logits")
+    yield from chain_nodes(chain_of(model), "centred", "logits")
     yield helper.make_node("Softmax", ["logits"], ["probabilities"], "probabilities", axis=1)
 
 
-def chain_nodes(chain, below, end):
-    """Yield the nodes of a chain of (name, step).
+def chain_nodes(chain: Chain, below: str, end: str) -> Iterator[NodeProto]:
+    """Yield the nodes of a chain.
 
     Args:
         below: name of the input tensor.
         end: name of the output tensor.
     """
     for at, (name, step) in enumerate(chain):
-        kind, attributes = form(step)
-        above = end if at == len(chain) - 1 else f"{name}.{kind.lower()}"
-        if isinstance(step, Branches):
-            inputs = [f"{branch[-1][0]}.end" for branch in step.chains]
-            for branch, output in zip(step.chains, inputs, strict=True):
+        above = end if at == len(chain) - 1 else f"{name}.{step.operator.lower()}"
+        inputs = [below, *(f"{name}.{parameter}" for parameter in step.parameters)]
+        if step.branches:
+            inputs = [f"{branch[-1][0]}.end" for branch in step.branches]
+            for branch, output in zip(step.branches, inputs, strict=True):
                 yield from chain_nodes(branch, below, output)
-        else:
-            inputs = [below, *([f"{name}.W", f"{name}.b"] if has_weights(step) else [])]
-        yield helper.make_node(kind, inputs, [above], above, **attributes)
+        yield helper.make_node(step.operator, inputs, [above], above, **attributes_of(step))
         below = above
 
 
-def form(step):
-    """Return (ONNX operator, attributes) of a step."""
-    match step:
-        case Convolution():
-            window = {"kernel_shape": [step.size] * 2, "strides": [step.stride] * 2, "pads": [step.pad] * 4}
-            return "Conv", window | {"group": step.groups}
-        case Relu():
-            return "Relu", {}
-        case MaxPool():
-            window = {"kernel_shape": [step.size] * 2, "strides": [step.stride] * 2}
-            return "MaxPool", window | ({"pads": [step.pad] * 4} if step.pad else {})
-        case AveragePool():
-            return "AveragePool", {"kernel_shape": [step.size] * 2, "strides": [step.stride] * 2}
-        case Branches():
-            return "Concat", {"axis": 1}
-        case Normalisation():                          # ONNX divides alpha by n
-            return "LRN", {"size": step.n, "alpha": step.alpha * step.n, "beta": step.beta, "bias": step.k}
-        case Flatten():
-            return "Flatten", {"axis": 1}
-        case Dense():
-            return "Gemm", {}
+def attributes_of(step: Step) -> dict[str, Any]:
+    """Return the attributes of a step with one number per axis."""
+    return {name: [value] * AXES_OF[name] if name in AXES_OF else value for name, value in step.attributes.items()}
 
 
-def model_proto(weights):
-    """Return the ModelProto of some Weights."""
-    model = MODELS[weights.model](None, classes=weights.classes)
-    images = ["batch", model.channels, model.image_size, model.image_size]
+def model_proto(weights: Weights, mean: np.ndarray) -> ModelProto:
+    """Return the ModelProto of some Weights with their mean image."""
+    model = MODELS[weights.model]
+    images: list[int | str | None] = ["batch", model.channels, model.image_size, model.image_size]
     outputs = ["probabilities", "logits"]
     graph = helper.make_graph(
-        list(nodes_of(model)),
+        list(nodes_of(weights.model)),
         weights.model,
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, images)],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", weights.classes]) for name in outputs],
     )
     opset = helper.make_opsetid("", OPSET)
     proto = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name=PRODUCER)
-    for name, array in tensors_for(weights, model.image_size):
+    for name, array in tensors_for(weights, mean, model.image_size):
         kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         proto.graph.initializer.add(name=name, dims=array.shape, data_type=kind, raw_data=array.tobytes())
     helper.set_model_props(proto, metadata_of(weights, proto.graph))
     return proto
 
 
-def tensors_for(weights, image_size):
+def tensors_for(weights: Weights, mean: np.ndarray, image_size: int) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (name, array) of each initializer."""
     for name, array in weights.arrays.items():
         yield name, array.transpose(TO_ONNX) if array.ndim == 4 else array
-    yield MEAN, weights.mean
+    yield MEAN, mean
     first = (IMAGE_SIZE - image_size) // 2             # first row and column of alexnet.data.augment.centre_crop
     for name, values in ((FIRST, [first] * 2), (LAST, [first + image_size] * 2), (AXES, [1, 2])):
         yield name, np.array(values, np.int64)
@@ -130,16 +104,16 @@ def tensors_for(weights, image_size):
 # ---- the file
 
 
-def save(weights, path):
+def save(weights: Weights, path: Path) -> None:
     """Write Weights to an ONNX file atomically; raises WeightsError."""
     if weights.mean is None:
         raise WeightsError(f"{weights.origin} comes without a mean image, which ONNX needs; give it with --mean FILE")
-    content = model_proto(weights).SerializeToString()
+    content = model_proto(weights, weights.mean).SerializeToString()
     with whole(path) as partial:
         partial.write_bytes(content)
 
 
-def metadata_of(weights, graph):
+def metadata_of(weights: Weights, graph: GraphProto) -> dict[str, str]:
     """Return the metadata of Weights and the checksums, as name -> string."""
     metadata = {
         "format_version": str(VERSION),
@@ -152,14 +126,15 @@ def metadata_of(weights, graph):
     return metadata | {"metadata_crc32": checksum_of(metadata)}
 
 
-def checksum_of(metadata):
+def checksum_of(metadata: dict[str, str]) -> str:
+    """Return the checksum of the metadata."""
     return checksum(json.dumps(metadata, sort_keys=True).encode())
 
 
-def weights_of(proto, path):
+def weights_of(proto: ModelProto, path: Path) -> Weights:
     """Return the Weights of a ModelProto exported by this module, with all checksums verified; raises WeightsError."""
     metadata = checked_metadata(proto, path)
-    if list(proto.graph.node) != list(nodes_of(MODELS[metadata["model"]](None))):
+    if list(proto.graph.node) != list(nodes_of(metadata["model"])):
         raise WeightsError(f"{path} is an export of ours whose graph was changed since; load what it was made from")
     tensors = tensors_of(proto.graph, path)
     if {name: checksum(tensor.raw_data) for name, tensor in tensors.items()} != metadata["crc32"]:
@@ -180,27 +155,27 @@ def weights_of(proto, path):
     ), path)
 
 
-def checked_metadata(proto, path):
+def checked_metadata(proto: ModelProto, path: Path) -> dict[str, Any]:
     """Return name -> value of the metadata written by metadata_of.
 
     Raises:
         WeightsError: the metadata are damaged or of another version.
     """
-    said = ((prop.key, prop.value) for prop in proto.metadata_props)
+    pairs = ((prop.key, prop.value) for prop in proto.metadata_props)
     # values that are not valid UTF-8 are not str
-    metadata = {key: value for key, value in said if isinstance(key, str) and isinstance(value, str)}
+    metadata = {key: value for key, value in pairs if isinstance(key, str) and isinstance(value, str)}
     if metadata.pop("metadata_crc32", None) != checksum_of(metadata):
         raise WeightsError(f"{path} is damaged: its metadata are not as they were saved (CRC-32)")
     if metadata.keys() != METADATA or metadata["format_version"] != str(VERSION):
         version = metadata.get("format_version")
         raise WeightsError(f"{path} has format version {version}, this program reads {VERSION}: use a newer one")
-    if metadata["model"] not in MODELS:
-        raise WeightsError(f"{path} holds a network {metadata['model']!r}; there are {', '.join(MODELS)}")
+    check_model(metadata["model"], path)
     try:
         return metadata | {name: json.loads(metadata[name]) for name in ("class_names", "crc32")}
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} has metadata that are no JSON") from error
 
 
-def our_layout(array):
+def our_layout(array: np.ndarray) -> np.ndarray:
+    """Convert the axes of filters from ONNX's order."""
     return np.ascontiguousarray(array.transpose(FROM_ONNX)) if array.ndim == 4 else array

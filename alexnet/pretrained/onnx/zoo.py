@@ -8,43 +8,43 @@ our models in every step and constant. Files of the zoo may differ in opset and 
 Source: github.com/onnx/models, validated/vision/classification/alexnet and caffenet; onnx.ai/onnx/operators.
 """
 
-from onnx import AttributeProto, helper
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
 
-from alexnet.pretrained.caffe_layout import parameters
-from alexnet.pretrained.caffe_mean import mean_beside
-from alexnet.pretrained.chain import (
-    Convolution,
-    Dense,
-    Flatten,
-    MaxPool,
-    Normalisation,
-    Relu,
-    has_weights,
-    model_of,
-)
-from alexnet.pretrained.onnx_tensors import array_of, tensors_of
-from alexnet.pretrained.protobuf import printable as words
+import numpy as np
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+from alexnet.nn.graph import Step, convolution_step, dense_step, flatten_step, max_pool_step
+from alexnet.pretrained.caffe.layout import parameters
+from alexnet.pretrained.caffe.mean import mean_beside
+from alexnet.pretrained.graph import model_of
+from alexnet.pretrained.onnx.tensors import array_of, tensors_of
+from alexnet.pretrained.protobuf import printable
 from alexnet.pretrained.weights import Weights, WeightsError, checked
 
-HANDING_ON = ("Dropout", "Identity")                  # nodes that do not change the values
+Attributes: TypeAlias = Mapping[str, Any]
+Tensors: TypeAlias = Mapping[str, TensorProto]
+Pair: TypeAlias = tuple[np.ndarray, np.ndarray]        # weights and bias
+
+NO_OPS = ("Dropout", "Identity")                      # nodes that do not change the values
 KINDS = AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.INTS, AttributeProto.STRING
 QUANTISED = ("QLinear", "Quantize", "Integer")
 END_PADS = ([0, 0, 0, 0], [0, 0, 1, 1])               # pads of pooling; with 227 pixels no window reaches the padding
 
 
-def weights_of(proto, path):
+def weights_of(proto: ModelProto, path: Path) -> Weights:
     """Return the Weights of a ModelProto; raises WeightsError."""
-    chain = chain_of(proto.graph, path)
-    found = [step for step, _ in chain]
-    model = model_of(found, path)
-    pairs = (pair for step, pair in chain if has_weights(step))
+    chain = steps_and_pairs(proto.graph, path)
+    model = model_of([step for step, _ in chain], path)
+    pairs = (pair for _, pair in chain if pair)
     mean, mean_origin = mean_beside(path)
     origin = f"{model} of the ONNX file {path}, taken for Caffe's, which sees BGR, with {mean_origin}"
     return checked(Weights(model, parameters(pairs, model), mean, origin=origin), path)
 
 
-def chain_of(graph, path):
-    """Return [(step, (weights, bias) or None)] of the nodes of a graph.
+def steps_and_pairs(graph: GraphProto, path: Path) -> list[tuple[Step, Pair | None]]:
+    """Return (step, its weights and bias or None) of each node of a graph.
 
     The input of each node must be the output of the previous one.
 
@@ -55,32 +55,33 @@ def chain_of(graph, path):
     inputs = [value.name for value in graph.input if value.name not in tensors]    # old files list the weights too
     if len(inputs) != 1:
         raise WeightsError(f"{path} must have one input, the images, got {len(inputs)}")
-    chain, given = [], inputs[0]
+    chain: list[tuple[Step, Pair | None]] = []
+    given = inputs[0]
     for node in graph.node:
-        kind = words(node.op_type)
+        kind = printable(node.op_type)
         if kind == "Constant":
             continue                                   # the shape argument of a Reshape
-        name = words(node.name) or kind
+        name = printable(node.name) or kind
         if not node.input or node.input[0] != given or not node.output:
-            what = f"{name} does not take what the node before it gave"
+            what = f"the input of {name} is not the output of the node before it"
             raise WeightsError(f"{path} is another network than ours, no chain of nodes: {what}")
         given = "" if kind == "Softmax" else node.output[0]     # nothing may follow the probabilities
         if kind in STEPS and node.domain in ("", "ai.onnx"):
             attributes = {each.name: value_of(each) for each in node.attribute}
             chain.append(STEPS[kind](node, attributes, tensors, f"{path}: {name}"))
-        elif kind not in (*HANDING_ON, "Softmax"):
+        elif kind not in (*NO_OPS, "Softmax"):
             raise WeightsError(f"{path} {reason(kind)}")
     return chain
 
 
-def reason(kind):
+def reason(kind: str) -> str:
     """Explain why a node of this type is not supported."""
     if any(word in kind for word in QUANTISED):
         return f"is a quantised network (it has a node {kind}); take the one in float32"
     return f"is another network than ours: it has a node {kind}"
 
 
-def value_of(attribute):
+def value_of(attribute: AttributeProto) -> Any:
     """Return the value of an attribute, or a description if its type is not supported, such as a graph."""
     if attribute.type not in KINDS or attribute.ref_attr_name:
         return f"of kind {attribute.type}"
@@ -90,35 +91,36 @@ def value_of(attribute):
 # ---- the step of a node
 
 
-def convolution(node, attributes, tensors, source):
+def convolution(node: NodeProto, attributes: Attributes, tensors: Tensors, source: str) -> tuple[Step, Pair]:
+    """Return the step and weights of a Conv; raises WeightsError if our convolution cannot compute it."""
     weights, bias = pair_of(node, tensors, source)
     if weights.ndim != 4:
         raise WeightsError(f"{source} must have filters with four axes, got shape {weights.shape}")
-    size = alike(weights.shape[2:])
-    pad = alike(attributes.get("pads", [0]))
+    size = one_number(weights.shape[2:])
     check_plain(attributes, source)
-    if alike(attributes.get("kernel_shape", [size])) != size:
+    if one_number(attributes.get("kernel_shape", [size])) != size:
         raise WeightsError(f"{source} has kernel_shape {attributes['kernel_shape']}, and filters of size {size}")
-    step = Convolution(size, alike(attributes.get("strides", [1])), pad, attributes.get("group", 1), len(weights))
-    return step, (weights, bias)
+    stride, pad = (one_number(attributes.get(name, [value])) for name, value in (("strides", 1), ("pads", 0)))
+    return convolution_step(len(weights), size, stride, pad, attributes.get("group", 1)), (weights, bias)
 
 
-def pooling(node, attributes, tensors, source):
+def pooling(node: NodeProto, attributes: Attributes, tensors: Tensors, source: str) -> tuple[Step, None]:
+    """Return the step of a MaxPool; raises WeightsError for dilated windows or automatic padding."""
     check_plain(attributes, source)
     pads = attributes.get("pads", [0])
-    pad = 0 if pads in END_PADS else alike(pads)
-    return MaxPool(alike(attributes.get("kernel_shape", [0])), alike(attributes.get("strides", [1])), pad), None
+    pad = 0 if pads in END_PADS else one_number(pads)
+    size, stride = (one_number(attributes.get(name, [value])) for name, value in (("kernel_shape", 0), ("strides", 1)))
+    return max_pool_step(size, stride, pad), None
 
 
-def normalisation(node, attributes, tensors, source):
-    n, alpha = attributes.get("size", 0), attributes.get("alpha", 1e-4)
-    if not isinstance(n, int) or n < 1 or not isinstance(alpha, float):
-        raise WeightsError(f"{source} must have a size of channels, got {n!r}")
-    step = Normalisation(n, attributes.get("bias", 1.0), alpha / n, attributes.get("beta", 0.75))
-    return step, None                                  # alpha / n, because ONNX divides alpha by n
+def normalisation(node: NodeProto, attributes: Attributes, tensors: Tensors, source: str) -> tuple[Step, None]:
+    """Return the step of an LRN."""
+    constants = {"size": 0, "bias": 1.0, "alpha": 1e-4, "beta": 0.75}
+    return Step("LRN", **{name: attributes.get(name, default) for name, default in constants.items()}), None
 
 
-def dense(node, attributes, tensors, source):
+def dense(node: NodeProto, attributes: Attributes, tensors: Tensors, source: str) -> tuple[Step, Pair]:
+    """Return the step and weights (out, in) of a Gemm; raises WeightsError for factors and inconsistent shapes."""
     weights, bias = pair_of(node, tensors, source)
     factors = [attributes.get(name, right) for name, right in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))]
     if weights.ndim != 2 or factors != [1, 1, 0]:
@@ -126,41 +128,43 @@ def dense(node, attributes, tensors, source):
     weights = weights if attributes.get("transB", 0) else weights.T
     if len(weights) != bias.size:
         raise WeightsError(f"{source} must have weights for its {bias.size} biases, got {len(weights)} outputs")
-    return Dense(bias.size), (weights, bias)
+    return dense_step(bias.size), (weights, bias)
 
 
-def rectifier(node, attributes, tensors, source):
-    return Relu(), None
+def rectifier(node: NodeProto, attributes: Attributes, tensors: Tensors, source: str) -> tuple[Step, None]:
+    """Return the step of a Relu."""
+    return Step("Relu"), None
 
 
-def flattening(node, attributes, tensors, source):
-    return Flatten(), None
+def flattening(node: NodeProto, attributes: Attributes, tensors: Tensors, source: str) -> tuple[Step, None]:
+    """Return the step of a Flatten or Reshape."""
+    return flatten_step(), None
 
 
-STEPS = {                               # op_type -> function (node, attributes, tensors, message name) -> (step, pair)
+STEPS: dict[str, Callable[[NodeProto, Attributes, Tensors, str], tuple[Step, Pair | None]]] = {    # by op_type
     "Conv": convolution, "Relu": rectifier, "MaxPool": pooling, "LRN": normalisation, "Gemm": dense,
     "Flatten": flattening, "Reshape": flattening,
 }
 
 
-def pair_of(node, tensors, source):
+def pair_of(node: NodeProto, tensors: Tensors, source: str) -> Pair:
     """Return (weights, bias) of a node; raises WeightsError unless both are initializers."""
     names = node.input[1:]
     if len(names) != 2 or any(name not in tensors for name in names):
-        given = ", ".join(map(words, names)) or "none"
+        given = ", ".join(map(printable, names)) or "none"
         raise WeightsError(f"{source} must have weights and a bias in the file, got {given}")
-    weights, bias = (array_of(tensors[name], f"{source}: {words(name)}") for name in names)
+    weights, bias = (array_of(tensors[name], f"{source}: {printable(name)}") for name in names)
     return weights, bias.reshape(-1)
 
 
-def check_plain(attributes, source):
+def check_plain(attributes: Attributes, source: str) -> None:
     """Raise WeightsError for dilated windows or automatic padding."""
     auto_pad, dilations = attributes.get("auto_pad", b"NOTSET"), attributes.get("dilations", [1])
-    if auto_pad not in (b"NOTSET", b"VALID") or alike(dilations) != 1:
+    if auto_pad not in (b"NOTSET", b"VALID") or one_number(dilations) != 1:
         raise WeightsError(f"{source} must have dilations 1 and no auto_pad, got {dilations} and {auto_pad}")
 
 
-def alike(values):
+def one_number(values: Sequence[int] | str) -> Any:
     """Return the common value if all values are equal, else all of them as a tuple."""
     if not isinstance(values, list | tuple) or not values:
         return values

@@ -1,14 +1,16 @@
 """Read the float32 arrays of an ONNX file."""
 
 import math
+from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto
+import numpy.typing as npt
+from onnx import GraphProto, TensorProto
 
 from alexnet.pretrained.weights import WeightsError
 
 
-def tensors_of(graph, path):
+def tensors_of(graph: GraphProto, path: Path) -> dict[str, TensorProto]:
     """Return name -> TensorProto of the initializers of a graph; raises WeightsError for duplicate names."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     if len(tensors) != len(graph.initializer):
@@ -16,7 +18,7 @@ def tensors_of(graph, path):
     return tensors
 
 
-def array_of(tensor, source):
+def array_of(tensor: TensorProto, source: str) -> npt.NDArray[np.float32]:
     """Return a TensorProto as a float32 array, which may be read-only.
 
     Args:
@@ -26,7 +28,7 @@ def array_of(tensor, source):
         WeightsError: the tensor is malformed, is not float32, or stores its data in another file.
     """
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        raise WeightsError(f"{source} lies in another file, which is not followed; save it with the data inside")
+        raise WeightsError(f"{source} is stored in another file, which is not read; save it with the data inside")
     if tensor.data_type != TensorProto.FLOAT:
         kinds = {number: name for name, number in TensorProto.DataType.items()}
         kind = kinds.get(tensor.data_type, tensor.data_type)
@@ -35,5 +37,5 @@ def array_of(tensor, source):
     held = len(raw) / 4 if raw else len(tensor.float_data)
     if not 1 <= len(shape) <= 4 or min(shape) < 1 or math.prod(shape) != held:
         raise WeightsError(f"{source} must have a shape of its values, got {held:.10g} values and the shape {shape}")
-    values = np.frombuffer(raw, "<f4") if raw else np.fromiter(tensor.float_data, np.float32, held)
+    values = np.frombuffer(raw, "<f4") if raw else np.fromiter(tensor.float_data, np.float32)
     return values.reshape(shape)
