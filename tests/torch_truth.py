@@ -39,7 +39,7 @@ def noting_decisions():
     noted, rectify = [], layers.relu
 
     def pool(self, x, noise=None):
-        y, index = ops.MaxPool(self.size, self.stride, self.pad)(x)
+        y, index = ops.MaxPool2D(self.size, self.stride, self.pad)(x)
         noted.append(index)
         return y
 

@@ -100,7 +100,7 @@ class MaxPool(Layer):
         self.pad = pad
 
     def __call__(self, x: TensorVariable, noise: Noise | None = None) -> TensorVariable:
-        return ops.MaxPool(self.size, self.stride, self.pad)(x)[0]
+        return ops.MaxPool2D(self.size, self.stride, self.pad)(x)[0]
 
     def describe(self, shape: Shape) -> Iterator[LayerSummary]:
         yield self.row((shape[0], *(windows_along(n, self.size, self.stride, self.pad) for n in shape[1:])))
@@ -119,7 +119,7 @@ class AveragePool(Layer):
         self.stride = stride
 
     def __call__(self, x: TensorVariable, noise: Noise | None = None) -> TensorVariable:
-        return ops.AveragePool(self.size, self.stride)(x)
+        return ops.AveragePool2D(self.size, self.stride)(x)
 
     def describe(self, shape: Shape) -> Iterator[LayerSummary]:
         yield self.row((shape[0], *(windows_along(n, self.size, self.stride) for n in shape[1:])))
@@ -137,7 +137,7 @@ class LRN(Layer):
     kind = "lrn"
 
     def __init__(self, n: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75) -> None:
-        self.normalise = ops.LRN(n, k, alpha, beta)
+        self.normalise = ops.LocalResponseNorm(n, k, alpha, beta)
 
     def __call__(self, x: TensorVariable, noise: Noise | None = None) -> TensorVariable:
         return self.normalise(x)
@@ -220,7 +220,7 @@ class Dropout(Layer):
             return x
         if self.stream is None:
             raise ValueError("a Dropout outside a Sequential with numbered layers needs a stream")
-        return ops.Dropout(self.rate, self.stream)(x, noise.seed, noise.step)
+        return ops.InvertedDropout(self.rate, self.stream)(x, noise.seed, noise.step)
 
     def describe(self, shape: Shape) -> Iterator[LayerSummary]:
         yield self.row(shape)

@@ -8,23 +8,23 @@ crop          uint8 images -> cropped, mirrored, mean-subtracted floats
 dropout       counter-based inverted dropout
 """
 
-from alexnet.ops.average_pool import AveragePool, AveragePoolGradient
+from alexnet.ops.average_pool import AveragePool2D, AveragePoolGradient
 from alexnet.ops.convolution import Convolution, ConvolutionFilterGradient, ConvolutionInputGradient
 from alexnet.ops.crop import CropMirror
-from alexnet.ops.dropout import Dropout
-from alexnet.ops.lrn import LRN, LRNGradient
-from alexnet.ops.max_pool import MaxPool, MaxPoolGradient
+from alexnet.ops.dropout import InvertedDropout
+from alexnet.ops.lrn import LocalResponseNorm, LRNGradient
+from alexnet.ops.max_pool import MaxPool2D, MaxPoolGradient
 
 __all__ = [
-    "LRN",
-    "AveragePool",
+    "LocalResponseNorm",
+    "AveragePool2D",
     "AveragePoolGradient",
     "Convolution",
     "ConvolutionFilterGradient",
     "ConvolutionInputGradient",
     "CropMirror",
-    "Dropout",
+    "InvertedDropout",
     "LRNGradient",
-    "MaxPool",
+    "MaxPool2D",
     "MaxPoolGradient",
 ]

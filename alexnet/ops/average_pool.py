@@ -26,7 +26,7 @@ from alexnet.ops.base import (
 from alexnet.ops.windows import WindowOp
 
 
-class AveragePool(WindowOp):
+class AveragePool2D(WindowOp):
     """Compute the mean of each window of x; x is float (channel, row, column, batch).
 
     Raises:
@@ -85,4 +85,4 @@ class AveragePoolGradient(WindowOp):
         return [[True], [False], [False]]
 
     def pullback(self, inputs: Inputs, outputs: Inputs, cotangents: Inputs) -> list[Variable]:
-        return [AveragePool(self.size, self.stride)(cotangents[0]), *(DisconnectedType()() for _ in inputs[1:])]
+        return [AveragePool2D(self.size, self.stride)(cotangents[0]), *(DisconnectedType()() for _ in inputs[1:])]

@@ -23,7 +23,7 @@ from alexnet.ops.base import (
 )
 
 
-class Dropout(ShapedOp):
+class InvertedDropout(ShapedOp):
     """Compute x / (1 - rate) for elements that the mask keeps, else 0. The Op is linear in x and self-adjoint.
 
     The inputs are x (float of any shape) and the integer scalars seed and step. An element is kept if its random

@@ -50,7 +50,7 @@ class _LRNOp(ShapedOp):
         return x.dtype.type(self.k) + x.dtype.type(self.alpha) * self.window_sum(x * x)
 
 
-class LRN(_LRNOp):
+class LocalResponseNorm(_LRNOp):
     """Compute y = x / (k + alpha * sum of x ** 2 over n channels) ** beta; x is float (channel, row, column, batch)."""
 
     def make_node(self, x: TensorLike) -> Apply:

@@ -47,7 +47,7 @@ class _PoolOp(WindowOp):
         return (i[:, None] * self.size + j).astype(np.uint8)
 
 
-class MaxPool(_PoolOp):
+class MaxPool2D(_PoolOp):
     """Compute the maximum of each window of x and its position; x is float (channel, row, column, batch).
 
     A NaN in a window is its maximum.

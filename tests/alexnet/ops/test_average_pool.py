@@ -8,7 +8,7 @@ from pytensor.gradient import verify_grad
 
 from alexnet.backends import mode_of
 from alexnet.native import compiler
-from alexnet.ops import AveragePool, AveragePoolGradient
+from alexnet.ops import AveragePool2D, AveragePoolGradient
 
 pytestmark = pytest.mark.compatibility
 
@@ -18,7 +18,7 @@ IMAGES = np.zeros((2, 4, 4, 3), "float32")
 def pool_function(size, stride, mode):
     """Return a compiled function (x, g) -> y, dx."""
     x, g = pt.tensor4("x"), pt.tensor4("g")
-    y = AveragePool(size, stride)(x)
+    y = AveragePool2D(size, stride)(x)
     return pytensor.function([x, g], [y, pytensor.grad((y * g).sum(), x)], mode=mode)
 
 
@@ -37,7 +37,7 @@ def test_means_and_gradient_match_pytorch(mode, size, stride, height, width, rng
 
 def test_gradient_matches_finite_differences(rng):
     x = rng.normal(size=(2, 7, 6, 2))
-    verify_grad(AveragePool(3, 2), [x], rng=rng, mode=mode_of("numpy"))
+    verify_grad(AveragePool2D(3, 2), [x], rng=rng, mode=mode_of("numpy"))
 
 
 @pytest.mark.skipif(not compiler.compiler_available(), reason="needs a C compiler")
@@ -54,10 +54,10 @@ def test_threads_do_not_change_the_result(rng):
 
 
 @pytest.mark.parametrize(("make", "error", "message"), [
-    (lambda: AveragePool(0, 1), ValueError, "size must be at least 1, got 0"),
-    (lambda: AveragePool(3, 0), ValueError, "stride must be at least 1, got 0"),
-    (lambda: AveragePool(5, 1)(IMAGES), ValueError, "size 5 need at least as many pixels, got 4"),
-    (lambda: AveragePool(2, 1)(IMAGES.astype("uint8")), TypeError, "x must be float32 or float64, got uint8"),
+    (lambda: AveragePool2D(0, 1), ValueError, "size must be at least 1, got 0"),
+    (lambda: AveragePool2D(3, 0), ValueError, "stride must be at least 1, got 0"),
+    (lambda: AveragePool2D(5, 1)(IMAGES), ValueError, "size 5 need at least as many pixels, got 4"),
+    (lambda: AveragePool2D(2, 1)(IMAGES.astype("uint8")), TypeError, "x must be float32 or float64, got uint8"),
     (lambda: AveragePoolGradient(2, 1)(IMAGES[0], 5, 5), TypeError, "g must have 4 axes, got 3"),
 ])
 def test_wrong_arguments_are_refused_with_the_value(make, error, message):

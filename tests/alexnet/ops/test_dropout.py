@@ -7,7 +7,7 @@ import pytest
 from pytensor.gradient import verify_grad
 
 from alexnet.backends import mode_of
-from alexnet.ops import Dropout
+from alexnet.ops import InvertedDropout
 
 pytestmark = pytest.mark.compatibility
 
@@ -19,14 +19,14 @@ SIGMA = 0.5 / np.sqrt(np.prod(SHAPE))                          # standard deviat
 def mask_of():
     """Return a function (seed, stream, step) -> the NumPy backend's mask of SHAPE at rate 0.5."""
     x, seed, step = pt.matrix("x"), pt.lscalar("seed"), pt.lscalar("step")
-    outputs = [Dropout(0.5, stream)(x, seed, step) for stream in (0, 1)]
+    outputs = [InvertedDropout(0.5, stream)(x, seed, step) for stream in (0, 1)]
     run = pytensor.function([x, seed, step], outputs, mode=mode_of("numpy"))
     return lambda seed, stream, step: run(np.ones(SHAPE, "float32"), seed, step)[stream] > 0
 
 
 def test_mask_and_gradient_match_the_reference(mode, mask_of, rng):
     x, g, seed, step = pt.matrix("x"), pt.matrix("g"), pt.lscalar("seed"), pt.lscalar("step")
-    y = Dropout(0.5, stream=1)(x, seed, step)
+    y = InvertedDropout(0.5, stream=1)(x, seed, step)
     run = pytensor.function([x, g, seed, step], [y, pytensor.grad((y * g).sum(), x)], mode=mode)
     images, cotangent = rng.normal(size=(2, *SHAPE)).astype("float32")
     for counters in ((7, 3), (2**62 + 11, 2**40 + 5)):
@@ -37,7 +37,7 @@ def test_mask_and_gradient_match_the_reference(mode, mask_of, rng):
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9])
 def test_kept_fraction_and_mean(mode, rate):
-    y = pytensor.function([], Dropout(rate)(np.ones(SHAPE, "float32"), 3, 4), mode=mode)()
+    y = pytensor.function([], InvertedDropout(rate)(np.ones(SHAPE, "float32"), 3, 4), mode=mode)()
     share = (y > 0).mean()
     assert abs(share - (1 - rate)) <= 5 * np.sqrt(rate * (1 - rate) / y.size)
     np.testing.assert_allclose(y[y > 0], 1 / (1 - rate), rtol=1e-6)
@@ -58,22 +58,22 @@ def test_neighbouring_elements_are_independent(mask_of):
 
 
 def test_nan_is_dropped_or_kept(mode, mask_of):
-    y = pytensor.function([], Dropout(0.5)(np.full(SHAPE, np.nan, "float32"), 0, 0), mode=mode)()
+    y = pytensor.function([], InvertedDropout(0.5)(np.full(SHAPE, np.nan, "float32"), 0, 0), mode=mode)()
     np.testing.assert_array_equal(np.isnan(y), mask_of(0, 0, 0))
 
 
 def test_gradient_matches_finite_differences(rng):
-    verify_grad(lambda x: Dropout(0.4, 2)(x, 5, 6), [rng.normal(size=(6, 7))], rng=rng, mode=mode_of("numpy"))
+    verify_grad(lambda x: InvertedDropout(0.4, 2)(x, 5, 6), [rng.normal(size=(6, 7))], rng=rng, mode=mode_of("numpy"))
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: Dropout(1.0), ValueError, "at least 0 and below 1, got 1.0"),
-        (lambda: Dropout(-0.1), ValueError, "at least 0 and below 1, got -0.1"),
-        (lambda: Dropout(0.5, stream=-1), ValueError, "stream must be at least 0, got -1"),
-        (lambda: Dropout()(np.zeros(3, "int32"), 0, 0), TypeError, "x must be float32 or float64, got int32"),
-        (lambda: Dropout()(np.zeros(3, "float32"), 0.5, 0), TypeError, "seed must be int64, got float"),
+        (lambda: InvertedDropout(1.0), ValueError, "at least 0 and below 1, got 1.0"),
+        (lambda: InvertedDropout(-0.1), ValueError, "at least 0 and below 1, got -0.1"),
+        (lambda: InvertedDropout(0.5, stream=-1), ValueError, "stream must be at least 0, got -1"),
+        (lambda: InvertedDropout()(np.zeros(3, "int32"), 0, 0), TypeError, "x must be float32 or float64, got int32"),
+        (lambda: InvertedDropout()(np.zeros(3, "float32"), 0.5, 0), TypeError, "seed must be int64, got float"),
     ],
 )
 def test_wrong_arguments_are_refused_with_the_value(make, error, message):

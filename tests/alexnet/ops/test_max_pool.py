@@ -7,7 +7,7 @@ import pytest
 from pytensor.gradient import NullTypeGradError, verify_grad
 
 from alexnet.backends import mode_of
-from alexnet.ops import MaxPool, MaxPoolGradient
+from alexnet.ops import MaxPool2D, MaxPoolGradient
 from tests import reference
 
 pytestmark = pytest.mark.compatibility
@@ -18,7 +18,7 @@ GEOMETRIES = [(3, 2), (2, 2), (1, 1), (2, 3), (3, 1), (5, 2)]  # overlapping, ad
 def pool_function(size, stride, mode):
     """Return a compiled function (x, g) -> y, index, dx."""
     x, g = pt.tensor4("x"), pt.tensor4("g")
-    y, index = MaxPool(size, stride)(x)
+    y, index = MaxPool2D(size, stride)(x)
     return pytensor.function([x, g], [y, index, pytensor.grad((y * g).sum(), x)], mode=mode)
 
 
@@ -74,7 +74,7 @@ def test_padding_is_never_the_maximum(mode, size, stride, pad, height, width, rn
     g = rng.normal(size=(2, *pooled.shape[2:], 70)).astype("float32")
     pooled.backward(torch.tensor(g.transpose(3, 0, 1, 2).astype("float64")))
     symbols = pt.tensor4("x"), pt.tensor4("g")
-    maxima, places = MaxPool(size, stride, pad)(symbols[0])
+    maxima, places = MaxPool2D(size, stride, pad)(symbols[0])
     gradient = pytensor.grad((maxima * symbols[1]).sum(), symbols[0])
     y, index, dx = pytensor.function(symbols, [maxima, places, gradient], mode=mode)(x, g)
     rows, columns = np.divmod(np.asarray(index).astype(int), size)
@@ -87,23 +87,23 @@ def test_padding_is_never_the_maximum(mode, size, stride, pad, height, width, rn
 
 def test_padded_gradient_matches_finite_differences(rng):
     x = rng.permutation(2 * 5 * 6 * 2).reshape(2, 5, 6, 2) * 0.1
-    verify_grad(lambda x: MaxPool(3, 2, 1)(x)[0], [x], rng=rng, mode=mode_of("numpy"))
+    verify_grad(lambda x: MaxPool2D(3, 2, 1)(x)[0], [x], rng=rng, mode=mode_of("numpy"))
 
 
 def test_gradient_matches_finite_differences(rng):
     x = rng.permutation(2 * 7 * 6 * 2).reshape(2, 7, 6, 2) * 0.1                  # no near ties
-    verify_grad(lambda x: MaxPool(3, 2)(x)[0], [x], rng=rng, mode=mode_of("numpy"))
+    verify_grad(lambda x: MaxPool2D(3, 2)(x)[0], [x], rng=rng, mode=mode_of("numpy"))
 
 
 def test_second_derivatives_are_refused():
     x = pt.tensor4("x")
-    dx = pytensor.grad((MaxPool(3, 2)(x)[0] ** 2).sum(), x)
+    dx = pytensor.grad((MaxPool2D(3, 2)(x)[0] ** 2).sum(), x)
     with pytest.raises(NullTypeGradError, match="second derivatives of max pooling"):
         pytensor.grad(dx.sum(), x)
 
 
 def test_static_shape_ignores_uncovered_pixels():
-    y, index = MaxPool(3, 2)(pt.tensor("x", shape=(96, 55, 28, None)))
+    y, index = MaxPool2D(3, 2)(pt.tensor("x", shape=(96, 55, 28, None)))
     assert y.type.shape == index.type.shape == (96, 27, 13, None)
     assert index.type.dtype == "uint8"
 
@@ -114,15 +114,15 @@ IMAGES = np.zeros((2, 4, 4, 3), "float32")
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: MaxPool(0, 1), ValueError, "size must be at least 1, got 0"),
-        (lambda: MaxPool(17, 1), ValueError, "at most 16 .*, got 17"),
-        (lambda: MaxPool(3, 0), ValueError, "stride must be at least 1, got 0"),
-        (lambda: MaxPool(3, 1, -1), ValueError, "pad must be at least 0, got -1"),
-        (lambda: MaxPool(3, 1, 3), ValueError, "pad must be less than the size, 3, got 3"),
-        (lambda: MaxPool(5, 1)(IMAGES), ValueError, "size 5 need at least as many pixels, got 4"),
-        (lambda: MaxPool(7, 1, 1)(IMAGES), ValueError, "size 7 need at least as many pixels, got 6 padded"),
-        (lambda: MaxPool()(IMAGES.astype("uint8")), TypeError, "x must be float32 or float64, got uint8"),
-        (lambda: MaxPool()(IMAGES[0]), TypeError, "x must have 4 axes, got 3"),
+        (lambda: MaxPool2D(0, 1), ValueError, "size must be at least 1, got 0"),
+        (lambda: MaxPool2D(17, 1), ValueError, "at most 16 .*, got 17"),
+        (lambda: MaxPool2D(3, 0), ValueError, "stride must be at least 1, got 0"),
+        (lambda: MaxPool2D(3, 1, -1), ValueError, "pad must be at least 0, got -1"),
+        (lambda: MaxPool2D(3, 1, 3), ValueError, "pad must be less than the size, 3, got 3"),
+        (lambda: MaxPool2D(5, 1)(IMAGES), ValueError, "size 5 need at least as many pixels, got 4"),
+        (lambda: MaxPool2D(7, 1, 1)(IMAGES), ValueError, "size 7 need at least as many pixels, got 6 padded"),
+        (lambda: MaxPool2D()(IMAGES.astype("uint8")), TypeError, "x must be float32 or float64, got uint8"),
+        (lambda: MaxPool2D()(IMAGES[0]), TypeError, "x must have 4 axes, got 3"),
         (lambda: MaxPoolGradient()(IMAGES, IMAGES, 9, 9), TypeError, "index must be uint8, got float32"),
     ],
 )

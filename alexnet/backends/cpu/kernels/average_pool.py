@@ -8,13 +8,13 @@ from pytensor.graph.basic import Apply
 from alexnet.backends.cpu import allocator
 from alexnet.backends.registry import Run, cpu_kernel
 from alexnet.native import compiler
-from alexnet.ops import AveragePool, AveragePoolGradient
+from alexnet.ops import AveragePool2D, AveragePoolGradient
 
 SOURCE = Path(__file__).with_suffix(".c")
 
 
-@cpu_kernel(AveragePool)
-def average_pool(op: AveragePool, node: Apply) -> Run:
+@cpu_kernel(AveragePool2D)
+def average_pool(op: AveragePool2D, node: Apply) -> Run:
     loop = compiler.function(SOURCE, "average_pool", "aannnnnnnn")
 
     def run(x: np.ndarray) -> tuple[np.ndarray]:

@@ -8,14 +8,14 @@ from pytensor.graph.basic import Apply
 from alexnet.backends.cpu import allocator
 from alexnet.backends.registry import Run, cpu_kernel
 from alexnet.native import compiler
-from alexnet.ops import Dropout
+from alexnet.ops import InvertedDropout
 from alexnet.ops.dropout import keys
 
 SOURCE = Path(__file__).with_suffix(".c")
 
 
-@cpu_kernel(Dropout)
-def dropout(op: Dropout, node: Apply) -> Run:
+@cpu_kernel(InvertedDropout)
+def dropout(op: InvertedDropout, node: Apply) -> Run:
     loop = compiler.function(SOURCE, "dropout", "aanuuuf")
     scale = 1 / (1 - op.rate)
 

@@ -8,19 +8,19 @@ from pytensor.graph.basic import Apply
 from alexnet.backends.cpu import allocator
 from alexnet.backends.registry import Run, cpu_kernel
 from alexnet.native import compiler
-from alexnet.ops import LRN, LRNGradient
+from alexnet.ops import LocalResponseNorm, LRNGradient
 
 SOURCE = Path(__file__).with_suffix(".c")
 
 
-def _loop_arguments(op: LRN | LRNGradient, x: np.ndarray) -> tuple[int, int, int, float, float, float]:
+def _loop_arguments(op: LocalResponseNorm | LRNGradient, x: np.ndarray) -> tuple[int, int, int, float, float, float]:
     """Return (channels, pixels, window, k, alpha, beta); clips the window, since wider ones give the same result."""
     channels = x.shape[0]
     return channels, x.size // max(channels, 1), min(op.n, 2 * channels + 1), op.k, op.alpha, op.beta
 
 
-@cpu_kernel(LRN)
-def lrn(op: LRN, node: Apply) -> Run:
+@cpu_kernel(LocalResponseNorm)
+def lrn(op: LocalResponseNorm, node: Apply) -> Run:
     loop = compiler.function(SOURCE, "lrn", "aannnfff")
 
     def run(x: np.ndarray) -> tuple[np.ndarray]:

@@ -8,13 +8,13 @@ from pytensor.graph.basic import Apply
 from alexnet.backends.cpu import allocator
 from alexnet.backends.registry import Run, cpu_kernel
 from alexnet.native import compiler
-from alexnet.ops import MaxPool, MaxPoolGradient
+from alexnet.ops import MaxPool2D, MaxPoolGradient
 
 SOURCE = Path(__file__).with_suffix(".c")
 
 
-@cpu_kernel(MaxPool)
-def max_pool(op: MaxPool, node: Apply) -> Run:
+@cpu_kernel(MaxPool2D)
+def max_pool(op: MaxPool2D, node: Apply) -> Run:
     loop = compiler.function(SOURCE, "max_pool", "aaannnnnnnnn")
 
     def run(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

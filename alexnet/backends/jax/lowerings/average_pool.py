@@ -8,11 +8,11 @@ from jax import Array, lax
 from pytensor.graph.basic import Apply
 
 from alexnet.backends.registry import jax_lowering
-from alexnet.ops import AveragePool, AveragePoolGradient
+from alexnet.ops import AveragePool2D, AveragePoolGradient
 
 
-@jax_lowering(AveragePool)
-def average_pool(op: AveragePool, node: Apply) -> Callable[..., Array]:
+@jax_lowering(AveragePool2D)
+def average_pool(op: AveragePool2D, node: Apply) -> Callable[..., Array]:
     def run(x: Array) -> Array:
         op.check(x.shape)
         return means(op, x)
@@ -30,7 +30,7 @@ def average_pool_gradient(op: AveragePoolGradient, node: Apply) -> Callable[...,
     return run
 
 
-def means(op: AveragePool | AveragePoolGradient, x: Array) -> Array:
+def means(op: AveragePool2D | AveragePoolGradient, x: Array) -> Array:
     """Return the mean of each window of x."""
     window = 1, op.size, op.size, 1
     strides = 1, op.stride, op.stride, 1

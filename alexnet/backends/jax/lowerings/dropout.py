@@ -7,13 +7,13 @@ from jax import Array, lax
 from pytensor.graph.basic import Apply
 
 from alexnet.backends.registry import jax_lowering
-from alexnet.ops import Dropout
+from alexnet.ops import InvertedDropout
 
 GOLDEN = 0x9E3779B9
 
 
-@jax_lowering(Dropout)
-def dropout(op: Dropout, node: Apply) -> Callable[..., Array]:
+@jax_lowering(InvertedDropout)
+def dropout(op: InvertedDropout, node: Apply) -> Callable[..., Array]:
     def run(x: Array, seed: Array, step: Array) -> Array:
         key, second_key = keys(seed, op.stream, step)
         index = lax.iota(jnp.uint32, x.size).reshape(x.shape)

@@ -6,11 +6,11 @@ from jax import Array, lax
 from pytensor.graph.basic import Apply
 
 from alexnet.backends.registry import jax_lowering
-from alexnet.ops import LRN, LRNGradient
+from alexnet.ops import LocalResponseNorm, LRNGradient
 
 
-@jax_lowering(LRN)
-def lrn(op: LRN, node: Apply) -> Callable[..., Array]:
+@jax_lowering(LocalResponseNorm)
+def lrn(op: LocalResponseNorm, node: Apply) -> Callable[..., Array]:
     def run(x: Array) -> Array:
         return x * power(scale(op, x), op.beta)
 
@@ -28,7 +28,7 @@ def lrn_gradient(op: LRNGradient, node: Apply) -> Callable[..., Array]:
     return run
 
 
-def scale(op: LRN | LRNGradient, x: Array) -> Array:
+def scale(op: LocalResponseNorm | LRNGradient, x: Array) -> Array:
     """Return k + alpha * (sum of squares over the window)."""
     return x.dtype.type(op.k) + x.dtype.type(op.alpha) * window_sum(op.n, x * x)
 

@@ -11,11 +11,11 @@ from jax import Array, lax
 from pytensor.graph.basic import Apply
 
 from alexnet.backends.registry import jax_lowering
-from alexnet.ops import MaxPool, MaxPoolGradient
+from alexnet.ops import MaxPool2D, MaxPoolGradient
 
 
-@jax_lowering(MaxPool)
-def max_pool(op: MaxPool, node: Apply) -> Callable[..., tuple[Array, Array]]:
+@jax_lowering(MaxPool2D)
+def max_pool(op: MaxPool2D, node: Apply) -> Callable[..., tuple[Array, Array]]:
     def run(x: Array) -> tuple[Array, Array]:
         op.check(x.shape)
         shape = op.array_shapes(x.shape)[0]

@@ -10,7 +10,7 @@ from pytensor.tensor.blockwise import Blockwise
 from alexnet.backends import mode_of
 from alexnet.backends.cpu.linker import CpuKernel
 from alexnet.native import compiler
-from alexnet.ops import LRN, Convolution, CropMirror, Dropout, MaxPool
+from alexnet.ops import Convolution, CropMirror, InvertedDropout, LocalResponseNorm, MaxPool2D
 
 pytestmark = [
     pytest.mark.compatibility,
@@ -30,10 +30,10 @@ def training_step(backend):
     images, corner = pt.tensor("images", shape=(3, 28, 28, None), dtype="uint8"), pt.ivector("corner")
     mirrors, labels = pt.vector("mirrors", dtype="uint8"), pt.ivector("labels")
     x = CropMirror(25)(images, np.full((3, 28, 28), 128, "float32"), corner, corner, mirrors)
-    x = LRN()(pt.maximum(MaxPool(3, 2)(Convolution(1, 1)(x, W1))[0], 0))
-    x = MaxPool(3, 2)(Convolution(1, 1, 2)(x, W2))[0]
+    x = LocalResponseNorm()(pt.maximum(MaxPool2D(3, 2)(Convolution(1, 1)(x, W1))[0], 0))
+    x = MaxPool2D(3, 2)(Convolution(1, 1, 2)(x, W2))[0]
     x = pt.maximum(x + b2.dimshuffle(0, "x", "x", "x"), 0).reshape((FEATURES, x.shape[3]))
-    x = Dropout()(pt.maximum(W3.T @ x + b3.dimshuffle(0, "x"), 0), 5, 6)
+    x = InvertedDropout()(pt.maximum(W3.T @ x + b3.dimshuffle(0, "x"), 0), 5, 6)
     log_p = pt.special.log_softmax(W4.T @ x, axis=0)
     cost = -log_p[labels, pt.arange(labels.shape[0])].mean()
     updates = []
