@@ -102,14 +102,14 @@ def bytes_of(buffer):
 
 
 class TestEveryDevice:
-    def test_array_is_what_was_uploaded(self, device, toolbox):
+    def test_array_returns_uploaded_values(self, device, toolbox):
         values = np.arange(24, dtype="float32").reshape(2, 3, 4)
         buffer = filled(device, values)
         assert buffer.nbytes == 96
         np.testing.assert_array_equal(buffer.array((2, 3, 4), "float32"), values)
         np.testing.assert_array_equal(toolbox.download(device, buffer, (4,), "float32"), values.flat[:4])
 
-    def test_array_that_is_not_contiguous_is_uploaded_as_it_reads(self, device):
+    def test_upload_accepts_noncontiguous_arrays(self, device):
         values = np.arange(24, dtype="float32").reshape(4, 6).T[::2]
         np.testing.assert_array_equal(filled(device, values).array((3, 4), "float32"), values)
 
@@ -119,7 +119,7 @@ class TestEveryDevice:
             toolbox.fill_through_staging(device, buffer, np.full((2, 3), value, "uint8"))
             np.testing.assert_array_equal(bytes_of(buffer), [value] * 6 + [7] * 2)
 
-    def test_two_processes_see_the_same_bytes(self, device, partner):
+    def test_two_processes_share_the_bytes(self, device, partner):
         buffer = filled(device, np.arange(1000) % 100)
         opened = partner.open(buffer.handle)
         np.testing.assert_array_equal(bytes_of(opened), bytes_of(buffer))
@@ -131,7 +131,7 @@ class TestEveryDevice:
         device.synchronise()
         assert (bytes_of(opened)[:11] == [4] * 10 + [3]).all()
 
-    def test_part_of_a_buffer_is_the_same_bytes_there_and_here(self, device, partner):
+    def test_parts_share_bytes_between_processes(self, device, partner):
         buffer = filled(device, np.arange(200, dtype="uint8"))
         part = buffer.part(20, 150).part(30, 100)
         np.testing.assert_array_equal(bytes_of(part), range(50, 150))
@@ -144,7 +144,7 @@ class TestEveryDevice:
         device.upload(part, np.zeros(100, "uint8"))
         np.testing.assert_array_equal(np.flatnonzero(bytes_of(buffer) == 0), [0, *range(50, 150)])
 
-    def test_part_lives_as_long_as_the_whole(self, device):
+    def test_part_is_open_as_long_as_the_whole(self, device):
         buffer = filled(device, np.arange(8, dtype="uint8"))
         part = buffer.part(2, 4)
         part.close()
@@ -182,7 +182,7 @@ class TestEveryDevice:
 
     @pytest.mark.parametrize("length", [1, 2, 255, 257, BLOCK - 1, BLOCK, BLOCK + 1, 70_000])
     @pytest.mark.parametrize("n", [1, 2, 3, 4, 16])
-    def test_mean_is_the_formula_to_the_bit_on_each_device(self, device, rng, n, length):
+    def test_mean_is_bit_exact(self, device, rng, n, length):
         # all magnitudes, including subnormal numbers
         values = rng.normal(size=(n, length)).astype("float32") * np.float32(10) ** rng.integers(-44, 30, (n, length))
         values = values.astype("float32")
@@ -202,7 +202,7 @@ class TestEveryDevice:
             buffer.close()
 
     @pytest.mark.parametrize("place", [0, 1, 2])
-    def test_mean_may_go_to_its_own_sources(self, device, rng, place):
+    def test_mean_can_overwrite_its_sources(self, device, rng, place):
         values = rng.normal(size=(3, 1001)).astype("float32")
         expected = ((values[0] + values[1]) + values[2]) / np.float32(3)
         buffers = [filled(device, each) for each in values]
@@ -212,7 +212,7 @@ class TestEveryDevice:
             same = values[which] if which == (place + 1) % 3 else expected
             np.testing.assert_array_equal(buffer.array((1001,), "float32"), same)
 
-    def test_mean_of_what_cannot_be_averaged_is_refused(self, device):
+    def test_mean_refuses_wrong_numbers_and_sizes(self, device):
         eight, twelve, odd = (device.allocate(nbytes) for nbytes in (8, 12, 6))
         with pytest.raises(ValueError, match="takes 1 to 16 sources, got 0"):
             device.mean(eight, [])
@@ -223,7 +223,7 @@ class TestEveryDevice:
         with pytest.raises(ValueError, match=r"of float32 of one size, got \[6\] bytes"):
             device.mean(odd, [odd])
 
-    def test_arrays_that_lie_end_to_end_are_unpacked(self, device):
+    def test_unpack_splits_concatenated_arrays(self, device):
         shapes = [(2, 3), (), (4,), (1, 1, 2)]
         buffer = filled(device, np.arange(14, dtype="float32"))
         first, number, last, small = device.unpack(buffer, shapes)
@@ -259,7 +259,7 @@ class TestEveryDevice:
             with pytest.raises(ValueError, match=message):
                 use()
 
-    def test_missing_memory_is_told_at_once(self, device):
+    def test_allocate_refuses_wrong_sizes(self, device):
         with pytest.raises(ValueError, match="at least 1 byte, got 0"):
             device.allocate(0)
         with pytest.raises(DeviceError, match="(cannot allocate [0-9,]* bytes of shared memory|no [0-9,]* bytes left)"):
@@ -299,11 +299,11 @@ class TestEveryDevice:
             with pytest.raises(DeviceError, match="is closed"):
                 bytes_of(buffer)
 
-    def test_device_reaches_itself(self, device):
+    def test_device_can_reach_itself(self, device):
         assert device.can_reach(device.name) is None
         assert "cannot open buffers" in device.can_reach("cpu" if device.name != "cpu" else "cuda0")
 
-    def test_jax_is_imported_only_for_an_backend_that_computes_with_it(self, device, toolbox):
+    def test_jax_is_not_imported_for_host_backends(self, device, toolbox):
         device.unpack(filled(device, np.zeros(4, "float32")), [(4,)])
         assert not toolbox.has_imported("jax")
 
@@ -313,7 +313,7 @@ def buffers_mapped():
         return sum("memfd:buffer" in line for line in maps)
 
 
-class TestTheHost:
+class TestHost:
     @pytest.fixture
     def device(self):
         with HostDevice() as device:
@@ -326,7 +326,7 @@ class TestTheHost:
         yield process
         process.close()
 
-    def test_new_buffer_is_zero_and_array_is_its_memory(self, device):
+    def test_new_buffer_is_zero_and_array_is_a_view(self, device):
         buffer = device.allocate(24)
         assert not bytes_of(buffer).any()
         buffer.array((2, 3), "float32")[:] = 1.5
@@ -338,7 +338,7 @@ class TestTheHost:
         assert (buffer.array((6,), "float32") == 1.5).all()
 
     @pytest.mark.parametrize("on_host", [True, False])
-    def test_unpack_copies_only_for_an_backend_that_owns_its_arrays(self, on_host):
+    def test_unpack_copies_only_for_device_backends(self, on_host):
         with open_device("cpu", on_host) as device:
             buffer = device.allocate(12)
             first, second = device.unpack(buffer, [(2,), ()])
@@ -346,7 +346,7 @@ class TestTheHost:
             expected = 1 if on_host else 0
             assert (first == expected).all() and second == expected
 
-    def test_array_that_lies_in_the_buffer_is_not_copied(self, device, monkeypatch):
+    def test_view_of_the_buffer_is_not_copied(self, device, monkeypatch):
         buffer = device.allocate(24)
         own = buffer.part(8, 16).array((4,), "float32")
         monkeypatch.delattr(np, "copyto")
@@ -355,7 +355,7 @@ class TestTheHost:
         with pytest.raises(AttributeError, match="copyto"):
             device.upload(buffer.part(8, 16), own[::-1])
 
-    def test_memory_outlives_a_killed_owner_only_in_whoever_maps_it(self, device, other):
+    def test_mapped_memory_outlives_its_killed_owner(self, device, other):
         before = orphans()
         theirs = filled(other.toolbox.open_device("cpu"), np.ones(1 << 20, "uint8"))
         handle = theirs.handle
@@ -386,7 +386,7 @@ class TestTheHost:
         assert buffers_mapped() == mapped
         assert len(os.listdir("/proc/self/fd")) == files
 
-    def test_without_memfd_the_way_out_is_named(self, device, monkeypatch):
+    def test_missing_memfd_is_reported_with_a_remedy(self, device, monkeypatch):
         monkeypatch.delattr(os, "memfd_create")
         with pytest.raises(DeviceError, match="para_load=false"):
             device.allocate(8)
@@ -401,7 +401,7 @@ class TestGpus:
         one.synchronise()
         np.testing.assert_array_equal(bytes_of(destination), range(9))
 
-    def test_download_has_ended_where_the_gpu_could_write_late(self, start):
+    def test_download_to_page_locked_memory_is_complete(self, start):
         toolbox = start().toolbox
         device = toolbox.open_device("cuda0")
         buffer = filled(device, np.arange(9, dtype="uint8"))
@@ -414,11 +414,11 @@ class TestGpus:
         device.mean(buffer, [buffer])
         assert not toolbox.has_current_context()
 
-    def test_more_memory_than_is_free_is_refused_with_both_numbers(self, start):
+    def test_allocation_beyond_free_memory_is_refused(self, start):
         device = start(memory_mib=8).toolbox.open_device("cuda0")
         device.allocate(6 << 20)
-        told = "^cuda0 has no 3,145,728 bytes left: 2,097,152 of its 8,388,608 are free;"
-        with pytest.raises(DeviceError, match=told):
+        message = "^cuda0 has no 3,145,728 bytes left: 2,097,152 of its 8,388,608 are free;"
+        with pytest.raises(DeviceError, match=message):
             device.allocate(3 << 20)
         device.allocate(1 << 20)
 
@@ -426,8 +426,8 @@ class TestGpus:
         device, owner = start().toolbox.open_device("cuda0"), start()
         handle = owner.toolbox.open_device("cuda1").allocate(100).handle
         owner.kill()
-        told = f"^cuda0 cannot open a buffer of process {owner.pid} on GPU .*must be alive"
-        with pytest.raises(DeviceError, match=told):
+        message = f"^cuda0 cannot open a buffer of process {owner.pid} on GPU .*must be alive"
+        with pytest.raises(DeviceError, match=message):
             device.open(handle)
 
     def test_gpu_without_peer_access_cannot_be_reached(self, start):
@@ -436,7 +436,7 @@ class TestGpus:
         assert "cuda0 has no peer access to cuda2" in device.can_reach("cuda2")
         assert "there is no cuda4 on this machine" in device.can_reach("cuda4")
 
-    def test_memory_that_cannot_be_shared_is_told(self, start):
+    def test_missing_ipc_is_reported(self, start):
         device = start(ipc=False).toolbox.open_device("cuda0")
         assert "memory of cuda0 cannot be shared with another process" in device.can_reach("cuda0")
         buffer = filled(device, np.arange(4, dtype="uint8"))
@@ -444,14 +444,14 @@ class TestGpus:
         with pytest.raises(DeviceError, match="cannot be shared .*CUDA has no IPC under WSL"):
             assert buffer.handle
 
-    def test_process_that_closes_nothing_ends_well(self, start, capfd):
+    def test_process_without_close_exits_cleanly(self, start, capfd):
         process = start()
         device = process.toolbox.open_device("cuda0")
         device.mean(device.allocate(8), [filled(device, np.zeros(2, "float32"))])
         assert process.close() == 0
         assert capfd.readouterr().err == ""
 
-    def test_opened_buffers_are_closed_before_own_ones(self, start):
+    def test_opened_buffers_are_closed_first(self, start):
         owner, toolbox = start(), start().toolbox
         theirs, device = owner.toolbox.open_device("cuda0").allocate(8), toolbox.open_device("cuda0")
         own, opened, _ = device.allocate(8), device.open(theirs.handle), device.allocate(8)
@@ -460,12 +460,12 @@ class TestGpus:
         theirs.close()
         assert owner.close() == 0
 
-    def test_gpu_beyond_the_last_is_refused_with_what_is_there(self, start):
-        there = r"cuda0 \(Emulated device 0\), cuda1 \(Emulated device 1\)"
-        with pytest.raises(DeviceError, match=f"^there is no cuda2 on this machine, which has {there}$"):
+    def test_missing_gpu_is_refused_with_existing_ones(self, start):
+        existing = r"cuda0 \(Emulated device 0\), cuda1 \(Emulated device 1\)"
+        with pytest.raises(DeviceError, match=f"^there is no cuda2 on this machine, which has {existing}$"):
             start().toolbox.open_device("cuda2")
 
-    def test_machine_without_a_gpu_is_told(self, start):
+    def test_machine_without_a_gpu_is_reported(self, start):
         with pytest.raises(DeviceError, match="^CUDA cannot be used here .*devices=cpu needs none$"):
             start(devices=0).toolbox.open_device("cuda0")
 
@@ -481,33 +481,33 @@ def toolbox_with_jax(cuda_emulator):
 class TestJax:
     """The hand-over to JAX, as far as it can be tested without a GPU: JAX uses the memory itself only on a GPU."""
 
-    def test_pieces_are_memory_of_jax(self, toolbox_with_jax):
+    def test_unpacked_arrays_are_in_memory_of_jax(self, toolbox_with_jax):
         for shapes in ([(2, 3), (), (5,)], [(12,)]):
             pieces, shared = toolbox_with_jax.split_by_jax(np.arange(12, dtype="float32"), shapes)
             assert [piece.shape for piece in pieces] == shapes
             np.testing.assert_array_equal(np.concatenate([piece.ravel() for piece in pieces]), range(12))
             assert not shared
 
-    def test_array_of_jax_on_the_host_is_uploaded(self, toolbox_with_jax):
+    def test_jax_array_on_the_host_is_uploaded(self, toolbox_with_jax):
         device = toolbox_with_jax.open_device("cuda0")
         buffer = device.allocate(16)
         toolbox_with_jax.upload_of_jax(device, buffer, np.arange(4, dtype="float32"))
         np.testing.assert_array_equal(buffer.array((4,), "float32"), range(4))
 
-    def test_jax_takes_memory_to_which_no_copy_is_pending(self, toolbox_with_jax):
+    def test_jax_gets_memory_without_pending_copies(self, toolbox_with_jax):
         device = toolbox_with_jax.open_for_jax()
         buffer = device.allocate(16)
         device.upload(buffer, np.zeros(16, "uint8"))
         assert toolbox_with_jax.pending() > 0
         assert toolbox_with_jax.pending_when_jax_takes(device, buffer) == 0
 
-    def test_jax_that_sees_no_gpu_is_told(self, toolbox_with_jax):
+    def test_jax_without_a_gpu_is_reported(self, toolbox_with_jax):
         device = toolbox_with_jax.open_for_jax()
         with pytest.raises(DeviceError, match=r"JAX finds no GPU \(.*`pip install -e \"\.\[cuda\]\"`"):
             device.allocate(16).array((4,), "float32")
 
     @pytest.mark.skipif(find_spec("jax_plugins") is not None, reason="JAX may be installed with CUDA here")
-    def test_gpu_that_jax_could_not_use_is_refused_at_once(self, toolbox_with_jax):
+    def test_gpu_is_refused_if_jax_has_no_cuda(self, toolbox_with_jax):
         with pytest.raises(DeviceError, match="^backend jax cannot compute on cuda0: JAX is installed without CUDA"):
             toolbox_with_jax.open_device("cuda0", on_host=False)
 
@@ -518,12 +518,12 @@ def test_unknown_device_is_refused(name):
         open_device(name)
 
 
-@pytest.mark.parametrize("module, cure", [
+@pytest.mark.parametrize("module, message", [
     ("", r'cuda0 needs PyCUDA, which is not installed .*`pip install -e "\.\[cuda\]"`'),
     ("raise ImportError('libcuda.so.1: cannot open shared object file')",
      "cuda0 needs a CUDA driver, which is not installed .*libcuda.so.1.*install NVIDIA's driver"),
 ])
-def test_gpu_without_pycuda_or_driver_is_refused_with_the_cure(monkeypatch, tmp_path, module, cure):
+def test_missing_pycuda_or_driver_is_reported(monkeypatch, tmp_path, module, message):
     (tmp_path / "pycuda").mkdir()
     (tmp_path / "pycuda" / "__init__.py").touch()
     if module:
@@ -532,12 +532,12 @@ def test_gpu_without_pycuda_or_driver_is_refused_with_the_cure(monkeypatch, tmp_
     for name in ("pycuda", "pycuda.driver", "multigpu.device.cuda"):
         monkeypatch.setitem(sys.modules, name, None)         # so that monkeypatch restores it
         del sys.modules[name]
-    with pytest.raises(DeviceError, match=cure):
+    with pytest.raises(DeviceError, match=message):
         open_device("cuda0")
 
 
 @pytest.mark.gpu
-def test_jax_takes_a_buffer_of_a_real_gpu_without_a_copy_and_back(rng):
+def test_jax_shares_buffers_of_a_real_gpu(rng):
     skip_without_a_gpu(on_host=False)
     jax = pytest.importorskip("jax", reason="the hand-over to JAX needs jax, which is not installed")
     values = rng.normal(size=(3, 5)).astype("float32")

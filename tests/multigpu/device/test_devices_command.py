@@ -28,8 +28,8 @@ def no_pycuda(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycuda", None)
 
 
-def test_machine_without_pycuda_is_told_what_installs_it(no_pycuda, monkeypatch):
-    monkeypatch.setattr(report, "describe_backend", lambda setting, device: "of old")
+def test_missing_pycuda_is_reported_with_a_remedy(no_pycuda, monkeypatch):
+    monkeypatch.setattr(report, "describe_backend", lambda setting, device: "cpu")
     table, rest = report.report().split("\n\n")
     header, cpu = table.splitlines()
     assert header.split() == ["device", "name", "memory", "free", "compute", "IPC"]
@@ -37,7 +37,7 @@ def test_machine_without_pycuda_is_told_what_installs_it(no_pycuda, monkeypatch)
     assert f"{report.cores()} cores " in cpu and cpu.count(" GiB ") == 2
     why, automatic = rest.splitlines()
     assert why.startswith("There is no GPU to use: cuda0 needs PyCUDA") and 'pip install -e ".[cuda]"' in why
-    assert automatic == "devices=auto computes on the cpu, backend of old."
+    assert automatic == "devices=auto computes on the cpu, backend cpu."
 
 
 def test_gpus_are_listed_with_memory_ipc_and_peer_access(cuda_emulator):
@@ -53,29 +53,29 @@ def test_gpus_are_listed_with_memory_ipc_and_peer_access(cuda_emulator):
     assert rest.startswith("devices=auto computes on ")
 
 
-def test_gpu_without_ipc_is_told_why(cuda_emulator):
+def test_gpu_without_ipc_is_reported(cuda_emulator):
     table, rest = run(cuda_emulator, devices=1, ipc=False).split("\n\n")
     assert table.splitlines()[2].endswith(" no")
     assert rest.startswith("memory of cuda0 cannot be shared with another process")
 
 
-def test_driver_without_a_gpu_is_told(cuda_emulator):
-    said = run(cuda_emulator, devices=0)
-    assert "There is no GPU to use: CUDA cannot be used here (cuInit failed: no CUDA-capable device" in said
+def test_driver_without_a_gpu_is_reported(cuda_emulator):
+    text = run(cuda_emulator, devices=0)
+    assert "There is no GPU to use: CUDA cannot be used here (cuInit failed: no CUDA-capable device" in text
 
 
 @pytest.mark.parametrize("obstacle, gpus, sentence", [
     (None, ["cuda0", "cuda1"], "devices=auto computes on cuda0, backend jax."),
     (None, ["cuda1"], "devices=auto computes on the cpu, backend cpu"),        # cuda0 cannot be opened
     (None, [], "devices=auto computes on the cpu, backend cpu"),
-    ("JAX is away", ["cuda0"], "; JAX is away."),
-    ("JAX is away", [], "devices=auto computes on the cpu, backend cpu"),
+    ("JAX is not installed", ["cuda0"], "; JAX is not installed."),
+    ("JAX is not installed", [], "devices=auto computes on the cpu, backend cpu"),
 ])
-def test_automatic_device_is_the_first_gpu_where_jax_can_use_it(monkeypatch, obstacle, gpus, sentence):
+def test_auto_selects_the_first_gpu_that_jax_supports(monkeypatch, obstacle, gpus, sentence):
     monkeypatch.setattr(report, "why_no_jax", lambda: obstacle)
-    said = report.automatic([SimpleNamespace(name=name) for name in gpus])
-    assert said.startswith("devices=auto computes on ") and sentence in said
-    assert ("JAX" in said) == bool(obstacle and gpus)
+    text = report.automatic([SimpleNamespace(name=name) for name in gpus])
+    assert text.startswith("devices=auto computes on ") and sentence in text
+    assert ("JAX" in text) == bool(obstacle and gpus)
 
 
 @pytest.mark.parametrize("packages, why", [
@@ -84,18 +84,18 @@ def test_automatic_device_is_the_first_gpu_where_jax_can_use_it(monkeypatch, obs
     (["jax"], "JAX is installed without CUDA"),
     ([], "JAX is not installed"),
 ])
-def test_jax_without_cuda_is_known_without_importing_it(monkeypatch, tmp_path, packages, why):
+def test_jax_support_is_detected_without_import(monkeypatch, tmp_path, packages, why):
     for package in packages:
         (tmp_path / package).mkdir(parents=True)
         (tmp_path / package / "__init__.py").write_text("raise AssertionError")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.setitem(sys.modules, "jax", None)
     del sys.modules["jax"]
-    said = report.why_no_jax()
-    assert said is None if why is None else said.startswith(why)
+    text = report.why_no_jax()
+    assert text is None if why is None else text.startswith(why)
 
 
-class Unshared(HostDevice):
+class FakeUnsharedDevice(HostDevice):
     """A device whose memory is freed before another process opens it."""
 
     def allocate(self, nbytes):
@@ -105,14 +105,14 @@ class Unshared(HostDevice):
         return SimpleNamespace(handle=handle, close=buffer.close)
 
 
-def test_ipc_is_what_another_process_can_do():
+def test_ipc_is_tested_by_another_process():
     with HostDevice() as device:
         assert ipc.why_no_ipc(device) is None
-    with Unshared() as device:
+    with FakeUnsharedDevice() as device:
         assert "its owner must be alive" in ipc.why_no_ipc(device)
 
 
-def test_process_that_dies_while_it_opens_memory_is_no_ipc(monkeypatch, capfd):
+def test_death_of_the_ipc_test_process_is_reported(monkeypatch, capfd):
     monkeypatch.setattr(ipc, "try_to_open", int)         # int() fails on a pipe
     with HostDevice() as device:
         assert ipc.why_no_ipc(device) == "the process that was to open memory of cpu died"
