@@ -1,4 +1,4 @@
-"""A layer and a model outside the package: summary, training, export to ONNX and reimport, without changes elsewhere."""
+"""A layer and a model outside the package: summary, training, export to ONNX, reimport."""
 
 import sys
 
