@@ -184,7 +184,7 @@ def test_other_models_are_not_written(narrow, tmp_path):
         upstream.save(weights_of_narrow()._replace(model="caffenet"), tmp_path / "set")
 
 
-def test_unflipped_filters_are_kept(exported):
+def test_correlation_filters_are_kept(exported):
     turned, plain = pretrained.load(exported), pretrained.load(exported, unflipped=True)
     assert "unflipped" in plain.origin
     assert "unflipped" not in turned.origin
