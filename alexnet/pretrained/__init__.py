@@ -79,7 +79,7 @@ def save(weights: Weights, path: str | os.PathLike[str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WeightsError(f"{path} cannot be written: {error.strerror}") from error
-    writer(checked(weights, "what is to be saved"), path)
+    writer(checked(weights, "the weights to be saved"), path)
 
 
 def writer_of(suffix: str) -> Callable[[Weights, Path], None]:

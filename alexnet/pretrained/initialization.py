@@ -129,17 +129,17 @@ def from_weights(
     if weights.model != config.model:
         raise ConfigError(
             f"weights: {config.weights} holds a network {weights.model}, this run has model={config.model}; "
-            f"say model={weights.model}"
+            f"set model={weights.model}"
         )
     new = new_layers(weights, model, config, data)
     frozen = {each for name in config.frozen_layers for each in layers_within(model, name)}
     if both := frozen & set(new):
-        raise ConfigError(f"frozen_layers: {min(both)} begins with new weights, so it has to learn")
+        raise ConfigError(f"frozen_layers: {min(both)} starts with new weights, so it must be trainable")
     kept_classes = [name for name in model.classifiers if name not in new]
     if kept_classes and weights.classes != data.classes:
         raise ConfigError(
             f"new_layers: {kept_classes[-1]} has {weights.classes} classes in {config.weights}, {data.path} has "
-            f"{data.classes}; so it has to be new: new_layers={','.join((*new, *kept_classes))}"
+            f"{data.classes}; so set new_layers={','.join((*new, *kept_classes))}"
         )
     kept = [parameter.name for name, each in model.weight_layers.items() if name not in new for parameter in each]
     if weights.mean is None:

@@ -27,7 +27,7 @@ def load(path: Path) -> Weights:
     except CheckpointError as error:
         raise WeightsError(str(error)) from error
     if not {"model", "classes"} <= metadata.keys():
-        raise WeightsError(f"{path} does not say which network it holds")
+        raise WeightsError(f"{path} has no model in its metadata")
     weights = Weights(
         model=metadata["model"],
         arrays={name: array for name, array in arrays.items() if name != MEAN},
@@ -36,8 +36,9 @@ def load(path: Path) -> Weights:
         resize=metadata.get("resize", "squash"),
         origin=f"{metadata['model']} of {path}",
     )
-    if metadata["classes"] != classes_of(weights, path):
-        raise WeightsError(f"{path} says {metadata['classes']!r} classes, its network has {classes_of(weights, path)}")
+    classes = classes_of(weights, path)
+    if metadata["classes"] != classes:
+        raise WeightsError(f"{path} declares {metadata['classes']!r} classes, its network has {classes}")
     return checked(weights, path)
 
 

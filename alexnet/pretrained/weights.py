@@ -63,7 +63,7 @@ def checked(weights: Weights, source: str | Path) -> Weights:
     if extra := weights.arrays.keys() - arrays.keys():
         raise WeightsError(f"{source} has an array {min(extra)}, which {weights.model} does not know")
     if weights.resize not in RESIZES:
-        raise WeightsError(f"{source} says resize {weights.resize!r}; there are {', '.join(RESIZES)}")
+        raise WeightsError(f"{source} has resize {weights.resize!r}; there are {', '.join(RESIZES)}")
     weights = weights._replace(arrays=arrays, mean=checked_mean(weights.mean, source))
     if weights.class_names is None and classes == IMAGENET_CLASSES:
         note = f"{weights.origin}; its 1000 classes are taken for ILSVRC2012's"

@@ -197,7 +197,7 @@ def identified(net: Fields, found: Sequence[Step], path: str | Path) -> str:
     name = printable(net.name)
     if name not in NET_NAMES:
         raise WeightsError(
-            f"{path} has only layers with weights, so only its name can tell whether it pools or normalises first: "
+            f"{path} has only layers with weights, so its name must identify the order of pooling and normalisation: "
             f"expected {' or '.join(NET_NAMES)}, got {name!r}"
         )
     return model_of(found, path, only=NET_NAMES[name])

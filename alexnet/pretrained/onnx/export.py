@@ -135,7 +135,7 @@ def weights_of(proto: ModelProto, path: Path) -> Weights:
     """Return the Weights of a ModelProto exported by this module, with all checksums verified; raises WeightsError."""
     metadata = checked_metadata(proto, path)
     if list(proto.graph.node) != list(nodes_of(metadata["model"])):
-        raise WeightsError(f"{path} is an export of ours whose graph was changed since; load what it was made from")
+        raise WeightsError(f"{path} is an export whose graph was changed; load the weights it was exported from")
     tensors = tensors_of(proto.graph, path)
     if {name: checksum(tensor.raw_data) for name, tensor in tensors.items()} != metadata["crc32"]:
         raise WeightsError(f"{path} is damaged: its tensors are not as they were saved (CRC-32)")

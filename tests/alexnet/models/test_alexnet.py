@@ -37,7 +37,7 @@ def test_summary_is_the_papers_table(model):
     assert sum(parameter.size for parameter in model.parameters) == 60_965_224
 
 
-def test_initial_values_have_the_papers_spread(model):
+def test_initial_values_match_the_paper(model):
     spread = {"conv": 0.01, "fc6": 0.005, "fc7": 0.005, "fc8": 0.01}
     biases = {"conv1": 0, "conv2": 0.1, "conv3": 0, "conv4": 0.1, "conv5": 0, "fc6": 0.1, "fc7": 0.1, "fc8": 0}
     for parameter in model.parameters:
@@ -50,12 +50,12 @@ def test_initial_values_have_the_papers_spread(model):
             assert abs(value.mean()) < 3 * value.std() / np.sqrt(value.size)
 
 
-def test_weights_decay_and_biases_learn_twice_as_fast(model):
+def test_biases_have_double_rate_and_no_decay(model):
     rates = {(p.name[-1], p.lr_mult, p.decay_mult) for p in model.parameters}
     assert rates == {("W", 1.0, 1.0), ("b", 2.0, 0.0)}
 
 
-def test_another_number_of_classes_changes_the_last_layer_alone(model):
+def test_number_of_classes_changes_only_last_layer(model):
     ten = AlexNet(np.random.default_rng(0), classes=10)
     shapes = [p.shape for p in ten.parameters], [p.shape for p in model.parameters]
     assert shapes[0][:-2] == shapes[1][:-2]

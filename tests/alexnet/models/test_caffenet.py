@@ -20,7 +20,7 @@ SMALL = 1 << 16                                  # bytes
 
 
 @pytest.mark.parametrize("name", BIASES)
-def test_tables_are_those_of_caffes_prototxts(name):
+def test_tables_match_caffe_prototxts(name):
     model = MODELS[name](None)
     biases = [parameter.variable.get_value()[0] for parameter in model.parameters[1::2]]
     assert biases == [np.float32(value) for value in BIASES[name]]
@@ -46,7 +46,7 @@ def cost_in_float64(arrays, image, label, name):
 
 
 @pytest.mark.skipif(not compiler.compiler_available(), reason="the cpu backend needs a C compiler")
-def test_bvlc_alexnets_step_follows_float64s_gradient_and_is_all_kernels(rng):
+def test_bvlc_alexnet_step_matches_float64_and_uses_kernels(rng):
     name = "bvlc_alexnet"                        # unlike AlexNet, it normalises before pooling
     model = MODELS[name](np.random.default_rng(0), dropout_rate=0)
     network = Network(model, np.zeros((3, 256, 256)), momentum_sgd, crop=False)

@@ -34,7 +34,7 @@ def is_tower(name):
     return name.startswith(TOWERS)
 
 
-def test_the_table_is_the_papers():
+def test_table_matches_the_paper():
     model = GoogLeNet(None)
     rows = {row.name: row for row in model.describe((3, 224, 224))}
     assert {name: rows[name].shape for name in OUTPUTS} == OUTPUTS
@@ -47,14 +47,14 @@ def test_the_table_is_the_papers():
     ]
 
 
-def test_the_classes_are_those_of_all_three_classifiers():
+def test_classes_set_all_three_classifiers():
     assert GoogLeNet(None, classes=7).classifiers == ("aux_4a.classifier", "aux_4d.classifier", "fc22")
     thousand, seven = (GoogLeNet(None, classes=n).parameters for n in (1000, 7))
     changed = [one.name for one, other in zip(thousand, seven, strict=True) if one.shape != other.shape]
     assert changed == [f"{layer}.{letter}" for layer in GoogLeNet(None, 7).classifiers for letter in "Wb"]
 
 
-def test_a_block_and_its_layers_can_be_frozen_and_slowed_by_name():
+def test_layer_settings_accept_blocks_and_inner_layers():
     class Settings:
         layer_rates, frozen_layers = {"inception_3a.5x5": 3.0, "aux_4a": 0.5}, ("inception_3b", "conv1")
 
@@ -70,7 +70,7 @@ def test_a_block_and_its_layers_can_be_frozen_and_slowed_by_name():
         apply_layer_settings(model, Settings)
 
 
-def test_dropout_is_the_papers_or_none():
+def test_dropout_rates_match_the_paper():
     def rates(rate):
         model = GoogLeNet(None, 7, rate)
         towers = [layer.tower for layer in model.auxiliaries]
@@ -103,7 +103,7 @@ def small_truth(w, x):
     return [truth.tower(w, "aux_4a", x), truth.dense(w, "fc6", truth.inception(w, "inception_3b", x).flatten(1))]
 
 
-def test_outputs_cost_and_gradients_are_pytorchs(mode, rng):
+def test_outputs_cost_and_gradients_match_pytorch(mode, rng):
     truth = pytest.importorskip("tests.torch_truth", reason="PyTorch is not installed")
     model = Small(rng, classes=5)
     variables = [parameter.variable for parameter in model.parameters]
@@ -136,7 +136,7 @@ def network():
     return network, images, np.array([2, 0], "int32")
 
 
-def test_the_step_is_pytorchs_which_takes_the_same_decisions(network):
+def test_step_matches_pytorch_with_same_decisions(network):
     truth = pytest.importorskip("tests.torch_truth", reason="PyTorch is not installed")
     network, images, labels = network
     with truth.noting_decisions() as noted:
@@ -157,7 +157,7 @@ def test_the_step_is_pytorchs_which_takes_the_same_decisions(network):
     assert expected.otherwise < 1e-5 * sum(map(np.size, decisions))
 
 
-def test_validation_has_no_towers_and_permuted_images_have_permuted_outputs(network):
+def test_validation_has_no_towers_and_permutes_with_images(network):
     network, images, _ = network
     logits = network.logits
     names = {variable.name for variable in logits.maker.fgraph.inputs if variable.name}
@@ -165,14 +165,14 @@ def test_validation_has_no_towers_and_permuted_images_have_permuted_outputs(netw
     np.testing.assert_array_equal(logits(images)[:, ::-1], logits(np.ascontiguousarray(images[..., ::-1])))
 
 
-def test_the_state_holds_every_array_and_the_velocities_of_the_towers(network):
+def test_state_has_all_arrays_and_tower_velocities(network):
     network, _, _ = network
     names = {parameter.name for parameter in network.model.parameters}
     assert network.get_state().keys() == names | {f"{name}.velocity" for name in names} | {"step"}
     assert {"aux_4a.fc.W.velocity", "aux_4d.classifier.b.velocity"} < network.state.keys()
 
 
-def test_an_export_computes_what_validation_does_and_comes_back_with_the_towers(network, tmp_path):
+def test_export_computes_validation_outputs_and_keeps_towers(network, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     network, images, _ = network
     arrays = {variable.name: variable.get_value() for variable in network.parameters}
@@ -189,7 +189,7 @@ def test_an_export_computes_what_validation_does_and_comes_back_with_the_towers(
     assert same_bits(again.arrays, arrays) and list(again.arrays) == list(arrays) and again.classes == 4
 
 
-def test_fine_tuning_on_other_classes_begins_all_three_classifiers_anew():
+def test_fine_tuning_resets_all_three_classifiers():
     weights = Weights("googlenet", {p.name: np.zeros(p.shape, "float32") for p in GoogLeNet(None, 4).parameters})
     data, config = SimpleNamespace(classes=9, class_names=None), SimpleNamespace(new_layers=("auto",))
     model = GoogLeNet(None, 9)
@@ -198,5 +198,5 @@ def test_fine_tuning_on_other_classes_begins_all_three_classifiers_anew():
     assert new_layers(weights, model, config, data) == ("aux_4a.conv", "aux_4a.fc", "aux_4a.classifier", "fc22")
 
 
-def test_models_are_known_by_name():
+def test_models_are_registered():
     assert MODELS["googlenet"] is GoogLeNet

@@ -58,7 +58,7 @@ def final(folder):
     return checkpoint_format.load(checkpoint_format.latest(folder))[0]
 
 
-def test_a_checkpoint_holds_every_array_and_the_velocities_of_the_tower(trained):
+def test_checkpoint_has_all_arrays_and_tower_velocities(trained):
     names = {parameter.name for parameter in Blocks(None).parameters}
     arrays = final(trained)
     assert arrays.keys() == names | {f"{name}.velocity" for name in names} | {"step", "mean"}
@@ -66,7 +66,7 @@ def test_a_checkpoint_holds_every_array_and_the_velocities_of_the_tower(trained)
     assert all(np.any(arrays[f"{name}.velocity"]) for name in names if name.endswith(".W"))
 
 
-def test_a_run_resumes_to_the_bit(trained, data, tmp_path):
+def test_resume_is_bit_exact(trained, data, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     second = checkpoint_format.snapshot_path(trained, 2)
@@ -75,7 +75,7 @@ def test_a_run_resumes_to_the_bit(trained, data, tmp_path):
     assert same_bits(final(folder), final(trained))
 
 
-def test_it_is_evaluated_and_exported_and_predicts_the_same_from_every_file(trained, data, tmp_path, capsys):
+def test_every_export_format_predicts_the_same(trained, data, tmp_path, capsys):
     """The tower's arrays survive every export format bit for bit."""
     found, image = tmp_path / "found.json", tmp_path / "image.jpg"
     assert main(["evaluate", "--weights", str(trained), "--data", str(data), "--json", str(found)]) == 0
@@ -96,7 +96,7 @@ def test_it_is_evaluated_and_exported_and_predicts_the_same_from_every_file(trai
     assert [each["label"] for each in json.loads(capsys.readouterr().out)["top"]] == [one.label for one in expected]
 
 
-def test_fine_tuning_to_other_classes_begins_both_classifiers_anew_and_keeps_a_frozen_block(trained, tmp_path):
+def test_fine_tuning_resets_classifiers_and_keeps_frozen_block(trained, tmp_path):
     data = make_data(tmp_path / "set", train=8, validation=4, classes=3)
     folder = run(data, tmp_path, weights=trained, frozen_layers="inception_3a", **SETTINGS)
     before, after = final(trained), final(folder)

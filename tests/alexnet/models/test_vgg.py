@@ -9,7 +9,7 @@ from alexnet.nn import weights_and_biases, xavier
 TABLE = [(64, 224), (64, 224), (128, 112), (128, 112), *[(256, 56)] * 3, *[(512, 28)] * 3, *[(512, 14)] * 3]
 
 
-def test_the_table_is_configuration_d():
+def test_table_is_configuration_d():
     model = VGG16(None)
     rows = {row.name: row for row in model.describe((3, 224, 224))}
     assert [rows[f"conv{n}"].shape for n in range(1, 14)] == [(filters, side, side) for filters, side in TABLE]
@@ -19,7 +19,7 @@ def test_the_table_is_configuration_d():
     assert all(layer.size == 3 and layer.pad == 1 for layer in model.layers if layer.kind == "conv")
 
 
-def test_initial_weights_keep_a_sums_spread():
+def test_initial_weights_have_xavier_spread():
     """W has standard deviation (inputs per sum) ** -1/2 (Glorot and Bengio 2010, as Caffe's xavier)."""
     W, _ = weights_and_biases(np.random.default_rng(0), (64, 3, 3, 100), 100, xavier, 0.0)
     assert W.variable.get_value().std() == pytest.approx(576**-0.5, rel=0.02)

@@ -7,21 +7,10 @@ import pytest
 
 from alexnet.backends import mode_of
 from alexnet.native import compiler
-from alexnet.nn import (
-    LRN,
-    Background,
-    Conv,
-    Dense,
-    Dropout,
-    Flatten,
-    MaxPool,
-    Noise,
-    Sequential,
-    relu,
-)
+from alexnet.nn import LRN, Background, Conv, Dense, Dropout, Flatten, MaxPool, Noise, Sequential, relu
 
 
-def test_layers_are_numbered_by_those_with_parameters(rng):
+def test_layers_are_numbered_by_weight_layers(rng):
     net = Sequential(Conv(rng, 3, 4, 3, pool=(2, 2)), LRN(), Flatten(), Dense(rng, 36, 5), Dropout(0.5, 1))
     assert net.names == ("conv1", "lrn1", "flatten1", "fc2", "dropout2")
     assert [p.name for p in net.parameters] == ["conv1.W", "conv1.b", "fc2.W", "fc2.b"]
@@ -31,7 +20,7 @@ def test_layers_are_numbered_by_those_with_parameters(rng):
     ]
 
 
-def test_weights_drawn_in_the_background_are_those_drawn_at_once():
+def test_background_initialisation_gives_the_same_weights():
     background = Background(np.random.default_rng(3))
     nets = [
         Sequential(Conv(rng, 3, 8, 5), Flatten(), Dense(rng, 300, 4000), Dense(rng, 4000, 7, std=0.02))
@@ -43,7 +32,7 @@ def test_weights_drawn_in_the_background_are_those_drawn_at_once():
     assert 0.0199 < nets[1].parameters[-2].variable.get_value().std() < 0.0201
 
 
-def test_pooling_before_bias_and_relu_changes_no_bit(rng):
+def test_pooling_before_bias_and_relu_is_bit_exact(rng):
     conv = Conv(rng, 3, 4, 3, pool=(3, 2), bias=-0.08)
     x = pt.tensor("x", shape=(3, 9, 9, None), dtype="float32")
     after = MaxPool(3, 2)(relu(conv.convolution(x, conv.W.variable) + conv.b.variable.dimshuffle(0, "x", "x", "x")))
@@ -68,7 +57,7 @@ def test_dense_is_the_matrix_product(rng):
     np.testing.assert_allclose(pytensor.function([x], dense(x), mode="FAST_COMPILE")(features), expected, rtol=1e-5)
 
 
-def test_dropout_acts_in_training_alone(rng):
+def test_dropout_acts_only_in_training(rng):
     x = pt.matrix("x", dtype="float32")
     layer = Dropout(0.5, 3)
     assert layer(x) is x
@@ -77,12 +66,19 @@ def test_dropout_acts_in_training_alone(rng):
     assert set(np.unique(dropped(np.ones((50, 50), "float32")))) == {0.0, 2.0}
 
 
+def test_dropout_stream_is_the_layer_number():
+    net = Sequential(Dense(None, 4, 4), Dense(None, 4, 4), Dropout(0.5), Dense(None, 4, 4), Dropout(0.5, stream=9))
+    assert [layer.stream for layer in net.layers if isinstance(layer, Dropout)] == [2, 9]
+    with pytest.raises(ValueError, match="needs a stream"):
+        Dropout(0.5)(pt.matrix("x", dtype="float32"), Noise(1, 2))
+
+
 def test_groups_that_do_not_divide_are_refused(rng):
     with pytest.raises(ValueError, match="groups must divide channels and filters, got 2 for 3 and 4"):
         Conv(rng, 3, 4, 3, groups=2)
 
 
-def test_gradient_of_relu_is_that_of_its_positive_values(mode):
+def test_relu_gradient_is_zero_for_negative_values(mode):
     x, g = pt.vector("x"), pt.vector("g")
     y = relu(x)
     run = pytensor.function([x, g], [y, pytensor.grad((y * g).sum(), x)], mode=mode)
@@ -93,7 +89,7 @@ def test_gradient_of_relu_is_that_of_its_positive_values(mode):
 
 
 @pytest.mark.skipif(not compiler.compiler_available(), reason="needs a C compiler")
-def test_gradient_of_relu_needs_its_result_alone(rng):
+def test_relu_gradient_needs_only_the_output(rng):
     """The activation therefore overwrites the convolution's output, and only one of the two arrays is kept."""
     first, second = Conv(rng, 3, 4, 3), Conv(rng, 4, 5, 3)
     x = pt.tensor("x", shape=(3, 9, 9, None), dtype="float32")

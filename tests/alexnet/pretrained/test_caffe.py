@@ -38,7 +38,7 @@ def theirs(blobs, image, mean, model):
     return caffe_truth.outputs(blobs, (image[::-1, ..., 0] - mean)[:, 14:241, 14:241], model)
 
 
-def test_caffenets_file_gives_caffes_outputs(tmp_path, blobs, image, rng):
+def test_caffenet_gives_caffe_outputs(tmp_path, blobs, image, rng):
     path, mean = tmp_path / "some.caffemodel", rng.uniform(90, 130, (3, 256, 256)).astype("float32")
     path.write_bytes(b"".join(caffe_truth.caffemodel("caffenet", blobs)))
     (tmp_path / "imagenet_mean.binaryproto").write_bytes(blob(mean[None]))
@@ -51,7 +51,7 @@ def test_caffenets_file_gives_caffes_outputs(tmp_path, blobs, image, rng):
     np.testing.assert_allclose(ours(weights, image), truth, rtol=0, atol=TOLERANCE * abs(truth).max())
 
 
-def test_a_fine_tuned_alexnet_in_later_layers_gives_caffes_outputs(tmp_path, blobs, image):
+def test_fine_tuned_bvlc_alexnet_gives_caffe_outputs(tmp_path, blobs, image):
     path, mean = tmp_path / "some.caffemodel", (104.0, 117.0, 123.5)
     tuned = {name: pair for name, pair in blobs.items() if name != "fc8"}
     tuned["fc8_flickr"] = tuple(array[:20] for array in blobs["fc8"])
@@ -151,7 +151,7 @@ def test_arrays_are_converted_exactly(write, as_blob):
     ((), "no *mean*.binaryproto in its folder"),
     (("a_mean.binaryproto", "mean_b.binaryproto"), "2 *mean*.binaryproto in its folder"),
 ])
-def test_without_one_mean_file_caffes_published_means_are_taken(write, files, expected):
+def test_published_means_are_used_without_one_mean_file(write, files, expected):
     path = write(tiny_pieces())
     for name in files:
         (path.parent / name).write_bytes(b"")
@@ -175,13 +175,13 @@ def test_a_file_of_layers_without_a_name_loads(write):
 
 
 @pytest.mark.parametrize("values, expected", [([100.0], (100, 100, 100)), ([90.0, 100.0, 110.0], (110, 100, 90))])
-def test_the_mean_values_of_the_file_itself_are_taken(write, values, expected):
+def test_mean_values_of_the_file_are_used(write, values, expected):
     pieces = tiny_pieces()
     pieces[1] = layer("Data", b"data", [], [b"data", b"label"], mean_value=values)
     assert tuple(caffemodel.load(write(pieces)).mean[:, 7, 9]) == expected
 
 
-def test_the_published_file_is_known_by_its_sha1(write, monkeypatch):
+def test_published_file_is_identified_by_sha1(write, monkeypatch):
     content = b"".join(tiny_pieces())
     assert "none of the files that Caffe published" in caffemodel.load(write(content)).origin
     monkeypatch.setitem(caffemodel.PUBLISHED, hashlib.sha1(content).hexdigest(), "bvlc_tiny.caffemodel")
@@ -197,7 +197,7 @@ def test_truncation_is_refused_wherever_it_is(write):
     caffemodel.load(write(content[:needed]))          # the rest is only used for training
 
 
-def test_no_flipped_byte_does_more_than_be_refused_or_change_a_number(write):
+def test_damaged_caffemodels_raise_only_weights_errors(write):
     content, rng = bytearray(b"".join(tiny_pieces())), np.random.default_rng(1)
     for place in [*range(120), *rng.integers(0, len(content), 120)]:
         before, content[place] = content[place], rng.integers(0, 256)
@@ -208,7 +208,7 @@ def test_no_flipped_byte_does_more_than_be_refused_or_change_a_number(write):
         content[place] = before
 
 
-def test_values_that_are_no_numbers_are_refused(write):
+def test_values_that_are_not_finite_are_refused(write):
     for value in (np.nan, np.inf):
         arrays = tiny_arrays()
         arrays["fc3"][0][2, 5] = value
@@ -225,7 +225,7 @@ def test_values_that_are_no_numbers_are_refused(write):
     ((0, 0, 11, 11), b""),
 ])
 @pytest.mark.parametrize("shaped", [False, True])
-def test_a_blob_whose_lengths_are_not_its_values_is_refused(write, dims, data, shaped):
+def test_blob_shape_mismatch_is_refused(write, dims, data, shaped):
     pieces = tiny_pieces()
     made = [blob(None, shaped, dims, data), blob(np.ones(4))]
     pieces[3] = layer("Convolution", b"conv1", [b"data"], [b"c1"], made, kernel_size=11, stride=8)
@@ -267,7 +267,7 @@ def test_what_is_no_caffemodel_is_refused(write, content, expected):
     assert expected in refusal(write(content))
 
 
-def test_a_file_beyond_two_gigabytes_is_refused_unread(tmp_path):
+def test_file_over_two_gigabytes_is_refused_unread(tmp_path):
     path = tmp_path / "some.caffemodel"
     with path.open("wb") as file:
         file.truncate(2**31)                     # sparse: takes no disk
@@ -305,7 +305,7 @@ MISMATCHES = {
 
 @pytest.mark.parametrize("v1", [True, False])
 @pytest.mark.parametrize("change", MISMATCHES, ids=lambda change: f"{change[0]}.{change[1]}")
-def test_each_constant_of_another_value_is_refused_with_it(write, thin, change, v1):
+def test_each_different_constant_is_refused(write, thin, change, v1):
     name, setting, value = change
     pieces = caffe_truth.caffemodel("caffenet", thin, v1, changed={name: {setting: value}})
     assert MISMATCHES[change] in refusal(write(pieces))
@@ -333,7 +333,7 @@ def test_a_network_of_other_layers_is_refused(write, thin):
         assert expected in refusal(write(pieces[:missing] + pieces[missing + 1 :]))
 
 
-def test_the_order_of_pooling_and_normalisation_decides(write, thin):
+def test_order_of_pooling_and_normalisation_identifies_model(write, thin):
     for model in ("caffenet", "bvlc_alexnet"):           # recognised, then refused because the weights are missing
         pieces = caffe_truth.caffemodel(model, thin)
         assert "conv1: its weights must have a shape" in refusal(write(pieces))
@@ -342,12 +342,12 @@ def test_the_order_of_pooling_and_normalisation_decides(write, thin):
         assert model_of(found, "") == model
 
 
-def test_weights_alone_are_known_by_their_nets_name_or_refused(write, thin):
+def test_files_with_only_weights_need_a_known_name(write, thin):
     def pieces(name):
         return [field(1, name), *(field(100, fields({"name": 1, "blobs": 7}, name=layer.encode(), blobs=list(pair)))
                                   for layer, pair in thin.items())]
 
     for name in (b"CaffeNet", b"AlexNet"):
         assert "conv1: its weights must have a shape" in refusal(write(pieces(name)))
-    assert "whether it pools or normalises first" in refusal(write(pieces(b"mine")))
+    assert "the order of pooling and normalisation" in refusal(write(pieces(b"mine")))
     assert "another network than caffenet" in refusal(write(pieces(b"CaffeNet")[:-2]))

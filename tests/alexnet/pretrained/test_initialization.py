@@ -51,7 +51,7 @@ def final(folder):
     return checkpoint_format.load(checkpoint_format.latest(folder))
 
 
-def test_frozen_layers_keep_every_bit_and_have_no_velocity(tuned, weights):
+def test_frozen_layers_are_unchanged_without_velocity(tuned, weights):
     before, (after, metadata) = checkpoint_format.load(weights)[0], final(tuned)
     for name in ("conv1.W", "conv1.b", "conv2.W", "conv2.b"):
         np.testing.assert_array_equal(after[name], before[name], err_msg=name)
@@ -62,7 +62,7 @@ def test_frozen_layers_keep_every_bit_and_have_no_velocity(tuned, weights):
     assert (metadata["classes"], metadata["resize"]) == (5, "squash")
 
 
-def test_the_log_says_what_is_new_frozen_and_faster(tuned, weights):
+def test_log_lists_layer_settings(tuned, weights):
     line = (
         f"starting from tiny of {weights}: fc4 is new (3 classes there, 5 here); conv1, conv2 do not change; "
         "fc4 learns 10 × as fast; fc3 learns 0.5 × as fast\n"
@@ -70,7 +70,7 @@ def test_the_log_says_what_is_new_frozen_and_faster(tuned, weights):
     assert line in (tuned / "log.txt").read_text()
 
 
-def test_the_mean_of_the_weights_is_subtracted_and_saved(tuned, data, weights, tmp_path):
+def test_mean_of_weights_is_subtracted_and_saved(tuned, data, weights, tmp_path):
     """The result equals that on a data set with this mean, whether the graph or the loader subtracts it."""
     np.testing.assert_array_equal(final(tuned)[0]["mean"], MEAN)
     alike = shutil.copytree(data, tmp_path / "alike")
@@ -86,7 +86,7 @@ def test_the_mean_of_the_weights_is_subtracted_and_saved(tuned, data, weights, t
             np.testing.assert_array_equal(array, arrays[name], err_msg=name)
 
 
-def test_a_fine_tuning_run_resumes_to_the_bit_without_its_weights(data, tuned, tmp_path):
+def test_fine_tuning_resume_is_bit_exact_without_weights(data, tuned, tmp_path):
     folder = shutil.copytree(tuned, tmp_path / "run")
     for path in checkpoint_format.snapshots(folder):
         if path != checkpoint_format.snapshot_path(folder, 4):
@@ -99,14 +99,14 @@ def test_a_fine_tuning_run_resumes_to_the_bit_without_its_weights(data, tuned, t
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
-def test_other_frozen_layers_than_the_checkpoints_are_refused(data, tuned, tmp_path):
+def test_resume_refuses_other_frozen_layers(data, tuned, tmp_path):
     folder = shutil.copytree(tuned, tmp_path / "run")
     sentence = r"saved with frozen_layers conv1, conv2, this run has conv1; weights=.* would restart from it"
     with pytest.raises(CheckpointError, match=sentence):
         tiny.run(data, tmp_path, resume_train=folder, **TUNED | {"frozen_layers": "conv1"})
 
 
-def test_all_but_the_new_layers_begin_with_the_weights(data, weights, tmp_path):
+def test_only_new_layers_are_not_loaded(data, weights, tmp_path):
     config = tiny.settings(data, tmp_path, weights=weights, n_iterations=1)
     start = find_start(config, open_dataset(data))
     assert {"fc4.W", "fc4.b"} & start.arrays.keys() == set() and "fc3.W" in start.arrays
@@ -125,7 +125,7 @@ def test_all_but_the_new_layers_begin_with_the_weights(data, weights, tmp_path):
         (NAMES, None, False),
     ],
 )
-def test_the_last_layer_is_new_where_as_many_classes_are_others(theirs, ours, new, tmp_path):
+def test_last_layer_is_new_if_classes_differ(theirs, ours, new, tmp_path):
     data = tiny.make_data(tmp_path / "set")
     save(weights_of(class_names=theirs), tmp_path / "w.safetensors")
     config = tiny.settings(data, tmp_path, weights=tmp_path / "w.safetensors")
@@ -134,7 +134,7 @@ def test_the_last_layer_is_new_where_as_many_classes_are_others(theirs, ours, ne
     assert ("fc4 is new (3 other classes)" in start.describe(None)) == new
 
 
-def test_images_that_were_resized_otherwise_are_warned_of(data, tmp_path):
+def test_different_resizing_gives_a_warning(data, tmp_path):
     save(weights_of(resize="crop"), tmp_path / "w.safetensors")
     start = find_start(tiny.settings(data, tmp_path, weights=tmp_path / "w.safetensors"), open_dataset(data))
     (warning,) = start.warnings
@@ -145,24 +145,24 @@ def test_images_that_were_resized_otherwise_are_warned_of(data, tmp_path):
     ("changes", "sentence"),
     [
         ({"weights": "/nowhere"}, "weights: there are no weights /nowhere"),
-        ({"model": "alexnet"}, "holds a network tiny, this run has model=alexnet; say model=tiny"),
+        ({"model": "alexnet"}, "holds a network tiny, this run has model=alexnet; set model=tiny"),
         ({"new_layers": "fc5"}, "new_layers: there is no layer 'fc5'; there are conv1, conv2, fc3, fc4"),
         ({"layer_rates": "fc5:3"}, "layer_rates: there is no layer 'fc5'; there are conv1, conv2, fc3, fc4"),
         ({"frozen_layers": "lrn1"}, "frozen_layers: there is no layer 'lrn1'; there are conv1, conv2, fc3, fc4"),
         ({"frozen_layers": "conv1,conv2,fc3,fc4"}, "frozen_layers must leave a layer to learn, got all: conv1,"),
-        ({"frozen_layers": "fc4"}, "frozen_layers: fc4 begins with new weights, so it has to learn"),
-        ({"new_layers": "none"}, "has 5; so it has to be new: new_layers=fc4"),
-        ({"new_layers": "fc3"}, "has 5; so it has to be new: new_layers=fc3,fc4"),
+        ({"frozen_layers": "fc4"}, "frozen_layers: fc4 starts with new weights, so it must be trainable"),
+        ({"new_layers": "none"}, "has 5; so set new_layers=fc4"),
+        ({"new_layers": "fc3"}, "has 5; so set new_layers=fc3,fc4"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(changes, sentence, data, weights, tmp_path):
+def test_invalid_settings_fail_before_anything_is_written(changes, sentence, data, weights, tmp_path):
     with pytest.raises(ConfigError) as caught:
         tiny.run(data, tmp_path, **{"weights": weights} | changes)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_data_set_knows_how_its_images_were_resized(data):
+def test_data_set_resize_is_read_from_manifest(data):
     assert open_dataset(data).resize == "squash"                 # upstream's folders have no manifest
     assert resize_of(data, {"settings": {"resize": "crop"}}) == "crop"
     with pytest.raises(DataError, match="has resize 'stretch'; must be squash or crop"):

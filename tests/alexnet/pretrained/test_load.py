@@ -26,7 +26,7 @@ def refused(path, sentence):
     (b"PK\x05\x06", "upstream"), (b"\x08\x03\x12\x07pytorch", "onnx"), (b"\x0a\x07AlexNet", "caffe"),
     (b"\xa2\x06\x10", "caffe"),
 ])
-def test_a_file_is_told_by_its_first_bytes_whatever_its_name(tmp_path, begins, kind):
+def test_file_format_is_detected_from_first_bytes(tmp_path, begins, kind):
     (tmp_path / "weights.txt").write_bytes(begins)
     assert pretrained.format_of(tmp_path / "weights.txt") == kind
 
@@ -36,7 +36,7 @@ def test_a_file_is_told_by_its_first_bytes_whatever_its_name(tmp_path, begins, k
     (["weights/W0_1_5.npy", "misc/img_mean.npy"], "upstream"), (["run/checkpoint_00000007.safetensors"], "native"),
     (["W_0_65.npy", "older/W_0_60.npy"], "upstream"),
 ])
-def test_a_folder_is_told_by_its_files_or_those_of_the_one_folder_in_it(tmp_path, names, kind):
+def test_folder_format_is_detected_from_file_names(tmp_path, names, kind):
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
@@ -86,7 +86,7 @@ def test_files_of_other_things_are_refused(tmp_path, what):
     refused(tmp_path / "weights", sentence)
 
 
-def test_what_is_not_there_or_no_file_is_refused(tmp_path):
+def test_missing_and_special_files_are_refused(tmp_path):
     refused(tmp_path / "weights", "there are no weights")
     refused("~nobody-of-this-name/weights", "there are no weights ~nobody")
     os.mkfifo(tmp_path / "pipe")                 # reading it would block forever
@@ -94,7 +94,7 @@ def test_what_is_not_there_or_no_file_is_refused(tmp_path):
     refused("/dev/zero", "is neither a file nor a folder")
 
 
-def test_bytes_of_chance_are_refused(tmp_path):
+def test_random_bytes_are_refused(tmp_path):
     rng, path = np.random.default_rng(0), tmp_path / "weights"
     heads = (b"", b"PK\x03\x04", b"\x08\x03", b"\x0a\x04", b"\x40\0\0\0\0\0\0\0{")
     for turn in range(100):
@@ -102,7 +102,7 @@ def test_bytes_of_chance_are_refused(tmp_path):
         refused(path, "weights")
 
 
-def test_choices_about_theano_alexnets_sets_are_refused_for_others(narrow, tmp_path):
+def test_upstream_options_are_refused_for_other_formats(narrow, tmp_path):
     pretrained.save(weights_of_narrow(), tmp_path / "w.safetensors")
     for choice in ({"unflipped": True}, {"epoch": 0}):
         with pytest.raises(WeightsError, match="are choices about theano_alexnet's sets, and .* is none"):
@@ -110,14 +110,14 @@ def test_choices_about_theano_alexnets_sets_are_refused_for_others(narrow, tmp_p
 
 
 @pytest.mark.parametrize("kind, name", [(native, "w.safetensors"), (upstream, "w.zip"), (upstream, "w")])
-def test_a_thousand_classes_without_names_are_imagenets(narrow, tmp_path, kind, name):
+def test_1000_unnamed_classes_get_imagenet_names(narrow, tmp_path, kind, name):
     kind.save(weights_of_narrow(1000), tmp_path / name)
     weights = pretrained.load(tmp_path / name)
     assert weights.class_names == pretrained.imagenet_names()
     assert weights.origin.endswith("; its 1000 classes are taken for ILSVRC2012's")
 
 
-def test_imagenet_has_1000_names_in_the_order_of_their_wnids():
+def test_imagenet_names_are_sorted_by_wnid():
     names = pretrained.imagenet_names()
     assert (len(names), names[0], names[-1]) == (
         1000, "n01440764 tench, Tinca tinca", "n15075141 toilet tissue, toilet paper, bathroom tissue",
@@ -125,7 +125,7 @@ def test_imagenet_has_1000_names_in_the_order_of_their_wnids():
     assert list(names) == sorted(names)
 
 
-def test_saving_replaces_nothing_but_an_empty_folder(narrow, tmp_path):
+def test_saving_replaces_only_an_empty_folder(narrow, tmp_path):
     weights = weights_of_narrow()
     for name in ("w.safetensors", "w.zip", "w"):
         pretrained.save(weights, tmp_path / name)
@@ -137,11 +137,11 @@ def test_saving_replaces_nothing_but_an_empty_folder(narrow, tmp_path):
     pretrained.save(weights, tmp_path / "empty")
 
 
-def test_what_is_no_network_of_ours_is_not_saved(narrow, tmp_path):
+def test_invalid_weights_are_not_saved(narrow, tmp_path):
     weights = weights_of_narrow()
     doubles = weights._replace(arrays=weights.arrays | {"fc6.b": np.zeros(12)})
     for name in ("w.safetensors", "w.zip"):
-        with pytest.raises(WeightsError, match=r"what is to be saved: fc6\.b must be float32, got float64"):
+        with pytest.raises(WeightsError, match=r"the weights to be saved: fc6\.b must be float32, got float64"):
             pretrained.save(doubles, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 

@@ -67,7 +67,7 @@ def refusal(path):
 
 
 @pytest.mark.parametrize("model", ["alexnet", "caffenet", "bvlc_alexnet"])
-def test_onnxruntime_computes_what_our_network_does_and_the_file_loads_back_to_the_bit(tmp_path, rng, model):
+def test_onnxruntime_gives_our_outputs_and_reload_is_bit_exact(tmp_path, rng, model):
     path, weights = tmp_path / "net.onnx", weights_of(model)
     pretrained.save(weights, path)
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
@@ -84,7 +84,7 @@ def test_onnxruntime_computes_what_our_network_does_and_the_file_loads_back_to_t
     np.testing.assert_allclose(probabilities, powers / powers.sum(axis=1, keepdims=True), atol=TOLERANCE)
 
 
-def test_an_export_is_whole_and_says_what_it_is(exported):
+def test_export_is_valid_and_has_metadata(exported):
     weights, path = exported
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
@@ -99,13 +99,13 @@ def test_an_export_is_whole_and_says_what_it_is(exported):
     assert json.loads(said["class_names"]) == list(weights.class_names)
 
 
-def test_weights_without_class_names_load_back_without(tmp_path):
+def test_missing_class_names_stay_missing(tmp_path):
     weights = weights_of("tiny")._replace(class_names=None)
     pretrained.save(weights, tmp_path / "net.onnx")
     assert pretrained.load(tmp_path / "net.onnx").class_names is None
 
 
-def test_no_cut_and_no_flipped_bit_gives_other_weights(exported, tmp_path):
+def test_damaged_export_never_gives_other_weights(exported, tmp_path):
     weights, source = exported
     content, path, rng = bytearray(source.read_bytes()), tmp_path / "net.onnx", np.random.default_rng(0)
     for cut in [1, 10, *rng.integers(0, len(content), 20), len(content) - 1]:
@@ -150,7 +150,7 @@ def classes_renamed(model):
     (graph_changed, "graph was changed"), (array_changed, "its tensors are not"), (array_lost, "its tensors are not"),
     (classes_renamed, "its metadata are not"),
 ])
-def test_an_export_that_was_changed_is_refused(exported, change, expected):
+def test_changed_export_is_refused(exported, change, expected):
     assert expected in refusal(changed(exported[1], change))
 
 
@@ -192,7 +192,7 @@ def test_a_layer_without_a_form_in_onnx_is_named(tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
-def test_without_the_package_a_sentence_says_how_to_install_it(exported, tmp_path, monkeypatch):
+def test_missing_onnx_package_error_explains_installation(exported, tmp_path, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else find_spec(name))
     for act in (lambda: pretrained.load(exported[1]), lambda: pretrained.save(exported[0], tmp_path / "net.onnx")):
@@ -316,7 +316,7 @@ def as_floats(array, name):
 
 
 @pytest.mark.parametrize("model", ORDERS)
-def test_the_model_zoos_networks_give_what_onnxruntime_makes_of_them(write, rng, narrow, pairs, model):
+def test_zoo_networks_match_onnxruntime(write, rng, narrow, pairs, model):
     path = write(zoo_model(zoo_nodes(ORDERS[model]), pairs))
     weights = pretrained.load(path)
     assert (weights.model, weights.class_names) == (model, pretrained.imagenet_names())
@@ -330,7 +330,7 @@ def test_the_model_zoos_networks_give_what_onnxruntime_makes_of_them(write, rng,
     np.testing.assert_allclose(ours, theirs[0], rtol=0, atol=TOLERANCE * theirs.max())
 
 
-def test_older_and_other_ways_to_write_the_same_network_load_alike(write, narrow, pairs):
+def test_equivalent_zoo_graphs_load_alike(write, narrow, pairs):
     expected = pretrained.load(write(zoo_model(zoo_nodes(), pairs))).arrays
     older = zoo_model(zoo_nodes(OC2_DUMMY_0={"shape": [1, -1]}, fc6_1={"broadcast": 1}), pairs, as_floats, opset=3)
     turned = pairs | {"fc7": (pairs["fc7"][0].T, pairs["fc7"][1])}
@@ -341,7 +341,7 @@ def test_older_and_other_ways_to_write_the_same_network_load_alike(write, narrow
         assert all((arrays[name] == expected[name]).all() for name in expected)
 
 
-def test_a_mean_file_beside_it_is_taken(write, narrow, pairs):
+def test_mean_file_in_the_folder_is_used(write, narrow, pairs):
     path = write(zoo_model(zoo_nodes(), pairs))
     mean = np.random.default_rng(0).uniform(0, 255, (3, 256, 256)).astype("float32")
     (path.parent / "imagenet_mean.binaryproto").write_bytes(caffe_truth.blob(mean))
@@ -366,7 +366,7 @@ MISMATCHES = {
 
 
 @pytest.mark.parametrize("change", MISMATCHES, ids=lambda change: f"{change[0]}.{change[1]}={change[2]}")
-def test_each_constant_of_another_value_is_refused_with_it(write, narrow, pairs, change):
+def test_each_different_constant_is_refused(write, narrow, pairs, change):
     name, attribute, value = change
     path = write(zoo_model(zoo_nodes(**{name: {attribute: value}}), pairs))
     assert MISMATCHES[change] in refusal(path)
@@ -496,7 +496,7 @@ def test_other_graphs_are_refused(write, narrow, pairs, change):
     assert REFUSALS[change] in refusal(write(graph_with(change)(pairs)))
 
 
-def test_torchvisions_network_is_refused_as_another_one(write, narrow, pairs):
+def test_torchvision_network_is_refused(write, narrow, pairs):
     assert "torchvision's AlexNet is another network" in refusal(write(torchvisions(pairs)))
 
 
@@ -512,7 +512,7 @@ def test_what_is_no_onnx_file_is_refused(tmp_path, content, expected):
     assert expected in refusal(tmp_path / "some.onnx")
 
 
-def test_no_cut_and_no_flipped_byte_of_a_zoos_file_does_more_than_be_refused_or_change_a_number(write, narrow, pairs):
+def test_damaged_zoo_files_raise_only_weights_errors(write, narrow, pairs):
     path, rng = write(zoo_model(zoo_nodes(), pairs)), np.random.default_rng(2)
     content = bytearray(path.read_bytes())
     for cut in rng.integers(1, len(content) - 2000, 25):
