@@ -23,7 +23,8 @@ from preprocess.batches import Settings, make_batches
 from preprocess.figures import FIGURES, draw
 from preprocess.workers import results
 
-TRAIN, VALIDATION = 2000, 400                    # images
+TRAIN = 2000                                     # images
+VALIDATION = 400
 BATCH = 200                                      # images in a batch file: the same number of each class
 CHUNK = 40                                       # images drawn in one job
 SIDES = (240, 300)                               # minimum and maximum of width and height, in pixels

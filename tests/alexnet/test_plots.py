@@ -426,7 +426,7 @@ def test_damaged_record_is_refused_with_its_line(tmp_path, line):
         plots.learning_curves(tmp_path)
 
 
-def test_pushes_show_staleness_and_waiting_times(tmp_path, drawn):
+def test_plot_of_pushes_matches_the_records(tmp_path, drawn):
     record(tmp_path)
     with RunRecorder(tmp_path, stream=io.StringIO()) as recorder:
         for version, (client, staleness, waiting) in enumerate([(1, 0, 2.0), (2, 1, 4.0), (1, 1, 6.0), (2, 4, 8.0)], 1):

@@ -394,7 +394,7 @@ def test_each_half_is_evaluated(data, network, half, expected):
     (["--data", "{tree}"], "class folder .*data holds no JPEG or PNG file"),
     (["--data", "{tree}/val/n90000000"], "ILSVRC2012_validation_ground_truth.txt is not near it"),
     (["--data", "{data}", "--json", "{data}/nowhere/a.json"], "a.json cannot be written: there is no folder "),
-    (["--data", "{data}", "--confusion", "{data}"], "is a folder; the results need the name of a file"),
+    (["--data", "{data}", "--confusion", "{data}"], "is a folder; pass the name of a file"),
     (["--data", "{data}", "--threads", "0"], "the number of threads must be at least 1, got 0"),
     (["--data", "{data}", "--weights", "{data}/x"], "there are no weights"),
 ])
