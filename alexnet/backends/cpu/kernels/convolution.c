@@ -268,16 +268,19 @@ ALWAYS_INLINE void sum_tile(const int rows, const float *images, const long *ima
         for (int r = 0; r < rows; r++)
             add_product(sum[r], filters[r * o_stride], x);
     }
-    if (!target.first)
-        add_stored(rows, sum, target.partial, BLOCK);
     if (!target.last) {
-        store_tile(rows, target.partial, BLOCK, sum);
+        store_tile(rows, target.partial, BLOCK, target.first, sum);
         return;
     }
     UNROLL
-    for (int r = 0; r < rows; r++)
+    for (int r = 0; r < rows; r++) {
+        UNROLL
+        for (int v = 0; v < VECTORS; v++)
+            if (!target.first)
+                sum[r][v] += load(target.partial + r * BLOCK + v * LANES);
         if (r < target.channels)
             store_images(sum[r], target.out + r * target.out_stride, target.images);
+    }
 }
 
 NEVER_INLINE void large_tile(const float *images, const long *image_offset, long n, const float *filters, Target target)

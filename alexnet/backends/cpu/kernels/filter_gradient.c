@@ -176,13 +176,11 @@ NEVER_INLINE void add_tile(const float *const x[GRADIENT_ROWS], const float *pan
     }
     if (target.rows < GRADIENT_ROWS || target.channels < BLOCK) {
         float copy[GRADIENT_ROWS * BLOCK];
-        store_tile(GRADIENT_ROWS, copy, BLOCK, sum);
+        store_tile(GRADIENT_ROWS, copy, BLOCK, 1, sum);
         add_to_edge(copy, target);
         return;
     }
-    if (!target.first)
-        add_stored(GRADIENT_ROWS, sum, target.dw, target.stride);
-    store_tile(GRADIENT_ROWS, target.dw, target.stride, sum);
+    store_tile(GRADIENT_ROWS, target.dw, target.stride, target.first, sum);
 }
 
 typedef struct { long group, tile, tile_end, panel, panel_end; } Task;

@@ -44,21 +44,18 @@ ALWAYS_INLINE void store_row(float *to, const vector sum[VECTORS])
         store(to + v * LANES, sum[v]);
 }
 
-/* Add to a tile the sums in memory, whose rows are `stride` floats apart. */
-ALWAYS_INLINE void add_stored(const int rows, vector sum[][VECTORS], const float *stored, long stride)
+/* Store a tile if it is the first, otherwise add it to the sums in memory, whose rows are `stride` floats apart.  One
+ * loop that adds all vectors and another that stores them made the filter gradient up to 15 % slower with GCC 12. */
+ALWAYS_INLINE void store_tile(const int rows, float *to, long stride, int first, vector sum[][VECTORS])
 {
     UNROLL
     for (int r = 0; r < rows; r++)
         UNROLL
-        for (int v = 0; v < VECTORS; v++)
-            sum[r][v] += load(stored + r * stride + v * LANES);
-}
-
-ALWAYS_INLINE void store_tile(const int rows, float *to, long stride, vector sum[][VECTORS])
-{
-    UNROLL
-    for (int r = 0; r < rows; r++)
-        store_row(to + r * stride, sum[r]);
+        for (int v = 0; v < VECTORS; v++) {
+            if (!first)
+                sum[r][v] += load(to + r * stride + v * LANES);
+            store(to + r * stride + v * LANES, sum[r][v]);
+        }
 }
 
 #endif

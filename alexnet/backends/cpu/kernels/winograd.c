@@ -169,7 +169,7 @@ NEVER_INLINE void multiply_tile(const float *data, const float *filters, long c,
         for (int r = 0; r < FORWARD_ROWS; r++)
             add_product(sum[r], filters[r], x);
     }
-    store_tile(FORWARD_ROWS, products, stride, sum);
+    store_tile(FORWARD_ROWS, products, stride, 1, sum);
 }
 
 /* Prefetch part of what the next tiles use: data of the next position, and the next products. */

@@ -198,9 +198,7 @@ NEVER_INLINE void multiply_tile(const Plan *plan, const float *data, const float
                 add_product(sum[r], x[r * BLOCK], g);
         }
     }
-    if (!first)
-        add_stored(GRADIENT_ROWS, sum, sums, BLOCK);
-    store_tile(GRADIENT_ROWS, sums, BLOCK, sum);
+    store_tile(GRADIENT_ROWS, sums, BLOCK, first, sum);
 }
 
 /* The positions from `start` to `end`, with their points and sums; the first chunk of a split overwrites the sums. */

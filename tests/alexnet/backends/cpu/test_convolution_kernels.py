@@ -197,7 +197,7 @@ def test_winograd_equals_plain_sum(isa, kernel, layer):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_winograd_equals_plain_sum_for_every_pad_group_and_batch(kernel):
+def test_winograd_equals_plain_sum_for_pads_groups_batches(kernel):
     for size, pad, groups, batch in product((3, 5), (0, 1, 2), (1, 3), (1, 15, 16, 17, 33)):
         layer = Layer(2 * groups, 6, 9, 5 * groups, size, size, 1, pad, groups, batch)
         arrays = random_arrays(layer)
@@ -226,7 +226,7 @@ def test_winograd_is_chosen_where_it_pays(layer, pays):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_kernel_equals_plain_sum_for_every_stride_pad_group_and_batch(kernel):
+def test_kernel_equals_plain_sum_for_strides_pads_groups_batches(kernel):
     for stride, pad, groups, batch in product((1, 2, 3, 4), (0, 1, 2, 3), (1, 2, 3), (1, 3, 16, 17, 33)):
         layer = Layer(2 * groups, 5, 6, 5 * groups, 3, 2, stride, pad, groups, batch)
         arrays = random_arrays(layer)
@@ -263,7 +263,7 @@ def test_number_of_threads_changes_no_bit_of_winograd(set_threads, kernel, layer
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_bad_number_reaches_at_least_all_it_enters_by_winograd(kernel, bad):
+def test_winograd_propagates_nan_and_infinity(kernel, bad):
     layer = Layer(5, 6, 5, 7, 3, 3, 1, 1, 1, 19)
     for name, position in [("x", (1, 2, 3, 18)), ("w", (4, 1, 0, 6)), ("g", (6, 2, 1, 18))]:
         arrays = dict(zip("xwg", random_arrays(layer), strict=True))
@@ -271,12 +271,12 @@ def test_bad_number_reaches_at_least_all_it_enters_by_winograd(kernel, bad):
         result, expected = run(kernel, layer, *arrays.values(), winograd=True), truth(kernel, layer, *arrays.values())
         assert not np.isfinite(result[~np.isfinite(expected)]).any(), name
         if kernel != "filter_gradient" and name != "w":
-            assert np.isfinite(result[..., :18]).all(), "other images are left alone"
+            assert np.isfinite(result[..., :18]).all(), "other images must not change"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_bad_number_reaches_all_it_enters_and_nothing_else(isa, kernel, bad):
+def test_kernel_propagates_nan_and_infinity_exactly(isa, kernel, bad):
     layer = Layer(5, 5, 6, 7, 3, 3, 1, 0, 1, 19)
     for name, position in [("x", (1, 2, 3, 18)), ("w", (4, 1, 0, 6)), ("g", (6, 2, 1, 18))]:
         arrays = dict(zip("xwg", random_arrays(layer), strict=True))
@@ -298,7 +298,7 @@ def test_infinite_filter_or_gradient_makes_nan_of_padding(kernel):
     assert np.isnan(run(kernel, layer, x, w, g)).any()
 
 
-def test_wrong_shapes_and_types_are_refused_in_a_sentence():
+def test_wrong_shapes_and_types_are_rejected():
     layer = Layer(4, 5, 5, 6, 3, 3, 1, 1, 2, 3)
     x, w, g = random_arrays(layer)
     with pytest.raises(ValueError, match="float64"):
