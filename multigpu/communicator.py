@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from multiprocessing import connection
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -25,6 +26,8 @@ if TYPE_CHECKING:                                # the launcher imports this mod
     from alexnet.training.timing import Lap
     from multigpu.device.base import Device
     from multigpu.mpi.communicator import MPI
+
+MAX_MESSAGE = 1 << 16                            # bytes that a pipe holds until they are read
 
 # settings that may differ between workers
 OWN = {"rank", "device", "devices", "threads", "isa", "run_name", "resume_train", "print_freq"}
@@ -200,10 +203,21 @@ class PipeCommunicator(Communicator):
         self._names = {other: f"worker {other}" for other in pipes}
 
     def send_all(self, message: Message) -> None:
-        """Send a message to every peer; raises PeerDied."""
+        """Send a message to every peer.
+
+        Raises:
+            PeerDied: a peer has exited.
+            ValueError: the message is too long for the pipes, so that two workers would wait for each other.
+        """
+        pickled = ForkingPickler.dumps(message)
+        if len(pickled) > MAX_MESSAGE:
+            raise ValueError(
+                f"a message has at most {MAX_MESSAGE} bytes, got {type(message).__name__} with {len(pickled)}; "
+                "an exchange strategy moves arrays"
+            )
         for other, pipe in self._pipes.items():
             try:
-                pipe.send(message)
+                pipe.send_bytes(pickled)
             except ConnectionError as error:
                 raise self._peer_died(other) from error
 

@@ -47,7 +47,7 @@ def trained(folder, name, *settings):
 
 def test_examples_are_complete_and_short():
     assert EXAMPLES.keys() == {
-        "small_net.py", "clip_op.py", "sign_sgd.py", "by_message.py", "local_sgd.py",
+        "small_net.py", "clip_op.py", "sign_sgd.py", "by_first.py", "local_sgd.py",
     }
     for name, code in EXAMPLES.items():
         assert len([line for line in code.splitlines() if line.strip()]) <= 40, name
@@ -73,7 +73,7 @@ def test_update_rule_trains(folder):
 
 
 def test_strategy_trains(folder):
-    settings = MODEL, "devices=cpu,cpu", "exchange=by_message:ByMessage"
+    settings = MODEL, "devices=cpu,cpu", "exchange=by_first:ByFirst"
     assert "all epochs are done" in trained(folder, "strategy", *settings)
 
 

@@ -4,6 +4,8 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from multigpu.communicator import Done, PipeCommunicator, Totals, total
 from multigpu.launch.process import pipes_between
 
@@ -31,6 +33,12 @@ def test_pipe_communicator_is_on_one_host():
     comm = PipeCommunicator(1, pipes_between(range(3))[1])
     assert (comm.rank, comm.size, comm.local_rank, comm.local_size) == (1, 3, 1, 3)
     assert (comm.over_mpi, comm.on_one_host, comm.hosts) == (False, True, [socket.gethostname()] * 3)
+
+
+def test_message_that_does_not_fit_into_a_pipe_is_refused():
+    comm = PipeCommunicator(0, pipes_between(range(2))[0])
+    with pytest.raises(ValueError, match="a message has at most 65536 bytes, got Totals with 9"):
+        comm.allgather(Totals(1, tuple(float(value) for value in range(10_000)), False))
 
 
 def test_watch_names_the_dead_peer_despite_unread_messages():
