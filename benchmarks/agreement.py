@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy as torch_cross_entropy
 
 from alexnet import ops
 from alexnet.backends import mode_of
-from alexnet.models import AlexNet
+from alexnet.models.alexnet import AlexNet
 from alexnet.training import objectives
 from benchmarks.harness import report
 from benchmarks.harness.torch_alexnet import from_c01b, load_weights, torch_alexnet

@@ -62,7 +62,7 @@ class Plan(NamedTuple):
 def make_all(folder, images):
     """Create the weights, the data set, a folder of JPEGs and a single photograph in a folder."""
     from alexnet import pretrained
-    from alexnet.models import AlexNet
+    from alexnet.models.alexnet import AlexNet
 
     rng = np.random.default_rng(0)
     arrays = {p.name: p.variable.get_value(borrow=True) for p in AlexNet(rng).parameters}

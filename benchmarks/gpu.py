@@ -51,7 +51,7 @@ def our_steps(precision, device, batch, steps):
     import jax
 
     from alexnet.data.augment import centre_crop
-    from alexnet.models import AlexNet
+    from alexnet.models.alexnet import AlexNet
     from alexnet.training.network import Network
     from alexnet.training.updates import momentum_sgd
 

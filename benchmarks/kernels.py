@@ -27,7 +27,7 @@ import numpy as np
 from alexnet.backends.cpu import allocator
 from alexnet.backends.cpu.kernels import convolution
 from alexnet.data.dataset import centre_crop
-from alexnet.models import AlexNet
+from alexnet.models.alexnet import AlexNet
 from alexnet.native import compiler
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd

@@ -30,7 +30,7 @@ from alexnet.backends.cpu.kernels import crop
 from alexnet.data import batch_file
 from alexnet.data.augment import crop_stream, draw_crop
 from alexnet.data.dataset import BatchReader, Request, Segment
-from alexnet.models import AlexNet
+from alexnet.models.alexnet import AlexNet
 from alexnet.native import compiler
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd

@@ -46,7 +46,7 @@ AVX2 = {"ALEXNET_ISA": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 def our_steps(batch):
     """Return (train step, validation step) of this project. Each is compiled in its first run."""
     from alexnet.data.dataset import centre_crop
-    from alexnet.models import AlexNet
+    from alexnet.models.alexnet import AlexNet
     from alexnet.training.network import Network
     from alexnet.training.updates import momentum_sgd
 

@@ -6,7 +6,7 @@
 import numpy as np
 
 from alexnet.data.augment import centre_crop, crop_stream, draw_crop
-from alexnet.models import AlexNet
+from alexnet.models.alexnet import AlexNet
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
 

@@ -59,8 +59,8 @@ HOMES = {
     "pycuda": ("multigpu/device/cuda.py",),
     "mpi4py": ("multigpu/mpi",),
     "nccl": ("multigpu/exchange/nccl.py",),
-    # From the standard library: the C compiler, processes, and modules that must not be used.
-    "subprocess": ("alexnet/native",),
+    # From the standard library: the C compiler, the job monitor, processes, and modules that must not be used.
+    "subprocess": ("alexnet/native", "multigpu/mpi"),
     "multiprocessing": ("multigpu", "preprocess/workers.py"),
     "pickle": (),
 }

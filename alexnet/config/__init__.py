@@ -1,8 +1,7 @@
 """Settings: what they are (schema, fields), where they come from (load, yaml_text), and named choices (registry)."""
 
-from alexnet.config.errors import ConfigError, check_known
 from alexnet.config.load import load_config, read_settings
-from alexnet.config.registry import Registry
+from alexnet.config.registry import ConfigError, Registry, check_known
 from alexnet.config.schema import DEFAULTS, Config, Section, check_sections, dump
 
 __all__ = [

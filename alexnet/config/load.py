@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from alexnet.config.errors import ConfigError, check_known
-from alexnet.config.registry import import_attribute
+from alexnet.config.registry import ConfigError, check_known, import_attribute
 from alexnet.config.schema import DEFAULTS, Config, build_config, sections
 from alexnet.config.yaml_text import as_yaml, parse
 

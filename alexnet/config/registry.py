@@ -4,14 +4,31 @@ An implementation registers itself with a decorator where it is defined. It is f
 the registry, has been imported, or is named in the setting: `rule=my_package.my_module:MyRule`.
 """
 
+import difflib
 import pkgutil
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from importlib import import_module
 from typing import Any, TypeVar
 
-from alexnet.config.errors import ConfigError, check_known
-
 T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """An invalid setting. The message is one sentence with the value and a valid alternative."""
+
+
+def check_known(name: str, known: Iterable[str], problem: str, otherwise: str | None = None) -> None:
+    """Raise ConfigError unless `name` is in `known`.
+
+    Args:
+        problem: start of the message, for example "model: there is no network".
+        otherwise: end of the message if no known name is similar; None lists all known names.
+    """
+    names = tuple(known)
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+        hint = f"did you mean {close[0]}?" if close else otherwise or f"there are {', '.join(names)}"
+        raise ConfigError(f"{problem} {name!r}; {hint}")
 
 
 class Registry(MutableMapping[str, T]):

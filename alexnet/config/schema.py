@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from alexnet.config.errors import ConfigError
 from alexnet.config.fields import (
     Amount,
     Count,
@@ -26,6 +25,7 @@ from alexnet.config.fields import (
     Share,
     Text,
 )
+from alexnet.config.registry import ConfigError
 from alexnet.config.yaml_text import as_yaml
 
 HOME = Path(__file__).resolve().parents[1]

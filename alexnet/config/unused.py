@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Protocol
 
-from alexnet.config.errors import ConfigError
 from alexnet.config.load import read_settings
+from alexnet.config.registry import ConfigError
 from alexnet.config.schema import DEFAULTS, Config, Section
 from alexnet.config.yaml_text import as_yaml
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from alexnet.config.errors import ConfigError
+from alexnet.config.registry import ConfigError
 
 FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
 

@@ -3,20 +3,8 @@
 from functools import partial
 
 from alexnet.models.base import MODELS, Model
-from alexnet.nn import (
-    LRN,
-    AveragePool,
-    Conv,
-    Dense,
-    Dropout,
-    Flatten,
-    Inception,
-    InceptionClassifier,
-    Layer,
-    MaxPool,
-    Rng,
-    xavier,
-)
+from alexnet.nn import LRN, AveragePool, Conv, Dense, Dropout, Flatten, Layer, MaxPool, Rng, xavier
+from alexnet.nn.inception import Inception, InceptionClassifier
 
 
 @MODELS.register("googlenet")

@@ -5,15 +5,12 @@ column, batch); the features of dense layers are (feature, batch). There is no m
 """
 
 from alexnet.nn.containers import Auxiliary, Named, Sequential
-from alexnet.nn.graph import Chain, Step
-from alexnet.nn.inception import Inception, InceptionClassifier
-from alexnet.nn.initialisers import Background, Rng, Std, weights_and_biases, xavier
-from alexnet.nn.layer import Layer, LayerSummary, Noise
+from alexnet.nn.layer import Chain, Layer, LayerSummary, Noise, Step
 from alexnet.nn.layers import LRN, AveragePool, Conv, Dense, Dropout, Flatten, MaxPool, relu
-from alexnet.nn.parameter import Parameter
+from alexnet.nn.parameter import Background, Parameter, Rng, Std, weights_and_biases, xavier
 
 __all__ = [
-    "LRN", "Auxiliary", "AveragePool", "Background", "Chain", "Conv", "Dense", "Dropout", "Flatten", "Inception",
-    "InceptionClassifier", "Layer", "LayerSummary", "MaxPool", "Named", "Noise", "Parameter", "Rng", "Sequential",
-    "Std", "Step", "relu", "weights_and_biases", "xavier",
+    "LRN", "Auxiliary", "AveragePool", "Background", "Chain", "Conv", "Dense", "Dropout", "Flatten", "Layer",
+    "LayerSummary", "MaxPool", "Named", "Noise", "Parameter", "Rng", "Sequential", "Std", "Step", "relu",
+    "weights_and_biases", "xavier",
 ]

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from pytensor.tensor.variable import TensorVariable
 
-from alexnet.nn.graph import Chain, Step
-from alexnet.nn.layer import Layer, LayerSummary, Noise, Shape
+from alexnet.nn.layer import Chain, Layer, LayerSummary, Noise, Shape, Step
 from alexnet.nn.layers import Dropout
 from alexnet.nn.parameter import Parameter
 

@@ -7,10 +7,9 @@ import pytensor.tensor as pt
 from pytensor.tensor.variable import TensorVariable
 
 from alexnet.nn.containers import Auxiliary, Named, Sequential
-from alexnet.nn.graph import Step
-from alexnet.nn.initialisers import Rng, Std, xavier
-from alexnet.nn.layer import LayerSummary, Noise, Shape
+from alexnet.nn.layer import LayerSummary, Noise, Shape, Step
 from alexnet.nn.layers import AveragePool, Conv, Dense, Dropout, Flatten, MaxPool
+from alexnet.nn.parameter import Rng, Std, xavier
 
 
 class Inception(Named):

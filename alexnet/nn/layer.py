@@ -1,15 +1,19 @@
-"""What a layer is: the contract of all layers."""
+"""What a layer is: the contract of all layers, and a layer as the operations that other frameworks write.
+
+Caffe and ONNX have one operation per layer where ours may have several: Conv is a convolution, ReLU and max pooling.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, NamedTuple, TypeAlias
 
 from pytensor.tensor.variable import TensorVariable
 
-from alexnet.nn.graph import Step
 from alexnet.nn.parameter import Parameter
 
 Shape: TypeAlias = tuple[int, ...]      # of activations, without the batch axis: (channels, rows, columns), (features,)
+Value: TypeAlias = object               # a number; in steps of a file also what a hostile file may contain, or None
+Chain: TypeAlias = Sequence[tuple[str, "Step"]]            # name of the layer, step
 
 
 class Noise(NamedTuple):
@@ -60,7 +64,7 @@ class Layer(ABC):
         The name of a row is a kind, such as conv or pool. Sequential appends the layer's number.
         """
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> "Iterator[Step]":
         """Yield the layer as ONNX operators. None: the layer does nothing outside training.
 
         Raises:
@@ -71,3 +75,56 @@ class Layer(ABC):
     def row(self, shape: Shape, macs: int = 0) -> LayerSummary:
         """Return the LayerSummary of a layer with one row, from the shape of its output."""
         return LayerSummary(self.kind, shape, sum(parameter.size for parameter in self.parameters), macs)
+
+
+class Step:
+    """One operation of a network.
+
+    operator    name of the ONNX operator, such as Conv
+    parameters  names of the layer's parameters, which are the inputs after x: ("W", "b")
+    outputs     number of channels or features of a step with weights, else None
+    branches    of Concat: chains on the same input, whose outputs are concatenated
+    attributes  ONNX attributes. One number stands for all axes: kernel_shape=3 is [3, 3]. An absent attribute is 0.
+                None: a file does not specify the value.
+
+    Source: onnx.ai/onnx/operators.
+    """
+
+    def __init__(
+        self,
+        operator: str,
+        *,
+        parameters: tuple[str, ...] = (),
+        outputs: int | None = None,
+        branches: tuple[Chain, ...] = (),
+        **attributes: Value,
+    ) -> None:
+        self.operator = operator
+        self.parameters = parameters
+        self.outputs = outputs
+        self.branches = branches
+        self.attributes: Mapping[str, Value] = attributes
+
+
+def convolution_step(filters: int, size: Value, stride: Value, pad: Value, groups: Value) -> Step:
+    """Return a cross-correlation with size x size filters, plus a bias."""
+    return Step(
+        "Conv", parameters=("W", "b"), outputs=filters, kernel_shape=size, strides=stride, pads=pad, group=groups
+    )
+
+
+def max_pool_step(size: Value, stride: Value, pad: Value = 0) -> Step:
+    """Return the maximum over windows of size x size pixels."""
+    if not pad:
+        return Step("MaxPool", kernel_shape=size, strides=stride)
+    return Step("MaxPool", kernel_shape=size, strides=stride, pads=pad)
+
+
+def dense_step(outputs: int) -> Step:
+    """Return W'x + b."""
+    return Step("Gemm", parameters=("W", "b"), outputs=outputs)
+
+
+def flatten_step() -> Step:
+    """Return the reshaping of (channel, row, column) to one feature axis; the channel varies slowest."""
+    return Step("Flatten", axis=1)

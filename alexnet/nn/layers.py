@@ -9,9 +9,18 @@ from pytensor.compile.builders import OpFromGraph
 from pytensor.tensor.variable import TensorVariable
 
 from alexnet import ops
-from alexnet.nn.graph import Step, convolution_step, dense_step, flatten_step, max_pool_step
-from alexnet.nn.initialisers import Rng, Std, weights_and_biases
-from alexnet.nn.layer import Layer, LayerSummary, Noise, Shape
+from alexnet.nn.layer import (
+    Layer,
+    LayerSummary,
+    Noise,
+    Shape,
+    Step,
+    convolution_step,
+    dense_step,
+    flatten_step,
+    max_pool_step,
+)
+from alexnet.nn.parameter import Rng, Std, weights_and_biases
 from alexnet.ops.base import windows_along
 
 

@@ -1,6 +1,9 @@
-"""A parameter of a layer: a shared variable with its multipliers of learning rate and weight decay."""
+"""The parameters of a layer and their initial values, which are drawn at once or by a background thread."""
 
 import math
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -42,3 +45,62 @@ class Parameter:
     def size(self) -> int:
         """Number of values."""
         return math.prod(self.shape)
+
+
+class Background:
+    """Draws initial weights in a background thread. One thread draws in order, so the values equal those of rng itself.
+
+    submit() returns before its array is filled; wait() returns once all arrays are filled.
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.thread = ThreadPoolExecutor(1)
+        self.pending: list[Future[None]] = []
+
+    def submit(self, out: npt.NDArray[np.float32], std: float) -> None:
+        """Fill `out` as draw_normal does, later."""
+        self.pending.append(self.thread.submit(draw_normal, self.rng, out, std))
+
+    def wait(self) -> None:
+        """Return once all arrays are filled; raises what drawing raised."""
+        while self.pending:
+            self.pending.pop().result()
+        self.thread.shutdown()
+
+
+Rng: TypeAlias = np.random.Generator | Background | None
+Std: TypeAlias = float | Callable[[int], float]
+
+
+def draw_normal(rng: np.random.Generator, out: npt.NDArray[np.float32], std: float) -> None:
+    """Fill `out` with samples of N(0, std**2). NumPy releases the GIL while it draws."""
+    rng.standard_normal(out=out, dtype=np.float32)
+    out *= np.float32(std)
+
+
+def xavier(terms: int) -> float:
+    """Return the standard deviation of weights for which a sum of `terms` inputs has the variance of one input.
+
+    Source: Glorot and Bengio 2010, section 4.2.1, in the form of BVLC Caffe's filler "xavier". Caffe's filler samples a
+    uniform distribution.
+    """
+    return terms**-0.5
+
+
+def weights_and_biases(
+    rng: Rng, shape: tuple[int, ...], outputs: int, std: Std, bias: float
+) -> tuple[Parameter, Parameter]:
+    """Return the two parameters of a layer: W ~ N(0, std**2) of `shape`, and b = bias for each output.
+
+    Args:
+        rng: NumPy Generator, a Background, or None. With None, W is 0 and the caller loads the values later.
+        std: a number, or a function such as xavier that maps the number of terms per output to a number.
+    """
+    weights = np.zeros(shape, np.float32)
+    spread = std(math.prod(shape[:-1])) if callable(std) else std
+    if isinstance(rng, Background):
+        rng.submit(weights, spread)
+    elif rng is not None:
+        draw_normal(rng, weights, spread)
+    return Parameter(weights, "W"), Parameter(np.full(outputs, bias), "b", lr_mult=2.0, decay_mult=0.0)

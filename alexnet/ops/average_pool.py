@@ -18,12 +18,12 @@ from alexnet.ops.base import (
     Inputs,
     Shape,
     Storages,
+    WindowOp,
     float_tensor,
     height_and_width,
     length,
     length_tensor,
 )
-from alexnet.ops.windows import WindowOp
 
 
 class AveragePool2D(WindowOp):

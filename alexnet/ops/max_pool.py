@@ -17,6 +17,7 @@ from alexnet.ops.base import (
     Inputs,
     Shape,
     Storages,
+    WindowOp,
     float_tensor,
     height_and_width,
     integer_tensor,
@@ -24,7 +25,6 @@ from alexnet.ops.base import (
     length_tensor,
     whole_number,
 )
-from alexnet.ops.windows import WindowOp
 
 
 class _PoolOp(WindowOp):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alexnet.models import MODELS
-from alexnet.nn.graph import Chain, Step, Value, dense_step
+from alexnet.nn.layer import Chain, Step, Value, dense_step
 from alexnet.pretrained.weights import TORCHVISION, WeightsError
 
 TOLERANCE = 1e-5                        # relative: files store constants as float32

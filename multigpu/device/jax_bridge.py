@@ -25,7 +25,7 @@ def jax_device(number: int) -> jax.Device:
     """Return the JAX device of GPU `number`; raises DeviceError if JAX does not find it."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")     # at JAX's first use; else it takes all memory
     try:
-        import jax
+        import jax  # optional, and imported only where it is used
 
         devices = jax.local_devices(backend="cuda")
     except (ImportError, RuntimeError) as error:
@@ -40,14 +40,14 @@ def jax_device(number: int) -> jax.Device:
 
 def jax_array(device: jax.Device, buffer: Buffer, shape: Shape, dtype: npt.DTypeLike) -> jax.Array:
     """Return the first bytes of the buffer as a jax.Array on this JAX device, without a copy."""
-    import jax
+    import jax  # optional, and imported only where it is used
 
     return jax.device_put(jax.numpy.asarray(CudaArray(buffer, shape, dtype)), device)
 
 
 def jax_split(flat: jax.Array, shapes: Sequence[Shape]) -> list[jax.Array]:
     """Split a flat jax.Array into arrays of these shapes in JAX's own memory, computed on return."""
-    import jax
+    import jax  # optional, and imported only where it is used
 
     return jax.block_until_ready(jax_splitter(tuple(map(tuple, shapes)))(flat))
 
@@ -55,7 +55,7 @@ def jax_split(flat: jax.Array, shapes: Sequence[Shape]) -> list[jax.Array]:
 @cache
 def jax_splitter(shapes: tuple[Shape, ...]) -> Callable[[jax.Array], list[jax.Array]]:
     """Compile split() for these shapes; a compiled JAX function returns new memory."""
-    import jax
+    import jax  # optional, and imported only where it is used
 
     return jax.jit(lambda flat: split(flat, shapes))
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from pytensor.compile.sharedvalue import SharedVariable
-
+    from alexnet.training.network import SharedVariable
     from multigpu.device import Buffer, Device
 
 ALIGNMENT = 16                                   # floats, 64 bytes: each array starts at a multiple

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from alexnet.models import MODELS
-from alexnet.nn.graph import Step, Value, convolution_step, dense_step, flatten_step, max_pool_step
+from alexnet.nn.layer import Step, Value, convolution_step, dense_step, flatten_step, max_pool_step
 from alexnet.pretrained.caffe.layout import parameters
 from alexnet.pretrained.caffe.mean import constant_mean, mean_beside
 from alexnet.pretrained.caffe.messages import MESSAGES, Fields, array_of, brief, shape_of

@@ -22,7 +22,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from alexnet.data.augment import IMAGE_SIZE
 from alexnet.models import MODELS
-from alexnet.nn.graph import Chain, Step
+from alexnet.nn.layer import Chain, Step
 from alexnet.pretrained.graph import chain_of
 from alexnet.pretrained.onnx.tensors import array_of, tensors_of
 from alexnet.pretrained.weights import Weights, WeightsError, check_model, checked, whole

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from alexnet.nn.graph import Step, convolution_step, dense_step, flatten_step, max_pool_step
+from alexnet.nn.layer import Step, convolution_step, dense_step, flatten_step, max_pool_step
 from alexnet.pretrained.caffe.layout import parameters
 from alexnet.pretrained.caffe.mean import mean_beside
 from alexnet.pretrained.graph import model_of

@@ -6,7 +6,7 @@ import pytensor.tensor as pt
 import pytest
 
 from alexnet.backends import mode_of
-from alexnet.models import AlexNet
+from alexnet.models.alexnet import AlexNet
 from alexnet.nn import Noise
 from alexnet.training.objectives import cross_entropy
 

@@ -9,9 +9,11 @@ import pytest
 
 from alexnet.commands.summary import table
 from alexnet.config.schema import ConfigError
-from alexnet.models import MODELS, GoogLeNet, Model
+from alexnet.models import MODELS, Model
+from alexnet.models.googlenet import GoogLeNet
 from alexnet.native import compiler
-from alexnet.nn import Conv, Dense, Flatten, Inception, InceptionClassifier, Noise
+from alexnet.nn import Conv, Dense, Flatten, Noise
+from alexnet.nn.inception import Inception, InceptionClassifier
 from alexnet.pretrained import Weights, load, save
 from alexnet.pretrained.initialization import new_layers
 from alexnet.training.network import Network, apply_layer_settings

@@ -9,7 +9,8 @@ from alexnet import pretrained
 from alexnet.__main__ import main
 from alexnet.inference.predict import Predictor
 from alexnet.models import MODELS, Model
-from alexnet.nn import AveragePool, Conv, Dense, Dropout, Flatten, Inception, InceptionClassifier, MaxPool
+from alexnet.nn import AveragePool, Conv, Dense, Dropout, Flatten, MaxPool
+from alexnet.nn.inception import Inception, InceptionClassifier
 from alexnet.run import checkpoint_format
 from alexnet.run.recorder import read_records
 from tests.hostile_images import encoded, photograph

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from alexnet.models import VGG16
+from alexnet.models.vgg import VGG16
 from alexnet.nn import weights_and_biases, xavier
 
 TABLE = [(64, 224), (64, 224), (128, 112), (128, 112), *[(256, 56)] * 3, *[(512, 28)] * 3, *[(512, 14)] * 3]

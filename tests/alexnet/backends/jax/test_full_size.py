@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from alexnet.data.augment import centre_crop
-from alexnet.models import AlexNet
+from alexnet.models.alexnet import AlexNet
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
 
