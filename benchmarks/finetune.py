@@ -30,7 +30,7 @@ from alexnet.native.cores import cores
 from alexnet.pretrained.initialization import find_start
 from alexnet.run.recorder import WorkerRecorder
 from alexnet.training.loop import Position, Run, read, train_step, training_batches, validate
-from alexnet.training.network import build_network
+from alexnet.training.network import build_model, build_network
 from benchmarks.harness import report
 from benchmarks.harness.other_figures import OTHERS, draw_folders
 from benchmarks.harness.program import TOP, run
@@ -122,9 +122,10 @@ def iterations_to(error, data, plan, **settings):
     """
     config = load_config([f"{key}={value}" for key, value in settings_of(data, **settings).items()])
     data = open_dataset(config.data)
-    start = find_start(config, data)
+    model = build_model(config, data.classes)
+    start = find_start(config, data, model)
     data = data._replace(mean=start.mean)
-    network = build_network(config, data.classes, data.mean)
+    network = build_network(config, model, data.mean)
     network.compile_all()
     start.begin(network, config, 1)
     del start
@@ -206,7 +207,7 @@ def step_rows(runs=7):
     seconds = {}
     for frozen in (CONVOLUTIONS, "[]"):
         config = load_config(["data=none", "weights=none", f"frozen_layers={frozen}"])
-        seconds[frozen] = build_network(config, len(OTHERS), np.full((3, 256, 256), 110)), []
+        seconds[frozen] = build_network(config, build_model(config, len(OTHERS)), np.full((3, 256, 256), 110)), []
     for _ in range(runs + 1):                            # the first compiles
         for network, times in seconds.values():
             times.append(report.seconds(lambda network=network: network.train(*inputs, labels, rate)))

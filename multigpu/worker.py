@@ -13,13 +13,13 @@ import numpy as np
 
 from alexnet.config import Config, check_sections, dump
 from alexnet.data.dataset import Dataset, open_dataset
-from alexnet.models import model_class
+from alexnet.models import Model
 from alexnet.pretrained.initialization import Start, find_start
 from alexnet.run import checkpoint
 from alexnet.run.recorder import RunRecorder, WorkerRecorder
 from alexnet.training.base import Recorder
 from alexnet.training.loop import Diverged, Position, Run
-from alexnet.training.network import Network, backend_of, build_network, use_machine
+from alexnet.training.network import Network, backend_of, build_model, build_network, use_machine
 from multigpu.communicator import Communicator
 from multigpu.device import Device, DeviceError, open_device
 from multigpu.launch.link import JobLink
@@ -54,7 +54,8 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
     train = data.train.shard(role.worker, role.workers)
     data = data._replace(train=train, validation=data.validation.shard(*role.validates))
     steps_of_epoch = len(train.plan(config.batch_size))         # raises if a batch is larger than the set
-    start = find_start(config, data)
+    model = build_model(config, data.classes)
+    start = find_start(config, data, model)
     data = data._replace(mean=start.mean)
     folder = Path(config.output, config.run_name or "")
     n_iterations = min(config.n_epochs * steps_of_epoch, config.n_iterations or config.n_epochs * steps_of_epoch)
@@ -72,9 +73,9 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
             (folder / "config.yaml").write_text(dump(without_placement(config)), encoding="utf-8")
         stack.enter_context(recorder)
         stack.enter_context(log_warnings(recorder))
-        batches = stack.enter_context(open_batches(config, data, device, link))
+        batches = stack.enter_context(open_batches(config, model, data, device, link))
         log_run(recorder, config, data, device, folder)
-        network = build_network(config, data.classes, data.mean, role.worker, device.name)
+        network = build_network(config, model, data.mean, role.worker, device.name)
         position = initialize(start, network, config, recorder, role.workers)
         del start                                # the network now owns its arrays
         compile_functions(network, recorder, config.batch_size, role.functions)
@@ -121,9 +122,9 @@ def log_warnings(recorder: Recorder) -> Iterator[None]:
         yield
 
 
-def open_batches(config: Config, data: Dataset, device: Device, link: JobLink) -> WorkerBatches:
+def open_batches(config: Config, model: Model, data: Dataset, device: Device, link: JobLink) -> WorkerBatches:
     """Return how this run reads its batches: in a loader process beside the worker, or in the worker itself."""
-    size = model_class(config.model).image_size
+    size = model.image_size
     channels, rows, columns = data.mean.shape if config.use_data_layer else (data.mean.shape[0], size, size)
     shape = channels, rows, columns, config.batch_size
     dtype = np.dtype(np.uint8 if config.use_data_layer else np.float32)

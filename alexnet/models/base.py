@@ -6,7 +6,7 @@ from functools import cache
 from typing import ClassVar, NamedTuple
 
 from alexnet.config import ConfigError, Registry
-from alexnet.nn import Chain, Layer, Rng, Sequential
+from alexnet.nn import Background, Chain, Layer, Rng, Sequential
 
 
 class Outline(NamedTuple):
@@ -48,6 +48,12 @@ class Model(Sequential):
 
     def __init__(self, rng: Rng, classes: int = 1000, dropout_rate: float = 0.5) -> None:
         super().__init__(*self.table(rng, classes, dropout_rate))
+        self._rng = rng
+
+    def wait(self) -> None:
+        """Return once the initial weights have been drawn, if a background thread draws them."""
+        if isinstance(self._rng, Background):
+            self._rng.wait()
 
     @abstractmethod
     def table(self, rng: Rng, classes: int, dropout_rate: float) -> Sequence[Layer]:

@@ -21,12 +21,12 @@ from alexnet import pretrained
 from alexnet.config import Config, ConfigError
 from alexnet.data.dataset import Dataset
 from alexnet.data.image_listing import identity
-from alexnet.models import Model, model_class
+from alexnet.models import Model
 from alexnet.pretrained.weights import Weights
 from alexnet.run import checkpoint
 from alexnet.run.checkpoint import Snapshot
 from alexnet.training.loop import Position
-from alexnet.training.network import Network, apply_layer_settings, layer_of, layers_within
+from alexnet.training.network import Network, layer_of, layers_within
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,13 @@ class Resumed(Start):
         return "; ".join(filter(None, (resuming, self.layer_settings)))
 
 
-def find_start(config: Config, data: Dataset) -> Start:
+def find_start(config: Config, data: Dataset, model: Model) -> Start:
     """Return the start selected by the settings. Everything is read and checked before the run writes anything.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
         ConfigError: the weights cannot be read or do not fit, or a setting names an unknown layer.
     """
-    model = model_class(config.model)(None, classes=data.classes)
-    apply_layer_settings(model, config)
     layer_settings = describe_layer_settings(config)
     with warnings.catch_warnings(record=True) as caught:       # for the log, which is not open yet
         if config.resume_train:

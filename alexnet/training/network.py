@@ -277,17 +277,26 @@ def assign(variables: Mapping[str, SharedVariable], arrays: Mapping[str, np.ndar
         variables[name].set_value(np.array(array, dtype=variables[name].type.dtype), borrow=True)
 
 
-def build_network(config: Config, classes: int, mean: np.ndarray, rank: int = 0, device: str = "cpu") -> Network:
-    """Return the Network of the settings on a device.
+def build_model(config: Config, classes: int) -> Model:
+    """Return the model of the settings; a thread begins to draw its initial weights.
 
     The initial weights depend only on random_seed, so they are identical on every worker.
 
     Raises:
-        ConfigError: the backend is not available on this machine, or the settings name a layer that does not exist.
+        ConfigError: the settings name a model or a layer that does not exist.
     """
     rng = Background(np.random.default_rng(config.random_seed))
     model = model_class(config.model)(rng, classes=classes, dropout_rate=config.dropout_rate)
     apply_layer_settings(model, config)
+    return model
+
+
+def build_network(config: Config, model: Model, mean: np.ndarray, rank: int = 0, device: str = "cpu") -> Network:
+    """Return the Network of the settings for a model of build_model() on a device.
+
+    Raises:
+        ConfigError: the backend is not available on this machine.
+    """
     return Network(
         model,
         mean,
@@ -295,7 +304,7 @@ def build_network(config: Config, classes: int, mean: np.ndarray, rank: int = 0,
         backend=backend_of(config.backend, device),
         crop=config.use_data_layer,
         seed=config.random_seed + 1_000_003 * rank,
-        wait=rng.wait,
+        wait=model.wait,
         precision=config.precision,
         device=device,
     )

@@ -13,7 +13,7 @@ import pytest
 
 from alexnet.run import checkpoint, checkpoint_format
 from alexnet.run.recorder import read_records
-from alexnet.training.network import build_network
+from alexnet.training.network import build_model, build_network
 from tests import tiny, tiny_train
 from tests.multigpu import several_doubles
 from tests.multigpu.runs import Run, clean_up, family, lines
@@ -126,7 +126,8 @@ def test_two_workers_resume_to_the_bit_and_another_number_only_between_epochs(ru
                for run in (folder, straight)]
     assert records[0] == records[1]
 
-    network = build_network(tiny.settings(data, tmp_path), 3, np.full((3, 256, 256), 100, "float32"))
+    config = tiny.settings(data, tmp_path)
+    network = build_network(config, build_model(config, 3), np.full((3, 256, 256), 100, "float32"))
     within, border = (checkpoint_format.snapshot_path(kept, at) for at in (5, 7))
     sentence = r"within epoch 1, so workers \* batch_size must stay 2 \* 2, got 3 \* 2; a checkpoint between two epochs"
     with pytest.raises(checkpoint_format.CheckpointError, match=sentence):

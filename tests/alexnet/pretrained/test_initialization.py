@@ -11,6 +11,7 @@ from alexnet.pretrained import Weights, save
 from alexnet.pretrained.initialization import find_start
 from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import CheckpointError
+from alexnet.training.network import build_model
 from tests import tiny
 
 SERIAL = {"para_load": "false"}
@@ -24,6 +25,11 @@ def weights_of(classes=3, seed=5, **more):
     model = tiny.Tiny(np.random.default_rng(seed), classes)
     arrays = {parameter.name: parameter.variable.get_value() for parameter in model.parameters}
     return Weights("tiny", arrays, **{"mean": MEAN} | more)
+
+
+def start_of(config, data):
+    """Return the start of a run on a data set."""
+    return find_start(config, data, build_model(config, data.classes))
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +114,10 @@ def test_resume_refuses_other_frozen_layers(data, tuned, tmp_path):
 
 def test_only_new_layers_are_not_loaded(data, weights, tmp_path):
     config = tiny.settings(data, tmp_path, weights=weights, n_iterations=1)
-    start = find_start(config, open_dataset(data))
+    start = start_of(config, open_dataset(data))
     assert {"fc4.W", "fc4.b"} & start.arrays.keys() == set() and "fc3.W" in start.arrays
     config = tiny.settings(data, tmp_path, weights=weights, new_layers="fc3,fc4")
-    assert start.arrays.keys() - find_start(config, open_dataset(data)).arrays.keys() == {"fc3.W", "fc3.b"}
+    assert start.arrays.keys() - start_of(config, open_dataset(data)).arrays.keys() == {"fc3.W", "fc3.b"}
 
 
 @pytest.mark.parametrize(
@@ -129,14 +135,14 @@ def test_last_layer_is_new_if_classes_differ(theirs, ours, new, tmp_path):
     data = tiny.make_data(tmp_path / "set")
     save(weights_of(class_names=theirs), tmp_path / "w.safetensors")
     config = tiny.settings(data, tmp_path, weights=tmp_path / "w.safetensors")
-    start = find_start(config, open_dataset(data)._replace(class_names=ours))
+    start = start_of(config, open_dataset(data)._replace(class_names=ours))
     assert ("fc4.W" not in start.arrays) == new
     assert ("fc4 is new (3 other classes)" in start.describe(None)) == new
 
 
 def test_different_resizing_gives_a_warning(data, tmp_path):
     save(weights_of(resize="crop"), tmp_path / "w.safetensors")
-    start = find_start(tiny.settings(data, tmp_path, weights=tmp_path / "w.safetensors"), open_dataset(data))
+    start = start_of(tiny.settings(data, tmp_path, weights=tmp_path / "w.safetensors"), open_dataset(data))
     (warning,) = start.warnings
     assert "was trained on images resized by crop, those of" in warning and "--resize crop" in warning
 

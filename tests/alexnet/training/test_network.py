@@ -11,7 +11,7 @@ from alexnet.config import ConfigError, load_config
 from alexnet.data.augment import centre_crop
 from alexnet.native import compiler
 from alexnet.nn import Conv, Dense, Flatten, Sequential
-from alexnet.training.network import Network, apply_layer_settings, backend_of, build_network
+from alexnet.training.network import Network, apply_layer_settings, backend_of, build_model, build_network
 from alexnet.training.updates import adadelta, adagrad, bind_update_rule, momentum_sgd, nesterov, sgd
 from tests.tiny import Tiny
 
@@ -168,7 +168,7 @@ def test_auto_means_jax_on_a_gpu_and_cpu_elsewhere(setting, device, expected):
 
 def test_network_of_the_settings_computes_as_they_say():
     config = load_config(["data=x", "model=tiny", "backend=numpy", "use_data_layer=false", "learning_rate=0.1"])
-    network = build_network(config, CLASSES, np.zeros((3, 256, 256)), rank=2)
+    network = build_network(config, build_model(config, CLASSES), np.zeros((3, 256, 256)), rank=2)
     assert network.computes_on_host and not network.crop
     assert network.seed == config.random_seed + 2 * 1_000_003
     assert bind_update_rule(config).func is momentum_sgd
