@@ -1,7 +1,7 @@
 """Ranks for tests: an MPI job that runs tasks on its first few ranks, and jobs of train.py.
 
     team = MpiTeam(4)                                                       # or a module's: team = team_of(4)
-    results = team.run("tests.multigpu.asa_tasks:sum_up", 100, size=3)      # sum_up(comm, 100) on ranks 0, 1 and 2
+    results = team.run("tests.multigpu.exchange.ranks:sum_up", 100, size=3)      # sum_up(comm, 100) on ranks 0, 1 and 2
 
     job = Job(folder, 4, script, "key=value", FAULT="kill")                 # starts mpiexec
     status, errors = job.finish(seconds)                                    # checks that no process remains

@@ -5,7 +5,7 @@ import pytest
 
 from alexnet import pretrained
 from alexnet.__main__ import main
-from tests.narrow import narrow, same_bits, weights_of_narrow
+from tests.small_alexnet import narrow, same_bits, weights_of_narrow
 
 __all__ = ["narrow"]
 

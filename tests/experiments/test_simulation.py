@@ -8,7 +8,7 @@ import pytest
 
 from experiments.asgd import Costs, Simulation, measured, order_of
 from tests.mpi import needs_mpi, results, team_of
-from tests.multigpu.rules_doubles import RATE, Learner, toy_settings
+from tests.multigpu.rules.fakes import RATE, Learner, toy_settings
 
 STEP = Costs(step=1.0)
 DEAR = Costs(step=1.0, copy=2.0, transfer=3.0, apply=4.0)
@@ -181,7 +181,8 @@ team = team_of(4)
 ])
 def test_replaying_an_mpi_run_is_bit_identical(team, settings):
     learners = {rank: {"seed": rank, "dawdle": 0.001 * rank} for rank in (1, 2, 3)}
-    ((center, pushes, _), *_) = results(team.run("tests.multigpu.asgd_tasks:train", learners, settings, 20, True, 1000))
+    train = "tests.multigpu.rules.asgd_ranks:train"
+    ((center, pushes, _), *_) = results(team.run(train, learners, settings, 20, True, 1000))
     simulation, _ = simulate(3, length=1000, steps=20, order=order_of(pushes), **settings)
     for found, expected in zip(centre_of(simulation), center, strict=False):
         np.testing.assert_array_equal(found, expected)

@@ -18,7 +18,7 @@ from alexnet.data import batch_file
 from alexnet.data.dataset import DataError, Request, Segment, centre_crop, crop_stream, draw_crop
 from multigpu.launch.process import describe_exit
 from multigpu.loader import CopyFinished, LoaderDied, ParallelBatches, SerialBatches
-from tests.multigpu.device_doubles import Process
+from tests.multigpu.device.fakes import Process
 from tests.multigpu.fakes import workers
 from tests.multigpu.fakes.loaders import LoaderToolbox
 from tests.multigpu.fakes.workers import SHAPE, UNREADABLE, Reader, ZeroReader, expected, request

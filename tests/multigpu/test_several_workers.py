@@ -15,10 +15,10 @@ from alexnet.run import checkpoint, checkpoint_format
 from alexnet.run.recorder import read_records
 from alexnet.training.network import build_model, build_network
 from tests import tiny, tiny_train
-from tests.multigpu import several_doubles
+from tests.multigpu.fakes import several_workers
 from tests.multigpu.runs import Run, clean_up, family, lines
 
-TINY, DOUBLES = Path(tiny_train.__file__), Path(several_doubles.__file__)
+TINY, FAKES = Path(tiny_train.__file__), Path(several_workers.__file__)
 GONE = 10.0                                      # seconds within which all processes must end
 PLAIN = {"dropout_rate": 0, "rand_crop": "false", "learning_rate": 0.02}
 GIVEN = {"model": "tiny", "n_epochs": 9, "n_iterations": 20, "print_freq": 1, "keep_snapshots": "null"}
@@ -217,7 +217,7 @@ POINTS = [                                       # (point where a worker pauses,
 def paused(runs, folder, point, pausing, name="stderr", **settings):
     """Start a run of the fakes in which worker `pausing` pauses at the point."""
     given = {"output": folder, "n_epochs": 1 if point in ("closing", "saving") else 3, "warmup_epochs": 0} | settings
-    runs.append(Run(folder, arguments_of(**given), DOUBLES, name))
+    runs.append(Run(folder, arguments_of(**given), FAKES, name))
     return runs[-1].start(PAUSE=f"{point},{pausing}")
 
 

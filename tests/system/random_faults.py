@@ -40,9 +40,9 @@ from typing import NamedTuple
 from alexnet.run import checkpoint, checkpoint_format
 from tests import tiny
 from tests.mpi import Job
-from tests.multigpu import drawn_doubles
+from tests.system import raising_ranks
 
-SCRIPT = Path(drawn_doubles.__file__)
+SCRIPT = Path(raising_ranks.__file__)
 RANKS = 3
 SPAN = 4.0                                       # seconds after the first checkpoint within which a fault is injected
 TIME_OUT = 5                                     # seconds until a silent rank is reported
@@ -63,7 +63,7 @@ class Fault(NamedTuple):
 
 KINDS = {
     "killed": Fault(signal.SIGKILL, " has died: it was killed, or has crashed"),
-    "raising": Fault(drawn_doubles.RAISE, ": ended by RuntimeError: this moment was drawn"),
+    "raising": Fault(raising_ranks.RAISE, ": ended by RuntimeError: this moment was drawn"),
     "silent": Fault(signal.SIGSTOP, f" has been silent for {TIME_OUT} s (heartbeat_timeout)"),
 }
 

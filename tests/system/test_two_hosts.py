@@ -10,7 +10,7 @@ import pytest
 from alexnet.run import checkpoint_format
 from tests import tiny, tiny_train
 from tests.mpi import Job, mpiexec, needs_mpi
-from tests.multigpu import several_doubles
+from tests.multigpu.fakes import several_workers
 from tests.system import traffic
 from tests.system.two_hosts import Hosts, obstacle, run
 
@@ -73,6 +73,6 @@ def test_a_killed_rank_on_the_other_host_is_reported(hosts, tmp_path):
     variables = {"FAULT": "killed,computing,1,2", "WENT": str(tmp_path / "went")}
     settings = f"output={tmp_path / 'runs'}", "run_name=run", "n_epochs=2"
     (tmp_path / "runs" / "run").mkdir(parents=True)
-    status, said = start(hosts, tmp_path, Path(several_doubles.__file__), *settings, **variables).finish()
+    status, said = start(hosts, tmp_path, Path(several_workers.__file__), *settings, **variables).finish()
     assert status != 0
     assert re.search(r"^rank 1 \(pid \d+ on second\) has died: .*$", said, re.MULTILINE), said

@@ -19,7 +19,7 @@ from alexnet.pretrained.initialization import new_layers
 from alexnet.training.network import Network, apply_layer_settings
 from alexnet.training.objectives import training_cost
 from alexnet.training.updates import momentum_sgd
-from tests.narrow import same_bits
+from tests.small_alexnet import same_bits
 
 TOWERS = ("aux_4a", "aux_4d")
 OUTPUTS = {                                      # Szegedy et al. 2014, table 1

@@ -14,7 +14,7 @@ from alexnet.nn.inception import Inception, InceptionClassifier
 from alexnet.run import checkpoint_format
 from alexnet.run.recorder import read_records
 from tests.hostile_images import encoded, photograph
-from tests.narrow import same_bits
+from tests.small_alexnet import same_bits
 from tests.tiny import make_data, run
 
 SETTINGS = {"model": "blocks", "para_load": "false", "n_epochs": 1}

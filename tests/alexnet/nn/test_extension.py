@@ -11,7 +11,7 @@ from alexnet.config import ConfigError
 from alexnet.models import MODELS, Model, model_class
 from alexnet.nn import Conv, Dense, Dropout, Flatten, Layer, Parameter, Step
 from alexnet.pretrained import Weights, WeightsError
-from tests.narrow import same_bits
+from tests.small_alexnet import same_bits
 from tests.tiny import make_data, run
 
 NAME = f"{__name__}:Toy"

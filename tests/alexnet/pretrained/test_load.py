@@ -10,7 +10,7 @@ import pytest
 
 from alexnet import pretrained
 from alexnet.pretrained import WeightsError, native, upstream
-from tests.narrow import narrow, same_bits, weights_of_narrow
+from tests.small_alexnet import narrow, same_bits, weights_of_narrow
 
 __all__ = ["narrow"]
 

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from alexnet import pretrained
 from alexnet.pretrained import WeightsError, native
 from alexnet.run import checkpoint_format
-from tests.narrow import narrow, same_bits, weights_of_narrow
+from tests.small_alexnet import narrow, same_bits, weights_of_narrow
 
 __all__ = ["narrow"]
 

@@ -14,7 +14,7 @@ from scipy.signal import convolve
 from alexnet import pretrained
 from alexnet.pretrained import WeightsError, upstream
 from tests import reference
-from tests.narrow import narrow, same_bits, weights_of_narrow
+from tests.small_alexnet import narrow, same_bits, weights_of_narrow
 
 __all__ = ["narrow"]
 

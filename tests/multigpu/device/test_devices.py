@@ -14,7 +14,7 @@ from multigpu.device import DeviceError, open_device
 from multigpu.device.handles import HostHandle
 from multigpu.device.host import BLOCK, HostDevice
 from tests.mpi import orphans
-from tests.multigpu.device_doubles import Process
+from tests.multigpu.device.fakes import Process
 
 KINDS = {                                        # (device names of two processes, whether the devices are emulated)
     "cpu": (("cpu", "cpu"), False),

@@ -14,13 +14,13 @@ import pytest
 
 from tests import tiny
 from tests.mpi import Job, needs_mpi
-from tests.multigpu import several_doubles
 from tests.multigpu.failure.messages import MESSAGES, NAME, TIMEOUT
+from tests.multigpu.fakes import several_workers
 from tests.system import random_faults
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
 
-SCRIPT = Path(several_doubles.__file__)
+SCRIPT = Path(several_workers.__file__)
 SETTINGS = {"bsp": {}, "easgd": {"easgd_tau": 1}, "gosgd": {"gosgd_p": 1}}
 GONE = 10                                        # seconds within which a job must end
 

@@ -14,7 +14,7 @@ from tests import tiny, tiny_train
 from tests.mpi import Job, needs_mpi
 from tests.multigpu.failure.messages import MESSAGES, NAME, TIMEOUT
 from tests.multigpu.fakes import elastic_job
-from tests.multigpu.several_doubles import STEPS
+from tests.multigpu.fakes.several_workers import STEPS
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
 

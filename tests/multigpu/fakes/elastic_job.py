@@ -1,6 +1,6 @@
-"""Clients that join late, leave and die: the fakes of several_doubles with rule asgd and arrays of three pieces.
+"""Clients that join late, leave and die: the fakes of several_workers with rule asgd and arrays of three pieces.
 
-Run as a script, it replaces train.py, like several_doubles. FAULT accepts the points of several_doubles and these:
+Run as a script, it replaces train.py, like several_workers. FAULT accepts the points of several_workers and these:
 
     coming       after a step
     joining      before a client, which has its device and its data, connects to the server
@@ -28,9 +28,9 @@ from multigpu.mpi.rank_wrapper import wrap_rank
 from multigpu.rules import role_of, rule_of
 from multigpu.train import load_settings, with_run
 from multigpu.worker import Present
-from tests.multigpu import several_doubles
+from tests.multigpu.fakes import several_workers
+from tests.multigpu.fakes.several_workers import STEPS, Points, Reader, Variable
 from tests.multigpu.fakes.workers import mark
-from tests.multigpu.several_doubles import STEPS, Points, Reader, Variable
 
 LONG = (2 << 20) + 77                            # floats: three pieces
 LATER_STEPS = 12                                 # steps after which a client counts as started
@@ -44,10 +44,10 @@ def come_late():
         time.sleep(0.01)
 
 
-several_doubles.FAULTS["late"] = come_late
+several_workers.FAULTS["late"] = come_late
 
 
-class Network(several_doubles.Network):
+class Network(several_workers.Network):
     """A network of three pieces that computes nothing and counts its steps."""
 
     def __init__(self, points, begun):

@@ -1,4 +1,4 @@
-"""A loader and its worker on emulated GPUs, controlled by a test through device_doubles.Process."""
+"""A loader and its worker on emulated GPUs, controlled by a test through tests.multigpu.device.fakes.Process."""
 
 import sys
 import warnings

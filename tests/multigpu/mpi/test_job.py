@@ -13,11 +13,11 @@ from alexnet.run import checkpoint_format
 from alexnet.run.recorder import read_records
 from tests import tiny, tiny_train
 from tests.mpi import Job, needs_mpi
-from tests.multigpu import several_doubles
+from tests.multigpu.fakes import several_workers
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
 
-FAKES, TINY = Path(several_doubles.__file__), Path(tiny_train.__file__)
+FAKES, TINY = Path(several_workers.__file__), Path(tiny_train.__file__)
 PLAIN = ()                                       # python train.py, without -m mpi4py
 
 

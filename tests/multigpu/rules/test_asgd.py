@@ -7,10 +7,10 @@ from alexnet.config.schema import ConfigError
 from multigpu.rules import Role
 from multigpu.rules.asgd import Schedule
 from tests.mpi import needs_mpi, results, team_of
-from tests.multigpu.rules_doubles import Learner, part_at, toy_settings
+from tests.multigpu.rules.fakes import Learner, part_at, toy_settings
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
-TASKS = "tests.multigpu.asgd_tasks"
+TASKS = "tests.multigpu.rules.asgd_ranks"
 STEPS = 7
 
 team = team_of(4)

@@ -27,7 +27,7 @@ def alone(team):
     def train(size, update="momentum"):
         if (size, update) not in found:
             arguments = STEPS, size, size, update
-            found[size, update] = results(team.run("tests.multigpu.bsp_tasks:together", *arguments, size=1))[0]
+            found[size, update] = results(team.run("tests.multigpu.rules.bsp_ranks:together", *arguments, size=1))[0]
         return found[size, update]
 
     return train
@@ -35,7 +35,7 @@ def alone(team):
 
 def train(team, size, changes, factor, update="momentum", steps=STEPS, stop_at=None):
     arguments = steps, changes, factor, 1, update, stop_at
-    return results(team.run("tests.multigpu.bsp_tasks:train", *arguments, size=size))
+    return results(team.run("tests.multigpu.rules.bsp_ranks:train", *arguments, size=size))
 
 
 def assert_close(state, expected, tolerance):
@@ -94,7 +94,7 @@ def test_ranks_stop_after_the_same_step_with_all_of_their_state_alike(team, ever
 
 
 def test_ranks_of_different_settings_are_refused(team):
-    for refusal in team.run("tests.multigpu.bsp_tasks:differ", size=2):
+    for refusal in team.run("tests.multigpu.rules.bsp_ranks:differ", size=2):
         assert type(refusal) is ConfigError
         assert str(refusal) == "workers 0 and 1 differ in momentum: 0.9 and 0.8; give both the same"
 

@@ -15,11 +15,11 @@ from multigpu.rules import Role, rule_of
 from multigpu.rules.easgd import elastic_step
 from tests import tiny
 from tests.mpi import needs_mpi, results, team_of
-from tests.multigpu.rules_doubles import STEPS, Ranks, part_at, toy_settings, train_py
+from tests.multigpu.rules.fakes import STEPS, Ranks, part_at, toy_settings, train_py
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
 team = team_of(4)
-TASKS = "tests.multigpu.easgd_tasks"
+TASKS = "tests.multigpu.rules.easgd_ranks"
 
 # the center variable begins at 0, workers at 1 and 3: (w0, w1, c) after each exchange of the workers 0, 1, 0, 1
 HALF = [(0.5, 3, 0.5), (0.5, 1.75, 1.75), (1.125, 1.75, 1.125), (1.125, 1.4375, 1.4375)]

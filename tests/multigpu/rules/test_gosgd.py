@@ -14,11 +14,11 @@ from multigpu.rules import Role
 from multigpu.rules.gosgd import halved, merged, receiver
 from tests import tiny
 from tests.mpi import needs_mpi, results, team_of
-from tests.multigpu.rules_doubles import STEPS, part_at, toy_settings, train_py
+from tests.multigpu.rules.fakes import STEPS, part_at, toy_settings, train_py
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
 team = team_of(4)
-TASKS = "tests.multigpu.gosgd_tasks"
+TASKS = "tests.multigpu.rules.gosgd_ranks"
 SLOW = {0: 0.001, 1: 0.01, 2: 0.0, 3: 0.004}     # seconds per step, by rank: all speeds differ
 
 

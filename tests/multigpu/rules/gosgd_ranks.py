@@ -11,7 +11,7 @@ from alexnet.training.timing import Lap
 from multigpu.device import open_device
 from multigpu.rules import gosgd
 from multigpu.rules.parameter_server.server import Grant
-from tests.multigpu.rules_doubles import RATE, STEPS, Told, Toy, toy_settings, training
+from tests.multigpu.rules.fakes import RATE, STEPS, Told, Toy, toy_settings, training
 
 
 @contextmanager

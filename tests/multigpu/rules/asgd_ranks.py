@@ -4,8 +4,8 @@ from contextlib import contextmanager
 
 from multigpu.device import open_device
 from multigpu.rules import asgd
-from tests.multigpu.easgd_tasks import LONG, serve
-from tests.multigpu.rules_doubles import RATE, Learner, Told, toy_settings
+from tests.multigpu.rules.easgd_ranks import LONG, serve
+from tests.multigpu.rules.fakes import RATE, Learner, Told, toy_settings
 
 
 @contextmanager

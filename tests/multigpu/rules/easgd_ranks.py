@@ -10,7 +10,7 @@ from multigpu.device import open_device
 from multigpu.mpi.channel import PIECE, Channel
 from multigpu.rules import easgd
 from multigpu.rules.parameter_server.server import Leave, Push
-from tests.multigpu.rules_doubles import RATE, Told, Toy, toy_settings, training
+from tests.multigpu.rules.fakes import RATE, Told, Toy, toy_settings, training
 
 LONG = 2 * PIECE + 77                            # floats: three pieces, the last one partial
 

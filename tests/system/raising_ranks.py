@@ -1,6 +1,6 @@
 """train.py for the tiny network; its ranks write their process ids and raise an exception on a signal.
 
-Run as a script:  drawn_doubles.py key=value ...  It draws no plots, because a run that saves every few steps would
+Run as a script:  raising_ranks.py key=value ...  It draws no plots, because a run that saves every few steps would
 spend most of its time on them.
 """
 

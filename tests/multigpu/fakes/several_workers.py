@@ -1,6 +1,6 @@
 """Workers for tests that kill processes: real processes, loop, loader and exchange, but a network without computation.
 
-Run as a script, it replaces train.py:  several_doubles.py key=value ...; started by MPI, it is a rank of an MPI job.
+Run as a script, it replaces train.py:  several_workers.py key=value ...; started by MPI, it is a rank of an MPI job.
 PAUSE=POINT,RANK in the environment: worker RANK, or its loader, marks this point in the folder `output` and waits.
 FAULT=KIND,POINT,RANK,TIME: worker RANK writes the file WENT and fails when it reaches the point for the TIMEth time,
 in one of the ways listed in FAULTS.
