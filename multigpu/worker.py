@@ -13,7 +13,7 @@ import numpy as np
 
 from alexnet.config import Config, check_sections, dump
 from alexnet.data.dataset import Dataset, open_dataset
-from alexnet.models import Model
+from alexnet.models import Model, model_class
 from alexnet.pretrained.initialization import Start, find_start
 from alexnet.run import checkpoint
 from alexnet.run.recorder import RunRecorder, WorkerRecorder
@@ -47,6 +47,7 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         LoaderDied, PeerDied: another process has exited.
     """
     check_sections(config)
+    model_class(config.model)
     rule = rule_of(config, comm)
     role = role_of(rule, config, comm)
     assert config.data is not None               # the launcher or rank 0 has set it

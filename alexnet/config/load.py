@@ -25,8 +25,9 @@ Every setting, with its default:
 def load_config(arguments: Iterable[str], path: Path | None = None) -> Config:
     """Return the Config of the command line `arguments` (without the program's name).
 
-    Later layers override earlier ones: config.yaml, its first_run section if data is null, the settings file (`path` or
-    --config FILE), key=value arguments. --help prints every setting and raises SystemExit(0).
+    Later layers override earlier ones: config.yaml, its first_run section if data is null, the settings file (`path`,
+    the settings of a resumed run, or --config FILE), key=value arguments. --help prints every setting and raises
+    SystemExit(0).
 
     Raises:
         ConfigError: a setting is unknown, repeated, of the wrong type or contradicts another.
@@ -35,17 +36,20 @@ def load_config(arguments: Iterable[str], path: Path | None = None) -> Config:
     if {"--help", "-h"} & set(arguments):
         print(USAGE + DEFAULTS.read_text(encoding="utf-8") + settings_of_extensions())
         raise SystemExit(0)
+    stored = path
     pairs, path = split_arguments(arguments, path)
     defaults = read_settings(DEFAULTS)
     first_run = defaults.pop("first_run")
-    given = [(f"{path}: ", read_settings(path))] if path else []
-    given.append(("", read_pairs(pairs)))
-    data = [values["data"] for _, values in given if "data" in values]
-    layers = [("", defaults), *([] if data and data[-1] else [("", first_run)]), *given]
-    return merge(layers, defaults)
+    layers = [(f"{path}: ", read_settings(path))] if path else []
+    layers.append(("", read_pairs(pairs)))
+    given = {name for _, settings in layers[1 if stored else 0 :] for name in settings}
+    data = [settings["data"] for _, settings in layers if "data" in settings]
+    if not (data and data[-1]):
+        layers.insert(0, ("", first_run))
+    return merge([("", defaults), *layers], defaults, given)
 
 
-def merge(layers: Iterable[tuple[str, dict[str, Any]]], defaults: dict[str, Any]) -> Config:
+def merge(layers: Iterable[tuple[str, dict[str, Any]]], defaults: dict[str, Any], given: Iterable[str]) -> Config:
     """Return the Config of layers (source, settings); later layers override earlier ones.
 
     Raises:
@@ -60,7 +64,7 @@ def merge(layers: Iterable[tuple[str, dict[str, Any]]], defaults: dict[str, Any]
     known = known_settings(defaults)
     for name in values:
         check_known(name, known, f"{sources[name]}there is no setting", ALL_SETTINGS)
-    return build_config(values, sources)
+    return build_config(values, sources, given)
 
 
 def import_extensions(values: dict[str, Any]) -> None:

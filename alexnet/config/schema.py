@@ -5,7 +5,7 @@ Config holds what belongs to no rule, strategy or update rule. These declare the
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -119,6 +119,7 @@ class Config(Section):
     keep_snapshots: Count | None
 
     _others: dict[str, Any] = PrivateAttr(default_factory=dict)    # values of the settings of sections, not validated
+    _given: frozenset[str] = PrivateAttr(frozenset())              # names of the settings that the user gave
 
     def section(self, kind: type[S]) -> S:
         """Return the settings of a section.
@@ -127,6 +128,10 @@ class Config(Section):
             ConfigError: a value has the wrong type, or values contradict each other.
         """
         return build(kind, {name: value for name, value in self._others.items() if name in kind.model_fields})
+
+    def is_given(self, name: str) -> bool:
+        """Return whether the user gave the setting, as an argument or in a settings file."""
+        return name in self._given
 
     def as_dict(self) -> dict[str, Any]:
         """Return all settings by name, as values of JSON."""
@@ -183,17 +188,19 @@ def sections() -> Iterator[type[Section]]:
             yield kind
 
 
-def build_config(values: Mapping[str, Any], sources: Mapping[str, str]) -> Config:
+def build_config(values: Mapping[str, Any], sources: Mapping[str, str], given: Iterable[str]) -> Config:
     """Return the Config of all settings, sections included.
 
     Args:
         sources: where the value of a setting comes from, as the start of an error message.
+        given: names of the settings that the user gave.
 
     Raises:
         ConfigError: a value has the wrong type or contradicts another one.
     """
     config = build(Config, {name: values[name] for name in Config.model_fields if name in values}, sources)
     config._others.update((name, value) for name, value in values.items() if name not in Config.model_fields)
+    config._given = frozenset(given)
     check_sections(config, sources)
     return config
 

@@ -21,7 +21,9 @@ class HasSettings(Protocol):
 def check_unused_settings(
     config: Config, setting: str, name: str, chosen: HasSettings, implementations: Mapping[str, HasSettings]
 ) -> None:
-    """Raise ConfigError if a setting that only another implementation reads differs from its default.
+    """Raise ConfigError if the user gave a setting that only another implementation reads, unless it is the default.
+
+    A resumed run may have such settings: those of the rule under which it started.
 
     Args:
         setting: the setting that names an implementation.
@@ -36,7 +38,7 @@ def check_unused_settings(
                 continue
             for field, value in config.section(kind).model_dump(mode="json").items():
                 default = defaults.get(field, kind.model_fields[field].default)
-                if value != default:
+                if value != default and config.is_given(field):
                     raise ConfigError(
                         f"{field} is a setting of {setting}={other}, so with {setting}={name} it must stay "
                         f"{as_yaml(default)}, got {as_yaml(value)}"

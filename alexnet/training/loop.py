@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from alexnet.config import Config
 from alexnet.data.dataset import Crop, Dataset, Request, centre_crop, crop_stream, draw_crop, file_order
 from alexnet.training.schedules import learning_rate
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:                                # the loader imports this module, without settings and PyTensor
+    from alexnet.config import Config
     from alexnet.training.base import Batches, Recorder, Synchronizer  # it imports this module
     from alexnet.training.network import Network  # it imports PyTensor, which the launcher does not need
 

@@ -4,9 +4,13 @@ A schedule is a pure function of the position and of the validation errors so fa
 state. Epochs count from 0 and may be fractional: 1.5 is the middle of the second epoch.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-from alexnet.config import Config
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:                                # the loader imports this module, and does not need the settings
+    from alexnet.config import Config
 
 
 def step(epoch: float, steps: Sequence[int], factor: float = 0.1) -> float:

@@ -104,8 +104,11 @@ def elementwise_name(node, kind, layer, layers, forward):
 def words(name):
     """Split a class name into words.
 
-    'MaxPoolGradient' becomes 'max pool gradient', 'Convolution' 'forward', 'ConvolutionInputGradient' 'input gradient'.
+    'MaxPool2D' becomes 'max pool', 'LRNGradient' 'LRN gradient', 'Convolution' 'forward',
+    'ConvolutionInputGradient' 'input gradient'.
     """
+    for long, short in (("2D", ""), ("Inverted", ""), ("LocalResponseNorm", "LRN")):
+        name = name.replace(long, short)
     name = name.removeprefix("Convolution") or "Forward"
     parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]+", name)
     return " ".join(part if part.isupper() else part.lower() for part in parts)

@@ -67,7 +67,7 @@ def test_what_cannot_be_exported_ends_in_a_sentence(weights, tmp_path, capsys, a
     before = sorted(tmp_path.iterdir())
     assert main(["export", "--weights", given, *(text.format(tmp_path) for text in arguments)]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("python -m alexnet export: ")
+    assert err.startswith("alexnet export: ")
     assert sentence in err
     assert err.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before

@@ -145,14 +145,14 @@ with warnings.catch_warnings(record=True) as caught:
     import alexnet
     import pytensor, pytensor.tensor as pt
     from alexnet.backends import mode_of
-    from alexnet.ops import LRN, Convolution, Dropout, MaxPool
+    from alexnet.ops import Convolution, InvertedDropout, LocalResponseNorm, MaxPool2D
 
     rng = np.random.default_rng(0)
     W = pytensor.shared(rng.normal(size=(3, 3, 3, 8), scale=.1).astype("float32"))
     V = pytensor.shared(rng.normal(size=(8, 4), scale=.1).astype("float32"))
     x, labels = pt.tensor("x", shape=(3, 9, 9, None)), pt.ivector("labels")
-    h = pt.maximum(LRN()(MaxPool(3, 2)(Convolution()(x, W))[0]), 0).mean(axis=(1, 2))
-    p = pt.special.log_softmax(V.T @ Dropout(.1)(h, 1, 2), axis=0)
+    h = pt.maximum(LocalResponseNorm()(MaxPool2D(3, 2)(Convolution()(x, W))[0]), 0).mean(axis=(1, 2))
+    p = pt.special.log_softmax(V.T @ InvertedDropout(.1)(h, 1, 2), axis=0)
     cost = -p[labels, pt.arange(labels.shape[0])].mean()
     updates = [(w, w - np.float32(1) * g) for w, g in zip((W, V), pytensor.grad(cost, [W, V]))]
     train = pytensor.function([x, labels], cost, updates=updates, mode=mode_of("cpu"))
@@ -205,10 +205,10 @@ def test_broken_compiler_is_a_compile_error(tmp_path):
 import numpy as np, pytensor, pytensor.tensor as pt
 from alexnet.backends import mode_of
 from alexnet.native.compiler import CompileError
-from alexnet.ops import LRN
+from alexnet.ops import LocalResponseNorm
 x = pt.tensor4("x")
 try:
-    pytensor.function([x], LRN()(x), mode=mode_of("cpu"))(np.ones((1, 1, 1, 1), "float32"))
+    pytensor.function([x], LocalResponseNorm()(x), mode=mode_of("cpu"))(np.ones((1, 1, 1, 1), "float32"))
 except CompileError as error:
     print(error)
 """

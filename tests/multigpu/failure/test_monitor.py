@@ -110,6 +110,7 @@ def test_drops_a_detached_rank(monkeypatch):
         server, lost, other = (FakeRank(port, rank, JobSettings(60.0, "", True)) for rank in range(3))
         for client in (lost, other):
             client.send(detached=True)
+        time.sleep(0.5)                      # both are registered
         lost.send(failure=Failure("its loader has died", fatal=False))
         assert server.receive() == RankDropped(1)
         for rank in (server, other):
