@@ -8,6 +8,7 @@ import difflib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -70,8 +71,11 @@ class Registry(MutableMapping[str, T]):
         """
         if ":" in name:
             return import_attribute(name, self._setting)
-        check_known(name, self, f"{self._setting}: there is no {self._noun}")
-        return self[name]
+        if name not in self._implementations and name.isidentifier() and find_spec(f"{self._package}.{name}"):
+            import_module(f"{self._package}.{name}")             # often enough, and faster than the whole package
+        if name not in self._implementations:
+            check_known(name, self, f"{self._setting}: there is no {self._noun}")
+        return self._implementations[name]
 
     def _complete_mapping(self) -> dict[str, T]:
         if not self._complete:

@@ -129,9 +129,10 @@ class Config(Section):
         """
         return build(kind, {name: value for name, value in self._others.items() if name in kind.model_fields})
 
-    def is_given(self, name: str) -> bool:
-        """Return whether the user gave the setting, as an argument or in a settings file."""
-        return name in self._given
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the settings that the user gave, as arguments or in a settings file."""
+        return self._given
 
     def as_dict(self) -> dict[str, Any]:
         """Return all settings by name, as values of JSON."""

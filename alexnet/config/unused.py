@@ -13,9 +13,8 @@ from alexnet.config.yaml_text import as_yaml
 class HasSettings(Protocol):
     """An implementation that declares its settings, such as a rule or a strategy."""
 
-    @property
-    def settings(self) -> tuple[type[Section], ...]:
-        """The sections that it reads, and no other implementation does."""
+    def sections(self) -> tuple[type[Section], ...]:
+        """Return the sections that it reads, and no other implementation does."""
 
 
 def check_unused_settings(
@@ -31,14 +30,17 @@ def check_unused_settings(
         chosen: the implementation of that name.
         implementations: all implementations by name.
     """
+    if config.given <= Config.model_fields.keys():
+        return                                   # without an import of all implementations
+    read = chosen.sections()
     defaults = default_settings()
     for other, implementation in implementations.items():
-        for kind in implementation.settings:
-            if kind in chosen.settings:
+        for kind in implementation.sections():
+            if kind in read:
                 continue
             for field, value in config.section(kind).model_dump(mode="json").items():
                 default = defaults.get(field, kind.model_fields[field].default)
-                if value != default and config.is_given(field):
+                if value != default and field in config.given:
                     raise ConfigError(
                         f"{field} is a setting of {setting}={other}, so with {setting}={name} it must stay "
                         f"{as_yaml(default)}, got {as_yaml(value)}"

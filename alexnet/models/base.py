@@ -89,7 +89,7 @@ def model_class(name: str) -> type[Model]:
         ConfigError: there is none.
     """
     found = MODELS.find(name)
-    if name not in MODELS:
+    if ":" in name:
         if not (isinstance(found, type) and issubclass(found, Model)):
             raise ConfigError(f"model must name a subclass of alexnet.models.Model, got {name}")
         MODELS[name] = found

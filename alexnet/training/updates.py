@@ -117,8 +117,10 @@ def find_update_rule(config: Config) -> RegisteredRule:
     """
     name = config.section(UpdateSettings).rule
     found: Any = UPDATE_RULES.find(name)
+    if isinstance(found, RegisteredRule):
+        return found
     for rule in UPDATE_RULES.values():
-        if found is rule or found is rule.function:
+        if found is rule.function:
             return rule
     raise ConfigError(f"update must name a function decorated with alexnet.training.updates.update_rule, got {name}")
 

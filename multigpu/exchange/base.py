@@ -66,6 +66,11 @@ class Strategy(ABC):
         self.device = flat.device
 
     @classmethod
+    def sections(cls) -> tuple[type[Section], ...]:
+        """Return the settings that this strategy reads, and no other."""
+        return cls.settings
+
+    @classmethod
     def suits(cls, comm: Communicator) -> bool:
         """Return whether these workers are connected as the strategy requires."""
         return (comm.over_mpi or not cls.needs_mpi) and (comm.on_one_host or not cls.one_machine)

@@ -34,11 +34,16 @@ class Role(NamedTuple):
 class Rule(ABC):
     """When workers exchange, and with whom. An implementation registers itself in RULES under its name."""
 
-    settings: ClassVar[tuple[type[Section], ...]] = ()    # what this rule reads, and no other
+    settings: ClassVar[tuple[type[Section], ...]] = ()    # what this rule reads, and no other; see sections()
     needs_mpi: ClassVar[bool] = True                      # it needs the ranks of an MPI job
     has_server: ClassVar[bool] = False                    # rank 0 is a server, and does not train
     elastic: ClassVar[bool] = False                       # training survives workers that join late, leave or die
     synchronous: ClassVar[bool] = False                   # all workers end each epoch at the same time
+
+    @classmethod
+    def sections(cls) -> tuple[type[Section], ...]:
+        """Return the settings that this rule reads, and no other."""
+        return cls.settings
 
     def check(self, config: Config) -> None:
         """Raise ConfigError if the settings contradict each other under this rule."""

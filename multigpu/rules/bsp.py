@@ -59,9 +59,13 @@ class BspSettings(Section):
 class BspRule(Rule):
     """All workers exchange after each step, or after each average_every steps."""
 
-    settings = (BspSettings, ExchangeSettings, *strategy_settings())
+    settings = (BspSettings, ExchangeSettings)
     needs_mpi = False
     synchronous = True
+
+    @classmethod
+    def sections(cls) -> tuple[type[Section], ...]:
+        return (*cls.settings, *strategy_settings())
 
     def check(self, config: Config) -> None:
         super().check(config)
@@ -92,7 +96,8 @@ class BspRule(Rule):
 
     def check_job(self, config: Config, comm: Communicator) -> None:
         super().check_job(config, comm)
-        strategy_of(config, comm)
+        if comm.size > 1 or "exchange" in config.given:
+            strategy_of(config, comm)
 
     def step_functions(self, config: Config, comm: Communicator) -> tuple[str, ...]:
         return ("compute", "apply") if exchanged(config, comm) == "gradients" else ("train",)
