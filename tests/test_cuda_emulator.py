@@ -14,6 +14,8 @@ import pytest
 
 from tests.cuda_emulator import NotBuilt, build, find
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 60
 N = 1024                                         # number of floats in the programs' buffers

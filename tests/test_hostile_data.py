@@ -15,6 +15,8 @@ from preprocess.command import main as preprocess
 from tests import hostile_batches, tiny
 from tests.hostile_batches import Payload
 
+pytestmark = pytest.mark.slow
+
 TOP = Path(__file__).parent.parent
 BATCH = "train_hkl_b3_b_3/0001.hkl"
 

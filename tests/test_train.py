@@ -13,6 +13,8 @@ from alexnet.run import checkpoint_format
 from alexnet.run.recorder import read_records
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 TOP = Path(__file__).parent.parent
 
 

@@ -17,6 +17,8 @@ from alexnet.run import checkpoint_format
 from alexnet.run.recorder import RunRecorder
 from alexnet.training.timing import Lap
 
+pytestmark = pytest.mark.slow
+
 
 class Clock:
     """A clock that only tests advance."""

@@ -19,6 +19,8 @@ from benchmarks.harness import nodes, report, results
 from benchmarks.harness.program import environment, last_line, take_turns, warm_up
 from multigpu.device import DeviceError
 
+pytestmark = pytest.mark.slow
+
 ROW = {"name": "train step, batch 128, ours", "value": 40.0, "unit": "images/s", "spread": 0.05, "runs": 7,
        "peer": 20.0, "ratio": 2.0, "peer_is": "PyTorch eager"}
 

@@ -6,6 +6,8 @@ from benchmarks import __main__ as benchmarks
 from benchmarks.mpi import scaling
 from tests.mpi import needs_mpi
 
+pytestmark = [pytest.mark.slow, pytest.mark.mpi]
+
 
 def speed(seconds, comm, sync):
     return {"seconds": seconds, "comm": comm, "sync": sync}

@@ -5,6 +5,8 @@ import pytest
 from benchmarks.mpi import server
 from tests.mpi import needs_mpi
 
+pytestmark = pytest.mark.mpi
+
 
 def test_every_update_is_compared_with_memcpy():
     memcpy, *updates = server.apply_rows(floats=1000, runs=2)

@@ -13,6 +13,8 @@ from experiments.asgd.experiments import Sizes, trials
 from experiments.asgd.trials import Rate, Trial, smoothed, summary, teeth
 from experiments.asgd.trials import run as run_trial
 
+pytestmark = pytest.mark.slow
+
 TINY = Sizes(
     (2, 1), 10, (1, 2), 10, 40, (10, 20), (1, 2), 20, 60, 2, (0.02,), 40, (3,), 60, train=320, test=40, seeds=2
 )

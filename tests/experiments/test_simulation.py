@@ -10,6 +10,8 @@ from experiments.asgd import Costs, Simulation, measured, order_of
 from tests.mpi import needs_mpi, results, team_of
 from tests.multigpu.rules.fakes import RATE, Learner, toy_settings
 
+pytestmark = pytest.mark.mpi
+
 STEP = Costs(step=1.0)
 DEAR = Costs(step=1.0, copy=2.0, transfer=3.0, apply=4.0)
 

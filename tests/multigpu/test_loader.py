@@ -23,7 +23,7 @@ from tests.multigpu.fakes import workers
 from tests.multigpu.fakes.loaders import LoaderToolbox
 from tests.multigpu.fakes.workers import SHAPE, UNREADABLE, Reader, ZeroReader, expected, request
 
-pytestmark = pytest.mark.compatibility
+pytestmark = [pytest.mark.slow, pytest.mark.compatibility]
 
 WORKERS = Path(workers.__file__)
 

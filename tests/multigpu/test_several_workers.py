@@ -18,6 +18,8 @@ from tests import tiny, tiny_train
 from tests.multigpu.fakes import several_workers
 from tests.multigpu.runs import Run, clean_up, family, lines
 
+pytestmark = pytest.mark.slow
+
 TINY, FAKES = Path(tiny_train.__file__), Path(several_workers.__file__)
 GONE = 10.0                                      # seconds within which all processes must end
 PLAIN = {"dropout_rate": 0, "rand_crop": "false", "learning_rate": 0.02}

@@ -21,6 +21,8 @@ from preprocess import batches
 from preprocess.batches import Settings, make_batches
 from preprocess.command import main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(batches.__file__).parents[1]
 
 

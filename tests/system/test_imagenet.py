@@ -11,6 +11,8 @@ from alexnet.data.images import read_image
 from tests.system import imagenet
 from tests.system import synthetic_imagenet as synthetic
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):

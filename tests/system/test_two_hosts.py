@@ -15,7 +15,9 @@ from tests.system import traffic
 from tests.system.two_hosts import Hosts, obstacle, run
 
 WHY_NOT = obstacle()
-pytestmark = [pytest.mark.mpi, needs_mpi, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
+pytestmark = [
+    pytest.mark.system, pytest.mark.mpi, needs_mpi, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
+]
 
 FRAME = 1448 / 1514                              # minimum share of payload in full Ethernet frames
 

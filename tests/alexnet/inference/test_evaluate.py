@@ -26,6 +26,8 @@ from preprocess.command import main as preprocess
 from tests.hostile_images import encoded, photograph, place_all
 from tests.tiny import Tiny, make_data, run
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 10
 NAMES = tuple(f"n9000000{label} thing {label}, object {label}" for label in range(CLASSES))
 WNIDS = [name.split()[0] for name in NAMES]

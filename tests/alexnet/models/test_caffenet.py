@@ -11,6 +11,8 @@ from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
 from tests import caffe_truth
 
+pytestmark = pytest.mark.slow
+
 BIASES = {                                       # bias_filler of conv1 … fc8; models/*/train_val.prototxt
     "caffenet": (0, 1, 0, 1, 1, 1, 1, 0),
     "bvlc_alexnet": (0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0),

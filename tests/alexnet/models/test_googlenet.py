@@ -21,6 +21,8 @@ from alexnet.training.objectives import training_cost
 from alexnet.training.updates import momentum_sgd
 from tests.small_alexnet import same_bits
 
+pytestmark = pytest.mark.slow
+
 TOWERS = ("aux_4a", "aux_4d")
 OUTPUTS = {                                      # Szegedy et al. 2014, table 1
     "conv1": (64, 112, 112), "pool1": (64, 56, 56), "conv3": (192, 56, 56), "pool3": (192, 28, 28),

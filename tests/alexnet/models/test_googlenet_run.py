@@ -17,6 +17,8 @@ from tests.hostile_images import encoded, photograph
 from tests.small_alexnet import same_bits
 from tests.tiny import make_data, run
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"model": "blocks", "para_load": "false", "n_epochs": 1}
 LAYERS = [f"inception_3a.{each}" for each in ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "pool_proj")]
 

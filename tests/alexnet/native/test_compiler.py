@@ -10,6 +10,8 @@ import pytest
 
 from alexnet.native import compiler
 
+pytestmark = pytest.mark.slow
+
 needs_compiler = pytest.mark.skipif(not compiler.compiler_available(), reason="needs a C compiler")
 DOUBLE_IT = "void run(const float *x, float *y, long n) { for (long i = 0; i < n; i++) y[i] = 2 * x[i]; }"
 

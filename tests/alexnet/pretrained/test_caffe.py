@@ -14,6 +14,8 @@ from alexnet.pretrained.protobuf import parsed
 from tests import caffe_truth, tiny
 from tests.caffe_truth import blob, field, fields, layer
 
+pytestmark = pytest.mark.slow
+
 IMAGENET_MEAN = (104.0069879317889, 116.66876761696767, 122.6789143406786)                  # BGR
 TOLERANCE = 1e-5                                 # relative to the largest output; float32 against float64
 

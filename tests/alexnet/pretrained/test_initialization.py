@@ -14,6 +14,8 @@ from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.training.network import build_model
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 SERIAL = {"para_load": "false"}
 TUNED = SERIAL | {"frozen_layers": "conv1,conv2", "layer_rates": "fc4:10,fc3:0.5", "n_iterations": 8, "n_epochs": 2}
 MEAN = np.linspace(20, 200, 3 * 256 * 256, dtype=np.float32).reshape(3, 256, 256)

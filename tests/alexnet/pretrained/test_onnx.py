@@ -20,6 +20,8 @@ from alexnet.nn import LRN, Conv, Dense, Dropout, Flatten, Layer, MaxPool
 from alexnet.pretrained import Weights, WeightsError, build
 from tests import caffe_truth, tiny
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 12
 TOLERANCE = 1e-5                                 # relative to the largest output
 

@@ -16,6 +16,8 @@ from alexnet.native import atomic
 from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import CheckpointError, load, save
 
+pytestmark = pytest.mark.slow
+
 EXPECTED = {"W": ((2, 3), "float32"), "b": ((3,), "float32"), "step": ((), "int64")}
 
 

@@ -14,6 +14,8 @@ from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.training.updates import adadelta, adagrad, bind_update_rule
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 STEPS, DECAY = 50, 0.01
 RULES = {"adagrad": partial(adagrad, epsilon=1e-10), "adadelta": partial(adadelta, rho=0.95, epsilon=1e-6)}
 RATES = {"adagrad": 0.1, "adadelta": 1.0}

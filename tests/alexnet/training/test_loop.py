@@ -14,6 +14,8 @@ from multigpu.rules import single
 from multigpu.rules.single import SingleWorker
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

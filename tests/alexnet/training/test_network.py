@@ -15,7 +15,7 @@ from alexnet.training.network import Network, apply_layer_settings, backend_of, 
 from alexnet.training.updates import adadelta, adagrad, bind_update_rule, momentum_sgd, nesterov, sgd
 from tests.tiny import Tiny
 
-pytestmark = pytest.mark.compatibility
+pytestmark = [pytest.mark.slow, pytest.mark.compatibility]
 
 BATCH, CLASSES = 6, 10
 RULES = {"sgd": sgd, "momentum": momentum_sgd, "nesterov": nesterov, "adagrad": adagrad, "adadelta": adadelta}

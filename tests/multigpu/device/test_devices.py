@@ -16,6 +16,8 @@ from multigpu.device.host import BLOCK, HostDevice
 from tests.mpi import orphans
 from tests.multigpu.device.fakes import Process
 
+pytestmark = pytest.mark.slow
+
 KINDS = {                                        # (device names of two processes, whether the devices are emulated)
     "cpu": (("cpu", "cpu"), False),
     "two GPUs": (("cuda0", "cuda1"), True),

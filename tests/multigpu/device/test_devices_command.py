@@ -10,6 +10,8 @@ import pytest
 from multigpu.device import ipc, report
 from multigpu.device.host import HostDevice
 
+pytestmark = pytest.mark.slow
+
 
 def run(emulator, **settings):
     """Return what the command prints with emulated GPUs."""

@@ -14,6 +14,8 @@ from tests.mpi import results
 from tests.multigpu.exchange import workers
 from tests.multigpu.exchange.workers import Seat, Team
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20
 STAGED = "; the workers exchange through the host's memory instead, which is slower"
 WHAT = ["weights_and_momentum", "gradients"]

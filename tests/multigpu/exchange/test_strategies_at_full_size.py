@@ -4,7 +4,7 @@ import pytest
 
 from tests.mpi import needs_mpi, results, team_of
 
-pytestmark = [pytest.mark.mpi, needs_mpi]
+pytestmark = [pytest.mark.slow, pytest.mark.mpi, needs_mpi]
 pair = team_of(2)                                # a separate team: no other ranks wait next to it
 
 

@@ -12,6 +12,8 @@ import pytest
 from alexnet.native.cores import cores
 from tests.multigpu.runs import Run, clean_up, family, lines
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(tmp_path):

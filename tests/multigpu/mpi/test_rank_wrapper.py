@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.mpi
+
 RANK = """
 import os, signal, sys
 from multigpu.mpi import rank_wrapper

@@ -12,7 +12,7 @@ import pytest
 from alexnet.backends.cpu.kernels import convolution
 from alexnet.native import compiler
 
-pytestmark = pytest.mark.skipif(not compiler.compiler_available(), reason="needs a C compiler")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not compiler.compiler_available(), reason="needs a C compiler")]
 
 
 class Layer(NamedTuple):

@@ -8,6 +8,8 @@ from alexnet.models.alexnet import AlexNet
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("jax", reason="the jax backend needs jax, which is not installed")
 
 MIB = 2**20

@@ -24,7 +24,7 @@ from tests.tiny import Tiny
 
 jax = pytest.importorskip("jax", reason="the jax backend needs jax, which is not installed")
 
-pytestmark = pytest.mark.compatibility
+pytestmark = [pytest.mark.slow, pytest.mark.compatibility]
 
 BATCH, CLASSES = 4, 10
 
