@@ -30,16 +30,7 @@ from PIL import Image
 
 from alexnet.data import batch_file
 from benchmarks.harness import report
-from benchmarks.harness.program import (
-    CORES,
-    TOP,
-    Program,
-    environment,
-    last_line,
-    serve,
-    take_turns,
-    warm_up,
-)
+from benchmarks.harness.program import CORES, TOP, Program, environment, last_line, serve, take_turns, warm_up
 from benchmarks.step import OURS, PEERS, fastest
 
 CLASSES = 1000

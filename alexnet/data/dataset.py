@@ -19,16 +19,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from alexnet.data import batch_file, layout
-from alexnet.data.augment import (
-    IMAGE_SIZE,
-    RESIZES,
-    Crop,
-    centre_crop,
-    crop_batch,
-    crop_stream,
-    draw_crop,
-    file_order,
-)
+from alexnet.data.augment import IMAGE_SIZE, RESIZES, Crop, centre_crop, crop_batch, crop_stream, draw_crop, file_order
 from alexnet.data.batch_file import BatchFile, DataError, name_of
 from alexnet.data.layout import Manifest
 

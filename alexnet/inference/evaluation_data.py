@@ -15,14 +15,7 @@ import numpy as np
 from alexnet.data.augment import IMAGE_SIZE
 from alexnet.data.batch_file import DataError, name_of
 from alexnet.data.dataset import BatchReader, Dataset, Request, Segment, Split, open_dataset
-from alexnet.data.image_listing import (
-    ImageList,
-    class_folders,
-    identity,
-    image_names,
-    labelled_images,
-    synset_table,
-)
+from alexnet.data.image_listing import ImageList, class_folders, identity, image_names, labelled_images, synset_table
 from alexnet.data.images import BadImage, batch_of, read_image
 from alexnet.data.layout import MANIFEST
 from alexnet.data.prefetch import in_order

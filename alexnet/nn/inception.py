@@ -27,16 +27,8 @@ class Inception(Named):
     depth = 2
 
     def __init__(
-        self,
-        rng: Rng,
-        name: str,
-        channels: int,
-        one: int,
-        three: tuple[int, int],
-        five: tuple[int, int],
-        projection: int,
-        std: Std = xavier,
-        bias: float = 0.2,
+        self, rng: Rng, name: str, channels: int, one: int, three: tuple[int, int], five: tuple[int, int],
+        projection: int, std: Std = xavier, bias: float = 0.2,
     ) -> None:
         conv = partial(Conv, rng, std=std, bias=bias)
         at = f"{name}.{{}}".format
@@ -80,14 +72,7 @@ class InceptionClassifier(Auxiliary):
     """
 
     def __init__(
-        self,
-        rng: Rng,
-        name: str,
-        channels: int,
-        classes: int,
-        dropout_rate: float,
-        stream: int,
-        weight: float = 0.3,
+        self, rng: Rng, name: str, channels: int, classes: int, dropout_rate: float, stream: int, weight: float = 0.3,
     ) -> None:
         tower = Sequential(
             AveragePool(5, 3),

@@ -91,13 +91,8 @@ class Step:
     """
 
     def __init__(
-        self,
-        operator: str,
-        *,
-        parameters: tuple[str, ...] = (),
-        outputs: int | None = None,
-        branches: tuple[Chain, ...] = (),
-        **attributes: Value,
+        self, operator: str, *, parameters: tuple[str, ...] = (), outputs: int | None = None,
+        branches: tuple[Chain, ...] = (), **attributes: Value,
     ) -> None:
         self.operator = operator
         self.parameters = parameters

@@ -54,17 +54,8 @@ class Conv(Layer):
     kind = "conv"
 
     def __init__(
-        self,
-        rng: Rng,
-        channels: int,
-        filters: int,
-        size: int,
-        stride: int = 1,
-        pad: int = 0,
-        groups: int = 1,
-        pool: tuple[int, ...] | None = None,
-        std: Std = 0.01,
-        bias: float = 0.0,
+        self, rng: Rng, channels: int, filters: int, size: int, stride: int = 1, pad: int = 0, groups: int = 1,
+        pool: tuple[int, ...] | None = None, std: Std = 0.01, bias: float = 0.0,
     ) -> None:
         if channels % groups or filters % groups:
             raise ValueError(f"groups must divide channels and filters, got {groups} for {channels} and {filters}")

@@ -10,16 +10,7 @@ from pytensor.gradient import DisconnectedType
 from pytensor.graph.basic import Apply, Variable
 from pytensor.tensor import TensorLike
 
-from alexnet.ops.base import (
-    Arrays,
-    Inputs,
-    Shape,
-    ShapedOp,
-    Storages,
-    float_tensor,
-    integer_tensor,
-    whole_number,
-)
+from alexnet.ops.base import Arrays, Inputs, Shape, ShapedOp, Storages, float_tensor, integer_tensor, whole_number
 
 
 class CropMirror(ShapedOp):

@@ -11,16 +11,7 @@ from pytensor.gradient import DisconnectedType
 from pytensor.graph.basic import Apply, Variable
 from pytensor.tensor import TensorLike
 
-from alexnet.ops.base import (
-    Arrays,
-    Inputs,
-    Shape,
-    ShapedOp,
-    Storages,
-    float_tensor,
-    integer_tensor,
-    whole_number,
-)
+from alexnet.ops.base import Arrays, Inputs, Shape, ShapedOp, Storages, float_tensor, integer_tensor, whole_number
 
 
 class InvertedDropout(ShapedOp):

@@ -116,12 +116,7 @@ class Files(ABC):
         return shape, "F" if fortran else "C", dtype, file.tell()
 
     def values(
-        self,
-        name: str,
-        content: bytes,
-        shape: tuple[int, ...],
-        order: Literal["C", "F"],
-        dtype: np.dtype,
+        self, name: str, content: bytes, shape: tuple[int, ...], order: Literal["C", "F"], dtype: np.dtype,
         start: int,
     ) -> np.ndarray:
         """Return the values of the content of a .npy file; see header. Raises WeightsError."""

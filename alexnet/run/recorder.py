@@ -47,12 +47,8 @@ class RunRecorder(Recorder):
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        print_freq: int = 20,
-        total_iterations: int | None = None,
-        stream: TextIO | None = None,
-        clock: Callable[[], float] = time.perf_counter,
+        self, folder: str | Path, print_freq: int = 20, total_iterations: int | None = None,
+        stream: TextIO | None = None, clock: Callable[[], float] = time.perf_counter,
     ):
         super().__init__(clock)
         self.folder = Path(folder)

@@ -71,15 +71,8 @@ class Network:
     """
 
     def __init__(
-        self,
-        model: Model,
-        mean: np.ndarray,
-        update: UpdateRule | None = None,
-        backend: str = "cpu",
-        crop: bool = True,
-        seed: int = 0,
-        wait: Callable[[], None] | None = None,
-        precision: str = "float32",
+        self, model: Model, mean: np.ndarray, update: UpdateRule | None = None, backend: str = "cpu",
+        crop: bool = True, seed: int = 0, wait: Callable[[], None] | None = None, precision: str = "float32",
         device: str = "cpu",
     ):
         self.model = model
@@ -248,9 +241,7 @@ class Network:
         return ImageInputs(self.model, self.mean, self.crop)
 
     def compile(
-        self,
-        inputs: Sequence[TensorVariable],
-        outputs: Any,
+        self, inputs: Sequence[TensorVariable], outputs: Any,
         updates: Iterable[tuple[SharedVariable, TensorVariable]] = (),
         givens: Iterable[tuple[TensorVariable, TensorVariable]] = (),
     ) -> Function:

@@ -18,15 +18,16 @@ from alexnet.config import Config, ConfigError, Registry, Section
 from alexnet.config.fields import Epsilon, NotNegative, Share, Text
 from alexnet.nn import Parameter
 
-Pairs: TypeAlias = list[tuple[SharedVariable, TensorVariable]]
+Parameters: TypeAlias = Sequence[Parameter]
+Gradients: TypeAlias = Sequence[TensorVariable]
+Pairs: TypeAlias = list[tuple[SharedVariable, TensorVariable]]             # (variable, new value)
+Updates: TypeAlias = tuple[Pairs, list[SharedVariable]]                    # and the state of the rule
 
 
 class UpdateRule(Protocol):
     """From parameters and their gradients to their updates."""
 
-    def __call__(
-        self, parameters: Sequence[Parameter], gradients: Sequence[TensorVariable], learning_rate: TensorVariable
-    ) -> tuple[Pairs, list[SharedVariable]]:
+    def __call__(self, parameters: Parameters, gradients: Gradients, learning_rate: TensorVariable) -> Updates:
         """Return the pairs (variable, new value), and the state of the rule.
 
         Each parameter scales the learning rate by its lr_mult and the weight decay by its decay_mult. The state,
@@ -48,7 +49,7 @@ class RegisteredRule(NamedTuple):
     """
 
     name: str
-    function: Callable[..., tuple[Pairs, list[SharedVariable]]]
+    function: Callable[..., Updates]
     settings: type[Section] | None
     linear: bool
 
@@ -136,11 +137,8 @@ def bind_update_rule(config: Config) -> UpdateRule:
 
 @update_rule("sgd")
 def sgd(
-    parameters: Sequence[Parameter],
-    gradients: Sequence[TensorVariable],
-    learning_rate: TensorVariable,
-    weight_decay: float = 5e-4,
-) -> tuple[Pairs, list[SharedVariable]]:
+    parameters: Parameters, gradients: Gradients, learning_rate: TensorVariable, weight_decay: float = 5e-4,
+) -> Updates:
     """Gradient descent with weight decay: w <- w - learning_rate * (g + weight_decay * w)."""
     pairs: Pairs = []
     for parameter, g in zip(parameters, gradients, strict=True):
@@ -151,12 +149,9 @@ def sgd(
 
 @update_rule("momentum", MomentumSettings)
 def momentum_sgd(
-    parameters: Sequence[Parameter],
-    gradients: Sequence[TensorVariable],
-    learning_rate: TensorVariable,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-) -> tuple[Pairs, list[SharedVariable]]:
+    parameters: Parameters, gradients: Gradients, learning_rate: TensorVariable,
+    momentum: float = 0.9, weight_decay: float = 5e-4,
+) -> Updates:
     """SGD with momentum and weight decay.
 
         v <- momentum * v - learning_rate * (g + weight_decay * w)
@@ -177,12 +172,9 @@ def momentum_sgd(
 
 @update_rule("nesterov", MomentumSettings)
 def nesterov(
-    parameters: Sequence[Parameter],
-    gradients: Sequence[TensorVariable],
-    learning_rate: TensorVariable,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-) -> tuple[Pairs, list[SharedVariable]]:
+    parameters: Parameters, gradients: Gradients, learning_rate: TensorVariable,
+    momentum: float = 0.9, weight_decay: float = 5e-4,
+) -> Updates:
     """Nesterov momentum in the form used by theano_alexnet.
 
         v <- momentum**2 * v - (1 + momentum) * learning_rate * (g + weight_decay * w)
@@ -204,12 +196,9 @@ def nesterov(
 
 @update_rule("adagrad", AdagradSettings, linear=False)
 def adagrad(
-    parameters: Sequence[Parameter],
-    gradients: Sequence[TensorVariable],
-    learning_rate: TensorVariable,
-    epsilon: float = 1e-10,
-    weight_decay: float = 5e-4,
-) -> tuple[Pairs, list[SharedVariable]]:
+    parameters: Parameters, gradients: Gradients, learning_rate: TensorVariable,
+    epsilon: float = 1e-10, weight_decay: float = 5e-4,
+) -> Updates:
     """Adagrad: a step size for each weight that decreases with the sum of its squared gradients.
 
         g <- g + weight_decay * w
@@ -233,13 +222,9 @@ def adagrad(
 
 @update_rule("adadelta", AdadeltaSettings, linear=False)
 def adadelta(
-    parameters: Sequence[Parameter],
-    gradients: Sequence[TensorVariable],
-    learning_rate: TensorVariable,
-    rho: float = 0.95,
-    epsilon: float = 1e-6,
-    weight_decay: float = 5e-4,
-) -> tuple[Pairs, list[SharedVariable]]:
+    parameters: Parameters, gradients: Gradients, learning_rate: TensorVariable,
+    rho: float = 0.95, epsilon: float = 1e-6, weight_decay: float = 5e-4,
+) -> Updates:
     """Adadelta: step sizes from running averages of squared steps and gradients, in the units of the weights.
 
         g      <- g + weight_decay * w

@@ -69,13 +69,8 @@ class CudaBuffer(Buffer):
     """
 
     def __init__(
-        self,
-        device: CudaDevice,
-        nbytes: int,
-        memory: cuda.DeviceAllocation | cuda.IPCMemoryHandle | None,
-        offset: int = 0,
-        handle: CudaHandle | None = None,
-        whole: CudaBuffer | None = None,
+        self, device: CudaDevice, nbytes: int, memory: cuda.DeviceAllocation | cuda.IPCMemoryHandle | None,
+        offset: int = 0, handle: CudaHandle | None = None, whole: CudaBuffer | None = None,
     ):
         super().__init__(nbytes, memory, whole)
         self.device = device

@@ -16,16 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from multigpu.device.base import (
-    Buffer,
-    Device,
-    DeviceError,
-    Shape,
-    check_copy,
-    check_mean,
-    check_new_buffer,
-    split,
-)
+from multigpu.device.base import Buffer, Device, DeviceError, Shape, check_copy, check_mean, check_new_buffer, split
 from multigpu.device.handles import Handle, HostHandle
 
 if TYPE_CHECKING:
@@ -45,11 +36,7 @@ class HostBuffer(Buffer):
     """
 
     def __init__(
-        self,
-        handle: HostHandle,
-        memory: mmap.mmap | None,
-        fd: int | None = None,
-        whole: HostBuffer | None = None,
+        self, handle: HostHandle, memory: mmap.mmap | None, fd: int | None = None, whole: HostBuffer | None = None,
     ):
         super().__init__(handle.nbytes, memory, whole)
         self._handle = handle

@@ -32,15 +32,7 @@ from alexnet.training.loop import Diverged
 from multigpu.communicator import Communicator, DesyncError, PeerDied, PipeCommunicator
 from multigpu.device import DeviceError
 from multigpu.launch.link import Failed, JobLink, LauncherLink, Order
-from multigpu.launch.process import (
-    CONTEXT,
-    SIGNAL_DEBOUNCE,
-    SIGNALS,
-    describe_exit,
-    end,
-    pipes_between,
-    start,
-)
+from multigpu.launch.process import CONTEXT, SIGNAL_DEBOUNCE, SIGNALS, describe_exit, end, pipes_between, start
 from multigpu.launch.rendezvous import Pipes, Placement, Stopped, rendezvous
 from multigpu.loader import LoaderDied
 

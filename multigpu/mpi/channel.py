@@ -116,11 +116,7 @@ class Channel:
             self._swap(outgoing, incoming, server)
 
     def serve_exchange(
-        self,
-        client: int,
-        length: int,
-        update: Callable[[np.ndarray, slice], None],
-        there: bool = True,
+        self, client: int, length: int, update: Callable[[np.ndarray, slice], None], there: bool = True,
         back: bool = True,
     ) -> None:
         """Server side of an exchange of `length` float32 values.

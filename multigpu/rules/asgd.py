@@ -91,14 +91,8 @@ class AsgdClient(Client):
     """
 
     def __init__(
-        self,
-        network: Network,
-        variables: list[SharedVariable],
-        flat: FlatBuffer,
-        channel: Channel,
-        recorder: Recorder,
-        schedule: Schedule,
-        step: int = 0,
+        self, network: Network, variables: list[SharedVariable], flat: FlatBuffer, channel: Channel,
+        recorder: Recorder, schedule: Schedule, step: int = 0,
     ):
         super().__init__(network, variables, flat, channel, recorder)
         self._schedule = schedule

@@ -177,14 +177,8 @@ class Bsp(Synchronizer):
     """
 
     def __init__(
-        self,
-        network: Network,
-        groups: list[ParameterGroup],
-        what: str,
-        comm: Communicator,
-        recorder: Recorder,
-        every: int = 1,
-        rates: int = 1,
+        self, network: Network, groups: list[ParameterGroup], what: str, comm: Communicator, recorder: Recorder,
+        every: int = 1, rates: int = 1,
     ):
         self._network = network
         self._groups = groups

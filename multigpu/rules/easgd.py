@@ -64,13 +64,8 @@ class ElasticClient(Client):
     """A client that exchanges every tau steps; see Client for the other arguments."""
 
     def __init__(
-        self,
-        network: Network,
-        variables: list[SharedVariable],
-        flat: FlatBuffer,
-        channel: Channel,
-        recorder: Recorder,
-        tau: int,
+        self, network: Network, variables: list[SharedVariable], flat: FlatBuffer, channel: Channel,
+        recorder: Recorder, tau: int,
     ):
         super().__init__(network, variables, flat, channel, recorder)
         self._tau = tau

@@ -152,12 +152,7 @@ class Gosgd(Synchronizer):
     """
 
     def __init__(
-        self,
-        network: Network,
-        groups: list[WeightedGroup],
-        config: Config,
-        comm: Communicator,
-        recorder: Recorder,
+        self, network: Network, groups: list[WeightedGroup], config: Config, comm: Communicator, recorder: Recorder,
     ):
         from multigpu.mpi.channel import Channel  # importing it initialises MPI
 

@@ -16,17 +16,7 @@ from alexnet.training.loop import Position, Run, train
 from alexnet.training.timing import Lap
 from multigpu.communicator import WorkerInfo
 from multigpu.exchange.flat_buffer import FlatBuffer
-from multigpu.rules.parameter_server.protocol import (
-    SERVER,
-    Fetch,
-    Grant,
-    Join,
-    Joined,
-    Leave,
-    LeaveAck,
-    Note,
-    Push,
-)
+from multigpu.rules.parameter_server.protocol import SERVER, Fetch, Grant, Join, Joined, Leave, LeaveAck, Note, Push
 
 if TYPE_CHECKING:
     from alexnet.training.network import Network, SharedVariable
@@ -47,11 +37,7 @@ class Client(Synchronizer):
     info: WorkerInfo | None = None
 
     def __init__(
-        self,
-        network: Network,
-        variables: list[SharedVariable],
-        flat: FlatBuffer,
-        channel: Channel,
+        self, network: Network, variables: list[SharedVariable], flat: FlatBuffer, channel: Channel,
         recorder: Recorder,
     ):
         self._network = network

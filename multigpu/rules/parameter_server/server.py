@@ -32,13 +32,7 @@ from alexnet.data.dataset import Request as BatchRequest
 from alexnet.training.base import Batches, Recorder, Synchronizer
 from alexnet.training.loop import Position, Run, end_epoch, save, steps_of_epoch
 from alexnet.training.timing import Lap
-from multigpu.communicator import (
-    PeerDied,
-    WorkerInfo,
-    check_consistency,
-    verify_consistency,
-    worker_info_of,
-)
+from multigpu.communicator import PeerDied, WorkerInfo, check_consistency, verify_consistency, worker_info_of
 from multigpu.device.host import HostDevice
 from multigpu.exchange.flat_buffer import FlatBuffer
 from multigpu.rules.base import Rule
@@ -70,15 +64,8 @@ BEFORE = (-1, 0)                                 # stage of a client before its 
 
 
 def connect(
-    rule: Rule,
-    config: Config,
-    network: Network,
-    device: Device,
-    comm: Communicator,
-    recorder: Recorder,
-    step: int,
-    policy: Callable[[FlatBuffer, Channel], CenterPolicy],
-    client: Callable[..., Client],
+    rule: Rule, config: Config, network: Network, device: Device, comm: Communicator, recorder: Recorder, step: int,
+    policy: Callable[[FlatBuffer, Channel], CenterPolicy], client: Callable[..., Client],
 ) -> Synchronizer:
     """Return a Server on rank 0 and a Client on other ranks; see multigpu.rules.base.Rule.connect. Collective.
 
@@ -159,14 +146,8 @@ class Server(Synchronizer):
     """
 
     def __init__(
-        self,
-        network: Network,
-        variables: list[SharedVariable],
-        shown: FlatBuffer,
-        policy: CenterPolicy,
-        channel: Channel,
-        recorder: Recorder,
-        info: WorkerInfo | None = None,
+        self, network: Network, variables: list[SharedVariable], shown: FlatBuffer, policy: CenterPolicy,
+        channel: Channel, recorder: Recorder, info: WorkerInfo | None = None,
     ):
         self._network = network
         self._variables = variables

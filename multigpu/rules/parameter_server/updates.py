@@ -64,14 +64,8 @@ def adagrad(
 
 
 def adadelta(
-    push: np.ndarray,
-    center: np.ndarray,
-    squares: np.ndarray,
-    steps: np.ndarray,
-    scale: float,
-    rho: float,
-    epsilon: float,
-    back: bool = True,
+    push: np.ndarray, center: np.ndarray, squares: np.ndarray, steps: np.ndarray, scale: float, rho: float,
+    epsilon: float, back: bool = True,
 ) -> None:
     """E[D^2] <- rho E[D^2] + (1 - rho) D**2,  d = sqrt((E[d^2] + epsilon) / (E[D^2] + epsilon)) D,
     E[d^2] <- rho E[d^2] + (1 - rho) d**2,  W <- W + scale * d.

@@ -1,20 +1,12 @@
 """Rank functions of tests/multigpu/rules/test_asgd.py: rank 0 is the server, the others are clients."""
 
-from contextlib import contextmanager
+from functools import partial
 
-from multigpu.device import open_device
-from multigpu.rules import asgd
+from tests.multigpu.rules import fakes
 from tests.multigpu.rules.easgd_ranks import LONG, serve
-from tests.multigpu.rules.fakes import RATE, Learner, Told, toy_settings
+from tests.multigpu.rules.fakes import RATE, Learner, Told
 
-
-@contextmanager
-def joined(comm, network, recorder, on_host=True, **changes):
-    """Yield (settings, Synchronizer of this rank)."""
-    config = toy_settings(rule="asgd", **changes)
-    rule = asgd.AsgdRule()
-    with open_device("cpu", on_host) as device, rule.connect(config, network, device, comm, recorder) as exchange:
-        yield config, exchange
+joined = partial(fakes.joined, "asgd")
 
 
 def train(comm, learners, changes, steps, on_host=True, length=LONG):

@@ -1,6 +1,6 @@
 """Rank functions of tests/multigpu/rules/test_easgd.py: rank 0 is the server, the others are clients."""
 
-from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 
@@ -10,18 +10,13 @@ from multigpu.device import open_device
 from multigpu.mpi.channel import PIECE, Channel
 from multigpu.rules import easgd
 from multigpu.rules.parameter_server.server import Leave, Push
+from tests.multigpu.rules import fakes
 from tests.multigpu.rules.fakes import RATE, Told, Toy, toy_settings, training
 
 LONG = 2 * PIECE + 77                            # floats: three pieces, the last one partial
 
 
-@contextmanager
-def joined(comm, network, recorder, on_host=True, **changes):
-    """Yield (settings, Synchronizer of this rank); on_host: whether the backend computes on the host or on a GPU."""
-    config = toy_settings(rule="easgd", **changes)
-    rule = easgd.EasgdRule()
-    with open_device("cpu", on_host) as device, rule.connect(config, network, device, comm, recorder) as exchange:
-        yield config, exchange
+joined = partial(fakes.joined, "easgd")
 
 
 def serve(comm, network, recorder, config, exchange, stop_after=None, begin=Position()):

@@ -6,6 +6,7 @@ initial weights. connect() of a rule would reject different weights, so the task
 
 import subprocess
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import pytensor
 from alexnet.data.dataset import Dataset, Split
 from alexnet.run.recorder import WorkerRecorder
 from alexnet.training.loop import Run
-from multigpu.rules import role_of, rule_of
+from multigpu.device import open_device
+from multigpu.rules import RULES, role_of, rule_of
 from tests import mpi
 from tests.tiny import settings
 
@@ -146,6 +148,17 @@ def training(
         stop_requested=lambda: stop_after is not None and next(asked) >= stop_after,
         rank=worker,
     )
+
+
+@contextmanager
+def joined(rule, comm, network, recorder, on_host=True, **changes):
+    """Yield (settings, Synchronizer of this rank); on_host: whether the backend computes on the host or on a GPU."""
+    config = toy_settings(rule=rule, **changes)
+    with (
+        open_device("cpu", on_host) as device,
+        RULES.find(rule)().connect(config, network, device, comm, recorder) as synchronizer,
+    ):
+        yield config, synchronizer
 
 
 def toy_settings(**changes):

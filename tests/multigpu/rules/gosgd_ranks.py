@@ -1,7 +1,7 @@
 """Rank functions of tests/multigpu/rules/test_gosgd.py, run by a tests.mpi.MpiTeam."""
 
 import time
-from contextlib import contextmanager
+from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -11,16 +11,10 @@ from alexnet.training.timing import Lap
 from multigpu.device import open_device
 from multigpu.rules import gosgd
 from multigpu.rules.parameter_server.server import Grant
+from tests.multigpu.rules import fakes
 from tests.multigpu.rules.fakes import RATE, STEPS, Told, Toy, toy_settings, training
 
-
-@contextmanager
-def joined(comm, network, recorder, on_host=True, **changes):
-    """Yield (settings, Synchronizer of this rank); on_host: whether the backend computes on the host or on a GPU."""
-    config = toy_settings(rule="gosgd", **changes)
-    rule = gosgd.GosgdRule()
-    with open_device("cpu", on_host) as device, rule.connect(config, network, device, comm, recorder) as exchange:
-        yield config, exchange
+joined = partial(fakes.joined, "gosgd")
 
 
 def by_hand(comm, weights, pushes, on_host):

@@ -168,12 +168,8 @@ def row_source(update: Apply, position: int) -> tuple[str, list[int]]:
 
 
 def _run(
-    x: np.ndarray,
-    g: np.ndarray,
-    sizes: convolution.Sizes,
-    receive: Callable[..., None],
-    arrays: Sequence[np.ndarray],
-    filter_shaped: Sequence[int],
+    x: np.ndarray, g: np.ndarray, sizes: convolution.Sizes, receive: Callable[..., None],
+    arrays: Sequence[np.ndarray], filter_shaped: Sequence[int],
 ) -> None:
     """Call filter_gradient.c, which passes each row of the gradient and the addresses of the arrays to `receive`.
 
