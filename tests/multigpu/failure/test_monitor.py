@@ -88,6 +88,7 @@ def test_reports_ranks_that_all_wait(monkeypatch):
 def test_names_the_cause_of_a_failure(monkeypatch):
     with running(2, monkeypatch) as (port, lines):
         ranks = [FakeRank(port, rank) for rank in range(2)]
+        time.sleep(0.5)                      # both are registered
         ranks[0].send(failure=Failure("rank 1 is gone", caused_by_peer=True))
         time.sleep(0.1)
         ranks[1].send(failure=Failure("the data is wrong", 2))
