@@ -8,6 +8,7 @@ from alexnet.config import DEFAULTS, Config, ConfigError, dump, load_config
 from alexnet.config.schema import sections
 from alexnet.config.yaml_text import parse
 from alexnet.training.updates import MomentumSettings, UpdateSettings
+from multigpu.exchange import STRATEGIES
 from multigpu.rules import RULES
 
 
@@ -31,7 +32,7 @@ def refusal(*arguments, path=None):
 
 def all_settings():
     """Return the names of the settings of Config and of every section of the program."""
-    assert RULES                                 # imports the rules, which declare sections
+    assert RULES and STRATEGIES                  # imports rules and strategies, which declare sections
     kinds = [Config, *(kind for kind in sections() if not kind.__module__.startswith("tests"))]
     return {name for kind in kinds for name in kind.model_fields}
 
