@@ -22,7 +22,8 @@ def check_unused_settings(
 ) -> None:
     """Raise ConfigError if the user gave a setting that only another implementation reads, unless it is the default.
 
-    A resumed run may have such settings: those of the rule under which it started.
+    A resumed run may have such settings: those of the rule under which it started. Values of the chosen implementation
+    are checked too.
 
     Args:
         setting: the setting that names an implementation.
@@ -33,6 +34,8 @@ def check_unused_settings(
     if config.given <= Config.model_fields.keys():
         return                                   # without an import of all implementations
     read = chosen.sections()
+    for kind in read:
+        config.section(kind)                     # refuses invalid values, even if nothing reads them in this job
     defaults = default_settings()
     for other, implementation in implementations.items():
         for kind in implementation.sections():

@@ -21,6 +21,7 @@ def refusal(*arguments):
         ("easgd_tau=0", "easgd_tau must be greater than 0, got 0"),
         ("sync=sum", "sync must be 'avg' or 'cdd', got the text 'sum'"),
         ("server_update=sum", "server_update must be 'plain', 'adagrad' or 'adadelta', got the text 'sum'"),
+        ("error_feedback=maybe", "error_feedback must be true or false, got the text 'maybe'"),
         ("rule=bps", "rule: there is no rule 'bps'; did you mean bsp?"),
         ("rule=nowhere:Rule", "rule must be a name or module:attribute with a module on Python's path, got "
          "nowhere:Rule: No module named 'nowhere'"),
