@@ -47,7 +47,7 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         LoaderDied, PeerDied: another process has exited.
     """
     check_sections(config)
-    model_class(config.model)
+    model_class(config.model)                    # an unknown model is reported before errors of the data
     rule = rule_of(config, comm)
     role = role_of(rule, config, comm)
     assert config.data is not None               # the launcher or rank 0 has set it

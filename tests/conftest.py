@@ -46,7 +46,7 @@ def rng():
 
 @pytest.fixture(scope="session")
 def cuda_emulator():
-    """The emulated CUDA driver with the real PyCUDA, for processes of their own: tests/cuda_emulator/README.md."""
+    """The emulated CUDA driver with the real PyCUDA, for tests that start processes: tests/cuda_emulator/README.md."""
     try:
         return find()
     except NotBuilt as reason:

@@ -23,10 +23,8 @@ backends/jax/lowerings. An Op of another package registers its own with the same
 An Op without a kernel is computed by its NumPy `perform`; an Op without a lowering cannot be used on the JAX backend.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import singledispatch
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any
 
 import numpy as np
@@ -90,12 +88,6 @@ def pass_lowerings(register: Callable[[type[Op], Callable[..., Any]], object]) -
     while _lowerings:
         op_type, (lowering, with_precision) = _lowerings.popitem()
         register(op_type, _adapted(lowering, with_precision))
-
-
-def import_modules(package: str, path: Iterable[str]) -> None:
-    """Import every module of a package, so that the kernels or lowerings in it are registered."""
-    for module in iter_modules(path, f"{package}."):
-        import_module(module.name)
 
 
 def _adapted(lowering: Lowering, with_precision: bool) -> Callable[..., Any]:

@@ -82,8 +82,7 @@ class Registry(MutableMapping[str, T]):
             self._complete = True                # before the imports, which may use the registry
             try:
                 package = import_module(self._package)
-                for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
-                    import_module(module.name)
+                import_modules(self._package, package.__path__)
             except BaseException:
                 self._complete = False
                 raise
@@ -103,6 +102,12 @@ class Registry(MutableMapping[str, T]):
 
     def __len__(self) -> int:
         return len(self._complete_mapping())
+
+
+def import_modules(package: str, path: Iterable[str]) -> None:
+    """Import every module in the folders `path` of a package, so that the implementations in it are registered."""
+    for module in pkgutil.iter_modules(path, f"{package}."):
+        import_module(module.name)
 
 
 def import_attribute(name: str, setting: str) -> Any:

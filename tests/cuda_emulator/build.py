@@ -239,7 +239,7 @@ def run(command, folder=None, environment=None, refused=NotBuilt):
         stdin=subprocess.DEVNULL, text=True, errors="replace",
     )
     if result.returncode:
-        lines = result.stdout.strip().splitlines() or ["it said nothing"]
+        lines = result.stdout.strip().splitlines() or ["it printed nothing"]
         line = next((line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)), lines[-1])
         raise refused(f"{shlex.join(command[:4])} ... ended with status {result.returncode}: {line.strip()}")
 

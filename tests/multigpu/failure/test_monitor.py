@@ -1,4 +1,4 @@
-"""JobMonitor alone: fake ranks connect to it from threads of this process, without MPI."""
+"""JobMonitor without MPI: fake ranks connect to it from threads of this process."""
 
 import socket
 import threading

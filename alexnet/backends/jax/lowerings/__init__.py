@@ -3,6 +3,6 @@
 basic replaces PyTensor's lowerings of Sum, Add and Mul.
 """
 
-from alexnet.backends.registry import import_modules
+from alexnet.config.registry import import_modules
 
 import_modules(__name__, __path__)
