@@ -209,15 +209,15 @@ class PipeCommunicator(Communicator):
             PeerDied: a peer has exited.
             ValueError: the message is too long for the pipes, so that two workers would wait for each other.
         """
-        nbytes = len(ForkingPickler.dumps(message))
-        if nbytes > MAX_MESSAGE:
+        pickled = ForkingPickler.dumps(message)
+        if len(pickled) > MAX_MESSAGE:
             raise ValueError(
-                f"a message has at most {MAX_MESSAGE} bytes, got {type(message).__name__} with {nbytes}; "
+                f"a message has at most {MAX_MESSAGE} bytes, got {type(message).__name__} with {len(pickled)}; "
                 "an exchange strategy moves arrays"
             )
         for other, pipe in self._pipes.items():
             try:
-                pipe.send(message)
+                pipe.send_bytes(pickled)
             except ConnectionError as error:
                 raise self._peer_died(other) from error
 

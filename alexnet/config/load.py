@@ -99,7 +99,7 @@ def split_arguments(arguments: Iterable[str], path: Path | None) -> tuple[list[t
             if not (value := value or next(rest, "")):
                 raise ConfigError("--config needs a file, got none")
             if path:
-                raise ConfigError(f"--config is given twice, {path} and {value}: one settings file would be right")
+                raise ConfigError(f"--config is given twice, {path} and {value}; give one settings file")
             path = Path(value)
         elif not equals or name.startswith("-"):
             setting = name.lstrip("-")
@@ -130,9 +130,9 @@ def read_pairs(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for key, text in pairs:
         if key in settings:
-            raise ConfigError(f"{key} is given twice, the second time as {text!r}: once would be right")
+            raise ConfigError(f"{key} is given twice, the second time as {text!r}; give it once")
         if not text:
-            raise ConfigError(f"{key}= has no value, {key}=null would say none")
+            raise ConfigError(f"{key}= has no value; {key}=null means none")
         # paths and names are not parsed as YAML: a folder may be called 42 or [old]
         as_it_stands = key in PLAIN_TEXT and text not in ("null", "true", "false")
         settings[key] = text if as_it_stands else parse(text, f"{key}={text}")

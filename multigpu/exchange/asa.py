@@ -37,7 +37,7 @@ import numpy as np
 from alexnet.config import Section
 from multigpu.exchange.base import STRATEGIES, ExchangeContext
 from multigpu.exchange.codecs import Codec, Float16Codec, Float32Codec, MessageBuffer
-from multigpu.exchange.mpi_strategy import MpiStrategy
+from multigpu.exchange.mpi_strategy import ReductionStrategy
 from multigpu.exchange.reduction import PIECE, Reduction, wait
 from multigpu.exchange.step_header import StepHeader
 
@@ -56,32 +56,24 @@ class Asa16Settings(Section):
 
 
 @STRATEGIES.register("asa32")
-class Asa32(MpiStrategy):
+class Asa32(ReductionStrategy):
     """Each rank sums a slice; messages are float32."""
 
     preference = 1
 
-    def __init__(self, context: ExchangeContext):
-        super().__init__(context)
-        self._reduction = AsaReduction("asa32", self.comm.mpi, self.flat.size, Float32Codec)
-
-    def reduce(self, array: np.ndarray, step: int) -> None:
-        self._reduction.reduce(array, step)
+    def reduction(self, context: ExchangeContext) -> Reduction:
+        return AsaReduction("asa32", self.comm.mpi, self.flat.size, Float32Codec)
 
 
 @STRATEGIES.register("asa16")
-class Asa16(MpiStrategy):
+class Asa16(ReductionStrategy):
     """Each rank sums a slice; messages are float16."""
 
     settings = (Asa16Settings,)
 
-    def __init__(self, context: ExchangeContext):
-        super().__init__(context)
+    def reduction(self, context: ExchangeContext) -> Reduction:
         codec = partial(Float16Codec, feedback=context.config.section(Asa16Settings).error_feedback)
-        self._reduction = AsaReduction("asa16", self.comm.mpi, self.flat.size, codec)
-
-    def reduce(self, array: np.ndarray, step: int) -> None:
-        self._reduction.reduce(array, step)
+        return AsaReduction("asa16", self.comm.mpi, self.flat.size, codec)
 
 
 class AsaReduction(Reduction):

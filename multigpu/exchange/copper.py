@@ -27,7 +27,7 @@ import numpy as np
 
 from multigpu.exchange.base import STRATEGIES, ExchangeContext
 from multigpu.exchange.codecs import Codec, Float16Codec, Float32Codec, MessageBuffer
-from multigpu.exchange.mpi_strategy import MpiStrategy
+from multigpu.exchange.mpi_strategy import ReductionStrategy
 from multigpu.exchange.reduction import PIECE, Reduction, wait
 from multigpu.exchange.step_header import StepHeader
 
@@ -39,27 +39,19 @@ DOWN = 4                                         # tag of the messages with resu
 
 
 @STRATEGIES.register("copper")
-class Copper32(MpiStrategy):
+class Copper32(ReductionStrategy):
     """Partial sums over a tree; messages are float32."""
 
-    def __init__(self, context: ExchangeContext):
-        super().__init__(context)
-        self._reduction = CopperReduction("copper", self.comm.mpi, self.flat.size, Float32Codec)
-
-    def reduce(self, array: np.ndarray, step: int) -> None:
-        self._reduction.reduce(array, step)
+    def reduction(self, context: ExchangeContext) -> Reduction:
+        return CopperReduction("copper", self.comm.mpi, self.flat.size, Float32Codec)
 
 
 @STRATEGIES.register("copper16")
-class Copper16(MpiStrategy):
+class Copper16(ReductionStrategy):
     """Partial sums over a tree; messages are float16."""
 
-    def __init__(self, context: ExchangeContext):
-        super().__init__(context)
-        self._reduction = CopperReduction("copper16", self.comm.mpi, self.flat.size, Float16Codec)
-
-    def reduce(self, array: np.ndarray, step: int) -> None:
-        self._reduction.reduce(array, step)
+    def reduction(self, context: ExchangeContext) -> Reduction:
+        return CopperReduction("copper16", self.comm.mpi, self.flat.size, Float16Codec)
 
 
 def parent_and_children(rank: int, size: int) -> tuple[int | None, list[int]]:

@@ -19,6 +19,7 @@ import numpy as np
 from multigpu.device.cuda_array import CudaArray
 from multigpu.exchange.base import ExchangeContext, Strategy
 from multigpu.exchange.flat_buffer import FlatBuffer
+from multigpu.exchange.reduction import Reduction
 from multigpu.exchange.step_header import LANES, check_lanes, write_lanes
 
 if TYPE_CHECKING:
@@ -69,6 +70,21 @@ class MpiStrategy(Strategy):
     def close(self) -> None:
         del self._array                          # a view would keep host memory mapped
         self.flat.close()
+
+
+class ReductionStrategy(MpiStrategy):
+    """Averages in host memory with a Reduction, which a subclass builds for the flat buffer."""
+
+    def __init__(self, context: ExchangeContext):
+        super().__init__(context)
+        self._reduction = self.reduction(context)
+
+    @abstractmethod
+    def reduction(self, context: ExchangeContext) -> Reduction:
+        """Return a Reduction of flat.size floats over the ranks of self.comm.mpi."""
+
+    def reduce(self, array: np.ndarray, step: int) -> None:
+        self._reduction.reduce(array, step)
 
 
 class GpuStrategy(Strategy):

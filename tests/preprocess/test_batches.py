@@ -253,7 +253,9 @@ def test_killed_run_resumes_to_the_same_bytes(tree, lines):
     assert journal.exists() and not (tree / "out" / "manifest.json").exists()
     with open(journal, "ab") as file:
         file.write(b'{"half": "train", "num')                      # truncated by the kill
-    (tree / "out" / "train_hkl_b2_b_2" / "0000.hkl.1.partial").write_bytes(b"half a file")
+    files = tree / "out" / "train_hkl_b2_b_2"
+    files.mkdir(exist_ok=True)                                     # killed before its first file
+    (files / "0000.hkl.1.partial").write_bytes(b"half a file")
     batch_two = Settings(batch_size=2)
     sources = find_images(tree / "train", tree / "val")
     make_batches(sources, tree / "out", batch_two, 1)

@@ -40,8 +40,8 @@ class AsgdSettings(Section):
     def check(self) -> None:
         if self.server_update != "plain" and self.server_scale is None:
             raise ValueError(
-                f"server_scale must be given with server_update={self.server_update}, whose steps it is the rate of: "
-                "0.01, say"
+                f"server_scale must be given with server_update={self.server_update}, because it is the learning "
+                "rate of that update; 0.01 is a usual value"
             )
 
 

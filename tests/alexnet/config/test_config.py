@@ -163,7 +163,7 @@ def test_arguments_mean_what_they_say(argument, field, value):
         ("devices=[]", "devices must have at least 1 item, got []"),
         ("run_name=a/b", "run_name must be a folder's plain name (no slash, no dot first) or null, got the text 'a/b'"),
         ("output=null", "output must be a string, got null"),
-        ("data=", "data= has no value, data=null would say none"),
+        ("data=", "data= has no value; data=null means none"),
         ("--batch_size=3", "an argument must be key=value, perhaps batch_size=3, got '--batch_size=3'"),
         ("3", "an argument must be key=value, got '3'"),
         ("--config", "--config needs a file, got none"),
@@ -202,7 +202,7 @@ def test_what_cannot_be_meant_is_refused(argument, message):
             ["rank=0", "size=2", "device=auto"],
             "device must be cpu, or cuda and a number, for a worker started by hand, got auto",
         ),
-        (["batch_size=1", "batch_size=2"], "batch_size is given twice, the second time as '2': once would be right"),
+        (["batch_size=1", "batch_size=2"], "batch_size is given twice, the second time as '2'; give it once"),
         (["n_epochs=3", "warmup_epochs=3"], "warmup_epochs must be less than n_epochs = 3, got 3"),
         (
             ["use_nesterov_momentum=true", "use_momentum=false"],

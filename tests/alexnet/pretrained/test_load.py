@@ -88,7 +88,7 @@ def test_files_of_other_things_are_refused(tmp_path, what):
 
 def test_missing_and_special_files_are_refused(tmp_path):
     refused(tmp_path / "weights", "there are no weights")
-    refused("~nobody-of-this-name/weights", "there are no weights ~nobody")
+    refused("~no-such-user/weights", "there are no weights ~no-such-user")
     os.mkfifo(tmp_path / "pipe")                 # reading it would block forever
     refused(tmp_path / "pipe", "is neither a file nor a folder")
     refused("/dev/zero", "is neither a file nor a folder")

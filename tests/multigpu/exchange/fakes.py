@@ -1,6 +1,7 @@
 """Fakes for the tests of the exchange: pipes, networks, a communicator, a GPU and NCCL."""
 
 import os
+import pickle
 import signal
 import sys
 from contextlib import nullcontext
@@ -31,12 +32,12 @@ class CountingPipe:
         self._pipe, self._pending, self._sent = pipe, pending, sent
         self.recv, self.fileno = pipe.recv, pipe.fileno
 
-    def send(self, message):
-        pending = self._pending()
+    def send_bytes(self, pickled):
+        kind, pending = type(pickle.loads(pickled)).__name__, self._pending()
         if pending:
-            raise RuntimeError(f"{type(message).__name__} is sent while {pending} copies are pending")
-        self._sent[type(message).__name__] += 1
-        self._pipe.send(message)
+            raise RuntimeError(f"{kind} is sent while {pending} copies are pending")
+        self._sent[kind] += 1
+        self._pipe.send_bytes(pickled)
 
 
 class KillingPipe:
@@ -46,11 +47,11 @@ class KillingPipe:
         self._pipe, self._remaining = pipe, remaining
         self.recv, self.fileno = pipe.recv, pipe.fileno
 
-    def send(self, message):
+    def send_bytes(self, pickled):
         if not self._remaining[0]:
             os.kill(os.getpid(), signal.SIGKILL)
         self._remaining[0] -= 1
-        self._pipe.send(message)
+        self._pipe.send_bytes(pickled)
 
 
 class FakeNetwork:

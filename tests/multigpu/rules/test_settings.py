@@ -75,7 +75,8 @@ def test_invalid_value_is_refused(argument, message):
         ),
         (
             ["rule=asgd", "server_update=adagrad"],
-            "server_scale must be given with server_update=adagrad, whose steps it is the rate of: 0.01, say",
+            "server_scale must be given with server_update=adagrad, because it is the learning rate of that update; "
+            "0.01 is a usual value",
         ),
     ],
 )
