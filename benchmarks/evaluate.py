@@ -149,9 +149,9 @@ def work(mode, folder, batch):
     folder, batch = pathlib.Path(folder), int(batch)
     threads = int(os.environ.get("OMP_NUM_THREADS", CORES))
     if mode == OURS:
-        from alexnet.training.network import use_machine
+        from alexnet.native import compiler
 
-        use_machine(threads, "auto")
+        compiler.use_threads(threads)
         steps = our_evaluations(folder, batch)
     else:
         import torch

@@ -14,12 +14,13 @@ import numpy as np
 from alexnet.config import Config, check_sections, dump
 from alexnet.data.dataset import Dataset, open_dataset
 from alexnet.models import Model, model_class
+from alexnet.native import compiler
 from alexnet.pretrained.initialization import Start, find_start
 from alexnet.run import checkpoint
 from alexnet.run.recorder import RunRecorder, WorkerRecorder
 from alexnet.training.base import Recorder
 from alexnet.training.loop import Diverged, Position, Run
-from alexnet.training.network import Network, backend_of, build_model, build_network, use_machine
+from alexnet.training.network import Network, backend_of, build_model, build_network
 from multigpu.communicator import Communicator
 from multigpu.device import Device, DeviceError, open_device
 from multigpu.launch.link import JobLink
@@ -60,7 +61,9 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
     data = data._replace(mean=start.mean)
     folder = Path(config.output, config.run_name or "")
     n_iterations = min(config.n_epochs * steps_of_epoch, config.n_iterations or config.n_epochs * steps_of_epoch)
-    use_machine(config.threads, config.isa)
+    if config.isa != "auto":                     # auto keeps ALEXNET_ISA
+        compiler.use_isa(config.isa)
+    compiler.use_threads(config.threads)
     with ExitStack() as stack:
         watch = stack.enter_context(comm.watch(partial(report_dead_peer, link)))
         device = stack.enter_context(open_named(device_name, config))

@@ -96,8 +96,8 @@ def field(number, value):
 
 def fields(numbers, **values):
     """Encode the fields of a message, given by name; a list encodes a repeated field."""
-    said = ((numbers[name], each) for name, value in values.items() for each in np.atleast_1d(np.array(value, object)))
-    return b"".join(field(number, each) for number, each in said)
+    pairs = ((numbers[name], each) for name, value in values.items() for each in np.atleast_1d(np.array(value, object)))
+    return b"".join(field(number, each) for number, each in pairs)
 
 
 CONVOLUTION = {"num_output": 1, "bias_term": 2, "pad": 3, "kernel_size": 4, "group": 5, "stride": 6, "pad_h": 9,
@@ -133,14 +133,14 @@ def blob(array, shaped=False, dims=None, data=None):
 def layer(kind, name, bottom, top, blobs=(), v1=True, **settings):
     """Encode a layer of NetParameter: `layers` (V1LayerParameter), or `layer` (LayerParameter)."""
     number, v1_settings, later_settings, numbers = TYPES[kind]
-    said = fields(numbers, **settings)
+    parameters = fields(numbers, **settings)
     if v1:
         head = field(4, name) + field(5, number) + b"".join(field(2, each) for each in bottom)
         body = head + b"".join(field(3, each) for each in top) + b"".join(field(6, each) for each in blobs)
-        return field(2, body + (field(v1_settings, said) if said else b""))
+        return field(2, body + (field(v1_settings, parameters) if parameters else b""))
     head = field(1, name) + field(2, kind.encode()) + b"".join(field(3, each) for each in bottom)
     body = head + b"".join(field(4, each) for each in top) + b"".join(field(7, each) for each in blobs)
-    return field(100, body + (field(later_settings, said) if said else b""))
+    return field(100, body + (field(later_settings, parameters) if parameters else b""))
 
 
 def caffemodel(model, blobs, v1=True, changed=None, data=None):

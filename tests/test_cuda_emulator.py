@@ -33,15 +33,15 @@ class Program:
             command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True
         )
 
-    def tell(self, *lines):
+    def request(self, *lines):
         """Send each line and read its answer; return the last answer."""
         for line in lines:
             self.process.stdin.write(json.dumps(line) + "\n")
             self.process.stdin.flush()
-            answer = self.hear()
+            answer = self.receive()
         return answer
 
-    def hear(self):
+    def receive(self):
         """Read the next line of the program."""
         line = self.process.stdout.readline()
         assert line, self.process.communicate(timeout=SECONDS)[1]
@@ -49,7 +49,7 @@ class Program:
 
     def end(self):
         """Ask the program to end; return its standard error."""
-        assert self.tell("end") == "ended"
+        assert self.request("end") == "ended"
         return self.ended()
 
     def ended(self, status=0):
@@ -78,7 +78,7 @@ def result_of(start):
 
     def run(name, *arguments, says="", **settings):
         with start(name, *arguments, **settings) as program:
-            result = program.hear()
+            result = program.receive()
             assert says in (errors := program.ended())
             assert says or not errors
             return result
@@ -89,21 +89,21 @@ def result_of(start):
 # ---- late execution ----
 
 
-def test_what_may_end_late_is_seen_only_after_a_synchronise(result_of):
+def test_asynchronous_work_is_visible_after_synchronise(result_of):
     result = result_of("late")
     assert result["seen"] == dict.fromkeys(result["seen"], [result["new"], 1, 2.0, 0]) and len(result["seen"]) == 9
 
 
-def test_without_delay_everything_has_ended_when_its_call_returns(result_of):
+def test_calls_are_synchronous_without_delay(result_of):
     result = result_of("late", defer=0)
     assert result["seen"] == dict.fromkeys(result["seen"], [2.0, 0, 2.0, 0])
 
 
-def test_copies_of_page_locked_memory_and_to_the_host_have_ended_when_they_return(result_of):
+def test_copies_to_the_host_are_synchronous(result_of):
     assert result_of("prompt") == {"uploaded": [2.0, 0], "downloaded": [2.0, 0]}
 
 
-def test_pageable_memory_is_taken_over_and_page_locked_memory_is_read_late(result_of):
+def test_only_page_locked_memory_is_read_asynchronously(result_of):
     assert result_of("taken_over") == {
         "taken": [2.0, 3.0, 3.0],
         "registered": [0, 712, 0, 713],          # registered twice, unregistered twice
@@ -111,7 +111,7 @@ def test_pageable_memory_is_taken_over_and_page_locked_memory_is_read_late(resul
     }
 
 
-def test_a_wait_ends_what_it_waits_for_and_no_more(result_of):
+def test_wait_completes_only_its_own_work(result_of):
     assert result_of("streams") == {
         "one of three streams": 2,
         "default stream": 1,
@@ -125,16 +125,16 @@ def test_a_wait_ends_what_it_waits_for_and_no_more(result_of):
 
 
 @pytest.mark.parametrize("defer", ["sync", 0, 2])
-def test_streams_that_wait_for_each_others_events_are_executed_in_that_order(result_of, defer):
+def test_streams_respect_events_of_other_streams(result_of, defer):
     left, result, expected = result_of("chain", defer=defer)
     assert (left, result) == (0, expected)
 
 
-def test_one_device_is_waited_for_without_the_other_unless_a_peer_copy_needs_both(result_of):
+def test_synchronise_waits_for_one_device_and_its_peer_copies(result_of):
     assert result_of("contexts_apart") == {"result": 0, "left": [1, 3, 0], "copied": 3.0}
 
 
-def test_with_a_delay_copies_end_by_themselves_and_a_wait_takes_its_time(result_of):
+def test_delayed_copies_complete_without_a_wait(result_of):
     result = result_of("after_milliseconds", defer=50)
     assert (result["pending"], result["values"]) == ([1, 0, 0], [2.0, 2.0])
     assert result["waited"] > 0.045
@@ -143,7 +143,7 @@ def test_with_a_delay_copies_end_by_themselves_and_a_wait_takes_its_time(result_
 # ---- kernels ----
 
 
-def test_the_mean_kernel_gives_the_bits_of_its_formula_and_wrong_launches_are_refused(result_of):
+def test_mean_kernel_is_bit_exact_and_checks_its_launch(result_of):
     result = result_of("kernels", says="kernel mean: device 0 has not enabled peer access to device 1")
     assert (result["equal"], result["result"]) == ([True, True, True], 0)
     assert result["refused"] == {
@@ -164,7 +164,7 @@ def test_the_mean_kernel_gives_the_bits_of_its_formula_and_wrong_launches_are_re
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
-def test_there_are_as_many_devices_as_asked_for_and_all_reach_each_other(result_of, count):
+def test_number_of_devices_is_configurable(result_of, count):
     assert result_of("devices", devices=count, memory_mib=64) == {
         "count": count,
         "beyond": "invalid device ordinal",
@@ -179,11 +179,11 @@ def test_there_are_as_many_devices_as_asked_for_and_all_reach_each_other(result_
     ("peer", "expected"),
     [(False, [[0] * 4] * 4), ("0-1,2-3", [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]])],
 )
-def test_devices_reach_each_other_as_asked_for(result_of, peer, expected):
+def test_peer_access_is_configurable(result_of, peer, expected):
     assert result_of("devices", devices=4, peer=peer)["peers"] == expected
 
 
-def test_no_device_and_wrong_settings_are_refused(start):
+def test_invalid_emulator_settings_are_refused(start):
     for settings, expected in (
         ({"devices": 0}, "no CUDA-capable device is detected"),
         ({"devices": 17}, "EMUCUDA_DEVICES must be a number from 0 to 16, got '17'"),
@@ -194,7 +194,7 @@ def test_no_device_and_wrong_settings_are_refused(start):
             assert expected in program.ended(status=1)
 
 
-def test_calls_without_the_right_context_fail(result_of):
+def test_calls_without_the_current_context_fail(result_of):
     assert result_of("contexts") == {
         "before init": 3,
         "none": 201,
@@ -213,114 +213,114 @@ def test_calls_without_the_right_context_fail(result_of):
 # ---- memory ----
 
 
-def test_pointers_and_sizes_that_no_allocation_holds_are_refused(result_of):
+def test_pointers_outside_allocations_are_refused(result_of):
     names = ["beyond the end", "before the start", "freed", "null", "host memory", "fill beyond the end"]
     wrong = dict.fromkeys(names, "invalid argument")
     freed = {"freed twice": 1, "freed in the middle": 1, "page-locked freed twice": [0, 1]}
     assert result_of("stray") == wrong | {"within": "no error"} | freed
 
 
-def test_device_memory_taken_for_host_memory_faults(start):
+def test_device_memory_used_as_host_memory_faults(start):
     with start("touch") as program:
         program.ended(status=-signal.SIGSEGV)
 
 
-def test_new_memory_is_not_zero(result_of):
+def test_new_memory_is_uninitialised(result_of):
     assert result_of("new_memory") == {"small": True, "ends": [0xA5, 0xA5]}
 
 
-def test_memory_is_exhausted_by_all_processes_of_a_device_together_and_comes_back(start):
+def test_processes_share_the_memory_of_a_device(start):
     with start("exhaust", 5, memory_mib=8) as some:
-        assert some.hear() == {"pieces": 5, "error": "no error", "free": 3}
+        assert some.receive() == {"pieces": 5, "error": "no error", "free": 3}
         with start("exhaust", 99, memory_mib=8) as rest:
-            assert rest.hear() == {"pieces": 3, "error": "out of memory", "free": 0}
+            assert rest.receive() == {"pieces": 3, "error": "out of memory", "free": 0}
             some.process.kill()
             some.process.wait()
         with start("exhaust", 99, memory_mib=8) as all_of_it:
-            assert all_of_it.hear()["pieces"] == 8
+            assert all_of_it.receive()["pieces"] == 8
 
 
 # ---- other processes ----
 
 
-def test_a_handle_names_the_whole_allocation_and_opens_it_in_another_process(start):
+def test_handle_opens_the_allocation_in_another_process(start):
     with start("exporter") as exporter, start("importer") as importer:
-        said = exporter.hear()
+        said = exporter.receive()
         assert said["handle"] == said["same"]    # for a pointer into the allocation and for its start
-        assert importer.tell(["open", said["handle"]]) == "no error"
-        assert importer.tell("look") == [1.0, 2.0 * N, True, 8 * N]
-        assert importer.tell("used") == 8 * N    # open in two processes, allocated once
-        assert importer.tell(["open", said["handle"]], "same") == 1      # again: the same pointer
-        assert importer.tell("close", "close") == 0
+        assert importer.request(["open", said["handle"]]) == "no error"
+        assert importer.request("look") == [1.0, 2.0 * N, True, 8 * N]
+        assert importer.request("used") == 8 * N    # open in two processes, allocated once
+        assert importer.request(["open", said["handle"]], "same") == 1      # again: the same pointer
+        assert importer.request("close", "close") == 0
         assert (importer.end(), exporter.end()) == ("", "")
 
 
-def test_a_one_way_transfer_that_is_not_synchronised_does_not_arrive(start):
+def test_unsynchronised_transfer_is_not_visible_to_others(start):
     with start("exporter") as exporter, start("importer") as importer:
-        importer.tell(["open", exporter.hear()["handle"]])
-        assert importer.tell(["write", 5.0, False]) == 1 and exporter.tell("read") == 2.0 * N
-        assert importer.tell(["write", 6.0, True]) == 0 and exporter.tell("read") == 6.0
+        importer.request(["open", exporter.receive()["handle"]])
+        assert importer.request(["write", 5.0, False]) == 1 and exporter.request("read") == 2.0 * N
+        assert importer.request(["write", 6.0, True]) == 0 and exporter.request("read") == 6.0
         importer.end()
 
 
-def test_handles_that_are_ones_own_or_garbage_or_stale_or_of_the_dead_are_refused(start):
+def test_invalid_handles_are_refused(start):
     with start("exporter") as exporter, start("importer") as importer:
-        handle = exporter.hear()["handle"]
-        assert exporter.tell("own") == "invalid device context"
-        assert importer.tell(["open", "00" * 64]) == "invalid argument"
-        exporter.tell("free")
-        assert importer.tell(["open", handle]) == "invalid resource handle"
+        handle = exporter.receive()["handle"]
+        assert exporter.request("own") == "invalid device context"
+        assert importer.request(["open", "00" * 64]) == "invalid argument"
+        exporter.request("free")
+        assert importer.request(["open", handle]) == "invalid resource handle"
         exporter.end()
-        assert importer.tell(["open", handle]) == "invalid resource handle"
+        assert importer.request(["open", handle]) == "invalid resource handle"
         importer.end()
 
 
-def test_a_mapping_outlives_the_process_that_it_is_of(start):
+def test_mapping_outlives_its_process(start):
     with start("exporter") as exporter, start("importer") as importer:
-        importer.tell(["open", exporter.hear()["handle"]])
+        importer.request(["open", exporter.receive()["handle"]])
         exporter.process.kill()
         exporter.process.wait()
-        assert importer.tell("look")[:2] == [1.0, 2.0 * N]
+        assert importer.request("look")[:2] == [1.0, 2.0 * N]
         importer.end()
 
 
-def test_memory_of_another_process_is_neither_freed_nor_exported(start):
+def test_opened_memory_cannot_be_freed_or_exported(start):
     with start("exporter") as exporter, start("importer") as importer:
-        importer.tell(["open", exporter.hear()["handle"]])
-        assert (importer.tell("free"), importer.tell("export")) == (1, "invalid argument")
+        importer.request(["open", exporter.receive()["handle"]])
+        assert (importer.request("free"), importer.request("export")) == (1, "invalid argument")
         importer.end()
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_freeing_memory_that_another_process_has_open_is_noticed(start, strict):
+def test_freeing_memory_opened_elsewhere_is_detected(start, strict):
     with start("exporter", strict=strict) as exporter, start("importer") as importer:
-        importer.tell(["open", exporter.hear()["handle"]])
+        importer.request(["open", exporter.receive()["handle"]])
         if strict:
             exporter.process.stdin.write('"free"\n')
             exporter.process.stdin.flush()
             errors = exporter.ended(status=-signal.SIGABRT)
         else:
-            exporter.tell("free")
+            exporter.request("free")
             errors = exporter.end()
         assert f"bytes of device 0 that process {importer.process.pid} still has open" in errors
 
 
-def test_memory_of_another_device_is_opened_and_read_only_with_peer_access(start):
+def test_memory_of_another_device_needs_peer_access(start):
     for peer, opened in (True, "no error"), (False, "peer access is not supported between these two devices"):
         with start("exporter", 0, peer=peer) as exporter, start("importer", 1, peer=peer) as importer:
-            assert importer.tell(["open", exporter.hear()["handle"]]) == opened
+            assert importer.request(["open", exporter.receive()["handle"]]) == opened
             if peer:
-                assert importer.tell("look")[:2] == [1.0, 2.0 * N]
-                assert importer.tell("mean") == "no error"
+                assert importer.request("look")[:2] == [1.0, 2.0 * N]
+                assert importer.request("mean") == "no error"
             importer.end()
 
 
-def test_without_ipc_there_are_no_handles(start):
+def test_handles_need_ipc(start):
     with start("exporter", ipc=False) as exporter:
         assert "cuIpcGetMemHandle failed: operation not supported" in exporter.ended(status=1)
 
 
-def test_what_is_not_emulated_says_its_name_where_asked(result_of, monkeypatch):
+def test_function_that_is_not_emulated_is_named(result_of, monkeypatch):
     assert result_of("not_emulated") == "operation not supported"
     monkeypatch.setenv("EMUCUDA_VERBOSE", "1")
     assert result_of("not_emulated", says="emucuda: cuCtxGetLimit is not emulated") == "operation not supported"
@@ -329,7 +329,7 @@ def test_what_is_not_emulated_says_its_name_where_asked(result_of, monkeypatch):
 # ---- loading and building the emulator ----
 
 
-def test_a_process_that_loads_it_has_devices_and_so_has_its_child(cuda_emulator):
+def test_child_processes_have_devices(cuda_emulator):
     count = "import pycuda.driver as cuda; cuda.init(); print(cuda.Device.count(), flush=True)"
     program = f"""
 import subprocess, sys
@@ -343,7 +343,7 @@ subprocess.run([sys.executable, "-c", {count!r}], check=True)
     assert (done.stdout.split(), done.stderr) == (["3", "0", "3"], "")
 
 
-def test_where_it_cannot_be_built_one_sentence_says_why_to_builder_and_tests(tmp_path, monkeypatch, capsys):
+def test_failed_build_has_one_reason_for_builder_and_tests(tmp_path, monkeypatch, capsys):
     for module in ("tests.cuda_emulator.build.", "tests.cuda_emulator."):
         monkeypatch.setattr(f"{module}REASON", tmp_path / "why.txt")
         monkeypatch.setattr(f"{module}CACHE", tmp_path)
@@ -358,7 +358,7 @@ def test_where_it_cannot_be_built_one_sentence_says_why_to_builder_and_tests(tmp
         find()
 
 
-def test_two_who_build_at_once_both_get_the_first_ones(tmp_path, monkeypatch):
+def test_concurrent_builds_share_the_first_result(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "CACHE", tmp_path)
     with build.made(tmp_path / "it") as (first, _), build.made(tmp_path / "it") as (second, _):
         (first / "of").write_text("first", encoding="utf-8")

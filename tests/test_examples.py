@@ -28,7 +28,7 @@ def on_the_host():
     return printed
 
 
-def test_two_workers_learn_and_end_identical(on_the_host):
+def test_two_workers_train_and_end_identical(on_the_host):
     costs = [float(cost) for cost in re.findall(r"^step \d+: cost (\d\.\d+)$", on_the_host, re.MULTILINE)]
     assert len(costs) == 5
     assert 0.5 > costs[0] > 1.5 * costs[-1]
@@ -37,7 +37,7 @@ def test_two_workers_learn_and_end_identical(on_the_host):
 
 
 @pytest.mark.parametrize("devices", ["cuda0,cuda1", "cuda0,cuda0"])
-def test_two_workers_on_gpus_print_what_those_on_the_host_do(cuda_emulator, on_the_host, devices):
+def test_gpu_workers_print_the_same_as_host_workers(cuda_emulator, on_the_host, devices):
     status, printed, complaints = run(devices, **cuda_emulator.environment(devices=2))
     assert (status, complaints) == (0, "")
     assert sorted(printed.splitlines()) == sorted(on_the_host.splitlines())
@@ -47,18 +47,18 @@ def test_two_workers_on_gpus_print_what_those_on_the_host_do(cuda_emulator, on_t
     ("cpu", "two devices are needed, as in cpu,cpu or cuda0,cuda1, got cpu"),
     ("cpu,gpu1", "worker 1: a device is called cpu, or cuda and a number as in cuda0, got 'gpu1'"),
 ])
-def test_device_that_cannot_be_is_told_in_a_sentence(devices, sentence):
+def test_unknown_device_is_refused_in_one_sentence(devices, sentence):
     status, printed, complaints = run(devices)
     assert (status, printed) == (1, "")
     assert sentence in complaints.splitlines()
     assert "Traceback" not in complaints
 
 
-def test_the_example_is_a_page():
+def test_example_fits_on_a_page():
     assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) < 80
 
 
-def test_training_in_process_lowers_the_cost_in_forty_lines():
+def test_training_in_process_lowers_the_cost():
     example = EXAMPLE.with_name("train_in_process.py")
     done = subprocess.run([sys.executable, example], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -30,7 +30,7 @@ def data(tmp_path_factory):
     return tiny.make_data(tmp_path_factory.mktemp("data") / "set", train=6, validation=3, per_file=3)
 
 
-def test_alexnet_trains_saves_and_goes_on(data, tmp_path):
+def test_alexnet_trains_saves_and_resumes(data, tmp_path):
     done = train(f"data={data}", "batch_size=2", "n_epochs=3", "n_iterations=4", "run_name=first", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "first"
@@ -50,7 +50,7 @@ def test_alexnet_trains_saves_and_goes_on(data, tmp_path):
     [(model, "cpu") for model in ("alexnet", "caffenet", "bvlc_alexnet", "googlenet", "vgg16")]
     + [("alexnet", "jax"), ("googlenet", "jax")],
 )
-def test_every_network_trains_without_a_word_on_stderr(model, backend, data, tmp_path):
+def test_every_network_trains_with_empty_stderr(model, backend, data, tmp_path):
     settings = f"model={model}", f"backend={backend}", "batch_size=2", "n_iterations=2", "run_name=run"
     done = train(f"data={data}", *settings, "print_freq=1", "learning_rate=0.0001", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -60,7 +60,7 @@ def test_every_network_trains_without_a_word_on_stderr(model, backend, data, tmp
     shutil.rmtree(tmp_path / "runs")             # VGG-16's checkpoint takes 1.1 GB
 
 
-def test_without_a_compiler_it_trains_and_says_once_what_to_install(data, tmp_path):
+def test_training_without_a_compiler_warns_once(data, tmp_path):
     settings = "batch_size=2", "n_iterations=1", "run_name=plain", "validation=false"
     done = train(f"data={data}", *settings, cwd=tmp_path, CC="/nonexistent/cc")
     assert done.returncode == 0, done.stderr
@@ -70,7 +70,7 @@ def test_without_a_compiler_it_trains_and_says_once_what_to_install(data, tmp_pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_saves_its_last_step(number, data, tmp_path):
+def test_stopped_run_saves_its_last_step(number, data, tmp_path):
     command = [sys.executable, str(TOP / "train.py"), f"data={data}", "batch_size=2", "run_name=it", "print_freq=1"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         said = next(line for line in process.stdout if line.startswith("iteration 1"))
@@ -99,7 +99,7 @@ def test_a_stopped_run_saves_its_last_step(number, data, tmp_path):
         (["resume_train=nowhere"], "there is no run folder or checkpoint file nowhere"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_sentence_with_status_2(arguments, sentence, data, tmp_path):
+def test_invalid_input_is_refused_with_status_2(arguments, sentence, data, tmp_path):
     done = train(*(argument.format(data=data) for argument in arguments), cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert sentence in done.stderr
@@ -116,13 +116,13 @@ def test_what_cannot_be_is_refused_in_one_sentence_with_status_2(arguments, sent
         ("multigpu.worker", "jax pycuda matplotlib PIL scipy.io"),
     ],
 )
-def test_no_process_imports_what_it_does_not_need_before_the_first_step(module, unneeded):
+def test_processes_import_only_what_they_need(module, unneeded):
     program = f"import sys, {module}\nprint(*sorted(set({unneeded.split()!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=TOP, capture_output=True, text=True)
     assert (done.stdout.split(), done.stderr) == ([], "")
 
 
-def test_a_folder_of_an_earlier_run_is_not_written_over(data, tmp_path):
+def test_folder_of_an_earlier_run_is_not_overwritten(data, tmp_path):
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "log.txt").write_text("precious")
     done = train(f"data={data}", "run_name=mine", cwd=tmp_path)

@@ -6,7 +6,8 @@ from pathlib import Path
 from alexnet import pretrained
 from alexnet.data import layout
 from alexnet.models import model_class
-from alexnet.training.network import Network, use_machine
+from alexnet.native import compiler
+from alexnet.training.network import Network
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +45,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 
 def network_of(weights: pretrained.Weights, options: argparse.Namespace) -> Network:
     """Compile the Network of Weights for the selected device; raises WeightsError, ConfigError, ValueError."""
-    use_machine(options.threads, "auto")
+    compiler.use_threads(options.threads)
     return pretrained.build(weights, options.backend, options.precision, options.device)
 
 

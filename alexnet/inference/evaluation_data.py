@@ -182,7 +182,7 @@ def folder_images(
     for label, name in enumerate(class_names):
         for key in {name, identity(name)}:
             if label_of.setdefault(key, label) != label:
-                raise DataError(f"the weights name class {label_of[key]} and class {label} alike: {key}")
+                raise DataError(f"the weights give classes {label_of[key]} and {label} the same name: {key}")
     synset_of = synset_table(path, ground_truth, synsets)
     return labelled_images(path, label_of, "the list of the weights' classes", ground_truth, synset_of)
 

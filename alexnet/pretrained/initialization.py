@@ -145,7 +145,7 @@ def from_weights(
     if weights.resize != data.resize:
         messages += (
             f"{config.weights} was trained on images resized by {weights.resize}, those of {data.path} are by "
-            f"{data.resize}; `python -m preprocess imagenet --resize {weights.resize}` makes them alike",
+            f"{data.resize}; `python -m preprocess imagenet --resize {weights.resize}` resizes as the weights need",
         )
     return FromWeights(
         mean=data.mean if weights.mean is None else weights.mean,

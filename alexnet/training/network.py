@@ -348,13 +348,3 @@ def describe_backend(setting: str, device: str) -> str:
         return backend
     command = compiler.compiler()
     return f"cpu, C kernels compiled by {command[0]}" if command else "cpu, without a C compiler: NumPy, slow"
-
-
-def use_machine(threads: int | None, isa: str) -> None:
-    """Compile kernels for the instruction set `isa` and run them on `threads` threads.
-
-    threads=None uses as many threads as this process may use.
-    """
-    if isa != "auto":
-        compiler.use_isa(isa)
-    compiler.use_threads(threads)

@@ -46,7 +46,7 @@ def show(sentence):
     print(sentence, flush=True)
 
 
-def rows_of(experiments, sizes, folder, processes=PROCESSES, compiled=True, tell=show):
+def rows_of(experiments, sizes, folder, processes=PROCESSES, compiled=True, log=show):
     """Run the trials of the experiments. Write their rows to the folder and return them by experiment.
 
     Args:
@@ -62,7 +62,7 @@ def rows_of(experiments, sizes, folder, processes=PROCESSES, compiled=True, tell
             rows = [future.result() for future in futures]
             found[name] = sorted(rows, key=itemgetter("n_sync", "clients", "name", "rate", "seed"))
             write(found[name], folder / f"{name}.jsonl")
-            tell(f"{name}: {len(rows)} trials, {sum(row['minibatches'] for row in rows):,} minibatches, "
+            log(f"{name}: {len(rows)} trials, {sum(row['minibatches'] for row in rows):,} minibatches, "
                  f"{time.perf_counter() - began:.0f} s")
     return found
 

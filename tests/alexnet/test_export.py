@@ -19,7 +19,7 @@ def weights(narrow, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.onnx", "w.zip", "folder/w"])
-def test_what_is_exported_is_what_was_given(weights, tmp_path, capsys, name):
+def test_export_has_the_given_weights(weights, tmp_path, capsys, name):
     if name.endswith(".onnx"):
         pytest.importorskip("onnx", reason="the extra onnx is not installed")
     weights, given = weights
@@ -33,7 +33,7 @@ def test_what_is_exported_is_what_was_given(weights, tmp_path, capsys, name):
     assert line.endswith(f"from alexnet of {given}")
 
 
-def test_another_mean_image_is_put_in(weights, tmp_path, capsys):
+def test_mean_image_can_be_replaced(weights, tmp_path, capsys):
     _, given = weights
     np.save(tmp_path / "other.npy", np.full((3, 256, 256), 7.0))
     choices = ["--mean", str(tmp_path / "other.npy"), "--to", str(tmp_path / "w.zip")]
@@ -42,7 +42,7 @@ def test_another_mean_image_is_put_in(weights, tmp_path, capsys):
     assert capsys.readouterr().out.endswith(f"; mean image {tmp_path / 'other.npy'} instead\n")
 
 
-def test_filters_that_correlate_already_and_the_epoch_are_taken_as_told(weights, tmp_path):
+def test_upstream_options_filters_and_epoch_are_applied(weights, tmp_path):
     weights, given = weights
     for epoch, arrays in ((60, weights.arrays), (65, {name: -array for name, array in weights.arrays.items()})):
         pretrained.upstream.save(weights._replace(arrays=arrays), tmp_path / f"set{epoch}", epoch)
@@ -62,7 +62,7 @@ def test_filters_that_correlate_already_and_the_epoch_are_taken_as_told(weights,
     (["--to", "{}/w.zip", "--epoch", "3"], "are choices about theano_alexnet's sets, and"),
     (["--to", "{}/w.zip", "--mean", "{}/none.npy"], "none.npy is missing"),
 ])
-def test_what_cannot_be_exported_ends_in_a_sentence(weights, tmp_path, capsys, arguments, sentence):
+def test_invalid_export_is_refused_in_one_sentence(weights, tmp_path, capsys, arguments, sentence):
     _, given = weights
     before = sorted(tmp_path.iterdir())
     assert main(["export", "--weights", given, *(text.format(tmp_path) for text in arguments)]) == 2

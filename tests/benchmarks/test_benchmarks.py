@@ -37,7 +37,7 @@ def markdown(*sections, by_hand=""):
 # ---- rows
 
 
-def test_a_row_holds_median_and_spread():
+def test_row_has_median_and_spread():
     row = report.row("a", [3.0, 1.0, 2.0], "s", peer=4.0)
     assert row == {"name": "a", "value": 2.0, "unit": "s", "spread": 1.0, "runs": 3, "peer": 4.0}
 
@@ -49,14 +49,14 @@ def test_rows_are_read_as_they_were_written(tmp_path):
     assert [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()] == rows
 
 
-def test_a_missing_file_has_no_rows(tmp_path):
+def test_missing_file_has_no_rows(tmp_path):
     assert report.read(tmp_path / "rows") == []
 
 
 # ---- two interleaved programs
 
 
-def test_a_side_is_an_interpreter_and_a_checkout(tmp_path):
+def test_side_is_an_interpreter_and_a_checkout(tmp_path):
     assert startup.Side.parse("/usr/bin/python3").checkout == startup.TOP
     with pytest.raises(ValueError, match="is no checkout: it has no train.py"):
         startup.Side.parse(f"/usr/bin/python3@{tmp_path}")
@@ -71,7 +71,7 @@ def test_sides_alternate_and_keep_their_results():
     assert (ours, theirs) == (["a0", "a1", "a2"], ["b0", "b1", "b2"])
 
 
-def test_a_worker_process_prints_nothing(capsys):
+def test_worker_process_prints_nothing(capsys):
     calls = []
     arguments = ["--worker", "ours", "16"]
     assert report.main(None, "A benchmark.", "", worker=lambda *given: calls.append(given), arguments=arguments) == 0
@@ -99,12 +99,12 @@ def test_rows_measured_before_a_failure_are_written(tmp_path, capsys):
 # ---- the step's choices
 
 
-def test_the_best_mode_is_the_one_with_the_smallest_median():
+def test_best_mode_has_the_smallest_median():
     assert step.fastest({"eager": [2.0, 2.2, 9.0], "compile": [1.0, 2.5, 2.6]}) == "eager"       # mean, min: compile
     assert step.fastest({}) is None
 
 
-def test_each_kind_of_step_is_compared_with_its_best_mode(monkeypatch):
+def test_steps_are_compared_with_their_best_mode(monkeypatch):
     seconds = {"validate": {"ours": [1.0], "eager": [2.0], "compile": [4.0]},
                "train": {"ours": [2.0], "eager": [8.0], "compile": [6.0]}}
     memory = {kind: dict.fromkeys(modes, 100.0) for kind, modes in seconds.items()}
@@ -259,7 +259,7 @@ def tiny_step():
     return seconds, watched
 
 
-def test_every_node_of_a_step_has_its_layer_and_pass(tiny_step):
+def test_every_node_has_a_layer_and_a_pass(tiny_step):
     passes = {
         "conv1": ["forward", "max pool", "bias and ReLU", "LRN", "LRN gradient", "ReLU gradient", "bias gradient",
                   "max pool gradient", "filter gradient", "update"],
@@ -277,7 +277,7 @@ def test_every_node_of_a_step_has_its_layer_and_pass(tiny_step):
     assert [node.name for node in tiny_step[1]].count("fc4 forward") == 1, "nothing is computed twice"
 
 
-def test_the_nodes_add_up_to_the_step(tiny_step):
+def test_nodes_sum_to_the_step(tiny_step):
     seconds, watched = tiny_step
     sums = [sum(call) for call in zip(*(times for times, _ in nodes.by_name(watched).values()), strict=True)]
     assert len(sums) == 3
@@ -294,7 +294,7 @@ def test_bytes_of_a_node_are_its_inputs_and_outputs(tiny_step):
     [("Convolution", "forward"), ("ConvolutionInputGradient", "input gradient"), ("LRNGradient", "LRN gradient"),
      ("MaxPool", "max pool"), ("FilterGradientUpdate", "filter gradient update")],
 )
-def test_a_class_name_is_read_as_words(name, text):
+def test_class_name_is_split_into_words(name, text):
     assert nodes.words(name) == text
 
 
@@ -304,21 +304,21 @@ LIMITS = kernels.Ceilings(operations=100e9, nbytes=10e9)
 @pytest.mark.parametrize(
     ("operations", "nbytes", "ceiling", "bound_by"), [(1e9, 5e7, 10, "multiply-adds"), (1e9, 2e8, 20, "memory")]
 )
-def test_the_ceiling_is_the_limit_that_takes_longer(operations, nbytes, ceiling, bound_by):
+def test_ceiling_is_the_slower_limit(operations, nbytes, ceiling, bound_by):
     row = kernels.pass_row("conv1 forward", [0.04], 0.4, 0.08, operations, nbytes, LIMITS)
     wanted = {"value": 40, "share": 0.1, "peer": 80, "ratio": 2, "ceiling_ms": ceiling, "bound_by": bound_by}
     assert {key: row[key] for key in wanted} == pytest.approx(wanted)
     assert row["of_ceiling"] == pytest.approx(ceiling / 40)
 
 
-def test_a_fused_node_is_compared_with_the_sum_of_its_parts():
+def test_fused_node_is_compared_with_its_parts():
     peers = {"fc6 filter gradient": [3.0], "fc6 update": [1.0, 5.0]}
     assert kernels.peer_of("fc6 filter gradient update", peers) == 6
     assert kernels.peer_of("fc6 update", peers) == 3
     assert kernels.peer_of("fc6 dropout", peers) is None
 
 
-def test_sums_of_a_step_hold_all_its_parts():
+def test_sums_of_a_step_include_all_parts():
     found = [
         kernels.pass_row("conv1 forward", [0.04], 0.1, 0.08, 1e9, 0, LIMITS),
         kernels.pass_row("fc6 filter gradient update", [0.02], 0.1, 0.05, 1e9, 0, LIMITS),
@@ -337,7 +337,7 @@ def test_sums_of_a_step_hold_all_its_parts():
 # ---- the report
 
 
-def test_a_table_has_a_column_for_each_key_and_notes_below():
+def test_table_has_a_column_per_key_and_notes():
     text = results.table([ROW | {"peak_mib": 1234.5}, report.not_measured("b", "no such processor")])
     assert text.splitlines() == [
         "|  | median, images/s | spread | runs | peer, images/s | ratio | peer is | peak MiB |",
@@ -373,7 +373,7 @@ def test_report_has_machine_summary_sections_and_notes():
     assert text.count("train step, batch 128, ours") == 3                # the summary names it once
 
 
-def test_a_failure_is_in_the_summary_and_its_section():
+def test_failure_is_in_the_summary_and_its_section():
     text = markdown(section(failure="exit status 1: no memory"))
     assert "**`step` failed**" in text
     assert "**This benchmark failed:** exit status 1: no memory" in text
@@ -408,7 +408,7 @@ def scripts(tmp_path, monkeypatch):
     return package
 
 
-def test_a_failing_benchmark_is_reported_and_the_others_still_run(scripts, tmp_path, capsys):
+def test_failing_benchmark_does_not_stop_the_others(scripts, tmp_path, capsys):
     output, rows = tmp_path / "results.md", tmp_path / "rows"
     assert benchmarks.main(["--output", str(output), "--json", str(rows)]) == 1
     text = output.read_text()
@@ -421,7 +421,7 @@ def test_status_is_0_without_failures(scripts, tmp_path):
     assert benchmarks.main(["--only", "good", "--output", str(tmp_path / "results.md")]) == 0
 
 
-def test_the_longest_benchmark_gets_the_unused_time(monkeypatch):
+def test_longest_benchmark_gets_the_unused_time(monkeypatch):
     limits = {}
 
     def run(benchmark, quick, limit):
@@ -435,7 +435,7 @@ def test_the_longest_benchmark_gets_the_unused_time(monkeypatch):
     assert limits == pytest.approx({"loader": 60, "step": 600}, abs=1)
 
 
-def test_a_benchmark_is_killed_at_its_time_limit(scripts):
+def test_benchmark_is_killed_at_its_time_limit(scripts):
     failed = benchmarks.run(benchmarks.Benchmark("slow", "Slow", 1), quick=False, limit=1)
     assert failed.failure.startswith("killed at its time limit")
     assert failed.seconds < 10
@@ -476,7 +476,7 @@ def test_openblas_settings_are_removed(monkeypatch):
     assert environment()["PATH"] == os.environ["PATH"]
 
 
-def test_the_error_of_a_program_is_reported(tmp_path, monkeypatch):
+def test_error_of_a_program_is_reported(tmp_path, monkeypatch):
     (tmp_path / "dying.py").write_text("raise SystemExit('no such mode')\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     program = step.Program("dying")
@@ -511,7 +511,7 @@ def test_different_counts_are_refused(tmp_path):
 # ---- fine-tuning
 
 
-def test_an_error_is_reached_in_two_consecutive_validations():
+def test_target_error_needs_two_consecutive_validations():
     assert finetune.reached({10: 0.5, 20: 0.1, 30: 0.2, 40: 0.05, 50: 0.1}, 0.1) == 40
     assert finetune.reached({10: 0.5, 20: 0.1}, 0.1) is None
     assert finetune.reached({}, 0.1) is None

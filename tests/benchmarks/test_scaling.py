@@ -13,7 +13,7 @@ def speed(seconds, comm, sync):
     return {"seconds": seconds, "comm": comm, "sync": sync}
 
 
-def test_a_row_splits_the_median_step_into_train_comm_and_sync():
+def test_row_splits_the_median_step():
     job = scaling.Job("alexnet", 4, "asa32", 32, 3)
     records = [speed(10, 2, 1), speed(12, 3, 1.5), speed(30, 4, 20)]
     row = scaling.row_of(job, records, one_rank=24)
@@ -21,7 +21,7 @@ def test_a_row_splits_the_median_step_into_train_comm_and_sync():
     assert (row["value"], row["train"], row["comm"], row["sync"], row["times_as_fast"]) == (12, 7.5, 3, 1.5, 2)
 
 
-def test_jobs_are_one_per_strategy_and_one_rank_once():
+def test_single_rank_is_measured_once():
     todo = list(scaling.jobs(["alexnet", "googlenet"], [4, 1, 2], 32, 3))
     assert len(todo) == 2 * (1 + 2 * len(scaling.STRATEGIES))
     assert [(job.model, job.ranks, job.strategy) for job in todo[:3]] == [
@@ -45,7 +45,7 @@ def test_failed_and_late_jobs_are_rows_with_reasons(monkeypatch):
 
 @needs_mpi
 @pytest.mark.mpi
-def test_a_job_of_two_ranks_records_each_step(tmp_path, monkeypatch):
+def test_job_of_two_ranks_records_each_step(tmp_path, monkeypatch):
     monkeypatch.setattr(scaling, "PROGRAM", "tests.benchmarks.tiny_scaling")
     monkeypatch.setattr(scaling, "IMAGES", 16)
     data = scaling.make_data(tmp_path / "set")
@@ -56,7 +56,7 @@ def test_a_job_of_two_ranks_records_each_step(tmp_path, monkeypatch):
     assert 0 < row["train"] < row["value"]
 
 
-def test_a_job_is_killed_at_its_time_limit(tmp_path, monkeypatch):
+def test_job_is_killed_at_its_time_limit(tmp_path, monkeypatch):
     command = tmp_path / "mpiexec"
     command.write_text("#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 0.1; done\n")            # ignores SIGTERM
     command.chmod(0o755)
@@ -66,7 +66,7 @@ def test_a_job_is_killed_at_its_time_limit(tmp_path, monkeypatch):
         scaling.measure(scaling.Job("tiny", 1, "peer", 4, 2), tmp_path, seconds=0.3)
 
 
-def test_the_error_of_the_first_rank_is_reported():
+def test_error_of_the_first_rank_is_reported():
     errors = "a warning\nrank 1: model: there is no network 'x'\nrank 0: follows\nAbort(2) on node 0\n"
     assert scaling.first_error(errors) == "rank 1: model: there is no network 'x'"
     assert scaling.first_error("mpiexec: not so\n\n") == "mpiexec: not so"

@@ -70,8 +70,8 @@ def find():
     try:
         return pkgutil.resolve_name("tests.cuda_emulator.build:built")()
     except (NotBuilt, OSError) as error:
-        said = REASON.read_text(encoding="utf-8") if REASON.exists() else ""
-        raise NotBuilt(said or str(error)) from error
+        reason = REASON.read_text(encoding="utf-8") if REASON.exists() else ""
+        raise NotBuilt(reason or str(error)) from error
 
 
 def pending():

@@ -29,7 +29,7 @@ static void write_line(const char *format, va_list arguments)
     fprintf(stderr, "emucuda: %s\n", line);
 }
 
-void tell(const char *format, ...)
+void log_warning(const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
@@ -117,7 +117,7 @@ static long number_from(const char *name, long otherwise, long most)
     char *end;
     long number = strtol(text, &end, 10);
     if (*end || number < 0 || number > most) {
-        tell("%s must be a number from 0 to %ld, got '%s'", name, most, text);
+        log_warning("%s must be a number from 0 to %ld, got '%s'", name, most, text);
         return -1;
     }
     return number;
@@ -136,7 +136,7 @@ static bool read_peers(const char *text)
         int a, b, length;
         if (sscanf(pair, "%d-%d%n", &a, &b, &length) != 2 || a < 0 || b < 0 || a == b || a >= MAX_DEVICES ||
             b >= MAX_DEVICES || (pair[length] && pair[length] != ',')) {
-            tell("EMUCUDA_PEER must be 0, 1 or pairs of devices such as 0-1,2-3, got '%s'", text);
+            log_warning("EMUCUDA_PEER must be 0, 1 or pairs of devices such as 0-1,2-3, got '%s'", text);
             return false;
         }
         settings.peers[a][b] = settings.peers[b][a] = true;

@@ -68,7 +68,7 @@ struct settings {
 extern struct settings settings;
 
 /* Write one line to standard error. */
-void tell(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void log_warning(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* Report undefined behaviour the same way; abort the process if EMUCUDA_STRICT=1. */
 void fault(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -67,11 +67,11 @@ static CUresult reach(const struct launch *launch, CUdeviceptr pointer, size_t s
 {
     struct block *block = find_block(pointer, size);
     if (!block || pointer % sizeof(float)) {
-        tell("kernel %s: no allocation holds %zu bytes at %#llx", launch->function->name, size, pointer);
+        log_warning("kernel %s: no allocation holds %zu bytes at %#llx", launch->function->name, size, pointer);
         return CUDA_ERROR_ILLEGAL_ADDRESS;
     }
     if (block->device != launch->context->device && !block->opened && !launch->context->reaches[block->device]) {
-        tell("kernel %s: device %d has not enabled peer access to device %d, where %#llx lies", launch->function->name,
+        log_warning("kernel %s: device %d has not enabled peer access to device %d, where %#llx lies", launch->function->name,
              launch->context->device, block->device, pointer);
         return CUDA_ERROR_ILLEGAL_ADDRESS;
     }
@@ -245,7 +245,7 @@ CUresult cuModuleLoadData(CUmodule *module, const void *image)
     CUcontext context;
     TRY(current_context(&context));
     if (!isspace(*(const unsigned char *)image) && !strchr("./", *(const char *)image)) {
-        tell("a module must be PTX text; machine code of a GPU cannot be run here");
+        log_warning("a module must be PTX text; machine code of a GPU cannot be run here");
         return CUDA_ERROR_NO_BINARY_FOR_GPU;
     }
     char *text = without_comments(image);
@@ -293,7 +293,7 @@ CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *
     const struct kernel *kernel = (*function)->kernel;
     if (kernel && kernel->parameters == (*function)->parameters)
         return CUDA_SUCCESS;
-    tell(kernel ? "kernel %s: the emulator's has other parameters (kernels.c)"
+    log_warning(kernel ? "kernel %s: the emulator's has other parameters (kernels.c)"
                 : "kernel %s is not among the emulator's (kernels.c)",
          name);
     return CUDA_ERROR_NOT_SUPPORTED;
@@ -338,7 +338,7 @@ static CUresult copy_parameters(struct launch *launch, void **one_by_one, void *
             size = *(const size_t *)extra[1];
     size_t padded = (function->size + ALIGNMENT_OF_PARAMETERS - 1) & ~(size_t)(ALIGNMENT_OF_PARAMETERS - 1);
     if (size != function->size && size != padded) {
-        tell("kernel %s takes %zu bytes of parameters, got %zu", function->name, function->size, size);
+        log_warning("kernel %s takes %zu bytes of parameters, got %zu", function->name, function->size, size);
         return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
     }
     memcpy(launch->bytes, buffer, function->size);

@@ -28,12 +28,12 @@ OTHER_PTX = b".version 4.3\n.target sm_50\n.visible .entry other() { ret; }\0"
 driver = ctypes.CDLL("libcuda.so.1")             # for calls that PyCUDA does not offer or whose errors it hides
 
 
-def say(value):
+def write(value):
     """Print `value` to the test as one line of JSON."""
     print(json.dumps(value), flush=True)
 
 
-def hear():
+def read():
     """Read one line of JSON from the test."""
     return json.loads(sys.stdin.readline())
 
@@ -142,7 +142,7 @@ def taken_over():
         results = []
         registered = ones()                      # registered through the driver: PyCUDA's function crashes with NumPy 2
         address = ctypes.c_void_p(registered.ctypes.data)
-        said = [driver.cuMemHostRegister_v2(address, ctypes.c_size_t(4 * N), 0) for _ in range(2)]
+        statuses = [driver.cuMemHostRegister_v2(address, ctypes.c_size_t(4 * N), 0) for _ in range(2)]
         for host in (ones(), cuda.pagelocked_empty(N, np.float32), registered):
             host[:] = 2.0
             buffer = memory()
@@ -150,13 +150,13 @@ def taken_over():
             host[:] = 3.0
             cuda.Context.synchronize()
             results.append(glance(buffer))
-        said += [driver.cuMemHostUnregister(address) for _ in range(2)]
+        statuses += [driver.cuMemHostUnregister(address) for _ in range(2)]
         late, host = cuda.pagelocked_empty(N, np.float32), ones()
         late[:] = 0.0
         cuda.memcpy_dtoh_async(late, buffer)
         cuda.memcpy_dtoh_async(host, buffer)     # waits; the previous copy is earlier in the stream and thus complete
         before = pending(), late[-1].item(), host[-1].item()
-        return {"taken": results, "registered": said, "to the host": before}
+        return {"taken": results, "registered": statuses, "to the host": before}
 
 
 def streams():
@@ -349,43 +349,43 @@ def devices():
 
 def contexts():
     """The driver's results if no context is current, or a wrong one."""
-    said, pointer = {}, ctypes.c_uint64()
+    statuses, pointer = {}, ctypes.c_uint64()
     allocate = driver.cuMemAlloc_v2
     size = ctypes.c_size_t(64)
-    said["before init"] = allocate(ctypes.byref(pointer), size)
+    statuses["before init"] = allocate(ctypes.byref(pointer), size)
     cuda.init()
-    said["none"] = allocate(ctypes.byref(pointer), size)
+    statuses["none"] = allocate(ctypes.byref(pointer), size)
     with device() as context:
-        said["current"] = allocate(ctypes.byref(pointer), size)
+        statuses["current"] = allocate(ctypes.byref(pointer), size)
         stream = cuda.Stream()
 
         def elsewhere():
-            said["in another thread"] = allocate(ctypes.byref(pointer), size)
+            statuses["in another thread"] = allocate(ctypes.byref(pointer), size)
 
         thread = threading.Thread(target=elsewhere)
         thread.start()
         thread.join()
         again = cuda.Device(0).retain_primary_context()
-        said["one primary context"] = again.handle == context.handle
+        statuses["one primary context"] = again.handle == context.handle
         driver.cuDevicePrimaryCtxRelease_v2(0)   # drops the second reference; the first remains
-        said["released once"] = allocate(ctypes.byref(pointer), size)
+        statuses["released once"] = allocate(ctypes.byref(pointer), size)
         with device(1):
-            said["stream of another"] = driver.cuStreamSynchronize(ctypes.c_void_p(stream.handle))
+            statuses["stream of another"] = driver.cuStreamSynchronize(ctypes.c_void_p(stream.handle))
         if (child := os.fork()) == 0:
             os._exit(allocate(ctypes.byref(pointer), size))
-        said["in a fork"] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        statuses["in a fork"] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         driver.cuDevicePrimaryCtxRelease_v2(0)
-        said["released"] = allocate(ctypes.byref(pointer), size)
+        statuses["released"] = allocate(ctypes.byref(pointer), size)
         driver.cuDevicePrimaryCtxRetain(ctypes.byref(pointer), 0)
     made = cuda.Device(0).make_context()
     handle = ctypes.c_void_p(made.handle)
     allocate(ctypes.byref(pointer), size)
     made.pop()
-    said["destroyed"] = [driver.cuCtxDestroy_v2(handle), driver.cuCtxPushCurrent_v2(handle)]
+    statuses["destroyed"] = [driver.cuCtxDestroy_v2(handle), driver.cuCtxPushCurrent_v2(handle)]
     with device():
         free, total = cuda.mem_get_info()
-        said["left of ended contexts"] = total - free
-    say(said)
+        statuses["left of ended contexts"] = total - free
+    write(statuses)
     os._exit(0)                                  # PyCUDA still holds objects of contexts that the driver destroyed
 
 
@@ -443,8 +443,8 @@ def exhaust(mebibytes):
         error = "no error"
         while len(pieces) < int(mebibytes) and error == "no error":
             error = error_of(lambda: pieces.append(cuda.mem_alloc(1 << 20)))
-        say({"pieces": len(pieces), "error": error, "free": cuda.mem_get_info()[0] >> 20})
-        return hear()
+        write({"pieces": len(pieces), "error": error, "free": cuda.mem_get_info()[0] >> 20})
+        return read()
 
 
 # ---- other processes ----
@@ -457,18 +457,18 @@ def exporter(number="0"):
         part = int(whole) + 4 * N
         cuda.memcpy_htod(whole, np.arange(1, 2 * N + 1, dtype=np.float32))
         cuda.Context.synchronize()
-        say({"handle": cuda.mem_get_ipc_handle(part).hex(), "same": cuda.mem_get_ipc_handle(whole).hex()})
-        while (order := hear()) != "end":
+        write({"handle": cuda.mem_get_ipc_handle(part).hex(), "same": cuda.mem_get_ipc_handle(whole).hex()})
+        while (order := read()) != "end":
             if order == "own":
-                say(error_of(cuda.IPCMemoryHandle, cuda.mem_get_ipc_handle(whole)))
+                write(error_of(cuda.IPCMemoryHandle, cuda.mem_get_ipc_handle(whole)))
             elif order == "read":
                 host = ones()
                 cuda.memcpy_dtoh(host, part)
-                say(host[-1].item())
+                write(host[-1].item())
             elif order == "free":
                 whole.free()
                 whole = cuda.mem_alloc(8 * N)    # reuses its file descriptor
-                say("freed")
+                write("freed")
         return "ended"
 
 
@@ -476,35 +476,35 @@ def importer(number="0"):
     """Execute orders from the test until "end", such as opening an IPC handle and reading or writing its memory."""
     with device(int(number)):
         memories = []
-        while (order := hear()) != "end":
+        while (order := read()) != "end":
             match order:
                 case ["open", handle]:
-                    say(error_of(lambda: memories.append(cuda.IPCMemoryHandle(bytearray.fromhex(handle)))))
+                    write(error_of(lambda: memories.append(cuda.IPCMemoryHandle(bytearray.fromhex(handle)))))
                 case "look":
                     host = np.empty(2 * N, np.float32)
                     cuda.memcpy_dtoh(host, int(memories[-1]))
                     base, size = cuda.mem_get_address_range(int(memories[-1]) + 8)
-                    say([host[0].item(), host[-1].item(), base == int(memories[-1]), size])
+                    write([host[0].item(), host[-1].item(), base == int(memories[-1]), size])
                 case ["write", value, waits]:
                     cuda.memcpy_htod(int(memories[-1]) + 4 * N, ones(value))
                     if waits:
                         cuda.Context.synchronize()
-                    say(pending())
+                    write(pending())
                 case "mean":
                     buffer = memory()
-                    say(error_of(mean, mean_kernel(), buffer, [memories[-1]]))
+                    write(error_of(mean, mean_kernel(), buffer, [memories[-1]]))
                 case "free":
-                    say(driver.cuMemFree_v2(ctypes.c_uint64(int(memories[-1]))))
+                    write(driver.cuMemFree_v2(ctypes.c_uint64(int(memories[-1]))))
                 case "export":
-                    say(error_of(cuda.mem_get_ipc_handle, int(memories[-1])))
+                    write(error_of(cuda.mem_get_ipc_handle, int(memories[-1])))
                 case "used":
                     free, total = cuda.mem_get_info()
-                    say(total - free)
+                    write(total - free)
                 case "same":
-                    say(len({int(each) for each in memories}))
+                    write(len({int(each) for each in memories}))
                 case "close":
                     memories.pop().close()
-                    say(len(memories))
+                    write(len(memories))
         for each in memories:
             each.close()
         return "ended"
@@ -517,4 +517,4 @@ def not_emulated():
 
 
 if __name__ == "__main__":
-    say(globals()[sys.argv[1]](*sys.argv[2:]))
+    write(globals()[sys.argv[1]](*sys.argv[2:]))

@@ -24,7 +24,7 @@ TINY = Sizes(
 def rows(tmp_path_factory):
     """The rows of all experiments, as read back from disk."""
     folder, lines = tmp_path_factory.mktemp("asgd"), []
-    asgd.rows_of(asgd.EXPERIMENTS, TINY, folder, processes=0, compiled=False, tell=lines.append)
+    asgd.rows_of(asgd.EXPERIMENTS, TINY, folder, processes=0, compiled=False, log=lines.append)
     assert len(lines) == len(asgd.EXPERIMENTS)
     return asgd.read(folder)
 
@@ -53,7 +53,7 @@ def test_experiment_1_tests_after_each_epoch_of_the_clients(rows):
     assert len(two["tests"]) == 1 and two["minibatches"] == 8 * TINY.train / asgd_task.BATCH
 
 
-def test_the_same_trial_gives_the_same_row(rows, task):
+def test_trials_are_reproducible(rows, task):
     def text(row):
         return json.dumps({name: value for name, value in row.items() if name != "took"})
 
@@ -64,7 +64,7 @@ def test_the_same_trial_gives_the_same_row(rows, task):
         assert text(before) == text(json.loads(json.dumps(again)))
 
 
-def test_all_figures_and_claims_are_made(rows, tmp_path, capsys):
+def test_all_figures_and_claims_are_written(rows, tmp_path, capsys):
     pictures = figures.draw(rows, tmp_path)
     assert {path.name for path in pictures} == {
         *(f"figure{n}.png" for n in (1, 2, 3, 4)), "rules.png", "large.png", "server.png"
@@ -98,7 +98,7 @@ def test_unreproduced_claims_are_marked():
     assert "DOES NOT SHOW" in table(not_shown) and "3 of 5 claims show" in table(not_shown)
 
 
-def test_slower_early_and_steepest_late():
+def test_more_clients_start_slower_and_end_steeper():
     def cold(*numbers):
         return [{"clients": k, "early": early, "slope": slope} for k, early, slope in numbers]
 
@@ -124,7 +124,7 @@ def interval(client, first, results):
     return Interval(client, first, last - 1, float(first), float(last), 0.0, 0.0, results)
 
 
-def test_teeth_are_what_the_error_falls_by_at_an_exchange():
+def test_teeth_are_the_drops_at_an_exchange():
     up = [0.1 * step for step in range(10)]                      # 0.05 in the first fifth, 0.85 in the last
     even = [0.5] * 10
     whole = [interval(1, 1, up), interval(2, 1, even), interval(1, 11, up), interval(2, 11, even)]
@@ -132,19 +132,19 @@ def test_teeth_are_what_the_error_falls_by_at_an_exchange():
     assert teeth([interval(1, 1, up)]) == 0
 
 
-def test_the_curve_is_a_moving_average_at_the_end_of_its_window():
+def test_curve_is_a_trailing_moving_average():
     seconds, means = smoothed(np.arange(1.0, 7), np.array([0, 0, 1, 1, 1, 0.0]), window=2)
     assert (seconds, means) == ([2, 3, 4, 5, 6], [0, 0.5, 1, 1, 0.5])
 
 
-def test_a_line_has_the_slope_that_it_falls_by():
+def test_slope_of_a_line_is_exact():
     times = np.arange(1, 2001.0)
     found = summary(times, 0.9 - 1e-4 * times)
     assert found["slope"] == pytest.approx(-10)                  # points per 1,000 s
     assert (found["early"], found["end"]) == (pytest.approx(0.875, abs=1e-3), pytest.approx(0.71, abs=1e-3))
 
 
-def test_the_rate_falls_where_the_test_error_stays_for_three_epochs():
+def test_rate_drops_after_three_epochs_without_improvement():
     rate = Rate(0.01)
     falls = [rate.fallen(error) for error in (0.5, 0.4, 0.399, 0.4, 0.4, 0.3, 0.3, 0.3, 0.3)]
     assert falls == [0, 0, 0, 0, 1, 1, 1, 1, 2]
@@ -154,7 +154,7 @@ def test_the_rate_falls_where_the_test_error_stays_for_three_epochs():
 # ---- rules without a server
 
 
-def test_one_worker_of_bsp_and_of_gosgd_trains_as_one_client_does(task):
+def test_single_worker_of_each_rule_matches_one_client(task):
     alone = run_trial(Trial("one", seconds=30.0, costs=Costs(1.0), jitter=0, n_sync=10, rule="asgd"), task)
     for rule, settings in (("bsp", ()), ("gosgd", (("gosgd_p", 0.0),))):
         row = run_trial(
@@ -163,6 +163,6 @@ def test_one_worker_of_bsp_and_of_gosgd_trains_as_one_client_does(task):
         assert (row["minibatches"], row["end"], row["tests"]) == (30, alone["end"], alone["tests"])
 
 
-def test_bsp_waits_for_the_slowest_and_for_the_ring(task):
+def test_bsp_step_takes_slowest_worker_plus_ring(task):
     row = run_trial(Trial("ring", 4, rule="bsp", seconds=30.0, costs=Costs(1.0, 0.5, 2.0), jitter=0), task)
     assert row["minibatches"] == 4 * 6           # 1 + 2 x 0.5 + 2 x 3/4 x 2 s per step: the sixth ends at 26

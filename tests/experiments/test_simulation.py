@@ -8,7 +8,7 @@ import pytest
 
 from experiments.asgd import Costs, Simulation, measured, order_of
 from tests.mpi import needs_mpi, results, team_of
-from tests.multigpu.rules.fakes import RATE, Learner, toy_settings
+from tests.multigpu.rules.fakes import RATE, TrainableToyNetwork, toy_settings
 
 pytestmark = pytest.mark.mpi
 
@@ -16,8 +16,8 @@ STEP = Costs(step=1.0)
 DEAR = Costs(step=1.0, copy=2.0, transfer=3.0, apply=4.0)
 
 
-class Learners(Learner):
-    """A Learner that all clients share: the active client selects the seed of its noise."""
+class SharedNetwork(TrainableToyNetwork):
+    """A TrainableToyNetwork that all clients share: the active client selects the seed of its noise."""
 
     def __init__(self, length=10, **how):
         super().__init__(length, **how)
@@ -31,8 +31,8 @@ class Learners(Learner):
 
 def simulate(clients, costs=STEP, paces=None, jitter=0.0, length=10, how=None, seconds=np.inf, steps=None, order=None,
              take_step=None, **settings):
-    """Simulate Learners with rule asgd; return (the Simulation at its end, its Intervals)."""
-    network = Learners(length, **(how or {}))
+    """Simulate SharedNetwork with rule asgd; return (the Simulation at its end, its Intervals)."""
+    network = SharedNetwork(length, **(how or {}))
     simulation = Simulation(toy_settings(**{"rule": "asgd"} | settings), network, clients, costs, paces, jitter)
     return simulation, list(simulation.run(take_step or network.take_step, seconds, steps, order))
 
@@ -42,7 +42,7 @@ def idle(exchange, client, step):
     return client, step
 
 
-def centre_of(simulation):
+def center_of(simulation):
     with simulation.center():
         return [np.array(v.get_value()) for v in simulation.network.parameters_and_velocities[:2]]
 
@@ -118,10 +118,10 @@ def test_report_gives_the_saturating_number_of_clients():
 )
 def test_one_client_is_bit_identical_to_momentum_sgd(often):
     simulation, _ = simulate(1, steps=7, **often)
-    alone = Learners(seed=1)
+    alone = SharedNetwork(seed=1)
     for _ in range(7):
         alone.train()
-    held = [*centre_of(simulation), *simulation.arrays(1)[:2]]
+    held = [*center_of(simulation), *simulation.arrays(1)[:2]]
     for found, expected in zip(held, 2 * alone.values()[:2], strict=True):
         np.testing.assert_array_equal(found, expected)
 
@@ -132,7 +132,7 @@ def test_two_pushes_match_hand_computation(scale, expected):
     simulation, _ = simulate(
         2, how={"momentum": 0, "noise": 0}, n_push=2, n_fetch=100, server_scale=scale, steps=2
     )
-    np.testing.assert_allclose(centre_of(simulation)[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(center_of(simulation)[0], expected, rtol=1e-6)
 
 
 def test_runs_are_reproducible_and_depend_on_the_seed():
@@ -141,7 +141,7 @@ def test_runs_are_reproducible_and_depend_on_the_seed():
             7, DEAR, np.linspace(1, 2, 7), 0.3, n_sync=3, seconds=300, random_seed=seed, server_update="adagrad",
             server_scale=0.01, staleness_power=1,
         )
-        return simulation.log.pushes, intervals, [array.tobytes() for array in centre_of(simulation)]
+        return simulation.log.pushes, intervals, [array.tobytes() for array in center_of(simulation)]
 
     assert all_of(1) == all_of(1)
     assert all_of(1)[0] != all_of(2)[0]
@@ -151,7 +151,7 @@ def test_a_thousand_clients_have_separate_weights():
     simulation, intervals = simulate(1024, how={"noise": 1.0}, n_push=100, n_fetch=100, steps=3)
     assert len(intervals) == 1024
     assert len({simulation.arrays(client)[0].tobytes() for client in range(1, 1025)}) == 1024
-    alone = Learners(seed=700, noise=1.0)
+    alone = SharedNetwork(seed=700, noise=1.0)
     for _ in range(3):
         alone.train()
     np.testing.assert_array_equal(simulation.arrays(700)[0], alone.values()[0])
@@ -159,14 +159,14 @@ def test_a_thousand_clients_have_separate_weights():
 
 def test_elastic_averaging_matches_hand_computation():
     """Zhang et al. 2015: center variable 0, workers 1 and 3, in the order 0, 1, 0, 1, alpha 0.5."""
-    network = Learners()
+    network = SharedNetwork()
     network.set(0)
     simulation = Simulation(toy_settings(rule="easgd", easgd_tau=1, easgd_alpha=0.5), network, 2, STEP)
     for client, value in ((1, 1), (2, 3)):
         for array in simulation.arrays(client)[:2]:
             array[...] = value
     list(simulation.run(lambda exchange, client, step: None, steps=2))
-    found = [simulation.arrays(1)[0][0], simulation.arrays(2)[0][0], centre_of(simulation)[0][0]]
+    found = [simulation.arrays(1)[0][0], simulation.arrays(2)[0][0], center_of(simulation)[0][0]]
     assert found == [1.125, 1.4375, 1.4375]
 
 
@@ -182,11 +182,11 @@ team = team_of(4)
     {"n_sync": 3}, {"n_sync": 2, "server_update": "adadelta", "server_scale": 0.5, "staleness_power": 1},
 ])
 def test_replaying_an_mpi_run_is_bit_identical(team, settings):
-    learners = {rank: {"seed": rank, "dawdle": 0.001 * rank} for rank in (1, 2, 3)}
+    networks = {rank: {"seed": rank, "delay": 0.001 * rank} for rank in (1, 2, 3)}
     train = "tests.multigpu.rules.asgd_ranks:train"
-    ((center, pushes, _), *_) = results(team.run(train, learners, settings, 20, True, 1000))
+    ((center, pushes, _), *_) = results(team.run(train, networks, settings, 20, True, 1000))
     simulation, _ = simulate(3, length=1000, steps=20, order=order_of(pushes), **settings)
-    for found, expected in zip(centre_of(simulation), center, strict=False):
+    for found, expected in zip(center_of(simulation), center, strict=False):
         np.testing.assert_array_equal(found, expected)
     found = [(push["version"], push["client"], push["staleness"]) for push in simulation.log.pushes]
     assert sorted(found) == sorted((push["version"], push["client"], push["staleness"]) for push in pushes)

@@ -35,7 +35,7 @@ def test_pipe_communicator_is_on_one_host():
     assert (comm.over_mpi, comm.on_one_host, comm.hosts) == (False, True, [socket.gethostname()] * 3)
 
 
-def test_message_that_does_not_fit_into_a_pipe_is_refused():
+def test_message_too_long_for_a_pipe_is_refused():
     comm = PipeCommunicator(0, pipes_between(range(2))[0])
     with pytest.raises(ValueError, match="a message has at most 65536 bytes, got Totals with 9"):
         comm.allgather(Totals(1, tuple(float(value) for value in range(10_000)), False))

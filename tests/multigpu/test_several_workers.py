@@ -79,7 +79,7 @@ def one(data, tmp_path_factory):
 
 @pytest.mark.compatibility
 @pytest.mark.parametrize("what", ["weights_and_momentum", "gradients"])
-def test_two_workers_equal_one_of_twice_the_batch(runs, data, one, tmp_path, what):
+def test_two_workers_match_one_of_twice_the_batch(runs, data, one, tmp_path, what):
     settings = {"devices": "cpu,cpu", "batch_size": 2, "snapshot_iterations": 10, "exchange_what": what} | PLAIN
     two = trained(runs, tmp_path, data, **settings)
     assert_close(two, one, 1e-5, at=10)
@@ -95,7 +95,7 @@ def test_two_workers_equal_one_of_twice_the_batch(runs, data, one, tmp_path, wha
 
 
 @pytest.mark.parametrize("what", ["weights_and_momentum", "gradients"])
-def test_two_workers_fine_tune_as_one_of_twice_the_batch_does(runs, data, one, tmp_path, what):
+def test_fine_tuning_matches_one_of_twice_the_batch(runs, data, one, tmp_path, what):
     """conv1 and conv2 keep the values of `one`, and only the other layers are exchanged."""
     begun = checkpoint_format.snapshot_path(one, 10)
     tuned = {"weights": begun, "frozen_layers": "conv1,conv2", "layer_rates": "fc4:3", "n_iterations": 6} | PLAIN
@@ -109,7 +109,7 @@ def test_two_workers_fine_tune_as_one_of_twice_the_batch_does(runs, data, one, t
     assert not np.array_equal(after["fc4.W"], before["fc4.W"])
 
 
-def test_two_workers_resume_to_the_bit_and_another_number_only_between_epochs(runs, data, tmp_path):
+def test_resume_is_bit_exact_and_keeps_number_of_workers(runs, data, tmp_path):
     random = {"batch_size": 2, "devices": "cpu,cpu", "n_iterations": 12, "snapshot_iterations": 5}
     straight = trained(runs, tmp_path / "straight", data, **random)
     folder = tmp_path / "runs" / "run"
@@ -142,7 +142,7 @@ def test_two_workers_resume_to_the_bit_and_another_number_only_between_epochs(ru
     assert all(np.isfinite(array).all() for array in arrays.values())
 
 
-def test_two_gpus_hold_the_bits_of_two_cpus_and_one_that_is_not_there_is_refused(runs, data, tmp_path, cuda_emulator):
+def test_two_gpus_are_bit_identical_to_two_cpus(runs, data, tmp_path, cuda_emulator):
     variables = cuda_emulator.environment(devices=2)
     variables["PYTHONPATH"] = os.pathsep.join([variables["PYTHONPATH"], *filter(None, sys.path)])
     settings = {"backend": "cpu", "batch_size": 2, "n_iterations": 4, "run_name": "run"}
@@ -157,7 +157,7 @@ def test_two_gpus_hold_the_bits_of_two_cpus_and_one_that_is_not_there_is_refused
     assert not (tmp_path / "runs").exists()
 
 
-def test_workers_started_by_hand_train_as_one_run_and_ctrl_c_in_one_terminal_stops_both(runs, data, one, tmp_path):
+def test_hand_started_workers_train_and_stop_together(runs, data, one, tmp_path):
     both = {"batch_size": 2, "size": 2, "device": "cpu", "n_epochs": 10**6, "n_iterations": "null"} | PLAIN
     other = start(runs, tmp_path, data, "stderr1", rank=1, **both)
     first = start(runs, tmp_path, data, "stderr0", rank=0, run_name="run", **both)
@@ -175,7 +175,7 @@ def test_workers_started_by_hand_train_as_one_run_and_ctrl_c_in_one_terminal_sto
     assert "rank: null" in (folder / "config.yaml").read_text()
 
 
-def test_settings_that_differ_between_terminals_are_refused_to_both(runs, data, tmp_path):
+def test_different_settings_are_refused_in_both_terminals(runs, data, tmp_path):
     both = {"batch_size": 2, "size": 2, "device": "cpu"}
     other = start(runs, tmp_path, data, "stderr1", rank=1, learning_rate=0.5, **both)
     first = start(runs, tmp_path, data, "stderr0", rank=0, run_name="run", **both)
@@ -185,7 +185,7 @@ def test_settings_that_differ_between_terminals_are_refused_to_both(runs, data, 
         assert len(lines(said)) == 1 and "workers 0 and 1 differ in learning_rate: 0.01 and 0.5" in said
 
 
-def test_a_cost_that_is_no_number_ends_all_workers_with_one_sentence(runs, data, tmp_path):
+def test_nan_cost_ends_all_workers_with_one_sentence(runs, data, tmp_path):
     settings = {"devices": "cpu,cpu", "batch_size": 2, "learning_rate": 1e20, "run_name": "run"}
     status, said = start(runs, tmp_path, data, **settings).finish(60)
     assert status == 1
@@ -237,7 +237,7 @@ def sentence_of(who, pid, run):
 
 
 @pytest.mark.parametrize(("point", "rank", "victim"), POINTS)
-def test_one_killed_process_ends_all_and_is_named(runs, tmp_path, point, rank, victim):
+def test_killed_process_is_named_and_ends_all(runs, tmp_path, point, rank, victim):
     run = paused(runs, tmp_path, point, rank, devices="cpu,cpu")
     run.wait_for("reached")
     time.sleep(0.1)                              # the others reach the point where they wait for it
@@ -251,7 +251,7 @@ def test_one_killed_process_ends_all_and_is_named(runs, tmp_path, point, rank, v
 @pytest.mark.parametrize(
     ("point", "victim"), [("computing", "worker"), ("computing", "launcher"), ("before the sums", "worker")]
 )
-def test_a_kill_in_one_terminal_ends_the_other_by_name(runs, tmp_path, point, victim):
+def test_kill_in_one_terminal_ends_the_other(runs, tmp_path, point, victim):
     both = {"size": 2, "device": "cpu"}
     other = paused(runs, tmp_path, point, 0, "stderr1", rank=1, **both)
     first = paused(runs, tmp_path, point, 0, "stderr0", rank=0, run_name="run", **both)
@@ -265,7 +265,7 @@ def test_a_kill_in_one_terminal_ends_the_other_by_name(runs, tmp_path, point, vi
     assert re.fullmatch(r"worker 0 \(pid \d+\): worker 1 .*has died.*", said.strip()), said
 
 
-def test_a_kill_at_the_meeting_ends_the_other(runs, tmp_path):
+def test_kill_during_rendezvous_ends_the_other(runs, tmp_path):
     both = {"size": 3, "device": "cpu"}
     first = paused(runs, tmp_path, "", 0, "stderr0", rank=0, run_name="run", **both)
     other = paused(runs, tmp_path, "", 0, "stderr1", rank=1, **both)
@@ -280,7 +280,7 @@ def test_a_kill_at_the_meeting_ends_the_other(runs, tmp_path):
     assert re.fullmatch(r"worker 0 \(pid \d+\): worker 1 \(pid \d+\) has died before all workers had connected\n", said)
 
 
-def test_two_workers_started_by_hand_under_one_rank_are_both_refused(runs, tmp_path):
+def test_duplicate_rank_is_refused_in_both_terminals(runs, tmp_path):
     both = {"size": 3, "device": "cpu", "rank": 1}
     twins = [paused(runs, tmp_path, "", 0, f"stderr{twin}", **both) for twin in (1, 2)]
     first = paused(runs, tmp_path, "", 0, "stderr0", run_name="run", **both | {"rank": 0})

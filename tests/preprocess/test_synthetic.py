@@ -60,7 +60,7 @@ def test_bytes_depend_only_on_the_seed(made, tmp_path):
     assert (first == same).all() and (first != other).any() and first.shape == (250, 240, 3)
 
 
-def test_a_second_run_does_nothing_and_other_settings_are_refused(made, capsys):
+def test_second_run_does_nothing_or_is_refused(made, capsys):
     make_synthetic(made, train=30, validation=10, batch_size=16, workers=1)
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(DataError, match="holds a synthetic set of .*'seed': 1.*, not .*'seed': 2"):

@@ -204,7 +204,7 @@ def killed(tree, out, options):
     yield fact("killed and started again, start to end", time.perf_counter() - began, "s")
 
 
-def alike(one, other):
+def identical_files(one, other):
     """Return the row with the number of identical files in two folders.
 
     Batch files are compared by the checksums in the manifests, which verify compares with the files. All other files
@@ -219,7 +219,7 @@ def alike(one, other):
     small = [name for name in names[0] if not name.endswith(".hkl")]
     different = [name for name in small if (one / name).read_bytes() != (other / name).read_bytes()]
     expect(not different, f"files that differ: {different}")
-    return fact("files alike, unbroken and killed", len(names[0]), "files", peer=len(names[1]))
+    return fact("identical files, uninterrupted and killed", len(names[0]), "files", peer=len(names[1]))
 
 
 def verify(out, options):
@@ -345,7 +345,7 @@ def rows(options):
     yield from unbroken(tree, one, options)
     yield from right(tree, one)
     yield from killed(tree, other, options)
-    yield alike(one, other)
+    yield identical_files(one, other)
     yield whole(other, options)
     yield damaged(one, options)
 

@@ -64,7 +64,7 @@ def test_killed_and_restarted_runs_give_identical_bytes(tmp_path):
     assert imagenet.main(arguments) == 0
     rows = {row["name"]: row for row in map(json.loads, (tmp_path / "rows").read_text().splitlines())}
     for name in ("train: images under their label", "val: images under their label",
-                 "CMYK images and the PNG in their colours", "files alike, unbroken and killed",
+                 "CMYK images and the PNG in their colours", "identical files, uninterrupted and killed",
                  "found of a flipped bit, a missing file, other labels"):
         assert rows[name]["value"] == rows[name]["peer"]
     assert rows["kills"]["value"] >= 2

@@ -111,7 +111,7 @@ def library() -> dict[str, Callable[..., None]]:
 def compiled(name: str, *arrays: np.ndarray) -> Callable[..., None] | None:
     """Return the C function for these arrays, or None if there is none; C supports only float32."""
     if any(array.size != arrays[0].size or array.ndim != 1 for array in arrays):
-        raise ValueError(f"a server's update needs arrays alike in length, got {[array.shape for array in arrays]}")
+        raise ValueError(f"a server's update needs arrays of equal length, got {[array.shape for array in arrays]}")
     return library().get(name) if {array.dtype.name for array in arrays} == {"float32"} else None
 
 

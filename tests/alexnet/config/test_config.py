@@ -47,7 +47,7 @@ def test_defaults_are_the_papers():
     assert config.para_load and config.random_seed == 23455
 
 
-def test_config_yaml_has_every_setting_with_a_comment_and_no_other():
+def test_config_yaml_documents_exactly_the_settings():
     text = DEFAULTS.read_text(encoding="utf-8")
     settings = parse(text, "config.yaml")
     first_run = settings.pop("first_run")
@@ -58,7 +58,7 @@ def test_config_yaml_has_every_setting_with_a_comment_and_no_other():
         assert "#" in line, f"{key} has no comment"
 
 
-def test_later_layers_win(settings_file):
+def test_later_sources_take_precedence(settings_file):
     first_run = parse(DEFAULTS.read_text(encoding="utf-8"), "config.yaml")["first_run"]
     path = settings_file("batch_size: 7\nmomentum: 0.5\n")
     config = load_config(["momentum=0.25", "--config", str(path)])
@@ -67,7 +67,7 @@ def test_later_layers_win(settings_file):
     assert load_config([f"--config={path}"]).as_dict() == load_config([], path).as_dict()
 
 
-def test_first_run_holds_only_while_no_data_is_given(settings_file):
+def test_first_run_settings_apply_only_without_data(settings_file):
     first_run = parse(DEFAULTS.read_text(encoding="utf-8"), "config.yaml")["first_run"]
     assert load_config([]).batch_size == first_run["batch_size"] != 256
     assert load_config(["data=/batches"]).batch_size == 256
@@ -75,7 +75,7 @@ def test_first_run_holds_only_while_no_data_is_given(settings_file):
     assert load_config(["data=null"], settings_file("data: /batches")).batch_size != 256
 
 
-def test_a_dumped_config_loads_as_itself(settings_file):
+def test_dumped_config_round_trips(settings_file):
     tuned = "weights=w", "new_layers=none", "layer_rates=fc8:10", "frozen_layers=conv1,conv2"
     config = load_config([*tuned, "data=/a: b #c", "lr_step=3,5", "run_name=true story", "weight_decay=1e-7"])
     assert load_config([], settings_file(dump(config))).as_dict() == config.as_dict()
@@ -97,7 +97,7 @@ def test_config_is_frozen_and_pickles():
         (".inf", float("inf")), ("-.INF", -float("inf")), ("'3'", "3"), ("[1, a]", [1, "a"]),
     ],
 )
-def test_scalars_are_those_of_yaml_1_2(text, value):
+def test_scalars_follow_yaml_1_2(text, value):
     parsed = parse(text, "text")
     assert parsed == value
     assert type(parsed) is type(value)
@@ -127,7 +127,7 @@ def test_scalars_are_those_of_yaml_1_2(text, value):
         ("new_layers=auto", "new_layers", ("auto",)),
     ],
 )
-def test_arguments_mean_what_they_say(argument, field, value):
+def test_arguments_are_parsed(argument, field, value):
     assert getattr(load_config([argument]), field) == value
 
 
@@ -180,7 +180,7 @@ def test_arguments_mean_what_they_say(argument, field, value):
         ("first_run=3", "there is no setting 'first_run'; `python train.py --help` lists all settings"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(argument, message):
+def test_invalid_argument_is_refused(argument, message):
     assert refusal(argument) == message
 
 
@@ -222,7 +222,7 @@ def test_what_cannot_be_meant_is_refused(argument, message):
         ),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(arguments, message):
+def test_contradictory_settings_are_refused(arguments, message):
     assert refusal(*arguments) == message
 
 
@@ -240,12 +240,12 @@ def test_settings_that_contradict_each_other_are_refused(arguments, message):
          + "for the tag 'tag:yaml.org,2002:python/x'"),
     ],
 )
-def test_a_settings_file_that_cannot_be_meant_is_refused(settings_file, text, message):
+def test_invalid_settings_file_is_refused(settings_file, text, message):
     path = settings_file(text)
     assert refusal(path=path) == f"{path}{message}"
 
 
-def test_a_settings_file_of_arbitrary_bytes_is_refused(tmp_path):
+def test_settings_file_of_arbitrary_bytes_is_refused(tmp_path):
     path = tmp_path / "settings.yaml"
     path.write_bytes(b"\xff\xfe\x00\x80abc\x01")
     assert str(path) in refusal(path=path)

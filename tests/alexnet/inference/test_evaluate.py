@@ -19,9 +19,9 @@ from alexnet.data.dataset import DataError
 from alexnet.data.image_listing import find_images
 from alexnet.inference.evaluate import Counts, evaluate, place_of_label, scores_of
 from alexnet.inference.evaluation_data import DatasetHalf, ImageFolder
+from alexnet.native import compiler
 from alexnet.pretrained import Weights
 from alexnet.run.recorder import read_records
-from alexnet.training.network import use_machine
 from preprocess.command import main as preprocess
 from tests.hostile_images import encoded, photograph, place_all
 from tests.tiny import Tiny, make_data, run
@@ -50,7 +50,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def network(weights):
-    use_machine(None, "auto")
+    compiler.use_threads(None)
     return pretrained.build(weights)
 
 
@@ -273,7 +273,7 @@ def test_folders_may_have_full_class_names(tmp_path):
 
 
 def test_ambiguous_class_names_are_refused(tree):
-    with pytest.raises(DataError, match="the weights name class 0 and class 2 alike: crane"):
+    with pytest.raises(DataError, match="the weights give classes 0 and 2 the same name: crane"):
         ImageFolder(tree / "train", 3, ("crane", "cat", "crane"))
 
 

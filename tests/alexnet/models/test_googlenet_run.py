@@ -108,5 +108,5 @@ def test_fine_tuning_resets_classifiers_and_keeps_frozen_block(trained, tmp_path
     assert not frozen & {name.removesuffix(".velocity") for name in after if name.endswith(".velocity")}
     assert not np.array_equal(after["conv1.W"], before["conv1.W"])
     assert (after["aux_4a.classifier.W"].shape, after["fc4.W"].shape) == ((1024, 3), (16, 3))
-    said = (folder / "log.txt").read_text()
-    assert "aux_4a.classifier, fc4 are new (5 classes there, 3 here)" in said
+    log = (folder / "log.txt").read_text()
+    assert "aux_4a.classifier, fc4 are new (5 classes there, 3 here)" in log

@@ -20,8 +20,8 @@ def save_checkpoint(folder, iteration, weights, **metadata):
     velocities = {f"{name}.velocity": 0 * array + 1 for name, array in weights.arrays.items()}
     arrays = weights.arrays | velocities | {"step": np.int64(iteration), "mean": weights.mean}
     path = checkpoint_format.snapshot_path(folder, iteration)
-    said = {"model": weights.model, "classes": weights.classes, "class_names": None, "config": {}}
-    checkpoint_format.save(path, arrays, said | metadata)
+    entries = {"model": weights.model, "classes": weights.classes, "class_names": None, "config": {}}
+    checkpoint_format.save(path, arrays, entries | metadata)
     return path
 
 
@@ -131,9 +131,9 @@ def test_a_record_that_is_none_is_refused(tmp_path, record):
 
 def test_bfloat16_is_refused(narrow, tmp_path):
     record = json.dumps({"version": 1, "metadata": {"model": "alexnet", "classes": 2}, "arrays": {}})
-    said = {"record": record, "record_crc32": f"{zlib.crc32(record.encode()):08x}"}
+    entries = {"record": record, "record_crc32": f"{zlib.crc32(record.encode()):08x}"}
     header = json.dumps({
-        "__metadata__": said, "fc8.b": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]},
+        "__metadata__": entries, "fc8.b": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]},
     }).encode()
     path = tmp_path / "w.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))

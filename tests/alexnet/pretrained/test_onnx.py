@@ -96,9 +96,9 @@ def test_export_is_valid_and_has_metadata(exported):
     assert not any(tensor.external_data for tensor in model.graph.initializer)
     names = {tensor.name for tensor in model.graph.initializer}
     assert names > {"mean", *(parameter.name for parameter in tiny.Tiny(None).parameters)}
-    said = {each.key: each.value for each in model.metadata_props}
-    assert (said["model"], said["resize"]) == ("tiny", "crop")
-    assert json.loads(said["class_names"]) == list(weights.class_names)
+    metadata = {each.key: each.value for each in model.metadata_props}
+    assert (metadata["model"], metadata["resize"]) == ("tiny", "crop")
+    assert json.loads(metadata["class_names"]) == list(weights.class_names)
 
 
 def test_missing_class_names_stay_missing(tmp_path):

@@ -67,7 +67,7 @@ def made_gradients(rng):
 
 @pytest.mark.parametrize(("lr_mult", "decay_mult"), [(1.0, 1.0), (2.0, 0.0)], ids=["weight", "bias"])
 @pytest.mark.parametrize(("update", "paper"), [("adagrad", duchi), ("adadelta", zeiler)])
-def test_fifty_steps_are_the_papers_equations(float64, update, paper, lr_mult, decay_mult, rng):
+def test_fifty_steps_match_the_papers_equations(float64, update, paper, lr_mult, decay_mult, rng):
     start, gradients = rng.normal(size=6), made_gradients(rng)
     weights, _, kept = trained(update, start, gradients, lr_mult, decay_mult)
     for place, w in enumerate(start):
@@ -81,7 +81,7 @@ def test_fifty_steps_are_the_papers_equations(float64, update, paper, lr_mult, d
 
 
 @pytest.mark.parametrize("update", RULES)
-def test_fifty_steps_are_pytorchs(float64, update, rng):
+def test_fifty_steps_match_pytorch(float64, update, rng):
     torch = pytest.importorskip("torch", reason="the peer is PyTorch, which is not installed")
     start, gradients = rng.normal(size=6), made_gradients(rng)
     w = torch.tensor(start, requires_grad=True)
@@ -97,7 +97,7 @@ def test_fifty_steps_are_pytorchs(float64, update, rng):
 
 
 @pytest.mark.parametrize("update", RULES)
-def test_a_weight_that_never_had_a_gradient_stays_as_it_is(update):
+def test_weight_without_gradient_is_unchanged(update):
     weights, parameter, kept = trained(
         update, np.array([0.5, 2.0]), np.zeros((3, 2), "float32"), decay_mult=0.0
     )
@@ -105,7 +105,7 @@ def test_a_weight_that_never_had_a_gradient_stays_as_it_is(update):
     assert {array.dtype for array in (parameter.variable, *kept)} == {"float32"}
 
 
-def test_accumulators_are_named_after_their_parameters_and_come_kind_by_kind():
+def test_accumulators_are_named_and_ordered_by_kind():
     parameters = [Parameter(np.ones(3), "W"), Parameter(np.ones(2), "b")]
     gradients, names = [p.variable for p in parameters], {}
     for update, rule in RULES.items():
@@ -132,7 +132,7 @@ def test_accumulators_are_named_after_their_parameters_and_come_kind_by_kind():
         ({"update": "adadelta", "adadelta_rho": 0.5}, "adadelta", {"rho": 0.5, "epsilon": 1e-6}),
     ],
 )
-def test_the_settings_choose_the_rule_and_its_constants(changes, name, constants):
+def test_settings_select_the_rule_and_its_constants(changes, name, constants):
     rule = bind_update_rule(tiny.settings("none", "none", weight_decay=0.25, **changes))
     innermost = rule.func
     assert (innermost.__name__, rule.keywords) == (name, constants | {"weight_decay": 0.25})
@@ -152,7 +152,7 @@ def arrays_of(folder, iteration):
 
 
 @pytest.mark.parametrize("update", RULES)
-def test_a_resumed_run_is_the_same_to_the_bit_and_goes_on_with_no_other_update(data, tmp_path, update):
+def test_resume_is_bit_exact_and_refuses_another_update(data, tmp_path, update):
     changes = {
         "update": update, "learning_rate": RATES[update] / 10, "n_iterations": 6, "para_load": "false",
         "backend": "numpy",

@@ -65,7 +65,7 @@ def resumed(data, output, straight, at, **changes):
 
 @pytest.mark.parametrize("para_load", ["true", "false"])
 @pytest.mark.parametrize("at", [20, 26], ids=["within an epoch", "at an epoch's end and a rate drop"])
-def test_resuming_changes_no_bit(data, tmp_path, straight, at, para_load):
+def test_resume_is_bit_exact(data, tmp_path, straight, at, para_load):
     folder = resumed(data, tmp_path, straight, at, para_load=para_load)
     assert final_state(folder)[1]["iteration"] == 40
     rates = {record["learning_rate"] for record in read_records(folder)}
@@ -78,7 +78,7 @@ def test_resuming_changes_no_bit(data, tmp_path, straight, at, para_load):
     [{"para_load": "false"}, {"slots": 4}, {"use_data_layer": "false"}, {"threads": 1}],
     ids=["read by the worker", "a longer ring", "cropped by the loader", "one thread"],
 )
-def test_how_the_pixels_come_in_changes_no_bit(data, tmp_path, straight, changes):
+def test_every_way_of_reading_gives_the_same_bits(data, tmp_path, straight, changes):
     given = {"n_epochs": 9, "n_iterations": 14, "lr_step": "2"}
     arrays = final_state(tiny.run(data, tmp_path, **(given | changes)))[0]
     expected = final_state(tiny.run(data, tmp_path, run_name="plain", **given))[0]
@@ -86,7 +86,7 @@ def test_how_the_pixels_come_in_changes_no_bit(data, tmp_path, straight, changes
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
-def test_a_stop_saves_and_loses_no_step(data, tmp_path, straight):
+def test_stop_saves_and_loses_no_step(data, tmp_path, straight):
     stopped = tiny.run(data, tmp_path, line=tiny.Line(stop_after=17), n_epochs=9, n_iterations=40, lr_step="2")
     position = final_state(stopped)[1]
     assert 0 < position["iteration"] < 40 and position["batch"] > 0
@@ -115,7 +115,7 @@ def sparse(monkeypatch):
     return Sparse
 
 
-def test_all_are_alike_at_an_epochs_end_a_checkpoint_and_the_last_step(data, tmp_path, sparse):
+def test_workers_are_equal_when_validating_and_saving(data, tmp_path, sparse):
     folder = tiny.run(data, tmp_path, n_epochs=9, n_iterations=19, snapshot_iterations=6)
     assert sparse.asked == (4, 6, 8, 12, 13, 16, 18, 19)
     costs = [record["cost"] for record in read_records(folder) if record["kind"] == "train"]
@@ -123,13 +123,13 @@ def test_all_are_alike_at_an_epochs_end_a_checkpoint_and_the_last_step(data, tmp
 
 
 @pytest.mark.parametrize(("asked", "stopped"), [(0, 0), (2, 4), (5, 8), (12, 12)])
-def test_a_stop_waits_for_the_step_at_which_all_hear_of_it(data, tmp_path, sparse, asked, stopped):
+def test_stop_takes_effect_at_the_next_exchange(data, tmp_path, sparse, asked, stopped):
     """The loop checks for a stop once before the first step, then once per step."""
     folder = tiny.run(data, tmp_path, line=tiny.Line(stop_after=asked), n_epochs=9)
     assert final_state(folder)[1]["iteration"] == stopped
 
 
-def test_validation_adds_up_what_all_workers_have_seen(data, tmp_path, monkeypatch):
+def test_validation_sums_over_all_workers(data, tmp_path, monkeypatch):
     class Twin(SingleWorker):
         """Adds a worker that has validated as many images, all of them wrong, at a cost of 3 each."""
 
@@ -156,7 +156,7 @@ def test_training_lowers_the_cost_and_validation_covers_every_image(data, tmp_pa
     assert {"config.yaml", "log.txt", "records.jsonl", "train.csv", "validation.csv", "filters.png"} <= left
 
 
-def test_divergence_names_iteration_and_file_and_keeps_the_last_checkpoint(data, tmp_path):
+def test_divergence_names_iteration_and_last_checkpoint(data, tmp_path):
     sentence = r"cost became (nan|inf) at iteration \d+, in epoch \d, on .*\.hkl; .* last good checkpoint is"
     with pytest.raises(Diverged, match=sentence) as error:
         tiny.run(data, tmp_path, learning_rate=1e20, snapshot_iterations=1, warmup_epochs=1, n_epochs=3)
@@ -166,14 +166,14 @@ def test_divergence_names_iteration_and_file_and_keeps_the_last_checkpoint(data,
     assert all(np.isfinite(array).all() for array in arrays.values())
 
 
-def test_a_validation_cost_that_is_no_number_ends_the_run(tmp_path):
+def test_nan_validation_cost_ends_the_run(tmp_path):
     one_step = tiny.make_data(tmp_path / "set", train=4)
     with pytest.raises(Diverged, match="validation cost became (nan|inf) after epoch 1; .* no checkpoint was saved"):
         tiny.run(one_step, tmp_path, n_epochs=1, learning_rate=1e20)
 
 
 @pytest.mark.filterwarnings("default:passed over")
-def test_a_folder_is_resumed_from_the_newest_checkpoint_that_loads(data, tmp_path, straight):
+def test_folder_resumes_from_newest_loadable_checkpoint(data, tmp_path, straight):
     folder = tmp_path / "run"
     shutil.copytree(straight, folder)
     newest, *_ = checkpoint_format.snapshots(folder)
@@ -183,17 +183,17 @@ def test_a_folder_is_resumed_from_the_newest_checkpoint_that_loads(data, tmp_pat
     assert_same_run(folder, straight)
 
 
-def test_within_an_epoch_the_order_of_batches_must_stay(data, tmp_path, straight):
+def test_resume_within_an_epoch_needs_the_same_batches(data, tmp_path, straight):
     with pytest.raises(CheckpointError, match=r"so workers \* batch_size must stay 1 \* 4, got 1 \* 2; a check"):
         resumed(data, tmp_path, straight, 20, batch_size=2)
 
 
-def test_a_checkpoint_of_another_network_is_refused(data, tmp_path, straight):
+def test_checkpoint_of_another_network_is_refused(data, tmp_path, straight):
     with pytest.raises(CheckpointError, match="was saved with model 'tiny', this run has 'alexnet'"):
         resumed(data, tmp_path, straight, 26, model="alexnet")
 
 
-def test_a_batch_larger_than_the_set_is_refused(data, tmp_path):
+def test_batch_larger_than_the_set_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match="batch size 64 is larger than the set of 52 images"):
         tiny.run(data, tmp_path, batch_size=64)
 

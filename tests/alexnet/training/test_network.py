@@ -46,7 +46,7 @@ def assert_same_state(network, other):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_compute_and_apply_are_train_to_the_bit(backend, rule):
+def test_compute_and_apply_equal_train_bit_exactly(backend, rule):
     whole, halves = (network_of(backend, RULES[rule]) for _ in range(2))
     before = halves.get_state()["fc3.W"].copy()
     for batch, rate in zip(batches(3), rates(3), strict=True):
@@ -58,7 +58,7 @@ def test_compute_and_apply_are_train_to_the_bit(backend, rule):
     assert_same_state(halves, whole)
 
 
-def test_gradients_are_shaped_as_the_parameters_and_what_apply_takes(backend):
+def test_gradients_have_parameter_shapes(backend):
     network = network_of(backend, sgd)
     network.compute(*next(batches(1)))
     before = {name: np.array(array) for name, array in network.get_state().items()}
@@ -75,7 +75,7 @@ def test_gradients_are_shaped_as_the_parameters_and_what_apply_takes(backend):
 @pytest.mark.skipif(not compiler.compiler_available(), reason="needs a C compiler")
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("apart", [False, True], ids=["train", "compute and apply"])
-def test_large_arrays_are_updated_where_they_lie(rule, apart):
+def test_large_arrays_are_updated_in_place(rule, apart):
     """On the CPU backend, so that an exchange can use shared memory; small arrays may move."""
     rng = np.random.default_rng(3)
     model = Sequential(Conv(rng, 3, 64, size=11, stride=32, pool=(3, 2)), Flatten(), Dense(rng, 576, CLASSES))
@@ -96,7 +96,7 @@ def test_large_arrays_are_updated_where_they_lie(rule, apart):
             assert np.shares_memory(variable.get_value(borrow=True), array), variable.name
 
 
-def test_parameters_come_before_velocities_in_the_models_order():
+def test_parameters_precede_velocities_in_model_order():
     network = network_of("cpu")
     names = [v.name for v in network.parameters_and_velocities]
     parameters = ["conv1.W", "conv1.b", "conv2.W", "conv2.b", "fc3.W", "fc3.b", "fc4.W", "fc4.b"]
@@ -118,7 +118,7 @@ def gradients_in(function):
     return [sum(f"Convolution{kind}Gradient" in name for name in names) for kind in ("Filter", "Input")]
 
 
-def test_layers_learn_at_their_own_rates_or_not_at_all(backend):
+def test_layer_rates_and_frozen_layers_are_applied(backend):
     """Matches float64 NumPy on the gradients of a fully trainable network, for train and for compute and apply."""
     rates = {"conv1": 0, "conv2": 0.25, "fc3": 1, "fc4": 10}
     network, whole = paced(backend, layer_rates="conv2:0.25,fc4:10", frozen_layers="conv1"), network_of(backend)
@@ -146,13 +146,13 @@ def test_layers_learn_at_their_own_rates_or_not_at_all(backend):
         whole.set_parameters({v.name: np.array(state[v.name]) for v in whole.parameters})
 
 
-def test_going_back_ends_above_the_lowest_layer_that_learns(backend):
+def test_backward_pass_ends_at_the_lowest_trainable_layer(backend):
     assert gradients_in(network_of(backend).train) == [4, 3]
     assert gradients_in(paced(backend, frozen_layers="conv1,conv2").train) == [2, 1]
     assert gradients_in(paced(backend, frozen_layers="conv2,fc4").train) == [2, 3]  # gradients pass through both
 
 
-def test_compile_all_compiles_what_the_exchange_needs():
+def test_compile_all_compiles_the_given_functions():
     assert {"train", "compute", "apply", "validate"} & vars(network := network_of("cpu")).keys() == set()
     network.compile_all(("compute", "apply", "validate"))
     assert {"train", "compute", "apply", "validate"} & vars(network).keys() == {"compute", "apply", "validate"}
@@ -162,11 +162,11 @@ def test_compile_all_compiles_what_the_exchange_needs():
     ("setting", "device", "expected"),
     [("auto", "cpu", "cpu"), ("auto", "cuda1", "jax"), ("cpu", "cuda0", "cpu"), ("jax", "cpu", "jax")],
 )
-def test_auto_means_jax_on_a_gpu_and_cpu_elsewhere(setting, device, expected):
+def test_auto_selects_jax_on_a_gpu_and_cpu_elsewhere(setting, device, expected):
     assert backend_of(setting, device) == expected
 
 
-def test_network_of_the_settings_computes_as_they_say():
+def test_network_follows_the_settings():
     config = load_config(["data=x", "model=tiny", "backend=numpy", "use_data_layer=false", "learning_rate=0.1"])
     network = build_network(config, build_model(config, CLASSES), np.zeros((3, 256, 256)), rank=2)
     assert network.computes_on_host and not network.crop
@@ -174,12 +174,12 @@ def test_network_of_the_settings_computes_as_they_say():
     assert bind_update_rule(config).func is momentum_sgd
 
 
-def test_precision_of_an_backend_that_has_none_is_refused():
+def test_precision_needs_the_jax_backend():
     with pytest.raises(ConfigError, match="precision bfloat16 needs backend=jax; backend cpu computes in float32 only"):
         network_of("cpu", precision="bfloat16")
 
 
-def test_jax_that_is_not_installed_is_named_with_its_cure(monkeypatch):
+def test_missing_jax_is_reported_with_a_remedy(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="backend jax needs jax, which is not installed: pip install"):
         mode_of("jax")

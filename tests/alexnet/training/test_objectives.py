@@ -21,7 +21,7 @@ def softmax(logits):
     return exponentials / exponentials.sum(axis=0)
 
 
-def test_cost_and_gradient_are_those_of_the_formula(functions, rng):
+def test_cost_and_gradient_match_the_formula(functions, rng):
     logits, labels = rng.normal(size=(11, 6)).astype("float32"), rng.integers(0, 11, 6).astype("int32")
     cost, *_, gradient = functions(logits, labels)
     probability = softmax(logits)
@@ -29,13 +29,13 @@ def test_cost_and_gradient_are_those_of_the_formula(functions, rng):
     np.testing.assert_allclose(gradient, (probability - np.eye(11)[:, labels]) / 6, atol=1e-7)
 
 
-def test_cost_of_equal_logits_is_ln_classes_even_when_they_are_huge(functions):
+def test_cost_of_huge_equal_logits_is_ln_classes(functions):
     for value in (0, 1e4, -1e4):
         cost, *_ = functions(np.full((10, 3), value, "float32"), np.arange(3, dtype="int32"))
         assert cost == pytest.approx(np.log(10), rel=1e-6)
 
 
-def test_errors_equal_a_recount_by_sorting(functions, rng):
+def test_errors_match_a_count_by_sorting(functions, rng):
     logits, labels = rng.normal(size=(11, 200)).astype("float32"), rng.integers(0, 11, 200).astype("int32")
     _, top1, top5, _ = functions(logits, labels)
     best = np.argsort(-logits, axis=0, kind="stable")
@@ -43,12 +43,12 @@ def test_errors_equal_a_recount_by_sorting(functions, rng):
     assert top5 == pytest.approx(np.mean((best[:5] != labels).all(axis=0)))
 
 
-def test_of_equal_logits_only_the_lowest_classes_are_right(functions):
+def test_ties_rank_the_lowest_classes_first(functions):
     _, top1, top5, _ = functions(np.zeros((10, 10), "float32"), np.arange(10, dtype="int32"))
     assert (top1, top5) == (pytest.approx(0.9), pytest.approx(0.5))
 
 
-def test_a_network_that_yields_nan_is_always_wrong(functions):
+def test_nan_outputs_count_as_errors(functions):
     cost, top1, top5, _ = functions(np.full((10, 4), np.nan, "float32"), np.arange(4, dtype="int32"))
     assert np.isnan(cost) and top1 == 1
     assert top5 == 1

@@ -26,7 +26,7 @@ def test_auto_never_drops_in_the_first_epochs():
     assert auto([0.9] * 7) == pytest.approx(0.1)
 
 
-def test_warm_up_is_linear_and_then_over():
+def test_warm_up_is_linear():
     assert [warm_up(e, 5) for e in (0, 2.5, 5, 9)] == pytest.approx([0.1, 0.55, 1, 1])
     assert warm_up(0, 0) == 1
 
@@ -42,7 +42,7 @@ def test_learning_rate_multiplies_policy_and_warm_up():
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
-def test_poly_is_caffes_in_each_iteration(power):
+def test_poly_matches_caffe_in_each_iteration(power):
     """rate * (1 - iter / max_iter) ** power, with 7 iterations per epoch; 0 after the last."""
     settings = SimpleNamespace(
         learning_rate=0.01, warmup_epochs=0, lr_policy="poly", lr_power=power, n_epochs=3, lr_scaling="none"
@@ -52,7 +52,7 @@ def test_poly_is_caffes_in_each_iteration(power):
     assert poly(3, 3, power) == poly(4, 3, power) == 0
 
 
-def test_linear_scaling_warms_up_from_one_workers_rate_to_all_of_them():
+def test_linear_scaling_warms_up_from_the_rate_of_one_worker():
     """Goyal et al. 2017, section 2.2: linear from eta to k eta over 5 epochs, then by policy."""
     settings = SimpleNamespace(
         learning_rate=0.1, warmup_epochs=5, lr_policy="step", lr_step=[30], lr_factor=0.1, lr_scaling="linear"

@@ -32,7 +32,7 @@ def errors(team, task, *arguments, size):
     return found
 
 
-def alike(found):
+def identical(found):
     """Assert that all ranks returned the same bits; return the reduce_lengths() result of rank 0."""
     assert all(len({each[0] for each in length}) == 1 for length in zip(*found, strict=True))
     return found[0]
@@ -43,15 +43,15 @@ def alike(found):
 
 @pytest.mark.parametrize(("name", "size"), [*(("ar", size) for size in SIZES), *((name, 3) for name in BY_MESSAGES)])
 def test_sums_of_integers_are_exact(team, name, size):
-    for n, (*_, found) in zip(LENGTHS, alike(run(team, "reduce_lengths", name, "integers", LENGTHS, False, size=size)),
-                              strict=True):
+    results = identical(run(team, "reduce_lengths", name, "integers", LENGTHS, False, size=size))
+    for n, (*_, found) in zip(LENGTHS, results, strict=True):
         np.testing.assert_array_equal(found, sum(ranks.random_values("integers", rank, n) for rank in range(size)))
 
 
 @pytest.mark.parametrize(("size", "mean"), [*((size, False) for size in SIZES), (3, True)])
 @pytest.mark.parametrize("name", BY_MESSAGES)
 def test_reduction_is_bit_exact_in_documented_order(team, name, size, mean):
-    for n, (*_, found) in zip(LENGTHS, alike(run(team, "reduce_lengths", name, "all", LENGTHS, mean, size=size)),
+    for n, (*_, found) in zip(LENGTHS, identical(run(team, "reduce_lengths", name, "all", LENGTHS, mean, size=size)),
                               strict=True):
         arrays = [ranks.random_values("all", rank, n) for rank in range(size)]
         expected = ranks.REFERENCES[name](arrays, size if mean else 1)
@@ -61,7 +61,7 @@ def test_reduction_is_bit_exact_in_documented_order(team, name, size, mean):
 @pytest.mark.parametrize("name", BY_MESSAGES)
 def test_many_small_pieces_are_bit_exact(team, name):
     lengths = [1, 59, 60, 61, 257, 1003]
-    for n, (*_, found) in zip(lengths, alike(run(team, "reduce_lengths", name, "all", lengths, True, 20, size=3)),
+    for n, (*_, found) in zip(lengths, identical(run(team, "reduce_lengths", name, "all", lengths, True, 20, size=3)),
                               strict=True):
         arrays = [ranks.random_values("all", rank, n) for rank in range(3)]
         np.testing.assert_array_equal(found, ranks.REFERENCES[name](arrays, 3))

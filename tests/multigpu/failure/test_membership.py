@@ -73,11 +73,11 @@ def trained_to_the_end(folder, clients, n_epochs=EPOCHS):
 @pytest.mark.parametrize(("how", "where", "at", "size", "message"), DEATHS)
 def test_dead_client_is_dropped_and_others_finish(tmp_path, how, where, at, size, message):
     job = started(tmp_path, f"{how},{where},2,{at}", size, heartbeat_timeout=TIMEOUT)
-    status, said = job.finish()
-    assert status == 0, said
+    status, output = job.finish()
+    assert status == 0, output
     expected = MESSAGES[message].format(rank=2) + "; it is dropped, and " + LEFT[size]
-    found = [line for line in said.splitlines() if line.startswith("rank ")]
-    assert len(found) == 1 and re.fullmatch(expected, found[0]), said
+    found = [line for line in output.splitlines() if line.startswith("rank ")]
+    assert len(found) == 1 and re.fullmatch(expected, found[0]), output
     assert any(re.fullmatch(rf"\d+-\d+-\d+ \d+:\d+:\d+ {expected}", line) for line in lines_of(tmp_path))
     recorded, center = trained_to_the_end(tmp_path, {1, 3} & set(range(size)))
     rest, gone = (size - 2) * EPOCHS * STEPS, len(recorded.get("1", []))
@@ -86,28 +86,28 @@ def test_dead_client_is_dropped_and_others_finish(tmp_path, how, where, at, size
 
 
 def test_client_with_a_bug_ends_job(tmp_path):
-    status, said = started(tmp_path, "bug,computing,2,3", 3).finish()
+    status, output = started(tmp_path, "bug,computing,2,3", 3).finish()
     assert status == 1
-    assert re.search(f"^{MESSAGES['bug'].format(rank=2)}$", said, re.MULTILINE)
+    assert re.search(f"^{MESSAGES['bug'].format(rank=2)}$", output, re.MULTILINE)
 
 
 def test_death_of_last_client_saves_and_ends_job(tmp_path):
     job = started(tmp_path, "killed,computing,1,9", size=2, n_epochs=10**6)
-    status, said = job.finish()
+    status, output = job.finish()
     assert status == 1
     expected = MESSAGES["died"].format(rank=1) + "; it is dropped, and no client is left"
-    assert re.search(f"^{expected}$", said, re.MULTILINE), said
+    assert re.search(f"^{expected}$", output, re.MULTILINE), output
     iteration, recorded, center = told(tmp_path, "saved")
-    assert re.search(f"^{NAME.format(rank=0)}: no client is left; all is saved after {iteration} iterations$", said,
-                     re.MULTILINE), said
+    assert re.search(f"^{NAME.format(rank=0)}: no client is left; all is saved after {iteration} iterations$", output,
+                     re.MULTILINE), output
     assert (iteration, center) == (7, 8)         # a push reports the steps before it
     assert recorded["0"] == list(range(1, iteration + 1))
 
 
 def test_late_client_starts_from_server_state(tmp_path):
     """Client 3 joins after another client's step 12 and ends with the others."""
-    status, said = started(tmp_path, "late,joining,3,1").finish()
-    assert (status, said) == (0, "")
+    status, output = started(tmp_path, "late,joining,3,1").finish()
+    assert (status, output) == (0, "")
     (joined,) = [line for line in lines_of(tmp_path) if "has joined" in line]
     at = int(re.fullmatch(r"rank 3 has joined at iteration (\d+)", joined)[1])
     assert elastic_job.LATER_STEPS // 2 - 2 <= at < EPOCHS * STEPS        # a mean: the other may be at 0
@@ -157,9 +157,9 @@ def test_killed_server_ends_job_and_run_resumes(tmp_path):
     (pid,) = [pid for pid in job.processes("tiny_train.py") if rank_of(pid) == 0]
     began = time.monotonic()
     os.kill(pid, signal.SIGKILL)
-    status, said = job.finish(GONE)
+    status, output = job.finish(GONE)
     assert time.monotonic() - began < GONE and status not in (0, None)
-    assert re.search(f"^{MESSAGES['died'].format(rank=0)}$", said, re.MULTILINE) and f"pid {pid}" in said
+    assert re.search(f"^{MESSAGES['died'].format(rank=0)}$", output, re.MULTILINE) and f"pid {pid}" in output
     assert re.search(MESSAGES["died"].format(rank=0) + r"\n\Z", (folder / "log.txt").read_text())
 
     _, _, metadata = checkpoint_format.load_latest(folder)

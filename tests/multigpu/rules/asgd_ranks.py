@@ -4,30 +4,30 @@ from functools import partial
 
 from tests.multigpu.rules import fakes
 from tests.multigpu.rules.easgd_ranks import LONG, serve
-from tests.multigpu.rules.fakes import RATE, Learner, Told
+from tests.multigpu.rules.fakes import RATE, RecordingRecorder, TrainableToyNetwork
 
 joined = partial(fakes.joined, "asgd")
 
 
-def train(comm, learners, changes, steps, on_host=True, length=LONG):
+def train(comm, networks, changes, steps, on_host=True, length=LONG):
     """Each client starts with weights of 1, takes `steps` steps, and leaves.
 
-    learners  {rank: Learner's arguments}
+    networks  {rank: TrainableToyNetwork's arguments}
 
     Rank 0 returns (center variable at the end, recorded pushes, log messages). A client returns (its values at the end,
     the elementwise sum of its updates).
     """
-    network, recorder = Learner(length, **learners.get(comm.rank, {})), Told(comm.rank)
+    network, recorder = TrainableToyNetwork(length, **networks.get(comm.rank, {})), RecordingRecorder(comm.rank)
     network.set(1)
     with joined(comm, network, recorder, on_host, **changes) as (config, exchange):
         if comm.rank == 0:
             center = serve(comm, network, recorder, config, exchange)[1][-1][1]
             return center, recorder.pushed, recorder.logged
-        moved = 0.0
+        updates = 0.0
         for step in range(1, steps + 1):
             before = network.values()[0].astype(float)
             exchange.step(rate=RATE)
-            moved = moved + (network.values()[0] - before)
+            updates = updates + (network.values()[0] - before)
             exchange.after_step(step, 0.0, 0.0, RATE, False, False)
         exchange.leave(steps)
-    return network.values(), moved
+    return network.values(), updates

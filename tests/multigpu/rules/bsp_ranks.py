@@ -41,7 +41,7 @@ def train(comm, steps, changes, factor=1.0, parts=1, update="momentum", stop_at=
     network = Network(SmallNetwork(np.random.default_rng(0)), np.zeros((3, 6, 6), "float32"), UPDATES[update], "cpu",
                       crop=False)
     trained = Trained({}, [], [], [])
-    with open_device("cpu") as device, join(comm, device, network, changes) as exchange:
+    with open_device("cpu") as device, connect(comm, device, network, changes) as exchange:
         for step in range(1, steps + 1):
             rate = np.float32(factor * (0.02 if 2 * step <= steps else 0.002))
             cost, error = exchange.step(*synthetic_batch(step, comm.rank, comm.size, parts), rate=rate)
@@ -59,18 +59,18 @@ def train(comm, steps, changes, factor=1.0, parts=1, update="momentum", stop_at=
     return trained
 
 
-def join(comm, device, network, changes):
+def connect(comm, device, network, changes):
     if comm.size == 1:
         return SingleWorker(network)
     config = settings("none", "none", **changes)
     return bsp.BspRule().connect(config, network, device, comm, FakeRecorder())
 
 
-def together(comm, steps, parts, factor=1.0, update="momentum"):
+def train_combined(comm, steps, parts, factor=1.0, update="momentum"):
     """Train one worker on the combined batches of `parts` ranks."""
     return train(comm, steps, {}, factor, parts, update)
 
 
-def differ(comm):
+def connect_with_different_settings(comm):
     """Connect with a different momentum on each rank."""
     return train(comm, 1, {"momentum": 0.9 - 0.1 * comm.rank})

@@ -11,7 +11,7 @@ from multigpu.mpi.channel import PIECE, Channel
 from multigpu.rules import easgd
 from multigpu.rules.parameter_server.server import Leave, Push
 from tests.multigpu.rules import fakes
-from tests.multigpu.rules.fakes import RATE, Told, Toy, toy_settings, training
+from tests.multigpu.rules.fakes import RATE, RecordingRecorder, ToyNetwork, toy_settings, training
 
 LONG = 2 * PIECE + 77                            # floats: three pieces, the last one partial
 
@@ -26,12 +26,12 @@ def serve(comm, network, recorder, config, exchange, stop_after=None, begin=Posi
     return exchange.run(run, begin), saved
 
 
-def in_order(comm, alpha, weights, order, on_host):
+def exchange_in_order(comm, alpha, weights, order, on_host):
     """Let clients with these weights exchange in this order.
 
     Return the values of this rank after each of its exchanges; on rank 0, those of the center variable at the end.
     """
-    network, recorder, found = Toy(LONG), Told(), []
+    network, recorder, found = ToyNetwork(LONG), RecordingRecorder(), []
     network.set(0, velocity=5)                   # as from a checkpoint of another rule
     with joined(comm, network, recorder, on_host, easgd_alpha=alpha, easgd_tau=1) as (config, exchange):
         if comm.rank == 0:
@@ -41,28 +41,28 @@ def in_order(comm, alpha, weights, order, on_host):
             if client == comm.rank - 1:
                 exchange.after_step(turn, 0.0, 0.0, RATE, False, False)
                 found.append(network.values())
-            comm.meet_clients()
+            comm.client_barrier()
         exchange.leave(len(order))
     return found
 
 
-def by_turns(comm, *arguments):
-    """Run in_order with a separate barrier for the clients."""
+def exchange_in_turns(comm, *arguments):
+    """Run exchange_in_order with a separate barrier for the clients."""
     clients = comm.mpi.Split(comm.rank > 0, comm.rank)
-    comm.meet_clients = clients.Barrier
+    comm.client_barrier = clients.Barrier
     try:
-        return in_order(comm, *arguments)
+        return exchange_in_order(comm, *arguments)
     finally:
         clients.Free()
 
 
-def walk(comm, exchanges):
+def random_walks(comm, exchanges):
     """Let clients perform random walks and exchange after each step.
 
     Return (sum of this rank's numbers, sum of what its own steps added); on the server, the sum of the center variable
     and 0.
     """
-    network, recorder = Toy(11), Told()
+    network, recorder = ToyNetwork(11), RecordingRecorder()
     with joined(comm, network, recorder, easgd_alpha=0.3, easgd_tau=1) as (config, exchange):
         if comm.rank == 0:
             (*_, (_, values)) = serve(comm, network, recorder, config, exchange)[1]
@@ -78,13 +78,13 @@ def walk(comm, exchanges):
         return float(weights.sum(dtype=float)), added
 
 
-def train(comm, dawdles, changes, stops=None, begin=Position()):
+def train(comm, delays, changes, stops=None, begin=Position()):
     """Run a whole training; return a dict of what this rank observed.
 
-    dawdles  {rank: seconds per step}      stops  {rank: number of the stop_requested() call that first returns True}
+    delays  {rank: seconds per step}      stops  {rank: number of the stop_requested() call that first returns True}
     """
     rank, stops = comm.rank, stops or {}
-    recorder, network = Told(rank), Toy(dawdle=dawdles.get(rank, 0), pull=0.125)
+    recorder, network = RecordingRecorder(rank), ToyNetwork(delay=delays.get(rank, 0), pull=0.125)
     with joined(comm, network, recorder, **changes) as (config, exchange):
         if rank == 0:
             network.mark = lambda: len(recorder.trained)
@@ -99,7 +99,7 @@ def train(comm, dawdles, changes, stops=None, begin=Position()):
 
 def resume(comm, update, step):
     """Connect after `step` steps and leave; return the server's warnings."""
-    network, recorder = Toy(), Told()
+    network, recorder = ToyNetwork(), RecordingRecorder()
     config = toy_settings(rule="easgd", update=update)
     rule = easgd.EasgdRule()
     with open_device("cpu") as device, rule.connect(config, network, device, comm, recorder, step) as exchange:
@@ -109,22 +109,22 @@ def resume(comm, update, step):
     return recorder.warnings
 
 
-def tell_laps(comm):
+def report_laps(comm):
     """Each client finishes two laps at different times; return the laps that the server recorded."""
-    network, recorder = Toy(), Told()
+    network, recorder = ToyNetwork(), RecordingRecorder()
     with joined(comm, network, recorder, easgd_tau=1) as (config, exchange):
         if comm.rank == 0:
             serve(comm, network, recorder, config, exchange)
-            return recorder.lapped
+            return recorder.recorded_laps
         for step in (comm.rank, 5 + comm.rank):
             exchange.gather(Lap(step // 5, 0.5, 5120, float(comm.rank), 0, 0, 0, 0))
             exchange.after_step(step, 0.0, 0.0, RATE, False, False)
         exchange.leave(10)
 
 
-def say(comm, case):
+def violate_protocol(comm, case):
     """Client 1 sends an invalid message and client 2 leaves; the server detects the error."""
-    network, recorder = Toy(), Told()
+    network, recorder = ToyNetwork(), RecordingRecorder()
     with open_device("cpu") as device:
         config = toy_settings(rule="easgd", easgd_tau=1)
         exchange = easgd.EasgdRule().connect(config, network, device, comm, recorder)

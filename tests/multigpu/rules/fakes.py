@@ -1,7 +1,7 @@
 """A complete training run without a real network, for the tests of the rules; ranks of an MpiTeam run these tasks.
 
-Toy does not learn from its images. The test chooses what each rank does and how fast. Some tasks give each rank its own
-initial weights. connect() of a rule would reject different weights, so the tasks set them after connecting.
+ToyNetwork does not learn from its images. The test chooses what each rank does and how fast. Some tasks give each rank
+its own initial weights. connect() of a rule would reject different weights, so the tasks set them after connecting.
 """
 
 import subprocess
@@ -24,10 +24,10 @@ BATCH, STEPS = 4, 5                              # images per step, and steps pe
 RATE = np.float32(0.1)
 
 
-class Toy:
+class ToyNetwork:
     """A fake network: weights W and velocities V of `length` numbers, and a small b; W <- W - pull, V <- V + 1.
 
-    dawdle  seconds per step      pull  amount subtracted per step
+    delay  seconds per step      pull  amount subtracted per step
     """
 
     frozen_parameters, computes_on_host = (), True
@@ -37,14 +37,14 @@ class Toy:
 
         image_size = 4
 
-    def __init__(self, length=10, dawdle=0.0, pull=0.0):
+    def __init__(self, length=10, delay=0.0, pull=0.0):
         self.parameters_and_velocities = [
             pytensor.shared(np.zeros(shape, "float32"), name=name)
             for name, shape in {"W": (length,), "b": (3,), "W.V": (length,), "b.V": (3,)}.items()
         ]
         self.trainable_parameters = self.parameters_and_velocities[:2]
         self.step = pytensor.shared(np.int64(0), name="step")
-        self.dawdle, self.pull, self.steps = dawdle, pull, 0
+        self.delay, self.pull, self.steps = delay, pull, 0
         self.validated, self.marks, self.mark = [], [], lambda: None
 
     def set(self, weights, velocity=0):
@@ -57,7 +57,7 @@ class Toy:
         return [np.array(variable.get_value()) for variable in self.parameters_and_velocities]
 
     def train(self, *inputs_and_rate):
-        time.sleep(self.dawdle)
+        time.sleep(self.delay)
         self.steps += 1
         w, b, v, _ = (variable.get_value(borrow=True) for variable in self.parameters_and_velocities)
         w -= np.float32(self.pull)
@@ -67,32 +67,32 @@ class Toy:
 
     def validate(self, *inputs):
         """Use the first number of W as the cost; store it together with mark()."""
-        time.sleep(self.dawdle)
+        time.sleep(self.delay)
         self.marks.append(self.mark())
         self.validated.append(float(self.parameters_and_velocities[0].get_value(borrow=True)[0]))
         return self.validated[-1], 0.5, 0.25
 
 
-class Learner(Toy):
+class TrainableToyNetwork(ToyNetwork):
     """Momentum SGD of W and b towards 0, with noise that depends only on the seed and the step."""
 
-    def __init__(self, length=10, seed=0, momentum=0.9, noise=0.1, dawdle=0.0):
-        super().__init__(length, dawdle)
+    def __init__(self, length=10, seed=0, momentum=0.9, noise=0.1, delay=0.0):
+        super().__init__(length, delay)
         self.seed, self.momentum, self.noise = seed, np.float32(momentum), np.float32(noise)
 
     def train(self, *inputs_and_rate):
-        told = super().train(*inputs_and_rate)
+        result = super().train(*inputs_and_rate)
         variables = [variable.get_value(borrow=True) for variable in self.parameters_and_velocities]
         draw = np.random.default_rng([self.seed, self.steps])
         for w, v in zip(variables[:2], variables[2:], strict=True):
-            v -= np.float32(1)                   # undo the update of Toy
+            v -= np.float32(1)                   # undo the update of ToyNetwork
             v *= self.momentum
             v -= RATE * (w + self.noise * draw.standard_normal(w.shape, "float32"))
             w += v
-        return told
+        return result
 
 
-class Zeros:
+class ZeroReader:
     """A reader of all-zero batches."""
 
     def read(self, requests):
@@ -100,12 +100,12 @@ class Zeros:
             yield np.zeros((3, 4, 4, sum(segment.stop - segment.start for segment in request.segments)), "float32")
 
 
-class Told(WorkerRecorder):
+class RecordingRecorder(WorkerRecorder):
     """A recorder that stores everything it receives."""
 
     def __init__(self, rank=0):
         super().__init__(rank)
-        self.trained, self.validations, self.lapped, self.warnings = [], [], [], []
+        self.trained, self.validations, self.recorded_laps, self.warnings = [], [], [], []
         self.pushed, self.logged = [], []
 
     def train_iteration(self, **record):
@@ -117,7 +117,7 @@ class Told(WorkerRecorder):
         super().epoch(**record)
 
     def laps(self, laps):
-        self.lapped.append(laps)
+        self.recorded_laps.append(laps)
 
     def record(self, kind, **values):
         self.pushed.append(values)
@@ -143,7 +143,7 @@ def training(
     data = Dataset(Path("none"), split.shard(worker, workers), split.shard(*shares), None, None, 1)
     asked = iter(range(1_000_000))
     return Run(
-        config, network, data, Zeros(), exchange, recorder,
+        config, network, data, ZeroReader(), exchange, recorder,
         save=lambda position: None if saved is None else saved.append((position, network.values())),
         stop_requested=lambda: stop_after is not None and next(asked) >= stop_after,
         rank=worker,
@@ -186,9 +186,9 @@ def train_py(ranks, output, **settings):
     """Run train.py with the tiny network as an MPI job, check its exit status, and return its standard output."""
     given = {"output": output, "model": "tiny", "batch_size": 4, "para_load": "false"} | settings
     arguments = [f"{name}={value}" for name, value in given.items()]
-    job, house = mpi.command(ranks, "-m", "tests.tiny_train", *arguments), Path(mpi.__file__).parents[1]
+    job, root = mpi.command(ranks, "-m", "tests.tiny_train", *arguments), Path(mpi.__file__).parents[1]
     done = subprocess.run(
-        job, env=mpi.environment(), capture_output=True, text=True, timeout=240, check=False, cwd=house
+        job, env=mpi.environment(), capture_output=True, text=True, timeout=240, check=False, cwd=root
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

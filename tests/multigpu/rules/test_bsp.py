@@ -20,14 +20,15 @@ WAYS = {
 
 
 @pytest.fixture(scope="module")
-def alone(team):
+def single_worker(team):
     """(size, update) -> the result of one worker with the combined batch of `size` ranks and `size` times the rate."""
     found = {}
 
     def train(size, update="momentum"):
         if (size, update) not in found:
             arguments = STEPS, size, size, update
-            found[size, update] = results(team.run("tests.multigpu.rules.bsp_ranks:together", *arguments, size=1))[0]
+            ranks = team.run("tests.multigpu.rules.bsp_ranks:train_combined", *arguments, size=1)
+            found[size, update] = results(ranks)[0]
         return found[size, update]
 
     return train
@@ -56,45 +57,45 @@ def assert_one(found, expected):
 @pytest.mark.parametrize(("size", "way"), [
     (2, "cdd"), (4, "cdd"), (4, "weights"), (3, "both"), (3, "gradients"),
 ])
-def test_ranks_are_one_with_their_batches_together(team, alone, size, way):
+def test_ranks_match_one_worker_on_combined_batches(team, single_worker, size, way):
     changes, summed = WAYS[way]
-    assert_one(train(team, size, changes, 1 if summed else size), alone(size))
+    assert_one(train(team, size, changes, 1 if summed else size), single_worker(size))
 
 
 @pytest.mark.parametrize("exchange", ["ar", "asa32", "copper"])
-def test_every_strategy_makes_the_same_of_them(team, alone, exchange):
-    assert_one(train(team, 3, {"exchange_what": "weights", "exchange": exchange}, 3), alone(3))
+def test_every_strategy_gives_the_same_weights(team, single_worker, exchange):
+    assert_one(train(team, 3, {"exchange_what": "weights", "exchange": exchange}, 3), single_worker(3))
 
 
 @pytest.mark.parametrize(("update", "way"), [("nesterov", "weights"), ("nesterov", "cdd"), ("sgd", "weights")])
-def test_other_updates_are_linear_too(team, alone, update, way):
+def test_other_linear_updates_match_one_worker(team, single_worker, update, way):
     changes, summed = WAYS[way]
-    assert_one(train(team, 2, changes, 1 if summed else 2, update), alone(2, update))
+    assert_one(train(team, 2, changes, 1 if summed else 2, update), single_worker(2, update))
 
 
 @pytest.mark.parametrize("update", ["adagrad", "adadelta"])
 @pytest.mark.parametrize("exchange", ["peer", "asa32"])
-def test_updates_that_adapt_are_those_of_one_worker_because_gradients_are_exchanged(team, alone, update, exchange):
-    assert_one(train(team, 2, {"update": update, "exchange": exchange}, 2, update), alone(2, update))
+def test_adaptive_updates_match_one_worker(team, single_worker, update, exchange):
+    assert_one(train(team, 2, {"update": update, "exchange": exchange}, 2, update), single_worker(2, update))
 
 
-def test_weights_meet_every_third_step_and_at_the_end(team):
+def test_weights_are_averaged_every_third_step_and_last(team):
     found = train(team, 3, {"exchange_what": "weights", "average_every": 3}, 1, steps=7)
-    alike = [len({str(each.weights[step]) for each in found}) == 1 for step in range(7)]
-    assert alike == [False, False, True, False, False, True, True]
+    identical = [len({str(each.weights[step]) for each in found}) == 1 for step in range(7)]
+    assert identical == [False, False, True, False, False, True, True]
     assert found[0].digests[-1] == found[1].digests[-1] == found[2].digests[-1]
 
 
 @pytest.mark.parametrize("every, last", [(1, 4), (3, 6)])
-def test_ranks_stop_after_the_same_step_with_all_of_their_state_alike(team, every, last):
+def test_ranks_stop_at_one_step_in_equal_state(team, every, last):
     changes = {"exchange_what": "weights", "average_every": every}
     found = train(team, 3, changes, 1, steps=20, stop_at={1: 4})
     assert [len(each.costs) for each in found] == [last] * 3
     assert found[0].digests[-1] == found[1].digests[-1] == found[2].digests[-1]
 
 
-def test_ranks_of_different_settings_are_refused(team):
-    for refusal in team.run("tests.multigpu.rules.bsp_ranks:differ", size=2):
+def test_ranks_with_different_settings_are_refused(team):
+    for refusal in team.run("tests.multigpu.rules.bsp_ranks:connect_with_different_settings", size=2):
         assert type(refusal) is ConfigError
         assert str(refusal) == "workers 0 and 1 differ in momentum: 0.9 and 0.8; give both the same"
 
@@ -110,7 +111,7 @@ def gradient(w, batch):
     return a.T @ (a @ w - b) / len(b)
 
 
-def test_the_three_ways_are_one_trajectory_in_float64():
+def test_avg_cdd_and_gradients_agree_in_float64():
     rng = np.random.default_rng(0)
     one = avg = cdd = weights_alone = rng.normal(size=5)
     v, mean_v, vs, own = np.zeros(5), np.zeros(5), np.zeros((N, 5)), np.zeros((N, 5))

@@ -31,7 +31,7 @@ QUARTER = [(0.75, 3, 0.25), (0.75, 2.3125, 0.9375), (0.796875, 2.3125, 0.890625)
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("length", [1, 7, BLOCK, 2 * BLOCK + 3])
-def test_an_elastic_step_is_the_equation(length, dtype):
+def test_elastic_step_matches_the_equation(length, dtype):
     rng = np.random.default_rng(length)
     worker, center = rng.normal(size=(2, length)).astype(dtype)
     before = [(float(w), float(c)) for w, c in zip(worker, center, strict=True)]
@@ -42,14 +42,14 @@ def test_an_elastic_step_is_the_equation(length, dtype):
 
 
 @pytest.mark.parametrize(("alpha", "expected"), [(0.5, HALF), (0.25, QUARTER)])
-def test_two_workers_and_their_centre_exchange_as_reckoned_by_hand(alpha, expected):
+def test_two_workers_and_center_match_hand_computation(alpha, expected):
     workers, center = [np.array([1.0]), np.array([3.0])], np.array([0.0])
     for turn, after in zip((0, 1, 0, 1), expected, strict=True):
         elastic_step(workers[turn], center, alpha)
         assert (workers[0][0], workers[1][0], center[0]) == after
 
 
-def test_alpha_1_swaps_and_alpha_0_leaves_all_as_it_is():
+def test_alpha_1_swaps_and_alpha_0_changes_nothing():
     worker, center = np.array([1.0, -5.0]), np.array([3.0, 2.0])
     elastic_step(worker, center, 1)
     assert (worker.tolist(), center.tolist()) == ([3, 2], [1, -5])
@@ -57,7 +57,7 @@ def test_alpha_1_swaps_and_alpha_0_leaves_all_as_it_is():
     assert (worker.tolist(), center.tolist()) == ([3, 2], [1, -5])
 
 
-def test_every_one_of_1000_exchanges_conserves_worker_plus_centre():
+def test_exchanges_conserve_worker_plus_center():
     rng = np.random.default_rng(0)
     workers, center = rng.normal(size=(4, 9)), rng.normal(size=9)
     for _ in range(1000):
@@ -74,9 +74,9 @@ def test_every_one_of_1000_exchanges_conserves_worker_plus_centre():
 @pytest.mark.parametrize(
     ("alpha", "expected", "on_host"), [(0.5, HALF, True), (0.25, QUARTER, True), (0.5, HALF, False)]
 )
-def test_clients_exchange_with_the_server_as_reckoned_by_hand(team, alpha, expected, on_host):
+def test_clients_and_server_match_hand_computation(team, alpha, expected, on_host):
     """Arrays of three pieces; velocities are not exchanged, and the server saves none."""
-    center, *clients = results(team.run(f"{TASKS}:by_turns", alpha, (1, 3), (0, 1, 0, 1), on_host, size=3))
+    center, *clients = results(team.run(f"{TASKS}:exchange_in_turns", alpha, (1, 3), (0, 1, 0, 1), on_host, size=3))
     for client, (turns, column) in enumerate([((0, 2), 0), ((1, 3), 1)]):
         for found, turn in zip(clients[client], turns, strict=True):
             for weights, velocity in zip(found[:2], found[2:], strict=True):
@@ -86,13 +86,13 @@ def test_clients_exchange_with_the_server_as_reckoned_by_hand(team, alpha, expec
         np.testing.assert_array_equal(array, np.float32(value))
 
 
-def test_1000_exchanges_of_clients_that_come_at_random_lose_nothing(team):
-    found = results(team.run(f"{TASKS}:walk", 334))
+def test_random_exchanges_conserve_the_sum(team):
+    found = results(team.run(f"{TASKS}:random_walks", 334))
     assert sum(total for total, _ in found) == pytest.approx(sum(added for _, added in found), abs=2e-2)
-    assert abs(sum(added for _, added in found)) > 10        # the walks have moved noticeably
+    assert abs(sum(added for _, added in found)) > 10        # the walks have updates noticeably
 
 
-def test_every_rank_ends_whoever_is_first_and_all_steps_are_recorded_and_validated(team):
+def test_every_rank_ends_and_all_steps_are_recorded(team):
     """Each client in turn is ten times slower than the others; the set has 3 * STEPS batches."""
     for slow in (1, 2, 3):
         seen, *clients = results(team.run(f"{TASKS}:train", {slow: 0.02}, {"easgd_tau": 2, "n_epochs": 2}))
@@ -106,7 +106,7 @@ def test_every_rank_ends_whoever_is_first_and_all_steps_are_recorded_and_validat
         assert seen["position"].errors == (0.5, 0.5)
 
 
-def test_the_server_serves_while_it_validates_a_centre_that_stays_as_it_was(team):
+def test_server_answers_while_it_validates_a_fixed_center(team):
     """The validation of 10 batches takes longer than all steps of the clients."""
     server, *_ = results(team.run(f"{TASKS}:train", {0: 0.05}, {"easgd_tau": 1, "n_epochs": 3}, size=3))
     batches = 2 * STEPS
@@ -120,9 +120,9 @@ def test_the_server_serves_while_it_validates_a_centre_that_stays_as_it_was(team
 
 
 @pytest.mark.parametrize("asked", [0, 1, 2])
-def test_a_stop_that_one_rank_is_asked_for_reaches_all(team, asked):
-    dawdles, changes = {1: 0.003, 2: 0.001}, {"easgd_tau": 2, "n_epochs": 50}
-    server, *clients = results(team.run(f"{TASKS}:train", dawdles, changes, {asked: 9}, size=3))
+def test_stop_of_one_rank_stops_all(team, asked):
+    delays, changes = {1: 0.003, 2: 0.001}, {"easgd_tau": 2, "n_epochs": 50}
+    server, *clients = results(team.run(f"{TASKS}:train", delays, changes, {asked: 9}, size=3))
     steps, position = [client["steps"] for client in clients], server["position"]
     assert max(steps) < 50 * STEPS and position.iteration <= sum(steps) // 2
     assert server["saved"][-1][0] == position
@@ -131,7 +131,7 @@ def test_a_stop_that_one_rank_is_asked_for_reaches_all(team, asked):
         assert steps[asked - 1] == 9                         # called once before the first step, then after each
 
 
-def test_a_training_goes_on_from_a_position_within_an_epoch_and_at_its_end(team):
+def test_training_resumes_within_an_epoch_and_at_its_end(team):
     for begin in (Position(0, 3, 3), Position(0, STEPS, STEPS)):
         changes = {"easgd_tau": 2, "n_epochs": 2}
         server, *clients = results(team.run(f"{TASKS}:train", {}, changes, None, begin, size=3))
@@ -140,7 +140,7 @@ def test_a_training_goes_on_from_a_position_within_an_epoch_and_at_its_end(team)
         assert server["position"][:3] == (2, 0, 2 * STEPS)
 
 
-def test_n_iterations_are_each_clients_own_and_snapshots_come_between(team):
+def test_n_iterations_counts_per_client(team):
     changes = {"easgd_tau": 1, "n_epochs": 9, "n_iterations": 8, "snapshot_iterations": 3}
     server, *clients = results(team.run(f"{TASKS}:train", {1: 0.01, 2: 0.01}, changes, size=3))
     assert [client["steps"] for client in clients] == [8, 8]
@@ -149,8 +149,8 @@ def test_n_iterations_are_each_clients_own_and_snapshots_come_between(team):
     assert server["position"][:3] == (1, 3, 8)
 
 
-def test_a_lap_is_recorded_once_it_is_known_of_all(team):
-    server, *_ = results(team.run(f"{TASKS}:tell_laps"))
+def test_lap_is_recorded_when_all_workers_reported(team):
+    server, *_ = results(team.run(f"{TASKS}:report_laps"))
     assert [[lap.iteration for lap in laps] for laps in server] == [[0] * 3, [1] * 3]
     assert [sorted(lap.seconds for lap in laps) for laps in server] == [[1, 2, 3]] * 2
 
@@ -162,22 +162,22 @@ def test_a_lap_is_recorded_once_it_is_known_of_all(team):
         ("another's name", "rank 1 sends Leave in the name of rank 2"),
     ],
 )
-def test_what_does_not_fit_is_refused(team, case, sentence):
-    server, *_ = team.run(f"{TASKS}:say", case, size=3)
+def test_protocol_violation_is_reported(team, case, sentence):
+    server, *_ = team.run(f"{TASKS}:violate_protocol", case, size=3)
     with pytest.raises(DesyncError, match=sentence):
         raise server
 
 
 @pytest.mark.parametrize(("update", "step", "warnings"), [("adagrad", 5, 1), ("adagrad", 0, 0), ("auto", 5, 0)])
-def test_accumulators_that_begin_anew_are_told(team, update, step, warnings):
-    told, _ = results(team.run(f"{TASKS}:resume", update, step, size=2))
-    assert len(told) == warnings and all("start at 0 again" in sentence for sentence in told)
+def test_restarted_accumulators_are_logged(team, update, step, warnings):
+    result, _ = results(team.run(f"{TASKS}:resume", update, step, size=2))
+    assert len(result) == warnings and all("start at 0 again" in sentence for sentence in result)
 
 
 # ---- settings and roles
 
 
-def test_rank_0_validates_and_the_others_are_the_workers():
+def test_rank_0_validates_and_the_others_train():
     config = toy_settings(rule="easgd")
     assert part_at(config, 0, 4) == Role(0, 3, (0, 1), ("validate",))
     assert part_at(config, 3, 4) == Role(2, 3, (0, 1), ("train",))
@@ -188,12 +188,12 @@ def test_rank_0_validates_and_the_others_are_the_workers():
     ("setting", "value"),
     [("exchange", "asa32"), ("exchange_what", "weights"), ("sync", "cdd"), ("average_every", 2)],
 )
-def test_settings_of_bsp_alone_are_refused_early(rule, setting, value):
+def test_settings_of_bsp_are_refused_early(rule, setting, value):
     with pytest.raises(ConfigError, match=f"{setting} is a setting of rule=bsp, so with rule={rule} .*, got {value}"):
         rule_of(toy_settings(**{"rule": rule, setting: value}), Ranks(0, 4))
 
 
-def test_a_server_without_a_worker_is_refused():
+def test_server_without_a_worker_is_refused():
     with pytest.raises(ConfigError, match="easgd needs a server and at least one worker, so 2 ranks or more, got 1"):
         rule_of(toy_settings(rule="easgd"), Ranks(0, 1))
 
@@ -201,7 +201,7 @@ def test_a_server_without_a_worker_is_refused():
 # ---- complete runs
 
 
-def test_a_run_of_train_py_records_saves_and_goes_on_under_both_rules(tmp_path):
+def test_train_py_records_saves_and_resumes(tmp_path):
     data = tiny.make_data(tmp_path / "set", train=16)        # 2 steps an epoch for each of 2 workers
     first = train_py(3, tmp_path, data=data, run_name="run", rule="easgd", easgd_tau=1, n_epochs=1)
     assert "all epochs are done after 2 iterations" in first
@@ -213,6 +213,6 @@ def test_a_run_of_train_py_records_saves_and_goes_on_under_both_rules(tmp_path):
     workers = Counter(record["worker"] for record in read_records(folder) if record["kind"] == "train")
     assert workers == {0: 4, 1: 4}
     assert [record["images"] for record in read_records(folder) if record["kind"] == "validation"] == [10, 10]
-    said = train_py(2, tmp_path, resume_train=folder, rule="bsp", n_epochs=3)
-    assert "all epochs are done after 6 iterations" in said
+    output = train_py(2, tmp_path, resume_train=folder, rule="bsp", n_epochs=3)
+    assert "all epochs are done after 6 iterations" in output
     assert (folder / "learning_curves.png").exists() or any(folder.glob("*.png"))

@@ -27,7 +27,7 @@ SLOW = {0: 0.001, 1: 0.01, 2: 0.0, 3: 0.004}     # seconds per step, by rank: al
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("length", [1, 7, BLOCK, 2 * BLOCK + 3])
-def test_merging_is_the_equation(length, dtype):
+def test_merge_matches_the_equation(length, dtype):
     rng = np.random.default_rng(length)
     weights, pushed = rng.normal(size=(2, length)).astype(dtype)
     expected = [(0.3 * float(w) + 0.1 * float(x)) / (0.3 + 0.1) for w, x in zip(weights, pushed, strict=True)]
@@ -36,7 +36,7 @@ def test_merging_is_the_equation(length, dtype):
     assert weights.dtype == dtype
 
 
-def test_1000_random_pushes_conserve_shares_and_weights_those_under_way_included():
+def test_random_pushes_conserve_shares_and_weights():
     rng, n = np.random.default_rng(0), 5
     weights, shares, way = rng.normal(size=(n, 9)), [1 / n] * n, deque()
     whole = sum(a * w for a, w in zip(shares, weights, strict=True))
@@ -53,7 +53,7 @@ def test_1000_random_pushes_conserve_shares_and_weights_those_under_way_included
         np.testing.assert_allclose(total, whole, rtol=0, atol=1e-12)
 
 
-def test_whom_one_pushes_to_is_any_other_and_as_often_as_p_says():
+def test_recipients_are_uniform_with_probability_p():
     drawn = Counter(receiver(7, 2, 4, step, 0.25) for step in range(8000))
     assert drawn.keys() == {None, 0, 1, 3}
     assert drawn[None] == pytest.approx(6000, abs=200)
@@ -62,7 +62,7 @@ def test_whom_one_pushes_to_is_any_other_and_as_often_as_p_says():
     assert [receiver(7, 0, 4, step, 0.0) for step in range(100)] == [None] * 100
 
 
-def test_workers_draw_apart_and_by_seed():
+def test_workers_draw_independently_by_seed():
     lists = [[receiver(seed, rank, 4, step, 0.5) for step in range(60)] for seed, rank in ((1, 0), (1, 1), (2, 0))]
     assert len({tuple(each) for each in lists}) == 3
     assert lists[0] == [receiver(1, 0, 4, step, 0.5) for step in range(60)]
@@ -72,46 +72,46 @@ def test_workers_draw_apart_and_by_seed():
 
 
 @pytest.mark.parametrize("on_host", [True, False])
-def test_two_workers_push_as_reckoned_by_hand(team, on_host):
-    zero, one = results(team.run(f"{TASKS}:by_hand", (1, 3), [(0, 1), (1, 0)], on_host, size=2))
+def test_two_pushes_match_hand_computation(team, on_host):
+    zero, one = results(team.run(f"{TASKS}:push_in_order", (1, 3), [(0, 1), (1, 0)], on_host, size=2))
     assert [share for _, share in zero] == [0.25, 0.625] and [share for _, share in one] == [0.75, 0.375]
     assert [w for w, _ in one] == pytest.approx([2.333333, 2.333333], abs=1e-6)
     assert [w for w, _ in zero] == pytest.approx([1, 1.8], abs=1e-6)
 
 
-def test_1000_pushes_at_unequal_speeds_lose_nothing_and_come_to_the_consensus(team):
+def test_pushes_at_unequal_speeds_reach_consensus_without_loss(team):
     """p = 1: every rank pushes after each step, none blocks; the consensus is the mean of the initial values."""
     ranks = results(team.run(f"{TASKS}:gossip", 250, 1.0, [0.0, 0.002, 0.0005, 0.004]))
     assert sum(rank["share"] for rank in ranks) == pytest.approx(1, abs=1e-12)
     assert sum(rank["arrived"] for rank in ranks) == 1000
     for array in range(2):                                   # W and b, which a push contains
-        begun = np.mean([rank["begun"][array].astype(float) for rank in ranks], axis=0)
+        initial = np.mean([rank["initial"][array].astype(float) for rank in ranks], axis=0)
         total = sum(rank["share"] * rank["own"][array].astype(float) for rank in ranks)
-        np.testing.assert_allclose(total, begun, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(total, initial, rtol=0, atol=2e-5)
         for rank in ranks:
-            np.testing.assert_allclose(rank["mixed"][array], begun, rtol=0, atol=2e-5)
+            np.testing.assert_allclose(rank["consensus"][array], initial, rtol=0, atol=2e-5)
     for array in (2, 3):                                     # velocities: not pushed; the consensus uses the shares
-        mixed = sum(rank["share"] * rank["begun"][array].astype(float) for rank in ranks)
+        consensus = sum(rank["share"] * rank["initial"][array].astype(float) for rank in ranks)
         for rank in ranks:
-            np.testing.assert_allclose(rank["mixed"][array], mixed, rtol=0, atol=1e-6)
-            np.testing.assert_array_equal(rank["own"][array], rank["begun"][array])
+            np.testing.assert_allclose(rank["consensus"][array], consensus, rtol=0, atol=1e-6)
+            np.testing.assert_array_equal(rank["own"][array], rank["initial"][array])
     assert [rank["stop"] for rank in ranks] == [False] * 4
 
 
-def test_a_consensus_waits_for_what_is_still_under_way(team):
-    assert results(team.run(f"{TASKS}:late", size=2)) == [0.75, 0.25]
+def test_consensus_includes_messages_in_transfer(team):
+    assert results(team.run(f"{TASKS}:push_late", size=2)) == [0.75, 0.25]
 
 
-def test_a_consensus_is_lent_and_each_goes_on_from_its_own(team):
+def test_workers_keep_their_weights_after_a_consensus(team):
     ranks = results(team.run(f"{TASKS}:gossip", 3, 0.0, [0.0] * 4))
     for rank in ranks:
-        np.testing.assert_array_equal(rank["own"][0], rank["begun"][0])
-        assert np.abs(rank["mixed"][0] - rank["own"][0]).max() > 0.01
+        np.testing.assert_array_equal(rank["own"][0], rank["initial"][0])
+        assert np.abs(rank["consensus"][0] - rank["own"][0]).max() > 0.01
 
 
 @pytest.mark.parametrize("p", [0.01, 1.0])
-def test_a_whole_training_validates_in_shares_and_saves_what_all_know(team, p):
-    """Toy subtracts 1/8 per step on every rank, so gossip changes the weights only if ranks are at different steps."""
+def test_validation_is_sharded_and_the_consensus_saved(team, p):
+    """Every rank subtracts 1/8 per step, so gossip changes the weights only if ranks are at different steps."""
     ranks = results(team.run(f"{TASKS}:train", SLOW, {"gosgd_p": p, "n_epochs": 3}))
     for rank in ranks:
         assert rank["position"][:3] == (3, 0, 3 * STEPS) and rank["steps"] == 3 * STEPS
@@ -126,7 +126,7 @@ def test_a_whole_training_validates_in_shares_and_saves_what_all_know(team, p):
 
 @pytest.mark.parametrize("asked", [0, 1, 2, 3])
 @pytest.mark.parametrize("question", [0, 3, STEPS, STEPS + 1, STEPS + 2, 2 * STEPS + 9])
-def test_a_stop_of_any_rank_at_any_step_ends_all_and_saves_once(team, asked, question):
+def test_stop_of_any_rank_ends_all_and_saves_once(team, asked, question):
     """Rank 2 waits at the end of an epoch long before the others arrive, and rank 1 is last.
 
     stop_requested() is called before the first step, after each step, at the start of a validation, and for each of its
@@ -141,7 +141,7 @@ def test_a_stop_of_any_rank_at_any_step_ends_all_and_saves_once(team, asked, que
         np.testing.assert_array_equal(rank["saved"][-1][1][0], values[0])
 
 
-def test_a_stop_is_not_kept_until_the_end_of_an_epoch(team):
+def test_stop_takes_effect_within_an_epoch(team):
     """Steps of a millisecond, 2,000 per epoch."""
     ranks = results(
         team.run(
@@ -152,22 +152,22 @@ def test_a_stop_is_not_kept_until_the_end_of_an_epoch(team):
     assert all(rank["steps"] < 1000 and not rank["validated"] for rank in ranks)
 
 
-def test_stops_of_several_ranks_at_different_steps_and_snapshots_in_between_end_all(team):
+def test_stops_at_different_steps_between_checkpoints_end_all(team):
     changes = {"gosgd_p": 1.0, "n_epochs": 40, "snapshot_iterations": 2}
     for stops in ({0: 4, 3: 9}, {1: 2, 2: 12}, {0: 1, 1: 1, 2: 1, 3: 1}):
         ranks = results(team.run(f"{TASKS}:train", SLOW, changes, stops, seconds=30))
         assert ranks[0]["saved"][-1][0] == ranks[0]["position"]
 
 
-def test_a_training_goes_on_within_an_epoch_and_ends_by_n_iterations(team):
+def test_training_resumes_within_an_epoch_until_n_iterations(team):
     changes = {"gosgd_p": 0.5, "n_epochs": 9, "n_iterations": 8}
     ranks = results(team.run(f"{TASKS}:train", SLOW, changes, None, Position(0, 3, 3)))
     assert [rank["steps"] for rank in ranks] == [5] * 4
     assert [rank["position"][:3] for rank in ranks] == [(1, 3, 8)] * 4
 
 
-def test_rank_0_knows_the_last_lap_of_each(team):
-    first, *others = results(team.run(f"{TASKS}:tell_laps"))
+def test_rank_0_has_the_last_lap_of_each_rank(team):
+    first, *others = results(team.run(f"{TASKS}:report_laps"))
     assert [(lap.iteration, lap.seconds) for lap in first][0] == (2, 0)
     assert {lap.seconds for lap in first} == {0, 1, 2, 3} and others == [[]] * 3
 
@@ -180,8 +180,8 @@ def test_rank_0_knows_the_last_lap_of_each(team):
         ("another rule's message", "rank 1 sent Grant of step 7, rank 0 waits for Push or Stop"),
     ],
 )
-def test_what_does_not_fit_is_refused(team, case, sentence):
-    first = team.run(f"{TASKS}:fail", case, size=2)[0]
+def test_protocol_violation_is_reported(team, case, sentence):
+    first = team.run(f"{TASKS}:violate_protocol", case, size=2)[0]
     with pytest.raises(DesyncError, match=sentence):
         raise first
 
@@ -189,20 +189,20 @@ def test_what_does_not_fit_is_refused(team, case, sentence):
 # ---- complete runs
 
 
-def test_every_rank_is_a_worker_and_validates_its_share():
+def test_every_rank_trains_and_validates_its_share():
     assert part_at(toy_settings(rule="gosgd"), 2, 4) == Role(2, 4, (2, 4), ("train", "validate"))
 
 
-def test_a_run_of_train_py_records_saves_and_goes_on(tmp_path):
+def test_train_py_records_saves_and_resumes(tmp_path):
     data = tiny.make_data(tmp_path / "set", train=24)        # 2 steps per epoch for each of 3 workers
-    said = train_py(3, tmp_path, data=data, run_name="run", rule="gosgd", update="adadelta", gosgd_p=1, n_epochs=1)
-    assert "all epochs are done after 2 iterations" in said
+    output = train_py(3, tmp_path, data=data, run_name="run", rule="gosgd", update="adadelta", gosgd_p=1, n_epochs=1)
+    assert "all epochs are done after 2 iterations" in output
     folder = tmp_path / "run"
     arrays, metadata = checkpoint_format.load(checkpoint_format.latest(folder))
     assert metadata["position"]["iteration"] == 2 and metadata["workers"] == 3
     assert any(array.any() for name, array in arrays.items() if name.endswith("squared_step"))
-    said = train_py(3, tmp_path, resume_train=folder, update="adadelta", n_epochs=2)
-    assert "all epochs are done after 4 iterations" in said
+    output = train_py(3, tmp_path, resume_train=folder, update="adadelta", n_epochs=2)
+    assert "all epochs are done after 4 iterations" in output
     records = read_records(folder)
     assert [record["iteration"] for record in records if record["kind"] == "train"] == [1, 2, 3, 4]
     assert [record["images"] for record in records if record["kind"] == "validation"] == [10, 10]

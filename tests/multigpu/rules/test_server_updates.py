@@ -63,7 +63,7 @@ def applied(name, pushes, scale=0.3, back=True):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("name", UPDATES)
-def test_updates_are_the_formulas(way, name, length, dtype):
+def test_updates_match_the_formulas(way, name, length, dtype):
     pushes = made_pushes(5, length, dtype)
     expected = [np.float64(array) for array in applied(name, np.zeros_like(pushes[:1]))[0]]
     for push in np.float64(pushes):
@@ -81,7 +81,7 @@ def test_updates_are_the_formulas(way, name, length, dtype):
 @pytest.mark.parametrize("back", [True, False])
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("name", UPDATES)
-def test_c_and_numpy_make_the_same_bits(name, length, back, monkeypatch):
+def test_c_and_numpy_are_bit_identical(name, length, back, monkeypatch):
     found = []
     for way in ("C", "NumPy"):
         with monkeypatch.context() as patch:
@@ -92,7 +92,7 @@ def test_c_and_numpy_make_the_same_bits(name, length, back, monkeypatch):
 
 
 @pytest.mark.parametrize("scale", [1, 1 / 3])
-def test_plain_rounds_the_product_and_the_sum(way, scale):
+def test_plain_update_rounds_product_and_sum(way, scale):
     """NumPy does the same; with scale 1 the result is the plain sum."""
     rng = np.random.default_rng(0)
     push, center = rng.normal(size=(2, 1000)).astype("float32")
@@ -105,7 +105,7 @@ def test_plain_rounds_the_product_and_the_sum(way, scale):
 
 
 @pytest.mark.parametrize("name", UPDATES)
-def test_where_nothing_goes_back_the_centre_is_the_same_and_not_copied(way, name):
+def test_push_without_fetch_copies_no_center(way, name):
     pushes = made_pushes(3, 100)
     (fetched, _), (kept, last) = (applied(name, pushes, back=back) for back in (True, False))
     for array, other in zip(fetched, kept, strict=True):
@@ -114,18 +114,18 @@ def test_where_nothing_goes_back_the_centre_is_the_same_and_not_copied(way, name
 
 
 @pytest.mark.parametrize("name", UPDATES)
-def test_a_weight_that_nobody_changed_stays_as_it_is(way, name):
+def test_weight_without_update_is_unchanged(way, name):
     (center, *kept), _ = applied(name, np.zeros((3, 10), "float32"))
     np.testing.assert_array_equal(center, np.random.default_rng(1).normal(size=10).astype("float32"))
     assert not any(array.any() for array in kept)
 
 
-def test_arrays_of_other_lengths_are_refused(way):
-    with pytest.raises(ValueError, match=r"needs arrays alike in length, got \[\(3,\), \(4,\)\]"):
+def test_arrays_of_different_lengths_are_refused(way):
+    with pytest.raises(ValueError, match=r"needs arrays of equal length, got \[\(3,\), \(4,\)\]"):
         plain(np.zeros(3, "float32"), np.zeros(4, "float32"), 1)
 
 
-def test_a_stale_push_counts_less():
+def test_stale_push_is_scaled_down():
     assert [by_staleness(0.5, staleness, 0) for staleness in (0, 3)] == [0.5, 0.5]
     assert [by_staleness(0.5, staleness, 1) for staleness in (0, 1, 3)] == [0.5, 0.25, 0.125]
     assert by_staleness(0.5, 3, 0.5) == 0.25

@@ -15,7 +15,7 @@ pytest.importorskip("jax", reason="the jax backend needs jax, which is not insta
 MIB = 2**20
 
 
-def test_a_step_holds_parameters_and_velocities_once_and_one_set_of_gradients():
+def test_step_holds_parameters_velocities_and_gradients_once():
     network = Network(AlexNet(np.random.default_rng(0)), np.zeros((3, 256, 256)), momentum_sgd, backend="jax")
     batch = np.zeros((3, 256, 256, 1), "uint8"), *centre_crop(1, 227), np.zeros(1, "int32"), np.float32(0.01)
     given = iter(batch)
