@@ -142,7 +142,7 @@ def log_run(recorder: Recorder, config: Config, data: Dataset, device: Device, f
     """Log the model, the data and the device."""
     dropped = data.train.dropped(config.batch_size)
     size = data.train.size
-    rest = f" ({dropped} are left over each epoch)" if dropped else ""
+    rest = f" ({dropped} are unused in each epoch)" if dropped else ""
     workers = f" by each of {size} workers" if size > 1 else ""
     recorder.log(
         f"{config.model} on {data.path}: {data.classes} classes, {data.train.n} training images in batches of "

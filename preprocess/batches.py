@@ -21,7 +21,7 @@ from alexnet.data.batch_file import DataError, name_of
 from alexnet.data.image_listing import Sources
 from alexnet.data.images import BadImage, read_image, transpose_into
 from alexnet.data.layout import Manifest, read_manifest
-from alexnet.data.progress import Progress, duration
+from alexnet.data.progress import Progress, duration, quantity
 from alexnet.native.atomic import remove_partial
 from preprocess.journal import JOURNAL, Journal, Record, opened_journal, refuse_difference
 from preprocess.manifest import HALVES, counted, file_sha256, folder_name, write_manifest
@@ -177,11 +177,12 @@ def estimate(sources: Sources, out: Path, jobs: Sequence[Job], workers: int, ign
     need = images * IMAGE_BYTES + len(waiting) * HEADER_BYTES
     free = shutil.disk_usage(out).free
     seconds = (images * (reading_time(waiting) + WRITING) + kept * REREADING) / workers
+    complete = f"; {quantity(len(jobs) - len(waiting), 'file')} already complete" if len(waiting) < len(jobs) else ""
     print(
         f"{len(sources.train.names):,} training and {len(sources.validation.names):,} validation images of "
-        f"{len(sources.class_names)} classes -> {name_of(out)}: {len(jobs):,} files, "
-        f"{len(jobs) - len(waiting):,} of them finished; {need / 1e9:.2f} GB to write, {free / 1e9:.1f} GB free; "
-        f"about {duration(seconds)} with {workers} processes",
+        f"{len(sources.class_names)} classes -> {name_of(out)}: writing {quantity(len(waiting), 'batch file')} "
+        f"({need / 1e9:.2f} GB; {free / 1e9:.1f} GB free), about {duration(seconds)} with "
+        f"{workers} process{'es' if workers > 1 else ''}{complete}",
         flush=True,
     )
     if need > free and not ignore_space:

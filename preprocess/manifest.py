@@ -13,6 +13,7 @@ import numpy as np
 from alexnet.data.augment import IMAGE_SIZE
 from alexnet.data.image_listing import ImageList, Sources
 from alexnet.data.layout import MANIFEST, MANIFEST_FORMAT, Manifest
+from alexnet.data.progress import quantity
 from alexnet.native import atomic
 from preprocess.journal import Record
 
@@ -106,7 +107,7 @@ def counted(manifest: Manifest) -> str:
     train, validation = manifest["train"], manifest["validation"]
     skipped = len(train["skipped"]) + len(validation["skipped"])
     return (
-        f"{train['images']:,} training images in {len(train['files']):,} files, "
-        f"{validation['images']:,} validation images in {len(validation['files']):,} files, "
-        f"{len(manifest['class_names']):,} classes" + (f", {skipped:,} bad images left out" if skipped else "")
+        f"{quantity(train['images'], 'training image')} in {quantity(len(train['files']), 'file')}, "
+        f"{quantity(validation['images'], 'validation image')} in {quantity(len(validation['files']), 'file')}, "
+        f"{len(manifest['class_names']):,} classes" + (f", {quantity(skipped, 'bad image')} skipped" if skipped else "")
     )

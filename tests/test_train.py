@@ -47,10 +47,9 @@ def test_alexnet_trains_saves_and_resumes(data, tmp_path):
 @pytest.mark.compatibility
 @pytest.mark.parametrize(
     ("model", "backend"),
-    [(model, "cpu") for model in ("alexnet", "caffenet", "bvlc_alexnet", "googlenet", "vgg16")]
-    + [("alexnet", "jax"), ("googlenet", "jax")],
+    [("bvlc_alexnet", "cpu"), ("googlenet", "cpu"), ("vgg16", "cpu"), ("alexnet", "jax"), ("googlenet", "jax")],
 )
-def test_every_network_trains_with_empty_stderr(model, backend, data, tmp_path):
+def test_network_trains_with_empty_stderr(model, backend, data, tmp_path):
     settings = f"model={model}", f"backend={backend}", "batch_size=2", "n_iterations=2", "run_name=run"
     done = train(f"data={data}", *settings, "print_freq=1", "learning_rate=0.0001", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

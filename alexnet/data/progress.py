@@ -52,6 +52,11 @@ class Progress:
             self.bar.close()
 
 
+def quantity(n: int, noun: str) -> str:
+    """Format a number of things for display: 1 file, 2,000 files."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 def duration(seconds: float) -> str:
     """Format seconds for display: 40 s, 3 min, 2.5 h."""
     if seconds < 100:

@@ -193,9 +193,10 @@ class RunRecorder(Recorder):
         if self.total:
             total = f" of {self.total}"
             left = f", {tqdm.format_interval(mean['seconds'] * (self.total - last['iteration']))} left"
+        worker = "" if last["worker"] is None else f"worker {last['worker']}, "
         return (
-            f"iteration {last['iteration']}{total}, epoch {last['epoch']:.2f}: {self._figures()} for the loader; "
-            f"time per 20 iterations: {20 * mean['seconds']:.2f} s ({times}){left}"
+            f"{worker}iteration {last['iteration']}{total}, epoch {last['epoch']:.2f}: {self._figures()} for the "
+            f"loader; time per 20 iterations: {20 * mean['seconds']:.2f} s ({times}){left}"
         )
 
     def _figures(self) -> str:

@@ -23,7 +23,7 @@ from tests.multigpu.fakes import workers
 from tests.multigpu.fakes.loaders import LoaderToolbox
 from tests.multigpu.fakes.workers import SHAPE, UNREADABLE, Reader, ZeroReader, expected, request
 
-pytestmark = [pytest.mark.slow, pytest.mark.compatibility]
+pytestmark = pytest.mark.slow
 
 WORKERS = Path(workers.__file__)
 
@@ -76,6 +76,7 @@ def test_loader_yields_the_images_of_serial_reading(slots, dtype):
         np.testing.assert_array_equal(other, one)
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("cropped", [False, True])
 def test_loader_reads_batch_files_like_serial_reading(tmp_path, rng, cropped):
     files = [tmp_path / "0000.hkl", tmp_path / "0001.hkl"]

@@ -152,7 +152,7 @@ def test_bad_images_are_named(tree):
 def test_bad_images_are_skipped_and_listed(tree, capsys):
     bad = add_bad_images(tree)
     out = made(tree, on_bad_image="skip", workers=2)
-    assert "3 bad images left out" in capsys.readouterr().out
+    assert "3 bad images skipped" in capsys.readouterr().out
     manifest = json.loads((out / "manifest.json").read_bytes())
     assert {name for name, _ in manifest["train"]["skipped"]} == bad
     assert manifest["validation"]["skipped"] == [["n01440764/0.JPEG", "is empty"]]
@@ -375,7 +375,7 @@ def test_estimate_is_measured_on_the_images(tree, capsys, monkeypatch):
     made(tree)
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert first.startswith("20 training and 7 validation images of 3 classes -> ")
-    assert "6 files, 0 of them finished; 0.01 GB to write, " in first and "GB free; about 54 s with 1 proc" in first
+    assert "writing 6 batch files (0.01 GB; " in first and "GB free), about 54 s with 1 process" in first
     assert second.startswith("preprocess 27 of 27 images, ")
 
 

@@ -45,7 +45,11 @@ def assert_same_state(network, other):
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("backend", "rule"),
+    [(backend, rule) for backend in ("numpy", "cpu") for rule in RULES] + [("jax", "momentum"), ("jax", "adadelta")],
+    indirect=["backend"],                        # XLA takes 10 s for each rule: one with each number of accumulators
+)
 def test_compute_and_apply_equal_train_bit_exactly(backend, rule):
     whole, halves = (network_of(backend, RULES[rule]) for _ in range(2))
     before = halves.get_state()["fc3.W"].copy()

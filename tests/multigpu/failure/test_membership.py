@@ -28,7 +28,6 @@ LEFT = {3: "1 client is left", 4: "2 clients are left"}          # by number of 
 DEATHS = [
     ("killed", "joining", 1, 3, "died"),
     ("killed", "moving", 6, 4, "died"),
-    ("killed", "moving", 8, 3, "died"),
     ("left", "computing", 3, 3, "died"),
     ("killed", "loading", 3, 3, "lost its loader"),
     ("stopped", "moving", 6, 3, "silent"),

@@ -45,12 +45,13 @@ def test_workers_share_the_cores(run, devices, given, expected):
     assert (train.folder / "reads0").read_text() == "0 1\n"
 
 
-@pytest.mark.parametrize("moment, settings", [
-    ("reading", {"reading": 60.0}),
-    ("computing", {"computing": 60.0}),
-    ("between epochs", {"between": 60.0, "steps": 2}),
+@pytest.mark.parametrize("victim, moment, settings", [
+    ("loader", "reading", {"reading": 60.0}),
+    ("loader", "between epochs", {"between": 60.0, "steps": 2}),
+    ("worker", "computing", {"computing": 60.0}),
+    ("launcher", "reading", {"reading": 60.0}),
+    ("launcher", "computing", {"computing": 60.0}),
 ])
-@pytest.mark.parametrize("victim", ["loader", "worker", "launcher"])
 def test_killed_process_ends_the_run(run, victim, moment, settings):
     train = run("train", **settings).start()
     if moment == "reading":
