@@ -52,7 +52,7 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
     rule = rule_of(config, comm)
     role = role_of(rule, config, comm)
     assert config.data is not None               # the launcher or rank 0 has set it
-    data = open_dataset(config.data, config.classes)
+    data = open_dataset(config.data, config.classes, config.verify_data)
     train = data.train.shard(role.worker, role.workers)
     data = data._replace(train=train, validation=data.validation.shard(*role.validates))
     steps_of_epoch = len(train.plan(config.batch_size))         # raises if a batch is larger than the set

@@ -17,14 +17,14 @@ import numpy as np
 
 from alexnet.data import batch_file
 from alexnet.data.augment import IMAGE_SIZE
-from alexnet.data.batch_file import DataError, name_of
+from alexnet.data.batch_file import DataError, file_sha256, name_of, sums_crc32
 from alexnet.data.image_listing import Sources
 from alexnet.data.images import BadImage, read_image, transpose_into
 from alexnet.data.layout import Manifest, read_manifest
 from alexnet.data.progress import Progress, duration, quantity
 from alexnet.native.atomic import remove_partial
 from preprocess.journal import JOURNAL, Journal, Record, opened_journal, refuse_difference
-from preprocess.manifest import HALVES, counted, file_sha256, folder_name, write_manifest
+from preprocess.manifest import HALVES, counted, folder_name, write_manifest
 from preprocess.workers import results
 
 IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE
@@ -99,7 +99,9 @@ def written(job: Job) -> tuple[Record, np.ndarray]:
     record: Record = {"half": job.half, "number": job.number, "images": good, "bytes": 0, "sha256": "", "bad": bad}
     if good:
         batch_file.write(job.path, images)
-        record |= {"bytes": job.path.stat().st_size, "sha256": file_sha256(job.path)}
+        record |= {
+            "bytes": job.path.stat().st_size, "sha256": file_sha256(job.path), "sums_crc32": sums_crc32(images),
+        }
     return record, images
 
 

@@ -15,7 +15,8 @@ from alexnet.data.batch_file import DataError, name_of
 
 JOURNAL = "misc/journal.jsonl"
 
-Record = dict[str, Any]                                      # of a batch file: half, number, images, bytes, sha256, bad
+# Of a batch file: half, number, images, bytes, sha256, sums_crc32, bad.
+Record = dict[str, Any]
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The last files of a data set: labels, mean, lists of names, and the manifest that describes it."""
 
-import hashlib
 import io
 import json
 import os
@@ -11,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from alexnet.data.augment import IMAGE_SIZE
+from alexnet.data.batch_file import file_sha256
 from alexnet.data.image_listing import ImageList, Sources
-from alexnet.data.layout import MANIFEST, MANIFEST_FORMAT, Manifest
+from alexnet.data.layout import MANIFEST, MANIFEST_FORMAT, Manifest, own_sha256
 from alexnet.data.progress import quantity
 from alexnet.native import atomic
 from preprocess.journal import Record
 
 HALVES = {"train": "train", "validation": "val"}             # and their short names, in file names
+FILE_ENTRIES = ("images", "bytes", "sha256", "sums_crc32")
 ARRAYS = (
     "labels/train_labels.npy", "labels/val_labels.npy", "misc/img_mean.npy", "misc/train.txt", "misc/val.txt",
     "misc/shuffled_train_filenames.npy",
@@ -27,12 +28,6 @@ ARRAYS = (
 def folder_name(half: str, batch_size: int) -> str:
     """Return upstream's name of the folder of batch files."""
     return f"{HALVES[half]}_hkl_b{batch_size}_b_{batch_size}"
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(
@@ -64,12 +59,6 @@ def npy(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def own_sha256(manifest: Manifest) -> str:
-    """Return the sha256 of a manifest without its sha256 entry, in hexadecimal."""
-    rest = {name: value for name, value in manifest.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
 def keep(images: ImageList, records: Mapping[tuple[str, int], Record], half: str) -> ImageList:
     """Return the images that are in the batches, in order."""
     bad = {name for (h, _), record in records.items() if h == half for name, _ in record["bad"]}
@@ -87,7 +76,7 @@ def describe(
         halves[half] = {
             "folder": folder_name(half, signature["batch_size"]),
             "images": len(images.names),
-            "files": [{"name": f"{r['number']:04d}.hkl"} | {k: r[k] for k in ("images", "bytes", "sha256")}
+            "files": [{"name": f"{r['number']:04d}.hkl"} | {k: r[k] for k in FILE_ENTRIES if k in r}
                       for r in ordered if r["images"]],
             "skipped": [[name, reason] for r in ordered for name, reason in r["bad"]],
         }

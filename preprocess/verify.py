@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alexnet.data import batch_file
-from alexnet.data.batch_file import DataError, name_of
-from alexnet.data.layout import MANIFEST, read_manifest
-from preprocess.manifest import HALVES, file_sha256, own_sha256
+from alexnet.data.batch_file import DataError, file_sha256, name_of
+from alexnet.data.layout import MANIFEST, fault_of_manifest, read_manifest
+from preprocess.manifest import HALVES
 
 
 class Check(NamedTuple):
@@ -67,8 +67,8 @@ def faults(out: str | Path, findings: Mapping[Check, Finding]) -> list[str]:
     place = {check.sha256: check for check in findings}
     messages = [f"{name_of(path)} is not in the manifest" for path in unknown_files(out, findings)]
     manifest = read_manifest(out)
-    if manifest and manifest.get("sha256", own_sha256(manifest)) != own_sha256(manifest):
-        messages.append(f"{name_of(out)}/{MANIFEST} is damaged: it differs from its own checksum")
+    if manifest and (damage := fault_of_manifest(out, manifest)):
+        messages.append(damage)
     for check, (sha256, fault) in findings.items():
         other = place.get(sha256) if sha256 else None
         if other is not None and other.sha256 != check.sha256:

@@ -54,6 +54,16 @@ def test_hostile_batch_file_is_refused_despite_its_manifest(data, tmp_path, kind
     assert not (tmp_path / "ran").exists()
 
 
+def test_damaged_batch_file_is_trained_on_only_if_asked(data, tmp_path):
+    describe(data)
+    damaged = bytearray((data / BATCH).read_bytes())
+    damaged[-200_000] ^= 64
+    (data / BATCH).write_bytes(damaged)
+    with pytest.raises(DataError, match="0001.hkl is damaged: its content differs from the checksum"):
+        tiny.run(data, tmp_path, batch_size=2, n_epochs=1, run_name="refused")
+    tiny.run(data, tmp_path, batch_size=2, n_epochs=1, run_name="trained", verify_data=False)
+
+
 def batch_payload(data, folder):
     hostile_batches.make(hostile_batches.payload, data / BATCH, folder)
 

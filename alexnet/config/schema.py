@@ -106,6 +106,7 @@ class Config(Section):
 
     para_load: bool
     slots: Annotated[int, Field(ge=2)]
+    verify_data: bool
 
     rule: Text
     heartbeat_timeout: Amount

@@ -20,7 +20,7 @@ import numpy as np
 
 from alexnet.data import batch_file, layout
 from alexnet.data.augment import IMAGE_SIZE, RESIZES, Crop, centre_crop, crop_batch, crop_stream, draw_crop, file_order
-from alexnet.data.batch_file import BatchFile, DataError, name_of
+from alexnet.data.batch_file import BatchFile, DataError, FileChecksum, file_sha256, name_of, sums_crc32
 from alexnet.data.layout import Manifest
 
 __all__ = [
@@ -35,6 +35,7 @@ class Segment(NamedTuple):
     path: Path
     start: int
     stop: int
+    checksum: FileChecksum | None = None         # of the file; None if it is unknown or not to be verified
 
 
 class Request(NamedTuple):
@@ -52,6 +53,7 @@ class Split(NamedTuple):
     labels: np.ndarray                           # int32 (n,), in the order of the files
     rank: int = 0
     size: int = 1
+    checksums: tuple[FileChecksum, ...] = ()     # of the files; empty if they are unknown or not to be verified
 
     @property
     def n(self) -> int:
@@ -104,7 +106,8 @@ class Split(NamedTuple):
         while first < last:
             begin = int(ends[place] - self.counts[order[place]])
             stop = min(last, int(ends[place]))
-            pieces.append(Segment(self.files[order[place]], first - begin, stop - begin))
+            checksum = self.checksums[order[place]] if self.checksums else None
+            pieces.append(Segment(self.files[order[place]], first - begin, stop - begin, checksum))
             first = stop
             place += 1
         return tuple(pieces)
@@ -122,12 +125,13 @@ class Dataset(NamedTuple):
     resize: str = "squash"                       # how images were resized; see alexnet.data.augment.RESIZES
 
 
-def open_dataset(path: str | Path, classes: int | None = None) -> Dataset:
+def open_dataset(path: str | Path, classes: int | None = None, verify: bool = True) -> Dataset:
     """Open a folder created by preprocess or upstream's scripts, after every inexpensive check.
 
     Args:
         classes: number of classes that the labels must fit. Default: the number of class names in the manifest; if it
             has none, the largest label + 1.
+        verify: True compares each batch file with the manifest's checksum when it is read.
 
     Raises:
         DataError: a file is missing, damaged or inconsistent.
@@ -136,8 +140,10 @@ def open_dataset(path: str | Path, classes: int | None = None) -> Dataset:
     if not path.is_dir():
         raise DataError(f"{name_of(path)} is not a folder; expected one that preprocess made")
     manifest = layout.read_manifest(path)
-    train = open_split(path, manifest, "train")
-    validation = open_split(path, manifest, "validation")
+    if manifest and (fault := layout.fault_of_manifest(path, manifest)):
+        raise DataError(fault)
+    train = open_split(path, manifest, "train", verify)
+    validation = open_split(path, manifest, "validation", verify)
     mean = layout.load_mean(path / "misc" / "img_mean.npy", checksum(manifest, "misc/img_mean.npy"))
     names = tuple(manifest.get("class_names", ())) if manifest else ()
     largest = int(max(train.labels.max(), validation.labels.max()))
@@ -156,16 +162,17 @@ def resize_of(path: Path, manifest: Manifest | None) -> str:
     return resize
 
 
-def open_split(path: Path, manifest: Manifest | None, half: str) -> Split:
+def open_split(path: Path, manifest: Manifest | None, half: str, verify: bool) -> Split:
     """Return the checked Split of half "train" or "validation"."""
     short = {"train": "train", "validation": "val"}[half]
+    checksums: tuple[FileChecksum, ...] = ()
     if manifest:
-        files, counts = layout.listed_files(path, manifest, half)
+        files, counts, checksums = layout.listed_files(path, manifest, half)
     else:
         files, counts = layout.found_files(path, short)
     sha256 = checksum(manifest, f"labels/{short}_labels.npy")
     labels = layout.load_labels(path / "labels", short, files, counts, sha256)
-    return Split(files, counts, labels)
+    return Split(files, counts, labels, checksums=checksums if verify else ())
 
 
 def checksum(manifest: Manifest | None, name: str) -> str | None:
@@ -181,7 +188,8 @@ def checksum(manifest: Manifest | None, name: str) -> str | None:
 class BatchReader:
     """Reads requests into buffers, in the worker or in its loader process.
 
-    The most recently read file stays in memory, so that many small batches read a file of 256 images only once.
+    The most recently read file stays in memory, so that many small batches read a file of 256 images only once. Files
+    are verified when they are read.
 
     Args:
         mean: float32 (3, 256, 256), for requests with a crop; None if there are none.
@@ -193,6 +201,7 @@ class BatchReader:
         self.image_size = image_size
         self.path: Path | None = None            # of the images in self.file
         self.file = self.scratch = np.empty((0, 0, 0, 0), np.uint8)
+        self.sums: dict[Path, int] = {}          # sums_crc32 of files that were verified by their sha256
 
     def read(self, request: Request, out: np.ndarray) -> None:
         """Fill out: uint8 (3, 256, 256, batch), or with a crop float32 (3, image_size, image_size, batch).
@@ -212,13 +221,14 @@ class BatchReader:
     def gather(self, segments: Iterable[Segment], out: np.ndarray) -> None:
         """Fill out, uint8 (3, 256, 256, batch), with consecutive pieces of files."""
         place = 0
-        for path, start, stop in segments:
+        for path, start, stop, checksum in segments:
             if path != self.path:
                 with batch_file.opened(path, IMAGE_SIZE) as file:
                     if out.shape == file.shape and (start, stop) == (0, file.shape[3]):
                         file.read_into(out)
+                        self.verify(path, checksum, out)
                         return
-                    self.keep(file, path)
+                    self.keep(file, path, checksum)
             images = self.file.shape[3]
             if not 0 <= start < stop <= images or place + stop - start > out.shape[3]:
                 raise DataError(f"{name_of(path)} holds {images} images, not those from {start} to {stop}")
@@ -227,12 +237,30 @@ class BatchReader:
         if place != out.shape[3]:
             raise ValueError(f"the request holds {place} images, the buffer {out.shape[3]}")
 
-    def keep(self, file: BatchFile, path: Path) -> None:
+    def keep(self, file: BatchFile, path: Path, checksum: FileChecksum | None) -> None:
         """Read a whole open batch file into memory."""
         self.path = None
         self.file = fitting(self.file, file.shape)
         file.read_into(self.file)
+        self.verify(path, checksum, self.file)
         self.path = path
+
+    def verify(self, path: Path, checksum: FileChecksum | None, images: np.ndarray) -> None:
+        """Compare the images of a whole file with its checksum, if there is one. Raises DataError.
+
+        If the manifest has only the slow sha256, it is compared at the first reading of the file.
+        """
+        if checksum is None:
+            return
+        found = sums_crc32(images)
+        expected = checksum.sums_crc32 if checksum.sums_crc32 is not None else self.sums.get(path)
+        if expected is None and file_sha256(path) == checksum.sha256:
+            self.sums[path] = expected = found
+        if found != expected:
+            raise DataError(
+                f"{name_of(path)} is damaged: its content differs from the checksum in {layout.MANIFEST}; make the "
+                "data set again (training with verify_data=false reads it as it is)"
+            )
 
 
 def fitting(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from alexnet.data.augment import IMAGE_SIZE
 from alexnet.data.batch_file import FilePath, one_line
+from alexnet.data.png import refuse_wrong_checksum
 
 DRAFT_SIZE = (4 * IMAGE_SIZE, 4 * IMAGE_SIZE)    # a JPEG may be decoded at this size: error 0.15 grey levels
 MOST_PIXELS = 89_478_485                         # Pillow warns above this and refuses twice this number
@@ -53,6 +54,8 @@ def read_image(path: FilePath, resize: str = "squash") -> np.ndarray:
         with Image.open(os.fsencode(path), formats=("JPEG", "PNG")) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise BadImage(f"is absurdly large: {image.width} x {image.height} pixels")
+            if image.format == "PNG" and image.fp:
+                refuse_wrong_checksum(image.fp)
             image.draft(None, DRAFT_SIZE)
             return np.asarray(resized(rgb(upright(image)), resize))
     except BadImage:

@@ -17,7 +17,7 @@ import numpy as np
 
 from alexnet.data import batch_file
 from alexnet.data.augment import IMAGE_SIZE
-from alexnet.data.batch_file import DataError, name_of, one_line
+from alexnet.data.batch_file import DataError, FileChecksum, file_sha256, name_of, one_line
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -41,14 +41,30 @@ def read_manifest(path: str | Path) -> Manifest | None:
     return manifest
 
 
-def listed_files(path: Path, manifest: Manifest, half: str) -> tuple[tuple[Path, ...], np.ndarray]:
-    """Return the files (paths) and image counts that the manifest lists for half "train" or "validation".
+def own_sha256(manifest: Manifest) -> str:
+    """Return the sha256 of a manifest without its sha256 entry, in hexadecimal."""
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def fault_of_manifest(path: str | Path, manifest: Manifest) -> str | None:
+    """Return a sentence if the manifest of the data set at path differs from its own checksum, else None."""
+    if manifest.get("sha256", own_sha256(manifest)) == own_sha256(manifest):
+        return None
+    return f"{name_of(path)}/{MANIFEST} is damaged: it differs from its own checksum"
+
+
+def listed_files(
+    path: Path, manifest: Manifest, half: str
+) -> tuple[tuple[Path, ...], np.ndarray, tuple[FileChecksum, ...]]:
+    """Return the files (paths), image counts and checksums that the manifest lists for half "train" or "validation".
 
     The header of each file is checked.
     """
     try:
         folder = manifest[half]["folder"]
         entries = [(str(e["name"]), int(e["images"]), int(e["bytes"])) for e in manifest[half]["files"]]
+        checksums = tuple(FileChecksum(str(e["sha256"]), e.get("sums_crc32")) for e in manifest[half]["files"])
         inside = not {"/", "\\"} & set(folder) and all(BATCH_NAME.fullmatch(name) for name, _, _ in entries)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{name_of(path / MANIFEST)} does not list its {half} files: {error!r}") from error
@@ -62,7 +78,7 @@ def listed_files(path: Path, manifest: Manifest, half: str) -> tuple[tuple[Path,
                 f"{name_of(file)} holds {held} images in {file.stat().st_size} bytes, "
                 f"but the manifest lists {images} in {size}"
             )
-    return files, np.array([images for _, images, _ in entries], np.int64)
+    return files, np.array([images for _, images, _ in entries], np.int64), checksums
 
 
 def found_files(path: Path, prefix: str) -> tuple[tuple[Path, ...], np.ndarray]:
@@ -118,7 +134,7 @@ def load_array(file: Path, sha256: str | None = None) -> np.ndarray:
     if not file.is_file():
         raise DataError(f"{name_of(file)} is {'not a file' if file.exists() else 'missing'}")
     try:
-        if sha256 is not None and hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        if sha256 is not None and file_sha256(file) != sha256:
             raise DataError(f"{name_of(file)} is not the file the manifest describes: its checksum differs")
         return np.array(np.lib.format.open_memmap(file, mode="r"))
     except DataError:

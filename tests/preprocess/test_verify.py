@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from alexnet.data.batch_file import DataError
-from alexnet.data.dataset import open_dataset
+from alexnet.data.dataset import BatchReader, Request, open_dataset
 from alexnet.data.image_listing import find_images
+from alexnet.data.layout import own_sha256
 from preprocess.batches import Settings, make_batches
 from preprocess.command import main
 from preprocess.verify import checks, examine, faults
@@ -48,6 +49,14 @@ def flip(file, place, bit=4):
     file.write_bytes(data)
 
 
+def change_manifest(folder, change):
+    """Change the manifest of a data set, and its own checksum with it."""
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    change(manifest)
+    manifest["sha256"] = own_sha256(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
 def exchange(one, other):
     first, second = one.read_bytes(), other.read_bytes()
     one.write_bytes(second)
@@ -82,10 +91,22 @@ def test_flipped_bit_is_found_in_any_file(finished, name, rng):
     assert found_faults(finished) == []
 
 
-def test_flipped_image_bit_is_found_only_by_verify(finished):
-    flip(finished / BATCHES[0], -1000)
-    open_dataset(finished)
-    assert found_faults(finished) == [f"{finished / BATCHES[0]} {DAMAGED}"]
+def read_all(dataset):
+    """Read all training images in batches of 4, which span files."""
+    reader = BatchReader(None, None)
+    for segments, labels in dataset.train.plan(4):
+        reader.read(Request(segments), np.empty((3, 256, 256, len(labels)), np.uint8))
+
+
+@pytest.mark.parametrize("sums", [True, False])              # False: a set whose manifest has only the sha256
+def test_flipped_image_bit_is_found_by_reading(finished, sums):
+    if not sums:
+        change_manifest(finished, lambda manifest: [file.pop("sums_crc32") for file in manifest["train"]["files"]])
+    read_all(open_dataset(finished))
+    flip(finished / BATCHES[1], -100_000)
+    with pytest.raises(DataError, match="0001.hkl is damaged: its content differs from the checksum in manifest.json"):
+        read_all(open_dataset(finished))
+    read_all(open_dataset(finished, verify=False))
 
 
 @pytest.mark.parametrize("text", [b"n02119789", b'"squash"', b"sum of all"])
@@ -94,6 +115,8 @@ def test_flipped_bit_in_the_manifest_is_found(finished, text, capsys):
     flip(manifest, manifest.read_bytes().index(text) + 3, 1)
     assert main(["verify", str(finished), "--workers", "1"]) == 1
     assert capsys.readouterr().err == f"{manifest} is damaged: it differs from its own checksum\n"
+    with pytest.raises(DataError, match="manifest.json is damaged"):
+        open_dataset(finished)
 
 
 def test_manifest_that_is_not_json_has_status_2(finished, capsys):

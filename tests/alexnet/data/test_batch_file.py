@@ -86,6 +86,18 @@ def test_flipped_header_bit_is_refused_or_harmless(batch, rng):
     assert 5 < refused < 95
 
 
+def test_flipped_bit_or_exchanged_blocks_change_the_checksum(rng):
+    batch = images(2)
+    bytes_, expected = batch.reshape(-1), batch_file.sums_crc32(batch)
+    for place in rng.integers(batch.size, size=50).tolist():
+        bytes_[place] ^= (bit := 1 << int(rng.integers(8)))
+        assert batch_file.sums_crc32(batch) != expected
+        bytes_[place] ^= bit
+    blocks = batch.reshape(-1, 4096)
+    blocks[[3, 7]] = blocks[[7, 3]]
+    assert batch_file.sums_crc32(batch) != expected
+
+
 def test_other_than_regular_files_are_refused_immediately(tmp_path):
     (tmp_path / "0000.hkl").mkdir()
     os.mkfifo(tmp_path / "0001.hkl")

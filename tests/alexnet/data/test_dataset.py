@@ -456,9 +456,9 @@ def test_missing_folder_is_named(tmp_path):
 def manifest_of(folder):
     """Return a manifest that describes `folder`."""
     def half(name):
-        files = sorted((folder / name).iterdir())
         return {"folder": name, "files": [
-            {"name": f.name, "images": batch_file.check(f)[3], "bytes": f.stat().st_size} for f in files]}
+            {"name": f.name, "images": batch_file.check(f)[3], "bytes": f.stat().st_size,
+             "sha256": batch_file.file_sha256(f)} for f in sorted((folder / name).iterdir())]}
 
     small = ("labels/train_labels.npy", "labels/val_labels.npy", "misc/img_mean.npy")
     return {

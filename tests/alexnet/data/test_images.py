@@ -53,6 +53,16 @@ def test_draft_decoding_changes_pixels_little(path):
     assert difference.mean() < 0.3 and difference.max() <= 4
 
 
+def test_flipped_bit_in_a_png_is_refused(path, rng):
+    whole = encoded(photograph(), "PNG")
+    for place in [*rng.integers(len(whole), size=60).tolist(), len(whole) - 1]:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        with pytest.raises(BadImage, match="is damaged: |is neither JPEG nor PNG|is absurdly large"):
+            read_image(path)
+
+
 def test_cmyk_is_converted_within_a_grey_level(path):
     rgb = photograph()
     cmyk = np.empty((200, 300, 4), np.uint8)

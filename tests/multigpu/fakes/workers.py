@@ -31,7 +31,7 @@ def request(start, images=SHAPE[3]):
 
 def expected(request, dtype="uint8"):
     """Return the batch that a Reader produces: the request's first image number plus the index of each value."""
-    start, stop = request.segments[0][1:]
+    _, start, stop, _ = request.segments[0]
     return (start + np.arange(3 * 4 * 4 * (stop - start))).reshape(3, 4, 4, -1).astype(dtype)
 
 
