@@ -149,6 +149,8 @@ def log_run(recorder: Recorder, config: Config, data: Dataset, device: Device, f
         f"{config.batch_size}{workers}{rest}, {data.validation.n} validation images; "
         f"computed on {device.name}; results go to {folder}"
     )
+    for remark in data.remarks:
+        recorder.log(f"warning: {remark}")       # once per run, not once per worker
 
 
 def initialize(start: Start, network: Network, config: Config, recorder: Recorder, workers: int) -> Position:

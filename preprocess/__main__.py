@@ -1,4 +1,4 @@
-"""python -m preprocess imagenet | synthetic | verify"""
+"""python -m preprocess folders | synthetic | verify"""
 
 import sys
 

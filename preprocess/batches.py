@@ -25,6 +25,7 @@ from alexnet.data.progress import Progress, duration, quantity
 from alexnet.native.atomic import remove_partial
 from preprocess.journal import JOURNAL, Journal, Record, opened_journal, refuse_difference
 from preprocess.manifest import HALVES, counted, folder_name, write_manifest
+from preprocess.remarks import note, remarks_on, remarks_on_skipped
 from preprocess.workers import results
 
 IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE
@@ -138,12 +139,16 @@ def make_batches(
     if not (out / JOURNAL).exists() and any(out.glob("*_hkl*/*.hkl")):
         raise DataError(f"{name_of(out)} holds batch files of unknown origin; choose another folder")
     signature["versions"] = versions()                       # versions do not matter for a complete set
+    for remark in remarks_on(sources):
+        note(remark)
     with opened_journal(out / JOURNAL, signature) as journal:
         jobs = list_jobs(sources, out, settings, journal.finished)
         estimate(sources, out, jobs, workers, ignore_space)
         records, mean = run(jobs, journal, workers)
         manifest = write_manifest(sources, out, records, mean, signature)
         journal.remove()
+    for remark in remarks_on_skipped(manifest):
+        note(remark)
     print(f"{name_of(out)}: {counted(manifest)}")
     return manifest
 

@@ -17,8 +17,8 @@ from preprocess.verify import Check, Finding, checks, examine, faults
 from preprocess.workers import results
 
 
-def imagenet(arguments: argparse.Namespace) -> int:
-    """Preprocess class folders of JPEG or PNG files into a data set in OUT."""
+def folders(arguments: argparse.Namespace) -> int:
+    """Preprocess class folders of JPEG or PNG files into a data set in OUT. The name imagenet is equivalent."""
     a = arguments
     for folder in (a.train_dir, a.val_dir):
         if not Path(folder).is_dir():
@@ -73,15 +73,15 @@ def seed(text: str) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the commands and their options."""
     top = argparse.ArgumentParser(prog="python -m preprocess", description=__doc__)
-    commands = top.add_subparsers(required=True, metavar="imagenet | synthetic | verify")
+    commands = top.add_subparsers(required=True, metavar="folders | synthetic | verify")
 
-    def command(run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        added = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
+    def command(run: Callable[[argparse.Namespace], int], *aliases: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(run.__name__, aliases=aliases, help=run.__doc__, description=run.__doc__)
         added.set_defaults(run=run)
         added.add_argument("--workers", type=positive, default=cores(), help="processes (%(default)s)")
         return added
 
-    made = command(imagenet)
+    made = command(folders, "imagenet")
     made.add_argument("train_dir", metavar="TRAIN_DIR", help="a folder for each class")
     made.add_argument("val_dir", metavar="VAL_DIR", help="likewise, or ILSVRC's flat folder")
     made.add_argument("out", metavar="OUT")
@@ -89,7 +89,8 @@ def parser() -> argparse.ArgumentParser:
                       help="squash to 256 x 256 as upstream, or crop the central square (%(default)s)")
     made.add_argument("--limit", type=positive, metavar="N", help="only N images of each half, for a trial")
     made.add_argument("--on-bad-image", choices=("fail", "skip"), default="fail", help="(%(default)s)")
-    made.add_argument("--ground-truth", metavar="FILE", help="ILSVRC2012_validation_ground_truth.txt")
+    made.add_argument("--ground-truth", metavar="FILE", help="of a flat VAL_DIR: ILSVRC's ground truth, Caffe's "
+                      "val.txt, Kaggle's LOC_val_solution.csv, or a wnid per line")
     made.add_argument("--synsets", metavar="FILE", help="the devkit's meta.mat, or lines of id, wnid and words")
     made.add_argument("--ignore-space", action="store_true",
                       help="write even if the disk seems too small, for example because it compresses (ZFS, btrfs)")

@@ -79,6 +79,7 @@ def describe(
             "files": [{"name": f"{r['number']:04d}.hkl"} | {k: r[k] for k in FILE_ENTRIES if k in r}
                       for r in ordered if r["images"]],
             "skipped": [[name, reason] for r in ordered for name, reason in r["bad"]],
+            "omitted": [omission._asdict() for omission in images.omitted],
         }
     return {
         "format": MANIFEST_FORMAT,

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from alexnet.data.batch_file import DataError, name_of
-from alexnet.data.image_listing import GROUND_TRUTHS, ImageList, find_images
+from alexnet.data.ground_truth import GROUND_TRUTHS
+from alexnet.data.image_listing import ImageList, find_images
 from alexnet.data.layout import Manifest
 from alexnet.data.progress import Progress
 from alexnet.native import atomic

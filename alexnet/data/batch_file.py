@@ -98,6 +98,13 @@ class BatchFile:
         except OSError as error:
             raise DataError(f"{name_of(self.path)} cannot be read: {one_line(error)}") from error
 
+    def rows(self, step: int) -> np.ndarray:
+        """Return every step-th row of all images, from row step // 2. Raises DataError."""
+        try:
+            return self.dataset[:, step // 2::step]
+        except OSError as error:
+            raise DataError(f"{name_of(self.path)} cannot be read: {one_line(error)}") from error
+
 
 def write(path: str | Path, images: np.ndarray) -> None:
     """Write images, uint8 (3, size, size, n), atomically to path.

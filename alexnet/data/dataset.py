@@ -12,15 +12,16 @@ Upstream's files split for several GPUs (0000_0.hkl, 0000_1.hkl) are read as con
 split in the same way (train_labels_0.npy ...) are joined.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
 
-from alexnet.data import batch_file, layout
+from alexnet.data import batch_file, layout, plausibility
 from alexnet.data.augment import IMAGE_SIZE, RESIZES, Crop, centre_crop, crop_batch, crop_stream, draw_crop, file_order
 from alexnet.data.batch_file import BatchFile, DataError, FileChecksum, file_sha256, name_of, sums_crc32
+from alexnet.data.image_listing import conversion_hint
 from alexnet.data.layout import Manifest
 
 __all__ = [
@@ -123,6 +124,7 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...] | None
     classes: int
     resize: str = "squash"                       # how images were resized; see alexnet.data.augment.RESIZES
+    remarks: tuple[str, ...] = ()                # on labels or a mean image that are implausible
 
 
 def open_dataset(path: str | Path, classes: int | None = None, verify: bool = True) -> Dataset:
@@ -142,15 +144,28 @@ def open_dataset(path: str | Path, classes: int | None = None, verify: bool = Tr
     manifest = layout.read_manifest(path)
     if manifest and (fault := layout.fault_of_manifest(path, manifest)):
         raise DataError(fault)
+    if manifest is None and not any(path.glob("*_hkl*")) and (hint := conversion_hint(path)):
+        raise DataError(hint)
     train = open_split(path, manifest, "train", verify)
     validation = open_split(path, manifest, "validation", verify)
     mean = layout.load_mean(path / "misc" / "img_mean.npy", checksum(manifest, "misc/img_mean.npy"))
     names = tuple(manifest.get("class_names", ())) if manifest else ()
+    if not names:                                # preprocess counts labels from 0
+        plausibility.refuse_implausible_labels(path, train.labels, validation.labels, classes)
     largest = int(max(train.labels.max(), validation.labels.max()))
     classes = classes or len(names) or largest + 1
     if largest >= classes:
         raise DataError(f"{name_of(path)} has label {largest}; {classes} classes count to {classes - 1}")
-    return Dataset(path, train, validation, mean, names or None, classes, resize_of(path, manifest))
+    data = Dataset(path, train, validation, mean, names or None, classes, resize_of(path, manifest))
+    return data._replace(remarks=tuple(remarks_on(data, manifest)))
+
+
+def remarks_on(data: Dataset, manifest: Manifest | None) -> Iterator[str]:
+    """Yield remarks on labels and, without a manifest, on a mean image that are implausible."""
+    names = data.class_names if data.class_names and len(data.class_names) == data.classes else None
+    yield from plausibility.remarks_on_labels(data.train.labels, data.validation.labels, data.classes, names)
+    if manifest is None and (remark := plausibility.remark_on_mean(data.train.files[0], data.mean)):
+        yield remark
 
 
 def resize_of(path: Path, manifest: Manifest | None) -> str:

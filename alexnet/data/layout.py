@@ -153,6 +153,11 @@ def load_mean(file: Path, sha256: str | None = None) -> np.ndarray:
         )
     if not ((mean >= 0) & (mean <= 255)).all():
         raise DataError(f"{name_of(file)} holds values outside 0 to 255, so it is not a mean image")
+    if 0 < mean.max() <= 1:
+        raise DataError(
+            f"{name_of(file)} holds values {mean.min():.3g} to {mean.max():.3g}, but a mean image has grey levels 0 to "
+            "255; is it the mean of images divided by 255? Multiply it by 255"
+        )
     return mean.astype(np.float32)
 
 

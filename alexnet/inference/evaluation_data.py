@@ -15,9 +15,11 @@ import numpy as np
 from alexnet.data.augment import IMAGE_SIZE
 from alexnet.data.batch_file import DataError, name_of
 from alexnet.data.dataset import BatchReader, Dataset, Request, Segment, Split, open_dataset
-from alexnet.data.image_listing import ImageList, class_folders, identity, image_names, labelled_images, synset_table
+from alexnet.data.ground_truth import synset_table
+from alexnet.data.image_listing import ImageList, class_folders, identity, image_names, labelled_images
 from alexnet.data.images import BadImage, batch_of, read_image
 from alexnet.data.layout import MANIFEST
+from alexnet.data.omissions import nfc, sentence
 from alexnet.data.prefetch import in_order
 from alexnet.native.cores import cores
 
@@ -123,6 +125,8 @@ class ImageFolder(LabelledImages):
         self.on_bad_image = on_bad_image
         self.n = len(images.names)
         self.name = f"images of the folder {name_of(path)}"
+        if remark := sentence(images.root, images.omitted):
+            self.notes = (remark,)
 
     def batches(self, batch_size: int) -> Generator[LabelledBatch, None, None]:
         """See LabelledImages. One thread per core decodes the images."""
@@ -180,7 +184,7 @@ def folder_images(
         return images
     label_of: dict[str, int] = {}
     for label, name in enumerate(class_names):
-        for key in {name, identity(name)}:
+        for key in {nfc(name), identity(name)}:
             if label_of.setdefault(key, label) != label:
                 raise DataError(f"the weights give classes {label_of[key]} and {label} the same name: {key}")
     synset_of = synset_table(path, ground_truth, synsets)
@@ -213,6 +217,9 @@ def notes_on(path: str | Path, data: Dataset, classes: int, resize: str) -> Iter
     """Yield notes on small mismatches between a Dataset and weights with `classes` classes and this resize method."""
     if data.resize != resize:
         yield f"the images of {name_of(path)} were resized by {data.resize}, the weights expect {resize}"
-    last = int(max(data.train.labels.max(), data.validation.labels.max()))
+    labels = data.train.labels, data.validation.labels
+    last = int(max(half.max() for half in labels))
+    if data.class_names is None and min(half.min() for half in labels) > 0:
+        yield f"no image of {name_of(path)} has label 0; do its labels start at 1?"
     if data.class_names is None and last < classes - 1:
         yield f"{name_of(path)} does not name its classes; its labels end at {last}, the weights' at {classes - 1}"

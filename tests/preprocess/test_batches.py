@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,29 @@ def test_limit_bounds_the_number_of_images(tree):
     assert (dataset.train.n, dataset.validation.n) == (4, 4)
 
 
+def test_what_is_left_out_or_implausible_is_noted(tree, capsys):
+    for name in ("readme.txt", "a.gif", ".hidden.jpg"):
+        (tree / "train" / "n02119789" / name).touch()
+    shutil.rmtree(tree / "val" / "n01440764")
+    made(tree)
+    assert capsys.readouterr().err.splitlines() == [
+        f"note: left out of {tree}/train: 1 hidden (n02119789/.hidden.jpg); 1 of other types (n02119789/readme.txt); "
+        "1 of type .gif (n02119789/a.gif)",
+        "note: 1 of 3 classes has no validation images: n01440764"]
+    manifest = json.loads((tree / "out" / "manifest.json").read_bytes())
+    assert manifest["train"]["omitted"][0] == {"reason": "hidden", "n": 1, "first": "n02119789/.hidden.jpg"}
+    make_batches(find_images(tree / "train", tree / "train"), tree / "same", Settings(batch_size=6), 1)
+    assert "the validation images are the training images" in capsys.readouterr().err
+
+
+def test_single_class_is_refused(tree):
+    for name in ("n02119789", "n03000000"):
+        for half in ("train", "val"):
+            shutil.rmtree(tree / half / name)
+    with pytest.raises(DataError, match="holds the single class n01440764; a classifier needs at least two"):
+        made(tree)
+
+
 # ---- bad images
 
 
@@ -152,7 +176,10 @@ def test_bad_images_are_named(tree):
 def test_bad_images_are_skipped_and_listed(tree, capsys):
     bad = add_bad_images(tree)
     out = made(tree, on_bad_image="skip", workers=2)
-    assert "3 bad images skipped" in capsys.readouterr().out
+    output = capsys.readouterr()
+    assert "3 bad images skipped" in output.out
+    assert "note: skipped 1 bad image of validation: n01440764/0.JPEG is empty" in output.err
+    assert all(name in output.err for name in bad)
     manifest = json.loads((out / "manifest.json").read_bytes())
     assert {name for name, _ in manifest["train"]["skipped"]} == bad
     assert manifest["validation"]["skipped"] == [["n01440764/0.JPEG", "is empty"]]
@@ -383,9 +410,10 @@ def test_estimate_is_measured_on_the_images(tree, capsys, monkeypatch):
 
 
 def test_command_makes_the_same_set(tree, finished, capsys):
-    assert main(["imagenet", str(tree / "train"), str(tree / "val"), str(tree / "command"), "--batch-size", "6",
-                 "--workers", "1"]) == 0
-    assert contents(tree / "command") == contents(finished)
+    for name in ("folders", "imagenet"):
+        assert main([name, str(tree / "train"), str(tree / "val"), str(tree / name), "--batch-size", "6",
+                     "--workers", "1"]) == 0
+        assert contents(tree / name) == contents(finished)
 
 
 def test_command_refuses_with_status_2(tree, capsys):

@@ -20,7 +20,7 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from alexnet.data.image_listing import GROUND_TRUTHS
+from alexnet.data.ground_truth import GROUND_TRUTHS
 from alexnet.pretrained import imagenet_names
 
 TRAIN, VALIDATION = 1_281_167, 50_000

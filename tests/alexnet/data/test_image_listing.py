@@ -7,6 +7,7 @@ import pytest
 import scipy.io
 
 from alexnet.data.batch_file import DataError
+from alexnet.data.dataset import open_dataset
 from alexnet.data.image_listing import find_images
 
 CLASSES = ("n02119789", "n01440764", "n03000000")            # ILSVRC ids 1, 2, 3: not sorted
@@ -120,6 +121,111 @@ def test_names_that_are_not_utf8_are_kept(tree):
     assert len(found(tree).digest()) == 64
 
 
+def touch(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_everything_left_out_is_counted_with_its_first_name(tree):
+    first, second, _ = sorted(CLASSES)
+    train = tree / "train"
+    touch(train / ".DS_Store", train / "readme.txt", train / "stray.jpg", train / first / ".b.jpg",
+          train / first / "old" / "b.jpg", train / first / "old" / "c" / "d.png", train / second / "boxes.txt",
+          train / first / "c.webp", train / second / "d.WEBP", train / second / "empty" / "notes.txt")
+    assert [str(omission) for omission in found(tree).train.omitted] == [
+        "2 beside the class folders (readme.txt, ...)", "2 hidden (.DS_Store, ...)",
+        f"2 in subfolders ({first}/old/b.jpg, ...)", f"1 of other types ({second}/boxes.txt)",
+        f"2 of type .webp ({first}/c.webp, ...)"]
+
+
+def test_dangling_class_folder_is_refused(tree):
+    (tree / "train" / "n00000001").symlink_to("gone")
+    with pytest.raises(DataError, match="n00000001 is a link to gone, which does not exist; without this class"):
+        found(tree)
+
+
+def test_class_without_readable_images_says_what_it_holds(tree):
+    touch(tree / "train" / "n00000001" / "a.webp", tree / "train" / "n00000001" / "cats" / "b.jpg")
+    with pytest.raises(DataError, match=r"holds no JPEG or PNG file, but 1 in subfolders \(cats/b.jpg\); "
+                                        r"1 of type .webp \(a.webp\); images must be in .*train/CLASS"):
+        found(tree)
+
+
+def test_tiny_imagenet_is_read(tmp_path):
+    for wnid in CLASSES:
+        touch(tmp_path / "train" / wnid / "images" / f"{wnid}_0.JPEG", tmp_path / "train" / wnid / f"{wnid}_boxes.txt")
+    touch(tmp_path / "val" / "images" / "val_0.JPEG", tmp_path / "val" / "images" / "val_1.JPEG")
+    (tmp_path / "val" / "val_annotations.txt").write_text("".join(
+        f"val_{i}.JPEG\t{wnid}\t0\t32\t44\t62\n" for i, wnid in enumerate(CLASSES[:2])))
+    sources = found(tmp_path)
+    assert sources.validation.labels.tolist() == [1, 0]
+    assert sorted(sources.train.names)[0] == "n01440764/images/n01440764_0.JPEG"
+    assert [str(omission) for omission in sources.train.omitted] == [
+        "3 of other types (n01440764/n01440764_boxes.txt, ...)"]
+
+
+def test_accents_are_compared_in_composed_form(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    touch(tmp_path / "train" / composed / "1.jpg", tmp_path / "train" / "tea" / "1.jpg",
+          tmp_path / "val" / decomposed / "1.jpg")
+    assert found(tmp_path).validation.labels.tolist() == [0]
+    touch(tmp_path / "train" / decomposed / "1.jpg")
+    with pytest.raises(DataError, match="two class folders .*, which differ only in how accents are encoded"):
+        found(tmp_path)
+
+
+FLAT = [f"ILSVRC2012_val_{i + 1:08d}" for i in range(4)]
+WNIDS = [CLASSES[number - 1] for number in TRUTH]
+IN_ORDER = [sorted(CLASSES).index(wnid) for wnid in WNIDS]
+
+
+@pytest.mark.parametrize("content", [
+    "\ufeff" + "\r\n".join(map(str, TRUTH)),
+    "\n".join(map(str, TRUTH)).encode("utf-16"),
+    "\n".join(WNIDS),
+    "".join(f"{name}.JPEG {label}\n" for name, label in reversed(list(zip(FLAT, IN_ORDER, strict=True)))),
+    "ImageId,PredictionString\n" + "".join(f"{n},{w} 85 1 499 272 \n" for n, w in zip(FLAT, WNIDS, strict=True)),
+], ids=["byte order mark", "UTF-16", "wnids", "Caffe's val.txt", "Kaggle's LOC_val_solution.csv"])
+def test_other_ground_truths_are_read(tree, content):
+    truth = tree / "truth.txt"
+    truth.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert found(tree, ground_truth=truth).validation.labels.tolist() == IN_ORDER
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("n01440764 tench, Tinca tinca\nn02119789 kit fox\n", "line 2 is 'n02119789 kit fox'.*table of synsets"),
+    ("0\n1\n2\n1\n", "line 1 of .* is 0, but ILSVRC's class ids count from 1"),
+    ("".join(f"{name}.JPEG {label + 1}\n" for name, label in zip(FLAT, IN_ORDER, strict=True)),
+     "labels 1 to 3 for the 3 classes of the training folder; do they start at 1"),
+    ("".join(f"{name}.JPEG 1\n" for name in FLAT[1:]), "has no line for image ILSVRC2012_val_00000001.JPEG"),
+    (f"{FLAT[0]}.JPEG 1\n{FLAT[0]}.JPEG 2\n", "lines 1 and 2 of .* give ILSVRC2012_val_00000001.JPEG two labels"),
+    ("", "is empty"),
+])
+def test_unsuitable_ground_truth_is_described(tree, content, message):
+    (tree / "truth.txt").write_text(content)
+    with pytest.raises(DataError, match=message):
+        found(tree, ground_truth=tree / "truth.txt")
+
+
+def test_unused_lines_of_the_ground_truth_are_counted(tree):
+    (tree / "truth.txt").write_text("".join(f"{name}.JPEG 1\n" for name in [*FLAT, "more", "others"]))
+    (omission,) = found(tree, ground_truth=tree / "truth.txt").validation.omitted
+    assert str(omission) == "2 lines of the ground truth without an image (more.JPEG, ...)"
+
+
+@pytest.mark.parametrize(("names", "message"), [
+    (("train/a/1.jpg", "train/b/1.jpg", "valid/a/2.jpg"),
+     r"holds class folders of images; convert it first: python -m preprocess folders \S+/train \S+/valid OUT$"),
+    (("a/1.jpg", "b/images/1.jpg"), r"class folders .*: python -m preprocess folders \S+ VAL_DIR OUT$"),
+    (("1.jpg", "2.jpg"), r"holds images, but .* python -m preprocess folders TRAIN_DIR VAL_DIR OUT$"),
+])
+def test_image_folder_is_no_data_set(tmp_path, names, message):
+    touch(*(tmp_path / name for name in names))
+    with pytest.raises(DataError, match=message):
+        open_dataset(tmp_path)
+
+
 def missing_train(tree):
     (tree / "train").rename(tree / "other")
 
@@ -176,7 +282,7 @@ def no_table(tree):
     (too_few_labels, "holds 3 labels for 4 images"),
     (image_lost_and_one_added, "is image 2 of its folder; one is missing"),
     (id_without_class, "line 4 of .* is 9, synset unknown, which is no class"),
-    (words_for_labels, "is not one class id per line"),
+    (words_for_labels, "is no ground truth: line 1 is 'fox', but each line must be a class id, a wnid"),
     (table_without_ids, "is neither the devkit's meta.mat nor lines of id, wnid and words"),
     (broken_table, "is neither the devkit's meta.mat"),
     (no_table, "is not near .*; pass --synsets FILE"),
