@@ -7,7 +7,8 @@ percentage of a step in which the worker waits for images. The peer is the same 
 
 Reading and cropping, each alternating with a single-threaded NumPy copy as peer: reading a file into the shared input
 buffer, compared with copying the same number of bytes within memory; and crop, mirroring and mean subtraction of a
-batch, with a different crop position for each image, compared with copying an array of the size of the result.
+batch, with a different crop position for each image, compared with copying an array of the size of the result. Reading
+with verification of the checksum, as in training, is compared with reading without it (verify_data=false).
 
 Slow disk: reading a batch takes as long as the computation, a fixed number of matrix products. With the loader, a run
 should take as long as the computation plus the first read, which cannot be hidden. Without the loader it should take
@@ -29,6 +30,7 @@ from alexnet.backends.cpu import allocator
 from alexnet.backends.cpu.kernels import crop
 from alexnet.data import batch_file
 from alexnet.data.augment import crop_stream, draw_crop
+from alexnet.data.batch_file import FileChecksum, sums_crc32
 from alexnet.data.dataset import BatchReader, Request, Segment
 from alexnet.models.alexnet import AlexNet
 from alexnet.native import compiler
@@ -66,11 +68,18 @@ class SlowReader(BatchReader):
 
 
 def make_requests(folder, images):
-    """Write the batch files and return a Request for each whole file."""
+    """Write the batch files and return a Request for each whole file, with its checksum."""
     paths = [folder / f"{index:04}.hkl" for index in range(FILES)]
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 256, 256, images), dtype=np.uint8)
     for path in paths:
-        batch_file.write(path, np.random.default_rng(0).integers(0, 256, (3, 256, 256, images), dtype=np.uint8))
-    return [Request((Segment(path, 0, images),)) for path in paths]
+        batch_file.write(path, pixels)
+    checksum = FileChecksum("", sums_crc32(pixels))
+    return [Request((Segment(path, 0, images, checksum),)) for path in paths]
+
+
+def unverified(request):
+    """Return the Request without checksums, as with verify_data=false."""
+    return Request(tuple(segment._replace(checksum=None) for segment in request.segments))
 
 
 def take_turns(runs, *calls):
@@ -113,7 +122,10 @@ def waits(network, way, requests, labels, steps):
 
 
 def copy_rows(requests, amount):
-    """Yield the rows of reading a file into the buffer and of cropping, each with a copy as peer."""
+    """Yield the rows of reading a file into the buffer and of cropping, each with a copy as peer.
+
+    Reading with verification has reading without it as peer.
+    """
     shape = (*MEAN.shape, amount.images)
     with HostDevice() as device:
         buffer = device.allocate(int(np.prod(shape))).array(shape, np.uint8)
@@ -121,11 +133,16 @@ def copy_rows(requests, amount):
         requests = itertools.cycle(requests)
         reader = BatchReader(MEAN, SIZE)
         seconds = take_turns(
-            amount.repeats, lambda: reader.read(next(requests), buffer), lambda: np.copyto(buffer, pixels)
+            amount.repeats,
+            lambda: reader.read(unverified(next(requests)), buffer),
+            lambda: np.copyto(buffer, pixels),
+            lambda: reader.read(next(requests), buffer),
         )
-        read, copied = ([pixels.nbytes / 1e9 / value for value in values] for values in seconds)
+        read, copied, verified = ([pixels.nbytes / 1e9 / value for value in values] for values in seconds)
     row = report.row(f"read_batch, {amount.images} images", read, "GB/s")
     yield report.compared(row, copied, "copying them")
+    row = report.row(f"read_batch, {amount.images} images, verified", verified, "GB/s")
+    yield report.compared(row, read, "without the checksum")
     yield crop_row(pixels, amount)
 
 

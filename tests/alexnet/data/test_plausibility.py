@@ -27,7 +27,7 @@ def test_certainly_wrong_labels_are_refused(train, validation, classes, message)
 
 
 @pytest.mark.parametrize(("train", "validation", "classes"), [
-    ((0, 1, 7, 9), (0, 9), None), ((1, 2, 3), (1, 2), 4), ((0, 0), (0,), 10), ((0, 1), (1, 0), 2),
+    ((0, 1, 7, 9), (0, 9), None), ((1, 2, 3), (1, 2), 4), ((1, 4, 5), (0, 4), 7), ((0, 0), (0,), 10), ((0, 1), (1, 0), 2),
 ])
 def test_possible_labels_are_accepted(train, validation, classes):
     refuse_implausible_labels("SET", labels(*train), labels(*validation), classes)
