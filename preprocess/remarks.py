@@ -8,7 +8,7 @@ from alexnet.data.batch_file import DataError, name_of
 from alexnet.data.image_listing import Sources
 from alexnet.data.layout import Manifest
 from alexnet.data.omissions import sentence
-from alexnet.data.plausibility import remarks_on_labels
+from alexnet.data.plausibility import remark_on_validation, remarks_on_labels
 from alexnet.data.progress import quantity
 
 SHOWN = 10                                       # bad images shown; the manifest lists all
@@ -31,7 +31,10 @@ def remarks_on(sources: Sources) -> Iterator[str]:
             yield remark
     if os.path.samefile(train.root, validation.root):
         yield f"the validation images are the training images of {name_of(train.root)}; the error will be too low"
-    yield from remarks_on_labels(train.labels, validation.labels, len(sources.class_names), sources.class_names)
+    labels = train.labels, validation.labels, len(sources.class_names), sources.class_names
+    yield from remarks_on_labels(*labels)
+    if remark := remark_on_validation(*labels):
+        yield remark
 
 
 def remarks_on_skipped(manifest: Manifest) -> Iterator[str]:

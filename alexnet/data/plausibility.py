@@ -50,30 +50,42 @@ def refuse_implausible_labels(
 def remarks_on_labels(
     train: np.ndarray, validation: np.ndarray, classes: int, class_names: Sequence[str] | None = None
 ) -> Iterator[str]:
-    """Yield remarks on classes that have no images in one half."""
-    def first_of(labels: np.ndarray) -> str:
-        label = int(labels[0])
-        shown = class_names[label] if class_names else f"label {label}"
-        return shown if len(labels) == 1 else f"{shown}, ..."
-
-    def have(labels: np.ndarray) -> str:
-        return f"{len(labels):,} of {classes:,} classes {'has' if len(labels) == 1 else 'have'}"
-
+    """Yield remarks on classes that the network cannot learn."""
     trained = np.bincount(train, minlength=classes)
     validated = np.bincount(validation, minlength=classes)
     if len(unseen := np.flatnonzero(trained == 0)):
         yield (
-            f"{have(unseen)} no training images, so the network cannot learn "
-            f"{'it' if len(unseen) == 1 else 'them'}: {first_of(unseen)}"
+            f"{have(unseen, classes)} no training images, so the network cannot learn "
+            f"{'it' if len(unseen) == 1 else 'them'}: {first_of(unseen, class_names)}"
         )
     if len(lost := unseen[validated[unseen] > 0]):
         images = int(validated[lost].sum())
         yield (
             f"{images:,} validation image{'' if images == 1 else 's'} of classes without training images always count "
-            f"as errors: {first_of(lost)}"
+            f"as errors: {first_of(lost, class_names)}"
         )
-    if len(unchecked := np.flatnonzero((trained > 0) & (validated == 0))):
-        yield f"{have(unchecked)} no validation images: {first_of(unchecked)}"
+
+
+def remark_on_validation(
+    train: np.ndarray, validation: np.ndarray, classes: int, class_names: Sequence[str] | None = None
+) -> str | None:
+    """Return a remark if classes with training images have no validation images."""
+    unchecked = np.setdiff1d(train, validation)
+    if not len(unchecked):
+        return None
+    return f"{have(unchecked, classes)} no validation images: {first_of(unchecked, class_names)}"
+
+
+def have(labels: np.ndarray, classes: int) -> str:
+    """Return subject and verb of a sentence on these labels of `classes`."""
+    return f"{len(labels):,} of {classes:,} classes {'has' if len(labels) == 1 else 'have'}"
+
+
+def first_of(labels: np.ndarray, class_names: Sequence[str] | None) -> str:
+    """Return the name of the first of these labels, and dots for the others."""
+    label = int(labels[0])
+    shown = class_names[label] if class_names else f"label {label}"
+    return shown if len(labels) == 1 else f"{shown}, ..."
 
 
 def remark_on_mean(file: Path, mean: np.ndarray) -> str | None:

@@ -6,7 +6,7 @@ import pytest
 from alexnet.data import batch_file
 from alexnet.data.batch_file import DataError
 from alexnet.data.layout import load_mean
-from alexnet.data.plausibility import refuse_implausible_labels, remark_on_mean, remarks_on_labels
+from alexnet.data.plausibility import refuse_implausible_labels, remark_on_mean, remark_on_validation, remarks_on_labels
 
 
 def labels(*values):
@@ -27,7 +27,8 @@ def test_certainly_wrong_labels_are_refused(train, validation, classes, message)
 
 
 @pytest.mark.parametrize(("train", "validation", "classes"), [
-    ((0, 1, 7, 9), (0, 9), None), ((1, 2, 3), (1, 2), 4), ((1, 4, 5), (0, 4), 7), ((0, 0), (0,), 10), ((0, 1), (1, 0), 2),
+    ((0, 1, 7, 9), (0, 9), None), ((1, 2, 3), (1, 2), 4), ((1, 4, 5), (0, 4), 7), ((0, 0), (0,), 10),
+    ((0, 1), (1, 0), 2),
 ])
 def test_possible_labels_are_accepted(train, validation, classes):
     refuse_implausible_labels("SET", labels(*train), labels(*validation), classes)
@@ -36,11 +37,11 @@ def test_possible_labels_are_accepted(train, validation, classes):
 def test_classes_without_images_are_remarked_on():
     assert list(remarks_on_labels(labels(0, 1, 7, 9), labels(0, 8, 8, 9), 10)) == [
         "6 of 10 classes have no training images, so the network cannot learn them: label 2, ...",
-        "2 validation images of classes without training images always count as errors: label 8",
-        "2 of 10 classes have no validation images: label 1, ..."]
-    assert list(remarks_on_labels(labels(0, 1), labels(1), 2, ("cat", "dog"))) == [
-        "1 of 2 classes has no validation images: cat"]
-    assert not list(remarks_on_labels(labels(0, 1, 1), labels(1, 0), 2))
+        "2 validation images of classes without training images always count as errors: label 8"]
+    assert not list(remarks_on_labels(labels(0, 1, 1), labels(1), 2))
+    remark = remark_on_validation(labels(0, 1), labels(1), 2, ("cat", "dog"))
+    assert remark == "1 of 2 classes has no validation images: cat"
+    assert remark_on_validation(labels(0, 1, 1), labels(1, 0), 2) is None
 
 
 def test_mean_image_of_other_images_is_remarked_on(tmp_path):
