@@ -108,11 +108,10 @@ def convolution_step(filters: int, size: Value, stride: Value, pad: Value, group
     )
 
 
-def max_pool_step(size: Value, stride: Value, pad: Value = 0) -> Step:
-    """Return the maximum over windows of size x size pixels."""
-    if not pad:
-        return Step("MaxPool", kernel_shape=size, strides=stride)
-    return Step("MaxPool", kernel_shape=size, strides=stride, pads=pad)
+def max_pool_step(size: Value, stride: Value, pad: Value = 0, ceil: Value = 0) -> Step:
+    """Return the maximum over windows of size x size pixels; `ceil` rounds the number of windows up."""
+    given = {name: value for name, value in (("pads", pad), ("ceil_mode", ceil and 1)) if value}
+    return Step("MaxPool", kernel_shape=size, strides=stride, **given)
 
 
 def dense_step(outputs: int) -> Step:
