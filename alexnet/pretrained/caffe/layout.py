@@ -4,26 +4,40 @@ Caffe uses BGR channels, as OpenCV does, filters (out, in / groups, row, column)
 """
 
 from collections.abc import Iterable
+from typing import TypeAlias
 
 import numpy as np
 
+from alexnet.nn.layer import Chain
 from alexnet.pretrained.graph import chain_of, weight_steps
+
+Pair: TypeAlias = tuple[np.ndarray, np.ndarray]        # weights and bias
 
 STRIPE = 16                             # rows: as many float32 values as a cache line of 64 bytes holds
 
 
-def parameters(pairs: Iterable[tuple[np.ndarray, np.ndarray]], model: str) -> dict[str, np.ndarray]:
+def parameters(pairs: Iterable[Pair], model: str) -> dict[str, np.ndarray]:
     """Return name -> array of the parameters of a model, for RGB images.
 
     Args:
         pairs: Caffe's (weights, bias) of each layer, in order.
         model: name in MODELS.
     """
+    return converted(chain_of(model), pairs, images=True)
+
+
+def converted(chain: Chain, pairs: Iterable[Pair], images: bool) -> dict[str, np.ndarray]:
+    """Return name -> array of the parameters of a chain.
+
+    Args:
+        pairs: Caffe's (weights, bias) of each layer, in order.
+        images: the input of the chain is images, which become RGB.
+    """
     arrays: dict[str, np.ndarray] = {}
-    for (name, step), (weights, bias) in zip(weight_steps(chain_of(model)), pairs, strict=True):
+    for (name, step), (weights, bias) in zip(weight_steps(chain), pairs, strict=True):
         if step.operator == "Conv":
             filters = weights.transpose(1, 2, 3, 0)
-            arrays[f"{name}.W"] = np.ascontiguousarray(filters if arrays else rgb(filters))
+            arrays[f"{name}.W"] = np.ascontiguousarray(rgb(filters) if images and not arrays else filters)
         else:
             arrays[f"{name}.W"] = transposed(weights)
         arrays[f"{name}.b"] = bias
