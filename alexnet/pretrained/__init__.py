@@ -2,7 +2,8 @@
 
     native      run folders, their checkpoints, and exported weights: safetensors with checksums
     upstream    theano_alexnet's folder or zip of W_0_65.npy, W0_1_65.npy …
-    caffe       bvlc_reference_caffenet.caffemodel and bvlc_alexnet.caffemodel
+    caffe       CaffeNet, AlexNet, GoogLeNet, VGG-16 and SqueezeNet as .caffemodel
+    npz         SqueezeNet as arrays LAYER.weight and LAYER.bias by Caffe's names of layers
     onnx        AlexNet and CaffeNet of the ONNX model zoo, and files exported by this package
 
 Pickles are never loaded. Any other format is refused, and so are weights whose names or shapes do not all match the
@@ -49,10 +50,10 @@ def reader_of(kind: str) -> Callable[[Path], Weights]:
     """Return the function that loads a format other than upstream; raises WeightsError if its library is missing."""
     if kind == "native":
         return native.load
-    if kind == "caffe":
+    if kind in ("caffe", "npz"):
         from alexnet.pretrained import caffe  # protobuf takes 0.1 s to import, which no other format needs
 
-        return caffe.load
+        return caffe.load if kind == "caffe" else caffe.load_npz
     check_onnx()
     from alexnet.pretrained import onnx  # the package onnx is optional
 
@@ -101,7 +102,7 @@ def check_onnx() -> None:
 
 
 def format_of(path: str | os.PathLike[str]) -> str:
-    """Return the format of a file or folder: native, upstream, caffe or onnx; raises WeightsError."""
+    """Return the format of a file or folder: native, upstream, caffe, npz or onnx; raises WeightsError."""
     return detect_format(expanded(path))[0]
 
 

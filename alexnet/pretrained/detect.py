@@ -7,6 +7,7 @@ NetParameter of caffe.proto (field 1 is a string), Python's pickletools.
 from pathlib import Path
 
 from alexnet.pretrained import upstream
+from alexnet.pretrained.npy_files import is_npz
 from alexnet.pretrained.weights import TORCHVISION, WeightsError
 from alexnet.run import checkpoint_format
 
@@ -27,7 +28,7 @@ SIGNATURES = (
 def detect_format(path: Path) -> tuple[str, Path]:
     """Return (format, location) of the weights at `path`.
 
-    The format is native, upstream, caffe or onnx. The location is the file, the folder, or the only folder inside it if
+    The format is native, upstream, caffe, npz or onnx. The location is the file, the folder, or the only folder inside it if
     that one contains the weights.
 
     Raises:
@@ -56,6 +57,8 @@ def format_of(head: bytes, path: Path) -> str:
         return "native"
     if head.startswith(PICKLES):
         raise WeightsError(f"{path} is a pickle, which is never read because it can run code; {TORCHVISION} anyway")
+    if head.startswith(b"PK") and is_npz(path):
+        return "npz"
     for signature, kind in SIGNATURES:
         if head.startswith(signature):
             return kind

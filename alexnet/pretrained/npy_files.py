@@ -49,6 +49,15 @@ def opened(path: Path, pattern: Pattern[str]) -> Iterator["Files"]:
         yield Archive(path, archive, pattern)
 
 
+def is_npz(path: Path) -> bool:
+    """Whether a zip holds arrays LAYER.weight; False for a damaged zip."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".weight.npy") for name in archive.namelist())
+    except DAMAGE:
+        return False
+
+
 class Files(ABC):
     """Access to files by name, some of which are arrays.
 
