@@ -295,6 +295,7 @@ TYPES = {
     "Data": (5, 36, 100, TRANSFORMATION), "Convolution": (4, 10, 106, CONVOLUTION), "ReLU": (18, 30, 123, RELU),
     "Pooling": (17, 19, 121, POOLING), "LRN": (15, 18, 118, LRN), "InnerProduct": (14, 17, 117, INNER_PRODUCT),
     "Dropout": (6, 12, 108, DROPOUT), "SoftmaxWithLoss": (21, 39, 125, {}), "Split": (22, None, None, {}),
+    "BatchNorm": (None, None, 139, {}),
     "Accuracy": (1, 27, 102, {}), "Concat": (3, 9, 104, {"concat_dim": 1, "axis": 2}), "Sigmoid": (19, 38, 124, {}),
 }
 

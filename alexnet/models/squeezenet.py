@@ -1,6 +1,7 @@
 """SqueezeNet 1.0, as a table that can be compared with the paper."""
 
 from functools import partial
+from typing import ClassVar
 
 from alexnet.models.base import MODELS, Model
 from alexnet.nn import AveragePool, Conv, Dropout, Flatten, Layer, MaxPool, Rng, xavier
@@ -19,6 +20,7 @@ class SqueezeNet(Model):
     """
 
     image_size = 227
+    conv10_pad: ClassVar[int] = 0
 
     def table(self, rng: Rng, classes: int, dropout_rate: float) -> tuple[Layer, ...]:
         """Return the layers of table 1."""
@@ -35,6 +37,16 @@ class SqueezeNet(Model):
             fire("fire7", 384, 48, 192),
             fire("fire8", 384, 64, 256),    pool(),
             fire("fire9", 512, 64, 256),    Dropout(dropout_rate),
-            Conv(rng, 512, classes, size=1, std=0.01),
-            AveragePool(13, 1),             Flatten(),
+            Conv(rng, 512, classes, size=1, pad=self.conv10_pad, std=0.01),
+            AveragePool(13 + 2 * self.conv10_pad, 1),             Flatten(),
         )
+
+
+@MODELS.register("deepscale_squeezenet")
+class DeepScaleSqueezeNet(SqueezeNet):
+    """SqueezeNet_v1.0 as DeepScale published it for Caffe: conv10 pads its input by one pixel.
+
+    The mean of 15 x 15 positions includes a border on which the outputs of conv10 are its biases.
+    """
+
+    conv10_pad = 1

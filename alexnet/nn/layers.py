@@ -97,7 +97,7 @@ class MaxPool(Layer):
 
     kind = "pool"
 
-    def __init__(self, size: int, stride: int, pad: int = 0, ceil: bool = False) -> None:
+    def __init__(self, size: int, stride: int, pad: int = 0, *, ceil: bool = False) -> None:
         self.size = size
         self.stride = stride
         self.pad = pad

@@ -28,8 +28,8 @@ SIGNATURES = (
 def detect_format(path: Path) -> tuple[str, Path]:
     """Return (format, location) of the weights at `path`.
 
-    The format is native, upstream, caffe, npz or onnx. The location is the file, the folder, or the only folder inside it if
-    that one contains the weights.
+    The format is native, upstream, caffe, npz or onnx. The location is the file, the folder, or the only folder inside
+    it if that one contains the weights.
 
     Raises:
         WeightsError: `path` contains no weights of a known format.

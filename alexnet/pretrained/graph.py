@@ -86,7 +86,7 @@ def comparable(chain: Chain, size: int | None) -> tuple[list[tuple[str, Step]], 
         if step.branches:
             branches, sizes = zip(*(comparable(branch, size) for branch in step.branches), strict=True)
             steps += [pair for branch in branches for pair in branch]
-            step = Step(step.operator, lengths=tuple(map(len, branches)), **step.attributes)
+            step = step.replaced({"lengths": tuple(map(len, branches))})
             size = sizes[0]
         else:
             step, size = in_one_notation(step, size)
@@ -108,22 +108,14 @@ def in_one_notation(step: Step, size: int | None) -> tuple[Step, int | None]:
     up = bool(step.attributes.get("ceil_mode"))
     windows = windows_along(size, window, stride, pad, up)
     if up and windows == windows_along(size, window, stride, pad):
-        step = with_attributes(step, ceil_mode=0)
+        step = step.replaced({"ceil_mode": 0})
     return step, windows
-
-
-def with_attributes(step: Step, outputs: int | None = None, **attributes: Value) -> Step:
-    """Return a copy of a step with some other attributes, or another number of outputs."""
-    return Step(
-        step.operator, parameters=step.parameters, outputs=step.outputs if outputs is None else outputs,
-        branches=step.branches, **{**step.attributes, **attributes},
-    )
 
 
 def one_class(steps: Sequence[tuple[str, Step]]) -> list[tuple[str, Step]]:
     """Return the steps with one output of the last step that has weights: the number of classes may differ."""
     last = max((at for at, (_, step) in enumerate(steps) if step.parameters), default=-1)
-    return [(name, with_attributes(step, 1) if at == last else step) for at, (name, step) in enumerate(steps)]
+    return [(name, step.replaced({}, outputs=1) if at == last else step) for at, (name, step) in enumerate(steps)]
 
 
 def model_of(found: Sequence[Step], source: str | Path, only: str | None = None) -> str:
@@ -141,7 +133,9 @@ def model_of(found: Sequence[Step], source: str | Path, only: str | None = None)
     if not any(step.parameters for step in found):
         raise AnotherNetwork(source, "it has no layer with weights", models=either(names))
     pairs = {name: pairs_with(found, name, bool(only)) for name in names}
-    same = {name: [is_same(step, wanted) for (_, step), (_, wanted) in zip(*pairs[name])] for name in names}
+    same = {
+        name: [is_same(step, wanted) for (_, step), (_, wanted) in zip(*pairs[name], strict=False)] for name in names
+    }
     nearest = max(same, key=lambda name: sum(same[name]))
     steps, wanted = pairs[nearest]
     if all(same[nearest]) and len(steps) == len(wanted):
@@ -162,6 +156,12 @@ def pairs_with(
     if only_weights:
         return weight_steps(steps), weight_steps(wanted)
     return steps, wanted
+
+
+def same_steps(one: Sequence[tuple[str, Step]], other: Sequence[tuple[str, Step]]) -> bool:
+    """Whether two chains have the same steps."""
+    pairs = zip(one, other, strict=False)
+    return len(one) == len(other) and all(is_same(mine, its) for (_, mine), (_, its) in pairs)
 
 
 def is_same(step: Step, wanted: Step) -> bool:

@@ -1,4 +1,4 @@
-"""Load Caffe weights: the published CaffeNet, AlexNet, GoogLeNet, VGG-16 and SqueezeNet, and networks fine-tuned from them.
+"""Load Caffe weights: the published CaffeNet, AlexNet, GoogLeNet, VGG-16, SqueezeNet, and fine-tuned networks.
 
 A .caffemodel is a NetParameter with the settings and blobs of each layer, in `layers` (as in the files of 2014) or in
 `layer`. The model is identified from the layers and their constants. Filters are (out, in / groups, row, column) for
@@ -22,10 +22,10 @@ from alexnet.pretrained.caffe.messages import MESSAGES, Fields, array_of, brief,
 from alexnet.pretrained.graph import (
     AnotherNetwork,
     comparable,
-    is_same,
     model_of,
     one_class,
     pairs_with,
+    same_steps,
     towers_of,
     weight_steps,
 )
@@ -296,7 +296,7 @@ def identified(net: Fields, found: FoundNetwork, path: str | Path) -> str:
 def has_weights_of(model: str, steps: Sequence[Step]) -> bool:
     """Whether the steps, all with weights, agree with those of a model that have weights."""
     mine, wanted = pairs_with(steps, model, only_weights=True)
-    return len(mine) == len(wanted) and all(is_same(one, other) for (_, one), (_, other) in zip(mine, wanted, strict=True))
+    return same_steps(mine, wanted)
 
 
 def check_towers(found: FoundNetwork, model: str, path: str | Path) -> None:
@@ -307,8 +307,7 @@ def check_towers(found: FoundNetwork, model: str, path: str | Path) -> None:
     for (place, tower), (wanted_place, wanted) in zip(found.towers, towers, strict=False):
         size = comparable(found.chain[:place], MODELS[model].image_size)[1]
         mine, other = (one_class(comparable(chain, size)[0]) for chain in (tower, wanted))
-        same = [is_same(one, its) for (_, one), (_, its) in zip(mine, other, strict=False)]
-        if place != wanted_place or len(mine) != len(other) or not all(same):
+        if place != wanted_place or not same_steps(mine, other):
             raise AnotherNetwork(path, f"its side branch with {tower[0][0]} differs from that of {model}")
 
 

@@ -17,7 +17,10 @@ from alexnet.pretrained.weights import WeightsError
 
 PUBLISHED = (104.0069879317889, 116.66876761696767, 122.6789143406786)   # BGR: pixel mean of ilsvrc_2012_mean.npy
 OF_MODELS = {                           # BGR: what the authors of a network subtracted, if they published no mean image
-    "bvlc_googlenet": (104.0, 117.0, 123.0), "squeezenet": (104.0, 117.0, 123.0), "vgg16": (103.939, 116.779, 123.68),
+    "bvlc_googlenet": (104.0, 117.0, 123.0),
+    "deepscale_squeezenet": (104.0, 117.0, 123.0),
+    "squeezenet": (104.0, 117.0, 123.0),
+    "vgg16": (103.939, 116.779, 123.68),
 }
 SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
 

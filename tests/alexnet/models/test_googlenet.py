@@ -51,6 +51,16 @@ def test_table_matches_the_paper():
     ]
 
 
+def test_bvlc_googlenet_matches_its_prototxt():
+    """Ceil-mode pooling gives the paper's shapes; normalisation follows pooling once and precedes it once."""
+    rows = list(MODELS["bvlc_googlenet"](None).describe((3, 224, 224)))
+    assert {row.name: row.shape for row in rows if row.name in OUTPUTS} == OUTPUTS
+    assert [row.name for row in rows[:7]] == ["conv1", "pool1", "lrn1", "conv2", "conv3", "lrn3", "pool3"]
+    ours, caffes = ([(p.name, p.shape) for p in MODELS[name](None).parameters] for name in
+                    ("googlenet", "bvlc_googlenet"))
+    assert ours == caffes
+
+
 def test_classes_set_all_three_classifiers():
     assert GoogLeNet(None, classes=7).classifiers == ("aux_4a.classifier", "aux_4d.classifier", "fc22")
     thousand, seven = (GoogLeNet(None, classes=n).parameters for n in (1000, 7))

@@ -98,15 +98,76 @@ def test_bvlc_googlenet_gives_caffe_outputs(tmp_path, image, v1):
             np.testing.assert_array_equal(b, its_b)
 
 
-def test_squeezenet_gives_caffe_outputs(tmp_path, image):
-    net = caffe_truth.squeezenet()
+@pytest.mark.parametrize(("pad", "model"), [(0, "squeezenet"), (1, "deepscale_squeezenet")])
+def test_squeezenet_gives_caffe_outputs(tmp_path, image, pad, model):
+    net = caffe_truth.squeezenet(pad)
     blobs = caffe_truth.random_blobs_of(net, np.random.default_rng(0))
     path = tmp_path / "some.caffemodel"
     path.write_bytes(b"".join(caffe_truth.file_of(net, blobs, v1=False)))
     weights = pretrained.load(path)
-    assert weights.model == "squeezenet" and weights.class_names == pretrained.imagenet_names()
+    assert weights.model == model and weights.class_names == pretrained.imagenet_names()
     truth = truth_of(net, blobs, image, (104, 117, 123), "pool10", 227)
     np.testing.assert_allclose(logits_of(weights, image), truth, rtol=0, atol=TOLERANCE * abs(truth).max())
+
+
+def shapes_only(net):
+    """Return {layer: (weight blob that has only a shape, bias blob)}."""
+    layers = [each for each in net.layers if each.shape]
+    return {each.name: (blob(None, dims=each.shape, data=b""), blob(np.zeros(each.shape[0]))) for each in layers}
+
+
+def net_of(pieces):
+    return parsed(messages.MESSAGES["NetParameter"](), b"".join(pieces), "", "")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_vgg16_is_recognised_with_and_without_name_and_settings(tmp_path, named):
+    net = caffe_truth.vgg16()
+    thin = shapes_only(net)
+    whole = caffe_truth.file_of(net, thin, named=named)
+    only_weights = [field(2, field(4, name.encode()) + b"".join(field(6, each) for each in pair))
+                    for name, pair in thin.items()]
+    for pieces in (whole, [*whole[:named], *only_weights]):
+        found = net_of(pieces)
+        assert caffemodel.identified(found, caffemodel.network_of(found, ""), "") == "vgg16"
+    mean, origin = caffemodel.mean_of(found, tmp_path / "some.caffemodel", "vgg16")
+    assert tuple(mean[:, 3, 5]) == tuple(np.float32((123.68, 116.779, 103.939))) and "the authors' mean" in origin
+
+
+def test_differences_inside_branches_are_refused(write):
+    net = caffe_truth.googlenet()
+    pieces = caffe_truth.file_of(net, shapes_only(net))
+    assert "its weights must have a shape" in refusal(write(pieces))                   # recognised
+    swapped, padded, aside = caffe_truth.googlenet(), caffe_truth.googlenet(), caffe_truth.googlenet()
+    for at, each in enumerate(net.layers):
+        if each.name == "inception_4b/output":
+            swapped.layers[at] = each._replace(bottom=each.bottom[1::-1] + each.bottom[2:])
+        if each.name == "inception_4b/pool":
+            padded.layers[at] = each._replace(settings=each.settings | {"kernel_size": 5, "pad": 2})
+        if each.name == "loss1/ave_pool":
+            aside.layers[at] = each._replace(bottom=("inception_4a/3x3_reduce",))
+    for changed, expected in (
+        (swapped, "inception_4b.1x1 has outputs 112, bvlc_googlenet's 160"),
+        (padded, "has kernel_shape 5, bvlc_googlenet's 3"),
+        (aside, "its side branch with loss1/ave_pool differs from that of bvlc_googlenet"),
+    ):
+        assert expected in refusal(write(caffe_truth.file_of(changed, shapes_only(net))))
+
+
+def test_well_known_networks_are_named(write):
+    """ResNet-50 by its layers; SqueezeNet 1.1, whose layers are ours with other numbers."""
+    resnet = caffe_truth.Prototxt("ResNet-50")
+    resnet.conv("conv1", "data", 64, 7, stride=2, pad=3)
+    for n in range(52):
+        resnet.conv(f"res{n}", "conv1", 64, 1)
+    resnet.add("BatchNorm", "bn_conv1", "conv1", "conv1")
+    resnet.dense("fc1000", "conv1", 64, 1000, relu=False)
+    sentence = refusal(write(caffe_truth.file_of(resnet, shapes_only(resnet), v1=False)))
+    assert "is ResNet-50, which is not supported: its layer bn_conv1 is of type 'BatchNorm'" in sentence
+    smaller = caffe_truth.squeezenet()
+    smaller.layers[0] = smaller.layers[0]._replace(shape=(64, 3, 3, 3), settings={"kernel_size": 3, "stride": 2})
+    sentence = refusal(write(caffe_truth.file_of(smaller, shapes_only(smaller))))
+    assert "is SqueezeNet 1.1, which is not supported: " in sentence
 
 
 # ---- a small network of the same layer types
@@ -390,7 +451,7 @@ def test_a_network_of_other_layers_is_refused(write, thin):
     both = layer("Concat", b"both", [b"conv1", b"conv1"], [b"norm1"])
     assert "both must concatenate the outputs of several layers" in refusal(write([*pieces[:5], both, *pieces[6:]]))
     assert "it has 1 side branches, caffenet 0" in refusal(write([*pieces[:3], pieces[2], *pieces[3:]]))
-    for missing, expected in ((3, "has Relu (conv1), it has MaxPool"), (4, "that norm1 takes pool1"),
+    for missing, expected in ((3, "has Relu (conv1), it has MaxPool"), (4, "norm1 takes pool1, which no layer"),
                               (18, "has Relu (fc6), it has Gemm")):
         assert expected in refusal(write(pieces[:missing] + pieces[missing + 1 :]))
 
