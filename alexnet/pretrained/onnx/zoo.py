@@ -18,7 +18,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from alexnet.nn.layer import Step, convolution_step, dense_step, flatten_step, max_pool_step
 from alexnet.pretrained.caffe.layout import parameters
 from alexnet.pretrained.caffe.mean import mean_beside
-from alexnet.pretrained.graph import model_of
+from alexnet.pretrained.graph import AnotherNetwork, model_of
+from alexnet.pretrained.known import known_network
 from alexnet.pretrained.onnx.tensors import array_of, tensors_of
 from alexnet.pretrained.protobuf import printable
 from alexnet.pretrained.weights import Weights, WeightsError, checked
@@ -35,12 +36,41 @@ END_PADS = ([0, 0, 0, 0], [0, 0, 1, 1])               # pads of pooling; with 22
 
 def weights_of(proto: ModelProto, path: Path) -> Weights:
     """Return the Weights of a ModelProto; raises WeightsError."""
-    chain = steps_and_pairs(proto.graph, path)
-    model = model_of([step for step, _ in chain], path)
+    known = known_network(*summary_of(proto.graph))
+    if any(node.op_type == "ConstantOfShape" for node in proto.graph.node):
+        what = f"{known}, which is not supported, and has" if known else "a network with"
+        raise WeightsError(f"{path} is {what} constants instead of trained weights (its nodes ConstantOfShape)")
+    try:
+        chain = steps_and_pairs(proto.graph, path)
+        model = model_of([step for step, _ in chain], path)
+    except AnotherNetwork as error:
+        raise error.named(known) from error
     pairs = (pair for _, pair in chain if pair)
     mean, mean_origin = mean_beside(path)
     origin = f"{model} of the ONNX file {path}, taken for Caffe's, which sees BGR, with {mean_origin}"
     return checked(Weights(model, parameters(pairs, model), mean, origin=origin), path)
+
+
+def summary_of(graph: GraphProto) -> tuple[list[int], int, bool]:
+    """Return (filters of each convolution, number of dense layers, whether there is batch normalisation) of a graph."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    shapes |= {                                        # of weights that a node makes
+        node.output[0]: tuple(numbers_of(tensor))
+        for node in graph.node
+        for tensor in graph.initializer
+        if node.op_type == "ConstantOfShape" and node.input[:1] == [tensor.name] and node.output
+    }
+    kinds = [node.op_type for node in graph.node]
+    filters = [shapes.get(node.input[1], (0,)) for node in graph.node if node.op_type == "Conv" and len(node.input) > 1]
+    return [shape[0] if shape else 0 for shape in filters], kinds.count("Gemm"), "BatchNormalization" in kinds
+
+
+def numbers_of(tensor: TensorProto) -> list[int]:
+    """Return the values of a short int64 tensor, such as a shape."""
+    if tensor.data_type != TensorProto.INT64:
+        return []
+    return np.frombuffer(tensor.raw_data[:32], "<i8").tolist() if len(tensor.raw_data) % 8 == 0 and tensor.raw_data \
+        else list(tensor.int64_data[:4])
 
 
 def steps_and_pairs(graph: GraphProto, path: Path) -> list[tuple[Step, Pair | None]]:
@@ -64,21 +94,21 @@ def steps_and_pairs(graph: GraphProto, path: Path) -> list[tuple[Step, Pair | No
         name = printable(node.name) or kind
         if not node.input or node.input[0] != given or not node.output:
             what = f"the input of {name} is not the output of the node before it"
-            raise WeightsError(f"{path} is another network than ours, no chain of nodes: {what}")
+            raise AnotherNetwork(path, f"{what}, so the nodes are no chain")
         given = "" if kind == "Softmax" else node.output[0]     # nothing may follow the probabilities
         if kind in STEPS and node.domain in ("", "ai.onnx"):
             attributes = {each.name: value_of(each) for each in node.attribute}
             chain.append(STEPS[kind](node, attributes, tensors, f"{path}: {name}"))
         elif kind not in (*NO_OPS, "Softmax"):
-            raise WeightsError(f"{path} {reason(kind)}")
+            raise unsupported(kind, path)
     return chain
 
 
-def reason(kind: str) -> str:
-    """Explain why a node of this type is not supported."""
+def unsupported(kind: str, path: Path) -> WeightsError:
+    """Return the error for a node of a type that is not supported."""
     if any(word in kind for word in QUANTISED):
-        return f"is a quantised network (it has a node {kind}); take the one in float32"
-    return f"is another network than ours: it has a node {kind}"
+        return WeightsError(f"{path} is a quantised network (it has a node {kind}); take the one in float32")
+    return AnotherNetwork(path, f"it has a node {kind}")
 
 
 def value_of(attribute: AttributeProto) -> Any:
