@@ -38,7 +38,8 @@ def weights_of(proto: ModelProto, path: Path) -> Weights:
     """Return the Weights of a ModelProto; raises WeightsError."""
     known = known_network(*summary_of(proto.graph))
     if any(node.op_type == "ConstantOfShape" for node in proto.graph.node):
-        what = f"{known}, which is not supported, and has" if known else "a network with"
+        name = printable(proto.graph.name)
+        what = f"{known}, which is not supported, and has" if known else f"a network {name!r} with"
         raise WeightsError(f"{path} is {what} constants instead of trained weights (its nodes ConstantOfShape)")
     try:
         chain = steps_and_pairs(proto.graph, path)
@@ -53,24 +54,22 @@ def weights_of(proto: ModelProto, path: Path) -> Weights:
 
 def summary_of(graph: GraphProto) -> tuple[list[int], int, bool]:
     """Return (filters of each convolution, number of dense layers, whether there is batch normalisation) of a graph."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    shapes |= {                                        # of weights that a node makes
-        node.output[0]: tuple(numbers_of(tensor))
-        for node in graph.node
-        for tensor in graph.initializer
-        if node.op_type == "ConstantOfShape" and node.input[:1] == [tensor.name] and node.output
-    }
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    shapes = {name: list(tensor.dims[:4]) for name, tensor in tensors.items()}
+    for node in graph.node:
+        if node.op_type == "ConstantOfShape" and node.output and node.input and node.input[0] in tensors:
+            shapes[node.output[0]] = numbers_of(tensors[node.input[0]])
     kinds = [node.op_type for node in graph.node]
-    filters = [shapes.get(node.input[1], (0,)) for node in graph.node if node.op_type == "Conv" and len(node.input) > 1]
+    filters = [shapes.get(node.input[1]) for node in graph.node if node.op_type == "Conv" and len(node.input) > 1]
     return [shape[0] if shape else 0 for shape in filters], kinds.count("Gemm"), "BatchNormalization" in kinds
 
 
 def numbers_of(tensor: TensorProto) -> list[int]:
-    """Return the values of a short int64 tensor, such as a shape."""
+    """Return the first values of an int64 tensor, such as a shape; none if it is of another type."""
     if tensor.data_type != TensorProto.INT64:
         return []
-    return np.frombuffer(tensor.raw_data[:32], "<i8").tolist() if len(tensor.raw_data) % 8 == 0 and tensor.raw_data \
-        else list(tensor.int64_data[:4])
+    raw = tensor.raw_data[: 4 * 8]
+    return np.frombuffer(raw, "<i8").tolist() if raw and len(raw) % 8 == 0 else list(tensor.int64_data[:4])
 
 
 def steps_and_pairs(graph: GraphProto, path: Path) -> list[tuple[Step, Pair | None]]:
@@ -94,7 +93,7 @@ def steps_and_pairs(graph: GraphProto, path: Path) -> list[tuple[Step, Pair | No
         name = printable(node.name) or kind
         if not node.input or node.input[0] != given or not node.output:
             what = f"the input of {name} is not the output of the node before it"
-            raise AnotherNetwork(path, f"{what}, so the nodes are no chain")
+            raise AnotherNetwork(path, f"no chain of nodes: {what}")
         given = "" if kind == "Softmax" else node.output[0]     # nothing may follow the probabilities
         if kind in STEPS and node.domain in ("", "ai.onnx"):
             attributes = {each.name: value_of(each) for each in node.attribute}
@@ -140,7 +139,7 @@ def pooling(node: NodeProto, attributes: Attributes, tensors: Tensors, source: s
     pads = attributes.get("pads", [0])
     pad = 0 if pads in END_PADS else one_number(pads)
     size, stride = (one_number(attributes.get(name, [value])) for name, value in (("kernel_shape", 0), ("strides", 1)))
-    return max_pool_step(size, stride, pad), None
+    return max_pool_step(size, stride, pad, attributes.get("ceil_mode", 0)), None
 
 
 def normalisation(node: NodeProto, attributes: Attributes, tensors: Tensors, source: str) -> tuple[Step, None]:

@@ -396,6 +396,22 @@ def torchvisions(pairs):
     return zoo_model(nodes, {"conv1": own, "fc6": pairs["fc6"]})
 
 
+def constants(graph):
+    """Replace the weights by nodes ConstantOfShape, as in the test models of the package onnx."""
+    for tensor in list(graph.initializer)[:-1]:
+        shape = numpy_helper.from_array(np.array(tensor.dims, np.int64), f"{tensor.name}_shape")
+        graph.node.insert(0, helper.make_node("ConstantOfShape", [shape.name], [tensor.name]))
+        graph.initializer.remove(tensor)
+        graph.initializer.append(shape)
+
+
+def resnet():
+    """Return a model with as many layers as ResNet-50."""
+    conv = [helper.make_node("Conv", ["data_0", "conv1_w_0", "conv1_b_0"], [f"c{n}"]) for n in range(53)]
+    nodes = [*conv, helper.make_node("BatchNormalization", ["c0"], ["b"]), helper.make_node("Gemm", ["b"], ["prob_1"])]
+    return zoo_model(nodes, {"conv1": (np.zeros((64, 3, 7, 7), "f4"), np.zeros(64, "f4"))})
+
+
 def external(graph):
     tensor = graph.initializer[0]
     tensor.ClearField("raw_data")
@@ -490,12 +506,17 @@ REFUSALS = {
     weights_alone: "has Relu (conv1), it has Conv", evil_name: "has a node in?ceptionin?ception",
     reference: "conv1 has group of kind", tensor_inside: "conv1 has strides of kind 4",
     another_input: "must have one input", after_the_end: "no chain of nodes", empty: "has no graph",
+    constants: "is a network 'AlexNet' with constants instead of trained weights",
 }
 
 
 @pytest.mark.parametrize("change", REFUSALS, ids=lambda change: change.__name__)
 def test_other_graphs_are_refused(write, narrow, pairs, change):
     assert REFUSALS[change] in refusal(write(graph_with(change)(pairs)))
+
+
+def test_well_known_network_is_named(write):
+    assert "is ResNet-50, which is not supported: " in refusal(write(resnet()))
 
 
 def test_torchvision_network_is_refused(write, narrow, pairs):
