@@ -31,7 +31,7 @@ def weights_of(options: argparse.Namespace) -> pretrained.Weights:
     if options.mean is None:
         return weights
     mean = layout.load_mean(Path(options.mean))
-    return weights._replace(mean=mean, origin=f"{weights.origin}; mean image {options.mean} instead")
+    return weights._replace(mean=mean, origin=f"{weights.origin}; mean image {Path(options.mean).name} instead")
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:

@@ -125,7 +125,8 @@ def build(
         raise WeightsError(f"{weights.origin} comes without a mean image; give it with --mean FILE")
     model = MODELS[weights.model](None, classes=weights.classes)
     network = Network(
-        model, weights.mean, backend=backend_of(backend, device), crop=crop, precision=precision, device=device
+        model, weights.mean, backend=backend_of(backend, device), crop=crop, precision=precision, device=device,
+        scale=weights.scale,
     )
     network.set_parameters(weights.arrays)
     return network

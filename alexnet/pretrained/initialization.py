@@ -19,6 +19,7 @@ import numpy as np
 
 from alexnet import pretrained
 from alexnet.config import Config, ConfigError
+from alexnet.data.augment import UNSCALED, Scale
 from alexnet.data.dataset import Dataset
 from alexnet.data.image_listing import identity
 from alexnet.models import Model
@@ -34,11 +35,13 @@ class Start(ABC):
     """How a run starts.
 
     mean            float32 (3, 256, 256), grey levels: subtracted from every image of the run
+    scale           factor of each channel after that
     warnings        messages for the log
     layer_settings  description of new layers, frozen layers and layer learning rates; empty if there are none
     """
 
     mean: np.ndarray
+    scale: Scale
     warnings: tuple[str, ...]
     layer_settings: str
 
@@ -105,9 +108,9 @@ def find_start(config: Config, data: Dataset, model: Model) -> Start:
     with warnings.catch_warnings(record=True) as caught:       # for the log, which is not open yet
         if config.resume_train:
             snapshot = checkpoint.load(config.resume_train)
-            return Resumed(snapshot.mean, sentences(caught), layer_settings, snapshot)
+            return Resumed(snapshot.mean, snapshot.scale, sentences(caught), layer_settings, snapshot)
         if not config.weights:
-            return FreshStart(data.mean, (), layer_settings)
+            return FreshStart(data.mean, UNSCALED, (), layer_settings)
         try:
             weights = pretrained.load(config.weights)
         except pretrained.WeightsError as error:
@@ -130,6 +133,10 @@ def from_weights(
             f"set model={weights.model}"
         )
     new = new_layers(weights, model, config, data)
+    new += tuple(
+        name for name, layer in model.weight_layers.items()
+        if name not in new and not {parameter.name for parameter in layer} <= weights.arrays.keys()
+    )
     frozen = {each for name in config.frozen_layers for each in layers_within(model, name)}
     if both := frozen & set(new):
         raise ConfigError(f"frozen_layers: {min(both)} starts with new weights, so it must be trainable")
@@ -149,6 +156,7 @@ def from_weights(
         )
     return FromWeights(
         mean=data.mean if weights.mean is None else weights.mean,
+        scale=weights.scale,
         arrays={name: weights.arrays[name] for name in kept},
         origin=weights.origin or str(config.weights),
         warnings=messages,

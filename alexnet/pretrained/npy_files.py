@@ -75,7 +75,7 @@ class Files(ABC):
 
     @abstractmethod
     def title(self, published: str) -> str:
-        """Return the path, and for a zip whether its SHA-1 is `published`."""
+        """Return the name without its folder, and for a zip whether its SHA-1 is `published`."""
 
     def read(self, name: str, limit: int) -> bytes:
         """Return the content of a file of at most `limit` bytes; raises WeightsError."""
@@ -146,7 +146,7 @@ class Folder(Files):
             raise WeightsError(f"{self.path}: {name} cannot be read: {error.strerror}") from error
 
     def title(self, published: str) -> str:
-        return str(self.path)
+        return self.path.name
 
 
 class Archive(Files):
@@ -200,7 +200,7 @@ class Archive(Files):
     def title(self, published: str) -> str:
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha1").hexdigest()
-        return f"{self.path} ({'the' if digest == published else 'not the'} published file: SHA-1 {digest})"
+        return f"{self.path.name} ({'the' if digest == published else 'not the'} published file: SHA-1 {digest})"
 
 
 # ---- writing

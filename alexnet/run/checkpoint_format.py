@@ -7,6 +7,7 @@ full, the previous file remains.
 """
 
 import json
+import math
 import re
 import shutil
 import warnings
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from alexnet.data.augment import UNSCALED, Scale
 from alexnet.native.atomic import replacing
 
 VERSION = 1
@@ -180,6 +182,22 @@ def check_metadata(metadata: Metadata, expected: Metadata, source: str | Path) -
     for name, value in expected.items():
         if metadata.get(name) != value:
             raise CheckpointError(f"{source} was saved with {name} {metadata.get(name)!r}, this run has {value!r}")
+
+
+def scale_of(metadata: Metadata, source: str | Path) -> Scale:
+    """Return the factor of each channel in the metadata, 1 for files without one.
+
+    Raises:
+        CheckpointError: the factors are not three positive numbers.
+    """
+    found = metadata.get("scale", UNSCALED)
+    try:
+        red, green, blue = map(float, found)
+    except (TypeError, ValueError):
+        red, green, blue = 0.0, 0.0, 0.0
+    if not all(0 < factor < math.inf for factor in (red, green, blue)):
+        raise CheckpointError(f"{source} has scale {found!r}; it must be one positive number for each of 3 channels")
+    return red, green, blue
 
 
 def latest(folder: str | Path) -> Path | None:

@@ -57,7 +57,7 @@ def load(path: Path) -> Weights:
         model=model,
         arrays=arrays,
         mean=mean,
-        origin=f"{model} of Caffe's {path}, {publication(sha1)}, with {mean_origin}",
+        origin=f"{model} of Caffe's {path.name}, {publication(sha1)}, with {mean_origin}",
     ), path)
 
 
