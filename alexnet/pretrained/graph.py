@@ -10,7 +10,7 @@ from pathlib import Path
 
 from alexnet.models import MODELS
 from alexnet.nn.layer import Chain, Step, Value, dense_step
-from alexnet.pretrained.weights import TORCHVISION, WeightsError
+from alexnet.pretrained.weights import WeightsError
 
 TOLERANCE = 1e-5                        # relative: files store constants as float32
 
@@ -49,7 +49,7 @@ def model_of(found: Sequence[Step], source: str | Path, only: str | None = None)
     if all(same[nearest]) and len(found) == len(chains[nearest]):
         return nearest
     difference = first_difference(found, chains[nearest], nearest)
-    raise WeightsError(f"{source} is another network than {either(names)}: {difference}{torchvision_hint(found)}")
+    raise WeightsError(f"{source} is another network than {either(names)}: {difference}")
 
 
 def is_same(step: Step, wanted: Step) -> bool:
@@ -91,10 +91,3 @@ def number(value: Value) -> str:
 def either(names: Sequence[str]) -> str:
     """Join names: a, b or c."""
     return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
-def torchvision_hint(found: Sequence[Step]) -> str:
-    """Return a hint for the error message if the steps look like torchvision's AlexNet, else an empty string."""
-    filters = [step.outputs for step in found if step.operator == "Conv"]
-    normalises = any(step.operator == "LRN" for step in found)
-    return f"; {TORCHVISION}" if filters[:1] == [64] and not normalises else ""

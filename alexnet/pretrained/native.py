@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from alexnet.models import MODELS
-from alexnet.pretrained.weights import TORCHVISION, Weights, WeightsError, checked, classes_of, shapes
+from alexnet.pretrained.weights import Weights, WeightsError, checked, classes_of, shapes
 from alexnet.run import checkpoint_format
-from alexnet.run.checkpoint_format import MEAN, CheckpointError, ForeignFile
-
-OF_TORCHVISION = "features.0.weight"
+from alexnet.run.checkpoint_format import MEAN, CheckpointError
 
 
 def load(path: Path) -> Weights:
@@ -21,9 +19,6 @@ def load(path: Path) -> Weights:
     """
     try:
         path, arrays, metadata = checkpoint_format.load_from(path, names_of_weights)
-    except ForeignFile as error:
-        why = f"; {TORCHVISION}" if OF_TORCHVISION in error.names else ""
-        raise WeightsError(f"{error}{why}") from error
     except CheckpointError as error:
         raise WeightsError(str(error)) from error
     try:

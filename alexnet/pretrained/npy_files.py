@@ -25,7 +25,7 @@ from typing import Literal
 import numpy as np
 
 from alexnet.data.batch_file import one_line
-from alexnet.pretrained.weights import TORCHVISION, WeightsError, whole
+from alexnet.pretrained.weights import WeightsError, whole
 
 HEADER = 1 << 16                                 # maximum size of a .npy header, in bytes
 WIDEST = 8                                       # maximum bytes per value, so float64 is reported from the header
@@ -172,8 +172,6 @@ class Archive(Files):
             raise WeightsError(f"{self.path} holds arrays in {len(folders)} folders, {min(folders)!r} and others")
         if folders:
             return folders.pop()
-        if any(posixpath.basename(name) == "data.pkl" for name in self.members):
-            raise WeightsError(f"{self.path} is a PyTorch file, a pickle, which is never read; {TORCHVISION} anyway")
         packed = [name for name in self.members if name.endswith(".zip")]
         hint = f"; it holds {packed[0]}, so unpack that" if packed else ""
         raise WeightsError(f"{self.path} is a zip without theano_alexnet's arrays W_0_65.npy …{hint}")

@@ -13,7 +13,6 @@ from alexnet.native import atomic
 
 IMAGENET_CLASSES = 1000
 MAX_CLASSES = 100_000                   # the full ImageNet has 21,841; more means a damaged or malicious file
-TORCHVISION = "torchvision's AlexNet is another network (64 filters in its first layer, no groups, no normalisation)"
 NAMES_FILE = Path(__file__).with_name("ilsvrc2012.txt")
 
 

@@ -34,16 +34,14 @@ Metadata = dict[str, Any]                               # JSON-serializable
 Wanted = Callable[[Metadata], Iterable[str]]            # metadata -> names of the arrays to read
 
 
+DTYPES = {                              # those of safetensors, and what NumPy calls them
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written, read or used. The message is one sentence."""
-
-
-class ForeignFile(CheckpointError):
-    """A safetensors file that is not a checkpoint. `names` are the names of its arrays."""
-
-    def __init__(self, message: str, names: Iterable[str]):
-        super().__init__(message)
-        self.names = names
 
 
 def snapshot_path(folder: str | Path, iteration: int) -> Path:
@@ -93,7 +91,7 @@ def load(path: str | Path, wanted: Wanted | None = None) -> tuple[Arrays, Metada
     try:
         with safe_open(path, framework="numpy") as file:
             names = file.keys()
-            record = checked_record(file.metadata() or {}, path, names)
+            record = checked_record(file.metadata() or {}, path)
             chosen = set(names if wanted is None else wanted(record["metadata"]))
             arrays = {name: file.get_tensor(name) for name in names if name in chosen}
     except FileNotFoundError as error:
@@ -106,6 +104,37 @@ def load(path: str | Path, wanted: Wanted | None = None) -> tuple[Arrays, Metada
     if lost := record["arrays"].keys() - set(names):
         raise CheckpointError(f"{path} is damaged: it lost {min(lost)}")
     return arrays, record["metadata"]
+
+
+def has_record(path: str | Path) -> bool:
+    """Whether a safetensors file was written by save(). True also if it cannot be read, so that load() says why."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return "record" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return True
+
+
+def tensors_in(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return name -> (dtype, shape) of the arrays of any safetensors file; raises CheckpointError."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = file.keys()
+            slices = {name: file.get_slice(name) for name in names}
+            kinds = {name: str(each.get_dtype()) for name, each in slices.items()}
+            dtypes = {name: DTYPES.get(kind, kind) for name, kind in kinds.items()}
+            return {name: (dtypes[name], tuple(each.get_shape())) for name, each in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error
+
+
+def read_tensor(path: str | Path, name: str) -> np.ndarray:
+    """Return an array of any safetensors file, without a checksum; raises CheckpointError."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.get_tensor(name)
+    except (OSError, SafetensorError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {name}: {error}") from error
 
 
 def load_from(place: str | Path, wanted: Wanted | None = None) -> tuple[Path, Arrays, Metadata]:
@@ -126,16 +155,15 @@ def load_from(place: str | Path, wanted: Wanted | None = None) -> tuple[Path, Ar
     return found
 
 
-def checked_record(header: Mapping[str, str], path: Path, names: Iterable[str]) -> Metadata:
-    """Return the record in the `header` of a safetensors file whose arrays have these `names`.
+def checked_record(header: Mapping[str, str], path: Path) -> Metadata:
+    """Return the record in the `header` of a safetensors file.
 
     Raises:
-        ForeignFile: the header has no record.
-        CheckpointError: the record is damaged, or its format version is too new.
+        CheckpointError: the header has no record, or a damaged one, or its format version is too new.
     """
     text = header.get("record")
     if text is None:
-        raise ForeignFile(f"{path} is a safetensors file, but no checkpoint of a run: it has no record", names)
+        raise CheckpointError(f"{path} is a safetensors file, but no checkpoint of a run: it has no record")
     if header.get("record_crc32") != checksum(text.encode()):
         raise CheckpointError(f"{path} is damaged: its record is not as it was saved (CRC-32)")
     record = parsed(text)

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from alexnet.pretrained.graph import chain_of, weight_steps
-
-STRIPE = 16                             # rows: as many float32 values as a cache line of 64 bytes holds
+from alexnet.pretrained.layout import from_out_in
 
 
 def parameters(pairs: Iterable[tuple[np.ndarray, np.ndarray]], model: str) -> dict[str, np.ndarray]:
@@ -20,12 +19,9 @@ def parameters(pairs: Iterable[tuple[np.ndarray, np.ndarray]], model: str) -> di
         model: name in MODELS.
     """
     arrays: dict[str, np.ndarray] = {}
-    for (name, step), (weights, bias) in zip(weight_steps(chain_of(model)), pairs, strict=True):
-        if step.operator == "Conv":
-            filters = weights.transpose(1, 2, 3, 0)
-            arrays[f"{name}.W"] = np.ascontiguousarray(filters if arrays else rgb(filters))
-        else:
-            arrays[f"{name}.W"] = transposed(weights)
+    for (name, _), (weights, bias) in zip(weight_steps(chain_of(model)), pairs, strict=True):
+        converted = from_out_in(weights)
+        arrays[f"{name}.W"] = converted if arrays else rgb(converted)
         arrays[f"{name}.b"] = bias
     return arrays
 
@@ -33,11 +29,3 @@ def parameters(pairs: Iterable[tuple[np.ndarray, np.ndarray]], model: str) -> di
 def rgb(array: np.ndarray) -> np.ndarray:
     """Convert the first axis of an array from BGR to RGB."""
     return np.ascontiguousarray(array[::-1])
-
-
-def transposed(matrix: np.ndarray) -> np.ndarray:
-    """Return a contiguous transposed copy, made in stripes: four times as fast as NumPy for a large matrix."""
-    out = np.empty(matrix.shape[::-1], matrix.dtype)
-    for row in range(0, len(matrix), STRIPE):
-        out[:, row : row + STRIPE] = matrix[row : row + STRIPE].T
-    return out
