@@ -133,10 +133,6 @@ def from_weights(
             f"set model={weights.model}"
         )
     new = new_layers(weights, model, config, data)
-    new += tuple(
-        name for name, layer in model.weight_layers.items()
-        if name not in new and not {parameter.name for parameter in layer} <= weights.arrays.keys()
-    )
     frozen = {each for name in config.frozen_layers for each in layers_within(model, name)}
     if both := frozen & set(new):
         raise ConfigError(f"frozen_layers: {min(both)} starts with new weights, so it must be trainable")
@@ -169,15 +165,21 @@ def from_weights(
 def new_layers(weights: Weights, model: Model, config: Config, data: Dataset) -> tuple[str, ...]:
     """Return the names of the layers that start with new weights.
 
-    They are set by new_layers. With new_layers=auto, they are the classifiers if the classes differ, else none.
+    They are set by new_layers. With new_layers=auto, they are the classifiers if the classes differ, else none. Layers
+    of auxiliary classifiers are also new if the weights do not have them.
     """
+    chosen: tuple[str, ...] = ()
     if config.new_layers != ("auto",):
         for name in config.new_layers:
             layer_of(model, name, "new_layers")
-        return tuple(each for name in config.new_layers for each in layers_within(model, name))
-    if weights.classes == data.classes and same_classes(weights.class_names, data.class_names):
-        return ()
-    return model.classifiers
+        chosen = tuple(each for name in config.new_layers for each in layers_within(model, name))
+    elif weights.classes != data.classes or not same_classes(weights.class_names, data.class_names):
+        chosen = model.classifiers
+    absent = (
+        name for name, layer in model.weight_layers.items()
+        if not {parameter.name for parameter in layer} <= weights.arrays.keys()
+    )
+    return tuple(dict.fromkeys((*absent, *chosen)))
 
 
 def describe_new_layers(new: Sequence[str], classifiers: Sequence[str], weights: Weights, data: Dataset) -> str:

@@ -138,6 +138,8 @@ def checked_mean(mean: np.ndarray | None, source: str | Path) -> np.ndarray | No
 
 def checked_scale(scale: Sequence[float], source: str | Path) -> Scale:
     """Return the factors of the channels as float32 values; raises WeightsError."""
+    if not isinstance(scale, list | tuple) or not all(isinstance(factor, int | float) for factor in scale):
+        raise WeightsError(f"{source} has a scale that is no list of numbers")
     if len(scale) != 3 or not all(0 < np.float32(factor) < np.inf for factor in scale):
         raise WeightsError(f"{source} has scale {scale}; it must be one positive number for each of 3 channels")
     red, green, blue = (float(np.float32(factor)) for factor in scale)

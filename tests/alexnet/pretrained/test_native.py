@@ -5,6 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from alexnet import pretrained
@@ -41,6 +42,20 @@ def test_export_round_trip_is_bit_exact(narrow, tmp_path):
     assert (loaded.model, loaded.class_names, loaded.resize) == ("alexnet", weights.class_names, "crop")
     assert list(loaded.arrays) == list(weights.arrays)
     assert loaded.scale == tuple(map(float, np.float32(scale)))
+
+
+def test_exports_are_reproducible_and_keep_the_origin(narrow, tmp_path):
+    weights = weights_of_narrow(class_names=tuple("abcdefghij"), origin="alexnet of net.caffemodel, with its own mean")
+    for folder in "abcde":
+        pretrained.save(weights, tmp_path / folder / "w.safetensors")
+    loaded = pretrained.load(tmp_path / "a" / "w.safetensors")
+    assert loaded.origin == weights.origin
+    pretrained.save(loaded, tmp_path / "again.safetensors")
+    files = [tmp_path / folder / "w.safetensors" for folder in "abcde"]
+    assert len({file.read_bytes() for file in (*files, tmp_path / "again.safetensors")}) == 1
+    assert str(tmp_path).encode() not in files[0].read_bytes()
+    with safe_open(files[0], framework="numpy") as file:         # the file is one of safetensors
+        assert all((file.get_tensor(name) == array).all() for name, array in weights.arrays.items())
 
 
 def test_newest_checkpoint_of_a_run_is_read(narrow, tmp_path):
@@ -86,6 +101,8 @@ def test_a_flipped_bit_in_the_weights_is_refused(narrow, tmp_path):
     ({"class_names": 5}, "the class names must be a list of texts"),
     ({"class_names": [1] * 10}, "the class names must be a list of texts"),
     ({"class_names": ["one"]}, "names 1 classes, its network has 10"),
+    ({"scale": [1, 0, 1]}, r"has scale \[1, 0, 1\]; it must be one positive number for each of 3 channels"),
+    ({"scale": "abc"}, "has scale 'abc'; it must be one positive"), ({"origin": 7}, "has an origin that is no text"),
     ({"resize": ["squash"]}, r"has resize \['squash'\]; there are squash, crop"),
 ])
 def test_hostile_metadata_is_refused(narrow, tmp_path, metadata, sentence):

@@ -102,6 +102,22 @@ def test_export_is_valid_and_has_metadata(exported):
     assert json.loads(metadata["class_names"]) == list(weights.class_names)
 
 
+def test_scale_and_origin_travel_with_an_export(tmp_path, rng):
+    path, weights = tmp_path / "net.onnx", weights_of("tiny")._replace(scale=(0.5, 0.25, 2.0), origin="made of nothing")
+    pretrained.save(weights, path)
+    loaded = pretrained.load(path)
+    assert same(loaded, weights) and loaded.origin == weights.origin
+    images = rng.integers(0, 256, (3, 256, 256, 2), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    crops = images[:, 14:241, 14:241].transpose(3, 0, 1, 2).astype("float32")
+    (logits,) = session.run(["logits"], {"images": crops})
+    ours = build(weights).logits(images, *centre_crop(2, 227)).T
+    np.testing.assert_allclose(logits, ours, rtol=0, atol=TOLERANCE * abs(ours).max())
+    again = tmp_path / "again.onnx"
+    pretrained.save(loaded, again)
+    assert again.read_bytes() == path.read_bytes()
+
+
 def test_missing_class_names_stay_missing(tmp_path):
     weights = weights_of("tiny")._replace(class_names=None)
     pretrained.save(weights, tmp_path / "net.onnx")
