@@ -7,18 +7,21 @@ from alexnet import pretrained
 from alexnet.data import layout
 from alexnet.models import model_class
 from alexnet.native import compiler
+from alexnet.pretrained.preprocessing import PREPROCESSINGS
 from alexnet.training.network import Network
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Add --weights and the options that complete them."""
     parser.add_argument("--weights", required=True, metavar="W", help="a run's folder or checkpoint, exported "
-                        "safetensors, theano_alexnet's folder or zip, a .caffemodel, or ONNX")
+                        "safetensors, theano_alexnet's folder or zip, a .caffemodel, ONNX, or PyTorch's .pth")
     parser.add_argument("--mean", metavar="FILE", help="mean image, .npy (3, 256, 256), if the weights have none, or "
                         "to replace it")
     parser.add_argument("--epoch", type=int, metavar="N", help="of theano_alexnet's folder or zip; else the newest")
     parser.add_argument("--model", metavar="MODULE:CLASS", help="import this network from outside the package, "
                         "because the weights name it")
+    parser.add_argument("--preprocessing", choices=PREPROCESSINGS, help="images that a network of PyTorch or ONNX "
+                        "takes. torchvision: RGB, mean and std of ImageNet; caffe: BGR, 0 to 255, minus the mean")
     parser.add_argument("--unflipped", action="store_true", help="theano_alexnet's filters were trained with lib_conv "
                         "cudaconvnet, so they are those of a cross-correlation already")
 
@@ -27,11 +30,11 @@ def weights_of(options: argparse.Namespace) -> pretrained.Weights:
     """Load the Weights selected by the options; raises WeightsError, ConfigError, DataError."""
     if options.model is not None:
         model_class(options.model)
-    weights = pretrained.load(options.weights, options.unflipped, options.epoch)
+    weights = pretrained.load(options.weights, options.unflipped, options.epoch, options.preprocessing)
     if options.mean is None:
         return weights
     mean = layout.load_mean(Path(options.mean))
-    return weights._replace(mean=mean, origin=f"{weights.origin}; mean image {options.mean} instead")
+    return weights._replace(mean=mean, origin=f"{weights.origin}; mean image {Path(options.mean).name} instead")
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:

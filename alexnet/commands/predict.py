@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("no images given; name some, or pass - to read their names from standard input")
     weights = weights_of(options)
     predictor = Predictor(weights, options.crops, network_of(weights, options))
+    print(f"note: {name_of(weights.origin)}", file=sys.stderr, flush=True)
     try:
         return write(predictor.each(names(options), options.top, options.batch_size), options.json)
     except BrokenPipeError:                      # the reader of the output has exited, for example head

@@ -41,7 +41,8 @@ def read_image(path: FilePath, resize: str = "squash") -> np.ndarray:
     keeps its upper 8 bits, and Pillow converts CMYK to RGB.
 
     Args:
-        resize: "squash" (to 256 x 256) or "crop" (the central square, to 256 x 256).
+        resize: "squash" (to 256 x 256), "crop" (the central square, to 256 x 256) or "shorter" (the shorter side to 256
+            pixels, then the central 256 x 256).
 
     Raises:
         BadImage: the file is damaged, empty, of another format or absurdly large, or not a regular file: reading a pipe
@@ -53,7 +54,8 @@ def read_image(path: FilePath, resize: str = "squash") -> np.ndarray:
         with Image.open(os.fsencode(path), formats=("JPEG", "PNG")) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise BadImage(f"is absurdly large: {image.width} x {image.height} pixels")
-            image.draft(None, DRAFT_SIZE)
+            if resize != "shorter":              # its pixels are exactly torchvision's, which decodes at full size
+                image.draft(None, DRAFT_SIZE)
             return np.asarray(resized(rgb(upright(image)), resize))
     except BadImage:
         raise
@@ -114,9 +116,17 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def resized(image: Image.Image, resize: str) -> Image.Image:
-    """Return the image resized to 256 x 256 pixels, bilinear."""
+    """Return the image resized to 256 x 256 pixels, bilinear.
+
+    Source of "shorter": torchvision's Resize(256) and CenterCrop. An even crop of its centre has CenterCrop's pixels.
+    """
     width, height = image.size
     side = min(width, height)
+    if resize == "shorter":
+        size = [IMAGE_SIZE * n // side for n in image.size]
+        x, y = (round((n - IMAGE_SIZE) / 2) for n in size)
+        window = (x, y, x + IMAGE_SIZE, y + IMAGE_SIZE)
+        return image.resize((size[0], size[1]), Image.Resampling.BILINEAR).crop(window)
     left, top = (width - side) / 2, (height - side) / 2
     box = None if resize == "squash" else (left, top, left + side, top + side)
     return image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR, box=box)

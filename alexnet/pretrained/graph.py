@@ -12,7 +12,7 @@ from alexnet.models import MODELS
 from alexnet.nn import Auxiliary, Sequential
 from alexnet.nn.layer import Chain, Step, Value
 from alexnet.ops.base import windows_along
-from alexnet.pretrained.weights import TORCHVISION, WeightsError
+from alexnet.pretrained.weights import WeightsError
 
 TOLERANCE = 1e-5                        # relative: files store constants as float32
 
@@ -136,13 +136,13 @@ def model_of(found: Sequence[Step], source: str | Path, only: str | None = None)
     same = {
         name: [is_same(step, wanted) for (_, step), (_, wanted) in zip(*pairs[name], strict=False)] for name in names
     }
-    nearest = max(same, key=lambda name: sum(same[name]))
+    # most steps before the first difference, then most steps
+    nearest = max(same, key=lambda name: ([*same[name], False].index(False), sum(same[name])))
     steps, wanted = pairs[nearest]
     if all(same[nearest]) and len(steps) == len(wanted):
         return nearest
     difference = first_difference([step for _, step in steps], wanted, nearest)
-    hint = torchvision_hint(found)
-    raise AnotherNetwork(source, f"{difference}{hint}", models=either(names))
+    raise AnotherNetwork(source, difference, models=either(names))
 
 
 def pairs_with(
@@ -203,10 +203,3 @@ def number(value: Value) -> str:
 def either(names: Sequence[str]) -> str:
     """Join names: a, b or c."""
     return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
-def torchvision_hint(found: Sequence[Step]) -> str:
-    """Return a hint for the error message if the steps look like torchvision's AlexNet, else an empty string."""
-    filters = [step.outputs for step in found if step.operator == "Conv"]
-    normalises = any(step.operator == "LRN" for step in found)
-    return f"; {TORCHVISION}" if filters[:1] == [64] and not normalises else ""

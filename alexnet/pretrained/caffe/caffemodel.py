@@ -39,7 +39,7 @@ PUBLISHED = {                           # SHA-1 -> file, from the readme.md of e
     "405fc5acd08a3bb12de8ee5e23a96bec22f08204": "bvlc_googlenet.caffemodel",
 }
 NET_NAMES = {"CaffeNet": "caffenet", "AlexNet": "bvlc_alexnet"}
-RESIZES_OF = {"vgg16": "crop"}          # the authors' images have a shorter side of 256 pixels
+RESIZES_OF = {"vgg16": "shorter"}       # as the authors evaluated it
 MAX_LAYERS = 2000
 V1_TYPES = {                            # V1LayerParameter.LayerType -> LayerParameter.type
     1: "Accuracy", 3: "Concat", 4: "Convolution", 5: "Data", 6: "Dropout", 8: "Flatten", 9: "HDF5Data", 12: "ImageData",

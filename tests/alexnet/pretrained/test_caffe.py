@@ -110,6 +110,14 @@ def test_squeezenet_gives_caffe_outputs(tmp_path, image, pad, model):
     np.testing.assert_allclose(logits_of(weights, image), truth, rtol=0, atol=TOLERANCE * abs(truth).max())
 
 
+def test_a_file_without_auxiliary_classifiers_loads(write):
+    net = caffe_truth.googlenet(classes=3)
+    net.layers[:] = [each for each in net.layers if not each.name.startswith(("loss1", "loss2", "relu_loss"))]
+    blobs = caffe_truth.random_blobs_of(net, np.random.default_rng(0))
+    weights = pretrained.load(write(caffe_truth.file_of(net, blobs)))
+    assert weights.model == "bvlc_googlenet" and not any(name.startswith("aux") for name in weights.arrays)
+
+
 def shapes_only(net):
     """Return {layer: (weight blob that has only a shape, bias blob)}."""
     layers = [each for each in net.layers if each.shape]

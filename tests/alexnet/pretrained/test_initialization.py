@@ -72,7 +72,7 @@ def test_frozen_layers_are_unchanged_without_velocity(tuned, weights):
 
 def test_log_lists_layer_settings(tuned, weights):
     line = (
-        f"starting from tiny of {weights}: fc4 is new (3 classes there, 5 here); conv1, conv2 do not change; "
+        f"starting from tiny of {weights.name}: fc4 is new (3 classes there, 5 here); conv1, conv2 do not change; "
         "fc4 learns 10 × as fast; fc3 learns 0.5 × as fast\n"
     )
     assert line in (tuned / "log.txt").read_text()

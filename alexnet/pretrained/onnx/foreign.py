@@ -1,67 +1,108 @@
-"""Load AlexNet and CaffeNet of the ONNX model zoo: bvlcalexnet-*.onnx and caffenet-*.onnx.
+"""Load ONNX files of other programs: AlexNet and CaffeNet of the ONNX model zoo, and exports of PyTorch.
 
-They are the networks published by Caffe, converted with Caffe2, so they take BGR images minus Caffe's mean. Their input
-is declared as 224 x 224, which is an artefact of the conversion, and so is the end padding of the pooling that
-compensates for it. Our networks take 227 x 227, as Caffe does. The graph must be a chain of nodes that matches one of
-our models in every step and constant. Files of the zoo may differ in opset and in the storage of tensors.
+The graph must be a chain of nodes that matches one of our models in every step and constant. Files may differ in opset
+and in the storage of tensors.
 
-Source: github.com/onnx/models, validated/vision/classification/alexnet and caffenet; onnx.ai/onnx/operators.
+ONNX does not state what images a network takes. bvlcalexnet-*.onnx and caffenet-*.onnx of the zoo are the networks
+published by Caffe, converted with Caffe2, so they take BGR images minus Caffe's mean. Their input is declared as
+224 x 224, which is an artefact of the conversion, and so is the end padding of the pooling that compensates for it. Our
+networks take 227 x 227, as Caffe does. For all other files the user states the preprocessing.
+
+PyTorch has two exporters. That of torch.export writes tensors to FILE.onnx.data by default. Both write adaptive average
+pooling that does nothing as an AveragePool of single pixels.
+
+Source: github.com/onnx/models, validated/vision/classification/alexnet and caffenet; onnx.ai/onnx/operators;
+torch.onnx.export of PyTorch 2.13.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from alexnet.nn.layer import Step, convolution_step, dense_step, flatten_step, max_pool_step
-from alexnet.pretrained.caffe.layout import parameters
-from alexnet.pretrained.caffe.mean import mean_beside
-from alexnet.pretrained.graph import AnotherNetwork, model_of
+from alexnet.pretrained.graph import AnotherNetwork, chain_of, model_of, weight_steps
 from alexnet.pretrained.known import known_network
+from alexnet.pretrained.layout import from_out_in
 from alexnet.pretrained.onnx.tensors import array_of, tensors_of
+from alexnet.pretrained.preprocessing import PREPROCESSINGS, preprocessing_of
 from alexnet.pretrained.protobuf import printable
 from alexnet.pretrained.weights import Weights, WeightsError, checked
 
 Attributes: TypeAlias = Mapping[str, Any]
-Tensors: TypeAlias = Mapping[str, TensorProto]
 Pair: TypeAlias = tuple[np.ndarray, np.ndarray]        # weights and bias
 
+CAFFES = "onnx-caffe2"                                # the producer of networks that Caffe published
 NO_OPS = ("Dropout", "Identity")                      # nodes that do not change the values
 KINDS = AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.INTS, AttributeProto.STRING
 QUANTISED = ("QLinear", "Quantize", "Integer")
 END_PADS = ([0, 0, 0, 0], [0, 0, 1, 1])               # pads of pooling; with 227 pixels no window reaches the padding
 
 
-def weights_of(proto: ModelProto, path: Path) -> Weights:
-    """Return the Weights of a ModelProto; raises WeightsError."""
-    known = known_network(*summary_of(proto.graph))
+class Tensors(NamedTuple):
+    """The initializers of a file, by name, and its folder, where they may be stored too."""
+
+    protos: Mapping[str, TensorProto]
+    folder: Path
+
+    def array(self, name: str, source: str) -> np.ndarray:
+        """Return an initializer as a float32 array; raises WeightsError with `source` as its name."""
+        return array_of(self.protos[name], source, self.folder)
+
+
+def weights_of(proto: ModelProto, path: Path, preprocessing: str | None = None) -> Weights:
+    """Return the Weights of a ModelProto.
+
+    Args:
+        preprocessing: a name of alexnet.pretrained.preprocessing; None if the user states none.
+
+    Raises:
+        WeightsError: the file is no network of ours, or it is unknown what images it takes.
+    """
+    known = network_of(proto.graph)
     if any(node.op_type == "ConstantOfShape" for node in proto.graph.node):
-        name = printable(proto.graph.name)
-        what = f"{known}, which is not supported, and has" if known else f"a network {name!r} with"
-        raise WeightsError(f"{path} is {what} constants instead of trained weights (its nodes ConstantOfShape)")
+        what = f"{known}, which is not supported," if known else f"a network {printable(proto.graph.name)!r}"
+        raise WeightsError(f"{path} is {what} and has no trained weights: nodes ConstantOfShape fill them, as in the "
+                           "test models of the package onnx")
     try:
         chain = steps_and_pairs(proto.graph, path)
         model = model_of([step for step, _ in chain], path)
     except AnotherNetwork as error:
         raise error.named(known) from error
-    pairs = (pair for _, pair in chain if pair)
-    mean, mean_origin = mean_beside(path)
-    origin = f"{model} of the ONNX file {path}, taken for Caffe's, which sees BGR, with {mean_origin}"
-    return checked(Weights(model, parameters(pairs, model), mean, origin=origin), path)
+    producer = f"{printable(proto.producer_name)} {printable(proto.producer_version)}".strip() or "an unknown program"
+    if preprocessing is None and proto.producer_name != CAFFES:
+        choices = " or ".join(f"{name} ({summary})" for name, summary in PREPROCESSINGS.items())
+        raise WeightsError(
+            f"{path} is {model} written by {producer}, and does not state what images it takes; state it with "
+            f"--preprocessing, before training with that of export: {choices}"
+        )
+    stated = preprocessing_of(preprocessing or "caffe", path, model)
+    assumed = "as stated" if preprocessing else "taken for Caffe's"
+    arrays = arrays_of([pair for _, pair in chain if pair], model, stated.bgr)
+    return checked(Weights(
+        model=model,
+        arrays=arrays,
+        mean=stated.mean,
+        resize=stated.resize,
+        origin=f"{model} of the ONNX file {path.name}, written by {producer}; {stated.summary}, {assumed}",
+        scale=stated.scale,
+    ), path)
 
 
-def summary_of(graph: GraphProto) -> tuple[list[int], int, bool]:
-    """Return (filters of each convolution, number of dense layers, whether there is batch normalisation) of a graph."""
+def network_of(graph: GraphProto) -> str | None:
+    """Return the name of an unsupported network from its nodes, or None if it is unknown."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     shapes = {name: list(tensor.dims[:4]) for name, tensor in tensors.items()}
     for node in graph.node:
         if node.op_type == "ConstantOfShape" and node.output and node.input and node.input[0] in tensors:
             shapes[node.output[0]] = numbers_of(tensors[node.input[0]])
-    kinds = [node.op_type for node in graph.node]
-    filters = [shapes.get(node.input[1]) for node in graph.node if node.op_type == "Conv" and len(node.input) > 1]
-    return [shape[0] if shape else 0 for shape in filters], kinds.count("Gemm"), "BatchNormalization" in kinds
+    inputs = [shapes.get(node.input[1]) for node in graph.node if node.op_type == "Conv" and len(node.input) > 1]
+    filters = [shape[0] if shape else 0 for shape in inputs]
+    dense = sum(node.op_type == "Gemm" for node in graph.node)
+    # exporters fold batch normalisation into the convolutions
+    return known_network(filters, dense, False) or known_network(filters, dense, True)
 
 
 def numbers_of(tensor: TensorProto) -> list[int]:
@@ -72,6 +113,21 @@ def numbers_of(tensor: TensorProto) -> list[int]:
     return np.frombuffer(raw, "<i8").tolist() if raw and len(raw) % 8 == 0 else list(tensor.int64_data[:4])
 
 
+def arrays_of(pairs: Sequence[Pair], model: str, bgr: bool) -> dict[str, np.ndarray]:
+    """Return name -> array of the parameters of a model, for RGB images.
+
+    Args:
+        pairs: (weights, bias) of each layer, in order, with the axis of outputs first.
+        bgr: the first layer takes BGR images.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for (name, _), (weights, bias) in zip(weight_steps(chain_of(model)), pairs, strict=True):
+        ours = from_out_in(weights)
+        arrays[f"{name}.W"] = np.ascontiguousarray(ours[::-1]) if bgr and not arrays else ours
+        arrays[f"{name}.b"] = bias
+    return arrays
+
+
 def steps_and_pairs(graph: GraphProto, path: Path) -> list[tuple[Step, Pair | None]]:
     """Return (step, its weights and bias or None) of each node of a graph.
 
@@ -80,8 +136,9 @@ def steps_and_pairs(graph: GraphProto, path: Path) -> list[tuple[Step, Pair | No
     Raises:
         WeightsError: the nodes are not a chain of supported nodes.
     """
-    tensors = tensors_of(graph, path)
-    inputs = [value.name for value in graph.input if value.name not in tensors]    # old files list the weights too
+    tensors = Tensors(tensors_of(graph, path), path.parent)
+    # old files list the weights too
+    inputs = [value.name for value in graph.input if value.name not in tensors.protos]
     if len(inputs) != 1:
         raise WeightsError(f"{path} must have one input, the images, got {len(inputs)}")
     chain: list[tuple[Step, Pair | None]] = []
@@ -90,6 +147,9 @@ def steps_and_pairs(graph: GraphProto, path: Path) -> list[tuple[Step, Pair | No
         kind = printable(node.op_type)
         if kind == "Constant":
             continue                                   # the shape argument of a Reshape
+        if kind == "ConstantOfShape":
+            what = "nodes ConstantOfShape fill them, as in the test models of the package onnx"
+            raise WeightsError(f"{path} has no trained weights: {what}")
         name = printable(node.name) or kind
         if not node.input or node.input[0] != given or not node.output:
             what = f"the input of {name} is not the output of the node before it"
@@ -97,10 +157,18 @@ def steps_and_pairs(graph: GraphProto, path: Path) -> list[tuple[Step, Pair | No
         given = "" if kind == "Softmax" else node.output[0]     # nothing may follow the probabilities
         if kind in STEPS and node.domain in ("", "ai.onnx"):
             attributes = {each.name: value_of(each) for each in node.attribute}
-            chain.append(STEPS[kind](node, attributes, tensors, f"{path}: {name}"))
+            step, pair = STEPS[kind](node, attributes, tensors, f"{path}: {name}")
+            if not is_identity(step):
+                chain.append((step, pair))
         elif kind not in (*NO_OPS, "Softmax"):
             raise unsupported(kind, path)
     return chain
+
+
+def is_identity(step: Step) -> bool:
+    """Whether a step is the average of single pixels, as which exporters write adaptive pooling that does nothing."""
+    plain = {"kernel_shape": 1, "strides": 1, "pads": 0}
+    return step.operator == "AveragePool" and dict(step.attributes) == plain
 
 
 def unsupported(kind: str, path: Path) -> WeightsError:
@@ -142,6 +210,14 @@ def pooling(node: NodeProto, attributes: Attributes, tensors: Tensors, source: s
     return max_pool_step(size, stride, pad, attributes.get("ceil_mode", 0)), None
 
 
+def average(node: NodeProto, attributes: Attributes, tensors: Tensors, source: str) -> tuple[Step, None]:
+    """Return the step of an AveragePool; raises WeightsError for dilated windows or automatic padding."""
+    check_plain(attributes, source)
+    names = {"kernel_shape": 0, "strides": 1, "pads": 0}
+    values = {name: one_number(attributes.get(name, [value])) for name, value in names.items()}
+    return Step("AveragePool", **values), None
+
+
 def normalisation(node: NodeProto, attributes: Attributes, tensors: Tensors, source: str) -> tuple[Step, None]:
     """Return the step of an LRN."""
     constants = {"size": 0, "bias": 1.0, "alpha": 1e-4, "beta": 0.75}
@@ -172,17 +248,17 @@ def flattening(node: NodeProto, attributes: Attributes, tensors: Tensors, source
 
 STEPS: dict[str, Callable[[NodeProto, Attributes, Tensors, str], tuple[Step, Pair | None]]] = {    # by op_type
     "Conv": convolution, "Relu": rectifier, "MaxPool": pooling, "LRN": normalisation, "Gemm": dense,
-    "Flatten": flattening, "Reshape": flattening,
+    "Flatten": flattening, "Reshape": flattening, "AveragePool": average,
 }
 
 
 def pair_of(node: NodeProto, tensors: Tensors, source: str) -> Pair:
     """Return (weights, bias) of a node; raises WeightsError unless both are initializers."""
     names = node.input[1:]
-    if len(names) != 2 or any(name not in tensors for name in names):
+    if len(names) != 2 or any(name not in tensors.protos for name in names):
         given = ", ".join(map(printable, names)) or "none"
         raise WeightsError(f"{source} must have weights and a bias in the file, got {given}")
-    weights, bias = (array_of(tensors[name], f"{source}: {printable(name)}") for name in names)
+    weights, bias = (tensors.array(name, f"{source}: {printable(name)}") for name in names)
     return weights, bias.reshape(-1)
 
 
