@@ -13,7 +13,7 @@ class SqueezeNet(Model):
     """The network of Iandola et al. 2016, table 1: 1,248,424 parameters with 1000 classes.
 
     Its last convolution has a filter per class, and the mean over all positions is the output of the class. The number
-    of pooling windows is rounded up, as in Caffe; with 227 pixels, all windows lie inside the image.
+    of pooling windows is rounded up, as in Caffe; with 227 pixels, all windows are inside the image.
 
     Source of initial weights and biases, and of learning_rate=0.04 lr_policy=poly lr_power=1 weight_decay=0.0002:
     DeepScale, SqueezeNet_v1.0 (train_val.prototxt, solver.prototxt), for batches of 512 images.

@@ -136,7 +136,8 @@ def model_of(found: Sequence[Step], source: str | Path, only: str | None = None)
     same = {
         name: [is_same(step, wanted) for (_, step), (_, wanted) in zip(*pairs[name], strict=False)] for name in names
     }
-    nearest = max(same, key=lambda name: sum(same[name]))
+    # most steps before the first difference, then most steps
+    nearest = max(same, key=lambda name: ([*same[name], False].index(False), sum(same[name])))
     steps, wanted = pairs[nearest]
     if all(same[nearest]) and len(steps) == len(wanted):
         return nearest
