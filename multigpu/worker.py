@@ -79,7 +79,7 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         stack.enter_context(log_warnings(recorder))
         batches = stack.enter_context(open_batches(config, model, data, device, link))
         log_run(recorder, config, data, device, folder)
-        network = build_network(config, model, data.mean, role.worker, device.name)
+        network = build_network(config, model, data.mean, role.worker, device.name, start.scale)
         position = initialize(start, network, config, recorder, role.workers)
         del start                                # the network now owns its arrays
         compile_functions(network, recorder, config.batch_size, role.functions)

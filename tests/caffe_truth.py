@@ -7,6 +7,7 @@ protobuf.dev/programming-guides/encoding.
 """
 
 import struct
+from typing import NamedTuple
 
 import numpy as np
 
@@ -74,6 +75,185 @@ def normalised(x, n=5, alpha=1e-4, beta=0.75, k=1.0):
     return x / (k + alpha / n * energy) ** beta
 
 
+# ---- networks given by their layers, as in a prototxt
+
+
+class LayerSpec(NamedTuple):
+    """A layer of a prototxt, with the shape of its weights if it has any."""
+
+    kind: str
+    name: str
+    bottom: tuple
+    top: tuple
+    settings: dict
+    shape: tuple | None = None
+
+
+class Prototxt:
+    """Layers in order; each method adds one and returns the name of its output. `channels` has those of each blob."""
+
+    def __init__(self, name):
+        self.name, self.layers, self.channels = name, [], {"data": 3}
+
+    def add(self, kind, name, bottom, top=None, shape=None, channels=None, **settings):
+        bottom = (bottom,) if isinstance(bottom, str) else bottom
+        self.layers.append(LayerSpec(kind, name, bottom, (top or name,), settings, shape))
+        self.channels[top or name] = channels or sum(self.channels[blob] for blob in bottom)
+        return top or name
+
+    def conv(self, name, bottom, filters, size, **settings):
+        shape = (filters, self.channels[bottom], size, size)
+        self.add("Convolution", name, bottom, None, shape, filters, num_output=filters, kernel_size=size, **settings)
+        return self.add("ReLU", f"relu_{name}", name, name)
+
+    def dense(self, name, bottom, inputs, outputs, relu=True):
+        self.add("InnerProduct", name, bottom, None, (outputs, inputs), outputs, num_output=outputs)
+        return self.add("ReLU", f"relu_{name}", name, name) if relu else name
+
+    def max_pool(self, name, bottom, size=3, stride=2, **settings):
+        return self.add("Pooling", name, bottom, kernel_size=size, stride=stride, pool=0, **settings)
+
+    def average_pool(self, name, bottom, size, stride):
+        return self.add("Pooling", name, bottom, kernel_size=size, stride=stride, pool=1)
+
+    def norm(self, name, bottom):
+        return self.add("LRN", name, bottom, local_size=5, alpha=1e-4, beta=0.75)
+
+
+def googlenet(classes=1000):
+    """Return models/bvlc_googlenet/train_val.prototxt."""
+    net = Prototxt("GoogleNet")
+    at = net.conv("conv1/7x7_s2", "data", 64, 7, stride=2, pad=3)
+    at = net.norm("pool1/norm1", net.max_pool("pool1/3x3_s2", at))
+    at = net.conv("conv2/3x3", net.conv("conv2/3x3_reduce", at, 64, 1), 192, 3, pad=1)
+    at = net.max_pool("pool2/3x3_s2", net.norm("conv2/norm2", at))
+    for name, one, reduce3, three, reduce5, five, projection in (
+        ("3a", 64, 96, 128, 16, 32, 32), ("3b", 128, 128, 192, 32, 96, 64), ("4a", 192, 96, 208, 16, 48, 64),
+        ("4b", 160, 112, 224, 24, 64, 64), ("4c", 128, 128, 256, 24, 64, 64), ("4d", 112, 144, 288, 32, 64, 64),
+        ("4e", 256, 160, 320, 32, 128, 128), ("5a", 256, 160, 320, 32, 128, 128), ("5b", 384, 192, 384, 48, 128, 128),
+    ):
+        block = f"inception_{name}/{{}}".format
+        branches = (
+            net.conv(block("1x1"), at, one, 1),
+            net.conv(block("3x3"), net.conv(block("3x3_reduce"), at, reduce3, 1), three, 3, pad=1),
+            net.conv(block("5x5"), net.conv(block("5x5_reduce"), at, reduce5, 1), five, 5, pad=2),
+            net.conv(block("pool_proj"), net.max_pool(block("pool"), at, stride=1, pad=1), projection, 1),
+        )
+        at = net.add("Concat", block("output"), branches)
+        if name in ("4a", "4d"):
+            loss = f"loss{1 if name == '4a' else 2}/{{}}".format
+            side = net.conv(loss("conv"), net.average_pool(loss("ave_pool"), at, 5, 3), 128, 1)
+            side = net.add("Dropout", loss("drop_fc"), net.dense(loss("fc"), side, 2048, 1024), loss("fc"))
+            net.dense(loss("classifier"), side, 1024, classes, relu=False)
+        if name in ("3b", "4e"):
+            at = net.max_pool(f"pool{3 if name == '3b' else 4}/3x3_s2", at)
+    at = net.average_pool("pool5/7x7_s1", at, 7, 1)
+    net.dense("loss3/classifier", net.add("Dropout", "pool5/drop_7x7_s1", at, at), 1024, classes, relu=False)
+    return net
+
+
+def vgg16():
+    """Return the prototxt of VGG_ILSVRC_16_layers."""
+    net, at = Prototxt("VGG_ILSVRC_16_layers"), "data"
+    for group, (filters, count) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)], 1):
+        for number in range(1, count + 1):
+            at = net.conv(f"conv{group}_{number}", at, filters, 3, pad=1)
+        at = net.max_pool(f"pool{group}", at, 2, 2)
+    at = net.dense("fc7", net.dense("fc6", at, 25088, 4096), 4096, 4096)
+    net.dense("fc8", at, 4096, 1000, relu=False)
+    return net
+
+
+def squeezenet(pad=0):
+    """Return SqueezeNet 1.0; DeepScale's prototxt pads the input of conv10 by one pixel."""
+    net = Prototxt("SqueezeNet")
+    at = net.max_pool("pool1", net.conv("conv1", "data", 96, 7, stride=2))
+    for number, (squeeze, expand) in enumerate(
+        [(16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256)], 2
+    ):
+        at = net.conv(f"fire{number}/squeeze1x1", at, squeeze, 1)
+        one, three = (net.conv(f"fire{number}/expand{n}x{n}", at, expand, n, pad=n // 2) for n in (1, 3))
+        at = net.add("Concat", f"fire{number}/concat", (one, three))
+        if number in (4, 8):
+            at = net.max_pool(f"pool{number}", at)
+    at = net.conv("conv10", net.add("Dropout", "drop9", at, at), 1000, 1, pad=pad)
+    net.add("Pooling", "pool10", at, pool=1, global_pooling=1)
+    return net
+
+
+def random_blobs_of(net, rng):
+    """Return layer -> (weights, bias), float32, such that values neither vanish nor grow."""
+    blobs = {}
+    for each in net.layers:
+        if each.shape:
+            weights = rng.standard_normal(each.shape, dtype=np.float32)
+            weights *= np.float32((2 / np.prod(each.shape[1:])) ** 0.5)
+            blobs[each.name] = weights, rng.standard_normal(each.shape[0], dtype=np.float32)
+    return blobs
+
+
+def results(net, blobs, image):
+    """Return blob -> its value in float64 for a mean-subtracted BGR image."""
+    values = {"data": image.astype(np.float64)}
+    for kind, name, bottom, (top,), settings, _ in net.layers:
+        x = values[bottom[0]]
+        if kind == "Convolution":
+            x = convolution(x, *blobs[name], settings.get("stride", 1), settings.get("pad", 0), 1)
+        elif kind == "InnerProduct":
+            x = blobs[name][0].astype(np.float64) @ x.reshape(-1) + blobs[name][1]
+        elif kind == "Pooling":
+            x = pooled(x, **settings)
+        elif kind == "Concat":
+            x = np.concatenate([values[blob] for blob in bottom])
+        elif kind != "Dropout":
+            x = np.maximum(x, 0) if kind == "ReLU" else normalised(x)
+        values[top] = x
+    return values
+
+
+def pooled(x, pool, kernel_size=0, stride=1, pad=0, global_pooling=0):
+    """Caffe's pooling (pooling_layer.cpp): a window starts in the image or in the padding before it, and is cut."""
+    if global_pooling:
+        return x.mean(axis=(1, 2))
+    rows, columns = (-(-(n + 2 * pad - kernel_size) // stride) + 1 for n in x.shape[1:])
+    rows, columns = (
+        count - (pad > 0 and (count - 1) * stride >= n + pad)
+        for count, n in zip((rows, columns), x.shape[1:], strict=True)
+    )
+    y = np.empty((len(x), rows, columns))
+    for r, c in np.ndindex(rows, columns):
+        top, left = r * stride - pad, c * stride - pad
+        window = x[:, max(top, 0) : top + kernel_size, max(left, 0) : left + kernel_size]
+        area = np.prod([min(first + kernel_size, n + pad) - first
+                        for first, n in zip((top, left), x.shape[1:], strict=True)])
+        y[:, r, c] = window.sum(axis=(1, 2)) / area if pool else window.max(axis=(1, 2))
+    return y
+
+
+def file_of(net, blobs, v1=True, data=None, named=True):
+    """Return the pieces of the file of a Prototxt as a training snapshot contains them, with Split layers.
+
+    blobs  layer -> (weights, bias), or the bytes of two BlobProto; layers without an entry are left out
+    data   settings of the data layer
+    named  whether the file has the name of the network
+    """
+    pieces = [field(1, net.name.encode())] if named else []
+    pieces.append(layer("Data", b"data", [], [b"data", b"label"], (), v1, **(data or {})))
+    now = {}                                     # blob -> its name, or the outputs of its Split that are not taken yet
+    for at, each in enumerate(net.layers):
+        bottom = [now[blob].pop(0) if now.get(blob) else blob.encode() for blob in each.bottom]
+        own = [one if isinstance(one, bytes) else blob(one, not v1) for one in blobs.get(each.name, ())]
+        (top,) = each.top
+        pieces.append(layer(each.kind, each.name.encode(), bottom, [top.encode()], own, v1, **each.settings))
+        in_place = any(top in other.bottom and top in other.top for other in net.layers[at + 1 :])
+        uses = 0 if in_place else sum(other.bottom.count(top) for other in net.layers[at + 1 :])
+        now[top] = [f"{top}_split_{n}".encode() for n in range(uses)] if uses > 1 else []
+        if uses > 1:
+            pieces.append(layer("Split", f"{top}_split".encode(), [top.encode()], now[top][:], (), v1))
+    last = net.layers[-1].top[0].encode()
+    return [*pieces, layer("SoftmaxWithLoss", b"loss", [last, b"label"], [b"loss"], (), v1)]
+
+
 # ---- the file
 
 
@@ -104,7 +284,7 @@ CONVOLUTION = {"num_output": 1, "bias_term": 2, "pad": 3, "kernel_size": 4, "gro
                "pad_w": 10, "stride_h": 13, "stride_w": 14, "dilation": 18}
 INNER_PRODUCT = {"num_output": 1, "axis": 5, "transpose": 6}
 LRN = {"local_size": 1, "alpha": 2, "beta": 3, "norm_region": 4, "k": 5}
-POOLING = {"pool": 1, "kernel_size": 2, "stride": 3, "pad": 4, "global_pooling": 12}
+POOLING = {"pool": 1, "kernel_size": 2, "stride": 3, "pad": 4, "global_pooling": 12, "round_mode": 13}
 RELU = {"negative_slope": 1}
 DROPOUT = {"dropout_ratio": 1}
 TRANSFORMATION = {"scale": 1, "mirror": 2, "crop_size": 3, "mean_file": 4, "mean_value": 5}
@@ -115,7 +295,8 @@ TYPES = {
     "Data": (5, 36, 100, TRANSFORMATION), "Convolution": (4, 10, 106, CONVOLUTION), "ReLU": (18, 30, 123, RELU),
     "Pooling": (17, 19, 121, POOLING), "LRN": (15, 18, 118, LRN), "InnerProduct": (14, 17, 117, INNER_PRODUCT),
     "Dropout": (6, 12, 108, DROPOUT), "SoftmaxWithLoss": (21, 39, 125, {}), "Split": (22, None, None, {}),
-    "Accuracy": (1, 27, 102, {}), "Concat": (3, 9, 104, {}),
+    "BatchNorm": (None, None, 139, {}),
+    "Accuracy": (1, 27, 102, {}), "Concat": (3, 9, 104, {"concat_dim": 1, "axis": 2}), "Sigmoid": (19, 38, 124, {}),
 }
 
 

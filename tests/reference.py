@@ -39,26 +39,38 @@ def convolution_gradients(x, W, g, stride, pad, groups):
     return dx, dW
 
 
-def max_pool(x, size, stride):
+def windows(n, size, stride, pad=0, ceil=False):
+    """Return the first and last pixel of each window along an axis of n pixels, counted from the image's first."""
+    starts = range(-pad, n if ceil else n + pad - size + 1, stride)
+    if ceil:                                     # Caffe stops at the first window that reaches the end of the padding
+        reach = next((at for at, start in enumerate(starts) if start + size >= n + pad), len(starts) - 1)
+        starts = starts[: reach + 1]
+    return [(max(start, 0), min(start + size, n) - 1, start) for start in starts]
+
+
+def max_pool(x, size, stride, pad=0, ceil=False):
     """Return (y, index): the maximum of each window, and i * size + j of its first pixel; NaN counts as largest."""
     channels, height, width, batch = x.shape
-    shape = channels, (height - size) // stride + 1, (width - size) // stride + 1, batch
-    y = np.zeros(shape, x.dtype)
-    index = np.zeros(shape, int)
+    rows, columns = windows(height, size, stride, pad, ceil), windows(width, size, stride, pad, ceil)
+    y = np.zeros((channels, len(rows), len(columns), batch), x.dtype)
+    index = np.zeros(y.shape, int)
     for c, r, s, b in np.ndindex(y.shape):
-        window = [x[c, r * stride + i, s * stride + j, b] for i in range(size) for j in range(size)]
+        (top, bottom, row), (left, right, column) = rows[r], columns[s]
+        pixels = list(product(range(top, bottom + 1), range(left, right + 1)))
+        window = [x[c, i, j, b] for i, j in pixels]
         ranks = [np.inf if np.isnan(value) else value for value in window]
-        index[c, r, s, b] = ranks.index(max(ranks))
-        y[c, r, s, b] = window[index[c, r, s, b]]
+        first = ranks.index(max(ranks))
+        index[c, r, s, b] = (pixels[first][0] - row) * size + pixels[first][1] - column
+        y[c, r, s, b] = window[first]
     return y, index
 
 
-def max_pool_gradient(x, g, size, stride):
-    _, index = max_pool(x, size, stride)
+def max_pool_gradient(x, g, size, stride, pad=0, ceil=False):
+    _, index = max_pool(x, size, stride, pad, ceil)
     dx = np.zeros(x.shape)
     for c, r, s, b in np.ndindex(g.shape):
         i, j = divmod(index[c, r, s, b], size)
-        dx[c, r * stride + i, s * stride + j, b] += g[c, r, s, b]
+        dx[c, r * stride + i - pad, s * stride + j - pad, b] += g[c, r, s, b]
     return dx
 
 

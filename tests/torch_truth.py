@@ -1,4 +1,4 @@
-"""GoogLeNet and VGG-16 in PyTorch functions with our parameters: an independent reference in any float type.
+"""GoogLeNet, VGG-16 and SqueezeNet in PyTorch functions with our parameters: a reference in any float type.
 
 Images are (batch, channel, row, column), as in PyTorch. A step makes millions of discrete decisions: ReLU decides
 whether a value is above zero, max pooling decides which pixel is the largest. Rounding changes a few of them in any
@@ -39,7 +39,7 @@ def noting_decisions():
     noted, rectify = [], layers.relu
 
     def pool(self, x, noise=None):
-        y, index = ops.MaxPool2D(self.size, self.stride, self.pad)(x)
+        y, index = ops.MaxPool2D(self.size, self.stride, self.pad, self.ceil)(x)
         noted.append(index)
         return y
 
@@ -150,6 +150,21 @@ def vgg16(w, x):
         x = conv(w, f"conv{n}", x, pad=1, pool=(2, 2) if n in (2, 4, 7, 10, 13) else None)
     x = w.relu(dense(w, "fc15", w.relu(dense(w, "fc14", x.flatten(1)))))
     return [dense(w, "fc16", x)]
+
+
+def fire(w, name, x):
+    x = conv(w, f"{name}.squeeze1x1", x)
+    return torch.cat([conv(w, f"{name}.expand1x1", x), conv(w, f"{name}.expand3x3", x, pad=1)], 1)
+
+
+def squeezenet(w, x):
+    """Return [logits]. With 227 pixels, no window of the pooling is incomplete."""
+    x = conv(w, "conv1", x, 2, pool=(3, 2))
+    for number in range(2, 10):
+        x = fire(w, f"fire{number}", x)
+        if number in (4, 8):
+            x = w.max_pool(x, 3, 2)
+    return [conv(w, "conv10", x).mean((2, 3))]
 
 
 def results(network, arrays, images, labels, dtype=torch.float64, decisions=None):

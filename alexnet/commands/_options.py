@@ -15,6 +15,7 @@ from alexnet.data.batch_file import DataError, name_of, one_line
 from alexnet.data.image_formats import is_url
 from alexnet.models import model_class
 from alexnet.native import compiler
+from alexnet.pretrained.preprocessing import PREPROCESSINGS
 from alexnet.training.network import Network
 
 NPY = b"\x93NUMPY"                               # first bytes of a .npy file
@@ -26,17 +27,19 @@ LEAST_RISE = 10                                  # from the first to the last ch
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Add --weights and the options that complete them."""
     parser.add_argument("--weights", required=True, metavar="W", help="a run's folder or checkpoint, exported "
-                        "safetensors, theano_alexnet's folder or zip, a .caffemodel, or ONNX")
+                        "safetensors, theano_alexnet's folder or zip, a .caffemodel, ONNX, or PyTorch's .pth")
     parser.add_argument("--mean", metavar="FILE", help="mean image, .npy (3, 256, 256) or Caffe's .binaryproto, if the "
                         "weights have none, or to replace it")
     parser.add_argument("--mean-order", choices=("rgb", "bgr"), help="order of its channels (rgb; .binaryproto: bgr)")
     parser.add_argument("--resize", choices=RESIZES, help="squash: whole images to 256 x 256; crop: their central "
-                        "square; else that of the weights")
+                        "square; shorter: the shorter side to 256, then the central square; else that of the weights")
     parser.add_argument("--class-names", metavar="FILE", help="a name on each line, or a JSON list, or a data set's "
                         "manifest.json; else those of the weights")
     parser.add_argument("--epoch", type=int, metavar="N", help="of theano_alexnet's folder or zip; else the newest")
     parser.add_argument("--model", metavar="MODULE:CLASS", help="import this network from outside the package, "
                         "because the weights name it")
+    parser.add_argument("--preprocessing", choices=PREPROCESSINGS, help="images that a network of PyTorch or ONNX "
+                        "takes. torchvision: RGB, mean and std of ImageNet; caffe: BGR, 0 to 255, minus the mean")
     parser.add_argument("--unflipped", action="store_true", help="theano_alexnet's filters were trained with lib_conv "
                         "cudaconvnet, so they are those of a cross-correlation already")
 
@@ -49,7 +52,7 @@ def weights_of(options: argparse.Namespace) -> pretrained.Weights:
         raise ValueError(f"--weights {options.weights} is a URL; download the file and pass its path")
     if options.mean_order and options.mean is None:
         raise ValueError(f"--mean-order {options.mean_order} describes the file of --mean, which is not given")
-    weights = pretrained.load(options.weights, options.unflipped, options.epoch)
+    weights = pretrained.load(options.weights, options.unflipped, options.epoch, options.preprocessing)
     if options.mean is not None:
         mean, order = mean_of(Path(options.mean), options.mean_order)
         name = Path(options.mean).name + (" in BGR order" if order == "bgr" else "")

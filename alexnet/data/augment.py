@@ -11,7 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 IMAGE_SIZE = 256                                 # pixels, rows and columns of a stored image
-RESIZES = ("squash", "crop")                     # how to resize to IMAGE_SIZE: the whole image, or its central square
+# How images become IMAGE_SIZE x IMAGE_SIZE: the whole image; its central square; or the shorter side to IMAGE_SIZE and
+# then the central square.
+RESIZES = ("squash", "crop", "shorter")
+Scale = tuple[float, float, float]               # RGB: factor of each channel after the mean is subtracted
+UNSCALED: Scale = (1.0, 1.0, 1.0)
 CROPS = 1                                        # stream numbers: the second word of the key
 FILES = 2
 

@@ -64,7 +64,8 @@ def read_image(source: FilePath | io.BufferedIOBase, resize: str = "squash") -> 
 
     Args:
         source: path of the file, or an open, seekable binary file, which is read from its start.
-        resize: "squash" (to 256 x 256) or "crop" (the central square, to 256 x 256).
+        resize: "squash" (to 256 x 256), "crop" (the central square, to 256 x 256) or "shorter" (the shorter side to 256
+            pixels, then the central 256 x 256).
 
     Raises:
         BadImage: the file is damaged, empty, of another format or absurdly large, or not a regular file: reading a pipe
@@ -103,7 +104,8 @@ def decoded(file: io.BufferedIOBase, resize: str) -> np.ndarray:
         refuse_bomb(image)
         if found == "PNG":
             refuse_wrong_checksum(cast(BinaryIO, file))
-        image.draft(None, DRAFT_SIZE)
+        if resize != "shorter":                  # its pixels are exactly torchvision's, which decodes at full size
+            image.draft(None, DRAFT_SIZE)
         return np.asarray(resized(rgb(upright(image)), resize))
 
 
@@ -173,9 +175,17 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def resized(image: Image.Image, resize: str) -> Image.Image:
-    """Return the image resized to 256 x 256 pixels, bilinear."""
+    """Return the image resized to 256 x 256 pixels, bilinear.
+
+    Source of "shorter": torchvision's Resize(256) and CenterCrop. An even crop of its centre has CenterCrop's pixels.
+    """
     width, height = image.size
     side = min(width, height)
+    if resize == "shorter":
+        size = [IMAGE_SIZE * n // side for n in image.size]
+        x, y = (round((n - IMAGE_SIZE) / 2) for n in size)
+        window = (x, y, x + IMAGE_SIZE, y + IMAGE_SIZE)
+        return image.resize((size[0], size[1]), Image.Resampling.BILINEAR).crop(window)
     left, top = (width - side) / 2, (height - side) / 2
     box = None if resize == "squash" else (left, top, left + side, top + side)
     return image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR, box=box)

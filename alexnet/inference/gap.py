@@ -23,7 +23,6 @@ from alexnet.data.augment import IMAGE_SIZE, RESIZES, Crop, crop_batch
 from alexnet.inference.evaluate import Counts, place_of_label, scores_of
 from alexnet.inference.evaluation_data import ImageFolder, LabelledImages
 from alexnet.pretrained import Weights
-from alexnet.pretrained.assumptions import scale_of
 from alexnet.training.network import Network
 
 SAMPLE = 500                                     # images; a change of 4 points has a standard error of about 1
@@ -240,7 +239,7 @@ def choices(weights: Weights, labelled: LabelledImages, crops: int) -> list[Choi
     many = base._replace(name=f"crops: {other_crops} instead of {crops}", cure=f"try --crops {other_crops}",
                          crops=other_crops)
     return [base, *resize_choices(base, labelled), many, *mean_choices(base, labelled),
-            *colour_choices(base, scale_of(weights))]
+            *colour_choices(base, weights.scale)]
 
 
 def resize_choices(base: Choice, labelled: LabelledImages) -> Iterator[Choice]:

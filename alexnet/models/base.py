@@ -14,12 +14,14 @@ class Outline(NamedTuple):
 
     shapes         name -> shape of each parameter, in order
     classifiers    names of the parameters whose last axis is the number of classes
+    auxiliary      names of the parameters of auxiliary classifiers, which only training uses
     chain          the model as ONNX operators
     without_chain  why there is no chain, else empty: a layer has no form in ONNX
     """
 
     shapes: dict[str, tuple[int, ...]]
     classifiers: frozenset[str]
+    auxiliary: frozenset[str]
     chain: Chain
     without_chain: str
 
@@ -74,6 +76,7 @@ class Model(Sequential):
         return Outline(
             shapes={parameter.name: parameter.shape for parameter in network.parameters},
             classifiers=frozenset(parameter.name for name in network.classifiers for parameter in layers[name]),
+            auxiliary=frozenset(parameter.name for layer in network.auxiliaries for parameter in layer.parameters),
             chain=chain,
             without_chain=reason,
         )

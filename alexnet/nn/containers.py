@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import pytensor.tensor as pt
 from pytensor.tensor.variable import TensorVariable
 
 from alexnet.nn.layer import Chain, Layer, LayerSummary, Noise, Shape, Step
@@ -83,7 +84,10 @@ class Sequential:
         Raises:
             NotImplementedError: a layer has no form in ONNX.
         """
-        return [(name, step) for name, layer in zip(self.names, self.layers, strict=True) for step in layer.steps()]
+        chain: list[tuple[str, Step]] = []
+        for name, layer in zip(self.names, self.layers, strict=True):
+            chain += layer.named_steps() if isinstance(layer, Named) else ((name, step) for step in layer.steps())
+        return chain
 
 
 def numbered(layers: Sequence[Layer]) -> Iterator[str]:
@@ -118,6 +122,39 @@ class Named(Layer):
     def weight_layers(self) -> dict[str, tuple[Parameter, ...]]:
         """Name -> parameters of each layer with parameters."""
         return {name: parameters for part in self.parts for name, parameters in part.weight_layers.items()}
+
+    def named_steps(self) -> Chain:
+        """Return the layer as ONNX operators; see Sequential."""
+        return [(self.name, step) for step in self.steps()]
+
+
+class Concatenation(Named):
+    """Branches on the same input, concatenated along the channel axis.
+
+    stem  layers between the input and the branches, or None
+    """
+
+    def __init__(self, name: str, *branches: Sequential, stem: Sequential | None = None) -> None:
+        super().__init__(name, *filter(None, (stem,)), *branches)
+        self.stem = stem or Sequential()
+        self.branches = branches
+
+    def __call__(self, x: TensorVariable, noise: Noise | None = None) -> TensorVariable:
+        x = self.stem(x, noise)
+        return pt.join(0, *(branch(x, noise) for branch in self.branches))
+
+    def describe(self, shape: Shape) -> Iterator[LayerSummary]:
+        for row in self.stem.describe(shape):
+            yield row
+            shape = row.shape
+        rows = [list(branch.describe(shape)) for branch in self.branches]
+        yield from (row for branch in rows for row in branch)
+        channels = sum(branch[-1].shape[0] for branch in rows)
+        yield LayerSummary(self.name, (channels, *rows[0][-1].shape[1:]), 0, 0)
+
+    def named_steps(self) -> Chain:
+        concat = Step("Concat", branches=tuple(branch.named_steps() for branch in self.branches), axis=1)
+        return [*self.stem.named_steps(), (self.name, concat)]
 
 
 class Auxiliary(Named):

@@ -1,18 +1,13 @@
 """The two composite layers of GoogLeNet. Source: Szegedy et al. 2014."""
 
-from collections.abc import Iterator
 from functools import partial
 
-import pytensor.tensor as pt
-from pytensor.tensor.variable import TensorVariable
-
-from alexnet.nn.containers import Auxiliary, Named, Sequential
-from alexnet.nn.layer import LayerSummary, Noise, Shape, Step
+from alexnet.nn.containers import Auxiliary, Concatenation, Sequential
 from alexnet.nn.layers import AveragePool, Conv, Dense, Dropout, Flatten, MaxPool
 from alexnet.nn.parameter import Rng, Std, xavier
 
 
-class Inception(Named):
+class Inception(Concatenation):
     """Inception module: branches with 1x1, 3x3 and 5x5 filters and with pooling, concatenated along the channel axis.
 
     channels    channels of x
@@ -45,18 +40,6 @@ class Inception(Named):
                 MaxPool(3, 1, pad=1), conv(channels, projection, 1), names=(at("pool"), at("pool_proj")),
             ),
         )
-
-    def __call__(self, x: TensorVariable, noise: Noise | None = None) -> TensorVariable:
-        return pt.join(0, *(branch(x, noise) for branch in self.parts))
-
-    def describe(self, shape: Shape) -> Iterator[LayerSummary]:
-        rows = [list(branch.describe(shape)) for branch in self.parts]
-        yield from (row for branch in rows for row in branch)
-        channels = sum(branch[-1].shape[0] for branch in rows)
-        yield LayerSummary(self.name, (channels, *shape[1:]), 0, 0)
-
-    def steps(self) -> Iterator[Step]:
-        yield Step("Concat", branches=tuple(branch.named_steps() for branch in self.parts), axis=1)
 
 
 class InceptionClassifier(Auxiliary):

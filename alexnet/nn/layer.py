@@ -100,6 +100,12 @@ class Step:
         self.branches = branches
         self.attributes: Mapping[str, Value] = attributes
 
+    def replaced(self, attributes: Mapping[str, Value], outputs: int | None = None) -> "Step":
+        """Return a copy without branches in which these attributes, and `outputs` if it is given, are replaced."""
+        copy = Step(self.operator, parameters=self.parameters, outputs=self.outputs if outputs is None else outputs)
+        copy.attributes = {**self.attributes, **attributes}
+        return copy
+
 
 def convolution_step(filters: int, size: Value, stride: Value, pad: Value, groups: Value) -> Step:
     """Return a cross-correlation with size x size filters, plus a bias."""
@@ -108,11 +114,11 @@ def convolution_step(filters: int, size: Value, stride: Value, pad: Value, group
     )
 
 
-def max_pool_step(size: Value, stride: Value, pad: Value = 0) -> Step:
-    """Return the maximum over windows of size x size pixels."""
-    if not pad:
-        return Step("MaxPool", kernel_shape=size, strides=stride)
-    return Step("MaxPool", kernel_shape=size, strides=stride, pads=pad)
+def max_pool_step(size: Value, stride: Value, pad: Value = 0, ceil: Value = 0) -> Step:
+    """Return the maximum over windows of size x size pixels; `ceil` rounds the number of windows up."""
+    step = Step("MaxPool", kernel_shape=size, strides=stride)
+    given = {name: value for name, value in (("pads", pad), ("ceil_mode", ceil and 1)) if value}
+    return step.replaced(given)
 
 
 def dense_step(outputs: int) -> Step:

@@ -45,7 +45,7 @@ class Conv(Layer):
 
     x       (channels, row, column, batch)
     W       (channels / groups, size, size, filters)
-    pool    (size, stride) or (size, stride, pad) of the max pooling, or None
+    pool    max pooling: (size, stride), (size, stride, pad), or a MaxPool; None: no pooling
 
     Pooling precedes bias and ReLU. Both are non-decreasing, so the result is bit-identical and they process a quarter
     of the values. Source: Krizhevsky et al. 2012, section 3.
@@ -55,7 +55,7 @@ class Conv(Layer):
 
     def __init__(
         self, rng: Rng, channels: int, filters: int, size: int, stride: int = 1, pad: int = 0, groups: int = 1,
-        pool: tuple[int, ...] | None = None, std: Std = 0.01, bias: float = 0.0,
+        pool: "tuple[int, ...] | MaxPool | None" = None, std: Std = 0.01, bias: float = 0.0,
     ) -> None:
         if channels % groups or filters % groups:
             raise ValueError(f"groups must divide channels and filters, got {groups} for {channels} and {filters}")
@@ -65,7 +65,7 @@ class Conv(Layer):
         self.pad = pad
         self.groups = groups
         self.convolution = ops.Convolution(stride, pad, groups)
-        self.pool = MaxPool(*pool) if pool else None
+        self.pool = MaxPool(*pool) if isinstance(pool, tuple) else pool
         self.W, self.b = weights_and_biases(rng, (channels // groups, size, size, filters), filters, std, bias)
         self.parameters = (self.W, self.b)
 
@@ -90,23 +90,28 @@ class Conv(Layer):
 
 
 class MaxPool(Layer):
-    """Max pooling over size x size windows, `stride` pixels apart. Windows start `pad` pixels before the image."""
+    """Max pooling over size x size windows, `stride` pixels apart. Windows start `pad` pixels before the image.
+
+    ceil  round the number of windows up, as Caffe does: the last window of an axis may be incomplete
+    """
 
     kind = "pool"
 
-    def __init__(self, size: int, stride: int, pad: int = 0) -> None:
+    def __init__(self, size: int, stride: int, pad: int = 0, *, ceil: bool = False) -> None:
         self.size = size
         self.stride = stride
         self.pad = pad
+        self.ceil = ceil
 
     def __call__(self, x: TensorVariable, noise: Noise | None = None) -> TensorVariable:
-        return ops.MaxPool2D(self.size, self.stride, self.pad)(x)[0]
+        return ops.MaxPool2D(self.size, self.stride, self.pad, self.ceil)(x)[0]
 
     def describe(self, shape: Shape) -> Iterator[LayerSummary]:
-        yield self.row((shape[0], *(windows_along(n, self.size, self.stride, self.pad) for n in shape[1:])))
+        windows = (windows_along(n, self.size, self.stride, self.pad, self.ceil) for n in shape[1:])
+        yield self.row((shape[0], *windows))
 
     def steps(self) -> Iterator[Step]:
-        yield max_pool_step(self.size, self.stride, self.pad)
+        yield max_pool_step(self.size, self.stride, self.pad, self.ceil)
 
 
 class AveragePool(Layer):

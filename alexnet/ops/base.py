@@ -120,14 +120,25 @@ def static_length(n: Length) -> int | None:
 
 
 @overload
-def windows_along(n: int, size: int, stride: int, pad: int = 0) -> int: ...
+def windows_along(n: int, size: int, stride: int, pad: int = 0, ceil: bool = False) -> int: ...
 @overload
-def windows_along(n: Length, size: Length, stride: int, pad: int = 0) -> Length: ...
-def windows_along(n: Length, size: Length, stride: int, pad: int = 0) -> Length:
-    """Return the number of windows of `size` with `stride` on n elements padded by `pad` on both sides, or None."""
+def windows_along(n: Length, size: Length, stride: int, pad: int = 0, ceil: bool = False) -> Length: ...
+def windows_along(n: Length, size: Length, stride: int, pad: int = 0, ceil: bool = False) -> Length:
+    """Return the number of windows of `size` with `stride` on n elements padded by `pad` on both sides, or None.
+
+    Args:
+        ceil: count an incomplete last window, unless it starts after the n elements. Source: BVLC Caffe,
+            src/caffe/layers/pooling_layer.cpp.
+    """
     if n is None or size is None:
         return None
-    return (n + 2 * pad - size) // stride + 1
+    if not ceil:
+        return (n + 2 * pad - size) // stride + 1
+    windows = -((size - n - 2 * pad) // stride) + 1
+    starting_inside = (n + pad - 1) // stride + 1
+    if isinstance(windows, int) and isinstance(starting_inside, int):
+        return min(windows, starting_inside)
+    return pt.minimum(windows, starting_inside)
 
 
 def height_and_width(x: TensorVariable) -> list[Length]:
@@ -138,11 +149,13 @@ def height_and_width(x: TensorVariable) -> list[Length]:
 class WindowOp(ShapedOp):
     """An Op on the windows of an image: size x size pixels, `stride` pixels apart.
 
-    Pixels after the last full window are ignored. Subclasses that pad the image set `pad` in __init__.
+    Pixels after the last full window are ignored, unless `ceil` is set. Subclasses that pad the image or pool
+    incomplete windows set `pad` and `ceil` in __init__.
     """
 
     __props__: tuple[str, ...] = ("size", "stride")
     pad = 0
+    ceil = False
 
     def __init__(self, size: int, stride: int) -> None:
         self.size = whole_number("pooling size", size, least=1)
@@ -151,8 +164,8 @@ class WindowOp(ShapedOp):
     def pooled(self, height: Length, width: Length) -> tuple[Length, Length]:
         """Return (out_height, out_width), the numbers of windows on height x width pixels; None if unknown."""
         return (
-            windows_along(height, self.size, self.stride, self.pad),
-            windows_along(width, self.size, self.stride, self.pad),
+            windows_along(height, self.size, self.stride, self.pad, self.ceil),
+            windows_along(width, self.size, self.stride, self.pad, self.ceil),
         )
 
     def views(self, x: np.ndarray, out_height: int, out_width: int) -> Iterator[np.ndarray]:

@@ -1,8 +1,10 @@
 """Max pooling, which records the position of each maximum, and its gradient, which adds g at that position.
 
-Windows start `pad` pixels before the image and end at most `pad` pixels after it. Padding is never the maximum.
+Windows start `pad` pixels before the image and end at most `pad` pixels after it. Padding is never the maximum. With
+`ceil`, as in Caffe, the number of windows is rounded up: the last window of an axis may be incomplete.
 
-Source: Krizhevsky et al. 2012, section 3.4 (overlapping windows, size 3, stride 2).
+Source: Krizhevsky et al. 2012, section 3.4 (overlapping windows, size 3, stride 2); BVLC Caffe,
+src/caffe/layers/pooling_layer.cpp.
 """
 
 from collections.abc import Sequence
@@ -30,15 +32,20 @@ from alexnet.ops.base import (
 class _PoolOp(WindowOp):
     """Base class of the two Ops: padded windows, and the index of a pixel within its window."""
 
-    __props__ = ("size", "stride", "pad")
+    __props__ = ("size", "stride", "pad", "ceil")
 
-    def __init__(self, size: int = 3, stride: int = 2, pad: int = 0) -> None:
+    def __init__(self, size: int = 3, stride: int = 2, pad: int = 0, ceil: bool = False) -> None:
         super().__init__(size, stride)
         self.pad = whole_number("pooling pad", pad, least=0)
+        self.ceil = bool(ceil)
         if self.size > 16:
             raise ValueError(f"pooling size must be at most 16 (its window index is a byte), got {self.size}")
         if self.pad >= self.size:
             raise ValueError(f"pooling pad must be less than the size, {self.size}, got {self.pad}")
+
+    def end_padding(self, n: int, windows: int) -> int:
+        """Return the padding after n elements: at least `pad`, and as much as the last window covers."""
+        return max(self.pad, (windows - 1) * self.stride + self.size - self.pad - n)
 
     def first(self, out_height: int, out_width: int) -> np.ndarray:
         """Return the index of the first pixel of each window that is not padding, uint8 (out_height, out_width)."""
@@ -77,7 +84,8 @@ class MaxPool2D(_PoolOp):
         y = np.full(shape, -np.inf, x.dtype)
         index = np.empty(shape, np.uint8)
         index[:] = self.first(out_height, out_width)[:, :, None]
-        padded = np.pad(x, [(0, 0), *[(self.pad, self.pad)] * 2, (0, 0)], constant_values=-np.inf)
+        ends = [(self.pad, self.end_padding(n, windows)) for n, windows in zip(x.shape[1:3], shape[1:3], strict=True)]
+        padded = np.pad(x, [(0, 0), *ends, (0, 0)], constant_values=-np.inf)
         for k, pixels in enumerate(self.views(padded, out_height, out_width)):
             higher = (pixels > y) | (np.isnan(pixels) & ~np.isnan(y))
             np.copyto(y, pixels, where=higher)
@@ -90,7 +98,7 @@ class MaxPool2D(_PoolOp):
 
     def pullback(self, inputs: Inputs, outputs: Inputs, cotangents: Inputs) -> list[Variable]:
         (x,) = inputs
-        gradient = MaxPoolGradient(self.size, self.stride, self.pad)
+        gradient = MaxPoolGradient(self.size, self.stride, self.pad, self.ceil)
         return [gradient(cotangents[0], outputs[1], *height_and_width(x))]
 
 
@@ -112,7 +120,10 @@ class MaxPoolGradient(_PoolOp):
         height, width = map(int, inputs[2:])
         self.check_gradient(g.shape, index.shape, height, width)
         pad = self.pad
-        dx = np.zeros((g.shape[0], height + 2 * pad, width + 2 * pad, g.shape[3]), g.dtype)
+        rows, columns = (
+            pad + n + self.end_padding(n, windows) for n, windows in zip((height, width), g.shape[1:3], strict=True)
+        )
+        dx = np.zeros((g.shape[0], rows, columns, g.shape[3]), g.dtype)
         for k, pixels in enumerate(self.views(dx, *g.shape[1:3])):
             pixels += np.where(index == k, g, g.dtype.type(0))
         outputs[0][0] = np.ascontiguousarray(dx[:, pad : pad + height, pad : pad + width])

@@ -2,16 +2,19 @@
 
     native      run folders, their checkpoints, and exported weights: safetensors with checksums
     upstream    theano_alexnet's folder or zip of W_0_65.npy, W0_1_65.npy …
-    caffe       bvlc_reference_caffenet.caffemodel and bvlc_alexnet.caffemodel
-    onnx        AlexNet and CaffeNet of the ONNX model zoo, and files exported by this package
+    caffe       CaffeNet, AlexNet, GoogLeNet, VGG-16 and SqueezeNet as .caffemodel
+    npz         SqueezeNet as arrays LAYER.weight and LAYER.bias by Caffe's names of layers
+    onnx        AlexNet and CaffeNet of the ONNX model zoo, files exported by this package, and exports of PyTorch
+    pytorch     torchvision's AlexNet and VGG-16, from a .pth file or safetensors
 
-Pickles are never loaded. Any other format is refused, and so are weights whose names or shapes do not all match the
-network.
+Python's unpickler is never used. Any other format is refused, and so are weights whose names or shapes do not all
+match the network.
 """
 
 import importlib.util
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from alexnet.models import MODELS
@@ -25,7 +28,9 @@ __all__ = ["Weights", "WeightsError", "build", "format_of", "imagenet_names", "l
 SUFFIXES = (".safetensors", ".onnx", ".zip", "")
 
 
-def load(path: str | os.PathLike[str], unflipped: bool = False, epoch: int | None = None) -> Weights:
+def load(
+    path: str | os.PathLike[str], unflipped: bool = False, epoch: int | None = None, preprocessing: str | None = None
+) -> Weights:
     """Load the Weights from a file or folder of any readable format.
 
     Args:
@@ -33,30 +38,38 @@ def load(path: str | os.PathLike[str], unflipped: bool = False, epoch: int | Non
         unflipped: only for theano_alexnet's format: the filters already are those of a cross-correlation, as trained
             with lib_conv "cudaconvnet".
         epoch: only for theano_alexnet's format: the epoch to load; None for the newest.
+        preprocessing: only for files of PyTorch and ONNX, which do not state it: the images that the network takes,
+            "torchvision" or "caffe" (alexnet.pretrained.preprocessing).
 
     Raises:
         WeightsError: the format is unknown, or the weights do not match their network.
     """
     kind, place = detect_format(expanded(path))
+    if preprocessing is not None and kind not in ("onnx", "pytorch"):
+        raise WeightsError(f"preprocessing is a choice about files of PyTorch and ONNX, and {path} is none")
     if kind == "upstream":
         return upstream.load(place, unflipped, epoch)
     if unflipped or epoch is not None:
         raise WeightsError(f"unflipped filters and epochs are choices about theano_alexnet's sets, and {path} is none")
-    return reader_of(kind)(place)
+    return reader_of(kind, preprocessing)(place)
 
 
-def reader_of(kind: str) -> Callable[[Path], Weights]:
+def reader_of(kind: str, preprocessing: str | None = None) -> Callable[[Path], Weights]:
     """Return the function that loads a format other than upstream; raises WeightsError if its library is missing."""
     if kind == "native":
         return native.load
-    if kind == "caffe":
+    if kind == "pytorch":
+        from alexnet.pretrained import pytorch  # imports zipfile and pickletools, which no other format needs
+
+        return partial(pytorch.load, preprocessing=preprocessing)
+    if kind in ("caffe", "npz"):
         from alexnet.pretrained import caffe  # protobuf takes 0.1 s to import, which no other format needs
 
-        return caffe.load
+        return caffe.load if kind == "caffe" else caffe.load_npz
     check_onnx()
     from alexnet.pretrained import onnx  # the package onnx is optional
 
-    return onnx.load
+    return partial(onnx.load, preprocessing=preprocessing)
 
 
 def save(weights: Weights, path: str | os.PathLike[str]) -> None:
@@ -101,7 +114,7 @@ def check_onnx() -> None:
 
 
 def format_of(path: str | os.PathLike[str]) -> str:
-    """Return the format of a file or folder: native, upstream, caffe or onnx; raises WeightsError."""
+    """Return the format of a file or folder: native, upstream, caffe, npz, onnx or pytorch; raises WeightsError."""
     return detect_format(expanded(path))[0]
 
 
@@ -125,7 +138,8 @@ def build(
         raise WeightsError(f"{weights.origin} comes without a mean image; give it with --mean FILE")
     model = MODELS[weights.model](None, classes=weights.classes)
     network = Network(
-        model, weights.mean, backend=backend_of(backend, device), crop=crop, precision=precision, device=device
+        model, weights.mean, backend=backend_of(backend, device), crop=crop, precision=precision, device=device,
+        scale=weights.scale,
     )
     network.set_parameters(weights.arrays)
     return network

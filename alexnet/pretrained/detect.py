@@ -4,10 +4,12 @@ Source: safetensors (length of a JSON header), APPNOTE.TXT of zip, ModelProto of
 NetParameter of caffe.proto (field 1 is a string), Python's pickletools.
 """
 
+import zipfile
 from pathlib import Path
 
 from alexnet.pretrained import upstream
-from alexnet.pretrained.weights import TORCHVISION, WeightsError
+from alexnet.pretrained.npy_files import is_npz
+from alexnet.pretrained.weights import WeightsError
 from alexnet.run import checkpoint_format
 
 FOLDERS = (                                      # format, pattern of file names, description
@@ -27,8 +29,8 @@ SIGNATURES = (
 def detect_format(path: Path) -> tuple[str, Path]:
     """Return (format, location) of the weights at `path`.
 
-    The format is native, upstream, caffe or onnx. The location is the file, the folder, or the only folder inside it if
-    that one contains the weights.
+    The format is native, upstream, caffe, npz, onnx or pytorch. The location is the file, the folder, or the only
+    folder inside it if that one contains the weights.
 
     Raises:
         WeightsError: `path` contains no weights of a known format.
@@ -53,16 +55,27 @@ def format_of(head: bytes, path: Path) -> str:
         raise WeightsError(f"{path} is empty")
     # safetensors first: the length of its header may look like the signature of another format
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:
-        return "native"
-    if head.startswith(PICKLES):
-        raise WeightsError(f"{path} is a pickle, which is never read because it can run code; {TORCHVISION} anyway")
+        return "native" if checkpoint_format.has_record(path) else "pytorch"
+    if head.startswith(PICKLES) or (head.startswith(b"PK") and is_of_pytorch(path)):
+        return "pytorch"
+    if head.startswith(b"PK") and is_npz(path):
+        return "npz"
     for signature, kind in SIGNATURES:
         if head.startswith(signature):
             return kind
     raise WeightsError(
         f"{path} has no format that is read: a run's folder or safetensors, theano_alexnet's folder or zip of .npy "
-        "files, a .caffemodel, or ONNX; unpack other archives first"
+        "files, a .caffemodel, ONNX, or PyTorch's .pth or safetensors; unpack other archives first"
     )
+
+
+def is_of_pytorch(path: Path) -> bool:
+    """Whether a zip is a file of torch.save."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def in_folder(path: Path) -> tuple[str, Path]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from alexnet import pretrained
 from alexnet.config import Config, ConfigError
+from alexnet.data.augment import UNSCALED, Scale
 from alexnet.data.dataset import Dataset
 from alexnet.data.image_listing import identity
 from alexnet.models import Model
@@ -35,11 +36,13 @@ class Start(ABC):
     """How a run starts.
 
     mean            float32 (3, 256, 256), grey levels: subtracted from every image of the run
+    scale           factor of each channel after that
     warnings        messages for the log
     layer_settings  description of new layers, frozen layers and layer learning rates; empty if there are none
     """
 
     mean: np.ndarray
+    scale: Scale
     warnings: tuple[str, ...]
     layer_settings: str
 
@@ -106,9 +109,9 @@ def find_start(config: Config, data: Dataset, model: Model) -> Start:
     with warnings.catch_warnings(record=True) as caught:       # for the log, which is not open yet
         if config.resume_train:
             snapshot = checkpoint.load(config.resume_train)
-            return Resumed(snapshot.mean, sentences(caught), layer_settings, snapshot)
+            return Resumed(snapshot.mean, snapshot.scale, sentences(caught), layer_settings, snapshot)
         if not config.weights:
-            return FreshStart(data.mean, (), layer_settings)
+            return FreshStart(data.mean, UNSCALED, (), layer_settings)
         try:
             weights = pretrained.load(config.weights)
         except pretrained.WeightsError as error:
@@ -150,6 +153,7 @@ def from_weights(
         )
     return FromWeights(
         mean=data.mean if weights.mean is None else weights.mean,
+        scale=weights.scale,
         arrays={name: weights.arrays[name] for name in kept},
         origin=f"{weights.origin or config.weights} ({input_line(weights)})",
         warnings=messages,
@@ -162,15 +166,21 @@ def from_weights(
 def new_layers(weights: Weights, model: Model, config: Config, data: Dataset) -> tuple[str, ...]:
     """Return the names of the layers that start with new weights.
 
-    They are set by new_layers. With new_layers=auto, they are the classifiers if the classes differ, else none.
+    They are set by new_layers. With new_layers=auto, they are the classifiers if the classes differ, else none. Layers
+    of auxiliary classifiers are also new if the weights do not have them.
     """
+    chosen: tuple[str, ...] = ()
     if config.new_layers != ("auto",):
         for name in config.new_layers:
             layer_of(model, name, "new_layers")
-        return tuple(each for name in config.new_layers for each in layers_within(model, name))
-    if weights.classes == data.classes and same_classes(weights.class_names, data.class_names):
-        return ()
-    return model.classifiers
+        chosen = tuple(each for name in config.new_layers for each in layers_within(model, name))
+    elif weights.classes != data.classes or not same_classes(weights.class_names, data.class_names):
+        chosen = model.classifiers
+    absent = (
+        name for name, layer in model.weight_layers.items()
+        if not {parameter.name for parameter in layer} <= weights.arrays.keys()
+    )
+    return tuple(dict.fromkeys((*absent, *chosen)))
 
 
 def describe_new_layers(new: Sequence[str], classifiers: Sequence[str], weights: Weights, data: Dataset) -> str:

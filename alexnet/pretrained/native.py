@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from alexnet.models import MODELS
-from alexnet.pretrained.weights import TORCHVISION, Weights, WeightsError, checked, classes_of, shapes
+from alexnet.pretrained.weights import Weights, WeightsError, checked, classes_of, shapes
 from alexnet.run import checkpoint_format
-from alexnet.run.checkpoint_format import MEAN, CheckpointError, ForeignFile
-
-OF_TORCHVISION = "features.0.weight"
+from alexnet.run.checkpoint_format import MEAN, CheckpointError
 
 
 def load(path: Path) -> Weights:
@@ -21,9 +19,10 @@ def load(path: Path) -> Weights:
     """
     try:
         path, arrays, metadata = checkpoint_format.load_from(path, names_of_weights)
-    except ForeignFile as error:
-        why = f"; {TORCHVISION}" if OF_TORCHVISION in error.names else ""
-        raise WeightsError(f"{error}{why}") from error
+    except CheckpointError as error:
+        raise WeightsError(str(error)) from error
+    try:
+        scale = checkpoint_format.scale_of(metadata, path)
     except CheckpointError as error:
         raise WeightsError(str(error)) from error
     if not {"model", "classes"} <= metadata.keys():
@@ -34,12 +33,19 @@ def load(path: Path) -> Weights:
         mean=arrays.get(MEAN),
         class_names=metadata.get("class_names"),
         resize=metadata.get("resize", "squash"),
-        origin=f"{metadata['model']} of {path}",
+        origin=metadata.get("origin") or f"{metadata['model']} of {short_name(path)}",
+        scale=scale,
     )
     classes = classes_of(weights, path)
     if metadata["classes"] != classes:
         raise WeightsError(f"{path} declares {metadata['classes']!r} classes, its network has {classes}")
     return checked(weights, path)
+
+
+def short_name(path: Path) -> str:
+    """Return the name of a file without its folder; for a checkpoint, with the name of the run's folder."""
+    is_checkpoint = checkpoint_format.NAME.fullmatch(path.name) and path.parent.name
+    return f"{path.parent.name}/{path.name}" if is_checkpoint else path.name
 
 
 def names_of_weights(metadata: Mapping[str, object]) -> list[str]:
@@ -54,7 +60,10 @@ def save(weights: Weights, path: Path) -> None:
     if weights.mean is not None:
         arrays[MEAN] = weights.mean
     names = list(weights.class_names) if weights.class_names else None
-    metadata = {"model": weights.model, "classes": weights.classes, "class_names": names, "resize": weights.resize}
+    metadata = {
+        "model": weights.model, "classes": weights.classes, "class_names": names, "resize": weights.resize,
+        "scale": weights.scale, "origin": weights.origin,
+    }
     try:
         checkpoint_format.save(path, arrays, metadata)
     except CheckpointError as error:

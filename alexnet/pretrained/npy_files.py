@@ -25,7 +25,7 @@ from typing import Literal
 import numpy as np
 
 from alexnet.data.batch_file import one_line
-from alexnet.pretrained.weights import TORCHVISION, WeightsError, whole
+from alexnet.pretrained.weights import WeightsError, whole
 
 HEADER = 1 << 16                                 # maximum size of a .npy header, in bytes
 WIDEST = 8                                       # maximum bytes per value, so float64 is reported from the header
@@ -47,6 +47,15 @@ def opened(path: Path, pattern: Pattern[str]) -> Iterator["Files"]:
         raise WeightsError(f"{path} is a damaged zip: {one_line(error)}") from error
     with archive:
         yield Archive(path, archive, pattern)
+
+
+def is_npz(path: Path) -> bool:
+    """Whether a zip holds arrays LAYER.weight; False for a damaged zip."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".weight.npy") for name in archive.namelist())
+    except DAMAGE:
+        return False
 
 
 class Files(ABC):
@@ -75,7 +84,7 @@ class Files(ABC):
 
     @abstractmethod
     def title(self, published: str) -> str:
-        """Return the path, and for a zip whether its SHA-1 is `published`."""
+        """Return the name without its folder, and for a zip whether its SHA-1 is `published`."""
 
     def read(self, name: str, limit: int) -> bytes:
         """Return the content of a file of at most `limit` bytes; raises WeightsError."""
@@ -146,7 +155,7 @@ class Folder(Files):
             raise WeightsError(f"{self.path}: {name} cannot be read: {error.strerror}") from error
 
     def title(self, published: str) -> str:
-        return str(self.path)
+        return self.path.name
 
 
 class Archive(Files):
@@ -172,8 +181,6 @@ class Archive(Files):
             raise WeightsError(f"{self.path} holds arrays in {len(folders)} folders, {min(folders)!r} and others")
         if folders:
             return folders.pop()
-        if any(posixpath.basename(name) == "data.pkl" for name in self.members):
-            raise WeightsError(f"{self.path} is a PyTorch file, a pickle, which is never read; {TORCHVISION} anyway")
         packed = [name for name in self.members if name.endswith(".zip")]
         hint = f"; it holds {packed[0]}, so unpack that" if packed else ""
         raise WeightsError(f"{self.path} is a zip without theano_alexnet's arrays W_0_65.npy …{hint}")
@@ -200,7 +207,7 @@ class Archive(Files):
     def title(self, published: str) -> str:
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha1").hexdigest()
-        return f"{self.path} ({'the' if digest == published else 'not the'} published file: SHA-1 {digest})"
+        return f"{self.path.name} ({'the' if digest == published else 'not the'} published file: SHA-1 {digest})"
 
 
 # ---- writing

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from alexnet.data.augment import IMAGE_SIZE
+from alexnet.data.augment import IMAGE_SIZE, UNSCALED
 from alexnet.pretrained.npy_files import Files, Folder, npy, opened, writing
 from alexnet.pretrained.weights import MAX_CLASSES, Weights, WeightsError, checked, shapes
 
@@ -185,6 +185,11 @@ def save(weights: Weights, path: Path, epoch: int = PUBLISHED_EPOCH) -> None:
     Raises:
         WeightsError: the network is not alexnet, or the files cannot be written.
     """
+    if weights.scale != UNSCALED:
+        raise WeightsError(
+            f"theano_alexnet's network takes grey levels, these weights take them times {weights.scale}; write them as "
+            ".safetensors or .onnx"
+        )
     if weights.model != "alexnet":
         raise WeightsError(
             f"theano_alexnet's network is alexnet, these weights are {weights.model}'s, which normalises otherwise; "

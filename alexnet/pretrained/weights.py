@@ -1,19 +1,18 @@
 """The trained weights of a network, independent of the run that produced them and of the file format."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.data.augment import IMAGE_SIZE, RESIZES
+from alexnet.data.augment import IMAGE_SIZE, RESIZES, UNSCALED, Scale
 from alexnet.models import MODELS
 from alexnet.native import atomic
 
 IMAGENET_CLASSES = 1000
 MAX_CLASSES = 100_000                   # the full ImageNet has 21,841; more means a damaged or malicious file
-TORCHVISION = "torchvision's AlexNet is another network (64 filters in its first layer, no groups, no normalisation)"
 NAMES_FILE = Path(__file__).with_name("ilsvrc2012.txt")
 
 
@@ -24,13 +23,16 @@ class WeightsError(ValueError):
 class Weights(NamedTuple):
     """The parameters of a network for RGB images, and the information needed to use them.
 
+        input of the network = scale * (pixels - mean), then the centre crop of the model's image_size
+
     model        a name of alexnet.models.MODELS, which may be module:Class
     arrays       name -> float32 array of every parameter, conv1.W … fc8.b: filters (in / groups, row, column, out) of
-                 a cross-correlation, dense weights (in, out)
+                 a cross-correlation, dense weights (in, out). Those of the auxiliary classifiers may all be absent
     mean         float32 (3, 256, 256), grey levels, RGB: subtracted from every image; None if unknown
     class_names  "wnid words" of each class in the order of the labels; None if unknown
-    resize       how images are resized to 256 x 256 pixels: "squash" or "crop", see alexnet.data.images
-    origin       description of the source: format, path, and the assumptions made
+    resize       how images are resized to 256 x 256 pixels: "squash", "crop" or "shorter", see alexnet.data.images
+    origin       description of the source: format, file name without its folder, and the assumptions made
+    scale        factor of each channel, RGB; 1 for networks that take grey levels
     """
 
     model: str
@@ -39,6 +41,7 @@ class Weights(NamedTuple):
     class_names: tuple[str, ...] | None = None
     resize: str = "squash"
     origin: str = ""
+    scale: Scale = UNSCALED
 
     @property
     def classes(self) -> int:
@@ -59,16 +62,30 @@ def checked(weights: Weights, source: str | Path) -> Weights:
         WeightsError: a field is invalid or does not match the model.
     """
     classes = classes_of(weights, source)
-    arrays = {name: fitting(weights, name, shape, source) for name, shape in shapes(weights.model, classes).items()}
+    absent = absent_auxiliaries(weights)
+    arrays = {
+        name: fitting(weights, name, shape, source)
+        for name, shape in shapes(weights.model, classes).items()
+        if name not in absent
+    }
     if extra := weights.arrays.keys() - arrays.keys():
         raise WeightsError(f"{source} has an array {min(extra)}, which {weights.model} does not know")
+    if not isinstance(weights.origin, str):
+        raise WeightsError(f"{source} has an origin that is no text")
     if weights.resize not in RESIZES:
         raise WeightsError(f"{source} has resize {weights.resize!r}; there are {', '.join(RESIZES)}")
-    weights = weights._replace(arrays=arrays, mean=checked_mean(weights.mean, source))
+    scale = checked_scale(weights.scale, source)
+    weights = weights._replace(arrays=arrays, mean=checked_mean(weights.mean, source), scale=scale)
     if weights.class_names is None and classes == IMAGENET_CLASSES:
         note = f"{weights.origin}; its 1000 classes are taken for ILSVRC2012's"
         return weights._replace(class_names=imagenet_names(), origin=note)
     return weights._replace(class_names=checked_names(weights.class_names, classes, source))
+
+
+def absent_auxiliaries(weights: Weights) -> frozenset[str]:
+    """Return the names of the parameters of auxiliary classifiers if the Weights have none of them, else no names."""
+    auxiliary = MODELS[weights.model].outline().auxiliary
+    return frozenset() if auxiliary & weights.arrays.keys() else auxiliary
 
 
 def classes_of(weights: Weights, source: str | Path) -> int:
@@ -117,6 +134,16 @@ def checked_mean(mean: np.ndarray | None, source: str | Path) -> np.ndarray | No
     if not ((mean >= 0) & (mean <= 255)).all():
         raise WeightsError(f"{source}: the mean image holds values outside 0 to 255")
     return np.ascontiguousarray(mean, dtype=np.float32)
+
+
+def checked_scale(scale: Sequence[float], source: str | Path) -> Scale:
+    """Return the factors of the channels as float32 values; raises WeightsError."""
+    if not isinstance(scale, list | tuple) or not all(isinstance(factor, int | float) for factor in scale):
+        raise WeightsError(f"{source} has a scale that is no list of numbers")
+    if len(scale) != 3 or not all(0 < np.float32(factor) < np.inf for factor in scale):
+        raise WeightsError(f"{source} has scale {scale}; it must be one positive number for each of 3 channels")
+    red, green, blue = (float(np.float32(factor)) for factor in scale)
+    return red, green, blue
 
 
 def checked_names(names: object, classes: int, source: str | Path) -> tuple[str, ...] | None:

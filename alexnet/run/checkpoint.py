@@ -1,7 +1,7 @@
 """Save the checkpoint of a run, and resume a run from it.
 
     arrays      every parameter, its velocity or accumulators, the step of the random layers, the mean image
-    metadata    position in the training, settings, number of workers, network, class names, resize, versions
+    metadata    position in the training, settings, number of workers, network, class names, resize, scale, versions
 
 The random streams are counter based, so the position determines their state. On the CPU a resumed run is bit-exact.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import pytensor
 
 from alexnet.config import Config
-from alexnet.data.augment import IMAGE_SIZE
+from alexnet.data.augment import IMAGE_SIZE, Scale
 from alexnet.data.dataset import Dataset
 from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import MEAN, Arrays, CheckpointError, Metadata
@@ -46,6 +46,7 @@ def save(folder: str | Path, position: Position, network: Network, data: Dataset
         "classes": data.classes,
         "class_names": data.class_names,
         "resize": data.resize,
+        "scale": network.scale,
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "pytensor": pytensor.__version__},
     }
     checkpoint_format.save(checkpoint_format.snapshot_path(folder, position.iteration), arrays, metadata)
@@ -70,6 +71,11 @@ class Snapshot(NamedTuple):
         present = {name: array for name, array in self.arrays.items() if name == MEAN}
         checkpoint_format.check_arrays(present, {MEAN: MEAN_IMAGE}, self.path)
         return present[MEAN]
+
+    @property
+    def scale(self) -> Scale:
+        """The factor of each channel after the mean is subtracted. Raises CheckpointError if it is invalid."""
+        return checkpoint_format.scale_of(self.metadata, self.path)
 
 
 def load(place: str | Path) -> Snapshot:

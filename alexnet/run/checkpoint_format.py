@@ -7,6 +7,7 @@ full, the previous file remains.
 """
 
 import json
+import math
 import re
 import shutil
 import warnings
@@ -18,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from alexnet.data.augment import UNSCALED, Scale
 from alexnet.native.atomic import replacing
 
 VERSION = 1
@@ -32,16 +33,14 @@ Metadata = dict[str, Any]                               # JSON-serializable
 Wanted = Callable[[Metadata], Iterable[str]]            # metadata -> names of the arrays to read
 
 
+DTYPES = {                              # those of safetensors, and what NumPy calls them
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written, read or used. The message is one sentence."""
-
-
-class ForeignFile(CheckpointError):
-    """A safetensors file that is not a checkpoint. `names` are the names of its arrays."""
-
-    def __init__(self, message: str, names: Iterable[str]):
-        super().__init__(message)
-        self.names = names
 
 
 def snapshot_path(folder: str | Path, iteration: int) -> Path:
@@ -63,8 +62,8 @@ def save(path: str | Path, arrays: Arrays, metadata: Metadata) -> None:
         CheckpointError: the file cannot be written; an existing file at `path` is unchanged.
     """
     path = Path(path)
-    # safetensors writes an array's memory unchanged, so it must be C-contiguous and in native byte order
-    arrays = {name: np.require(array, array.dtype.newbyteorder("="), "C") for name, array in arrays.items()}
+    # an array's memory is written unchanged, so it must be C-contiguous and in the byte order of the format
+    arrays = {name: np.require(array, array.dtype.newbyteorder("<"), "C") for name, array in arrays.items()}
     record = json.dumps({
         "version": VERSION,
         "metadata": metadata,
@@ -72,10 +71,35 @@ def save(path: str | Path, arrays: Arrays, metadata: Metadata) -> None:
     }, default=plain)
     try:
         with replacing(path, fsync=True) as temporary:
-            save_file(arrays, temporary, {"record": record, "record_crc32": checksum(record.encode())})
+            write(temporary, arrays, {"record": record, "record_crc32": checksum(record.encode())})
             temporary.chmod(temporary.parent.stat().st_mode & 0o666)     # as the umask specifies
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise CheckpointError(f"the checkpoint {path} cannot be written: {error}") from error
+
+
+def write(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file: the same bytes for the same content.
+
+    safetensors' own save_file writes the metadata in random order. The arrays are in its order: those with the widest
+    numbers first, so that each is aligned, then by name.
+
+    Source: the safetensors format, github.com/huggingface/safetensors.
+    """
+    dtypes = {name: dtype for dtype, name in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    end = 0
+    for name in order:
+        first, end = end, end + arrays[name].nbytes
+        header[name] = {
+            "dtype": dtypes[arrays[name].dtype.name], "shape": arrays[name].shape, "data_offsets": [first, end]
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(arrays[name].reshape(-1).view("uint8").data)
 
 
 def load(path: str | Path, wanted: Wanted | None = None) -> tuple[Arrays, Metadata]:
@@ -91,7 +115,7 @@ def load(path: str | Path, wanted: Wanted | None = None) -> tuple[Arrays, Metada
     try:
         with safe_open(path, framework="numpy") as file:
             names = file.keys()
-            record = checked_record(file.metadata() or {}, path, names)
+            record = checked_record(file.metadata() or {}, path)
             chosen = set(names if wanted is None else wanted(record["metadata"]))
             arrays = {name: file.get_tensor(name) for name in names if name in chosen}
     except FileNotFoundError as error:
@@ -104,6 +128,37 @@ def load(path: str | Path, wanted: Wanted | None = None) -> tuple[Arrays, Metada
     if lost := record["arrays"].keys() - set(names):
         raise CheckpointError(f"{path} is damaged: it lost {min(lost)}")
     return arrays, record["metadata"]
+
+
+def has_record(path: str | Path) -> bool:
+    """Whether a safetensors file was written by save(). True also if it cannot be read, so that load() says why."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return "record" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return True
+
+
+def tensors_in(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return name -> (dtype, shape) of the arrays of any safetensors file; raises CheckpointError."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = file.keys()
+            slices = {name: file.get_slice(name) for name in names}
+            kinds = {name: str(each.get_dtype()) for name, each in slices.items()}
+            dtypes = {name: DTYPES.get(kind, kind) for name, kind in kinds.items()}
+            return {name: (dtypes[name], tuple(each.get_shape())) for name, each in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error
+
+
+def read_tensor(path: str | Path, name: str) -> np.ndarray:
+    """Return an array of any safetensors file, without a checksum; raises CheckpointError."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.get_tensor(name)
+    except (OSError, SafetensorError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {name}: {error}") from error
 
 
 def load_from(place: str | Path, wanted: Wanted | None = None) -> tuple[Path, Arrays, Metadata]:
@@ -124,16 +179,15 @@ def load_from(place: str | Path, wanted: Wanted | None = None) -> tuple[Path, Ar
     return found
 
 
-def checked_record(header: Mapping[str, str], path: Path, names: Iterable[str]) -> Metadata:
-    """Return the record in the `header` of a safetensors file whose arrays have these `names`.
+def checked_record(header: Mapping[str, str], path: Path) -> Metadata:
+    """Return the record in the `header` of a safetensors file.
 
     Raises:
-        ForeignFile: the header has no record.
-        CheckpointError: the record is damaged, or its format version is too new.
+        CheckpointError: the header has no record, or a damaged one, or its format version is too new.
     """
     text = header.get("record")
     if text is None:
-        raise ForeignFile(f"{path} is a safetensors file, but no checkpoint of a run: it has no record", names)
+        raise CheckpointError(f"{path} is a safetensors file, but no checkpoint of a run: it has no record")
     if header.get("record_crc32") != checksum(text.encode()):
         raise CheckpointError(f"{path} is damaged: its record is not as it was saved (CRC-32)")
     record = parsed(text)
@@ -180,6 +234,22 @@ def check_metadata(metadata: Metadata, expected: Metadata, source: str | Path) -
     for name, value in expected.items():
         if metadata.get(name) != value:
             raise CheckpointError(f"{source} was saved with {name} {metadata.get(name)!r}, this run has {value!r}")
+
+
+def scale_of(metadata: Metadata, source: str | Path) -> Scale:
+    """Return the factor of each channel in the metadata, 1 for files without one.
+
+    Raises:
+        CheckpointError: the factors are not three positive numbers.
+    """
+    found = metadata.get("scale", UNSCALED)
+    try:
+        red, green, blue = map(float, found)
+    except (TypeError, ValueError):
+        red, green, blue = 0.0, 0.0, 0.0
+    if not all(0 < factor < math.inf for factor in (red, green, blue)):
+        raise CheckpointError(f"{source} has scale {found!r}; it must be one positive number for each of 3 channels")
+    return red, green, blue
 
 
 def latest(folder: str | Path) -> Path | None:

@@ -16,6 +16,7 @@ from pytensor.tensor.variable import TensorVariable
 
 from alexnet.backends import HOST_BACKENDS, mode_of, prepare
 from alexnet.config import Config, ConfigError
+from alexnet.data.augment import UNSCALED, Scale
 from alexnet.models import Model, model_class
 from alexnet.native import compiler
 from alexnet.nn import Background, Noise, Parameter
@@ -29,10 +30,10 @@ class ImageInputs:
 
     With `crop` the inputs are uint8 (3, 256, 256, batch) images and the rows, columns and mirrors of alexnet.data.Crop;
     the first Op crops, mirrors and subtracts the mean. Without it the input is float32 (3, size, size, batch), prepared
-    by the loader.
+    by the loader. Each channel is then multiplied by its scale.
     """
 
-    def __init__(self, model: Model, mean: np.ndarray, crop: bool):
+    def __init__(self, model: Model, mean: np.ndarray, crop: bool, scale: Scale = UNSCALED):
         if crop:
             images = pt.tensor("images", shape=(*mean.shape, None), dtype="uint8")
             rows = pt.ivector("rows")
@@ -45,6 +46,8 @@ class ImageInputs:
             shape = (model.channels, model.image_size, model.image_size, None)
             self.pixels = pt.tensor("pixels", shape=shape, dtype="float32")
             self.inputs = [self.pixels]
+        if scale != UNSCALED:
+            self.pixels *= np.array(scale, np.float32)[:, np.newaxis, np.newaxis, np.newaxis]
 
 
 class Network:
@@ -62,6 +65,7 @@ class Network:
             is returned.
         precision: for the jax backend, "float32", "tf32" or "bfloat16".
         device: device of the jax backend, "cpu", "cuda0", "cuda1" …
+        scale: factor of each channel after the mean is subtracted.
 
     Each function is compiled on first use. If computes_on_host is true, arrays are NumPy arrays, and large arrays of
     the state are updated in place. The jax backend keeps the state on its device and also accepts images stored there.
@@ -73,11 +77,12 @@ class Network:
     def __init__(
         self, model: Model, mean: np.ndarray, update: UpdateRule | None = None, backend: str = "cpu",
         crop: bool = True, seed: int = 0, wait: Callable[[], None] | None = None, precision: str = "float32",
-        device: str = "cpu",
+        device: str = "cpu", scale: Scale = UNSCALED,
     ):
         self.model = model
         self.crop = crop
         self.mean = np.ascontiguousarray(mean, dtype="float32")
+        self.scale = scale
         self.update = update
         self.seed = seed
         self.wait = wait or (lambda: None)
@@ -238,7 +243,7 @@ class Network:
 
     def image_inputs(self) -> ImageInputs:
         """Return new symbolic images."""
-        return ImageInputs(self.model, self.mean, self.crop)
+        return ImageInputs(self.model, self.mean, self.crop, self.scale)
 
     def compile(
         self, inputs: Sequence[TensorVariable], outputs: Any,
@@ -282,7 +287,9 @@ def build_model(config: Config, classes: int) -> Model:
     return model
 
 
-def build_network(config: Config, model: Model, mean: np.ndarray, rank: int = 0, device: str = "cpu") -> Network:
+def build_network(
+    config: Config, model: Model, mean: np.ndarray, rank: int = 0, device: str = "cpu", scale: Scale = UNSCALED
+) -> Network:
     """Return the Network of the settings for a model of build_model() on a device.
 
     Raises:
@@ -298,6 +305,7 @@ def build_network(config: Config, model: Model, mean: np.ndarray, rank: int = 0,
         wait=model.wait,
         precision=config.precision,
         device=device,
+        scale=scale,
     )
 
 

@@ -1,5 +1,6 @@
-"""Caffe's files: .caffemodel, and mean images in .binaryproto."""
+"""Caffe's files: .caffemodel, .npz of its layers, and mean images in .binaryproto."""
 
 from alexnet.pretrained.caffe.caffemodel import load
+from alexnet.pretrained.caffe.npz import load as load_npz
 
-__all__ = ["load"]
+__all__ = ["load", "load_npz"]

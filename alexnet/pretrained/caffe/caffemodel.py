@@ -1,6 +1,6 @@
-"""Load Caffe weights: bvlc_reference_caffenet.caffemodel, bvlc_alexnet.caffemodel, and networks fine-tuned from them.
+"""Load Caffe weights: the published CaffeNet, AlexNet, GoogLeNet, VGG-16, SqueezeNet, and fine-tuned networks.
 
-A .caffemodel is a NetParameter with the settings and blobs of each layer, in `layers` (as in the published files) or in
+A .caffemodel is a NetParameter with the settings and blobs of each layer, in `layers` (as in the files of 2014) or in
 `layer`. The model is identified from the layers and their constants. Filters are (out, in / groups, row, column) for
 BGR images, dense weights are (out, in). The converted network takes RGB images and computes the same outputs as Caffe.
 
@@ -8,25 +8,39 @@ Source: BVLC Caffe, src/caffe/proto/caffe.proto and models/*/readme.md.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from alexnet.models import MODELS
-from alexnet.nn.layer import Step, Value, convolution_step, dense_step, flatten_step, max_pool_step
-from alexnet.pretrained.caffe.layout import parameters
+from alexnet.nn.layer import Chain, Step, Value, convolution_step, dense_step, flatten_step, max_pool_step
+from alexnet.pretrained.caffe.layout import Pair, converted, parameters
 from alexnet.pretrained.caffe.mean import constant_mean, mean_beside
 from alexnet.pretrained.caffe.messages import MESSAGES, Fields, array_of, brief, shape_of
-from alexnet.pretrained.graph import model_of
+from alexnet.pretrained.graph import (
+    AnotherNetwork,
+    comparable,
+    model_of,
+    one_class,
+    pairs_with,
+    same_steps,
+    towers_of,
+    weight_steps,
+)
+from alexnet.pretrained.known import known_network
 from alexnet.pretrained.protobuf import contents, parsed, printable
 from alexnet.pretrained.weights import Weights, WeightsError, checked
 
 PUBLISHED = {                           # SHA-1 -> file, from the readme.md of each model
     "4c8d77deb20ea792f84eb5e6d0a11ca0a8660a46": "bvlc_reference_caffenet.caffemodel",
     "9116a64c0fbe4459d18f4bb6b56d647b63920377": "bvlc_alexnet.caffemodel",
+    "405fc5acd08a3bb12de8ee5e23a96bec22f08204": "bvlc_googlenet.caffemodel",
 }
 NET_NAMES = {"CaffeNet": "caffenet", "AlexNet": "bvlc_alexnet"}
+RESIZES_OF = {"vgg16": "shorter"}       # as the authors evaluated it
+MAX_LAYERS = 2000
 V1_TYPES = {                            # V1LayerParameter.LayerType -> LayerParameter.type
     1: "Accuracy", 3: "Concat", 4: "Convolution", 5: "Data", 6: "Dropout", 8: "Flatten", 9: "HDF5Data", 12: "ImageData",
     14: "InnerProduct", 15: "LRN", 17: "Pooling", 18: "ReLU", 19: "Sigmoid", 20: "Softmax", 21: "SoftmaxWithLoss",
@@ -40,6 +54,19 @@ ENDS = (                                # layers before and after the network it
 )
 
 
+class FoundNetwork(NamedTuple):
+    """The layers of a file.
+
+    chain   the network, from the images to its output
+    towers  (number of steps of `chain` before it, steps) of each chain that leaves the network
+    layers  the layer of each step except Concat
+    """
+
+    chain: Chain
+    towers: Sequence[tuple[int, Chain]]
+    layers: Mapping[Step, Fields]
+
+
 def load(path: Path) -> Weights:
     """Load the Weights of a .caffemodel. The conversion is exact; raises WeightsError."""
     data = contents(path)
@@ -48,16 +75,18 @@ def load(path: Path) -> Weights:
     sha1 = hashlib.sha1(data, usedforsecurity=False).hexdigest()
     net: Fields = parsed(MESSAGES["NetParameter"](), data, path, ".caffemodel")
     del data                                           # frees memory: the message has a copy
-    layers = layers_and_steps(net, path)
-    found = with_flatten([step for _, step in layers])
-    model = identified(net, found, path)
-    arrays = parameters(pairs_of([(layer, step) for layer, step in layers if step.parameters], path), model)
-    mean, mean_origin = mean_of(net, path, MODELS[model].image_size)
+    try:
+        found = network_of(net, path)
+        model = identified(net, found, path)
+    except AnotherNetwork as error:
+        raise error.named(known_network(*weight_shapes(net))) from error
+    mean, mean_origin = mean_of(net, path, model)
     return checked(Weights(
         model=model,
-        arrays=arrays,
+        arrays=arrays_of(found, model, path),
         mean=mean,
-        origin=f"{model} of Caffe's {path}, {publication(sha1)}, with {mean_origin}",
+        resize=RESIZES_OF.get(model, "squash"),
+        origin=f"{model} of Caffe's {path.name}, {publication(sha1)}, with {mean_origin}",
     ), path)
 
 
@@ -71,28 +100,77 @@ def publication(sha1: str) -> str:
 # ---- identifying the model
 
 
-def layers_and_steps(net: Fields, path: str | Path) -> list[tuple[Fields, Step]]:
-    """Return (layer, step) of each layer that computes something, in order.
+def network_of(net: Fields, path: str | Path) -> FoundNetwork:
+    """Return the FoundNetwork of a NetParameter.
 
-    The input of each layer must be the output of the previous one. This is checked only where the file names inputs.
+    The network ends with the last layer that computes something. A layer that names no input follows the previous one.
 
     Raises:
-        WeightsError: the layers are not a chain of known layers.
+        WeightsError: a layer is not supported, or takes a blob that no layer computes.
     """
-    chain: list[tuple[Fields, Step]] = []
-    given: set[bytes] = set()
-    for layer in [*net.layers, *net.layer]:
+    layers = [*net.layers, *net.layer]
+    if len(layers) > MAX_LAYERS:
+        raise WeightsError(f"{path} has {len(layers)} layers; networks with more than {MAX_LAYERS} are not read")
+    chain: Chain = ()                                  # of the previous layer
+    chains: dict[bytes, Chain] = {}                    # blob -> the steps that compute it
+    layer_of: dict[Step, Fields] = {}
+    ends: list[Chain] = []                             # chains whose output no layer has taken
+    for layer in layers:
         kind = type_of(layer, path)
         if kind in ENDS:
-            given |= set(layer.top)
+            chains |= dict.fromkeys(layer.top, ())
             continue
-        if layer.bottom and given and layer.bottom[0] not in given:
-            what = f"{printable(layer.name)} takes {printable(layer.bottom[0])}"
-            raise WeightsError(f"{path} is another network than ours, no chain of layers: {what}")
-        given = set(layer.top) | (given if kind == "Split" else set())
-        if kind in STEPS:
-            chain.append((layer, STEPS[kind](layer, f"{path}: {printable(layer.name)}")))
-    return chain
+        below = inputs_of(layer, chains, chain, path)
+        if kind in NO_OPS:
+            chains |= dict.fromkeys(layer.top, below[0])
+            continue
+        if kind == "Concat":
+            chain = concatenated(layer, below, path)
+        else:
+            step = STEPS[kind](layer, f"{path}: {printable(layer.name)}")
+            layer_of[step] = layer
+            chain = (*below[0], (printable(layer.name), step))
+        chains |= dict.fromkeys(layer.top, chain)
+        ends = [*(end for end in ends if end not in below), chain]
+    towers = [tower_of(end, chain, path) for end in ends if end != chain]
+    return FoundNetwork(with_flatten(chain), towers, layer_of)
+
+
+def inputs_of(layer: Fields, chains: Mapping[bytes, Chain], previous: Chain, path: str | Path) -> list[Chain]:
+    """Return the chain of each input of a layer; raises AnotherNetwork if no layer computes an input."""
+    if not layer.bottom or not chains:
+        return [previous]
+    for blob in layer.bottom:
+        if blob not in chains:
+            what = f"{printable(layer.name)} takes {printable(blob)}"
+            raise AnotherNetwork(path, f"{what}, which no layer before it computes")
+    return [chains[blob] for blob in layer.bottom]
+
+
+def concatenated(layer: Fields, below: Sequence[Chain], path: str | Path) -> Chain:
+    """Return the chain that ends with a Concat: the steps that all branches share, then the rest as branches."""
+    settings = layer.concat_param
+    if (settings.axis, settings.concat_dim) != (1, 1):
+        raise AnotherNetwork(path, f"{printable(layer.name)} must concatenate channels")
+    shared = min(shared_steps(below[0], other) for other in below)
+    branches = tuple(branch[shared:] for branch in below)
+    if len(branches) < 2 or not all(branches):
+        raise AnotherNetwork(path, f"{printable(layer.name)} must concatenate the outputs of several layers")
+    return (*below[0][:shared], (printable(layer.name), Step("Concat", branches=branches, axis=1)))
+
+
+def tower_of(end: Chain, chain: Chain, path: str | Path) -> tuple[int, Chain]:
+    """Return (number of shared steps, the other steps of `end`) of a chain that leaves the network."""
+    shared = shared_steps(end, chain)
+    if shared == len(end):
+        raise AnotherNetwork(path, "the output of a layer is not used")
+    return shared, with_flatten(end[shared:])
+
+
+def shared_steps(one: Chain, other: Chain) -> int:
+    """Return the number of steps with which both chains start."""
+    pairs = zip(one, other, strict=False)
+    return next((at for at, (mine, its) in enumerate(pairs) if mine is not its), min(len(one), len(other)))
 
 
 def type_of(layer: Fields, path: str | Path) -> str:
@@ -105,9 +183,9 @@ def type_of(layer: Fields, path: str | Path) -> str:
         kind = printable(layer.type)
     if not layer.HasField("type") and layer.blobs:     # the file has weights but no layer settings
         kind = "Convolution" if printable(layer.name).startswith("conv") else "InnerProduct"
-    if kind not in STEPS and kind not in NO_OPS and kind not in ENDS:
+    if kind not in (*STEPS, "Concat", *NO_OPS, *ENDS):
         name = printable(layer.name)
-        raise WeightsError(f"{path} is another network than ours: its layer {name} is of type {kind!r}")
+        raise AnotherNetwork(path, f"its layer {name} is of type {kind!r}")
     return kind
 
 
@@ -131,12 +209,18 @@ def convolution(layer: Fields, source: str) -> Step:
 
 
 def pooling(layer: Fields, source: str) -> Step:
-    """Return the step of a Pooling; raises WeightsError unless it is max pooling."""
+    """Return the step of a Pooling; raises WeightsError for random pooling. By default, Caffe rounds windows up."""
     settings = layer.pooling_param
-    if settings.pool or settings.global_pooling:
-        raise WeightsError(f"{source} must be max pooling of windows, got pool {settings.pool} or global_pooling")
+    if settings.pool not in (0, 1):
+        raise WeightsError(f"{source} must be max or average pooling, got pool {settings.pool}")
+    if settings.global_pooling:
+        return Step("GlobalAveragePool" if settings.pool else "GlobalMaxPool")
     size = both(settings, "kernel_size", "kernel", 0)
-    return max_pool_step(size, both(settings, "stride", "stride", 1), both(settings, "pad", "pad", 0))
+    stride, pad = both(settings, "stride", "stride", 1), both(settings, "pad", "pad", 0)
+    ceil = int(not settings.round_mode)
+    if settings.pool:
+        return Step("AveragePool", kernel_shape=size, strides=stride, pads=pad, ceil_mode=ceil)
+    return max_pool_step(size, stride, pad, ceil)
 
 
 def both(settings: Fields, name: str, short: str, default: Value) -> Value:
@@ -183,24 +267,48 @@ STEPS: dict[str, Callable[[Fields, str], Step]] = {    # type -> function of the
 }
 
 
-def with_flatten(steps: Sequence[Step]) -> list[Step]:
-    """Insert Flatten before the first dense step. In Caffe, InnerProduct flattens its input implicitly."""
+def with_flatten(chain: Chain) -> Chain:
+    """Insert Flatten before the first dense step, or after a final pooling. In Caffe, flattening is implicit."""
+    steps = [step for _, step in chain]
+    if all(step.parameters for step in steps):         # a file with only the layers that have weights
+        return chain
     first = next((at for at, step in enumerate(steps) if step.operator == "Gemm"), len(steps))
-    only_weights = all(step.parameters for step in steps)
-    return list(steps) if only_weights else [*steps[:first], flatten_step(), *steps[first:]]
+    return (*chain[:first], ("flatten", flatten_step()), *chain[first:])
 
 
-def identified(net: Fields, found: Sequence[Step], path: str | Path) -> str:
+def identified(net: Fields, found: FoundNetwork, path: str | Path) -> str:
     """Identify the model from the steps, or from the name of the net if the file has only steps with weights."""
-    if not found or not all(step.parameters for step in found):
-        return model_of(found, path)
+    steps = [step for _, step in found.chain]
+    if not steps or not all(step.parameters for step in steps):
+        model = model_of(steps, path)
+        check_towers(found, model, path)
+        return model
     name = printable(net.name)
-    if name not in NET_NAMES:
+    alike = [model for model in MODELS if not MODELS[model].outline().without_chain and has_weights_of(model, steps)]
+    if len(alike) != 1 and name not in NET_NAMES:
         raise WeightsError(
             f"{path} has only layers with weights, so its name must identify the order of pooling and normalisation: "
             f"expected {' or '.join(NET_NAMES)}, got {name!r}"
         )
-    return model_of(found, path, only=NET_NAMES[name])
+    return model_of(steps, path, only=alike[0] if len(alike) == 1 else NET_NAMES[name])
+
+
+def has_weights_of(model: str, steps: Sequence[Step]) -> bool:
+    """Whether the steps, all with weights, agree with those of a model that have weights."""
+    mine, wanted = pairs_with(steps, model, only_weights=True)
+    return same_steps(mine, wanted)
+
+
+def check_towers(found: FoundNetwork, model: str, path: str | Path) -> None:
+    """Raise AnotherNetwork unless the file has all auxiliary classifiers of a model, or none."""
+    towers = towers_of(model)
+    if found.towers and len(found.towers) != len(towers):
+        raise AnotherNetwork(path, f"it has {len(found.towers)} side branches, {model} {len(towers)}")
+    for (place, tower), (wanted_place, wanted) in zip(found.towers, towers, strict=False):
+        size = comparable(found.chain[:place], MODELS[model].image_size)[1]
+        mine, other = (one_class(comparable(chain, size)[0]) for chain in (tower, wanted))
+        if place != wanted_place or not same_steps(mine, other):
+            raise AnotherNetwork(path, f"its side branch with {tower[0][0]} differs from that of {model}")
 
 
 # ---- arrays
@@ -213,22 +321,37 @@ def shape_and_bias(layer: Fields, source: str) -> tuple[tuple[int, ...], np.ndar
     return shape_of(layer.blobs[0]), array_of(layer.blobs[1], f"{source}: its bias").reshape(-1)
 
 
-def pairs_of(
-    layers: Sequence[tuple[Fields, Step]], path: str | Path
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (weights, bias) of each layer in order, float32. Dense weights have shape (out, in)."""
-    for layer, step in layers:
-        source = f"{path}: {printable(layer.name)}"
+def arrays_of(found: FoundNetwork, model: str, path: str | Path) -> dict[str, np.ndarray]:
+    """Return name -> array of the parameters, those of auxiliary classifiers only if the file has them."""
+    arrays = parameters(pairs_of(found.chain, found.layers, path), model)
+    for (_, tower), (_, wanted) in zip(found.towers, towers_of(model), strict=False):
+        arrays |= converted(wanted, pairs_of(tower, found.layers, path), images=False)
+    return arrays
+
+
+def pairs_of(chain: Chain, layers: Mapping[Step, Fields], path: str | Path) -> Iterator[Pair]:
+    """Yield (weights, bias) of each step with weights in order, float32. Dense weights have shape (out, in)."""
+    for name, step in weight_steps(chain):
+        layer, source = layers[step], f"{path}: {name}"
         weights = array_of(layer.blobs[0], f"{source}: its weights")
         _, bias = shape_and_bias(layer, source)
         yield weights.reshape(weights.shape[-2:]) if step.operator == "Gemm" else weights, bias
 
 
+def weight_shapes(net: Fields) -> tuple[list[int], int, bool]:
+    """Return (filters of each convolution, number of dense layers, whether there is batch normalisation) of a file."""
+    layers = [(V1_TYPES.get(layer.type), layer) for layer in net.layers]
+    layers += [(printable(layer.type), layer) for layer in net.layer]
+    filters = [shape_of(layer.blobs[0])[0] for kind, layer in layers if kind == "Convolution" and layer.blobs]
+    return filters, sum(kind == "InnerProduct" for kind, _ in layers), any(kind == "BatchNorm" for kind, _ in layers)
+
+
 # ---- mean image
 
 
-def mean_of(net: Fields, path: Path, image_size: int) -> tuple[np.ndarray, str]:
-    """Return (mean image, its origin): from the channel means in the file, else from a file in the same folder."""
+def mean_of(net: Fields, path: Path, model: str) -> tuple[np.ndarray, str]:
+    """Return (mean image, its origin): from the channel means in the file, else that of the model or the folder."""
+    image_size = MODELS[model].image_size
     for layer in [*net.layers, *net.layer]:
         settings = layer.transform_param
         if settings.scale != 1:
@@ -240,4 +363,4 @@ def mean_of(net: Fields, path: Path, image_size: int) -> tuple[np.ndarray, str]:
             if len(values) != 3:
                 raise WeightsError(f"{path} must have a mean_value for each of 3 channels, got {len(values)}")
             return constant_mean(values), f"its own mean of each channel, BGR {', '.join(f'{v:g}' for v in values)}"
-    return mean_beside(path)
+    return mean_beside(path, model)

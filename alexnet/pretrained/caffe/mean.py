@@ -1,6 +1,7 @@
 """The mean image of Caffe networks.
 
-Source: BVLC Caffe, tools/compute_image_mean.cpp and examples/00-classification.ipynb.
+Source: BVLC Caffe, tools/compute_image_mean.cpp and examples/00-classification.ipynb; the train_val.prototxt of
+bvlc_googlenet and SqueezeNet_v1.0; the page of VGG_ILSVRC_16_layers in Caffe's model zoo.
 """
 
 from collections.abc import Sequence
@@ -15,15 +16,25 @@ from alexnet.pretrained.protobuf import contents, parsed
 from alexnet.pretrained.weights import WeightsError
 
 PUBLISHED = (104.0069879317889, 116.66876761696767, 122.6789143406786)   # BGR: pixel mean of ilsvrc_2012_mean.npy
+OF_MODELS = {                           # BGR: what the authors of a network subtracted, if they published no mean image
+    "bvlc_googlenet": (104.0, 117.0, 123.0),
+    "deepscale_squeezenet": (104.0, 117.0, 123.0),
+    "squeezenet": (104.0, 117.0, 123.0),
+    "vgg16": (103.939, 116.779, 123.68),
+}
 SHAPE = (3, IMAGE_SIZE, IMAGE_SIZE)
 
 
-def mean_beside(path: Path) -> tuple[np.ndarray, str]:
-    """Return (mean image, its origin) for the weights `path`.
+def mean_beside(path: Path, model: str = "") -> tuple[np.ndarray, str]:
+    """Return (mean image, its origin) for the weights `path` of a model.
 
-    The mean image is read from the *mean*.binaryproto in the folder of the weights, if there is exactly one. Otherwise
-    it is constant per channel, with the channel means that Caffe published for ImageNet.
+    It is constant per channel if the authors of the network subtracted such a mean. Otherwise it is read from the
+    *mean*.binaryproto in the folder of the weights, if there is exactly one. Otherwise it is constant per channel, with
+    the channel means that Caffe published for ImageNet.
     """
+    if model in OF_MODELS:
+        values = OF_MODELS[model]
+        return constant_mean(values), f"the authors' mean of each channel, BGR {', '.join(f'{v:g}' for v in values)}"
     files = sorted(path.parent.glob("*mean*.binaryproto"))
     if len(files) == 1:
         return read_mean(files[0]), f"the mean image of {files[0].name}"

@@ -31,6 +31,7 @@ MESSAGES = message_classes({
         "kernel_h": "11 optional uint32", "kernel_w": "12 optional uint32", "stride_h": "13 optional uint32",
         "stride_w": "14 optional uint32", "dilation": "18 repeated uint32",
     },
+    "ConcatParameter": {"concat_dim": "1 optional uint32 1", "axis": "2 optional int32 1"},
     "InnerProductParameter": {"axis": "5 optional int32 1", "transpose": "6 optional bool"},
     "LRNParameter": {
         "local_size": "1 optional uint32 5", "alpha": "2 optional float 1", "beta": "3 optional float 0.75",
@@ -41,6 +42,7 @@ MESSAGES = message_classes({
         "pad": "4 repeated uint32", "kernel_h": "5 optional uint32", "kernel_w": "6 optional uint32",
         "stride_h": "7 optional uint32", "stride_w": "8 optional uint32", "pad_h": "9 optional uint32",
         "pad_w": "10 optional uint32", "global_pooling": "12 optional bool",
+        "round_mode": "13 optional int32",
     },
     "ReLUParameter": {"negative_slope": "1 optional float"},
     "TransformationParameter": {
@@ -50,7 +52,7 @@ MESSAGES = message_classes({
     "V1LayerParameter": {
         "layer": "1 optional V0LayerParameter", "bottom": "2 repeated bytes", "top": "3 repeated bytes",
         "name": "4 optional bytes", "type": "5 optional int32", "blobs": "6 repeated BlobProto",
-        "convolution_param": "10 optional ConvolutionParameter",
+        "concat_param": "9 optional ConcatParameter", "convolution_param": "10 optional ConvolutionParameter",
         "inner_product_param": "17 optional InnerProductParameter", "lrn_param": "18 optional LRNParameter",
         "pooling_param": "19 optional PoolingParameter", "relu_param": "30 optional ReLUParameter",
         "transform_param": "36 optional TransformationParameter",
@@ -58,7 +60,7 @@ MESSAGES = message_classes({
     "LayerParameter": {
         "name": "1 optional bytes", "type": "2 optional bytes", "bottom": "3 repeated bytes", "top": "4 repeated bytes",
         "blobs": "7 repeated BlobProto", "transform_param": "100 optional TransformationParameter",
-        "convolution_param": "106 optional ConvolutionParameter",
+        "concat_param": "104 optional ConcatParameter", "convolution_param": "106 optional ConvolutionParameter",
         "inner_product_param": "117 optional InnerProductParameter", "lrn_param": "118 optional LRNParameter",
         "pooling_param": "121 optional PoolingParameter", "relu_param": "123 optional ReLUParameter",
     },

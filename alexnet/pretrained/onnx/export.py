@@ -4,10 +4,10 @@
     probabilities  output: float32 (batch, class)
     logits         output: float32 (batch, class)
 
-The nodes are created from the layers of the model. Auxiliary classifiers have no nodes, but the file includes their
-weights, so that no parameter is lost. The file stores the full mean image, 3 x 256 x 256, so that loading restores it;
-the graph subtracts its centre. metadata_props store the other fields of Weights, and the CRC-32 of every tensor and of
-the metadata. Opset 13 of IR 7: ONNX 1.8 (2020) and later.
+The nodes are created from the layers of the model. Auxiliary classifiers are used only in training; the file has
+neither nodes nor weights of them. The file stores the full mean image, 3 x 256 x 256, so that loading restores it; the
+graph subtracts its centre, and multiplies by the scale of each channel if there is one. metadata_props store the other
+fields of Weights, and the CRC-32 of every tensor and of the metadata. Opset 13 of IR 7: ONNX 1.8 (2020) and later.
 
 Source: onnx.ai/onnx/operators.
 """
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from alexnet.data.augment import IMAGE_SIZE
+from alexnet.data.augment import IMAGE_SIZE, UNSCALED
 from alexnet.models import MODELS
 from alexnet.nn.layer import Chain, Step
 from alexnet.pretrained.graph import chain_of
@@ -32,7 +32,7 @@ PRODUCER = "alexnet-pytensor"
 VERSION = 1
 OPSET, IR_VERSION = 13, 7
 METADATA = {"format_version", "model", "resize", "origin", "class_names", "crc32"}
-MEAN, FIRST, LAST, AXES = "mean", "centre.first", "centre.last", "centre.axes"
+MEAN, SCALE, FIRST, LAST, AXES = "mean", "scale", "centre.first", "centre.last", "centre.axes"
 AXES_OF = {"kernel_shape": 2, "strides": 2, "pads": 4}             # attribute -> numbers that ONNX lists
 TO_ONNX, FROM_ONNX = (3, 0, 1, 2), (1, 2, 3, 0)       # filters (in, row, column, out) <-> (out, in, row, column)
 
@@ -40,11 +40,20 @@ TO_ONNX, FROM_ONNX = (3, 0, 1, 2), (1, 2, 3, 0)       # filters (in, row, column
 # ---- the graph
 
 
-def nodes_of(model: str) -> Iterator[NodeProto]:
-    """Yield the nodes of a model of alexnet.models; raises WeightsError for a layer that ONNX cannot express."""
+def nodes_of(model: str, scaled: bool = False) -> Iterator[NodeProto]:
+    """Yield the nodes of a model of alexnet.models.
+
+    Args:
+        scaled: multiply each channel by its scale.
+
+    Raises:
+        WeightsError: ONNX cannot express a layer.
+    """
     yield helper.make_node("Slice", [MEAN, FIRST, LAST, AXES], ["centre"], "centre")
     yield helper.make_node("Sub", ["images", "centre"], ["centred"], "centred")
-    yield from chain_nodes(chain_of(model), "centred", "logits")
+    if scaled:
+        yield helper.make_node("Mul", ["centred", SCALE], ["scaled"], "scaled")
+    yield from chain_nodes(chain_of(model), "scaled" if scaled else "centred", "logits")
     yield helper.make_node("Softmax", ["logits"], ["probabilities"], "probabilities", axis=1)
 
 
@@ -77,7 +86,7 @@ def model_proto(weights: Weights, mean: np.ndarray) -> ModelProto:
     images: list[int | str | None] = ["batch", model.channels, model.image_size, model.image_size]
     outputs = ["probabilities", "logits"]
     graph = helper.make_graph(
-        list(nodes_of(weights.model)),
+        list(nodes_of(weights.model, weights.scale != UNSCALED)),
         weights.model,
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, images)],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", weights.classes]) for name in outputs],
@@ -93,9 +102,13 @@ def model_proto(weights: Weights, mean: np.ndarray) -> ModelProto:
 
 def tensors_for(weights: Weights, mean: np.ndarray, image_size: int) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (name, array) of each initializer."""
+    auxiliary = MODELS[weights.model].outline().auxiliary
     for name, array in weights.arrays.items():
-        yield name, array.transpose(TO_ONNX) if array.ndim == 4 else array
+        if name not in auxiliary:
+            yield name, array.transpose(TO_ONNX) if array.ndim == 4 else array
     yield MEAN, mean
+    if weights.scale != UNSCALED:
+        yield SCALE, np.array(weights.scale, np.float32).reshape(3, 1, 1)
     first = (IMAGE_SIZE - image_size) // 2             # first row and column of alexnet.data.augment.centre_crop
     for name, values in ((FIRST, [first] * 2), (LAST, [first + image_size] * 2), (AXES, [1, 2])):
         yield name, np.array(values, np.int64)
@@ -123,6 +136,8 @@ def metadata_of(weights: Weights, graph: GraphProto) -> dict[str, str]:
         "class_names": json.dumps(weights.class_names),
         "crc32": json.dumps({tensor.name: checksum(tensor.raw_data) for tensor in graph.initializer}),
     }
+    if weights.scale != UNSCALED:
+        metadata[SCALE] = json.dumps(weights.scale)
     return metadata | {"metadata_crc32": checksum_of(metadata)}
 
 
@@ -134,7 +149,7 @@ def checksum_of(metadata: dict[str, str]) -> str:
 def weights_of(proto: ModelProto, path: Path) -> Weights:
     """Return the Weights of a ModelProto exported by this module, with all checksums verified; raises WeightsError."""
     metadata = checked_metadata(proto, path)
-    if list(proto.graph.node) != list(nodes_of(metadata["model"])):
+    if list(proto.graph.node) != list(nodes_of(metadata["model"], SCALE in metadata)):
         raise WeightsError(f"{path} is an export whose graph was changed; load the weights it was exported from")
     tensors = tensors_of(proto.graph, path)
     if {name: checksum(tensor.raw_data) for name, tensor in tensors.items()} != metadata["crc32"]:
@@ -142,7 +157,7 @@ def weights_of(proto: ModelProto, path: Path) -> Weights:
     arrays = {
         name: our_layout(array_of(tensor, f"{path}: {name}"))
         for name, tensor in tensors.items()
-        if name not in (FIRST, LAST, AXES)
+        if name not in (SCALE, FIRST, LAST, AXES)
     }
     mean = arrays.pop(MEAN, None)
     return checked(Weights(
@@ -151,7 +166,8 @@ def weights_of(proto: ModelProto, path: Path) -> Weights:
         mean=mean,
         class_names=metadata["class_names"],
         resize=metadata["resize"],
-        origin=f"{metadata['model']} of {path}, exported from: {metadata['origin']}",
+        origin=metadata["origin"] or f"{metadata['model']} of {path.name}",
+        scale=metadata.get(SCALE, UNSCALED),
     ), path)
 
 
@@ -166,12 +182,13 @@ def checked_metadata(proto: ModelProto, path: Path) -> dict[str, Any]:
     metadata = {key: value for key, value in pairs if isinstance(key, str) and isinstance(value, str)}
     if metadata.pop("metadata_crc32", None) != checksum_of(metadata):
         raise WeightsError(f"{path} is damaged: its metadata are not as they were saved (CRC-32)")
-    if metadata.keys() != METADATA or metadata["format_version"] != str(VERSION):
+    if metadata.keys() - {SCALE} != METADATA or metadata["format_version"] != str(VERSION):
         version = metadata.get("format_version")
         raise WeightsError(f"{path} has format version {version}, this program reads {VERSION}: use a newer one")
     check_model(metadata["model"], path)
     try:
-        return metadata | {name: json.loads(metadata[name]) for name in ("class_names", "crc32")}
+        lists = {"class_names", "crc32", SCALE} & metadata.keys()
+        return metadata | {name: json.loads(metadata[name]) for name in lists}
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} has metadata that are no JSON") from error
 

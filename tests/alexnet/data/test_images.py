@@ -47,6 +47,17 @@ def test_crop_is_the_central_square(path, width, height):
     assert np.abs(read_image(path, "crop") - expected).mean() < 1
 
 
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (301, 259), (256, 256), (2500, 2100)])
+def test_shorter_has_the_pixels_of_torchvision(path, width, height):
+    saved(photograph(width, height), path)
+    with Image.open(path) as image:
+        short = min(width, height)
+        whole = image.resize((int(256 * width / short), int(256 * height / short)), Image.Resampling.BILINEAR)
+    left, top = (int(round((n - 224) / 2.0)) for n in whole.size)                # torchvision's center_crop
+    expected = np.asarray(whole.crop((left, top, left + 224, top + 224)))
+    np.testing.assert_array_equal(read_image(path, "shorter")[16:240, 16:240], expected)
+
+
 def test_draft_decoding_changes_pixels_little(path):
     saved(photograph(2500, 2100), path)
     with Image.open(path) as image:

@@ -51,6 +51,16 @@ def test_table_matches_the_paper():
     ]
 
 
+def test_bvlc_googlenet_matches_its_prototxt():
+    """Ceil-mode pooling gives the paper's shapes; normalisation follows pooling once and precedes it once."""
+    rows = list(MODELS["bvlc_googlenet"](None).describe((3, 224, 224)))
+    assert {row.name: row.shape for row in rows if row.name in OUTPUTS} == OUTPUTS
+    assert [row.name for row in rows[:7]] == ["conv1", "pool1", "lrn1", "conv2", "conv3", "lrn3", "pool3"]
+    ours, caffes = ([(p.name, p.shape) for p in MODELS[name](None).parameters] for name in
+                    ("googlenet", "bvlc_googlenet"))
+    assert ours == caffes
+
+
 def test_classes_set_all_three_classifiers():
     assert GoogLeNet(None, classes=7).classifiers == ("aux_4a.classifier", "aux_4d.classifier", "fc22")
     thousand, seven = (GoogLeNet(None, classes=n).parameters for n in (1000, 7))
@@ -176,20 +186,22 @@ def test_state_has_all_arrays_and_tower_velocities(network):
     assert {"aux_4a.fc.W.velocity", "aux_4d.classifier.b.velocity"} < network.state.keys()
 
 
-def test_export_computes_validation_outputs_and_keeps_towers(network, tmp_path):
+def test_export_computes_validation_outputs_without_towers(network, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     network, images, _ = network
     arrays = {variable.name: variable.get_value() for variable in network.parameters}
     weights, path = Weights("googlenet", arrays, np.zeros((3, 256, 256), "float32")), tmp_path / "net.onnx"
     save(weights, path)
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3                      # suppress the warning about the towers' unused weights
-    session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    graph = onnx.load(path).graph
+    assert {tensor.name for tensor in graph.initializer} <= {name for node in graph.node for name in node.input}
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], {"images": images.transpose(3, 0, 1, 2)})
     ours = network.logits(images).T
     np.testing.assert_allclose(logits, ours, rtol=0, atol=1e-4 * abs(ours).max())
     again = load(path)
     path.unlink()
+    arrays = {name: array for name, array in arrays.items() if not name.startswith("aux")}
     assert same_bits(again.arrays, arrays) and list(again.arrays) == list(arrays) and again.classes == 4
 
 
@@ -198,6 +210,9 @@ def test_fine_tuning_resets_all_three_classifiers():
     data, config = SimpleNamespace(classes=9, class_names=None), SimpleNamespace(new_layers=("auto",))
     model = GoogLeNet(None, 9)
     assert new_layers(weights, model, config, data) == model.classifiers
+    without = {name: array for name, array in weights.arrays.items() if not name.startswith("aux")}
+    new = new_layers(weights._replace(arrays=without), model, config, data)
+    assert set(new) == {name for name in model.weight_layers if name.startswith("aux")} | {*model.classifiers}
     config.new_layers = ("aux_4a", "fc22")
     assert new_layers(weights, model, config, data) == ("aux_4a.conv", "aux_4a.fc", "aux_4a.classifier", "fc22")
 

@@ -15,10 +15,10 @@ pytestmark = pytest.mark.compatibility
 GEOMETRIES = [(3, 2), (2, 2), (1, 1), (2, 3), (3, 1), (5, 2)]  # overlapping, adjacent and separate windows
 
 
-def pool_function(size, stride, mode):
+def pool_function(size, stride, mode, pad=0, ceil=False):
     """Return a compiled function (x, g) -> y, index, dx."""
     x, g = pt.tensor4("x"), pt.tensor4("g")
-    y, index = MaxPool2D(size, stride)(x)
+    y, index = MaxPool2D(size, stride, pad, ceil)(x)
     return pytensor.function([x, g], [y, index, pytensor.grad((y * g).sum(), x)], mode=mode)
 
 
@@ -85,9 +85,45 @@ def test_padding_is_never_the_maximum(mode, size, stride, pad, height, width, rn
     np.testing.assert_allclose(dx, images.grad.numpy().transpose(1, 2, 3, 0), rtol=1e-5, atol=1e-6)
 
 
-def test_padded_gradient_matches_finite_differences(rng):
+CEIL = [                                         # size, stride, pad, height, width
+    (3, 2, 0, 8, 7),                             # Caffe's GoogLeNet: an incomplete window along the rows only
+    (3, 2, 1, 8, 7),                             # padded: a window that starts after the image is left out
+    (2, 2, 1, 6, 5),
+    (2, 3, 0, 6, 5),                             # separate windows: none starts outside the image
+    (3, 1, 1, 7, 5),                             # stride 1: as without ceil
+    (5, 4, 2, 5, 10),
+]
+
+
+@pytest.mark.parametrize(("size", "stride", "pad", "height", "width"), CEIL)
+def test_incomplete_windows_match_a_loop(mode, size, stride, pad, height, width, rng):
+    x = rng.integers(-6, -1, size=(2, height, width, 70)).astype("float32")       # many ties; padding would be largest
+    x[0, -1, -1, 5] = np.nan
+    x[1, :, :, 3] = -np.inf
+    y, index = reference.max_pool(x, size, stride, pad, ceil=True)
+    g = rng.normal(size=y.shape).astype("float32")
+    result, places, dx = pool_function(size, stride, mode, pad, ceil=True)(x, g)
+    np.testing.assert_array_equal(result, y)
+    np.testing.assert_array_equal(places, index)
+    expected = reference.max_pool_gradient(x, g, size, stride, pad, ceil=True)
+    np.testing.assert_allclose(dx, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_incomplete_windows_match_pytorch(rng):
+    torch = pytest.importorskip("torch")
+    for size, stride, pad, height, width in CEIL:
+        x = rng.normal(size=(2, height, width, 3)).astype("float32")
+        pooled = torch.nn.functional.max_pool2d(
+            torch.tensor(x.transpose(3, 0, 1, 2)), size, stride, pad, ceil_mode=True
+        )
+        y, _ = reference.max_pool(x, size, stride, pad, ceil=True)
+        np.testing.assert_array_equal(y, pooled.numpy().transpose(1, 2, 3, 0))
+
+
+@pytest.mark.parametrize(("pad", "ceil"), [(1, False), (0, True)])
+def test_gradient_at_the_border_matches_finite_differences(pad, ceil, rng):
     x = rng.permutation(2 * 5 * 6 * 2).reshape(2, 5, 6, 2) * 0.1
-    verify_grad(lambda x: MaxPool2D(3, 2, 1)(x)[0], [x], rng=rng, mode=mode_of("numpy"))
+    verify_grad(lambda x: MaxPool2D(3, 2, pad, ceil)(x)[0], [x], rng=rng, mode=mode_of("numpy"))
 
 
 def test_gradient_matches_finite_differences(rng):
@@ -102,10 +138,14 @@ def test_second_derivatives_are_refused():
         pytensor.grad(dx.sum(), x)
 
 
-def test_static_shape_ignores_uncovered_pixels():
-    y, index = MaxPool2D(3, 2)(pt.tensor("x", shape=(96, 55, 28, None)))
-    assert y.type.shape == index.type.shape == (96, 27, 13, None)
+@pytest.mark.parametrize(("ceil", "columns"), [(False, 13), (True, 14)])
+def test_static_and_symbolic_shapes_count_the_windows(ceil, columns):
+    y, index = MaxPool2D(3, 2, ceil=ceil)(pt.tensor("x", shape=(96, 55, 28, None)))
+    assert y.type.shape == index.type.shape == (96, 27, columns, None)
     assert index.type.dtype == "uint8"
+    x = pt.tensor4("x")
+    shape = pytensor.function([x], MaxPool2D(3, 2, 0, ceil)(x)[0].shape, mode=mode_of("numpy"))
+    assert tuple(shape(np.zeros((1, 55, 28, 1), "float32"))) == (1, 27, columns, 1)
 
 
 IMAGES = np.zeros((2, 4, 4, 3), "float32")

@@ -7,11 +7,12 @@ import pytest
 
 from alexnet import pretrained
 from alexnet.data.augment import centre_crop
+from alexnet.models import MODELS, Model
+from alexnet.nn import LRN, Conv, Dense, Dropout, Flatten, MaxPool
 from alexnet.pretrained import WeightsError, build
 from alexnet.pretrained.caffe import caffemodel, messages
-from alexnet.pretrained.graph import model_of
 from alexnet.pretrained.protobuf import parsed
-from tests import caffe_truth, tiny
+from tests import caffe_truth
 from tests.caffe_truth import blob, field, fields, layer
 
 pytestmark = pytest.mark.slow
@@ -66,7 +67,133 @@ def test_fine_tuned_bvlc_alexnet_gives_caffe_outputs(tmp_path, blobs, image):
     np.testing.assert_allclose(ours(weights, image), truth, rtol=0, atol=TOLERANCE * abs(truth).max())
 
 
-# ---- a small network of the same layer types, tests/tiny.py
+def logits_of(weights, image):
+    """Return our network's logits for the centre crop of an RGB image (3, 256, 256, 1)."""
+    return build(weights).logits(image, *centre_crop(1, MODELS[weights.model].image_size))[:, 0]
+
+
+def truth_of(net, blobs, image, mean, output, size):
+    """Return the value of a blob in the float64 reference; mean is BGR."""
+    first = (256 - size) // 2
+    pixels = (image[::-1, ..., 0] - np.reshape(mean, (3, 1, 1)))[:, first : first + size, first : first + size]
+    return caffe_truth.results(net, blobs, pixels)[output]
+
+
+@pytest.mark.parametrize("v1", [True, False])
+def test_bvlc_googlenet_gives_caffe_outputs(tmp_path, image, v1):
+    net = caffe_truth.googlenet(classes=50)
+    blobs = caffe_truth.random_blobs_of(net, np.random.default_rng(0))
+    path, mean = tmp_path / "some.caffemodel", [104.0, 117.0, 123.0]
+    path.write_bytes(b"".join(caffe_truth.file_of(net, blobs, v1, {"mean_value": mean, "crop_size": 224})))
+    weights = pretrained.load(path)
+    path.unlink()
+    assert (weights.model, weights.classes, weights.resize) == ("bvlc_googlenet", 50, "squash")
+    truth = truth_of(net, blobs, image, mean, "loss3/classifier", 224)
+    np.testing.assert_allclose(logits_of(weights, image), truth, rtol=0, atol=TOLERANCE * abs(truth).max())
+    for tower, loss in (("aux_4a", "loss1"), ("aux_4d", "loss2")):
+        for ours, its in (("conv", "conv"), ("fc", "fc"), ("classifier", "classifier")):
+            W, b = weights.arrays[f"{tower}.{ours}.W"], weights.arrays[f"{tower}.{ours}.b"]
+            its_W, its_b = blobs[f"{loss}/{its}"]
+            np.testing.assert_array_equal(np.moveaxis(W, -1, 0), its_W)
+            np.testing.assert_array_equal(b, its_b)
+
+
+@pytest.mark.parametrize(("pad", "model"), [(0, "squeezenet"), (1, "deepscale_squeezenet")])
+def test_squeezenet_gives_caffe_outputs(tmp_path, image, pad, model):
+    net = caffe_truth.squeezenet(pad)
+    blobs = caffe_truth.random_blobs_of(net, np.random.default_rng(0))
+    path = tmp_path / "some.caffemodel"
+    path.write_bytes(b"".join(caffe_truth.file_of(net, blobs, v1=False)))
+    weights = pretrained.load(path)
+    assert weights.model == model and weights.class_names == pretrained.imagenet_names()
+    truth = truth_of(net, blobs, image, (104, 117, 123), "pool10", 227)
+    np.testing.assert_allclose(logits_of(weights, image), truth, rtol=0, atol=TOLERANCE * abs(truth).max())
+
+
+def test_a_file_without_auxiliary_classifiers_loads(write):
+    net = caffe_truth.googlenet(classes=3)
+    net.layers[:] = [each for each in net.layers if not each.name.startswith(("loss1", "loss2", "relu_loss"))]
+    blobs = caffe_truth.random_blobs_of(net, np.random.default_rng(0))
+    weights = pretrained.load(write(caffe_truth.file_of(net, blobs)))
+    assert weights.model == "bvlc_googlenet" and not any(name.startswith("aux") for name in weights.arrays)
+
+
+def shapes_only(net):
+    """Return {layer: (weight blob that has only a shape, bias blob)}."""
+    layers = [each for each in net.layers if each.shape]
+    return {each.name: (blob(None, dims=each.shape, data=b""), blob(np.zeros(each.shape[0]))) for each in layers}
+
+
+def net_of(pieces):
+    return parsed(messages.MESSAGES["NetParameter"](), b"".join(pieces), "", "")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_vgg16_is_recognised_with_and_without_name_and_settings(tmp_path, named):
+    net = caffe_truth.vgg16()
+    thin = shapes_only(net)
+    whole = caffe_truth.file_of(net, thin, named=named)
+    only_weights = [field(2, field(4, name.encode()) + b"".join(field(6, each) for each in pair))
+                    for name, pair in thin.items()]
+    for pieces in (whole, [*whole[:named], *only_weights]):
+        found = net_of(pieces)
+        assert caffemodel.identified(found, caffemodel.network_of(found, ""), "") == "vgg16"
+    mean, origin = caffemodel.mean_of(found, tmp_path / "some.caffemodel", "vgg16")
+    assert tuple(mean[:, 3, 5]) == tuple(np.float32((123.68, 116.779, 103.939))) and "the authors' mean" in origin
+
+
+def test_differences_inside_branches_are_refused(write):
+    net = caffe_truth.googlenet()
+    pieces = caffe_truth.file_of(net, shapes_only(net))
+    assert "its weights must have a shape" in refusal(write(pieces))                   # recognised
+    swapped, padded, aside = caffe_truth.googlenet(), caffe_truth.googlenet(), caffe_truth.googlenet()
+    for at, each in enumerate(net.layers):
+        if each.name == "inception_4b/output":
+            swapped.layers[at] = each._replace(bottom=each.bottom[1::-1] + each.bottom[2:])
+        if each.name == "inception_4b/pool":
+            padded.layers[at] = each._replace(settings=each.settings | {"kernel_size": 5, "pad": 2})
+        if each.name == "loss1/ave_pool":
+            aside.layers[at] = each._replace(bottom=("inception_4a/3x3_reduce",))
+    for changed, expected in (
+        (swapped, "inception_4b.1x1 has outputs 112, bvlc_googlenet's 160"),
+        (padded, "has kernel_shape 5, bvlc_googlenet's 3"),
+        (aside, "its side branch with inception_4a/3x3_reduce differs"),
+    ):
+        assert expected in refusal(write(caffe_truth.file_of(changed, shapes_only(net))))
+
+
+def test_well_known_networks_are_named(write):
+    """ResNet-50 by its layers; SqueezeNet 1.1, whose layers are ours with other numbers."""
+    resnet = caffe_truth.Prototxt("ResNet-50")
+    resnet.conv("conv1", "data", 64, 7, stride=2, pad=3)
+    for n in range(52):
+        resnet.conv(f"res{n}", "conv1", 64, 1)
+    resnet.add("BatchNorm", "bn_conv1", "conv1", "conv1")
+    resnet.dense("fc1000", "conv1", 64, 1000, relu=False)
+    sentence = refusal(write(caffe_truth.file_of(resnet, shapes_only(resnet), v1=False)))
+    assert "is ResNet-50, which is not supported: its layer bn_conv1 is of type 'BatchNorm'" in sentence
+    smaller = caffe_truth.squeezenet()
+    smaller.layers[0] = smaller.layers[0]._replace(shape=(64, 3, 3, 3), settings={"kernel_size": 3, "stride": 2})
+    sentence = refusal(write(caffe_truth.file_of(smaller, shapes_only(smaller))))
+    assert "is SqueezeNet 1.1, which is not supported: " in sentence
+
+
+# ---- a small network of the same layer types
+
+
+@MODELS.register("tiny_ceil")
+class TinyCeil(Model):
+    """tests/tiny.py's network with Caffe's pooling, whose last windows are incomplete."""
+
+    image_size = 227
+
+    def table(self, rng, classes, dropout_rate):
+        return (
+            Conv(rng, 3, 4, size=11, stride=8, pool=MaxPool(3, 2, ceil=True)), LRN(),    # 4 x 14 x 14
+            Conv(rng, 4, 6, size=3, stride=2, pad=1, groups=2), Flatten(),               # 6 x 7 x 7
+            Dense(rng, 294, 8), Dropout(dropout_rate),
+            Dense(rng, 8, classes, relu=False),
+        )
 
 
 def tiny_arrays(seed=0):
@@ -76,7 +203,7 @@ def tiny_arrays(seed=0):
 
 
 def tiny_pieces(arrays=None, as_blob=blob):
-    """Return the parts of a .caffemodel of tests/tiny.py's network, to be concatenated."""
+    """Return the parts of a .caffemodel of TinyCeil, to be concatenated."""
     made = {name: [as_blob(each) for each in pair] for name, pair in (arrays or tiny_arrays()).items()}
     return [
         field(1, b"Tiny"),
@@ -137,8 +264,8 @@ def with_gradients(array):
 def test_arrays_are_converted_exactly(write, as_blob):
     arrays = tiny_arrays()
     weights = caffemodel.load(write(tiny_pieces(arrays, as_blob)))
-    assert weights.model == "tiny"
-    assert list(weights.arrays) == [parameter.name for parameter in tiny.Tiny(None).parameters]
+    assert weights.model == "tiny_ceil"
+    assert list(weights.arrays) == [parameter.name for parameter in TinyCeil(None).parameters]
     for name, (W, b) in arrays.items():
         got = weights.arrays[f"{name}.W"]
         assert (weights.arrays[f"{name}.b"] == b).all()
@@ -173,7 +300,7 @@ def test_a_mean_file_that_is_none_is_refused(write, content):
 
 
 def test_a_file_of_layers_without_a_name_loads(write):
-    assert pretrained.load(write(tiny_pieces()[1:])).model == "tiny"
+    assert pretrained.load(write(tiny_pieces()[1:])).model == "tiny_ceil"
 
 
 @pytest.mark.parametrize("values, expected", [([100.0], (100, 100, 100)), ([90.0, 100.0, 110.0], (110, 100, 90))])
@@ -259,7 +386,7 @@ def test_a_layer_without_bias_is_refused(write, count):
     (b'name: "CaffeNet"\nlayer {\n  name: "data"\n}\n' * 30, "prototxt"),
     (np.random.default_rng(0).bytes(5000), "damaged, or no .caffemodel"),
     (field(1, 450000) + field(2, b"snapshot.caffemodel") + field(3, blob(np.ones((2, 2)))), "damaged, or no"),
-    (field(1, b"Nothing"), "does not end in a dense layer"),
+    (field(1, b"Nothing"), "it has no layer with weights"),
     (b"\x0b" * 100_000, "damaged, or no .caffemodel"),
     (field(2, b"\x0b" * 100_000), "damaged, or no .caffemodel"),
     (field(2, field(1, field(1, b"conv1"))), "upgrade_net_proto_binary"),
@@ -292,7 +419,8 @@ MISMATCHES = {
     ("conv2", "pad", 1): "conv2 has pads 1, caffenet's 2",
     ("conv2", "pad_h", 1): "conv2 has pads (1, 0), caffenet's 2",
     ("conv2", "group", 1): "conv2 has group 1, caffenet's 2",
-    ("pool1", "pool", 1): "pool1 must be max pooling",
+    ("pool1", "pool", 1): "where caffenet has MaxPool (conv1), it has AveragePool",
+    ("pool1", "pool", 2): "pool1 must be max or average pooling, got pool 2",
     ("pool1", "kernel_size", 2): "has kernel_shape 2, caffenet's 3",
     ("pool1", "stride", 3): "has strides 3, caffenet's 2",
     ("norm1", "local_size", 3): "lrn1 has size 3, caffenet's 5",
@@ -325,12 +453,13 @@ def test_other_preprocessing_is_refused(write, data, expected):
 
 def test_a_network_of_other_layers_is_refused(write, thin):
     pieces = caffe_truth.caffemodel("caffenet", thin)
-    concat = layer("Concat", b"inception", [b"conv1", b"conv2"], [b"inception"])
-    assert "inception is of type 'Concat'" in refusal(write([*pieces[:9], concat, *pieces[9:]]))
-    evil = layer("Concat", b"in\nception" * 100, [b"conv1"], [b"x"])
+    evil = layer("Sigmoid", b"in\nception" * 100, [b"conv1"], [b"x"])
     assert "in?ceptionin?ception" in refusal(write([*pieces[:9], evil, *pieces[9:]]))
-    assert "no chain of layers: conv1 takes data" in refusal(write([*pieces[:3], pieces[2], *pieces[3:]]))
-    for missing, expected in ((3, "has Relu (conv1), it has MaxPool"), (4, "norm1 takes pool1"),
+    assert "is of type 'Sigmoid'" in refusal(write([*pieces[:9], evil, *pieces[9:]]))
+    both = layer("Concat", b"both", [b"conv1", b"conv1"], [b"norm1"])
+    assert "both must concatenate the outputs of several layers" in refusal(write([*pieces[:5], both, *pieces[6:]]))
+    assert "it has 1 side branches, caffenet 0" in refusal(write([*pieces[:3], pieces[2], *pieces[3:]]))
+    for missing, expected in ((3, "has Relu (conv1), it has MaxPool"), (4, "norm1 takes pool1, which no layer"),
                               (18, "has Relu (fc6), it has Gemm")):
         assert expected in refusal(write(pieces[:missing] + pieces[missing + 1 :]))
 
@@ -340,8 +469,7 @@ def test_order_of_pooling_and_normalisation_identifies_model(write, thin):
         pieces = caffe_truth.caffemodel(model, thin)
         assert "conv1: its weights must have a shape" in refusal(write(pieces))
         net = parsed(messages.MESSAGES["NetParameter"](), b"".join(pieces), "", "")
-        found = caffemodel.with_flatten([step for _, step in caffemodel.layers_and_steps(net, "")])
-        assert model_of(found, "") == model
+        assert caffemodel.identified(net, caffemodel.network_of(net, ""), "") == model
 
 
 def test_files_with_only_weights_need_a_known_name(write, thin):

@@ -7,7 +7,7 @@ import pytest
 
 from alexnet.config.schema import ConfigError
 from alexnet.data.dataset import DataError, open_dataset, resize_of
-from alexnet.pretrained import Weights, save
+from alexnet.pretrained import Weights, load, save
 from alexnet.pretrained.initialization import find_start
 from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import CheckpointError
@@ -72,7 +72,7 @@ def test_frozen_layers_are_unchanged_without_velocity(tuned, weights):
 
 def test_log_lists_layer_settings(tuned, weights):
     log = (tuned / "log.txt").read_text()
-    assert f"starting from tiny of {weights} (input: RGB, grey levels 0 to 255, minus the mean " in log
+    assert f"starting from tiny of {weights.name} (input: RGB, grey levels 0 to 255, minus the mean " in log
     assert ("; whole images squashed to 256 x 256): fc4 is new (3 classes there, 5 here); conv1, conv2 do not change; "
             "fc4 learns 10 × as fast; fc3 learns 0.5 × as fast\n") in log
 
@@ -91,6 +91,21 @@ def test_mean_of_weights_is_subtracted_and_saved(tuned, data, weights, tmp_path)
     for arrays in (final(tuned)[0], loaded):
         for name, array in expected.items():
             np.testing.assert_array_equal(array, arrays[name], err_msg=name)
+
+
+def test_scale_of_weights_is_kept_and_resumed(data, tmp_path):
+    scaled, plain = tmp_path / "scaled.safetensors", tmp_path / "plain.safetensors"
+    save(weights_of(5, scale=(0.5, 0.25, 2.0)), scaled)
+    save(weights_of(5), plain)
+    whole = tiny.run(data, tmp_path, run_name="whole", weights=scaled, n_iterations=4, **SERIAL)
+    part = tiny.run(data, tmp_path, run_name="part", weights=scaled, n_iterations=2, **SERIAL)
+    other = tiny.run(data, tmp_path, run_name="other", weights=plain, n_iterations=4, **SERIAL)
+    arrays, metadata = final(whole)
+    assert metadata["scale"] == [0.5, 0.25, 2.0] and load(whole).scale == (0.5, 0.25, 2.0)
+    assert not np.array_equal(final(other)[0]["conv1.W"], arrays["conv1.W"])
+    resumed = final(tiny.run(data, tmp_path, run_name="part", resume_train=part, n_iterations=4, **SERIAL))[0]
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(resumed[name], array, err_msg=name)
 
 
 def test_fine_tuning_resume_is_bit_exact_without_weights(data, tuned, tmp_path):

@@ -69,9 +69,9 @@ def npy():
 
 OTHERS = {
     "empty": (b"", "is empty"),
-    "pickle of protocol 2": (pickle.dumps([1], 2), "is a pickle, which is never read because it can run code; torch"),
-    "pickle of protocol 5": (pickle.dumps([1], 5), "is a pickle, which is never read"),
-    "old PyTorch": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.", "is a pickle, which is never read"),
+    "pickle of protocol 2": (pickle.dumps([1], 2), "is a pickle that torch.save did not write, which is never read"),
+    "pickle of protocol 5": (pickle.dumps([1], 5), "is a pickle that torch.save did not write, which is never read"),
+    "half of an old PyTorch file": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.", "is damaged"),
     "one array": (npy(), "has no format that is read"),
     "gzip": (gzip.compress(b"W"), "has no format that is read: .*; unpack other archives first"),
     "text": (b"W_0_65.npy\n", "has no format that is read: a run's folder or safetensors, theano_alexnet's"),

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -99,6 +100,22 @@ def test_export_is_valid_and_has_metadata(exported):
     metadata = {each.key: each.value for each in model.metadata_props}
     assert (metadata["model"], metadata["resize"]) == ("tiny", "crop")
     assert json.loads(metadata["class_names"]) == list(weights.class_names)
+
+
+def test_scale_and_origin_travel_with_an_export(tmp_path, rng):
+    path, weights = tmp_path / "net.onnx", weights_of("tiny")._replace(scale=(0.5, 0.25, 2.0), origin="made of nothing")
+    pretrained.save(weights, path)
+    loaded = pretrained.load(path)
+    assert same(loaded, weights) and loaded.origin == weights.origin
+    images = rng.integers(0, 256, (3, 256, 256, 2), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    crops = images[:, 14:241, 14:241].transpose(3, 0, 1, 2).astype("float32")
+    (logits,) = session.run(["logits"], {"images": crops})
+    ours = build(weights).logits(images, *centre_crop(2, 227)).T
+    np.testing.assert_allclose(logits, ours, rtol=0, atol=TOLERANCE * abs(ours).max())
+    again = tmp_path / "again.onnx"
+    pretrained.save(loaded, again)
+    assert again.read_bytes() == path.read_bytes()
 
 
 def test_missing_class_names_stay_missing(tmp_path):
@@ -385,15 +402,20 @@ def graph_with(change):
     return made
 
 
-def torchvisions(pairs):
-    """Return a model that begins like torchvision's AlexNet as exported by PyTorch."""
-    rng = np.random.default_rng(0)
-    conv = helper.make_node("Conv", ["data_0", "conv1_w_0", "conv1_b_0"], ["c"], "/features/0/Conv", dilations=[1, 1],
-                            group=1, kernel_shape=[11, 11], pads=[2] * 4, strides=[4, 4])
-    nodes = [conv, helper.make_node("Relu", ["c"], ["r"]), helper.make_node("Flatten", ["r"], ["f"], axis=1),
-             helper.make_node("Gemm", ["f", "fc6_w_0", "fc6_b_0"], ["prob_1"], transB=1)]
-    own = rng.random((64, 3, 11, 11)).astype("f4"), np.zeros(64, "f4")
-    return zoo_model(nodes, {"conv1": own, "fc6": pairs["fc6"]})
+def constants(graph):
+    """Replace the weights by nodes ConstantOfShape, as in the test models of the package onnx."""
+    for tensor in list(graph.initializer)[:-1]:
+        shape = numpy_helper.from_array(np.array(tensor.dims, np.int64), f"{tensor.name}_shape")
+        graph.node.insert(0, helper.make_node("ConstantOfShape", [shape.name], [tensor.name]))
+        graph.initializer.remove(tensor)
+        graph.initializer.append(shape)
+
+
+def resnet():
+    """Return a model with as many layers as ResNet-50."""
+    conv = [helper.make_node("Conv", ["data_0", "conv1_w_0", "conv1_b_0"], [f"c{n}"]) for n in range(53)]
+    nodes = [*conv, helper.make_node("BatchNormalization", ["c0"], ["b"]), helper.make_node("Gemm", ["b"], ["prob_1"])]
+    return zoo_model(nodes, {"conv1": (np.zeros((64, 3, 7, 7), "f4"), np.zeros(64, "f4"))})
 
 
 def external(graph):
@@ -490,6 +512,7 @@ REFUSALS = {
     weights_alone: "has Relu (conv1), it has Conv", evil_name: "has a node in?ceptionin?ception",
     reference: "conv1 has group of kind", tensor_inside: "conv1 has strides of kind 4",
     another_input: "must have one input", after_the_end: "no chain of nodes", empty: "has no graph",
+    constants: "is a network 'AlexNet' and has no trained weights",
 }
 
 
@@ -498,8 +521,125 @@ def test_other_graphs_are_refused(write, narrow, pairs, change):
     assert REFUSALS[change] in refusal(write(graph_with(change)(pairs)))
 
 
-def test_torchvision_network_is_refused(write, narrow, pairs):
-    assert "torchvision's AlexNet is another network" in refusal(write(torchvisions(pairs)))
+def test_well_known_network_is_named(write):
+    assert "is ResNet-50, which is not supported: " in refusal(write(resnet()))
+
+
+# ---- exports of PyTorch
+
+
+class NarrowTorchvision(Model):
+    """torchvision's AlexNet with few channels and layers."""
+
+    image_size = 224
+
+    def table(self, rng, classes, dropout_rate):
+        return Conv(rng, 3, 4, size=11, stride=16, pad=2, pool=(3, 2)), Flatten(), Dense(rng, 144, classes, relu=False)
+
+
+@pytest.fixture
+def pytorchs(monkeypatch, rng):
+    """Return a ModelProto as PyTorch's exporters write it, of a narrow network that replaces torchvision's AlexNet."""
+    monkeypatch.setitem(MODELS, "torchvision_alexnet", NarrowTorchvision)
+    nodes = [
+        helper.make_node("Conv", ["x", "0.weight", "0.bias"], ["conv2d"], "node_conv2d", auto_pad="NOTSET", group=1,
+                         pads=[2] * 4, strides=[16, 16], dilations=[1, 1], kernel_shape=[11, 11]),
+        helper.make_node("Relu", ["conv2d"], ["relu"], "node_relu"),
+        helper.make_node("MaxPool", ["relu"], ["pool"], "node_pool", storage_order=0, dilations=[1, 1], ceil_mode=0,
+                         pads=[0] * 4, auto_pad="NOTSET", strides=[2, 2], kernel_shape=[3, 3]),
+        helper.make_node("AveragePool", ["pool"], ["avg"], "node_avg", count_include_pad=1, ceil_mode=0, pads=[0] * 4,
+                         auto_pad="NOTSET", strides=[1, 1], kernel_shape=[1, 1]),
+        helper.make_node("Reshape", ["avg", "val_6"], ["view"], "node_view", allowzero=1),
+        helper.make_node("Gemm", ["view", "1.weight", "1.bias"], ["linear"], "node_gemm", beta=1.0, transB=1),
+    ]
+    arrays = {"0.weight": (4, 3, 11, 11), "0.bias": (4,), "1.weight": (CLASSES, 144), "1.bias": (CLASSES,)}
+    tensors = [numpy_helper.from_array(rng.standard_normal(shape).astype("f4"), name) for name, shape in arrays.items()]
+    tensors.append(numpy_helper.from_array(np.array([1, 144], np.int64), "val_6"))
+    images = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 224, 224])
+    output = helper.make_tensor_value_info("linear", TensorProto.FLOAT, [1, CLASSES])
+    graph = helper.make_graph(nodes, "main_graph", [images], [output], tensors)
+    return helper.make_model(graph, producer_name="pytorch", producer_version="2.13.0", ir_version=10,
+                             opset_imports=[helper.make_opsetid("", 20)])
+
+
+@pytest.mark.parametrize("preprocessing", ["torchvision", "caffe"])
+def test_pytorchs_export_needs_a_stated_preprocessing(write, pytorchs, rng, preprocessing):
+    path = write(pytorchs)
+    assert "written by pytorch 2.13.0, and does not state what images it takes; state it with --prep" in refusal(path)
+    weights = pretrained.load(path, preprocessing=preprocessing)
+    assert (weights.model, weights.resize) == ("torchvision_alexnet", {"caffe": "squash"}.get(preprocessing, "shorter"))
+    assert "as stated" in weights.origin and str(path.parent) not in weights.origin
+
+    image = rng.integers(0, 256, (3, 256, 256, 1), dtype=np.uint8)
+    rgb = image[:, 16:240, 16:240, 0].astype("float64")
+    mean, std = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
+    seen = (rgb / 255 - mean[:, None, None]) / std[:, None, None]
+    if preprocessing == "caffe":
+        seen = (rgb - CAFFES_MEAN[:, None, None])[::-1]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (theirs,) = session.run(None, {"x": np.ascontiguousarray(seen[None], "float32")})
+    ours = build(weights).logits(image, *centre_crop(1, 224))[:, 0]
+    np.testing.assert_allclose(ours, theirs[0], rtol=0, atol=TOLERANCE * abs(theirs).max())
+
+
+def test_the_statement_is_refused_where_the_file_states_it(exported):
+    with pytest.raises(WeightsError, match="states what images it takes; omit preprocessing"):
+        pretrained.load(exported[1], preprocessing="torchvision")
+
+
+def test_tensors_in_a_file_beside_are_read(tmp_path, write, pytorchs):
+    expected = pretrained.load(write(pytorchs), preprocessing="torchvision")
+    path = tmp_path / "beside.onnx"
+    onnx.save(pytorchs, path, save_as_external_data=True, location="beside.onnx.data", size_threshold=0)
+    assert same(pretrained.load(path, preprocessing="torchvision"), expected)
+    data = tmp_path / "beside.onnx.data"
+    data.write_bytes(data.read_bytes()[:1000])
+    assert "beside.onnx.data ends before the values of" in refusal(path)
+    data.unlink()
+    assert "beside.onnx.data, which is missing; keep both files in one folder" in refusal(path)
+
+
+@pytest.mark.parametrize(("key", "value", "reason"), [
+    ("location", "../secret", "in another file, which is not read"), ("location", "/etc/passwd", "which is not read"),
+    ("location", "..", "which is not read"), ("location", "a\0b", "which is not read"),
+    ("offset", "-1", "a shape of its values"), ("length", "8", "a shape of its values"),
+    ("offset", "1" * 400, "a shape of its values"),
+])
+def test_a_hostile_place_of_a_tensor_is_refused(tmp_path, pytorchs, key, value, reason):
+    path = tmp_path / "net.onnx"
+    onnx.save(pytorchs, path, save_as_external_data=True, location="net.onnx.data", size_threshold=0)
+    model = onnx.load(path, load_external_data=False)
+    next(each for each in model.graph.initializer[0].external_data if each.key == key).value = value
+    path.write_bytes(model.SerializeToString())
+    assert reason in refusal(path)
+
+
+def test_adaptive_pooling_with_an_effect_is_refused(write, pytorchs):
+    pool = pytorchs.graph.node[3]
+    next(each for each in pool.attribute if each.name == "kernel_shape").ints[:] = [2, 2]
+    assert "is another network than" in refusal(write(pytorchs))
+
+
+def test_known_networks_are_named(write, rng):
+    """VGG-19 and ResNet-50 are refused by name; a test model of the package onnx has no weights."""
+    nodes, tensors, below = [], [], "x"
+    for n in range(16):
+        tensors.append(numpy_helper.from_array(np.zeros((64, 3 if n == 0 else 64, 3, 3), "f4"), f"w{n}"))
+        tensors.append(numpy_helper.from_array(np.zeros(64, "f4"), f"b{n}"))
+        nodes.append(helper.make_node("Conv", [below, f"w{n}", f"b{n}"], [f"c{n}"], pads=[1] * 4))
+        nodes.append(helper.make_node("Relu", [f"c{n}"], [f"r{n}"]))
+        below = f"r{n}"
+    for n in range(3):
+        tensors.append(numpy_helper.from_array(np.zeros((9, 9), "f4"), f"d{n}"))
+        tensors.append(numpy_helper.from_array(np.zeros(9, "f4"), f"e{n}"))
+        nodes.append(helper.make_node("Gemm", [below, f"d{n}", f"e{n}"], [f"g{n}"]))
+        below = f"g{n}"
+    images = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 224, 224])
+    output = helper.make_tensor_value_info(below, TensorProto.FLOAT, [1, 9])
+    model = helper.make_model(helper.make_graph(nodes, "g", [images], [output], tensors), producer_name="pytorch")
+    assert "is VGG-19, which is not supported" in refusal(write(model))
+    light = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / "light_vgg19.onnx"
+    assert "has no trained weights: nodes ConstantOfShape fill them" in refusal(light)
 
 
 @pytest.mark.parametrize("content, expected", [

@@ -373,7 +373,7 @@ def test_zips_of_other_things_are_refused(exported, tmp_path):
     refused(zipped(exported), "is a zip without theano_alexnet's arrays")
     refused(zipped(exported, **{"parameters_releasing.zip": inner}), "it holds parameters_releasing.zip, so unpack")
     torch = {"alexnet/data.pkl": b"\x80\x02}.", "alexnet/data/0": bytes(9)}
-    refused(zipped(exported, **torch), "is a PyTorch file, a pickle, which is never read; torchvision's AlexNet")
+    refused(zipped(exported, **torch), "is compressed, which torch.save never does")
     twice = {"a/W_0_65.npy": b"", "b/W_0_65.npy": b""}
     refused(zipped(exported, **twice), "holds arrays in 2 folders, 'a' and others")
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:

@@ -45,6 +45,15 @@ def assert_same_state(network, other):
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
+@pytest.mark.parametrize("crop", [True, False])
+def test_scale_multiplies_each_channel(crop):
+    scale = (0.5, 2.0, 4.0)                      # powers of two: exact
+    scaled, plain = network_of("cpu", crop=crop, scale=scale), network_of("cpu", crop=crop)
+    plain.set_parameters({"conv1.W": plain.get_state()["conv1.W"] * np.reshape(np.float32(scale), (3, 1, 1, 1))})
+    images = next(batches(1))[:4] if crop else (np.random.default_rng(3).random((3, 227, 227, BATCH), "float32"),)
+    np.testing.assert_allclose(scaled.logits(*images), plain.logits(*images), rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize(
     ("backend", "rule"),
     [(backend, rule) for backend in ("numpy", "cpu") for rule in RULES] + [("jax", "momentum"), ("jax", "adadelta")],

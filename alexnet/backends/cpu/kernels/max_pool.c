@@ -3,6 +3,8 @@
  *     y[c,r,s,b] = maximum of x[c, r*stride + i - pad, s*stride + j - pad, b] over the pixels (i, j) inside the image,
  *     index = i * size + j of the first maximum
  *
+ * The last window of an axis may end after the image: by at most pad pixels, or by any number if windows are rounded up.
+ *
  * The loops: output row: column: block of images: pixel of the window: image.  The innermost loop is vectorised: a
  * vector of images keeps its running maximum and index in registers during the loop over the window.  Threads process
  * different rows.  At stride 1, adjacent windows of a row inside the image differ only by a shift.  They are computed

@@ -23,10 +23,11 @@ def max_pool(op: MaxPool2D, node: Apply) -> Callable[..., tuple[Array, Array]]:
         lowest = jnp.array(-jnp.inf, x.dtype)
         y = jnp.full(shape, lowest)
         index = jnp.broadcast_to(op.first(out_height, out_width)[:, :, None], shape)
-        x = lax.pad(x, lowest, [(0, 0, 0), *[(op.pad, op.pad, 0)] * 2, (0, 0, 0)])
+        ends = [(op.pad, op.end_padding(n, windows), 0) for n, windows in zip(x.shape[1:3], shape[1:3], strict=True)]
+        x = lax.pad(x, lowest, [(0, 0, 0), *ends, (0, 0, 0)])
         for k, (i, j) in pixels(op.size):
-            ends = x.shape[0], i + op.stride * (out_height - 1) + 1, j + op.stride * (out_width - 1) + 1, x.shape[3]
-            pixel = lax.slice(x, (0, i, j, 0), ends, (1, op.stride, op.stride, 1))
+            limits = x.shape[0], i + op.stride * (out_height - 1) + 1, j + op.stride * (out_width - 1) + 1, x.shape[3]
+            pixel = lax.slice(x, (0, i, j, 0), limits, (1, op.stride, op.stride, 1))
             higher = ~(pixel <= y) & (y == y)                       # NaN compares higher than any number
             y = jnp.where(higher, pixel, y)
             index = jnp.where(higher, jnp.uint8(k), index)
