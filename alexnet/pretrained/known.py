@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-FILTERS = {                              # filters of each convolution -> name
-    (64, 192, 384, 256, 256): "torchvision's AlexNet",
-    (96, 256, 512, 1024, 512): "ZFNet-512",
+FILTERS: dict[tuple[int, ...], str] = {          # filters of each convolution -> name
+    (96, 256, 512, 512, 512): "ZFNet-512",
 }
 # (convolutions, dense layers, filters of the first convolution, batch normalisation) -> name.
 # Source: the networks in torchvision.models, in Caffe's and in ONNX's model zoo.
