@@ -15,7 +15,7 @@ STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongS
 
 
 def text(value):
-    encoded = value.encode()
+    encoded = value.encode("utf-8", "surrogatepass")
     return b"X" + struct.pack("<I", len(encoded)) + encoded
 
 

@@ -59,7 +59,7 @@ def weights_of(proto: ModelProto, path: Path, preprocessing: str | None = None) 
         preprocessing: a name of alexnet.pretrained.preprocessing; None if the user states none.
 
     Raises:
-        WeightsError: the file is no network of ours, or it is unknown what images it takes.
+        WeightsError: the file holds none of our models, or it is unknown what images it takes.
     """
     known = network_of(proto.graph)
     if any(node.op_type == "ConstantOfShape" for node in proto.graph.node):

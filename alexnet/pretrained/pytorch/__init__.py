@@ -16,7 +16,7 @@ import numpy as np
 from alexnet.pretrained.known import known_network
 from alexnet.pretrained.layout import from_out_in
 from alexnet.pretrained.preprocessing import preprocessing_of
-from alexnet.pretrained.pytorch.files import Tensors, tensors_of
+from alexnet.pretrained.pytorch.files import Tensors, clean, tensors_of
 from alexnet.pretrained.weights import MAX_CLASSES, Weights, WeightsError, checked, shapes
 
 FEATURES_OF_VGG16 = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -82,9 +82,10 @@ def layout_of(tensors: Tensors, path: Path) -> str:
     name = network_of(tensors)
     if name:
         raise WeightsError(f"{path} holds {name}, which is not supported; of PyTorch, {readable} are")
-    names = ", ".join(sorted(tensors)[:3])
-    raise WeightsError(f"{path} holds an unknown network ({len(tensors)} tensors: {names[:150]} …); of PyTorch, "
-                       f"{readable} are read")
+    names = clean(", ".join(sorted(tensors)[:3]))
+    raise WeightsError(
+        f"{path} holds an unknown network ({len(tensors)} tensors: {names} …); of PyTorch, {readable} are read"
+    )
 
 
 def network_of(tensors: Tensors) -> str | None:
@@ -118,7 +119,7 @@ def names_in(layers: Sequence[str]) -> Iterator[str]:
 
 
 def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that PyTorch has for one of ours: the last axis first."""
+    """Return PyTorch's shape of a parameter from ours: the last axis first."""
     return (shape[-1], *shape[:-1])
 
 

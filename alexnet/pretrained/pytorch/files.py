@@ -27,6 +27,7 @@ WIDTHS = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfl
 STATES = ("state_dict", "model", "model_state_dict")               # keys of a training checkpoint
 PARALLEL = "module."                    # DataParallel puts it before every name
 MAX_TENSORS = 100_000
+LONGEST_TEXT = 250                      # characters of a file's text in an error message
 
 
 class StoredTensor(NamedTuple):
@@ -49,13 +50,18 @@ def tensors_of(path: Path) -> Tensors:
             return safetensors(path)
         return zipped(path) if head.startswith(b"PK") else old(path)
     except UnsafePickle as error:
-        raise WeightsError(f"{path} {error}") from error
+        raise WeightsError(f"{path} {clean(error)}") from error
     except WeightsError:
         raise
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, LookupError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
-        raise WeightsError(f"{path} is damaged, or no file of torch.save: {error}") from error
+        raise WeightsError(f"{path} is damaged, or no file of torch.save: {clean(error)}") from error
+
+
+def clean(text: object) -> str:
+    """Format text from an untrusted file for an error message: one line of printable characters, limited length."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(text)[:LONGEST_TEXT])
 
 
 def safetensors(path: Path) -> Tensors:
@@ -95,7 +101,7 @@ def zipped(path: Path) -> Tensors:
         with zipfile.ZipFile(path) as archive:
             if info is None or info.file_size != bytes_of(storage):
                 held = info.file_size if info else 0
-                raise ValueError(f"storage {storage.key} has {held} bytes, its pickle says {bytes_of(storage)}")
+                raise ValueError(f"storage {storage.key} has {held} bytes, its pickle needs {bytes_of(storage)}")
             return content(archive, info, info.file_size)      # also checks the CRC-32
 
     return stored(state, values, path)
@@ -142,7 +148,7 @@ def old(path: Path) -> Tensors:
     def values(storage: Storage) -> bytes:
         size, first = places[storage.key]
         if size != storage.size:
-            raise ValueError(f"storage {storage.key} has {size} values, its pickle says {storage.size}")
+            raise ValueError(f"storage {storage.key} has {size} values, its pickle needs {storage.size}")
         with path.open("rb") as file:
             file.seek(first)
             return file.read(bytes_of(storage))
@@ -185,7 +191,7 @@ def array_of(tensor: PickledTensor, values: Callable[[Storage], bytes], path: Pa
             raise ValueError(f"a tensor of shape {shape} is larger than its storage of {storage.size} values")
         found = np.frombuffer(values(storage), np.dtype(storage.dtype).newbyteorder("<"))
     except (OSError, ValueError, LookupError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
-        raise WeightsError(f"{path} is damaged: {error}") from error
+        raise WeightsError(f"{path} is damaged: {clean(error)}") from error
     steps = tuple(stride * found.itemsize for stride in strides)
     return np.lib.stride_tricks.as_strided(found[offset:], shape, steps, writeable=False)
 

@@ -253,7 +253,8 @@ def allowed(name: GlobalName) -> GlobalName:
             "model.state_dict() with torch.save or safetensors"
         )
     raise UnsafePickle(
-        f"has a pickle that names {name}, which can run code; only tensors are read, and nothing was run"
+        f"has a pickle that names {name}, which can run code; only tensors are read, and nothing was run; "
+        "if it is a whole model, save model.state_dict() instead"
     )
 
 

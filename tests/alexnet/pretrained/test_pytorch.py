@@ -56,7 +56,7 @@ def state(rng):
 def refused(path, sentence, **choices):
     with pytest.raises(WeightsError, match=sentence) as caught:
         pretrained.load(path, **choices)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 600
 
 
 @pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
@@ -139,6 +139,7 @@ def payloads(ran):
         "in a persistent id": b"(" + call + b"(" + path + b"tRtQ",
         "in pairs": pth_files.name_of("collections", "OrderedDict") + b"(](" + call + b"(" + path + b"tRetR",
         "disguised": pth_files.name_of("torch", "FloatStorage.__init__.__globals__") + b"(tR",
+        "control characters": pth_files.text("\x1b[2J\n") + pth_files.text("\ud800") + b"\x93",
         "torch": pth_files.name_of("torch.hub", "load") + b"(" + path + b"tR",
     }
 
@@ -202,7 +203,7 @@ def test_unknown_networks_list_some_names(tmp_path):
 
 @pytest.mark.parametrize(("change", "sentence"), [
     ({"shape": (1 << 40, 3, 11, 11)}, r"features.0.weight must have shape \(4, 3, 11, 11\)"),
-    ({"size": 1 << 50}, "bytes, its pickle says|ends before storage"), ({"offset": 1}, "larger than its storage"),
+    ({"size": 1 << 50}, "bytes, its pickle needs|ends before storage"), ({"offset": 1}, "larger than its storage"),
     ({"strides": (1 << 62, 1, 1, 1)}, "larger than its storage"), ({"offset": -1}, "not a number of at least 0"),
 ])
 @pytest.mark.parametrize("save", [pth_files.save_zip, pth_files.save_old])
