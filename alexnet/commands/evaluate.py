@@ -1,7 +1,11 @@
 """Compute cost, top-1 and top-5 of trained weights over one half of a data set, or over a folder of images.
 
-OUT is one of: a data set written by preprocess or theano_alexnet; a folder with one subfolder of JPEG or PNG files per
-class, named by the wnid or the full class name of the weights; ILSVRC's flat validation folder with its devkit.
+OUT is one of: a data set written by preprocess or theano_alexnet; a folder with one subfolder of image files per class,
+named by the wnid, the full class name or the label (0 to 999, as in ImageNetV2); a flat folder of images with the wnid
+in each name, such as n01440764_10026.JPEG; ILSVRC's flat validation folder with its devkit.
+
+--expect compares with a published accuracy. It evaluates a sample again with another resize method, number of crops,
+mean image, colour order or scale, and prints which of them changes top-1 by how much.
 """
 
 import argparse
@@ -16,13 +20,15 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
-from alexnet.commands._options import add_machine, add_weights, network_of, positive, weights_of
+from alexnet.commands._options import add_machine, add_weights, network_of, note, positive, weights_of
 from alexnet.data.batch_file import name_of
 from alexnet.data.progress import Progress, duration
 from alexnet.inference.evaluate import BATCH_SIZE, CROPS, Counts, evaluate
 from alexnet.inference.evaluation_data import DatasetHalf, ImageFolder, LabelledImages, is_dataset
+from alexnet.inference.gap import SAMPLE, Explanation, choices, explain
 from alexnet.native import atomic
 from alexnet.pretrained import Weights
+from alexnet.pretrained.assumptions import input_line
 from alexnet.training.network import backend_of
 
 SHOWN = 10                                       # bad images listed on the screen; the JSON file lists all
@@ -46,7 +52,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--per-class", action="store_true", help="a table of the classes, on the screen and in FILE")
     parser.add_argument("--confusion", type=Path, metavar="FILE.csv", help="write the confusion matrix: "
                         "a row per class, a column per predicted class")
+    parser.add_argument("--expect", type=percentage, metavar="TOP1", help="a published top-1 accuracy in percent, such "
+                        "as 57.4: explain the gap to it")
     add_machine(parser)
+
+
+def percentage(text: str) -> float:
+    """Parse a command-line argument as an accuracy in percent."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 1 < value <= 100:
+        raise argparse.ArgumentTypeError(f"must be an accuracy in percent, such as 57.4, got {text!r}")
+    return value
 
 
 def run(options: argparse.Namespace) -> int:
@@ -65,8 +84,21 @@ def run(options: argparse.Namespace) -> int:
     began = time.monotonic()
     with closing(Progress("evaluate", labelled.n, sys.stderr)) as progress:
         evaluate(network, labelled, counts, options.batch_size, options.crops, progress.add)
-    write(EvaluationOutcome(options, weights, labelled, counts, time.monotonic() - began))
+    seconds = time.monotonic() - began
+    explanation = None if options.expect is None else explained(options, weights, labelled, counts)
+    write(EvaluationOutcome(options, weights, labelled, counts, seconds, explanation))
     return 0
+
+
+def explained(
+    options: argparse.Namespace, weights: Weights, labelled: LabelledImages, counts: Counts
+) -> Explanation:
+    """Return the Explanation of the gap to the expected accuracy."""
+    network = network_of(weights, options, crop=False)
+    total = min(labelled.n, SAMPLE) * len(choices(weights, labelled, options.crops))
+    with closing(Progress("explain", total, sys.stderr)) as progress:
+        return explain(network, weights, labelled, counts, options.expect, options.crops, options.batch_size,
+                       progress.add)
 
 
 def labelled_of(options: argparse.Namespace, weights: Weights) -> LabelledImages:
@@ -78,7 +110,7 @@ def labelled_of(options: argparse.Namespace, weights: Weights) -> LabelledImages
     """
     data = name_of(options.data)
     if is_dataset(options.data):
-        for name in ("ground_truth", "synsets", "on_bad_image"):
+        for name in ("ground_truth", "synsets", "on_bad_image", "resize"):
             if getattr(options, name):
                 option = name.replace("_", "-")
                 raise ValueError(f"--{option} is for a folder of images, and {data} is a data set of batch files")
@@ -92,11 +124,6 @@ def labelled_of(options: argparse.Namespace, weights: Weights) -> LabelledImages
     )
 
 
-def note(text: str) -> None:
-    """Print a remark."""
-    print(f"note: {text}", file=sys.stderr, flush=True)
-
-
 # ---- output
 
 
@@ -108,6 +135,7 @@ class EvaluationOutcome(NamedTuple):
     labelled: LabelledImages
     counts: Counts
     seconds: float
+    explanation: Explanation | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -134,11 +162,12 @@ def write(outcome: EvaluationOutcome) -> None:
 
 def lines(outcome: EvaluationOutcome) -> Iterator[str]:
     """Yield the lines of the summary, which is printed last."""
-    options, weights, labelled, counts, seconds = outcome
+    options, weights, labelled, counts, seconds, explanation = outcome
     found = counts.summary()
     n = counts.n
     crops = "the centre crop" if options.crops == 1 else f"{options.crops} crops"
     yield f"{weights.origin or weights.model}"
+    yield input_line(weights._replace(resize=labelled.resize))
     yield f"on {n:,} {labelled.name}, {crops}"
     if counts.bad:
         first = "; ".join(f"{name} {reason}" for name, reason in counts.bad[:SHOWN])
@@ -150,6 +179,9 @@ def lines(outcome: EvaluationOutcome) -> Iterator[str]:
         yield f"top-{k}  {100 * top['accuracy']:6.2f} %  {right}; error {100 * top['error']:.2f} %"
     yield f"cost   {found['cost']:6.4f} nats"
     yield f"time   {duration(seconds)}, {n / seconds:.0f} images/s"
+    if explanation is not None:
+        yield ""
+        yield from explanation.lines()
 
 
 def class_lines(counts: Counts, names: Sequence[str]) -> Iterator[str]:
@@ -164,7 +196,7 @@ def class_lines(counts: Counts, names: Sequence[str]) -> Iterator[str]:
 
 def results(outcome: EvaluationOutcome) -> dict[str, Any]:
     """Return all results as a mapping for JSON."""
-    options, weights, labelled, counts, seconds = outcome
+    options, weights, labelled, counts, seconds, explanation = outcome
     found = {
         "weights": name_of(options.weights), "origin": weights.origin, "model": weights.model,
         "classes": weights.classes, "data": name_of(options.data), "half": labelled.half,
@@ -174,6 +206,8 @@ def results(outcome: EvaluationOutcome) -> dict[str, Any]:
         "precision": options.precision,
         "seconds": seconds, "images_per_second": counts.n / seconds,
     }
+    if explanation is not None:
+        found["expect"] = explanation.as_mapping()
     if options.per_class:
         named = zip(outcome.names, counts.per_class(), strict=True)
         found["per_class"] = [{"label": label, "name": name, **each} for label, (name, each) in enumerate(named)]

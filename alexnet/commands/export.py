@@ -14,6 +14,7 @@ from pathlib import Path
 from alexnet import pretrained
 from alexnet.commands._options import add_weights, weights_of
 from alexnet.data.batch_file import name_of
+from alexnet.pretrained.assumptions import input_line
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +29,7 @@ def run(options: argparse.Namespace) -> int:
     pretrained.save(weights, options.to)
     parameters = sum(array.size for array in weights.arrays.values())
     mean = "with" if weights.mean is not None else "without"
+    print(input_line(weights))
     print(name_of(
         f"wrote {options.to}, {size_of(Path(options.to).expanduser()) / 1e6:.1f} MB: {weights.model}, "
         f"{parameters:,} parameters, {weights.classes} classes, {mean} mean image; from {weights.origin}"

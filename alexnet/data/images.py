@@ -1,28 +1,39 @@
-"""Read an image file as uint8 (256, 256, 3).
+"""Read an image, from a file or from memory, as uint8 (256, 256, 3).
 
 Source: Ding et al. 2014's preprocessing squashes each image to 256 x 256 (bilinear); Krizhevsky et al. 2012,
 section 2, scales the shorter side to 256 and crops the centre.
 """
 
+import io
 import os
 import re
 import stat
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Sequence
+from typing import BinaryIO, cast
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from alexnet.data.augment import IMAGE_SIZE
 from alexnet.data.batch_file import FilePath, one_line
+from alexnet.data.image_formats import FORMATS, HEAD, image_format, is_url, refusal
 from alexnet.data.png import refuse_wrong_checksum
 
 DRAFT_SIZE = (4 * IMAGE_SIZE, 4 * IMAGE_SIZE)    # a JPEG may be decoded at this size: error 0.15 grey levels
 MOST_PIXELS = 89_478_485                         # Pillow warns above this and refuses twice this number
 HARMLESS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)            # as stored in warnings.filters
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, zlib.error)    # raised by Pillow
+DAMAGE = (                                       # raised by Pillow
+    OSError, SyntaxError, ValueError, EOFError, OverflowError, RuntimeError, struct.error, zlib.error,
+)
+PILLOW_FORMATS = (*(name.upper() for name in FORMATS), "MPO")             # MPO: a JPEG with further images
+OPTIONAL = ("WebP", "AVIF")                      # formats that some builds of Pillow lack
+SIXTEEN_BITS = ("PNG", "PPM")                    # formats whose mode I holds 16-bit values
+DARKEST = 16                                     # grey level that a float image from 0 to 255 must reach
+LOADING = threading.Lock()                       # threads may get the same Pillow image, which is decoded once
 ORIENTATION = 0x0112                             # EXIF tag
 TURNS = {                                        # EXIF 2.32, section 4.6.4: value -> transposition to upright
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -30,40 +41,76 @@ TURNS = {                                        # EXIF 2.32, section 4.6.4: val
     8: Image.Transpose.ROTATE_90,
 }
 
+ImageSource = FilePath | io.BufferedIOBase | np.ndarray | Image.Image             # what image_of() accepts
+
 
 class BadImage(ValueError):
     """An image file that cannot be used. The message gives the reason."""
 
 
-def read_image(path: FilePath, resize: str = "squash") -> np.ndarray:
+def image_of(source: ImageSource, resize: str = "squash") -> np.ndarray:
+    """Return an image from a file (read_image) or from memory (pixels_of): uint8 (256, 256, 3). Raises BadImage."""
+    if isinstance(source, str | bytes | os.PathLike | io.BufferedIOBase):
+        return read_image(source, resize)
+    return pixels_of(source, resize)
+
+
+def read_image(source: FilePath | io.BufferedIOBase, resize: str = "squash") -> np.ndarray:
     """Read an image file as uint8 (256, 256, 3), RGB, upright according to its EXIF orientation.
 
-    JPEG and PNG are recognised by content, not by file name. Transparent images are composited on white, 16-bit grey
-    keeps its upper 8 bits, and Pillow converts CMYK to RGB.
+    The format is recognised by content, not by file name (alexnet.data.image_formats). Transparent images are
+    composited on white, 16-bit grey keeps its upper 8 bits, and Pillow converts CMYK to RGB. Of an animation or of
+    several pages, the first is read.
 
     Args:
+        source: path of the file, or an open, seekable binary file, which is read from its start.
         resize: "squash" (to 256 x 256) or "crop" (the central square, to 256 x 256).
 
     Raises:
         BadImage: the file is damaged, empty, of another format or absurdly large, or not a regular file: reading a pipe
             might never end.
     """
-    refuse_pipe(path)
     ignore_harmless_warnings()
     try:
-        with Image.open(os.fsencode(path), formats=("JPEG", "PNG")) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise BadImage(f"is absurdly large: {image.width} x {image.height} pixels")
-            if image.format == "PNG" and image.fp:
-                refuse_wrong_checksum(image.fp)
-            image.draft(None, DRAFT_SIZE)
-            return np.asarray(resized(rgb(upright(image)), resize))
+        if not isinstance(source, str | bytes | os.PathLike):
+            return decoded(source, resize)
+        refuse_pipe(source)
+        with open(os.fsencode(source), "rb") as file:
+            return decoded(file, resize)
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
         raise BadImage(f"is absurdly large: {one_line(error)}") from error
     except DAMAGE as error:
-        raise BadImage(reason(error, path)) from error
+        raise BadImage(reason(error, source)) from error
+
+
+def decoded(file: io.BufferedIOBase, resize: str) -> np.ndarray:
+    """Decode an image from a binary file object; see read_image. Raises BadImage or one of DAMAGE."""
+    head = file.read(HEAD)
+    file.seek(0)
+    if not head:
+        raise BadImage("is empty")
+    found = image_format(head)
+    if found not in FORMATS:
+        raise BadImage(refusal(found))
+    try:
+        image = Image.open(cast(BinaryIO, file), formats=(found,))
+    except (KeyError, Image.UnidentifiedImageError) as error:            # KeyError: an old Pillow without this format
+        built = f", or Pillow was built without {found}" if found in OPTIONAL else ""
+        raise BadImage(f"is damaged: its {found} header is invalid{built}") from error
+    with image:
+        if found == "PNG" and image.fp:
+            refuse_wrong_checksum(image.fp)
+        refuse_bomb(image)
+        image.draft(None, DRAFT_SIZE)
+        return np.asarray(resized(rgb(upright(image)), resize))
+
+
+def refuse_bomb(image: Image.Image) -> None:
+    """Raise BadImage if an image has more than MOST_PIXELS."""
+    if image.width * image.height > MOST_PIXELS:
+        raise BadImage(f"is absurdly large: {image.width} x {image.height} pixels")
 
 
 def ignore_harmless_warnings() -> None:
@@ -88,10 +135,12 @@ def refuse_pipe(path: FilePath) -> None:
         raise BadImage("is no file but a pipe or a device")
 
 
-def reason(error: Exception, path: FilePath) -> str:
+def reason(error: Exception, source: FilePath | io.BufferedIOBase) -> str:
     """Return why an image cannot be used, in a few words without its name."""
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "is empty" if os.path.getsize(path) == 0 else "is neither JPEG nor PNG"
+    if isinstance(error, FileNotFoundError) and isinstance(source, str | bytes) and is_url(source):
+        return "is a URL, not a file; download it first, or: curl -L URL | python -m alexnet predict --weights W -"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder, not an image"
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be opened: {error.strerror}"
     return f"is damaged: {one_line(error)}"
@@ -99,6 +148,7 @@ def reason(error: Exception, path: FilePath) -> str:
 
 def upright(image: Image.Image) -> Image.Image:
     """Return the image transposed according to its EXIF orientation. Unreadable EXIF data is ignored."""
+    image.load()                                 # first: loading a TIFF applies its orientation and removes the tag
     try:
         orientation = image.getexif().get(ORIENTATION)
     except DAMAGE:
@@ -107,9 +157,15 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Return the image in mode RGB."""
-    if image.mode.startswith("I"):               # 16-bit grey
+    """Return the image in mode RGB; raises BadImage if its values have no known range, or its colours no formula."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "I":
+        raise BadImage("has 32-bit whole numbers, whose range is unknown; convert it to 8 bits per channel")
+    if image.mode == "F":
+        return Image.fromarray(bytes_of(np.asarray(image))).convert("RGB")
+    if image.mode == "LAB":
+        raise BadImage("has CIELAB colours; convert it to RGB")          # its band A is no alpha
     if "A" in image.getbands() or "transparency" in image.info:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
@@ -125,12 +181,78 @@ def resized(image: Image.Image, resize: str) -> Image.Image:
     return image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR, box=box)
 
 
-def pixels_of(array: np.ndarray, resize: str = "squash") -> np.ndarray:
-    """Convert an RGB image in memory, uint8 (row, column, 3), as read_image does a file. Raises BadImage."""
-    if getattr(array, "dtype", None) != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise BadImage(f"must be uint8 of shape (rows, columns, 3), got {found}")
-    return np.asarray(resized(Image.fromarray(np.ascontiguousarray(array)), resize))
+def pixels_of(image: np.ndarray | Image.Image, resize: str = "squash") -> np.ndarray:
+    """Convert an image in memory as read_image does a file: to uint8 (256, 256, 3), RGB.
+
+    Args:
+        image: a Pillow image, or an array: (rows, columns) or (rows, columns, 1), grey; (rows, columns, 3), RGB;
+            (rows, columns, 4), RGB with alpha. Its values are uint8, or floats from 0 to 1 or from 0 to 255; see
+            bytes_of.
+
+    Raises:
+        BadImage: the type, shape, dtype or range of the image is not one of these.
+    """
+    if isinstance(image, Image.Image):
+        return np.asarray(resized(rgb(loaded(image)), resize))
+    if not isinstance(image, np.ndarray):
+        raise BadImage(f"must be a path, a Pillow image or a NumPy array, got {type(image).__name__}")
+    grey_levels = np.ascontiguousarray(bytes_of(channels_last(image)))
+    return np.asarray(resized(rgb(Image.fromarray(grey_levels)), resize))
+
+
+def loaded(image: Image.Image) -> Image.Image:
+    """Return a Pillow image with its pixels decoded, upright; raises BadImage."""
+    if isinstance(image, ImageFile.ImageFile) and image.format not in PILLOW_FORMATS:
+        raise BadImage(f"is an opened {image.format} file, which is not decoded here; pass image.convert('RGB')")
+    if not image.width * image.height:
+        raise BadImage("has no pixels")
+    refuse_bomb(image)
+    ignore_harmless_warnings()
+    try:
+        with LOADING:
+            return upright(image)
+    except DAMAGE as error:
+        raise BadImage(f"is damaged: {one_line(error)}") from error
+
+
+def channels_last(array: np.ndarray) -> np.ndarray:
+    """Return an image array as (rows, columns) or (rows, columns, 3 or 4); raises BadImage."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if not array.size or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        hint = ""
+        if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+            hint = "; put the channels last: array.transpose(1, 2, 0)"
+        if array.ndim == 4:
+            hint = "; pass the images of a batch one by one"
+        raise BadImage(f"must have shape (rows, columns), or (rows, columns, 3) for RGB, got {array.shape}{hint}")
+    return array
+
+
+def bytes_of(array: np.ndarray) -> np.ndarray:
+    """Return the grey levels of an image array as uint8.
+
+    Floats that reach at most 1 are taken as 0 to 1, floats that reach at least DARKEST as 0 to 255. Other floats are
+    ambiguous: a bright image from 0 to 1 with overshoot, or a dark one from 0 to 255.
+
+    Raises:
+        BadImage: the dtype is neither uint8 nor float, or the range of the floats is ambiguous.
+    """
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind != "f":
+        raise BadImage(f"must be uint8, or float from 0 to 1 or 0 to 255, got {array.dtype}; convert grey levels from "
+                       "0 to 255 with array.astype(numpy.uint8)")
+    least, most = float(array.min()), float(array.max())
+    if not (0 <= least <= most <= 255):          # also false for NaN
+        raise BadImage(f"has floats from {least:.4g} to {most:.4g}; pass them from 0 to 1 or from 0 to 255, without "
+                       "subtracting a mean")
+    if 1 < most < DARKEST:
+        raise BadImage(f"has floats from {least:.4g} to {most:.4g}, which is neither 0 to 1 nor clearly 0 to 255; "
+                       "clip them, or pass uint8")
+    if most == 1 and np.isin(array, (0, 1)).all():
+        raise BadImage("has only the floats 0 and 1, which may be black and white or two dark levels; pass uint8")
+    return np.rint(array * (255.0 if most <= 1 else 1.0)).astype(np.uint8)
 
 
 def batch_of(images: Sequence[np.ndarray]) -> np.ndarray:

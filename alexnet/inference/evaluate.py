@@ -10,12 +10,13 @@ Source: Krizhevsky et al. 2012, sections 4.1 and 6.
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from alexnet.data.augment import Crop, centre_crop, ten_crops
 from alexnet.inference.evaluation_data import LabelledImages
+from alexnet.models import Model
 from alexnet.training.network import Network
 
 CROPS = (1, 10)                                  # 1: the centre; 10: the corners, the centre, and their mirror images
@@ -120,7 +121,17 @@ def evaluate(
     return counts
 
 
-def scores_of(network: Network, images: np.ndarray, crops: int = 1) -> np.ndarray:
+class Scorer(Protocol):
+    """What scores_of needs of a Network: logits(images, *crop), and the size of the crops."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def logits(self) -> Callable[..., Any]: ...
+
+
+def scores_of(network: Scorer, images: np.ndarray, crops: int = 1) -> np.ndarray:
     """Return the scores of a network: float64 (class, batch), log p(class) up to a constant per image.
 
     With one crop, the scores are the logits. With ten, they are the log of the mean of the ten softmax outputs.

@@ -7,20 +7,22 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from copy import copy
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from alexnet.data.augment import IMAGE_SIZE
 from alexnet.data.batch_file import DataError, name_of
 from alexnet.data.dataset import BatchReader, Dataset, Request, Segment, Split, open_dataset
-from alexnet.data.ground_truth import synset_table
-from alexnet.data.image_listing import ImageList, class_folders, identity, image_names, labelled_images
+from alexnet.data.image_formats import is_url
+from alexnet.data.image_listing import ImageList, identity
 from alexnet.data.images import BadImage, batch_of, read_image
 from alexnet.data.layout import MANIFEST
-from alexnet.data.omissions import nfc, sentence
+from alexnet.data.omissions import sentence
 from alexnet.data.prefetch import in_order
+from alexnet.inference.folder_labels import folder_images
 from alexnet.native.cores import cores
 
 CORES = cores()
@@ -53,6 +55,10 @@ class LabelledImages(ABC):
             DataError, BadImage: an image cannot be read.
         """
 
+    @abstractmethod
+    def sample(self, images: int) -> Self:
+        """Return a sample of about `images` images from all classes. The same call returns the same images."""
+
 
 class DatasetHalf(LabelledImages):
     """The validation or training half of a data set of batch files, in file order.
@@ -80,6 +86,7 @@ class DatasetHalf(LabelledImages):
         self.resize = data.resize
         self.name = f"{'training' if half == 'train' else half} images of {name_of(path)}"
         self.notes = tuple(notes_on(path, data, classes, resize or data.resize))
+        self.every = 1
 
     def batches(self, batch_size: int) -> Generator[LabelledBatch, None, None]:
         """See LabelledImages. Each batch is prefetched during the previous one."""
@@ -91,18 +98,25 @@ class DatasetHalf(LabelledImages):
             reader.read(Request(segments), images)
             return LabelledBatch(images, labels)
 
-        return in_order(read, self.split.plan(batch_size, keep_last=True))
+        return in_order(read, self.split.plan(batch_size, keep_last=True)[::self.every])
+
+    def sample(self, images: int) -> Self:
+        """See LabelledImages. Keeps every k-th batch, because the images of a class may be next to each other."""
+        found = copy(self)
+        found.every = -(-self.n // images)
+        return found
 
 
 class ImageFolder(LabelledImages):
     """A folder of labelled image files, resized with the method of the weights.
 
-    The folder contains class folders, named by the wnids or the full class names of the weights. Or it is ILSVRC's flat
+    The folder contains class folders, named by the wnids, the full class names or the labels (0, 1 …) of the weights.
+    Or it is a flat folder of images with the wnid in each name, such as n01440764_10026.JPEG, or ILSVRC's flat
     validation folder, used with its ground truth and synset table.
 
     Args:
-        classes, class_names: number and names of the classes of the weights. Without names, the class folders are
-            numbered in sorted order, and their number must equal `classes`.
+        classes, class_names: number and names of the classes of the weights. Without names, class folders that are not
+            numbers are numbered in sorted order, and their number must equal `classes`.
         on_bad_image: "fail": raise BadImage at the first damaged or non-image file. "skip": report its name and the
             reason in the batch.
         limit: use only a random sample of `limit` images with a fixed seed; the first images would share one class.
@@ -116,17 +130,14 @@ class ImageFolder(LabelledImages):
         ground_truth: str | None = None, synsets: str | None = None, on_bad_image: str = "fail",
         limit: int | None = None,
     ):
-        images = folder_images(path, classes, class_names, ground_truth, synsets)
-        if limit is not None:
-            chosen = np.random.RandomState(LIMIT_SEED).permutation(len(images.names))[:limit]
-            images = images.take(np.sort(chosen))
-        self.images = images
+        images, self.notes = folder_images(path, classes, class_names, ground_truth, synsets)
+        self.images = images if limit is None else sample_of(images, limit)
         self.resize = resize
         self.on_bad_image = on_bad_image
-        self.n = len(images.names)
+        self.n = len(self.images.names)
         self.name = f"images of the folder {name_of(path)}"
         if remark := sentence(images.root, images.omitted):
-            self.notes = (remark,)
+            self.notes += (remark,)
 
     def batches(self, batch_size: int) -> Generator[LabelledBatch, None, None]:
         """See LabelledImages. One thread per core decodes the images."""
@@ -144,6 +155,19 @@ class ImageFolder(LabelledImages):
                     yield LabelledBatch(batch_of(good), np.array(labels, np.int32), tuple(bad))
                     good, labels, bad = [], [], []
 
+    def sample(self, images: int) -> Self:
+        """See LabelledImages."""
+        found = copy(self)
+        found.images = sample_of(self.images, images)
+        found.n = len(found.images.names)
+        return found
+
+    def resized(self, resize: str) -> Self:
+        """Return the same images, resized by another method."""
+        found = copy(self)
+        found.resize = resize
+        return found
+
     def read(self, place: int) -> np.ndarray | BadImage:
         """Return the pixels of an image, or a BadImage with the reason why it is unusable."""
         try:
@@ -160,35 +184,20 @@ class ImageFolder(LabelledImages):
         return name, str(error)
 
 
+def sample_of(images: ImageList, limit: int) -> ImageList:
+    """Return a random sample of at most `limit` images, with a fixed seed, in the order of the list."""
+    chosen = np.random.RandomState(LIMIT_SEED).permutation(len(images.names))[:limit]
+    return images.take(np.sort(chosen))
+
+
 def is_dataset(path: str | Path) -> bool:
     """Whether a folder is a data set of batch files instead of an image folder; raises DataError."""
-    path = Path(path).expanduser()
-    if not path.is_dir():
-        raise DataError(f"{name_of(path)} is not a folder; expected a data set, or a folder of images")
-    return (path / MANIFEST).exists() or any(path.glob("*_hkl*"))
-
-
-def folder_images(
-    path: str | Path, classes: int, class_names: Sequence[str] | None, ground_truth: str | None, synsets: str | None
-) -> ImageList:
-    """Return the ImageList of a folder with the labels of the weights; raises DataError."""
-    path = Path(path).expanduser()
-    if class_names is None:
-        if image_names(path):
-            raise DataError(f"the images of {name_of(path)} are not in class folders, and without class names in "
-                            "the weights the label of a synset is unknown")
-        images, folders = class_folders(path)
-        if len(folders) != classes:
-            raise DataError(f"{name_of(path)} has {len(folders)} class folders, and the weights, which do not name "
-                            f"their classes, have {classes}")
-        return images
-    label_of: dict[str, int] = {}
-    for label, name in enumerate(class_names):
-        for key in {nfc(name), identity(name)}:
-            if label_of.setdefault(key, label) != label:
-                raise DataError(f"the weights give classes {label_of[key]} and {label} the same name: {key}")
-    synset_of = synset_table(path, ground_truth, synsets)
-    return labelled_images(path, label_of, "the list of the weights' classes", ground_truth, synset_of)
+    folder = Path(path).expanduser()
+    if is_url(os.fsencode(path)):
+        raise DataError(f"{name_of(path)} is a URL, not a folder; download its files first")
+    if not folder.is_dir():
+        raise DataError(f"{name_of(folder)} is not a folder; expected a data set, or a folder of images")
+    return (folder / MANIFEST).exists() or any(folder.glob("*_hkl*"))
 
 
 def refuse_other_classes(

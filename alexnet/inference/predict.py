@@ -4,7 +4,8 @@
     guesses = Predictor("weights.safetensors")("cat.jpg")
 
 Guesses are sorted by decreasing probability: guesses[0] is Guess(probability=0.63, label=281, wnid="n02123045",
-words="tabby, tabby cat"). An image is the path of a file, or its pixels: uint8 (row, column, 3), RGB, of any size.
+words="tabby, tabby cat"). An image is the path of a file, an open binary file, a Pillow image, or an array of any size:
+(row, column, 3), RGB, or (row, column), grey; uint8, or floats from 0 to 1 or from 0 to 255.
 """
 
 import os
@@ -17,9 +18,10 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from alexnet import pretrained
-from alexnet.data.batch_file import FilePath, name_of
+from alexnet.data.batch_file import name_of
+from alexnet.data.image_formats import SUFFIXES
 from alexnet.data.image_listing import WNID
-from alexnet.data.images import BadImage, batch_of, pixels_of, read_image
+from alexnet.data.images import BadImage, ImageSource, batch_of, image_of
 from alexnet.data.prefetch import in_order
 from alexnet.inference.evaluate import log_sum_exp, scores_of
 from alexnet.inference.evaluation_data import CORES
@@ -27,7 +29,6 @@ from alexnet.training.network import Network
 
 BATCH_SIZE = 64                                  # images per call of the network
 
-ImageSource = FilePath | np.ndarray              # the path of a file, or its pixels: uint8 (row, column, 3), RGB
 Source = TypeVar("Source", bound=ImageSource)
 
 
@@ -88,9 +89,7 @@ class Predictor:
     def read(self, image: Source) -> tuple[Source, np.ndarray | BadImage]:
         """Return (image, its pixels as uint8 (256, 256, 3)), or (image, BadImage)."""
         try:
-            if isinstance(image, str | bytes | os.PathLike):
-                return image, read_image(image, self.weights.resize)
-            return image, pixels_of(image, self.weights.resize)
+            return image, image_of(image, self.weights.resize)
         except BadImage as error:
             return image, error
 
@@ -101,6 +100,44 @@ class Predictor:
         order = np.argsort(-scores, axis=0, kind="stable")[:top]
         for image, labels in enumerate(order.T.tolist()):
             yield tuple(Guess(float(probabilities[label, image]), label, *self.names[label]) for label in labels)
+
+
+class FolderEntries(NamedTuple):
+    """The paths below a folder, in sorted order."""
+
+    images: list[str]                            # files named as images, and folders that cannot be listed
+    others: list[str]                            # other files
+
+
+def entries_below(folder: str) -> FolderEntries:
+    """Return the files below a folder, recursively, each folder's in the order of their bytes.
+
+    Hidden entries are ignored. Linked folders are followed, but no folder is entered twice.
+    """
+    found = FolderEntries([], [])
+    entered: set[tuple[int, int]] = set()
+
+    def enter(path: str) -> None:
+        try:
+            status = os.stat(path)
+            with os.scandir(path) as scanned:
+                inside = sorted(scanned, key=lambda entry: os.fsencode(entry.name))
+        except OSError:
+            found.images.append(path)            # reading it as an image fails with the reason
+            return
+        if (status.st_dev, status.st_ino) in entered:
+            return
+        entered.add((status.st_dev, status.st_ino))
+        for entry in inside:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                enter(entry.path)
+            else:
+                (found.images if entry.name.lower().endswith(SUFFIXES) else found.others).append(entry.path)
+
+    enter(folder)
+    return found
 
 
 def wnid_and_words(class_names: Sequence[str] | None, label: int) -> tuple[str | None, str]:

@@ -22,6 +22,7 @@ from alexnet.config import Config, ConfigError
 from alexnet.data.dataset import Dataset
 from alexnet.data.image_listing import identity
 from alexnet.models import Model
+from alexnet.pretrained.assumptions import input_line
 from alexnet.pretrained.weights import Weights
 from alexnet.run import checkpoint
 from alexnet.run.checkpoint import Snapshot
@@ -150,7 +151,7 @@ def from_weights(
     return FromWeights(
         mean=data.mean if weights.mean is None else weights.mean,
         arrays={name: weights.arrays[name] for name in kept},
-        origin=weights.origin or str(config.weights),
+        origin=f"{weights.origin or config.weights} ({input_line(weights)})",
         warnings=messages,
         layer_settings="; ".join(
             filter(None, (describe_new_layers(new, model.classifiers, weights, data), layer_settings))

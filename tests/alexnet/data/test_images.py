@@ -1,12 +1,13 @@
 """Image files: every format decodes to an independent reference, and damaged files are refused with a reason."""
 
+import io
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from alexnet.data.images import TURNS, BadImage, batch_of, pixels_of, read_image
 from tests.hostile_images import BAD, GOOD, bomb, encoded, photograph
@@ -106,6 +107,42 @@ def test_transparent_pixels_become_white(path, mode):
     np.testing.assert_array_equal(out[:, 136:], opaque[:, 136:])
 
 
+LOSSLESS = [("WEBP", {"lossless": True}), ("BMP", {}), ("PPM", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})]
+
+
+@pytest.mark.parametrize(("form", "options"), LOSSLESS)
+def test_lossless_formats_keep_every_pixel(path, form, options):
+    saved(photograph(), path, form, **options)
+    np.testing.assert_array_equal(read_image(path), squashed(photograph()))
+
+
+def test_avif_keeps_the_colours(path):
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    saved(photograph(), path, "AVIF", quality=95)
+    assert np.abs(read_image(path) - squashed(photograph())).mean() < 2
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
+def test_first_frame_is_read(path, form):
+    first, second = Image.new("RGB", (64, 48), (200, 30, 10)), Image.new("RGB", (64, 48), (10, 30, 200))
+    first.save(path, form, save_all=True, append_images=[second])
+    assert np.abs(read_image(path).astype(int) - [200, 30, 10]).max() <= 4
+
+
+def test_tiff_orientation_is_applied_once(path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    saved(photograph(), path, "TIFF", exif=exif)
+    np.testing.assert_array_equal(read_image(path), squashed(photograph().transpose(Image.Transpose.ROTATE_270)))
+
+
+def test_float_tiff_from_0_to_1_is_scaled(path):
+    grey = photograph().convert("L")
+    saved(Image.fromarray(np.asarray(grey, np.float32) / 255), path, "TIFF")
+    np.testing.assert_array_equal(read_image(path), squashed(grey.convert("RGB")))
+
+
 def test_palette_is_applied(path):
     picture = photograph().quantize(16)
     saved(picture, path, "PNG")
@@ -166,7 +203,12 @@ def test_usable_images_are_read(path, kind):
 
 @pytest.mark.parametrize(("content", "reason"), [
     *((make(), reason) for make, reason in BAD.values()),
-    (encoded(photograph(), "GIF"), "is neither JPEG nor PNG"),
+    (encoded(photograph(), "GIF")[:500], "is damaged"),
+    (encoded(photograph(), "TIFF")[:2000], "is damaged"),
+    (encoded(Image.new("I", (9, 9), 70_000), "TIFF"), "has 32-bit whole numbers, whose range is unknown"),
+    (encoded(photograph(), "EPS"), "is PostScript, not a JPEG"),          # Pillow would start Ghostscript
+    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is HEIC, not a JPEG"),
+    (b"<!DOCTYPE html>\n<html>", "is HTML, not a JPEG"),                 # what a failed download often saves
     (encoded(photograph(), "PNG")[:2000], "is damaged"),
     (encoded(photograph(), "PNG")[:20], "is "),
 ])
@@ -179,7 +221,7 @@ def test_unusable_image_is_refused_with_its_reason(path, content, reason):
 
 def test_unreadable_file_is_refused(path):
     path.mkdir()
-    with pytest.raises(BadImage, match="cannot be opened: Is a directory"):
+    with pytest.raises(BadImage, match="is a folder, not an image"):
         read_image(path)
     with pytest.raises(BadImage, match="cannot be opened: No such file"):
         read_image(path / "gone")
@@ -211,12 +253,60 @@ def test_pixels_and_file_are_resized_identically(path, resize):
     np.testing.assert_array_equal(pixels_of(np.asarray(photograph()), resize), read_image(path, resize))
 
 
-@pytest.mark.parametrize("wrong", [
-    np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), [1],
+def test_arrays_are_grey_or_colour_bytes_or_floats(rng):
+    colour = rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    grey = colour[..., 0]
+    expected, grey_expected = pixels_of(colour), pixels_of(np.repeat(grey[..., np.newaxis], 3, axis=2))
+    for array in (colour / 255, (colour / 255).astype(np.float32), colour.astype(np.float16), colour.astype(float),
+                  np.dstack([colour, np.full((40, 30), 255, np.uint8)])):
+        np.testing.assert_array_equal(pixels_of(array), expected)
+    for array in (grey, grey[..., np.newaxis], grey / 255, grey.astype(np.float32)):
+        np.testing.assert_array_equal(pixels_of(array), grey_expected)
+    assert (pixels_of(np.dstack([colour, np.zeros((40, 30), np.uint8)])) == 255).all()      # transparent
+
+
+@pytest.mark.parametrize(("wrong", "reason"), [
+    ([1], "must be a path, a Pillow image or a NumPy array, got list"),
+    (np.zeros((0, 4, 3), np.uint8), r"must have shape \(rows, columns\), .* got \(0, 4, 3\)"),
+    (np.zeros((3, 40, 30), np.uint8), r"put the channels last: array.transpose\(1, 2, 0\)"),
+    (np.zeros((2, 40, 30, 3), np.uint8), "pass the images of a batch one by one"),
+    (np.full((4, 4, 3), 200), "must be uint8, or float .* got int64; convert"),
+    (np.linspace(-2, 2, 48).reshape(4, 4, 3), "has floats from -2 to 2; .* without subtracting a mean"),
+    (np.full((4, 4, 3), np.nan), "has floats from nan to nan"),
+    (np.linspace(0, 1.1, 48).reshape(4, 4, 3), "has floats from 0 to 1.1, which is neither 0 to 1 nor clearly"),
+    (np.eye(4), "has only the floats 0 and 1"),
+    (Image.new("LAB", (4, 4)), "has CIELAB colours"),
+    (Image.new("I", (4, 4)), "has 32-bit whole numbers"),
+    (Image.new("RGB", (0, 4)), "has no pixels"),
+    (Image.new("L", (10_000, 9_000)), "is absurdly large: 10000 x 9000 pixels"),
 ])
-def test_invalid_pixels_are_refused(wrong):
-    with pytest.raises(BadImage, match=r"must be uint8 of shape \(rows, columns, 3\), got "):
+def test_unclear_images_in_memory_are_refused(wrong, reason):
+    with pytest.raises(BadImage, match=reason):
         pixels_of(wrong)
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_pillow_images_and_files_agree(path, kind):
+    path.write_bytes(GOOD[kind]())
+    with Image.open(path) as image, path.open("rb") as file:
+        difference = np.abs(pixels_of(image).astype(int) - read_image(path))
+        assert difference.max() <= 3             # draft decoding of a large file
+        np.testing.assert_array_equal(read_image(file), read_image(path))
+
+
+def test_opened_files_of_refused_formats_are_not_decoded():
+    image = Image.open(io.BytesIO(encoded(photograph(), "EPS")))             # decoding would start Ghostscript
+    with pytest.raises(BadImage, match="is an opened EPS file, which is not decoded here"):
+        pixels_of(image)
+
+
+def test_threads_may_decode_the_same_pillow_image(path):
+    saved(photograph(1500, 1000), path)
+    with Image.open(path) as image, ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(pixels_of, [image] * 16))
+        expected = squashed(photograph(1500, 1000))
+    for pixels in found:
+        assert np.abs(pixels - expected).mean() < 2
 
 
 def test_images_are_the_innermost_axis(rng):

@@ -283,6 +283,65 @@ def test_folders_without_class_names_are_counted(tree):
         ImageFolder(tree / "val", CLASSES)
 
 
+def numbered(folder, numbers):
+    """Make class folders with these names, each with one file named after it."""
+    for number in numbers:
+        (folder / number).mkdir(parents=True)
+        (folder / number / f"of_{number}.jpg").write_bytes(b"")
+    return folder
+
+
+@pytest.mark.parametrize("names", [None, tuple(f"n900000{label:02} thing" for label in range(12))])
+def test_numbered_folders_are_labels_in_numeric_order(tmp_path, names):
+    labelled = ImageFolder(numbered(tmp_path, map(str, range(12))), 12, names)
+    assert labelled.images.names == tuple(f"{label}/of_{label}.jpg" for label in range(12))
+    assert labelled.images.labels.tolist() == list(range(12))
+    assert labelled.notes == (f"the class folders of {tmp_path} are numbers, 0 to 11: taken as labels",)
+
+
+def test_class_names_that_are_numbers_come_first(tmp_path):
+    labelled = ImageFolder(numbered(tmp_path, ["7", "10"]), 3, ("10", "7", "8"))
+    assert dict(zip(labelled.images.names, labelled.images.labels.tolist(), strict=True)) == {
+        "10/of_10.jpg": 0, "7/of_7.jpg": 1}
+
+
+@pytest.mark.parametrize(("folders", "reason"), [
+    (["1", "2", "3"], "has class folder 3, and the labels of the weights are 0 to 2; do they start at 1?"),
+    (["0", "5"], "has class folder 5, and the labels of the weights are 0 to 2$"),
+    (["1", "01"], "has class folders 01 and 1, which are the same number"),
+])
+def test_numbered_folders_that_are_no_labels_are_refused(tmp_path, folders, reason):
+    with pytest.raises(DataError, match=reason):
+        ImageFolder(numbered(tmp_path, folders), 3)
+
+
+def files(folder, *names):
+    """Make a folder with empty files of these names."""
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def test_flat_folder_is_labelled_by_the_wnid_in_each_name(tmp_path):
+    folder = files(tmp_path / "flat", f"{WNIDS[4]}_10026.JPEG", f"ILSVRC2012_val_00000001_{WNIDS[2]}.JPEG",
+                   f"{WNIDS[0]}_cat.png", f"{WNIDS[4]}_7_{WNIDS[4]}.jpg")
+    labelled = ImageFolder(folder, CLASSES, NAMES)
+    assert dict(zip(labelled.images.names, labelled.images.labels.tolist(), strict=True)) == {
+        f"{WNIDS[4]}_10026.JPEG": 4, f"ILSVRC2012_val_00000001_{WNIDS[2]}.JPEG": 2, f"{WNIDS[0]}_cat.png": 0,
+        f"{WNIDS[4]}_7_{WNIDS[4]}.jpg": 4}
+    assert labelled.notes == (f"the images of {folder} are labelled by the wnid in their names",)
+
+
+@pytest.mark.parametrize(("names", "reason"), [
+    ([f"{WNIDS[0]}_1.jpg", f"{WNIDS[1]}_1.jpg", "cat.jpg"], "cat.jpg has not one wnid in its name, as the other"),
+    (["n91234567_1.jpg"], "n91234567_1.jpg is of class n91234567, which the list of the weights' classes lacks"),
+])
+def test_flat_folder_with_an_unknown_class_is_refused(tmp_path, names, reason):
+    with pytest.raises(DataError, match=reason):
+        ImageFolder(files(tmp_path / "flat", *names), CLASSES, NAMES)
+
+
 def test_limit_samples_many_classes(tree, network):
     images = ImageFolder(tree / "train", CLASSES, NAMES, limit=5)
     assert images.n == 5 and len({name.split("/")[0] for name in images.images.names}) > 2
@@ -311,7 +370,7 @@ def test_broken_images_are_listed_and_skipped(hostile, saved, tmp_path, capsys):
     assert results["images"] == len(reasons) - len(bad)
     assert sorted(each["image"] for each in results["skipped"]) == sorted(bad)
     for each in results["skipped"]:
-        assert each["reason"].startswith(bad[each["image"]].split(":")[0]) and "\n" not in each["reason"]
+        assert re.match(bad[each["image"]].split(":")[0], each["reason"]) and "\n" not in each["reason"]
     assert f"{len(bad)} bad images are left out: " in capsys.readouterr().out
 
 
@@ -390,6 +449,8 @@ def test_each_half_is_evaluated(data, network, half, expected):
 @pytest.mark.parametrize(("arguments", "reason"), [
     (["--data", "{data}/nowhere"], "nowhere is not a folder; expected a data set, or a folder of images"),
     (["--data", "{data}", "--on-bad-image", "skip"], "--on-bad-image is for a folder of images, and "),
+    (["--data", "{data}", "--resize", "crop"], "--resize is for a folder of images, and "),
+    (["--data", "https://example.org/val"], "https://example.org/val is a URL, not a folder; download"),
     (["--data", "{data}", "--synsets", "x"], "--synsets is for a folder of images, and "),
     (["--data", "{tree}/val", "--half", "train"], "--half train is for a data set of batch files, and "),
     (["--data", "{tree}/other"], "has class folder n91000000, which the list of the weights' classes lacks"),
@@ -415,7 +476,10 @@ def test_flat_folder_needs_class_names(tree):
         ImageFolder(folder, CLASSES)
 
 
-@pytest.mark.parametrize("option", [["--limit", "0"], ["--batch-size", "-1"], ["--crops", "5"], ["--limit", "x"]])
+@pytest.mark.parametrize("option", [
+    ["--expect", "0.574"], ["--expect", "x"], ["--limit", "0"], ["--batch-size", "-1"], ["--crops", "5"],
+    ["--limit", "x"],
+])
 def test_meaningless_option_values_are_refused(option, capsys):
     with pytest.raises(SystemExit, match="2"):
         evaluated("--weights", "w", "--data", "d", *option)

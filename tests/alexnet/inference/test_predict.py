@@ -82,7 +82,10 @@ def test_predictor_returns_the_most_probable_classes(path, network, photographs)
 
 def test_pixels_and_file_are_predicted_identically(predictor, tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(photograph(), "PNG"))
-    assert predictor(np.asarray(photograph())) == predictor(tmp_path / "a.png") == predictor(bytes(tmp_path / "a.png"))
+    expected = predictor(tmp_path / "a.png")
+    with (tmp_path / "a.png").open("rb") as file:
+        for image in (bytes(tmp_path / "a.png"), np.asarray(photograph()), photograph(), file):
+            assert predictor(image) == expected
 
 
 def test_many_images_are_predicted_as_single_ones(predictor, photographs):
@@ -129,8 +132,8 @@ def test_classes_without_names_are_numbered(weights, network, names, expected):
 def test_unusable_image_is_named(predictor, tmp_path):
     with pytest.raises(BadImage, match=rf"^{tmp_path}/nowhere.jpg cannot be opened: No such file or directory$"):
         predictor(tmp_path / "nowhere.jpg")
-    with pytest.raises(BadImage, match=r"^an image must be uint8 of shape \(rows, columns, 3\), got float64 \(2, 2\)$"):
-        predictor(np.zeros((2, 2)))
+    with pytest.raises(BadImage, match=r"^an image must have shape \(rows, columns\), .* got \(2, 2, 2\)$"):
+        predictor(np.zeros((2, 2, 2)))
     with pytest.raises(ValueError, match="top must be at least 1, got 0"):
         predictor(np.zeros((2, 2, 3), np.uint8), top=0)
 
@@ -180,30 +183,80 @@ def test_names_are_read_from_stdin(path, photographs, tmp_path, monkeypatch, cap
     assert names[5].endswith(r"caf\xe9\n.jpg" if separator == b"\0" else r"caf\xe9 .jpg")
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
+def test_image_is_read_from_stdin(path, predictor, monkeypatch, capsys, form):
+    content = encoded(photograph(), form)
+    monkeypatch.setattr(sys, "stdin", Stdin(content))
+    assert predicted("--weights", path, "-", "--top", 1, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    own = predictor(io.BytesIO(content), 1)[0]
+    assert (found["image"], found["top"][0]["label"]) == ("-", own.label)
+
+
+def test_folders_are_predicted_recursively_in_sorted_order(path, tmp_path, capsys):
+    names = ["b.jpg", "a/z.PNG", "a/b/c.webp", "a.d/1.gif", "a.d/10.bmp", "a.d/2.tif"]
+    others = ["a/notes.txt", ".hidden.jpg", ".cache/x.jpg"]
+    folder = tmp_path / "folder"
+    for name in names + others:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(encoded(photograph(seed=len(name))))
+    (folder / "a" / "loop").symlink_to(folder)
+    assert predicted("--weights", path, folder, "--top", 1, "--batch-size", 2) == 0
+    printed = capsys.readouterr()
+    order = ["a/b/c.webp", "a/z.PNG", "a.d/1.gif", "a.d/10.bmp", "a.d/2.tif", "b.jpg"]
+    assert printed.out.splitlines()[::2] == [f"{folder}/{name}" for name in order]
+    left_out = f"note: 1 file that is not named as an image is left out of {folder}; the first: {folder}/a/notes.txt\n"
+    assert left_out in printed.err
+
+
+@pytest.mark.parametrize(("image", "reason"), [
+    ("{tmp_path}", "is a folder, not an image"),
+    ("https://example.org/a.jpg", "is a URL, not a file; download it first"),
+])
+def test_what_is_no_image_file_gets_a_hint(path, tmp_path, image, reason, capsys):
+    name = image.format(tmp_path=tmp_path)
+    assert predicted("--weights", path, name) == 1
+    assert f"{name} {reason}" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_resize_and_class_names_are_replaced(path, weights, network, photographs, tmp_path, capsys):
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"my {label}\n" for label in range(CLASSES)))
+    own = Predictor(weights._replace(resize="squash"), network=network)(photographs[0], 1)[0]
+    assert predicted("--weights", path, "--resize", "squash", "--class-names", names, photographs[0], "--json") == 0
+    printed = capsys.readouterr()
+    (found, *_) = json.loads(printed.out)["top"]
+    assert (found["words"], found["probability"]) == (f"my {own.label}", pytest.approx(own.probability))
+    assert ("note: input: RGB, grey levels 0 to 255, minus the mean values R 110.0, G 110.0, B 110.0; whole images "
+            "squashed to 256 x 256\n") in printed.err
+
+
 def test_every_kind_of_image_is_predicted_or_refused(path, tmp_path, capsys):
     """One call with the 16 kinds of image and some more; a broken image does not affect the others."""
     reasons = place_all(tmp_path)
     assert predicted("--weights", path, *reasons, "--top", 1, "--batch-size", 4) == 1
     printed = capsys.readouterr()
-    predicted_names, errors = printed.out.splitlines()[::2], printed.err.splitlines()
+    predicted_names, errors = printed.out.splitlines()[::2], printed.err.splitlines()[2:]
     printable = {name: os.fsencode(name).decode("utf-8", "backslashreplace") for name in reasons}
     assert predicted_names == [printable[name] for name, reason in reasons.items() if reason is None]
     bad = {name: reason for name, reason in reasons.items() if reason}
     assert len(errors) == len(bad)
     for error, (name, reason) in zip(errors, bad.items(), strict=True):
-        assert error.startswith(f"{name} {reason.split(':')[0]}")
+        assert re.match(re.escape(name) + f" {reason.split(':')[0]}", error)
 
 
 @pytest.mark.parametrize(("arguments", "reason"), [
     ([], "no images given; name some, or pass - to read their names from standard input"),
     (["a.jpg", "--weights", "nowhere"], "there are no weights nowhere"),
+    (["a.jpg", "--weights", "http://x/y"], "--weights http://x/y is a URL; download the file and pass its path"),
+    (["a.jpg", "--mean-order", "bgr"], "--mean-order bgr describes the file of --mean, which is not given"),
     (["a.jpg", "--threads", "0"], "the number of threads must be at least 1, got 0"),
     (["a.jpg", "--precision", "tf32"], "precision tf32 needs backend=jax"),
 ])
 def test_invalid_options_are_refused(path, arguments, reason, capsys):
     assert predicted("--weights", path, *arguments) == 2
     error = capsys.readouterr().err
-    assert re.match(f"alexnet predict: {reason}", error) and error.count("\n") == 1
+    assert re.match(f"alexnet predict: {reason}", error.splitlines()[-1])
 
 
 def test_closed_output_ends_the_command(path, photographs, monkeypatch):
@@ -223,5 +276,5 @@ def test_ctrl_c_ends_threads(path, photographs, monkeypatch, capsys):
     before = threading.active_count()
     monkeypatch.setattr("alexnet.commands.predict.text_of", interrupted)
     assert predicted("--weights", path, *photographs * 20, "--batch-size", 2) == 130
-    assert capsys.readouterr().err == "alexnet predict: interrupted\n"
+    assert capsys.readouterr().err.endswith("alexnet predict: interrupted\n")
     assert threading.active_count() == before

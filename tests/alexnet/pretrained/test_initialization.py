@@ -71,11 +71,10 @@ def test_frozen_layers_are_unchanged_without_velocity(tuned, weights):
 
 
 def test_log_lists_layer_settings(tuned, weights):
-    line = (
-        f"starting from tiny of {weights}: fc4 is new (3 classes there, 5 here); conv1, conv2 do not change; "
-        "fc4 learns 10 × as fast; fc3 learns 0.5 × as fast\n"
-    )
-    assert line in (tuned / "log.txt").read_text()
+    log = (tuned / "log.txt").read_text()
+    assert f"starting from tiny of {weights} (input: RGB, grey levels 0 to 255, minus the mean " in log
+    assert ("; whole images squashed to 256 x 256): fc4 is new (3 classes there, 5 here); conv1, conv2 do not change; "
+            "fc4 learns 10 × as fast; fc3 learns 0.5 × as fast\n") in log
 
 
 def test_mean_of_weights_is_subtracted_and_saved(tuned, data, weights, tmp_path):
