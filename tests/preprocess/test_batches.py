@@ -132,13 +132,13 @@ def test_limit_bounds_the_number_of_images(tree):
 
 
 def test_what_is_left_out_or_implausible_is_noted(tree, capsys):
-    for name in ("readme.txt", "a.gif", ".hidden.jpg"):
+    for name in ("readme.txt", "a.heic", ".hidden.jpg"):
         (tree / "train" / "n02119789" / name).touch()
     shutil.rmtree(tree / "val" / "n01440764")
     made(tree)
     assert capsys.readouterr().err.splitlines() == [
         f"note: left out of {tree}/train: 1 hidden (n02119789/.hidden.jpg); 1 of other types (n02119789/readme.txt); "
-        "1 of type .gif (n02119789/a.gif)",
+        "1 of type .heic (n02119789/a.heic)",
         "note: 1 of 3 classes has no validation images: n01440764"]
     manifest = json.loads((tree / "out" / "manifest.json").read_bytes())
     assert manifest["train"]["omitted"][0] == {"reason": "hidden", "n": 1, "first": "n02119789/.hidden.jpg"}

@@ -132,11 +132,11 @@ def test_everything_left_out_is_counted_with_its_first_name(tree):
     train = tree / "train"
     touch(train / ".DS_Store", train / "readme.txt", train / "stray.jpg", train / first / ".b.jpg",
           train / first / "old" / "b.jpg", train / first / "old" / "c" / "d.png", train / second / "boxes.txt",
-          train / first / "c.webp", train / second / "d.WEBP", train / second / "empty" / "notes.txt")
+          train / first / "c.heic", train / second / "d.HEIC", train / second / "empty" / "notes.txt")
     assert [str(omission) for omission in found(tree).train.omitted] == [
         "2 beside the class folders (readme.txt, ...)", "2 hidden (.DS_Store, ...)",
         f"2 in subfolders ({first}/old/b.jpg, ...)", f"1 of other types ({second}/boxes.txt)",
-        f"2 of type .webp ({first}/c.webp, ...)"]
+        f"2 of type .heic ({first}/c.heic, ...)"]
 
 
 def test_dangling_class_folder_is_refused(tree):
@@ -146,9 +146,9 @@ def test_dangling_class_folder_is_refused(tree):
 
 
 def test_class_without_readable_images_says_what_it_holds(tree):
-    touch(tree / "train" / "n00000001" / "a.webp", tree / "train" / "n00000001" / "cats" / "b.jpg")
+    touch(tree / "train" / "n00000001" / "a.heic", tree / "train" / "n00000001" / "cats" / "b.jpg")
     with pytest.raises(DataError, match=r"holds no JPEG or PNG file, but 1 in subfolders \(cats/b.jpg\); "
-                                        r"1 of type .webp \(a.webp\); images must be in .*train/CLASS"):
+                                        r"1 of type .heic \(a.heic\); images must be in .*train/CLASS"):
         found(tree)
 
 

@@ -60,7 +60,7 @@ def test_flipped_bit_in_a_png_is_refused(path, rng):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << int(rng.integers(8))
         path.write_bytes(flipped)
-        with pytest.raises(BadImage, match="is damaged: |is neither JPEG nor PNG|is absurdly large"):
+        with pytest.raises(BadImage, match="^is "):
             read_image(path)
 
 
