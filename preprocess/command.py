@@ -18,7 +18,7 @@ from preprocess.workers import results
 
 
 def folders(arguments: argparse.Namespace) -> int:
-    """Preprocess class folders of JPEG or PNG files into a data set in OUT. The name imagenet is equivalent."""
+    """Preprocess class folders of images into a data set in OUT. The name imagenet is equivalent."""
     a = arguments
     for folder in (a.train_dir, a.val_dir):
         if not Path(folder).is_dir():

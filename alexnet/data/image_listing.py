@@ -18,10 +18,10 @@ import numpy as np
 
 from alexnet.data.batch_file import DataError, name_of
 from alexnet.data.ground_truth import GROUND_TRUTHS, WNID, Classes, Synsets, find_beside, labels_from, synset_table
+from alexnet.data.image_formats import SUFFIXES
 from alexnet.data.omissions import Omission, Omissions, nfc
 
-ENDINGS = (".jpeg", ".jpg", ".png")              # upper or lower case
-OTHER_IMAGES = (".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".jp2", ".jxl", ".npy")
+OTHER_IMAGES = (".heic", ".heif", ".jp2", ".jxl", ".tga", ".svg", ".pdf", ".npy")
 DEEPER = "images"                                # Tiny ImageNet's folder inside each class folder
 TRAIN_NAMES = ("train", "training", "Train")     # of folders of class folders
 VALIDATION_NAMES = ("val", "valid", "validation", "test", "Val", "Validation", "Test")
@@ -118,7 +118,7 @@ class Entry(NamedTuple):
     @property
     def is_image(self) -> bool:
         """Whether this is to be read as an image; a dangling link is, so that it is reported by name."""
-        return not self.is_folder and not self.is_hidden and self.name.lower().endswith(ENDINGS)
+        return not self.is_folder and not self.is_hidden and self.name.lower().endswith(SUFFIXES)
 
 
 def entries(folder: str | Path) -> list[Entry]:
@@ -132,7 +132,7 @@ def entries(folder: str | Path) -> list[Entry]:
 
 
 def image_names(folder: str | Path, omissions: Omissions | None = None, prefix: str = "") -> list[str]:
-    """Return the names of the JPEG and PNG files in a folder, sorted.
+    """Return the names of the images in a folder, sorted.
 
     Args:
         omissions: receives the other entries.
@@ -180,7 +180,7 @@ def class_folders(root: str | Path) -> tuple[ImageList, list[str]]:
         names += inside
         labels += [label] * len(inside)
     if not names:
-        raise DataError(f"{name_of(root)} holds no class folders with JPEG or PNG files in them"
+        raise DataError(f"{name_of(root)} holds no class folders with images in them"
                         + "".join(f"; it holds {omission}" for omission in omissions.listed()))
     return ImageList(str(root), tuple(names), np.array(labels, np.int32), omissions.listed()), classes
 
@@ -225,7 +225,7 @@ def images_of_class(root: str | Path, folder: str, omissions: Omissions) -> list
     image_names(path, inside)
     held = "; ".join(map(str, inside.listed()))
     raise DataError(
-        f"class folder {name_of(path)} holds no JPEG or PNG file" + (f", but {held}" if held else "")
+        f"class folder {name_of(path)} holds no image" + (f", but {held}" if held else "")
         + (f"; images must be in {name_of(root)}/CLASS" if folders else "")
     )
 

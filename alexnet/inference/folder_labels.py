@@ -105,4 +105,6 @@ def images_named_by_wnid(
             raise DataError(f"{file} is of class {wnid}, which the list of the weights' classes lacks")
     labels = np.array([label_of[wnid] for wnid in wnids if wnid is not None], np.int32)
     note = f"the images of {name_of(path)} are labelled by the wnid in their names"
-    return ImageList(str(path), tuple(names), labels), (note,)
+    omissions = Omissions()
+    image_names(path, omissions)
+    return ImageList(str(path), tuple(names), labels, omissions.listed()), (note,)

@@ -147,7 +147,7 @@ def test_dangling_class_folder_is_refused(tree):
 
 def test_class_without_readable_images_says_what_it_holds(tree):
     touch(tree / "train" / "n00000001" / "a.heic", tree / "train" / "n00000001" / "cats" / "b.jpg")
-    with pytest.raises(DataError, match=r"holds no JPEG or PNG file, but 1 in subfolders \(cats/b.jpg\); "
+    with pytest.raises(DataError, match=r"holds no image, but 1 in subfolders \(cats/b.jpg\); "
                                         r"1 of type .heic \(a.heic\); images must be in .*train/CLASS"):
         found(tree)
 
@@ -277,7 +277,7 @@ def no_table(tree):
 @pytest.mark.parametrize(("damage", "message"), [
     (missing_train, "train cannot be listed: No such file"),
     (no_classes, "holds no class folders"),
-    (empty_class, "class folder .*n04000000 holds no JPEG or PNG file"),
+    (empty_class, "class folder .*n04000000 holds no image"),
     (unknown_class, "has class folder n05000000, which the training folder lacks"),
     (too_few_labels, "holds 3 labels for 4 images"),
     (image_lost_and_one_added, "is image 2 of its folder; one is missing"),

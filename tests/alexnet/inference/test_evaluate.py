@@ -454,7 +454,7 @@ def test_each_half_is_evaluated(data, network, half, expected):
     (["--data", "{data}", "--synsets", "x"], "--synsets is for a folder of images, and "),
     (["--data", "{tree}/val", "--half", "train"], "--half train is for a data set of batch files, and "),
     (["--data", "{tree}/other"], "has class folder n91000000, which the list of the weights' classes lacks"),
-    (["--data", "{tree}"], "class folder .*data holds no JPEG or PNG file"),
+    (["--data", "{tree}"], "class folder .*data holds no image"),
     (["--data", "{tree}/val/n90000000"], "ILSVRC2012_validation_ground_truth.txt is not near it"),
     (["--data", "{data}", "--json", "{data}/nowhere/a.json"], "a.json cannot be written: there is no folder "),
     (["--data", "{data}", "--confusion", "{data}"], "is a folder; pass the name of a file"),
