@@ -43,10 +43,12 @@ def preprocessing_of(name: str, path: Path, model: str) -> Preprocessing:
         return Preprocessing(False, torchvision_mean(), torchvision_scale(), "shorter", summary)
     if name != "caffe":
         raise WeightsError(f"there is no preprocessing {name!r}; there are {', '.join(PREPROCESSINGS)}")
-    from alexnet.pretrained.caffe.mean import mean_beside  # protobuf takes 0.1 s to import, which only this needs
+    from alexnet.pretrained.caffe.caffemodel import RESIZES_OF  # protobuf takes 0.1 s to import
+    from alexnet.pretrained.caffe.mean import mean_beside  # likewise
 
-    mean, origin = mean_beside(path)
-    return Preprocessing(True, mean, UNSCALED, "squash", f"Caffe's preprocessing (BGR, grey levels), with {origin}")
+    mean, origin = mean_beside(path, model)
+    resize = RESIZES_OF.get(model, "squash")
+    return Preprocessing(True, mean, UNSCALED, resize, f"Caffe's preprocessing (BGR, grey levels), with {origin}")
 
 
 def torchvision_mean() -> np.ndarray:
