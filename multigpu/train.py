@@ -3,13 +3,15 @@
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from alexnet.config import Config, ConfigError, load_config
 from alexnet.data.dataset import DataError
-from alexnet.run.checkpoint_format import CheckpointError, snapshots
+from alexnet.run.checkpoint_format import CheckpointError, Metadata, load_from, snapshots
+from alexnet.run.folder import OF_ONE_START, check_new, folder_of, is_exact, newest_run, resumes_in_place
 from multigpu.launch.launcher import WorkFunction, launch
 from multigpu.mpi.rank_wrapper import wrap_rank
 from multigpu.rules import RULES
@@ -55,46 +57,57 @@ def is_elastic(arguments: Sequence[str]) -> bool:
 
 def settings_of_run(arguments: Sequence[str]) -> Config:
     """Return the Config of a run, with its data and its name; the workers check the settings of rules."""
-    return with_run(with_data(load_settings(arguments)))
+    return with_run(with_absolute_paths(with_data(load_settings(arguments))))
 
 
 def load_settings(arguments: Sequence[str]) -> Config:
-    """Return the Config of the command line; if it resumes a run, the run's settings are the defaults."""
+    """Return the Config of the command line; if it resumes a run, the checkpoint's settings are the defaults.
+
+    Given a folder, the worker loads the newest checkpoint that is readable, because a check has to read the whole file.
+    Here only the metadata are read.
+    """
     config = load_config(arguments)
     if not config.resume_train:
         return config
-    found = find_checkpoint(config)
+    found, notes = find_checkpoint(config)
+    path, metadata = metadata_of(found)
+    if not isinstance(metadata.get("config"), dict):
+        raise CheckpointError(f"{path} is not the checkpoint of a run; weights={path} starts a run with its weights")
     folder = folder_of(found)
-    stored = folder / "config.yaml"
-    asked = config.run_name
-    if stored.exists() and "--config" not in " ".join(arguments):
-        config = load_config(arguments, stored)
-    run = {} if asked else {"output": str(folder.parent), "run_name": folder.name}
-    return config.model_copy(update={"resume_train": str(found)} | run)
+    if folder.name in ("", ".."):                # resume_train=. within the folder
+        folder = folder.resolve()
+    stored = {name: value for name, value in metadata["config"].items() if name not in OF_ONE_START}
+    run = {} if config.run_name else {"output": str(folder.parent), "run_name": folder.name}
+    config = load_config(arguments, stored, path)
+    return config.model_copy(update={"resume_train": str(found)} | run).with_notes(*notes)
 
 
-def find_checkpoint(config: Config) -> Path:
-    """Resolve resume_train: the newest run's folder, a folder, or a checkpoint file.
-
-    Given a folder, the worker loads the newest checkpoint that is readable, and refuses if there is none, because a
-    check would have to read the whole file.
-    """
+def find_checkpoint(config: Config) -> tuple[Path, list[str]]:
+    """Resolve resume_train; return the run's folder or the checkpoint file, and messages for the log."""
     assert config.resume_train is not None
-    place = Path(config.output if config.resume_train == "latest" else config.resume_train)
+    place = Path(config.output if config.resume_train == "latest" else config.resume_train).expanduser()
     if place.is_file():
-        return place
+        return place, []
     if not place.is_dir():
         raise CheckpointError(f"resume_train: there is no run folder or checkpoint file {place}")
-    folders = [place] if config.resume_train != "latest" else sorted(place.iterdir(), reverse=True)
-    for folder in folders:
-        if snapshots(folder):
-            return folder
-    raise CheckpointError(f"resume_train: there is no checkpoint in {place}")
+    if config.resume_train != "latest":
+        if not snapshots(place):
+            raise CheckpointError(f"resume_train: there is no checkpoint in {place}")
+        return place, []
+    newest, without = newest_run(place)
+    if not without:
+        return newest, []
+    listed = ", ".join(map(str, without))
+    runs = "this newer run has" if len(without) == 1 else "these newer runs have"
+    return newest, [f"resume_train=latest is {newest}; {runs} no checkpoint: {listed}"]
 
 
-def folder_of(found: Path) -> Path:
-    """Return the run's folder of a result of find_checkpoint."""
-    return found.parent if found.is_file() else found
+def metadata_of(place: Path) -> tuple[Path, Metadata]:
+    """Return a checkpoint's path and metadata, of the newest readable one of a folder."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")          # the worker reads the same files and logs the warnings
+        path, _, metadata = load_from(place, lambda metadata: ())
+    return path, metadata
 
 
 def with_data(config: Config) -> Config:
@@ -108,17 +121,23 @@ def with_data(config: Config) -> Config:
     return config.model_copy(update={"data": str(SYNTHETIC)})
 
 
+def with_absolute_paths(config: Config) -> Config:
+    """Return the Config with absolute paths of data and weights, so that the run can be resumed in any folder."""
+    paths = {name: value for name in ("data", "weights") if (value := getattr(config, name))}
+    return config.model_copy(
+        update={name: os.path.abspath(os.path.expanduser(value)) for name, value in paths.items()}
+    )
+
+
 def with_run(config: Config) -> Config:
     """Return the Config with the name of its run; raise ConfigError instead of overwriting an existing run.
 
-    Of workers started by hand, rank 0 names the run and sends the name to the others.
+    Of workers started by hand, rank 0 names the run and sends the name to the others. Rank 0 creates the folder after
+    everything has been checked (alexnet.run.folder), under a similar name if this one is taken by then.
     """
     if config.rank:
         return config
-    name = config.run_name or time.strftime("%Y-%m-%d_%H%M%S")
-    folder = Path(config.output, name)
-    going_on = config.resume_train and folder_of(Path(config.resume_train)) == folder
-    if folder.exists() and any(folder.iterdir()) and not going_on:
-        raise ConfigError(f"run_name: the folder {folder} is there already; another name, or resume_train={folder}")
-    return config.model_copy(update={"run_name": name})
-
+    config = config.model_copy(update={"run_name": config.run_name or time.strftime("%Y-%m-%d_%H%M%S")})
+    if not resumes_in_place(config):
+        check_new(Path(config.output, config.run_name or ""), is_exact(config))
+    return config

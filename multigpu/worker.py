@@ -1,6 +1,7 @@
 """One rank of a training: opens device and data, starts its loader, compiles the network, runs the training loop."""
 
 import gc
+import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,13 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.config import Config, check_sections, dump
+from alexnet.config import Config, ConfigError, check_sections, dump
 from alexnet.data.dataset import Dataset, open_dataset
+from alexnet.data.progress import quantity
 from alexnet.models import Model, model_class
-from alexnet.native import compiler
+from alexnet.native import atomic, compiler
 from alexnet.pretrained.initialization import Start, find_start
 from alexnet.run import checkpoint
+from alexnet.run.folder import RunFolder
 from alexnet.run.recorder import RunRecorder, WorkerRecorder
+from alexnet.run.summary import last_lines
 from alexnet.training.base import Recorder
 from alexnet.training.loop import Diverged, Position, Run
 from alexnet.training.network import Network, backend_of, build_model, build_network
@@ -26,6 +30,13 @@ from multigpu.device import Device, DeviceError, open_device
 from multigpu.launch.link import JobLink
 from multigpu.loader import ParallelBatches, SerialBatches, WorkerBatches
 from multigpu.rules import role_of, rule_of
+
+
+class FolderCreated(NamedTuple):
+    """Worker 0 to workers: the path of the run's folder, which exists now. That of the others has no meaning."""
+
+    path: Path
+    step: int = 0
 
 
 class Present(NamedTuple):
@@ -43,7 +54,8 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         comm: connects the ranks.
 
     Raises:
-        ConfigError, DataError, DeviceError, CheckpointError: invalid input, raised before compilation where possible.
+        ConfigError, DataError, DeviceError, CheckpointError: invalid input, raised before anything is written, and
+            before compilation where possible.
         Diverged: the cost is not finite.
         LoaderDied, PeerDied: another process has exited.
     """
@@ -57,41 +69,89 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
     data = data._replace(train=train, validation=data.validation.shard(*role.validates))
     steps_of_epoch = len(train.plan(config.batch_size))         # raises if a batch is larger than the set
     model = build_model(config, data.classes)
-    start = find_start(config, data, model)
-    data = data._replace(mean=start.mean)
-    folder = Path(config.output, config.run_name or "")
     n_iterations = min(config.n_epochs * steps_of_epoch, config.n_iterations or config.n_epochs * steps_of_epoch)
     if config.isa != "auto":                     # auto keeps ALEXNET_ISA
         compiler.use_isa(config.isa)
     compiler.use_threads(config.threads)
     with ExitStack() as stack:
+        recorder: Recorder = WorkerRecorder(comm.rank)
+        if comm.rank == 0:
+            recorder = RunRecorder(None, config.print_freq, n_iterations)
+        stack.enter_context(recorder)
+        stack.enter_context(log_warnings(recorder))
+        run_folder = RunFolder(config)
+        if comm.rank == 0:
+            stack.enter_context(run_folder)
+        start = find_start(config, data, model)
         watch = stack.enter_context(comm.watch(partial(report_dead_peer, link)))
         device = stack.enter_context(open_named(device_name, config))
         comm.allgather(Present())
         if rule.elastic:
             comm.detach()
-        recorder: Recorder = WorkerRecorder(comm.rank)
-        save = do_not_save
-        if comm.rank == 0:
-            recorder = RunRecorder(folder, config.print_freq, n_iterations)
-            (folder / "config.yaml").write_text(dump(without_placement(config)), encoding="utf-8")
-        stack.enter_context(recorder)
-        stack.enter_context(log_warnings(recorder))
-        batches = stack.enter_context(open_batches(config, model, data, device, link))
-        log_run(recorder, config, data, device, folder)
-        network = build_network(config, model, data.mean, role.worker, device.name, start.scale)
+        log_run(recorder, config, data, device)
+        batches = stack.enter_context(open_batches(config, model, start.mean, device, link))
+        network = build_network(config, model, start.mean, role.worker, device.name, start.scale)
         position = initialize(start, network, config, recorder, role.workers)
         del start                                # the network now owns its arrays
+        if comm.rank == 0:
+            check_unfinished(config, position)
         compile_functions(network, recorder, config.batch_size, role.functions)
         synchronizer = stack.enter_context(rule.connect(config, network, device, comm, recorder, position.iteration))
-        if comm.rank == 0:
-            save = partial(save_and_plot, folder, network, data, config, recorder)
+        save = do_not_save
+        if isinstance(recorder, RunRecorder):
+            config = open_folder(run_folder, config, position, recorder, link)
+            save = partial(save_and_plot, run_folder.path, network, data, config, recorder)
+        folder = run_folder.path
+        if not rule.elastic:                     # late clients cannot take part in a collective message
+            folder = comm.allgather(FolderCreated(folder))[0].path
         run = Run(config, network, data, batches, synchronizer, recorder, save, link.stop_requested, role.worker)
         with naming_the_last_checkpoint(folder):
             position = synchronizer.run(run, position)
         watch.close()                            # from here on an exiting rank has completed its work
-        finished = "all epochs are done" if position.epoch == config.n_epochs else "stopped and saved"
-        recorder.log(f"{finished} after {position.iteration} iterations; see {folder}")
+        if isinstance(recorder, RunRecorder):
+            command = resume_command(config, comm)
+            for line in last_lines(config, run_folder.path, position, recorder.validations, command):
+                recorder.log(line)
+
+
+def check_unfinished(config: Config, position: Position) -> None:
+    """Raise ConfigError if a resumed run has nothing left to do."""
+    if position.epoch >= config.n_epochs:
+        raise ConfigError(
+            f"n_epochs={config.n_epochs} is reached, after {quantity(position.iteration, 'iteration')}; set n_epochs="
+            f"{position.epoch + 1} or more to continue"
+        )
+    if config.n_iterations is not None and position.iteration >= config.n_iterations:
+        raise ConfigError(f"n_iterations={config.n_iterations} is reached; set n_iterations=null to continue")
+
+
+def open_folder(
+    run_folder: RunFolder, config: Config, position: Position, recorder: RunRecorder, link: JobLink
+) -> Config:
+    """Create the run's folder, or prepare that of a resumed run, and write the settings; everything has been checked.
+
+    Returns:
+        The settings, with the name of the folder.
+    """
+    folder = run_folder.create()
+    recorder.open(folder)
+    if config.resume_train:
+        recorder.truncate(position.iteration, position.epoch)
+    link.log_to(folder / "log.txt")
+    config = config.model_copy(update={"run_name": folder.name})
+    atomic.write(folder / "config.yaml", dump(as_stored(config)))
+    recorder.log(f"results go to {folder}")
+    return config
+
+
+def resume_command(config: Config, comm: Communicator) -> str:
+    """Return the beginning of the command that resumes a run."""
+    program = "python train.py" if Path("train.py").is_file() else "python -m alexnet train"
+    if comm.over_mpi:
+        return f"mpiexec -n {comm.size} {program.replace('python', 'python -m mpi4py', 1)}"
+    if config.rank is not None:
+        return f"{program} rank=... size={comm.size} device=..."
+    return program
 
 
 def open_named(name: str, config: Config) -> Device:
@@ -104,9 +164,12 @@ def open_named(name: str, config: Config) -> Device:
     return open_named("cpu", config)
 
 
-def without_placement(config: Config) -> Config:
-    """Return the settings without those of a worker started by hand; a resumed run specifies them again."""
-    return config.model_copy(update={"rank": None, "size": None, "device": None})
+def as_stored(config: Config) -> Config:
+    """Return the settings to store: with absolute paths, without those of a worker started by hand."""
+    stored = {"output": os.path.abspath(config.output), "rank": None, "size": None, "device": None}
+    if config.resume_train:
+        stored["resume_train"] = os.path.abspath(config.resume_train)
+    return config.model_copy(update=stored)
 
 
 def report_dead_peer(link: JobLink, rank: int) -> None:
@@ -126,19 +189,19 @@ def log_warnings(recorder: Recorder) -> Iterator[None]:
         yield
 
 
-def open_batches(config: Config, model: Model, data: Dataset, device: Device, link: JobLink) -> WorkerBatches:
+def open_batches(config: Config, model: Model, mean: np.ndarray, device: Device, link: JobLink) -> WorkerBatches:
     """Return how this run reads its batches: in a loader process beside the worker, or in the worker itself."""
     size = model.image_size
-    channels, rows, columns = data.mean.shape if config.use_data_layer else (data.mean.shape[0], size, size)
+    channels, rows, columns = mean.shape if config.use_data_layer else (mean.shape[0], size, size)
     shape = channels, rows, columns, config.batch_size
     dtype = np.dtype(np.uint8 if config.use_data_layer else np.float32)
-    arguments = data.mean, size
+    arguments = mean, size
     if not config.para_load:
         return SerialBatches(arguments, shape, dtype)
     return ParallelBatches(arguments, shape, dtype, config.slots, device=device, on_death=link.report)
 
 
-def log_run(recorder: Recorder, config: Config, data: Dataset, device: Device, folder: Path) -> None:
+def log_run(recorder: Recorder, config: Config, data: Dataset, device: Device) -> None:
     """Log the model, the data and the device."""
     dropped = data.train.dropped(config.batch_size)
     size = data.train.size
@@ -147,17 +210,17 @@ def log_run(recorder: Recorder, config: Config, data: Dataset, device: Device, f
     recorder.log(
         f"{config.model} on {data.path}: {data.classes} classes, {data.train.n} training images in batches of "
         f"{config.batch_size}{workers}{rest}, {data.validation.n} validation images; "
-        f"computed on {device.name}; results go to {folder}"
+        f"computed on {device.name}"
     )
     for remark in data.remarks:
         recorder.log(f"warning: {remark}")       # once per run, not once per worker
+    for note in config.notes:
+        recorder.log(note)
 
 
 def initialize(start: Start, network: Network, config: Config, recorder: Recorder, workers: int) -> Position:
     """Initialize or restore the network and log the starting point; return the Position."""
     position = start.begin(network, config, workers)
-    if config.resume_train:
-        recorder.truncate(position.iteration, position.epoch)
     for warning in start.warnings:
         recorder.log(f"warning: {warning}")      # once per run, not once per worker
     if description := start.describe(position):
@@ -185,13 +248,13 @@ def collector_paused() -> Iterator[None]:
 
 
 def save_and_plot(
-    folder: Path, network: Network, data: Dataset, config: Config, recorder: Recorder, position: Position
+    folder: Path, network: Network, data: Dataset, config: Config, recorder: RunRecorder, position: Position
 ) -> None:
     """Write the checkpoint, the learning curves and the filters of the first layer."""
     from alexnet import plots  # importing matplotlib would delay the first step by 0.4 s
 
     with recorder.paused():
-        checkpoint.save(folder, position, network, data, config)
+        checkpoint.save(folder, position, network, data, as_stored(config), recorder.error_at(position))
         plots.learning_curves(folder)
         if (filters := network.state.get("conv1.W")) is not None:
             plots.filters(filters.get_value(borrow=True), folder / "filters.png")

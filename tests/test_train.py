@@ -126,5 +126,5 @@ def test_folder_of_an_earlier_run_is_not_overwritten(data, tmp_path):
     (tmp_path / "runs" / "mine" / "log.txt").write_text("precious")
     done = train(f"data={data}", "run_name=mine", cwd=tmp_path)
     assert done.returncode == 2
-    assert "is there already" in done.stderr
+    assert "exists and is not empty" in done.stderr
     assert (tmp_path / "runs" / "mine" / "log.txt").read_text() == "precious"

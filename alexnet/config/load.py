@@ -3,7 +3,7 @@
 An unknown setting or a value of the wrong type raises ConfigError; nothing is guessed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,18 @@ Every setting, with its default:
 """
 
 
-def load_config(arguments: Iterable[str], path: Path | None = None) -> Config:
+def load_config(
+    arguments: Iterable[str], stored: Mapping[str, Any] | None = None, place: str | Path = ""
+) -> Config:
     """Return the Config of the command line `arguments` (without the program's name).
 
-    Later layers override earlier ones: config.yaml, its first_run section if data is null, the settings file (`path`,
-    the settings of a resumed run, or --config FILE), key=value arguments. --help prints every setting and raises
+    Later layers override earlier ones: config.yaml, its first_run section if data is null, the settings of a resumed
+    run, the settings file given by --config FILE, key=value arguments. --help prints every setting and raises
     SystemExit(0).
+
+    Args:
+        stored: the settings of a resumed run; None for a new run.
+        place: where they are stored, for error messages.
 
     Raises:
         ConfigError: a setting is unknown, repeated, of the wrong type or contradicts another.
@@ -36,13 +42,15 @@ def load_config(arguments: Iterable[str], path: Path | None = None) -> Config:
     if {"--help", "-h"} & set(arguments):
         print(USAGE + DEFAULTS.read_text(encoding="utf-8") + settings_of_extensions())
         raise SystemExit(0)
-    stored = path
-    pairs, path = split_arguments(arguments, path)
+    pairs, path = split_arguments(arguments)
     defaults = read_settings(DEFAULTS)
     first_run = defaults.pop("first_run")
     layers = [(f"{path}: ", read_settings(path))] if path else []
     layers.append(("", read_pairs(pairs)))
-    given = {name for _, settings in layers[1 if stored else 0 :] for name in settings}
+    given = {name for _, settings in layers for name in settings}
+    if stored is not None:
+        check_extensions(stored, given, place)
+        layers.insert(0, (f"{place}: ", dict(stored)))
     data = [settings["data"] for _, settings in layers if "data" in settings]
     if not (data and data[-1]):
         layers.insert(0, ("", first_run))
@@ -67,6 +75,17 @@ def merge(layers: Iterable[tuple[str, dict[str, Any]]], defaults: dict[str, Any]
     return build_config(values, sources, given)
 
 
+def check_extensions(stored: Mapping[str, Any], given: Iterable[str], place: str | Path) -> None:
+    """Raise ConfigError if stored settings name code outside the package that the user does not name again.
+
+    Importing and calling it would run whatever a checkpoint names.
+    """
+    for setting in EXTENSIBLE:
+        value = stored.get(setting)
+        if isinstance(value, str) and ":" in value and setting not in given:
+            raise ConfigError(f"{place} was saved with {setting}={value}; if you trust it, add {setting}={value}")
+
+
 def import_extensions(values: dict[str, Any]) -> None:
     """Import the modules that settings name as module:attribute, so that their sections are known."""
     for setting in EXTENSIBLE:
@@ -89,9 +108,10 @@ def settings_of_extensions() -> str:
     )
 
 
-def split_arguments(arguments: Iterable[str], path: Path | None) -> tuple[list[tuple[str, str]], Path | None]:
+def split_arguments(arguments: Iterable[str]) -> tuple[list[tuple[str, str]], Path | None]:
     """Separate key=value arguments from --config FILE. Returns (pairs of text, path or None)."""
     pairs: list[tuple[str, str]] = []
+    path: Path | None = None
     rest = iter(arguments)
     for argument in rest:
         name, equals, value = argument.partition("=")

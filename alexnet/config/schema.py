@@ -121,6 +121,7 @@ class Config(Section):
 
     _others: dict[str, Any] = PrivateAttr(default_factory=dict)    # values of the settings of sections, not validated
     _given: frozenset[str] = PrivateAttr(frozenset())              # names of the settings that the user gave
+    _notes: tuple[str, ...] = PrivateAttr(())                      # messages about the settings, for the log of the run
 
     def section(self, kind: type[S]) -> S:
         """Return the settings of a section.
@@ -134,6 +135,17 @@ class Config(Section):
     def given(self) -> frozenset[str]:
         """Names of the settings that the user gave, as arguments or in a settings file."""
         return self._given
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Messages for the log of the run, such as the folders that resume_train=latest has passed over."""
+        return self._notes
+
+    def with_notes(self, *notes: str) -> Self:
+        """Return the same settings with more notes."""
+        config = self.model_copy()
+        config._notes = (*self._notes, *notes)
+        return config
 
     def as_dict(self) -> dict[str, Any]:
         """Return all settings by name, as values of JSON."""

@@ -86,30 +86,37 @@ class FromWeights(Start):
 
 @dataclass(frozen=True)
 class Resumed(Start):
-    """Start with the state in a checkpoint."""
+    """Start with the state in a checkpoint.
+
+    changes  description of the settings that differ from those of the checkpoint; empty if there are none
+    """
 
     snapshot: Snapshot
+    changes: str = ""
 
     def begin(self, network: Network, config: Config, workers: int) -> Position:
         return checkpoint.restore(self.snapshot, network, config, workers)
 
     def describe(self, position: Position) -> str:
         resuming = f"resuming from {self.snapshot.path}, after {position.iteration} iterations"
-        return "; ".join(filter(None, (resuming, self.layer_settings)))
+        changes = f"changed settings: {self.changes}" if self.changes else ""
+        return "; ".join(filter(None, (resuming, changes, self.layer_settings)))
 
 
 def find_start(config: Config, data: Dataset, model: Model) -> Start:
     """Return the start selected by the settings. Everything is read and checked before the run writes anything.
 
     Raises:
-        CheckpointError: the checkpoint cannot be loaded.
+        CheckpointError: the checkpoint cannot be loaded, or is that of a run with other data.
         ConfigError: the weights cannot be read or do not fit, or a setting names an unknown layer.
     """
     layer_settings = describe_layer_settings(config)
     with warnings.catch_warnings(record=True) as caught:       # for the log, which is not open yet
         if config.resume_train:
             snapshot = checkpoint.load(config.resume_train)
-            return Resumed(snapshot.mean, snapshot.scale, sentences(caught), layer_settings, snapshot)
+            messages = (*sentences(caught), *checkpoint.check_data(snapshot.metadata, data, snapshot.path))
+            changes = checkpoint.changed_settings(snapshot.metadata, config)
+            return Resumed(snapshot.mean, snapshot.scale, messages, layer_settings, snapshot, changes)
         if not config.weights:
             return FreshStart(data.mean, UNSCALED, (), layer_settings)
         try:

@@ -1,7 +1,8 @@
 """Save the checkpoint of a run, and resume a run from it.
 
     arrays      every parameter, its velocity or accumulators, the step of the random layers, the mean image
-    metadata    position in the training, settings, number of workers, network, class names, resize, scale, versions
+    metadata    position in the training, validation error, settings, number of workers, network, scale, versions; of the
+                data set: class names, resize, number of training images, checksum of its mean image
 
 The random streams are counter based, so the position determines their state. On the CPU a resumed run is bit-exact.
 """
@@ -14,10 +15,13 @@ import numpy as np
 import pytensor
 
 from alexnet.config import Config
+from alexnet.config.yaml_text import as_yaml
 from alexnet.data.augment import IMAGE_SIZE, Scale
 from alexnet.data.dataset import Dataset
+from alexnet.data.image_listing import identity
 from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import MEAN, Arrays, CheckpointError, Metadata
+from alexnet.run.folder import OF_ONE_START
 from alexnet.training.loop import Diverged, Position
 from alexnet.training.network import Network
 from alexnet.training.updates import UpdateSettings
@@ -28,10 +32,18 @@ MID_EPOCH = ("random_seed", "shuffle")  # fixed within an epoch: with the images
 FORMER_UPDATE = {"update": "auto", "use_momentum": True, "use_nesterov_momentum": False}
 
 
-def save(folder: str | Path, position: Position, network: Network, data: Dataset, config: Config) -> None:
+def save(
+    folder: str | Path, position: Position, network: Network, data: Dataset, config: Config, error: float | None = None
+) -> None:
     """Write the checkpoint of a run at `position` into its folder and remove those beyond keep_snapshots.
 
+    The one with the lowest validation error is kept under a second name, BEST.
+
+    Args:
+        error: top-1 validation error at this position, in [0, 1]; None if unknown.
+
     Raises:
+        CheckpointError: the file cannot be written.
         Diverged: a parameter or velocity is not finite; existing checkpoints are kept.
     """
     arrays = network.get_state() | {MEAN: network.mean}
@@ -40,6 +52,7 @@ def save(folder: str | Path, position: Position, network: Network, data: Dataset
             raise Diverged(f"{name} contains values that are not finite after iteration {position.iteration}")
     metadata = {
         "position": position._asdict(),
+        "validation_error": error,
         "model": config.model,
         "config": config.as_dict(),
         "workers": data.train.size,
@@ -47,10 +60,15 @@ def save(folder: str | Path, position: Position, network: Network, data: Dataset
         "class_names": data.class_names,
         "resize": data.resize,
         "scale": network.scale,
+        "train_images": data.train.n,
+        "data_mean_crc32": checkpoint_format.checksum(data.mean),
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "pytensor": pytensor.__version__},
     }
-    checkpoint_format.save(checkpoint_format.snapshot_path(folder, position.iteration), arrays, metadata)
-    checkpoint_format.prune(folder, config.keep_snapshots)
+    path = checkpoint_format.snapshot_path(folder, position.iteration)
+    checkpoint_format.save(path, arrays, metadata)
+    if error is not None:
+        checkpoint_format.keep_best(path, error)
+    checkpoint_format.prune(folder, config.keep_snapshots, path)
 
 
 def newest(folder: str | Path) -> Path | None:
@@ -108,6 +126,47 @@ def restore(snapshot: Snapshot, network: Network, config: Config, workers: int =
         check_order(metadata, position, config, workers, path)
     network.set_state({name: arrays[name] for name in expected})
     return position
+
+
+def check_data(metadata: Metadata, data: Dataset, path: Path) -> list[str]:
+    """Compare a data set with that of the checkpoint; return messages about differences that do no harm.
+
+    Raises:
+        CheckpointError: the classes differ, the images are resized in another way, or their number changes within an
+            epoch.
+    """
+    cure = f"resume with the run's own data, or start a new run with weights={path}"
+    classes = metadata.get("classes", data.classes)
+    if classes != data.classes:
+        raise CheckpointError(f"{path} was trained on {classes} classes, {data.path} has {data.classes}; {cure}")
+    names = zip(metadata.get("class_names") or (), data.class_names or (), strict=False)
+    for label, (before, now) in enumerate(names):
+        if identity(before) != identity(now):
+            raise CheckpointError(f"class {label} of {path} is {before!r}, that of {data.path} is {now!r}; {cure}")
+    resize = metadata.get("resize", data.resize)
+    if resize != data.resize:
+        raise CheckpointError(
+            f"{path} was trained on images resized by {resize}, those of {data.path} are by {data.resize}; {cure}"
+        )
+    images = metadata.get("train_images", data.train.n)
+    if images != data.train.n and position_of(metadata, path).batch:
+        raise CheckpointError(
+            f"{path} was saved within an epoch of {images} training images, {data.path} has {data.train.n}; {cure}"
+        )
+    mean = checkpoint_format.checksum(data.mean)
+    if metadata.get("data_mean_crc32", mean) != mean:
+        return [f"{data.path} has another mean image than the run's data; that of the checkpoint is subtracted"]
+    return []
+
+
+def changed_settings(metadata: Metadata, config: Config) -> str:
+    """Describe the settings that differ from those of the checkpoint, as `name old -> new`; empty if there are none."""
+    before = metadata.get("config", {})
+    return ", ".join(
+        f"{name} {as_yaml(before[name])} -> {as_yaml(value)}"
+        for name, value in config.as_dict().items()
+        if name in before and name not in OF_ONE_START and before[name] != value
+    )
 
 
 def check_frozen(metadata: Metadata, config: Config, path: Path) -> None:

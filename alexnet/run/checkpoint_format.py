@@ -8,6 +8,7 @@ full, the previous file remains.
 
 import json
 import math
+import os
 import re
 import shutil
 import warnings
@@ -27,6 +28,7 @@ VERSION = 1
 MEAN = "mean"                           # name of the mean image's array, in checkpoints and exports
 RECORD = {"version": int, "metadata": dict, "arrays": dict}
 NAME = re.compile(r"checkpoint_([0-9]{8,})\.safetensors")
+BEST = "best.safetensors"               # second name of the checkpoint with the lowest validation error
 
 Arrays = dict[str, np.ndarray]
 Metadata = dict[str, Any]                               # JSON-serializable
@@ -280,13 +282,50 @@ def load_latest(folder: str | Path, wanted: Wanted | None = None) -> tuple[Path,
     return None
 
 
-def prune(folder: str | Path, keep: int | None) -> None:
+def keep_best(path: Path, error: float) -> None:
+    """Give the checkpoint `path` the name BEST, too, if no earlier one of its folder has as low a validation error.
+
+    It is a hard link, so nothing is written, and prune() does not affect it.
+
+    Args:
+        error: top-1 validation error, in [0, 1].
+
+    Raises:
+        CheckpointError: the name cannot be given.
+    """
+    best = path.parent / BEST
+    if error >= error_of(best):
+        return
+    try:
+        with replacing(best) as temporary:
+            try:
+                os.link(path, temporary)
+            except OSError:                      # a file system without hard links
+                shutil.copyfile(path, temporary)
+    except OSError as error_of_system:
+        raise CheckpointError(f"the checkpoint {best} cannot be written: {error_of_system}") from error_of_system
+
+
+def error_of(path: Path) -> float:
+    """Return the validation error in a checkpoint's metadata; infinity if it has none, or there is no checkpoint."""
+    try:
+        error = load(path, lambda metadata: ())[1].get("validation_error")
+    except CheckpointError:
+        return math.inf
+    return math.inf if error is None else float(error)
+
+
+def prune(folder: str | Path, keep: int | None, newest: Path | None = None) -> None:
     """Delete old checkpoints of a run folder, and the partial files of killed processes.
 
     Args:
         keep: number of newest checkpoints to keep; None keeps all.
+        newest: the checkpoint just saved; None: the one of the latest iteration. Checkpoints of later iterations are
+            deleted, too: they are damaged, or the run has been resumed from an earlier one.
     """
-    for path in snapshots(folder)[keep:] if keep else ():
+    found = snapshots(folder)
+    first = found.index(newest) if newest in found else 0
+    for path in [*found[:first], *(found[first + keep :] if keep else ())]:
         path.unlink()
     for partial in Path(folder).glob(".checkpoint_*.partial"):
         shutil.rmtree(partial)

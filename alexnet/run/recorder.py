@@ -6,6 +6,7 @@ cost that is not finite is stored as null.
 """
 
 import csv
+import io
 import json
 import math
 import sys
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from alexnet.native.atomic import replacing
 from alexnet.training.base import Record, Recorder
+from alexnet.training.loop import Position
 from alexnet.training.timing import LAP, SECTIONS, TIMES, Lap
 
 # Kind of record, also the name of its CSV file -> fields. cost is in nats, errors are in [0, 1], times in seconds.
@@ -39,7 +41,8 @@ class RunRecorder(Recorder):
     """The recorder of rank 0: it writes the files of the run's folder and shows progress.
 
     Args:
-        folder: folder of the run, created if it does not exist; new records are appended to existing ones.
+        folder: folder of the run, created if it does not exist; new records are appended to existing ones. None: the
+            log lines are kept until open().
         print_freq: iterations between two log lines, and the window of the displayed averages.
         total_iterations: of the whole run, for the remaining time; None if unknown.
         stream: where progress is printed, as a bar on a terminal, else as plain lines.
@@ -47,18 +50,31 @@ class RunRecorder(Recorder):
     """
 
     def __init__(
-        self, folder: str | Path, print_freq: int = 20, total_iterations: int | None = None,
+        self, folder: str | Path | None, print_freq: int = 20, total_iterations: int | None = None,
         stream: TextIO | None = None, clock: Callable[[], float] = time.perf_counter,
     ):
         super().__init__(clock)
-        self.folder = Path(folder)
         self.print_freq = print_freq
         self.total = total_iterations
         self.stream = stream or sys.stdout
         self.window: deque[Record] = deque(maxlen=print_freq)
         self.bar: Any = None
+        self.validations: list[Record] = []      # of the whole run
+        self.text: TextIO = io.StringIO()
+        self.lines: TextIO = io.StringIO()
+        self.tables: dict[str, CsvTable] = {}
+        if folder is not None:
+            self.open(folder)
+
+    def open(self, folder: str | Path) -> None:
+        """Open the files in the folder of the run, and write the log lines so far."""
+        self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        before = self.text
         self._open()
+        if isinstance(before, io.StringIO):
+            self.text.write(before.getvalue())
+            self.text.flush()
 
     def _open(self) -> None:
         self.text = (self.folder / "log.txt").open("a", encoding="utf-8")
@@ -106,7 +122,7 @@ class RunRecorder(Recorder):
     ) -> None:
         """See Recorder. A line is logged."""
         seconds = self.elapsed()
-        self._write("validation", {
+        record: Record = {
             "iteration": iteration,
             "epoch": epoch,
             "cost": float(cost),
@@ -115,7 +131,9 @@ class RunRecorder(Recorder):
             "learning_rate": learning_rate,
             "images": images,
             "seconds": seconds,
-        })
+        }
+        self._write("validation", record)
+        self.validations.append(record)
         self.log(
             f"epoch {epoch}: validation cost {cost:.4f}, top-1 error {top1_error:.2%}, top-5 error {top5_error:.2%} "
             f"({images} images in {seconds:.1f} s); learning rate {learning_rate:g}"
@@ -161,12 +179,19 @@ class RunRecorder(Recorder):
             if record["epoch"] <= epochs if counted else record["iteration"] <= iteration:
                 kept.append(record)
         self.close()
+        self.validations = [record for record in kept if record["kind"] == "validation"]
         for kind in kinds:
             rewrite_table(self.folder, kind, [record for record in kept if record["kind"] == kind])
         with replacing(self.folder / LINES) as path, path.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in kept)
         self.window.clear()
         self._open()
+
+    def error_at(self, position: Position) -> float | None:
+        """Return the top-1 validation error at a position between two epochs; None if there was no validation."""
+        last = self.validations[-1] if self.validations and not position.batch else None
+        at = None if last is None else (last["epoch"], last["iteration"])
+        return last["top1_error"] if last and at == (position.epoch, position.iteration) else None
 
     # ---- the screen
 

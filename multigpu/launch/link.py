@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from enum import Enum
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
@@ -46,6 +47,11 @@ class JobLink(ABC):
 
         Args: see Failed.
         """
+
+
+    def log_to(self, path: Path) -> None:
+        """Name the log file of the run, for what ends the job; worker 0 calls it when the run's folder exists."""
+        return None
 
 
 class LauncherLink(JobLink):

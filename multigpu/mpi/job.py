@@ -142,8 +142,7 @@ def train(
         return error
     comm.elastic = rule_of(config, comm).elastic
     if comm.rank == 0:
-        log = Path(config.output, config.run_name or "", "log.txt")
-        link.heartbeat.configure(JobSettings(config.heartbeat_timeout, str(log), comm.elastic))
+        link.configure(JobSettings(config.heartbeat_timeout, elastic=comm.elastic))
     if entry is None:
         # imported here because it imports PyTensor, so that invalid settings are reported at once
         from multigpu.worker import work
@@ -197,8 +196,17 @@ class MpiLink(JobLink):
         self._comm = comm
         self._signal: int | None = None          # the first one received
         self._received = 0.0                     # its time
+        self._settings = JobSettings()
         for number in SIGNALS:
             signal.signal(number, self._receive)
+
+    def configure(self, settings: JobSettings) -> None:
+        """Send the settings of the run to the monitor; called at rank 0 only."""
+        self._settings = settings
+        self.heartbeat.configure(settings)
+
+    def log_to(self, path: Path) -> None:
+        self.configure(self._settings._replace(log=str(path)))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from alexnet.config import DEFAULTS, Config, ConfigError, dump, load_config
+from alexnet.config import DEFAULTS, Config, ConfigError, dump, load_config, read_settings
 from alexnet.config.schema import sections
 from alexnet.config.yaml_text import parse
 from alexnet.training.updates import MomentumSettings, UpdateSettings
@@ -24,7 +24,7 @@ def settings_file(tmp_path):
 
 def refusal(*arguments, path=None):
     with pytest.raises(ConfigError) as caught:
-        load_config(arguments, path)
+        load_config([*arguments, *([f"--config={path}"] if path else [])])
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -64,21 +64,21 @@ def test_later_sources_take_precedence(settings_file):
     config = load_config(["momentum=0.25", "--config", str(path)])
     assert config.n_epochs == first_run["n_epochs"]
     assert (config.batch_size, config.section(MomentumSettings).momentum) == (7, 0.25)
-    assert load_config([f"--config={path}"]).as_dict() == load_config([], path).as_dict()
+    assert load_config([f"--config={path}"]).as_dict() == load_config([], read_settings(path), path).as_dict()
 
 
 def test_first_run_settings_apply_only_without_data(settings_file):
     first_run = parse(DEFAULTS.read_text(encoding="utf-8"), "config.yaml")["first_run"]
     assert load_config([]).batch_size == first_run["batch_size"] != 256
     assert load_config(["data=/batches"]).batch_size == 256
-    assert load_config([], settings_file("data: /batches")).batch_size == 256
-    assert load_config(["data=null"], settings_file("data: /batches")).batch_size != 256
+    assert load_config([f"--config={settings_file('data: /batches')}"]).batch_size == 256
+    assert load_config(["data=null", f"--config={settings_file('data: /batches')}"]).batch_size != 256
 
 
 def test_dumped_config_round_trips(settings_file):
     tuned = "weights=w", "new_layers=none", "layer_rates=fc8:10", "frozen_layers=conv1,conv2"
     config = load_config([*tuned, "data=/a: b #c", "lr_step=3,5", "run_name=true story", "weight_decay=1e-7"])
-    assert load_config([], settings_file(dump(config))).as_dict() == config.as_dict()
+    assert load_config([f"--config={settings_file(dump(config))}"]).as_dict() == config.as_dict()
 
 
 def test_config_is_frozen_and_pickles():

@@ -290,3 +290,35 @@ def test_checkpoint_permissions_follow_the_umask(tmp_path):
     other.touch()
     checkpoint_format.save(tmp_path / "checkpoint_00000001.safetensors", {"W": np.zeros(3, "float32")}, {})
     assert (tmp_path / "checkpoint_00000001.safetensors").stat().st_mode == other.stat().st_mode
+
+
+# ---- the best checkpoint
+
+
+def save_with_error(folder, iteration, error, keep):
+    """Save a checkpoint as a run does after a validation; return its path."""
+    path = checkpoint_format.snapshot_path(folder, iteration)
+    save(path, {"W": np.full(3, iteration, "float32")}, {"validation_error": error})
+    checkpoint_format.keep_best(path, error)
+    checkpoint_format.prune(folder, keep, path)
+    return path
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
+def test_best_checkpoint_survives_pruning(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted")))
+    best = tmp_path / checkpoint_format.BEST
+    for iteration, error in ((1, 0.5), (2, 0.25), (3, 0.25), (4, 0.75)):
+        path = save_with_error(tmp_path, iteration, error, keep=1)
+        assert path.samefile(best) == (links and iteration < 3)                # no second copy is written
+    assert checkpoint_format.snapshots(tmp_path) == [path]
+    assert load(best)[0]["W"][0] == 2
+
+
+def test_checkpoints_of_an_abandoned_branch_are_removed(tmp_path):
+    """After a resume from iteration 2 of 4, iteration 4 is not the newest any more, and must not displace 3."""
+    for iteration in (1, 2, 4):
+        save(checkpoint_format.snapshot_path(tmp_path, iteration), {}, {})
+    path = save_with_error(tmp_path, 3, 0.5, keep=2)
+    assert checkpoint_format.snapshots(tmp_path) == [path, checkpoint_format.snapshot_path(tmp_path, 2)]

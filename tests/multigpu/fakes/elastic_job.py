@@ -92,7 +92,9 @@ def work(config, device, control, comm):
     points, rule = Points(folder, rank), rule_of(config, comm)
     part, recorder = role_of(rule, config, comm), Recorder(rank, Path(folder, config.run_name, "log.txt"))
     if rank == 0:
-        Path(folder, config.run_name, "log.txt").touch()
+        log = Path(folder, config.run_name, "log.txt")
+        log.touch()
+        control.log_to(log)
     comm.allgather(Present())
     n = STEPS * part.workers * config.batch_size
     split = Split((Path("none"),), np.array([n]), np.zeros(n, np.int32))

@@ -150,7 +150,9 @@ def work(config, device, control, comm):
     mark(folder / f"worker{rank}", os.getpid())
     points.reach("starting")
     if comm.over_mpi and rank == 0:
-        Path(folder, config.run_name, "log.txt").touch()
+        log = Path(folder, config.run_name, "log.txt")
+        log.touch()
+        control.log_to(log)
     rule, reader = rule_of(config, comm), (folder, rank)
     part = role_of(rule, config, comm)
     n = STEPS * part.workers * config.batch_size

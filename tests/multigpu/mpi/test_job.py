@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from alexnet.run import checkpoint_format
+from alexnet.run.folder import lock
 from alexnet.run.recorder import read_records
 from tests import tiny, tiny_train
 from tests.mpi import Job, needs_mpi
@@ -122,6 +123,10 @@ def test_killed_run_resumes_bit_exactly(data, tmp_path):
             path.unlink()
 
     resumed = {"resume_train": folder, "n_epochs": 9} | common
+    holder = lock(folder)
+    status, errors = train(tmp_path, data, 2, **resumed).finish()
+    os.close(holder)
+    assert status == 2 and f"process {os.getpid()} on " in errors and f" is writing into {folder}" in errors
     assert train(tmp_path, data, 2, **resumed).finish() == (0, "")
     mine, theirs = arrays(folder, 9), arrays(straight, 9)
     for name in theirs:

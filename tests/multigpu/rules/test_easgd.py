@@ -204,7 +204,7 @@ def test_server_without_a_worker_is_refused():
 def test_train_py_records_saves_and_resumes(tmp_path):
     data = tiny.make_data(tmp_path / "set", train=16)        # 2 steps an epoch for each of 2 workers
     first = train_py(3, tmp_path, data=data, run_name="run", rule="easgd", easgd_tau=1, n_epochs=1)
-    assert "all epochs are done after 2 iterations" in first
+    assert "finished 1 epoch (2 iterations)" in first
     folder = tmp_path / "run"
     arrays, metadata = checkpoint_format.load(checkpoint_format.latest(folder))
     assert metadata["position"]["iteration"] == 2 and metadata["workers"] == 2
@@ -214,5 +214,5 @@ def test_train_py_records_saves_and_resumes(tmp_path):
     assert workers == {0: 4, 1: 4}
     assert [record["images"] for record in read_records(folder) if record["kind"] == "validation"] == [10, 10]
     output = train_py(2, tmp_path, resume_train=folder, rule="bsp", n_epochs=3)
-    assert "all epochs are done after 6 iterations" in output
+    assert "finished 3 epochs (6 iterations)" in output
     assert (folder / "learning_curves.png").exists() or any(folder.glob("*.png"))

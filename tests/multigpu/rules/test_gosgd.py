@@ -196,13 +196,13 @@ def test_every_rank_trains_and_validates_its_share():
 def test_train_py_records_saves_and_resumes(tmp_path):
     data = tiny.make_data(tmp_path / "set", train=24)        # 2 steps per epoch for each of 3 workers
     output = train_py(3, tmp_path, data=data, run_name="run", rule="gosgd", update="adadelta", gosgd_p=1, n_epochs=1)
-    assert "all epochs are done after 2 iterations" in output
+    assert "finished 1 epoch (2 iterations)" in output
     folder = tmp_path / "run"
     arrays, metadata = checkpoint_format.load(checkpoint_format.latest(folder))
     assert metadata["position"]["iteration"] == 2 and metadata["workers"] == 3
     assert any(array.any() for name, array in arrays.items() if name.endswith("squared_step"))
     output = train_py(3, tmp_path, resume_train=folder, update="adadelta", n_epochs=2)
-    assert "all epochs are done after 4 iterations" in output
+    assert "finished 2 epochs (4 iterations)" in output
     records = read_records(folder)
     assert [record["iteration"] for record in records if record["kind"] == "train"] == [1, 2, 3, 4]
     assert [record["images"] for record in records if record["kind"] == "validation"] == [10, 10]
