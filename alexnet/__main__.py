@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from alexnet import commands
+from alexnet.native import console
 
 TRAIN = "train"
 
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None for those of the process.
     """
+    console.escape()
     arguments = sys.argv[1:] if arguments is None else arguments
     listed = {TRAIN: "Train a network.", **descriptions()}
     top = argparse.ArgumentParser(

@@ -34,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alexnet.data.dataset import BatchReader, DataError, Request
+from alexnet.native.console import protect
 from alexnet.training.base import Batches
 from multigpu.device import DeviceError, open_device
 from multigpu.launch.process import CONTEXT, describe_exit, end, end_with_parent, set_signal_handlers, start
@@ -103,6 +104,7 @@ def load_batches(pipe: Connection, device_name: str, ring: Ring) -> None:
         device_name: the device that holds the ring's buffers.
         ring: the worker's input buffers.
     """
+    protect()
     set_signal_handlers(signal.SIG_IGN)          # a SIGTERM to the process group is handled by the worker
     end_with_parent()
     try:

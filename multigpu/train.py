@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alexnet.config import Config, ConfigError, load_config
 from alexnet.data.dataset import DataError
+from alexnet.native.console import protect
 from alexnet.run.checkpoint_format import CheckpointError, snapshots
 from multigpu.launch.launcher import WorkFunction, launch
 from multigpu.mpi.rank_wrapper import wrap_rank
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str], entry: WorkFunction | None = None) -> int:
         arguments: without the program's name.
         entry: the function that each worker runs; None: multigpu.worker.work.
     """
+    protect()
     if started_by_mpi():
         if is_elastic(arguments):
             wrap_rank()

@@ -10,6 +10,7 @@ from alexnet.data.batch_file import DataError, name_of
 from alexnet.data.dataset import open_dataset
 from alexnet.data.image_listing import find_images
 from alexnet.data.progress import Progress
+from alexnet.native.console import protect
 from alexnet.native.cores import cores
 from preprocess.batches import Settings, make_batches
 from preprocess.synthetic import BATCH, TRAIN, VALIDATION, make_synthetic
@@ -111,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None for those of the process.
     """
+    protect()
     parsed = parser().parse_args(arguments)
     try:
         return parsed.run(parsed)

@@ -192,7 +192,7 @@ def find_beside(
 def read_ground_truth(path: Path) -> list[int]:
     """Return the class ids of ILSVRC's ground-truth file, one integer per line."""
     try:
-        return [int(line) for line in path.read_text().split()]
+        return [int(line) for line in path.read_text("utf-8").split()]
     except (OSError, ValueError) as error:
         raise DataError(f"{name_of(path)} is not one class id per line: {one_line(error)}") from error
 
@@ -207,7 +207,7 @@ def read_synsets(path: Path) -> Synsets:
             from alexnet.data.ilsvrc_devkit import read_meta  # scipy imports in 0.1 s and is rarely needed
 
             return read_meta(path)
-        fields = [line.split(maxsplit=2) for line in path.read_text().splitlines() if line.strip()]
+        fields = [line.split(maxsplit=2) for line in path.read_text("utf-8").splitlines() if line.strip()]
         pairs = [(f[:2] if f[0].isdigit() else f[1::-1], f[2] if len(f) > 2 else "") for f in fields]
         return {int(number): (wnid, words) for (number, wnid), words in pairs}
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:

@@ -234,7 +234,7 @@ def _compile(command: list[str], source: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic.replacing(path, unique=True) as library:
         text = library.with_suffix(".c")
-        text.write_text(source)
+        text.write_text(source, encoding="utf-8")
         command = [*command, os.fspath(text), "-o", os.fspath(library), "-lm"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -276,5 +276,5 @@ def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return f"{platform.machine()} {platform.processor()}"
-    lines = cpuinfo.read_text().split("\n\n")[0].splitlines()
+    lines = cpuinfo.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features", "CPU ")))

@@ -61,7 +61,7 @@ class RunRecorder(Recorder):
         self._open()
 
     def _open(self) -> None:
-        self.text = (self.folder / "log.txt").open("a", encoding="utf-8")
+        self.text = (self.folder / "log.txt").open("a", encoding="utf-8", errors="backslashreplace")
         self.lines = (self.folder / LINES).open("a", encoding="utf-8")
         self.tables = {kind: CsvTable(self.folder, kind, fields) for kind, fields in FIELDS.items()}
 

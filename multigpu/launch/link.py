@@ -1,7 +1,6 @@
 """The connection between a worker and its launcher: the worker receives stop orders and sends failure reports."""
 
 import os
-import signal
 import threading
 from abc import ABC, abstractmethod
 from contextlib import suppress
@@ -10,7 +9,7 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import NamedTuple
 
-from multigpu.launch.process import parent_pid, set_signal_handlers
+from multigpu.launch.process import FORWARDED, parent_pid, set_signal_handlers
 
 
 class Order(Enum):
@@ -78,7 +77,7 @@ class LauncherLink(JobLink):
             self._pipe.send(Failed(message, status, caused_by_peer))
 
     def _forward_sigterm(self, number: int, frame: FrameType | None) -> None:
-        os.kill(self._launcher, signal.SIGTERM)
+        os.kill(self._launcher, FORWARDED)     # not SIGTERM: it may be seconds late, and is no second request
 
     def _receive_orders(self) -> None:
         try:

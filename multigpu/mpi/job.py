@@ -9,6 +9,7 @@ Rank 0 resolves the settings, prints and saves.  It starts the monitor of the jo
 | all ranks end normally                         |                                           | 0             |
 | invalid settings or files                      | one message                               | 2             |
 | SIGINT, SIGTERM or SIGUSR1 to any rank         | all finish the same step, save and end    | 130, 143, 138 |
+| SIGHUP, unless it is ignored, to any rank      | the same; but it ends mpiexec: use nohup  | 129           |
 | - again, a second later                        | the job is ended at once                  | 130, 143, 138 |
 | a rank dies, fails or hangs                    | one message names it; the job is ended    | not 0         |
 | mpiexec is killed                              | ranks and loaders are killed              |               |
@@ -39,15 +40,17 @@ from typing import NamedTuple
 
 from alexnet.config.schema import Config, ConfigError
 from alexnet.data.dataset import DataError
+from alexnet.native.console import say, write_now
 from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.training.loop import Diverged
 from multigpu.communicator import DesyncError, PeerDied
 from multigpu.device import DeviceError
-from multigpu.failure.heartbeat import HeartbeatClient, print_now
+from multigpu.failure.heartbeat import HeartbeatClient
 from multigpu.failure.protocol import Failure, JobSettings
 from multigpu.launch.launcher import WorkFunction
 from multigpu.launch.link import JobLink
-from multigpu.launch.process import SIGNAL_DEBOUNCE, SIGNALS
+from multigpu.launch.process import SIGNAL_DEBOUNCE, SIGNALS, stop_signals
+from multigpu.launch.signals import stop_notice
 from multigpu.loader import LoaderDied
 from multigpu.mpi import tcp
 from multigpu.mpi.communicator import MPI, MpiCommunicator, end_without_finalize, leave_no_files
@@ -88,8 +91,7 @@ def run(settle: Callable[[], Config], entry: WorkFunction | None = None) -> int:
     if monitor is not None and heartbeat.complete:
         monitor.wait()
     if status and comm.rank == 0:
-        print(f"train.py: {error}" if error else f"stopped by {signal.Signals(status - 128).name}", file=sys.stderr,
-              flush=True)
+        say(f"train.py: {error}" if error else f"stopped by {signal.Signals(status - 128).name}")
     if not heartbeat.complete:
         end_without_finalize(status)
     if status:
@@ -104,7 +106,7 @@ def start_heartbeat(comm: MpiCommunicator) -> tuple[subprocess.Popen[bytes] | No
     try:
         return monitor, HeartbeatClient(comm, tcp.connect(*address))
     except ConnectionError as error:             # the monitor would not notice a failure of this rank
-        print_now(f"rank {comm.rank} on {comm.hosts[comm.rank]} cannot reach the job's monitor on {comm.hosts[0]} over "
+        write_now(f"rank {comm.rank} on {comm.hosts[comm.rank]} cannot reach the job's monitor on {comm.hosts[0]} over "
                   f"TCP: {error}")
         MPI.COMM_WORLD.Abort(1)
         raise
@@ -114,7 +116,7 @@ def start_monitor(size: int) -> tuple[subprocess.Popen[bytes], int, bytes]:
     """Start the monitor of `size` ranks in its own session, with signals blocked; return it, its port and its key."""
     key = secrets.token_bytes(32)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [*SIGNALS, signal.SIGHUP])
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         with socket.create_server(("", 0), backlog=size) as listener:
             port = listener.getsockname()[1]
@@ -185,19 +187,19 @@ def failure_of(error: BaseException) -> Failure:
     for kind, status in STATUS_OF.items():
         if isinstance(error, kind):
             return Failure(str(error), status)
-    print_now("".join(traceback.format_exception(error)).rstrip("\n"))
+    write_now("".join(traceback.format_exception(error)).rstrip("\n"))
     return Failure(f"ended by {type(error).__name__}: {error}")
 
 
 class MpiLink(JobLink):
-    """The counterpart of multigpu.launch.link.LauncherLink in an MPI job; it installs handlers for SIGNALS."""
+    """The counterpart of multigpu.launch.link.LauncherLink in an MPI job; it installs handlers for the stop signals."""
 
     def __init__(self, heartbeat: HeartbeatClient, comm: MpiCommunicator) -> None:
         self.heartbeat = heartbeat
         self._comm = comm
         self._signal: int | None = None          # the first one received
         self._received = 0.0                     # its time
-        for number in SIGNALS:
+        for number in stop_signals():
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -205,6 +207,8 @@ class MpiLink(JobLink):
         if self._signal is None:
             self._signal = number
             self._received = now
+            if self._comm.rank == 0:
+                write_now(stop_notice(number))
         elif now - self._received >= SIGNAL_DEBOUNCE:
             reason = f"killed by a second {signal.Signals(number).name}, without saving"
             is_client = self._comm.elastic and self._comm.rank > 0

@@ -44,7 +44,7 @@ class Reader:
 
     def read(self, request, out):
         start = request.segments[0].start
-        with open(self.log, "a") as log:
+        with open(self.log, "a", encoding="utf-8") as log:
             print(start, os.environ.get("OMP_NUM_THREADS"), file=log)
         time.sleep(self.reading)
         if start >= UNREADABLE:

@@ -11,6 +11,7 @@ import pytest
 
 from alexnet.run import checkpoint_format
 from alexnet.run.recorder import read_records
+from multigpu.launch.signals import stop_notice
 from tests import tiny, tiny_train
 from tests.mpi import Job, needs_mpi
 from tests.multigpu.fakes import several_workers
@@ -57,7 +58,7 @@ def test_signal_to_one_rank_stops_all_after_same_step(tmp_path, number):
     rank = int((tmp_path / "runs" / "worker1").read_text())
     os.kill(rank, number)
     status, errors = job.finish()
-    assert (status, errors) == (128 + number, f"stopped by {number.name}\n")
+    assert (status, errors) == (128 + number, f"{stop_notice(number)}\nstopped by {number.name}\n")
     assert (tmp_path / "runs" / "saved0").read_text() == (tmp_path / "runs" / "saved1").read_text()
 
 
