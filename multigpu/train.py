@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alexnet.config import Config, ConfigError, load_config
 from alexnet.data.dataset import DataError
+from alexnet.native.atomic import reason
 from alexnet.native.console import protect
 from alexnet.run.checkpoint_format import CheckpointError, snapshots
 from multigpu.launch.launcher import WorkFunction, launch
@@ -37,6 +38,9 @@ def main(arguments: Sequence[str], entry: WorkFunction | None = None) -> int:
         config = settings_of_run(arguments)
     except (ConfigError, DataError, CheckpointError) as error:
         print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"train.py: {reason(error)}", file=sys.stderr)
         return 2
     return launch(config, entry)
 

@@ -12,20 +12,24 @@ from typing import NamedTuple
 import numpy as np
 
 from alexnet.config import Config, check_sections, dump
-from alexnet.data.dataset import Dataset, open_dataset
+from alexnet.data.dataset import DataError, Dataset, open_dataset
 from alexnet.models import Model, model_class
 from alexnet.native import compiler
+from alexnet.native.atomic import reason
 from alexnet.pretrained.initialization import Start, find_start
-from alexnet.run import checkpoint
+from alexnet.run import checkpoint, checkpoint_format
+from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.run.recorder import RunRecorder, WorkerRecorder
 from alexnet.training.base import Recorder
-from alexnet.training.loop import Diverged, Position, Run
+from alexnet.training.loop import Diverged, InputLost, Position, Run
 from alexnet.training.network import Network, backend_of, build_model, build_network
-from multigpu.communicator import Communicator
+from multigpu.communicator import Communicator, DesyncError, PeerDied
 from multigpu.device import Device, DeviceError, open_device
 from multigpu.launch.link import JobLink
 from multigpu.loader import ParallelBatches, SerialBatches, WorkerBatches
 from multigpu.rules import role_of, rule_of
+
+SAVE_TIMEOUT = 300.0                             # seconds to finish a step and save after the loader has died
 
 
 class Present(NamedTuple):
@@ -77,18 +81,26 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
             (folder / "config.yaml").write_text(dump(without_placement(config)), encoding="utf-8")
         stack.enter_context(recorder)
         stack.enter_context(log_warnings(recorder))
-        batches = stack.enter_context(open_batches(config, model, data, device, link))
+        stack.enter_context(naming_the_last_checkpoint(folder))
+        batches = stack.enter_context(open_batches(config, model, data, device, link, recorder))
         log_run(recorder, config, data, device, folder)
         network = build_network(config, model, data.mean, role.worker, device.name)
+        if comm.rank == 0:
+            checkpoint.check_room(folder, network, config, recorder.warn)
+        if recorder.failure:
+            raise recorder.failure
         position = initialize(start, network, config, recorder, role.workers)
         del start                                # the network now owns its arrays
         compile_functions(network, recorder, config.batch_size, role.functions)
         synchronizer = stack.enter_context(rule.connect(config, network, device, comm, recorder, position.iteration))
         if comm.rank == 0:
             save = partial(save_and_plot, folder, network, data, config, recorder)
-        run = Run(config, network, data, batches, synchronizer, recorder, save, link.stop_requested, role.worker)
-        with naming_the_last_checkpoint(folder):
-            position = synchronizer.run(run, position)
+        rescue = partial(rescue_state, folder, network, data, config)
+        stopping = partial(has_to_stop, link, recorder)
+        run = Run(config, network, data, batches, synchronizer, recorder, save, stopping, role.worker, rescue)
+        position = synchronizer.run(run, position)
+        if recorder.failure:
+            raise recorder.failure               # all is saved, unless the disk is full
         watch.close()                            # from here on an exiting rank has completed its work
         finished = "all epochs are done" if position.epoch == config.n_epochs else "stopped and saved"
         recorder.log(f"{finished} after {position.iteration} iterations; see {folder}")
@@ -126,7 +138,20 @@ def log_warnings(recorder: Recorder) -> Iterator[None]:
         yield
 
 
-def open_batches(config: Config, model: Model, data: Dataset, device: Device, link: JobLink) -> WorkerBatches:
+def has_to_stop(link: JobLink, recorder: Recorder) -> bool:
+    """Return whether to finish the step, save and end: a stop was requested, or a record could not be written."""
+    return link.stop_requested() or recorder.failure is not None
+
+
+def report_after_saving(link: JobLink, message: str) -> None:
+    """Report a dead loader if the worker, which saves at its next reading, has not ended by then."""
+    time.sleep(SAVE_TIMEOUT)
+    link.report(message)
+
+
+def open_batches(
+    config: Config, model: Model, data: Dataset, device: Device, link: JobLink, recorder: Recorder
+) -> WorkerBatches:
     """Return how this run reads its batches: in a loader process beside the worker, or in the worker itself."""
     size = model.image_size
     channels, rows, columns = data.mean.shape if config.use_data_layer else (data.mean.shape[0], size, size)
@@ -135,7 +160,10 @@ def open_batches(config: Config, model: Model, data: Dataset, device: Device, li
     arguments = data.mean, size
     if not config.para_load:
         return SerialBatches(arguments, shape, dtype)
-    return ParallelBatches(arguments, shape, dtype, config.slots, device=device, on_death=link.report)
+    return ParallelBatches(
+        arguments, shape, dtype, config.slots, device=device, on_death=partial(report_after_saving, link),
+        on_stall=recorder.warn, stopping=link.stopping,
+    )
 
 
 def log_run(recorder: Recorder, config: Config, data: Dataset, device: Device, folder: Path) -> None:
@@ -195,12 +223,19 @@ def save_and_plot(
             plots.filters(filters.get_value(borrow=True), folder / "filters.png")
 
 
+def rescue_state(folder: Path, network: Network, data: Dataset, config: Config, position: Position) -> None:
+    """Write the checkpoint of `position` from any worker, unless it exists or no step has been done."""
+    if position.iteration and not checkpoint_format.snapshot_path(folder, position.iteration).exists():
+        checkpoint.save(folder, position, network, data, config)
+
+
 @contextmanager
 def naming_the_last_checkpoint(folder: Path) -> Iterator[None]:
-    """Add the newest checkpoint to the message of a Diverged error."""
+    """Add the newest checkpoint to the message of an error that ends the run."""
     try:
         yield
-    except Diverged as error:
+    except (Diverged, DataError, InputLost, CheckpointError, DesyncError, PeerDied, OSError) as error:
         saved = checkpoint.newest(folder)
         rest = f"the last good checkpoint is {saved}" if saved else "no checkpoint was saved before"
-        raise Diverged(f"{error}; {rest}") from error
+        kind = OSError if isinstance(error, OSError) else type(error)
+        raise kind(f"{reason(error) if isinstance(error, OSError) else error}; {rest}") from error

@@ -7,10 +7,7 @@ an escape such as \\xd7.
 import io
 import os
 import sys
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+from typing import Any, TextIO
 
 ESCAPED = "backslashreplace"
 CLEAR_LINE = "\r\x1b[K"
@@ -19,7 +16,7 @@ CLEAR_LINE = "\r\x1b[K"
 class TolerantFile(io.FileIO):
     """A file descriptor for writing that drops what cannot be written, for example after `| head` has exited."""
 
-    def write(self, data: "ReadableBuffer") -> int:
+    def write(self, data: Any) -> int:
         """Write bytes; return their number, also if they were dropped."""
         try:
             written = super().write(data)

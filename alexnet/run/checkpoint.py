@@ -7,6 +7,8 @@ The random streams are counter based, so the position determines their state. On
 """
 
 import platform
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +52,24 @@ def save(folder: str | Path, position: Position, network: Network, data: Dataset
     }
     checkpoint_format.save(checkpoint_format.snapshot_path(folder, position.iteration), arrays, metadata)
     checkpoint_format.prune(folder, config.keep_snapshots)
+
+
+def check_room(folder: str | Path, network: Network, config: Config, warn: Callable[[str], None]) -> None:
+    """Warn if the disk has no room for keep_snapshots + 1 checkpoints: one is written before the oldest is removed.
+
+    Raises:
+        CheckpointError: there is no room for one.
+    """
+    size = sum(array.nbytes for array in network.get_state().values()) + network.mean.nbytes
+    present = sum(path.stat().st_size for path in checkpoint_format.snapshots(folder))
+    free = shutil.disk_usage(folder).free
+    count = (config.keep_snapshots or 1) + 1
+    numbers = f"{folder} has {free / 1e6:,.0f} MB free, and a checkpoint of this network takes {size / 1e6:,.0f} MB"
+    remedy = "free some space or choose another folder with output="
+    if free < size:
+        raise CheckpointError(f"{numbers}: {remedy}")
+    if free + present < count * size:
+        warn(f"{numbers}, so there is no room for {count} of them (keep_snapshots + 1): {remedy}")
 
 
 def newest(folder: str | Path) -> Path | None:

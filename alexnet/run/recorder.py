@@ -12,12 +12,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from alexnet.native.atomic import replacing
+from alexnet.native.atomic import naming, replacing
 from alexnet.training.base import Record, Recorder
 from alexnet.training.timing import LAP, SECTIONS, TIMES, Lap
 
@@ -67,10 +68,9 @@ class RunRecorder(Recorder):
 
     def close(self) -> None:
         """Close the files and the bar. A new RunRecorder of the same folder can append more records."""
-        self.text.close()
-        self.lines.close()
-        for table in self.tables.values():
-            table.close()
+        for close in (self.text.close, self.lines.close, *(table.close for table in self.tables.values())):
+            with self._keeping_failure():        # a full disk: closing writes what is left
+                close()
         if self.bar is not None:
             self.bar.close()
             self.bar = None
@@ -147,9 +147,21 @@ class RunRecorder(Recorder):
     def _write(self, kind: str, values: Mapping[str, Any]) -> None:
         record = {"kind": kind, **finite(values), "at": now()}
         row = self.tables[kind].row(record)
-        self.lines.write(json.dumps(record, allow_nan=False) + "\n")
-        self.lines.flush()
-        self.tables[kind].append(row)
+        if self.failure:                         # after an incomplete line no record may follow
+            return
+        with self._keeping_failure(), naming(self.folder / LINES):
+            self.lines.write(json.dumps(record, allow_nan=False) + "\n")
+            self.lines.flush()
+        with self._keeping_failure(), naming(self.folder / f"{kind}.csv"):
+            self.tables[kind].append(row)
+
+    @contextmanager
+    def _keeping_failure(self) -> Iterator[None]:
+        """Store the first OSError in `failure` instead of raising it, so that training can be saved before it ends."""
+        try:
+            yield
+        except OSError as error:
+            self.failure = self.failure or error
 
     def truncate(self, iteration: int, epochs: int | None = None) -> None:
         """See Recorder. An incomplete last line of records.jsonl is removed, too."""
@@ -176,8 +188,9 @@ class RunRecorder(Recorder):
 
     def log(self, message: str, screen: bool = True) -> None:
         """Write a line with the time to log.txt, and print it without the time if `screen`."""
-        self.text.write(f"{now()} {message}\n")
-        self.text.flush()
+        with self._keeping_failure(), naming(self.folder / "log.txt"):
+            self.text.write(f"{now()} {message}\n")
+            self.text.flush()
         if screen and self.bar is not None:
             self.bar.write(message, file=self.stream)
         elif screen:

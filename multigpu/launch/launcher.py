@@ -21,21 +21,22 @@ from contextlib import suppress
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import NamedTuple
 
 from alexnet.config.schema import Config, ConfigError
 from alexnet.data.dataset import DataError
+from alexnet.native.atomic import reason
 from alexnet.native.console import protect, say
 from alexnet.native.cores import cores
-from alexnet.run.checkpoint_format import CheckpointError
-from alexnet.training.loop import Diverged
+from alexnet.run.checkpoint_format import CheckpointError, snapshots
+from alexnet.training.loop import Diverged, InputLost
 from multigpu.communicator import Communicator, DesyncError, PeerDied, PipeCommunicator
 from multigpu.device import DeviceError
 from multigpu.launch.link import Failed, JobLink, LauncherLink, Order
 from multigpu.launch.process import CONTEXT, describe_exit, end, pipes_between, start
 from multigpu.launch.rendezvous import Pipes, Placement, Stopped, rendezvous
 from multigpu.launch.signals import Signals, stop_notice
-from multigpu.loader import LoaderDied
 
 STOP_TIMEOUT = 2.0                               # seconds that workers get to stop after another has died
 CAUSE_TIMEOUT = 1.0                              # seconds to wait for the death that a worker's failure is due to
@@ -52,11 +53,15 @@ class Worker(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a run ends: exit status, optional message, and seconds until the remaining workers are killed."""
+    """How a run ends: exit status, optional message, and seconds until the remaining workers are killed.
+
+    lost: whether the steps since the last checkpoint are lost.
+    """
 
     status: int
     message: str | None = None
     timeout: float = STOP_TIMEOUT
+    lost: bool = False
 
 
 def launch(config: Config, entry: WorkFunction | None = None) -> int:
@@ -82,8 +87,17 @@ def launch(config: Config, entry: WorkFunction | None = None) -> int:
         finally:
             end_all(workers, 0)
     if outcome.message:
-        say(outcome.message)
+        say(with_checkpoint(outcome, config))
     return outcome.status
+
+
+def with_checkpoint(outcome: Outcome, config: Config) -> str:
+    """Return the message of an Outcome; if steps are lost, it names the last checkpoint, if no worker has done so."""
+    message = outcome.message or ""
+    if not outcome.lost or "checkpoint" in message or config.run_name is None:   # rank 0 names a run started by hand
+        return message
+    newest = next(iter(snapshots(Path(config.output, config.run_name))), None)
+    return f"{message}; the last checkpoint is {newest}" if newest else f"{message}; no checkpoint was saved before"
 
 
 def placements(config: Config) -> list[tuple[Placement, Pipes | None]]:
@@ -125,12 +139,15 @@ def run_worker(
     except (CheckpointError, ConfigError, DataError, DeviceError) as error:
         link.report(str(error), status=2)
         sys.exit(2)
-    except (LoaderDied, Diverged, DesyncError) as error:
+    except (InputLost, Diverged, DesyncError) as error:
         link.report(str(error))
         sys.exit(1)
     except PeerDied as error:
         link.report(str(error), caused_by_peer=True)
         sys.exit(1)
+    except OSError as error:                     # of the run's own files, for example a full disk
+        link.report(reason(error), status=2)
+        sys.exit(2)
     except Stopped:                              # stopped during the rendezvous; there is nothing to save
         return
 
@@ -153,14 +170,15 @@ def monitor(workers: Sequence[Worker], signals: Signals) -> Outcome:
             break
         if signals.reader in ready and (received := signals.receive()):
             if stop is not None:
-                return Outcome(128 + received, f"killed by a second {received.name}, without saving", timeout=0)
+                message = f"killed by a second {received.name}, without saving"
+                return Outcome(128 + received, message, timeout=0, lost=True)
             stop = received
             request_stop(running)
             say(stop_notice(received))
             signals.handled()
         if failure := first_failure(running, ready, reported):
             worker, failed = failure
-            outcome = Outcome(failed.status, failed.message)
+            outcome = Outcome(failed.status, failed.message, lost=failed.status == 1)
             if not failed.caused_by_peer:
                 return outcome
             held_back = held_back or outcome

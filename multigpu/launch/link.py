@@ -40,6 +40,10 @@ class JobLink(ABC):
         """Return whether to finish the step, save and end; called after each step."""
 
     @abstractmethod
+    def stopping(self) -> bool:
+        """Return the same at any time, while this worker waits; it does not count as progress."""
+
+    @abstractmethod
     def report(self, message: str, status: int = 1, caused_by_peer: bool = False) -> None:
         """Report a failure, from any thread; this worker, and with most rules the whole job, ends within seconds.
 
@@ -70,6 +74,9 @@ class LauncherLink(JobLink):
         threading.Thread(target=self._receive_orders, name="launcher link", daemon=True).start()
 
     def stop_requested(self) -> bool:
+        return self._stop
+
+    def stopping(self) -> bool:
         return self._stop
 
     def report(self, message: str, status: int = 1, caused_by_peer: bool = False) -> None:

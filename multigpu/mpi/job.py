@@ -40,6 +40,7 @@ from typing import NamedTuple
 
 from alexnet.config.schema import Config, ConfigError
 from alexnet.data.dataset import DataError
+from alexnet.native.atomic import reason
 from alexnet.native.console import say, write_now
 from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.training.loop import Diverged
@@ -57,7 +58,7 @@ from multigpu.mpi.communicator import MPI, MpiCommunicator, end_without_finalize
 from multigpu.mpi.placement import place_rank
 from multigpu.rules import rule_of
 
-STATUS_OF = {CheckpointError: 2, ConfigError: 2, DataError: 2, DeviceError: 2, Diverged: 1, DesyncError: 1}
+STATUS_OF = {CheckpointError: 2, ConfigError: 2, DataError: 2, DeviceError: 2, Diverged: 1, DesyncError: 1, OSError: 2}
 
 
 class JobConfig(NamedTuple):
@@ -166,6 +167,8 @@ def settle_at_rank_0(settle: Callable[[], Config], comm: MpiCommunicator) -> Job
             settled = JobConfig(config, None)
         except (ConfigError, DataError, CheckpointError) as error:
             settled = JobConfig(None, str(error))
+        except OSError as error:
+            settled = JobConfig(None, reason(error))
     return comm.allgather(settled)[0]
 
 
@@ -186,7 +189,7 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(str(error), caused_by_peer=True)
     for kind, status in STATUS_OF.items():
         if isinstance(error, kind):
-            return Failure(str(error), status)
+            return Failure(reason(error) if isinstance(error, OSError) else str(error), status)
     write_now("".join(traceback.format_exception(error)).rstrip("\n"))
     return Failure(f"ended by {type(error).__name__}: {error}")
 
@@ -221,6 +224,9 @@ class MpiLink(JobLink):
     def stop_requested(self) -> bool:
         """Return whether to finish the step, save and end. It is called after each step and counts as progress."""
         self._comm.progress()
+        return self._signal is not None
+
+    def stopping(self) -> bool:
         return self._signal is not None
 
     def report(self, message: str, status: int = 1, caused_by_peer: bool = False) -> None:
