@@ -1,6 +1,7 @@
 """One rank of a training: opens device and data, starts its loader, compiles the network, runs the training loop."""
 
 import gc
+import logging
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -214,13 +215,22 @@ def save_and_plot(
     folder: Path, network: Network, data: Dataset, config: Config, recorder: Recorder, position: Position
 ) -> None:
     """Write the checkpoint, the learning curves and the filters of the first layer."""
-    from alexnet import plots  # importing matplotlib would delay the first step by 0.4 s
-
     with recorder.paused():
         checkpoint.save(folder, position, network, data, config)
-        plots.learning_curves(folder)
-        if (filters := network.state.get("conv1.W")) is not None:
-            plots.filters(filters.get_value(borrow=True), folder / "filters.png")
+        try:
+            plot(folder, network)
+        except OSError as error:                 # the checkpoint is what matters
+            recorder.warn(f"the curves and filters cannot be drawn: {reason(error)}")
+
+
+def plot(folder: Path, network: Network) -> None:
+    """Draw the learning curves and the filters of the first layer."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)      # it would warn of an unwritable HOME with each run
+    from alexnet import plots  # importing matplotlib would delay the first step by 0.4 s
+
+    plots.learning_curves(folder)
+    if (filters := network.state.get("conv1.W")) is not None:
+        plots.filters(filters.get_value(borrow=True), folder / "filters.png")
 
 
 def rescue_state(folder: Path, network: Network, data: Dataset, config: Config, position: Position) -> None:
