@@ -20,7 +20,7 @@ from alexnet.native.atomic import reason
 from alexnet.pretrained.initialization import Start, find_start
 from alexnet.run import checkpoint, checkpoint_format
 from alexnet.run.checkpoint_format import CheckpointError
-from alexnet.run.recorder import RunRecorder, WorkerRecorder
+from alexnet.run.recorder import Plan, RunRecorder, WorkerRecorder
 from alexnet.training.base import Recorder
 from alexnet.training.loop import Diverged, InputLost, Position, Run
 from alexnet.training.network import Network, backend_of, build_model, build_network
@@ -78,11 +78,12 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         recorder: Recorder = WorkerRecorder(comm.rank)
         save = do_not_save
         if comm.rank == 0:
-            recorder = RunRecorder(folder, config.print_freq, n_iterations)
+            validates = len(data.validation.plan(config.batch_size, keep_last=True)) if config.validation else 0
+            plan = Plan(config.n_epochs, steps_of_epoch, validates)
+            recorder = RunRecorder(folder, config.print_freq, n_iterations, plan=plan)
             (folder / "config.yaml").write_text(dump(without_placement(config)), encoding="utf-8")
         stack.enter_context(recorder)
         stack.enter_context(log_warnings(recorder))
-        stack.enter_context(naming_the_last_checkpoint(folder))
         batches = stack.enter_context(open_batches(config, model, data, device, link, recorder))
         log_run(recorder, config, data, device, folder)
         network = build_network(config, model, data.mean, role.worker, device.name)
@@ -99,9 +100,10 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         rescue = partial(rescue_state, folder, network, data, config)
         stopping = partial(has_to_stop, link, recorder)
         run = Run(config, network, data, batches, synchronizer, recorder, save, stopping, role.worker, rescue)
-        position = synchronizer.run(run, position)
-        if recorder.failure:
-            raise recorder.failure               # all is saved, unless the disk is full
+        with naming_the_last_checkpoint(folder):
+            position = synchronizer.run(run, position)
+            if recorder.failure:
+                raise recorder.failure           # all is saved, unless the disk is full
         watch.close()                            # from here on an exiting rank has completed its work
         finished = "all epochs are done" if position.epoch == config.n_epochs else "stopped and saved"
         recorder.log(f"{finished} after {position.iteration} iterations; see {folder}")

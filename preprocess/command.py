@@ -43,10 +43,10 @@ def verify(arguments: argparse.Namespace) -> int:
     listed = checks(out)
     progress = Progress("verify", sum(check.images for check in listed))
     findings: dict[Check, Finding] = {}
-    for check, finding in results(examine, listed, arguments.workers):
-        progress.add(check.images)
-        findings[check] = finding
-    progress.close()
+    with progress:
+        for check, finding in results(examine, listed, arguments.workers):
+            progress.add(check.images)
+            findings[check] = finding
     if messages := faults(out, findings):
         print("\n".join(messages), file=sys.stderr)
         return 1

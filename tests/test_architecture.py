@@ -50,7 +50,6 @@ HOMES = {
     "hickle": ("alexnet/data/batch_file.py",),
     "safetensors": ("alexnet/run/checkpoint_format.py",),
     "matplotlib": ("alexnet/plots",),
-    "tqdm": ("alexnet/run/recorder.py", "alexnet/data/progress.py"),
     "PIL": ("alexnet/data/images.py", "preprocess"),
     "scipy": ("alexnet/data/ilsvrc_devkit.py",),
     "google": ("alexnet/pretrained/protobuf.py",),

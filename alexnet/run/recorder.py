@@ -14,10 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
-from tqdm import tqdm
-
+from alexnet.data.progress import StatusLine, duration
 from alexnet.native.atomic import naming, replacing
 from alexnet.training.base import Record, Recorder
 from alexnet.training.timing import LAP, SECTIONS, TIMES, Lap
@@ -33,7 +32,15 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 LINES = "records.jsonl"
 AVERAGED = ("cost", "top1_error", "images", "seconds", *SECTIONS)        # figures on the screen
-BAR = "{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+FORWARD = 1 / 3                                  # time of a validation batch in training steps, until it is measured
+
+
+class Plan(NamedTuple):
+    """What a run does, for the remaining time: epochs, steps of a worker in an epoch, batches of a validation."""
+
+    n_epochs: int
+    steps_of_epoch: int
+    validation_batches: int
 
 
 class RunRecorder(Recorder):
@@ -43,21 +50,24 @@ class RunRecorder(Recorder):
         folder: folder of the run, created if it does not exist; new records are appended to existing ones.
         print_freq: iterations between two log lines, and the window of the displayed averages.
         total_iterations: of the whole run, for the remaining time; None if unknown.
-        stream: where progress is printed, as a bar on a terminal, else as plain lines.
+        plan: of the run, for the number of epochs and the remaining time with validation; None if unknown.
+        stream: where progress is printed, as a status line on a terminal, else as plain lines.
         clock: () -> seconds.
     """
 
     def __init__(
         self, folder: str | Path, print_freq: int = 20, total_iterations: int | None = None,
-        stream: TextIO | None = None, clock: Callable[[], float] = time.perf_counter,
+        stream: TextIO | None = None, clock: Callable[[], float] = time.perf_counter, plan: Plan | None = None,
     ):
         super().__init__(clock)
+        self.plan = plan
         self.folder = Path(folder)
         self.print_freq = print_freq
         self.total = total_iterations
         self.stream = stream or sys.stdout
         self.window: deque[Record] = deque(maxlen=print_freq)
-        self.bar: Any = None
+        self.line = StatusLine(self.stream) if self.stream.isatty() else None
+        self.validation_seconds: float | None = None     # of the last validation
         self.folder.mkdir(parents=True, exist_ok=True)
         self._open()
 
@@ -67,13 +77,12 @@ class RunRecorder(Recorder):
         self.tables = {kind: CsvTable(self.folder, kind, fields) for kind, fields in FIELDS.items()}
 
     def close(self) -> None:
-        """Close the files and the bar. A new RunRecorder of the same folder can append more records."""
+        """Close the files and erase the status line. A new RunRecorder of the same folder can append more records."""
         for close in (self.text.close, self.lines.close, *(table.close for table in self.tables.values())):
             with self._keeping_failure():        # a full disk: closing writes what is left
                 close()
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        if self.line is not None:
+            self.line.close()
 
     # ---- records
 
@@ -96,16 +105,15 @@ class RunRecorder(Recorder):
         self._write("train", record)
         self.window.append(record)
         if iteration % self.print_freq == 0:
-            self.log(self._progress(), screen=not self.stream.isatty())
-        if self.stream.isatty():
-            self._advance(iteration)
+            self.log(self._progress(), screen=self.line is None)
+        self._show("training", epoch, 1 - (math.ceil(epoch) - epoch))
 
     def epoch(
         self, *, epoch: int, iteration: int, cost: float, top1_error: float, top5_error: float, learning_rate: float,
         images: int,
     ) -> None:
         """See Recorder. A line is logged."""
-        seconds = self.elapsed()
+        seconds = self.validation_seconds = self.elapsed()
         self._write("validation", {
             "iteration": iteration,
             "epoch": epoch,
@@ -134,7 +142,7 @@ class RunRecorder(Recorder):
         self._write("speed", position | mean | {"slowest": max(times["seconds"] for times in scaled)})
         split = ", ".join(f"{section} {mean[section]:.2f}" for section in SECTIONS)
         workers = f"{n} workers" if n > 1 else "1 worker"
-        self.log(f"{LAP:,} images in {mean['seconds']:.2f} s: {split} ({workers})", screen=not self.stream.isatty())
+        self.log(f"{LAP:,} images in {mean['seconds']:.2f} s: {split} ({workers})", screen=self.line is None)
 
     def record(self, kind: str, **values: float | None) -> None:
         """See Recorder. The CSV file of the kind is created with its first record."""
@@ -191,8 +199,8 @@ class RunRecorder(Recorder):
         with self._keeping_failure(), naming(self.folder / "log.txt"):
             self.text.write(f"{now()} {message}\n")
             self.text.flush()
-        if screen and self.bar is not None:
-            self.bar.write(message, file=self.stream)
+        if screen and self.line is not None:
+            self.line.write(message)
         elif screen:
             print(message, file=self.stream, flush=True)
 
@@ -205,18 +213,47 @@ class RunRecorder(Recorder):
         left = ""
         if self.total:
             total = f" of {self.total}"
-            left = f", {tqdm.format_interval(mean['seconds'] * (self.total - last['iteration']))} left"
+            left = f", {duration(self._seconds_left())} left"
         worker = "" if last["worker"] is None else f"worker {last['worker']}, "
         return (
             f"{worker}iteration {last['iteration']}{total}, epoch {last['epoch']:.2f}: {self._figures()} for the "
             f"loader; time per 20 iterations: {20 * mean['seconds']:.2f} s ({times}){left}"
         )
 
-    def _figures(self) -> str:
-        """Return cost, error, speed and the share of time spent waiting for the loader, as means.
+    def phase(self, name: str, share: float | None = None) -> None:
+        """See Recorder."""
+        if self.window:
+            self._show(name, self.window[-1]["epoch"], share)
 
-        The text is short because it must fit into 80 columns together with the bar.
+    def _show(self, phase: str, epoch: float, share: float | None) -> None:
+        """Draw the status line.
+
+        Args:
+            epoch: completed epochs, may be fractional.
+            share: the part of the phase that is done.
         """
+        if self.line is None:
+            return
+        figures = [f"{duration(self._seconds_left(phase, share))} left"] if self.total else []
+        total = f"/{self.plan.n_epochs}" if self.plan else ""
+        self.line.show(f"epoch {max(1, math.ceil(epoch))}{total} {phase}", share, figures + self._figures().split(", "))
+
+    def _seconds_left(self, phase: str = "training", share: float | None = None) -> float:
+        """Return the estimated seconds until the end of the run, with the validations."""
+        last = self.window[-1]["iteration"]
+        step = self._means()["seconds"]
+        total = self.total or last
+        left = step * max(total - last, 0)
+        if self.plan and self.plan.validation_batches:
+            validation = self.validation_seconds or FORWARD * step * self.plan.validation_batches
+            count: float = total // self.plan.steps_of_epoch - last // self.plan.steps_of_epoch
+            if phase == "validation":            # the one that has begun
+                count += 1 - (share or 0)
+            left += count * validation
+        return left
+
+    def _figures(self) -> str:
+        """Return cost, error, speed and the share of time spent waiting for the loader, as means."""
         mean = self._means()
         seconds = mean["seconds"] or math.inf
         return (
@@ -227,16 +264,6 @@ class RunRecorder(Recorder):
     def _means(self) -> dict[str, float]:
         """Return the means over the last print_freq iterations."""
         return {field: sum(record[field] for record in self.window) / len(self.window) for field in AVERAGED}
-
-    def _advance(self, iteration: int) -> None:
-        """Move the bar to an iteration; create it at the first one."""
-        if self.bar is None:
-            self.bar = tqdm(
-                total=self.total, initial=iteration - 1, file=self.stream, bar_format=BAR, dynamic_ncols=True,
-                leave=False,
-            )
-        self.bar.set_postfix_str(self._figures(), refresh=False)
-        self.bar.update(max(iteration - self.bar.n, 0))
 
 
 class WorkerRecorder(Recorder):

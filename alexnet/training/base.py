@@ -41,6 +41,14 @@ class Recorder(Stopwatch, ABC):
     def log(self, message: str, screen: bool = True) -> None:
         """Log a line, and print it if `screen`."""
 
+    def phase(self, name: str, share: float | None = None) -> None:
+        """Show on a terminal what the run is doing: validation or saving. Records of steps show that it is training.
+
+        Args:
+            share: the part of it that is done, 0 to 1.
+        """
+        return None
+
     @abstractmethod
     def warn(self, message: object) -> None:
         """Log a warning, given as text or as an exception."""

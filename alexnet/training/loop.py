@@ -119,6 +119,7 @@ def save(run: Run, position: Position, stop: bool = False) -> bool:
         stop: whether this worker saves because it stops.
     """
     with run.synchronizer.consensus(stop) as stop:
+        run.recorder.phase("saving")
         run.save(position)
     return stop
 
@@ -237,10 +238,12 @@ def validate(run: Run, position: Position) -> float | None:
     with run.synchronizer.consensus(run.stop_requested()) as stop:
         if stop:
             return None
+        n = max(run.data.validation.n, 1)
         try:
             for batch, images in read(run, validation_batches(run)):
                 if run.stop_requested():
                     break
+                run.recorder.phase("validation", run.data.validation.size * totals[3] / n)
                 totals += len(batch.labels) * np.array([*run.network.validate(*batch.inputs(images)), 1], dtype=float)
         except (DataError, InputLost) as error:
             failure = error
