@@ -176,4 +176,4 @@ def test_room_for_checkpoints_is_checked_before_compiling(data, tmp_path, monkey
         shown = capsys.readouterr().out
         assert ("compiling" in shown) is not refused
         message = str(error.value) if refused else shown
-        assert f"{free / 1e6:,.0f} MB free, and a checkpoint of this network takes 1 MB" in message
+        assert f"{free / 1e6:,.1f} MB free, and a checkpoint of this network takes 0.8 MB" in message

@@ -64,7 +64,7 @@ def check_room(folder: str | Path, network: Network, config: Config, warn: Calla
     present = sum(path.stat().st_size for path in checkpoint_format.snapshots(folder))
     free = shutil.disk_usage(folder).free
     count = (config.keep_snapshots or 1) + 1
-    numbers = f"{folder} has {free / 1e6:,.0f} MB free, and a checkpoint of this network takes {size / 1e6:,.0f} MB"
+    numbers = f"{folder} has {free / 1e6:,.1f} MB free, and a checkpoint of this network takes {size / 1e6:,.1f} MB"
     remedy = "free some space or choose another folder with output="
     if free < size:
         raise CheckpointError(f"{numbers}: {remedy}")

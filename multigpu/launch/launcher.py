@@ -97,7 +97,7 @@ def with_checkpoint(outcome: Outcome, config: Config) -> str:
     if not outcome.lost or "checkpoint" in message or config.run_name is None:   # rank 0 names a run started by hand
         return message
     newest = next(iter(snapshots(Path(config.output, config.run_name))), None)
-    return f"{message}; the last checkpoint is {newest}" if newest else f"{message}; no checkpoint was saved before"
+    return f"{message}; the last checkpoint is {newest}" if newest else message
 
 
 def placements(config: Config) -> list[tuple[Placement, Pipes | None]]:
