@@ -6,6 +6,7 @@
 
 import argparse
 import ast
+import os
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 from alexnet import commands
+from alexnet.native import console
 
 TRAIN = "train"
 
@@ -23,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None for those of the process.
     """
+    console.escape()
     arguments = sys.argv[1:] if arguments is None else arguments
     listed = {TRAIN: "Train a network.", **descriptions()}
     top = argparse.ArgumentParser(
@@ -59,6 +62,9 @@ def run(name: str, arguments: Sequence[str]) -> int:
     command.configure(parser)
     try:
         return command.run(parser.parse_args(arguments))
+    except BrokenPipeError:                      # the reader of the output has exited, for example head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (OSError, ValueError) as error:       # includes file, setting, weight and device errors
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

@@ -71,14 +71,14 @@ def run(benchmark, quick, limit):
         rows, errors = pathlib.Path(folder, "rows"), pathlib.Path(folder, "errors")
         command = [sys.executable, "-m", f"benchmarks.{benchmark.module}", *arguments, "--json", os.fspath(rows)]
         began = time.perf_counter()
-        with errors.open("w") as stderr:
+        with errors.open("w", encoding="utf-8") as stderr:
             process = subprocess.Popen(
                 command, env=environment(), cwd=HERE.parent, stderr=stderr, start_new_session=True
             )
             failure = wait(process, limit)
         seconds = time.perf_counter() - began
         if failure:
-            failure = f"{failure}: {last_line(errors.read_text()) or 'no error output'}"
+            failure = f"{failure}: {last_line(errors.read_text('utf-8')) or 'no error output'}"
         return Section(benchmark.module, benchmark.title, arguments, report.read(rows), seconds, failure)
 
 

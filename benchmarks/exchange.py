@@ -131,7 +131,7 @@ class Workers:
         self.steps += 1
         for orders in self.orders:
             orders.send((self.steps, copying))
-        return max([orders.recv() for orders in self.orders])
+        return max(orders.recv() for orders in self.orders)
 
     def __enter__(self):
         return self

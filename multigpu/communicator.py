@@ -76,7 +76,10 @@ class BufferHandle(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """The arrays of this step are in the sender's buffer and may be read; no copy is pending."""
+    """The arrays of this step are in the sender's buffer and may be read; no copy is pending.
+
+    A cost that is not a number: the sender cannot do this step, and all end before it.
+    """
 
     step: int
     cost: float

@@ -34,13 +34,18 @@ import numpy as np
 import numpy.typing as npt
 
 from alexnet.data.dataset import BatchReader, DataError, Request
+from alexnet.native.console import protect
 from alexnet.training.base import Batches
+from alexnet.training.loop import InputLost, StoppedWhileWaiting
 from multigpu.device import DeviceError, open_device
 from multigpu.launch.process import CONTEXT, describe_exit, end, end_with_parent, set_signal_handlers, start
 
 if TYPE_CHECKING:
     from multigpu.device.base import Buffer, Device
 
+STALLED = 30.0                                   # seconds of waiting for the loader until it is reported
+PATIENCE = 5.0                                   # seconds of waiting from which on a stop request is obeyed
+POLL = 0.5                                       # seconds between two looks at these
 CLOSE_TIMEOUT = 1.0                              # seconds that a loader gets to finish its reading on close
 
 Shape = tuple[int, int, int, int]                # (channel, row, column, batch)
@@ -91,7 +96,15 @@ class Ring(NamedTuple):
     dtype: np.dtype
 
 
-class LoaderDied(RuntimeError):
+class InFlight(NamedTuple):
+    """A request that the loader has not answered: its slot, the shape of its images, and the request."""
+
+    slot: int
+    shape: Shape
+    request: Request
+
+
+class LoaderDied(InputLost):
     """The loader process has exited; the message gives its exit status or signal."""
 
 
@@ -103,6 +116,7 @@ def load_batches(pipe: Connection, device_name: str, ring: Ring) -> None:
         device_name: the device that holds the ring's buffers.
         ring: the worker's input buffers.
     """
+    protect()
     set_signal_handlers(signal.SIG_IGN)          # a SIGTERM to the process group is handled by the worker
     end_with_parent()
     try:
@@ -176,6 +190,7 @@ class WorkerBatches(Batches):
         Raises:
             DataError: a request cannot be read.
             LoaderDied: the loader has exited.
+            StoppedWhileWaiting: a stop was requested, and the images do not arrive.
             ValueError: another reading is open, or the batches are closed.
         """
         if not self._open:
@@ -244,19 +259,25 @@ class ParallelBatches(WorkerBatches):
         slots: input buffers in the ring, at least 2; slots - 1 requests are in flight during a computation.
         device: holds the ring, and stays open when the batches are closed. None: the ring is in shared memory.
         on_death: called with one message, from a thread, as soon as the loader dies, even during a computation.
+        on_stall: called with a message when the loader has not read a file for STALLED seconds, and again after twice
+            that time, and so on.
+        stopping: returns whether a stop was requested; a reading then raises StoppedWhileWaiting after PATIENCE.
     """
 
     def __init__(
         self, reader_arguments: Sequence[Any], shape: Shape, dtype: npt.DTypeLike, slots: int = 2,
         *, make_reader: Callable[..., Reader] = BatchReader, device: "Device | None" = None,
-        on_death: Callable[[str], None] | None = None,
+        on_death: Callable[[str], None] | None = None, on_stall: Callable[[str], None] = warnings.warn,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(shape, dtype)
+        self._on_stall = on_stall
+        self._stopping = stopping
         if slots < 2:
             raise ValueError(f"the ring needs at least 2 input buffers to load while it computes, got {slots}")
         device = device_of_ring(device)
         self._slots = [device.allocate(prod(self.shape) * self.dtype.itemsize) for _ in range(slots)]
-        self._in_flight: deque[tuple[int, tuple[int, ...]]] = deque()    # (slot, shape) of the unanswered requests
+        self._in_flight: deque[InFlight] = deque()       # the unanswered requests
         self._factory: ReaderFactory | None = ReaderFactory(functools.partial(make_reader, *reader_arguments))
         self._pipe, pipe_of_loader = CONTEXT.Pipe()
         ring = Ring(tuple(buffer.handle for buffer in self._slots), self.shape, self.dtype)
@@ -277,7 +298,7 @@ class ParallelBatches(WorkerBatches):
         for slot in range(len(self._slots)):
             self._request_next(slot, requests)
         while self._in_flight:
-            slot, shape = self._in_flight[0]
+            slot, shape, _ = self._in_flight[0]
             answer = self._receive_answer()
             if isinstance(answer, Refused):
                 raise DataError(answer.reason)
@@ -294,18 +315,35 @@ class ParallelBatches(WorkerBatches):
         if request is not None:
             shape = batch_shape(self.shape, request)
             self._send(CalcFinished(slot, request))
-            self._in_flight.append((slot, shape))
+            self._in_flight.append(InFlight(slot, shape, request))
 
     def _receive_answer(self) -> CopyFinished | Refused:
         """Wait for the loader's answer to the oldest request in flight."""
         began = time.perf_counter()
         try:
+            self._wait()
             answer = self._pipe.recv()
         except (EOFError, ConnectionError) as error:
             raise self._exit_error() from error
         self.waited += time.perf_counter() - began
         self._in_flight.popleft()
         return answer
+
+    def _wait(self) -> None:
+        """Wait until the loader has sent an answer; report a loader that does not, and obey a stop request."""
+        began = time.monotonic()
+        report = STALLED
+        while not self._pipe.poll(POLL):
+            waited = time.monotonic() - began
+            if waited >= PATIENCE and self._stopping():
+                raise StoppedWhileWaiting
+            if waited >= report:
+                path = self._in_flight[0].request.segments[0].path
+                self._on_stall(
+                    f"waiting for {path} for {report:.0f} s: the loader (pid {self.loader_pid}) has not read it; it "
+                    "may be suspended, or the disk or network file system does not answer"
+                )
+                report *= 2
 
     def _send(self, message: ReaderFactory | CalcFinished) -> None:
         try:

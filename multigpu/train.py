@@ -10,6 +10,8 @@ from pathlib import Path
 
 from alexnet.config import Config, ConfigError, load_config
 from alexnet.data.dataset import DataError
+from alexnet.native.atomic import reason
+from alexnet.native.console import protect
 from alexnet.run.checkpoint_format import CheckpointError, Metadata, load_from, snapshots
 from alexnet.run.folder import OF_ONE_START, check_new, folder_of, is_exact, newest_run, resumes_in_place
 from multigpu.launch.launcher import WorkFunction, launch
@@ -27,6 +29,7 @@ def main(arguments: Sequence[str], entry: WorkFunction | None = None) -> int:
         arguments: without the program's name.
         entry: the function that each worker runs; None: multigpu.worker.work.
     """
+    protect()
     if started_by_mpi():
         if is_elastic(arguments):
             wrap_rank()
@@ -37,6 +40,9 @@ def main(arguments: Sequence[str], entry: WorkFunction | None = None) -> int:
         config = settings_of_run(arguments)
     except (ConfigError, DataError, CheckpointError) as error:
         print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"train.py: {reason(error)}", file=sys.stderr)
         return 2
     return launch(config, entry)
 

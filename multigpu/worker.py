@@ -1,6 +1,7 @@
 """One rank of a training: opens device and data, starts its loader, compiles the network, runs the training loop."""
 
 import gc
+import logging
 import os
 import time
 import warnings
@@ -13,23 +14,27 @@ from typing import NamedTuple
 import numpy as np
 
 from alexnet.config import Config, ConfigError, check_sections, dump
-from alexnet.data.dataset import Dataset, open_dataset
+from alexnet.data.dataset import DataError, Dataset, open_dataset
 from alexnet.data.progress import quantity
 from alexnet.models import Model, model_class
 from alexnet.native import atomic, compiler
+from alexnet.native.atomic import reason
 from alexnet.pretrained.initialization import Start, find_start
-from alexnet.run import checkpoint
+from alexnet.run import checkpoint, checkpoint_format
+from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.run.folder import RunFolder
-from alexnet.run.recorder import RunRecorder, WorkerRecorder
+from alexnet.run.recorder import Plan, RunRecorder, WorkerRecorder
 from alexnet.run.summary import last_lines
 from alexnet.training.base import Recorder
-from alexnet.training.loop import Diverged, Position, Run
+from alexnet.training.loop import Diverged, InputLost, Position, Run
 from alexnet.training.network import Network, backend_of, build_model, build_network
-from multigpu.communicator import Communicator
+from multigpu.communicator import Communicator, DesyncError, PeerDied
 from multigpu.device import Device, DeviceError, open_device
 from multigpu.launch.link import JobLink
 from multigpu.loader import ParallelBatches, SerialBatches, WorkerBatches
 from multigpu.rules import role_of, rule_of
+
+SAVE_TIMEOUT = 300.0                             # seconds to finish a step and save after the loader has died
 
 
 class FolderCreated(NamedTuple):
@@ -76,7 +81,9 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
     with ExitStack() as stack:
         recorder: Recorder = WorkerRecorder(comm.rank)
         if comm.rank == 0:
-            recorder = RunRecorder(None, config.print_freq, n_iterations)
+            validates = len(data.validation.plan(config.batch_size, keep_last=True)) if config.validation else 0
+            plan = Plan(config.n_epochs, steps_of_epoch, validates)
+            recorder = RunRecorder(None, config.print_freq, n_iterations, plan=plan)
         stack.enter_context(recorder)
         stack.enter_context(log_warnings(recorder))
         run_folder = RunFolder(config)
@@ -89,8 +96,10 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         if rule.elastic:
             comm.detach()
         log_run(recorder, config, data, device)
-        batches = stack.enter_context(open_batches(config, model, start.mean, device, link))
+        batches = stack.enter_context(open_batches(config, model, start.mean, device, link, recorder))
         network = build_network(config, model, start.mean, role.worker, device.name, start.scale)
+        if comm.rank == 0:
+            checkpoint.check_room(run_folder.path, network, config, recorder.warn)
         position = initialize(start, network, config, recorder, role.workers)
         del start                                # the network now owns its arrays
         if comm.rank == 0:
@@ -104,9 +113,15 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         folder = run_folder.path
         if not rule.elastic:                     # late clients cannot take part in a collective message
             folder = comm.allgather(FolderCreated(folder))[0].path
-        run = Run(config, network, data, batches, synchronizer, recorder, save, link.stop_requested, role.worker)
+        if recorder.failure:
+            raise recorder.failure
+        rescue = partial(rescue_state, folder, network, data, config)
+        stopping = partial(has_to_stop, link, recorder)
+        run = Run(config, network, data, batches, synchronizer, recorder, save, stopping, role.worker, rescue)
         with naming_the_last_checkpoint(folder):
             position = synchronizer.run(run, position)
+            if recorder.failure:
+                raise recorder.failure           # all is saved, unless the disk is full
         watch.close()                            # from here on an exiting rank has completed its work
         if isinstance(recorder, RunRecorder):
             command = resume_command(config, comm)
@@ -189,7 +204,20 @@ def log_warnings(recorder: Recorder) -> Iterator[None]:
         yield
 
 
-def open_batches(config: Config, model: Model, mean: np.ndarray, device: Device, link: JobLink) -> WorkerBatches:
+def has_to_stop(link: JobLink, recorder: Recorder) -> bool:
+    """Return whether to finish the step, save and end: a stop was requested, or a record could not be written."""
+    return link.stop_requested() or recorder.failure is not None
+
+
+def report_after_saving(link: JobLink, message: str) -> None:
+    """Report a dead loader if the worker, which saves at its next reading, has not ended by then."""
+    time.sleep(SAVE_TIMEOUT)
+    link.report(message)
+
+
+def open_batches(
+    config: Config, model: Model, mean: np.ndarray, device: Device, link: JobLink, recorder: Recorder
+) -> WorkerBatches:
     """Return how this run reads its batches: in a loader process beside the worker, or in the worker itself."""
     size = model.image_size
     channels, rows, columns = mean.shape if config.use_data_layer else (mean.shape[0], size, size)
@@ -198,7 +226,10 @@ def open_batches(config: Config, model: Model, mean: np.ndarray, device: Device,
     arguments = mean, size
     if not config.para_load:
         return SerialBatches(arguments, shape, dtype)
-    return ParallelBatches(arguments, shape, dtype, config.slots, device=device, on_death=link.report)
+    return ParallelBatches(
+        arguments, shape, dtype, config.slots, device=device, on_death=partial(report_after_saving, link),
+        on_stall=recorder.warn, stopping=link.stopping,
+    )
 
 
 def log_run(recorder: Recorder, config: Config, data: Dataset, device: Device) -> None:
@@ -251,21 +282,37 @@ def save_and_plot(
     folder: Path, network: Network, data: Dataset, config: Config, recorder: RunRecorder, position: Position
 ) -> None:
     """Write the checkpoint, the learning curves and the filters of the first layer."""
-    from alexnet import plots  # importing matplotlib would delay the first step by 0.4 s
-
     with recorder.paused():
         checkpoint.save(folder, position, network, data, as_stored(config), recorder.error_at(position))
-        plots.learning_curves(folder)
-        if (filters := network.state.get("conv1.W")) is not None:
-            plots.filters(filters.get_value(borrow=True), folder / "filters.png")
+        try:
+            plot(folder, network)
+        except OSError as error:                 # the checkpoint is what matters
+            recorder.warn(f"the curves and filters cannot be drawn: {reason(error)}")
+
+
+def plot(folder: Path, network: Network) -> None:
+    """Draw the learning curves and the filters of the first layer."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)      # it would warn of an unwritable HOME with each run
+    from alexnet import plots  # importing matplotlib would delay the first step by 0.4 s
+
+    plots.learning_curves(folder)
+    if (filters := network.state.get("conv1.W")) is not None:
+        plots.filters(filters.get_value(borrow=True), folder / "filters.png")
+
+
+def rescue_state(folder: Path, network: Network, data: Dataset, config: Config, position: Position) -> None:
+    """Write the checkpoint of `position` from any worker, unless it exists or no step has been done."""
+    if position.iteration and not checkpoint_format.snapshot_path(folder, position.iteration).exists():
+        checkpoint.save(folder, position, network, data, as_stored(config))
 
 
 @contextmanager
 def naming_the_last_checkpoint(folder: Path) -> Iterator[None]:
-    """Add the newest checkpoint to the message of a Diverged error."""
+    """Add the newest checkpoint to the message of an error that ends the run."""
     try:
         yield
-    except Diverged as error:
+    except (Diverged, DataError, InputLost, CheckpointError, DesyncError, PeerDied, OSError) as error:
         saved = checkpoint.newest(folder)
         rest = f"the last good checkpoint is {saved}" if saved else "no checkpoint was saved before"
-        raise Diverged(f"{error}; {rest}") from error
+        kind = OSError if isinstance(error, OSError) else type(error)
+        raise kind(f"{reason(error) if isinstance(error, OSError) else error}; {rest}") from error

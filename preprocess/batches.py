@@ -216,15 +216,15 @@ def run(
     records = {}
     total = np.zeros((3, IMAGE_SIZE, IMAGE_SIZE), np.int64)
     progress = Progress("preprocess", sum(len(job.names) for job in jobs))
-    for job, (record, part) in results(make_batch, jobs, workers):
-        key = job.half, job.number
-        if record != job.record:
-            journal.append(record)
-        records[key] = record
-        if part is not None:
-            total += part
-        progress.add(len(job.names))
-    progress.close()
+    with progress:
+        for job, (record, part) in results(make_batch, jobs, workers):
+            key = job.half, job.number
+            if record != job.record:
+                journal.append(record)
+            records[key] = record
+            if part is not None:
+                total += part
+            progress.add(len(job.names))
     images = {half: sum(r["images"] for (h, _), r in records.items() if h == half) for half in HALVES}
     for half, number in images.items():
         if number == 0:

@@ -10,6 +10,7 @@ from alexnet.data.batch_file import DataError, name_of
 from alexnet.data.dataset import open_dataset
 from alexnet.data.image_listing import find_images
 from alexnet.data.progress import Progress
+from alexnet.native.console import protect
 from alexnet.native.cores import cores
 from preprocess.batches import Settings, make_batches
 from preprocess.synthetic import BATCH, TRAIN, VALIDATION, make_synthetic
@@ -42,10 +43,10 @@ def verify(arguments: argparse.Namespace) -> int:
     listed = checks(out)
     progress = Progress("verify", sum(check.images for check in listed))
     findings: dict[Check, Finding] = {}
-    for check, finding in results(examine, listed, arguments.workers):
-        progress.add(check.images)
-        findings[check] = finding
-    progress.close()
+    with progress:
+        for check, finding in results(examine, listed, arguments.workers):
+            progress.add(check.images)
+            findings[check] = finding
     if messages := faults(out, findings):
         print("\n".join(messages), file=sys.stderr)
         return 1
@@ -112,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None for those of the process.
     """
+    protect()
     parsed = parser().parse_args(arguments)
     try:
         return parsed.run(parsed)

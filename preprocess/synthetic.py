@@ -85,10 +85,9 @@ def draw_pictures(pictures: Sequence[Picture], workers: int) -> None:
     if not pictures:
         return
     chunks = [pictures[i:i + CHUNK] for i in range(0, len(pictures), CHUNK)]
-    progress = Progress("draw", len(pictures))
-    for _, drawn in results(draw_chunk, chunks, workers):
-        progress.add(drawn)
-    progress.close()
+    with Progress("draw", len(pictures)) as progress:
+        for _, drawn in results(draw_chunk, chunks, workers):
+            progress.add(drawn)
 
 
 def in_turns(images: ImageList, seed: int) -> ImageList:

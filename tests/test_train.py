@@ -11,6 +11,7 @@ import pytest
 
 from alexnet.run import checkpoint_format
 from alexnet.run.recorder import read_records
+from multigpu.launch.signals import stop_notice
 from tests import tiny
 
 pytestmark = pytest.mark.slow
@@ -76,7 +77,7 @@ def test_stopped_run_saves_its_last_step(number, data, tmp_path):
         process.send_signal(number)
         rest, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + number
-    assert errors == f"stopped by {number.name}\n"
+    assert errors == f"{stop_notice(number)}\nstopped by {number.name}\n"
     last = [line.split()[1] for line in [said, *rest.splitlines()] if line.startswith("iteration")][-1]
     folder = tmp_path / "runs" / "it"
     assert checkpoint_format.latest(folder) == checkpoint_format.snapshot_path(folder, int(last))

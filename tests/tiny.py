@@ -67,6 +67,9 @@ class Line:
             self.left -= 1
         return self.left is not None and self.left < 0
 
+    def stopping(self):
+        return False
+
     def report(self, sentence, status=1):
         raise AssertionError(sentence)
 

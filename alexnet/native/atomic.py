@@ -51,6 +51,24 @@ def write(path: str | os.PathLike[str], content: str | bytes, *, fsync: bool = F
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def reason(error: OSError) -> str:
+    """Return an error of a file as a sentence that begins with the file's name, if it is known."""
+    if error.filename is None or error.strerror is None:
+        return str(error.strerror or error)
+    return f"{error.filename}: {error.strerror}"
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Add the path to an OSError that has none, as errors of writing to an open file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
 def sync(path: str | os.PathLike[str]) -> None:
     """Write the content of a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,22 +1,27 @@
 """C compiler driver: compiles C source at first use for the processor of this machine, caches and loads it.
 
-Compiled libraries are cached in ALEXNET_CACHE, else XDG_CACHE_HOME/alexnet, else ~/.cache/alexnet. The file name
-contains a hash of sources, flags, compiler and processor. A library is written atomically, so several processes can
-compile the same file concurrently.
+Compiled libraries are cached in the folder of the environment variable ALEXNET_CACHE, else XDG_CACHE_HOME/alexnet, else
+~/.cache/alexnet. If this folder cannot be written, a private folder below TMPDIR is used, and a warning names both. The
+file name contains a hash of sources, flags, compiler and processor. A library is written atomically, so several
+processes can compile the same file concurrently. A damaged one is compiled again.
 
     scale = compiler.function(Path("scale.c"), "scale", "aanf")      # or C source text, with name="scale"
     scale(x, y, x.size, 2.0)                                         # void scale(const float *, float *, long, float)
 """
 
 import ctypes
+import errno
 import hashlib
 import os
 import platform
 import re
 import shlex
 import shutil
+import stat
 import subprocess
+import tempfile
 import warnings
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -42,6 +47,10 @@ NO_COMPILER = (
     "no C compiler was found, so everything runs on slow NumPy references: install gcc "
     "(Debian: apt install gcc libc6-dev; conda: conda install gcc) or name a compiler in the environment variable CC"
 )
+
+
+class CacheError(OSError):
+    """No folder for compiled kernels can be written. The message names the folders and the remedy."""
 
 
 class CompileError(RuntimeError):
@@ -208,23 +217,35 @@ def _expanded(path: Path) -> str:
 
 @cache
 def _load(source: str, name: str, isa: str) -> ctypes.CDLL:
-    loaded = ctypes.CDLL(os.fspath(_compiled(source, name, isa)))
+    try:
+        loaded = ctypes.CDLL(os.fspath(_compiled(source, name, isa, cache_folder())))
+    except OSError as error:                     # it cannot be written, or does not admit programs (noexec)
+        folder = fallback_folder(error)
+        try:
+            loaded = ctypes.CDLL(os.fspath(_compiled(source, name, isa, folder)))
+        except OSError as second:
+            raise unusable_caches(second) from second
     if hasattr(loaded, "omp_set_num_threads"):
         state.thread_setters.append(loaded.omp_set_num_threads)
         loaded.omp_set_num_threads(threads())
     return loaded
 
 
-def _compiled(source: str, name: str, isa: str) -> Path:
-    """Return the path of the compiled source. Compile it if it is not in the cache."""
+def _compiled(source: str, name: str, isa: str, folder: Path) -> Path:
+    """Return the path of the compiled source in a folder. Compile it if it is missing or damaged.
+
+    Raises:
+        OSError: the library cannot be written there.
+        CompileError: there is no compiler, or it failed.
+    """
     base = compiler()
     if base is None:
         raise CompileError(NO_COMPILER)
     command = [*base, *FLAGS, *ISA_FLAGS[isa], OPENMP]
     parts = [source, *command, _compiler_version(*base), processor()]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-    path = cache_folder() / f"{name}-{digest}.so"
-    if not path.exists():
+    path = folder / f"{name}-{digest}.so"
+    if not is_whole(path):
         _compile(command, source, path)
     return path
 
@@ -234,16 +255,34 @@ def _compile(command: list[str], source: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic.replacing(path, unique=True) as library:
         text = library.with_suffix(".c")
-        text.write_text(source)
+        text.write_text(source, encoding="utf-8")
         command = [*command, os.fspath(text), "-o", os.fspath(library), "-lm"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = _run(command, library.parent)
         if done.returncode:
             command.remove(OPENMP)
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = _run(command, library.parent)
             if done.returncode:
                 output = f"{shlex.join(command)}\n{done.stderr.strip()}"
                 raise CompileError(f"the C compiler failed on {path.name}: {output}")
             _warn_no_openmp()
+        seal(library)
+
+
+def _run(command: list[str], temporary: Path) -> "subprocess.CompletedProcess[str]":
+    """Run the compiler with its intermediate files in the folder `temporary`.
+
+    Raises:
+        OSError: the disk of this folder is full.
+    """
+    environment = os.environ | {"TMPDIR": os.fspath(temporary), "LC_ALL": "C"}
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", env=environment, stdin=subprocess.DEVNULL
+    )
+    if done.returncode:
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            if os.strerror(number) in done.stderr:
+                raise OSError(number, os.strerror(number), os.fspath(temporary.parent))
+    return done
 
 
 @cache
@@ -262,12 +301,66 @@ def cache_folder() -> Path:
     if folder := os.environ.get("ALEXNET_CACHE"):
         return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "alexnet"
+    home = os.path.expanduser("~").replace("~", "/")         # ~ remains for a user without HOME and without a name
+    return (Path(base) if base else Path(home, ".cache")) / "alexnet"
+
+
+@cache
+def warn_of_fallback(folder: Path, error: str) -> None:
+    """Warn once per process and folder."""
+    warnings.warn(
+        f"compiled kernels cannot be cached in {cache_folder()} ({error}), so {folder} is used: set ALEXNET_CACHE to a "
+        "folder that can be written",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def fallback_folder(error: OSError) -> Path:
+    """Return a folder below TMPDIR that only this user can write, and warn that it is used because of `error`.
+
+    Raises:
+        CacheError: it cannot be made, or belongs to another user, who could place libraries there.
+    """
+    try:
+        folder = Path(tempfile.gettempdir(), f"alexnet-{os.getuid()}")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as second:
+        raise unusable_caches(second) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise unusable_caches(OSError(f"{folder} is not a folder that only this user can write")) from error
+    warn_of_fallback(folder, error.strerror or str(error))
+    return folder
+
+
+def unusable_caches(error: OSError) -> CacheError:
+    """Return the error for a cache and a fallback that cannot be written; `error` is that of the fallback."""
+    return CacheError(
+        f"compiled kernels can be stored neither in {cache_folder()} nor below TMPDIR ({atomic.reason(error)}): set "
+        "ALEXNET_CACHE to a folder that can be written"
+    )
+
+
+def seal(library: Path) -> None:
+    """Append the CRC-32 of a library to its file; the dynamic linker ignores it."""
+    with library.open("ab") as file:
+        file.write(zlib.crc32(library.read_bytes()).to_bytes(4))
+
+
+def is_whole(library: Path) -> bool:
+    """Return whether a library is as it was sealed. Calling one that is cut off would kill the process."""
+    try:
+        content = library.read_bytes()
+    except OSError:                              # missing, or its folder is not accessible
+        return False
+    return len(content) > 4 and zlib.crc32(content[:-4]) == int.from_bytes(content[-4:])
 
 
 @cache
 def _compiler_version(*command: str) -> str:
-    return subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
+    done = subprocess.run([*command, "--version"], capture_output=True, encoding="utf-8", errors="replace")
+    return done.stdout
 
 
 @cache
@@ -276,5 +369,5 @@ def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return f"{platform.machine()} {platform.processor()}"
-    lines = cpuinfo.read_text().split("\n\n")[0].splitlines()
+    lines = cpuinfo.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features", "CPU ")))

@@ -1,13 +1,15 @@
 """Save the checkpoint of a run, and resume a run from it.
 
     arrays      every parameter, its velocity or accumulators, the step of the random layers, the mean image
-    metadata    position in the training, validation error, settings, number of workers, network, scale, versions; of the
-                data set: class names, resize, number of training images, checksum of its mean image
+    metadata    position in the training, validation error, settings, number of workers, network, scale, versions; of
+                the data set: class names, resize, number of training images, checksum of its mean image
 
 The random streams are counter based, so the position determines their state. On the CPU a resumed run is bit-exact.
 """
 
 import platform
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,6 +71,30 @@ def save(
     if error is not None:
         checkpoint_format.keep_best(path, error)
     checkpoint_format.prune(folder, config.keep_snapshots, path)
+
+
+def check_room(folder: str | Path, network: Network, config: Config, warn: Callable[[str], None]) -> None:
+    """Warn if the disk has no room for keep_snapshots + 2 checkpoints.
+
+    One is written before the oldest is removed, and the best may be older than those that are kept.
+
+    Args:
+        folder: the run's folder, which need not exist yet.
+
+    Raises:
+        CheckpointError: there is no room for one.
+    """
+    size = sum(array.nbytes for array in network.get_state().values()) + network.mean.nbytes
+    present = sum(path.stat().st_size for path in checkpoint_format.snapshots(folder))
+    folder = Path(folder)
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+    count = (config.keep_snapshots or 1) + 2
+    numbers = f"{folder} has {free / 1e6:,.1f} MB free, and a checkpoint of this network takes {size / 1e6:,.1f} MB"
+    remedy = "free some space or choose another folder with output="
+    if free < size:
+        raise CheckpointError(f"{numbers}: {remedy}")
+    if free + present < count * size:
+        warn(f"{numbers}, so there is no room for {count} of them (keep_snapshots + 2): {remedy}")
 
 
 def newest(folder: str | Path) -> Path | None:

@@ -13,12 +13,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
-from tqdm import tqdm
-
-from alexnet.native.atomic import replacing
+from alexnet.data.progress import StatusLine, duration
+from alexnet.native.atomic import naming, replacing
 from alexnet.training.base import Record, Recorder
 from alexnet.training.loop import Position
 from alexnet.training.timing import LAP, SECTIONS, TIMES, Lap
@@ -34,7 +34,15 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 LINES = "records.jsonl"
 AVERAGED = ("cost", "top1_error", "images", "seconds", *SECTIONS)        # figures on the screen
-BAR = "{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+FORWARD = 1 / 3                                  # time of a validation batch in training steps, until it is measured
+
+
+class Plan(NamedTuple):
+    """What a run does, for the remaining time: epochs, steps of a worker in an epoch, batches of a validation."""
+
+    n_epochs: int
+    steps_of_epoch: int
+    validation_batches: int
 
 
 class RunRecorder(Recorder):
@@ -45,21 +53,25 @@ class RunRecorder(Recorder):
             log lines are kept until open().
         print_freq: iterations between two log lines, and the window of the displayed averages.
         total_iterations: of the whole run, for the remaining time; None if unknown.
-        stream: where progress is printed, as a bar on a terminal, else as plain lines.
+        plan: of the run, for the number of epochs and the remaining time with validation; None if unknown.
+        stream: where progress is printed, as a status line on a terminal, else as plain lines.
         clock: () -> seconds.
     """
 
     def __init__(
         self, folder: str | Path | None, print_freq: int = 20, total_iterations: int | None = None,
-        stream: TextIO | None = None, clock: Callable[[], float] = time.perf_counter,
+        stream: TextIO | None = None, clock: Callable[[], float] = time.perf_counter, plan: Plan | None = None,
     ):
         super().__init__(clock)
+        self.plan = plan
         self.print_freq = print_freq
         self.total = total_iterations
         self.stream = stream or sys.stdout
         self.window: deque[Record] = deque(maxlen=print_freq)
-        self.bar: Any = None
+        self.line = StatusLine(self.stream) if self.stream.isatty() else None
+        self.validation_seconds: float | None = None     # of the last validation
         self.validations: list[Record] = []      # of the whole run
+        self.folder = Path()                     # see open()
         self.text: TextIO = io.StringIO()
         self.lines: TextIO = io.StringIO()
         self.tables: dict[str, CsvTable] = {}
@@ -77,19 +89,17 @@ class RunRecorder(Recorder):
             self.text.flush()
 
     def _open(self) -> None:
-        self.text = (self.folder / "log.txt").open("a", encoding="utf-8")
+        self.text = (self.folder / "log.txt").open("a", encoding="utf-8", errors="backslashreplace")
         self.lines = (self.folder / LINES).open("a", encoding="utf-8")
         self.tables = {kind: CsvTable(self.folder, kind, fields) for kind, fields in FIELDS.items()}
 
     def close(self) -> None:
-        """Close the files and the bar. A new RunRecorder of the same folder can append more records."""
-        self.text.close()
-        self.lines.close()
-        for table in self.tables.values():
-            table.close()
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        """Close the files and erase the status line. A new RunRecorder of the same folder can append more records."""
+        for close in (self.text.close, self.lines.close, *(table.close for table in self.tables.values())):
+            with self._keeping_failure():        # a full disk: closing writes what is left
+                close()
+        if self.line is not None:
+            self.line.close()
 
     # ---- records
 
@@ -112,16 +122,15 @@ class RunRecorder(Recorder):
         self._write("train", record)
         self.window.append(record)
         if iteration % self.print_freq == 0:
-            self.log(self._progress(), screen=not self.stream.isatty())
-        if self.stream.isatty():
-            self._advance(iteration)
+            self.log(self._progress(), screen=self.line is None)
+        self._show("training", epoch, 1 - (math.ceil(epoch) - epoch))
 
     def epoch(
         self, *, epoch: int, iteration: int, cost: float, top1_error: float, top5_error: float, learning_rate: float,
         images: int,
     ) -> None:
         """See Recorder. A line is logged."""
-        seconds = self.elapsed()
+        seconds = self.validation_seconds = self.elapsed()
         record: Record = {
             "iteration": iteration,
             "epoch": epoch,
@@ -152,7 +161,7 @@ class RunRecorder(Recorder):
         self._write("speed", position | mean | {"slowest": max(times["seconds"] for times in scaled)})
         split = ", ".join(f"{section} {mean[section]:.2f}" for section in SECTIONS)
         workers = f"{n} workers" if n > 1 else "1 worker"
-        self.log(f"{LAP:,} images in {mean['seconds']:.2f} s: {split} ({workers})", screen=not self.stream.isatty())
+        self.log(f"{LAP:,} images in {mean['seconds']:.2f} s: {split} ({workers})", screen=self.line is None)
 
     def record(self, kind: str, **values: float | None) -> None:
         """See Recorder. The CSV file of the kind is created with its first record."""
@@ -165,9 +174,21 @@ class RunRecorder(Recorder):
     def _write(self, kind: str, values: Mapping[str, Any]) -> None:
         record = {"kind": kind, **finite(values), "at": now()}
         row = self.tables[kind].row(record)
-        self.lines.write(json.dumps(record, allow_nan=False) + "\n")
-        self.lines.flush()
-        self.tables[kind].append(row)
+        if self.failure:                         # after an incomplete line no record may follow
+            return
+        with self._keeping_failure(), naming(self.folder / LINES):
+            self.lines.write(json.dumps(record, allow_nan=False) + "\n")
+            self.lines.flush()
+        with self._keeping_failure(), naming(self.folder / f"{kind}.csv"):
+            self.tables[kind].append(row)
+
+    @contextmanager
+    def _keeping_failure(self) -> Iterator[None]:
+        """Store the first OSError in `failure` instead of raising it, so that training can be saved before it ends."""
+        try:
+            yield
+        except OSError as error:
+            self.failure = self.failure or error
 
     def truncate(self, iteration: int, epochs: int | None = None) -> None:
         """See Recorder. An incomplete last line of records.jsonl is removed, too."""
@@ -201,10 +222,11 @@ class RunRecorder(Recorder):
 
     def log(self, message: str, screen: bool = True) -> None:
         """Write a line with the time to log.txt, and print it without the time if `screen`."""
-        self.text.write(f"{now()} {message}\n")
-        self.text.flush()
-        if screen and self.bar is not None:
-            self.bar.write(message, file=self.stream)
+        with self._keeping_failure(), naming(self.folder / "log.txt"):
+            self.text.write(f"{now()} {message}\n")
+            self.text.flush()
+        if screen and self.line is not None:
+            self.line.write(message)
         elif screen:
             print(message, file=self.stream, flush=True)
 
@@ -217,18 +239,47 @@ class RunRecorder(Recorder):
         left = ""
         if self.total:
             total = f" of {self.total}"
-            left = f", {tqdm.format_interval(mean['seconds'] * (self.total - last['iteration']))} left"
+            left = f", {duration(self._seconds_left())} left"
         worker = "" if last["worker"] is None else f"worker {last['worker']}, "
         return (
             f"{worker}iteration {last['iteration']}{total}, epoch {last['epoch']:.2f}: {self._figures()} for the "
             f"loader; time per 20 iterations: {20 * mean['seconds']:.2f} s ({times}){left}"
         )
 
-    def _figures(self) -> str:
-        """Return cost, error, speed and the share of time spent waiting for the loader, as means.
+    def phase(self, name: str, share: float | None = None) -> None:
+        """See Recorder."""
+        if self.window:
+            self._show(name, self.window[-1]["epoch"], share)
 
-        The text is short because it must fit into 80 columns together with the bar.
+    def _show(self, phase: str, epoch: float, share: float | None) -> None:
+        """Draw the status line.
+
+        Args:
+            epoch: completed epochs, may be fractional.
+            share: the part of the phase that is done.
         """
+        if self.line is None:
+            return
+        figures = [f"{duration(self._seconds_left(phase, share))} left"] if self.total else []
+        total = f"/{self.plan.n_epochs}" if self.plan else ""
+        self.line.show(f"epoch {max(1, math.ceil(epoch))}{total} {phase}", share, figures + self._figures().split(", "))
+
+    def _seconds_left(self, phase: str = "training", share: float | None = None) -> float:
+        """Return the estimated seconds until the end of the run, with the validations."""
+        last = self.window[-1]["iteration"]
+        step = self._means()["seconds"]
+        total = self.total or last
+        left = step * max(total - last, 0)
+        if self.plan and self.plan.validation_batches:
+            validation = self.validation_seconds or FORWARD * step * self.plan.validation_batches
+            count: float = total // self.plan.steps_of_epoch - last // self.plan.steps_of_epoch
+            if phase == "validation":            # the one that has begun
+                count += 1 - (share or 0)
+            left += count * validation
+        return left
+
+    def _figures(self) -> str:
+        """Return cost, error, speed and the share of time spent waiting for the loader, as means."""
         mean = self._means()
         seconds = mean["seconds"] or math.inf
         return (
@@ -239,16 +290,6 @@ class RunRecorder(Recorder):
     def _means(self) -> dict[str, float]:
         """Return the means over the last print_freq iterations."""
         return {field: sum(record[field] for record in self.window) / len(self.window) for field in AVERAGED}
-
-    def _advance(self, iteration: int) -> None:
-        """Move the bar to an iteration; create it at the first one."""
-        if self.bar is None:
-            self.bar = tqdm(
-                total=self.total, initial=iteration - 1, file=self.stream, bar_format=BAR, dynamic_ncols=True,
-                leave=False,
-            )
-        self.bar.set_postfix_str(self._figures(), refresh=False)
-        self.bar.update(max(iteration - self.bar.n, 0))
 
 
 class WorkerRecorder(Recorder):

@@ -31,13 +31,23 @@ class Recorder(Stopwatch, ABC):
     Attributes:
         keep: receives each train record as a dict, so that rank 0 can record the step of a worker that runs without
             synchronising, with train_iteration(**record, worker=rank). Only a WorkerRecorder calls it.
+        failure: why a file could not be written; training stops, saves and ends because of it.
     """
 
     keep: Callable[[Record], None] | None = None
+    failure: OSError | None = None
 
     @abstractmethod
     def log(self, message: str, screen: bool = True) -> None:
         """Log a line, and print it if `screen`."""
+
+    def phase(self, name: str, share: float | None = None) -> None:
+        """Show on a terminal what the run is doing: validation or saving. Records of steps show that it is training.
+
+        Args:
+            share: the part of it that is done, 0 to 1.
+        """
+        return None
 
     @abstractmethod
     def warn(self, message: object) -> None:
@@ -115,7 +125,12 @@ class Synchronizer(ABC):
     """Synchronises a worker with the others. The training loop calls it between steps.
 
     As a context manager it calls close() on success. On an error it does not wait for other workers.
+
+    Attributes:
+        in_lockstep: whether all workers do the same steps, so that a worker cannot end before a step that others do.
     """
+
+    in_lockstep: bool = False
 
     def run(self, run: Run, position: Position) -> Position:
         """Perform this rank's whole part: training, or serving the clients. Returns the final Position."""
@@ -146,6 +161,16 @@ class Synchronizer(ABC):
         Raises:
             PeerDied, DesyncError
         """
+
+    def abandon(self, step: int) -> bool:
+        """Notify the workers that may be in `step` that this worker cannot do it, and that all end before it.
+
+        The others raise StepAbandoned from after_step(). The default notifies no worker.
+
+        Returns:
+            Whether this worker holds the state of the whole job after the step before, and saves it.
+        """
+        return False
 
     def consensus(self, stop: bool = False) -> AbstractContextManager[bool]:
         """Return a context in which the network holds the state of the whole job, for validation and saving.

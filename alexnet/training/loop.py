@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from alexnet.data.dataset import Crop, Dataset, Request, centre_crop, crop_stream, draw_crop, file_order
+from alexnet.data.dataset import Crop, DataError, Dataset, Request, centre_crop, crop_stream, draw_crop, file_order
 from alexnet.training.schedules import learning_rate
 
 if TYPE_CHECKING:                                # the loader imports this module, without settings and PyTensor
@@ -24,6 +24,22 @@ if TYPE_CHECKING:                                # the loader imports this modul
 
 class Diverged(ArithmeticError):
     """The cost, a parameter or a velocity is not finite."""
+
+
+class InputLost(RuntimeError):
+    """The images of a batch do not arrive any more; the state of the training is intact."""
+
+
+class StoppedWhileWaiting(Exception):
+    """A stop was requested while this worker waited for images that do not arrive."""
+
+
+class StepAbandoned(Exception):
+    """The workers have agreed to end after `iteration`, because one of them cannot do the next step; that one saves."""
+
+    def __init__(self, iteration: int):
+        super().__init__(f"training ends after iteration {iteration}")
+        self.iteration = iteration
 
 
 class Position(NamedTuple):
@@ -41,6 +57,7 @@ class Run(NamedTuple):
     save            writes a checkpoint
     stop_requested  returns whether this worker has been asked to stop; all workers stop after the same step
     rank            rank of this worker, which selects its random streams
+    rescue          writes a checkpoint of this worker's state, which all workers share, without a call of the others
     """
 
     config: Config
@@ -52,6 +69,7 @@ class Run(NamedTuple):
     save: Callable[[Position], None]
     stop_requested: Callable[[], bool]
     rank: int = 0
+    rescue: Callable[[Position], None] = lambda position: None
 
 
 class TrainingBatch(NamedTuple):
@@ -67,7 +85,20 @@ class TrainingBatch(NamedTuple):
 
 
 def train(run: Run, position: Position = Position()) -> Position:
-    """Train from `position` until the last epoch, n_iterations, a stop or Diverged. Returns the final position."""
+    """Train from `position` until the last epoch, n_iterations, a stop or an error. Returns the final position.
+
+    Raises:
+        Diverged: a cost is not finite.
+        DataError, InputLost: a batch cannot be read. If the workers agree on a state, it has been saved.
+    """
+    try:
+        return train_and_save(run, position)
+    except StepAbandoned as end:
+        return position._replace(iteration=end.iteration)
+
+
+def train_and_save(run: Run, position: Position) -> Position:
+    """Train as train() does; raises StepAbandoned where another worker saves."""
     saved = None
     _, stop = run.synchronizer.total(np.zeros(1), run.stop_requested())    # a stop requested during startup
     while not stop and position.epoch < run.config.n_epochs and not at_limit(run, position):
@@ -88,6 +119,7 @@ def save(run: Run, position: Position, stop: bool = False) -> bool:
         stop: whether this worker saves because it stops.
     """
     with run.synchronizer.consensus(stop) as stop:
+        run.recorder.phase("saving")
         run.save(position)
     return stop
 
@@ -108,14 +140,32 @@ def train_epoch(run: Run, position: Position) -> tuple[Position, bool]:
     """Run the remaining steps of an epoch and validate. Returns the new position, and whether training stopped."""
     batches, steps = training_batches(run, position)
     stop = False
-    for batch, images in read(run, batches):
-        position, stop = train_step(run, position, steps, batch, images)
-        ends = position.batch < steps and (stop or at_limit(run, position))
-        if at_snapshot(run, position) and not ends:         # otherwise the final checkpoint follows
-            stop = save(run, position, stop) or stop
-        if stop or ends:
-            break
+    try:
+        for batch, images in read(run, batches):
+            position, stop = train_step(run, position, steps, batch, images)
+            ends = position.batch < steps and (stop or at_limit(run, position))
+            if at_snapshot(run, position) and not ends:     # otherwise the final checkpoint follows
+                stop = save(run, position, stop) or stop
+            if stop or ends:
+                break
+    except StoppedWhileWaiting:
+        if run.synchronizer.in_lockstep:                    # otherwise this worker may stop between any two steps
+            end_without_step(run, position)
+            raise StepAbandoned(position.iteration) from None
+        return position, True
+    except (DataError, InputLost):
+        end_without_step(run, position)
+        raise
     return end_epoch(run, position, stop) if position.batch == steps else (position, stop)
+
+
+def end_without_step(run: Run, position: Position) -> None:
+    """Save the state at `position` if this worker holds it for the whole job but cannot read its next batch."""
+    if run.synchronizer.abandon(position.iteration + 1):
+        try:
+            run.rescue(position)
+        except (ValueError, ArithmeticError) as error:      # CheckpointError, Diverged: the first error ends the run
+            run.recorder.warn(error)
 
 
 def end_epoch(run: Run, position: Position, stop: bool = False) -> tuple[Position, bool]:
@@ -181,17 +231,33 @@ def validate(run: Run, position: Position) -> float | None:
 
     Raises:
         Diverged: the cost is not finite.
+        DataError, InputLost: this worker cannot read its images; the state has been saved.
     """
     totals = np.zeros(4)                                    # sums of cost, top-1 error and top-5 error; images
+    failure: Exception | None = None
     with run.synchronizer.consensus(run.stop_requested()) as stop:
         if stop:
             return None
-        for batch, images in read(run, validation_batches(run)):
-            if run.stop_requested():
-                break
-            totals += len(batch.labels) * np.array([*run.network.validate(*batch.inputs(images)), 1], dtype=float)
+        n = max(run.data.validation.n, 1)
+        try:
+            for batch, images in read(run, validation_batches(run)):
+                if run.stop_requested():
+                    break
+                run.recorder.phase("validation", run.data.validation.size * totals[3] / n)
+                totals += len(batch.labels) * np.array([*run.network.validate(*batch.inputs(images)), 1], dtype=float)
+        except (DataError, InputLost) as error:
+            failure = error
+            totals[3] = math.nan                            # notifies the other workers
+        except StoppedWhileWaiting:
+            pass
     with run.recorder.time("comm"):
         totals, stop = run.synchronizer.total(totals, run.stop_requested())
+    if math.isnan(totals[3]):
+        save(run, position)
+        run.synchronizer.total(np.zeros(1), True)           # all wait until it is saved
+        if failure is None:
+            raise StepAbandoned(position.iteration)
+        raise failure
     if stop:
         return None
     n = int(totals[3])

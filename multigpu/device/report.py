@@ -81,7 +81,7 @@ def cpu_row() -> tuple[str, ...]:
 def field_of(path: str, key: str) -> str | None:
     """Return the value of a line `key : value` of a file; None if there is no such file or line."""
     with suppress(OSError):
-        for line in Path(path).read_text().splitlines():
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")
             if name.strip() == key:
                 return value.strip()

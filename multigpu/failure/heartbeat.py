@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
+from alexnet.native.console import write_now
 from multigpu.failure.protocol import EndJob, Failure, Heartbeat, JobSettings, RankDropped, Released, name_of
 from multigpu.mpi.communicator import MPI, MpiCommunicator
 from multigpu.mpi.rank_wrapper import is_wrapped, report_detached
@@ -74,7 +75,7 @@ class HeartbeatClient:
             except (EOFError, OSError):
                 time.sleep(min(0.1 * self._comm.rank, 1.0))      # so that usually one rank prints
                 name = name_of(self._comm.rank, os.getpid(), self._comm.hosts[self._comm.rank])
-                print_now(f"{name} has lost this job's monitor on {self._comm.hosts[0]}; the job ends")
+                write_now(f"{name} has lost this job's monitor on {self._comm.hosts[0]}; the job ends")
                 end_process(1, abort=True)
 
     def _obey(self, message: RankDropped | EndJob | Released) -> None:
@@ -96,8 +97,3 @@ def end_process(status: int, abort: bool) -> None:
         time.sleep(ABORT_LIMIT)
     finally:
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def print_now(text: str) -> None:
-    """Print to standard error without the lock of sys.stderr, which another thread may hold."""
-    os.write(2, f"{text}\n".encode())

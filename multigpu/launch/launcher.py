@@ -2,6 +2,7 @@
 
     all workers end normally        status 0
     SIGINT, SIGTERM or SIGUSR1      every worker finishes its step, saves and ends; status 130, 143 or 138
+    SIGHUP, unless nohup ignores it the same, when the terminal is closed; status 129
     a second signal                 the launcher kills every process at once; same status
     a worker dies or fails          the others get STOP_TIMEOUT seconds to stop, then are killed; status 1, or 2 for
                                     an invalid setting or file; one message names the first worker and its error
@@ -11,10 +12,8 @@ A pipe connects every two workers; only these two hold its ends.  A worker start
 launcher and finds the others through multigpu.launch.rendezvous.
 """
 
-import math
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -22,19 +21,22 @@ from contextlib import suppress
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import NamedTuple, Self
+from pathlib import Path
+from typing import NamedTuple
 
 from alexnet.config.schema import Config, ConfigError
 from alexnet.data.dataset import DataError
+from alexnet.native.atomic import reason
+from alexnet.native.console import protect, say
 from alexnet.native.cores import cores
-from alexnet.run.checkpoint_format import CheckpointError
-from alexnet.training.loop import Diverged
+from alexnet.run.checkpoint_format import CheckpointError, snapshots
+from alexnet.training.loop import Diverged, InputLost
 from multigpu.communicator import Communicator, DesyncError, PeerDied, PipeCommunicator
 from multigpu.device import DeviceError
 from multigpu.launch.link import Failed, JobLink, LauncherLink, Order
-from multigpu.launch.process import CONTEXT, SIGNAL_DEBOUNCE, SIGNALS, describe_exit, end, pipes_between, start
+from multigpu.launch.process import CONTEXT, describe_exit, end, pipes_between, start
 from multigpu.launch.rendezvous import Pipes, Placement, Stopped, rendezvous
-from multigpu.loader import LoaderDied
+from multigpu.launch.signals import Signals, stop_notice
 
 STOP_TIMEOUT = 2.0                               # seconds that workers get to stop after another has died
 CAUSE_TIMEOUT = 1.0                              # seconds to wait for the death that a worker's failure is due to
@@ -51,17 +53,21 @@ class Worker(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a run ends: exit status, optional message, and seconds until the remaining workers are killed."""
+    """How a run ends: exit status, optional message, and seconds until the remaining workers are killed.
+
+    lost: whether the steps since the last checkpoint are lost.
+    """
 
     status: int
     message: str | None = None
     timeout: float = STOP_TIMEOUT
+    lost: bool = False
 
 
 def launch(config: Config, entry: WorkFunction | None = None) -> int:
     """Run one worker for each of config.devices until they end.
 
-    Call it in the main thread, because it handles SIGNALS while it runs.  With the settings rank, size and device it
+    Call it in the main thread, because it handles signals while it runs.  With the settings rank, size and device it
     starts only this worker; launchers in other terminals start the others.
 
     Args:
@@ -81,8 +87,17 @@ def launch(config: Config, entry: WorkFunction | None = None) -> int:
         finally:
             end_all(workers, 0)
     if outcome.message:
-        print(outcome.message, file=sys.stderr, flush=True)
+        say(with_checkpoint(outcome, config))
     return outcome.status
+
+
+def with_checkpoint(outcome: Outcome, config: Config) -> str:
+    """Return the message of an Outcome; if steps are lost, it names the last checkpoint, if no worker has done so."""
+    message = outcome.message or ""
+    if not outcome.lost or "checkpoint" in message or config.run_name is None:   # rank 0 names a run started by hand
+        return message
+    newest = next(iter(snapshots(Path(config.output, config.run_name))), None)
+    return f"{message}; the last checkpoint is {newest}" if newest else message
 
 
 def placements(config: Config) -> list[tuple[Placement, Pipes | None]]:
@@ -110,6 +125,7 @@ def run_worker(
     entry: WorkFunction | None, config: Config, placement: Placement, pipe: Connection, pipes: Pipes | None
 ) -> None:
     """Entry point of a worker process. Expected errors go to the launcher as a message, without a traceback."""
+    protect()
     link = LauncherLink(pipe, first=placement.rank == 0 or pipes is None)
     try:
         if pipes is None:
@@ -123,17 +139,20 @@ def run_worker(
     except (CheckpointError, ConfigError, DataError, DeviceError) as error:
         link.report(str(error), status=2)
         sys.exit(2)
-    except (LoaderDied, Diverged, DesyncError) as error:
+    except (InputLost, Diverged, DesyncError) as error:
         link.report(str(error))
         sys.exit(1)
     except PeerDied as error:
         link.report(str(error), caused_by_peer=True)
         sys.exit(1)
+    except OSError as error:                     # of the run's own files, for example a full disk
+        link.report(reason(error), status=2)
+        sys.exit(2)
     except Stopped:                              # stopped during the rendezvous; there is nothing to save
         return
 
 
-def monitor(workers: Sequence[Worker], signals: "Signals") -> Outcome:
+def monitor(workers: Sequence[Worker], signals: Signals) -> Outcome:
     """Wait until all workers have ended, one has failed, or a second signal arrives.
 
     A failure caused by another worker's death is held back for CAUSE_TIMEOUT seconds, until that death is detected and
@@ -151,12 +170,15 @@ def monitor(workers: Sequence[Worker], signals: "Signals") -> Outcome:
             break
         if signals.reader in ready and (received := signals.receive()):
             if stop is not None:
-                return Outcome(128 + received, f"killed by a second {received.name}, without saving", timeout=0)
+                message = f"killed by a second {received.name}, without saving"
+                return Outcome(128 + received, message, timeout=0, lost=True)
             stop = received
             request_stop(running)
+            say(stop_notice(received))
+            signals.handled()
         if failure := first_failure(running, ready, reported):
             worker, failed = failure
-            outcome = Outcome(failed.status, failed.message)
+            outcome = Outcome(failed.status, failed.message, lost=failed.status == 1)
             if not failed.caused_by_peer:
                 return outcome
             held_back = held_back or outcome
@@ -227,35 +249,3 @@ def end_all(workers: Sequence[Worker], timeout: float) -> None:
     deadline = time.monotonic() + timeout
     for worker in workers:
         end(worker.process, max(0, deadline - time.monotonic()))
-
-
-class Signals:
-    """Receives SIGNALS through a socket, so that connection.wait can wait for them together with processes.
-
-    Attributes:
-        reader: readable when a signal has been received.
-    """
-
-    def __enter__(self) -> Self:
-        self.reader, self._writer = socket.socketpair()
-        self._writer.setblocking(False)
-        self._last = -math.inf                   # time of the last signal
-        self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        self._handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup)
-        self.reader.close()
-        self._writer.close()
-
-    def receive(self) -> signal.Signals | None:
-        """Return the received signal; None if it is not in SIGNALS or too soon after another one (SIGNAL_DEBOUNCE)."""
-        number = self.reader.recv(1)[0]
-        now = time.monotonic()
-        if number not in SIGNALS or now - self._last < SIGNAL_DEBOUNCE:
-            return None
-        self._last = now
-        return signal.Signals(number)

@@ -1,7 +1,6 @@
 """The connection between a worker and its launcher: the worker receives stop orders and sends failure reports."""
 
 import os
-import signal
 import threading
 from abc import ABC, abstractmethod
 from contextlib import suppress
@@ -11,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from multigpu.launch.process import parent_pid, set_signal_handlers
+from multigpu.launch.process import FORWARDED, parent_pid, set_signal_handlers
 
 
 class Order(Enum):
@@ -40,6 +39,10 @@ class JobLink(ABC):
     @abstractmethod
     def stop_requested(self) -> bool:
         """Return whether to finish the step, save and end; called after each step."""
+
+    @abstractmethod
+    def stopping(self) -> bool:
+        """Return the same at any time, while this worker waits; it does not count as progress."""
 
     @abstractmethod
     def report(self, message: str, status: int = 1, caused_by_peer: bool = False) -> None:
@@ -79,12 +82,15 @@ class LauncherLink(JobLink):
     def stop_requested(self) -> bool:
         return self._stop
 
+    def stopping(self) -> bool:
+        return self._stop
+
     def report(self, message: str, status: int = 1, caused_by_peer: bool = False) -> None:
         with self._send_lock, suppress(OSError):  # if the launcher is dead, this process is already ending
             self._pipe.send(Failed(message, status, caused_by_peer))
 
     def _forward_sigterm(self, number: int, frame: FrameType | None) -> None:
-        os.kill(self._launcher, signal.SIGTERM)
+        os.kill(self._launcher, FORWARDED)     # not SIGTERM: it may be seconds late, and is no second request
 
     def _receive_orders(self) -> None:
         try:

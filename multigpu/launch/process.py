@@ -21,8 +21,10 @@ from types import FrameType
 from typing import Generic, Self, TypeVar
 
 CONTEXT = multiprocessing.get_context("spawn")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)      # finish the step, save, end; batch systems send SIGUSR1
-SIGNAL_DEBOUNCE = 1.0                            # seconds within which signals count as one: timeout(1) sends two
+# finish the step, save, end; batch systems send SIGUSR1, a terminal that closes sends SIGHUP
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+FORWARDED = signal.SIGUSR2                       # worker to launcher: a SIGTERM that the worker has received
+SIGNAL_DEBOUNCE = 1.0                            # seconds within which signals count as one
 PR_SET_PDEATHSIG = 1                             # linux/prctl.h
 
 Key = TypeVar("Key")
@@ -65,6 +67,12 @@ def environment(**variables: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def stop_signals() -> set[signal.Signals]:
+    """Return SIGNALS, without SIGHUP if this process was started with it ignored, as nohup does."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return {number for number in SIGNALS if not (ignored and number == signal.SIGHUP)}
 
 
 def set_signal_handlers(on_sigterm: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:

@@ -143,4 +143,4 @@ def is_cuda_aware() -> bool:
 def mapped(pattern: str) -> set[str]:
     """Return the files that this process has mapped and whose path matches the pattern."""
     maps = Path("/proc/self/maps")
-    return set(re.findall(pattern, maps.read_text() if maps.exists() else "", re.MULTILINE))
+    return set(re.findall(pattern, maps.read_text("utf-8", "replace") if maps.exists() else "", re.MULTILINE))

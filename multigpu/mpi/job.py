@@ -9,6 +9,7 @@ Rank 0 resolves the settings, prints and saves.  It starts the monitor of the jo
 | all ranks end normally                         |                                           | 0             |
 | invalid settings or files                      | one message                               | 2             |
 | SIGINT, SIGTERM or SIGUSR1 to any rank         | all finish the same step, save and end    | 130, 143, 138 |
+| SIGHUP, unless it is ignored, to any rank      | the same; but it ends mpiexec: use nohup  | 129           |
 | - again, a second later                        | the job is ended at once                  | 130, 143, 138 |
 | a rank dies, fails or hangs                    | one message names it; the job is ended    | not 0         |
 | mpiexec is killed                              | ranks and loaders are killed              |               |
@@ -39,22 +40,25 @@ from typing import NamedTuple
 
 from alexnet.config.schema import Config, ConfigError
 from alexnet.data.dataset import DataError
+from alexnet.native.atomic import reason
+from alexnet.native.console import say, write_now
 from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.training.loop import Diverged
 from multigpu.communicator import DesyncError, PeerDied
 from multigpu.device import DeviceError
-from multigpu.failure.heartbeat import HeartbeatClient, print_now
+from multigpu.failure.heartbeat import HeartbeatClient
 from multigpu.failure.protocol import Failure, JobSettings
 from multigpu.launch.launcher import WorkFunction
 from multigpu.launch.link import JobLink
-from multigpu.launch.process import SIGNAL_DEBOUNCE, SIGNALS
+from multigpu.launch.process import SIGNAL_DEBOUNCE, SIGNALS, stop_signals
+from multigpu.launch.signals import stop_notice
 from multigpu.loader import LoaderDied
 from multigpu.mpi import tcp
 from multigpu.mpi.communicator import MPI, MpiCommunicator, end_without_finalize, leave_no_files
 from multigpu.mpi.placement import place_rank
 from multigpu.rules import rule_of
 
-STATUS_OF = {CheckpointError: 2, ConfigError: 2, DataError: 2, DeviceError: 2, Diverged: 1, DesyncError: 1}
+STATUS_OF = {CheckpointError: 2, ConfigError: 2, DataError: 2, DeviceError: 2, Diverged: 1, DesyncError: 1, OSError: 2}
 
 
 class JobConfig(NamedTuple):
@@ -88,8 +92,7 @@ def run(settle: Callable[[], Config], entry: WorkFunction | None = None) -> int:
     if monitor is not None and heartbeat.complete:
         monitor.wait()
     if status and comm.rank == 0:
-        print(f"train.py: {error}" if error else f"stopped by {signal.Signals(status - 128).name}", file=sys.stderr,
-              flush=True)
+        say(f"train.py: {error}" if error else f"stopped by {signal.Signals(status - 128).name}")
     if not heartbeat.complete:
         end_without_finalize(status)
     if status:
@@ -104,7 +107,7 @@ def start_heartbeat(comm: MpiCommunicator) -> tuple[subprocess.Popen[bytes] | No
     try:
         return monitor, HeartbeatClient(comm, tcp.connect(*address))
     except ConnectionError as error:             # the monitor would not notice a failure of this rank
-        print_now(f"rank {comm.rank} on {comm.hosts[comm.rank]} cannot reach the job's monitor on {comm.hosts[0]} over "
+        write_now(f"rank {comm.rank} on {comm.hosts[comm.rank]} cannot reach the job's monitor on {comm.hosts[0]} over "
                   f"TCP: {error}")
         MPI.COMM_WORLD.Abort(1)
         raise
@@ -114,7 +117,7 @@ def start_monitor(size: int) -> tuple[subprocess.Popen[bytes], int, bytes]:
     """Start the monitor of `size` ranks in its own session, with signals blocked; return it, its port and its key."""
     key = secrets.token_bytes(32)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [*SIGNALS, signal.SIGHUP])
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         with socket.create_server(("", 0), backlog=size) as listener:
             port = listener.getsockname()[1]
@@ -163,6 +166,8 @@ def settle_at_rank_0(settle: Callable[[], Config], comm: MpiCommunicator) -> Job
             settled = JobConfig(config, None)
         except (ConfigError, DataError, CheckpointError) as error:
             settled = JobConfig(None, str(error))
+        except OSError as error:
+            settled = JobConfig(None, reason(error))
     return comm.allgather(settled)[0]
 
 
@@ -183,13 +188,13 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(str(error), caused_by_peer=True)
     for kind, status in STATUS_OF.items():
         if isinstance(error, kind):
-            return Failure(str(error), status)
-    print_now("".join(traceback.format_exception(error)).rstrip("\n"))
+            return Failure(reason(error) if isinstance(error, OSError) else str(error), status)
+    write_now("".join(traceback.format_exception(error)).rstrip("\n"))
     return Failure(f"ended by {type(error).__name__}: {error}")
 
 
 class MpiLink(JobLink):
-    """The counterpart of multigpu.launch.link.LauncherLink in an MPI job; it installs handlers for SIGNALS."""
+    """The counterpart of multigpu.launch.link.LauncherLink in an MPI job; it installs handlers for the stop signals."""
 
     def __init__(self, heartbeat: HeartbeatClient, comm: MpiCommunicator) -> None:
         self.heartbeat = heartbeat
@@ -197,7 +202,7 @@ class MpiLink(JobLink):
         self._signal: int | None = None          # the first one received
         self._received = 0.0                     # its time
         self._settings = JobSettings()
-        for number in SIGNALS:
+        for number in stop_signals():
             signal.signal(number, self._receive)
 
     def configure(self, settings: JobSettings) -> None:
@@ -213,6 +218,8 @@ class MpiLink(JobLink):
         if self._signal is None:
             self._signal = number
             self._received = now
+            if self._comm.rank == 0:
+                write_now(stop_notice(number))
         elif now - self._received >= SIGNAL_DEBOUNCE:
             reason = f"killed by a second {signal.Signals(number).name}, without saving"
             is_client = self._comm.elastic and self._comm.rank > 0
@@ -225,6 +232,9 @@ class MpiLink(JobLink):
     def stop_requested(self) -> bool:
         """Return whether to finish the step, save and end. It is called after each step and counts as progress."""
         self._comm.progress()
+        return self._signal is not None
+
+    def stopping(self) -> bool:
         return self._signal is not None
 
     def report(self, message: str, status: int = 1, caused_by_peer: bool = False) -> None:

@@ -20,7 +20,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
-from multigpu.launch.process import PR_SET_PDEATHSIG, SIGNALS
+from multigpu.launch.process import PR_SET_PDEATHSIG, SIGNALS, stop_signals
 
 WRAPPER_FD = "RANK_WRAPPER_FD"                   # set in a wrapped rank: the write end of a pipe to its wrapper
 HYDRA_RANK = "MPI_LOCALRANKID"                   # distinguishes MPICH's mpiexec from others that use PMI
@@ -52,7 +52,7 @@ def run_wrapper() -> NoReturn:
         with suppress(ProcessLookupError):
             os.kill(rank, number)
 
-    for number in SIGNALS:
+    for number in stop_signals():
         signal.signal(number, forward)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     _, status = os.waitpid(rank, 0)

@@ -22,6 +22,7 @@ at N lr follow the same trajectory up to rounding.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ import numpy as np
 from alexnet.config import Config, ConfigError, Section
 from alexnet.config.fields import Count
 from alexnet.training.base import StepResult, Synchronizer
+from alexnet.training.loop import InputLost, StepAbandoned
 from multigpu.communicator import Ready, SyncRemaining, TimingReport, total, verify_consistency
 from multigpu.exchange import ExchangeContext, ExchangeSettings, Strategy, strategy_of, strategy_settings
 from multigpu.rules.base import RULES, Rule
@@ -176,6 +178,8 @@ class Bsp(Synchronizer):
         rates: factor of the learning rate: N for cdd.
     """
 
+    in_lockstep = True
+
     def __init__(
         self, network: Network, groups: list[ParameterGroup], what: str, comm: Communicator, recorder: Recorder,
         every: int = 1, rates: int = 1,
@@ -203,6 +207,8 @@ class Bsp(Synchronizer):
                 group.pack()
         with self._recorder.time("sync"):
             all_ready = self._comm.allgather(Ready(step, float(cost), float(error), bool(stop)))
+        if any(math.isnan(message.cost) for message in all_ready):
+            raise StepAbandoned(step - 1)
         with self._recorder.time("comm"), self._comm.waiting():
             for group in groups:
                 group.average(step)
@@ -213,6 +219,22 @@ class Bsp(Synchronizer):
         if result.stop and not last:
             self._average_remaining(step)
         return result
+
+    def abandon(self, step: int) -> bool:
+        """See Synchronizer. A cost that is not a number notifies the others; the first worker without images saves.
+
+        With exchange_what=weights the checkpoint holds the velocities of this worker instead of their mean.
+
+        Raises:
+            InputLost: the workers exchange less often, so that they have no common state.
+        """
+        if self._every > 1:
+            raise InputLost(
+                f"the images of step {step} do not arrive, and with average_every={self._every} the workers have no "
+                "common state that could be saved"
+            )
+        all_ready = self._comm.allgather(Ready(step, math.nan, math.nan, True))
+        return [math.isnan(message.cost) for message in all_ready].index(True) == self._comm.rank
 
     def _average_remaining(self, step: int) -> None:
         """Average the remaining groups, because an unscheduled checkpoint follows."""

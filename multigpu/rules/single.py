@@ -29,6 +29,9 @@ class SingleWorker(Synchronizer):
     def after_step(self, step: int, cost: float, error: float, rate: float, stop: bool, last: bool) -> StepResult:
         return StepResult(float(cost), float(error), stop)
 
+    def abandon(self, step: int) -> bool:
+        return True
+
     def total(self, values: np.ndarray, stop: bool) -> tuple[np.ndarray, bool]:
         return np.array(values, dtype=np.float64), stop
 

@@ -35,7 +35,8 @@ class Run:
         self.command = [sys.executable, str(script), *map(str, arguments)]
 
     def start(self, **environment):
-        with open(self.error, "w") as error, open(self.error.with_suffix(".printed"), "w") as printed:
+        printed = self.error.with_suffix(".printed")
+        with open(self.error, "w", encoding="utf-8") as error, open(printed, "w", encoding="utf-8") as printed:
             self.launcher = subprocess.Popen(
                 self.command, stdout=printed, stderr=error, start_new_session=True, env=self.environment | environment
             )
@@ -92,7 +93,7 @@ class Run:
 def state_of(pid):
     """Return the state, parent and start time of a process; None if it does not exist."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
     return fields[0], int(fields[1]), fields[19]

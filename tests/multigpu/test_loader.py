@@ -54,7 +54,7 @@ def log_of_reads(path, count):
 
 def is_gone(pid):
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
 
@@ -128,7 +128,7 @@ def test_images_are_not_sent_through_the_pipe():
 
 def written_by(pid):
     """Return the number of bytes that a process has written to files, pipes and sockets."""
-    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    lines = Path(f"/proc/{pid}/io").read_text(encoding="utf-8").splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("wchar")))
 
 

@@ -14,6 +14,7 @@ import pytest
 from alexnet.run import checkpoint, checkpoint_format
 from alexnet.run.recorder import read_records
 from alexnet.training.network import build_model, build_network
+from multigpu.launch.signals import stop_notice
 from tests import tiny, tiny_train
 from tests.multigpu.fakes import several_workers
 from tests.multigpu.runs import Run, clean_up, family, lines
@@ -167,7 +168,7 @@ def test_hand_started_workers_train_and_stop_together(runs, data, one, tmp_path)
         assert time.monotonic() < end and first.launcher.poll() is None, first.error.read_text()
         time.sleep(0.01)
     os.kill(other.launcher.pid, signal.SIGINT)
-    assert other.finish() == (130, "stopped by SIGINT\n")
+    assert other.finish() == (130, f"{stop_notice(signal.SIGINT)}\nstopped by SIGINT\n")
     assert first.finish() == (0, "")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
     assert state_of(folder)[1]["position"]["iteration"] == read_records(folder)[-1]["iteration"]

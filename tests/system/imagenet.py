@@ -99,7 +99,7 @@ class Run:
         """Record the memory of all processes and deallocate the zeros of new files."""
         for process in self.session():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                for line in pathlib.Path(f"/proc/{process}/status").read_text().splitlines():
+                for line in pathlib.Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines():
                     if line.startswith("VmHWM"):
                         self.peaks[process] = process == self.process.pid, int(line.split()[1]) / 1024
         for folder in self.out.glob("*_hkl*") if self.dig else ():

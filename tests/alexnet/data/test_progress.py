@@ -1,9 +1,11 @@
-"""Plain progress lines: count, recent rate, remaining time."""
+"""Progress: count, recent rate and remaining time, as plain lines or as one status line on a terminal."""
+
+import io
 
 import pytest
 
 from alexnet.data import progress
-from alexnet.data.progress import Progress, duration
+from alexnet.data.progress import Progress, duration, status_line
 
 
 @pytest.fixture
@@ -39,3 +41,25 @@ def test_no_progress_prints_no_line(clock, capsys):
 @pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (180, "3 min"), (9000, "2.5 h")])
 def test_durations_are_formatted(seconds, text):
     assert duration(seconds) == text
+
+
+def test_status_line_leaves_out_what_does_not_fit():
+    figures = ["12 min left", "cost 2.301", "error 85.0%"]
+    for columns in (10, 20, 40, 60, 80, 200):
+        line = status_line("training", 0.5, figures, columns)
+        assert len(line) < columns
+        assert columns < 40 or ("#" in line and "12 min left" in line)
+    assert status_line("training", 0.5, figures, 200).endswith("training  50%, 12 min left, cost 2.301, error 85.0%")
+
+
+def test_error_leaves_no_torn_line(monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    monkeypatch.setattr(progress.sys, "stderr", stream)
+    with pytest.raises(KeyboardInterrupt), Progress("preprocess", 10) as counted:
+        counted.add(4)
+        counted.line.write("a warning")
+        raise KeyboardInterrupt
+    shown = stream.getvalue()
+    assert "preprocess  40%, 4 of 10 images" in shown and "a warning\n" in shown
+    assert shown.endswith("\r\x1b[K")

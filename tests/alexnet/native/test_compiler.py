@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -215,3 +216,60 @@ except CompileError as error:
     print(error)
 """
     assert "the C compiler failed on lrn-" in in_new_process(program, ALEXNET_CACHE=str(tmp_path), CC="false")
+
+
+@needs_compiler
+def test_unwritable_cache_falls_back_with_one_warning(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "file"))          # for root, permissions do not apply
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.warns(RuntimeWarning, match="cannot be cached in .*file .*set ALEXNET_CACHE to a folder") as warned:
+        for name in ("one", "two"):
+            compiler.load(DOUBLE_IT, name)
+    assert len(warned) == 1
+    folder = tmp_path / f"alexnet-{os.getuid()}"
+    assert len(list(folder.glob("*.so"))) == 2 and folder.stat().st_mode & 0o777 == 0o700
+
+
+@needs_compiler
+@pytest.mark.parametrize("prepare", [lambda path: path.touch(), lambda path: (path.mkdir(), path.chmod(0o777))])
+def test_fallback_that_others_may_write_is_refused(tmp_path, monkeypatch, prepare):
+    (tmp_path / "file").touch()
+    prepare(tmp_path / f"alexnet-{os.getuid()}")
+    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(compiler.CacheError, match="stored neither in .* nor below TMPDIR .*: set ALEXNET_CACHE"):
+        compiler.load(DOUBLE_IT, "refused")
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", [
+    lambda whole: b"", lambda whole: whole[:3000], lambda whole: whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:],
+], ids=["empty", "cut off", "changed"])
+def test_damaged_library_is_compiled_again(empty_cache, damage):
+    program = f"from alexnet.native import compiler; compiler.load({DOUBLE_IT!r}, 'double'); print('loaded')"
+    in_new_process(program)
+    (compiled,) = empty_cache.iterdir()
+    whole = compiled.read_bytes()
+    compiled.write_bytes(damage(whole))
+    assert in_new_process(program) == "loaded\n"
+    assert compiled.read_bytes() == whole
+
+
+@needs_compiler
+def test_full_disk_is_an_error_of_the_cache(empty_cache, monkeypatch):
+    """The compiler reports it in its output only."""
+    failed = subprocess.CompletedProcess([], 1, "", "ld: final link failed: No space left on device")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(OSError, match="No space left on device"):
+        compiler._run([], empty_cache)
+
+
+@pytest.mark.parametrize("home, folder", [("/", "/.cache/alexnet"), (None, None), ("~", "/.cache/alexnet")])
+def test_cache_has_a_place_without_a_home(home, folder, monkeypatch):
+    for name in ("ALEXNET_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if home:
+        monkeypatch.setenv("HOME", home)
+    assert compiler.cache_folder().is_absolute()
+    assert folder in (None, str(compiler.cache_folder()))

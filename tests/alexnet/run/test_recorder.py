@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from alexnet.run.recorder import FIELDS, RunRecorder, WorkerRecorder, read_records
+from alexnet.data import progress
+from alexnet.run.recorder import FIELDS, Plan, RunRecorder, WorkerRecorder, read_records
 from alexnet.training.timing import Lap, Stopwatch
 
 
@@ -29,13 +30,13 @@ def clock():
     return Clock()
 
 
-def iterate(recorder, clock, iteration, cost=2.0, seconds=(0.5, 0.125)):
-    """Record one iteration of 8 images with calc and wait times."""
+def iterate(recorder, clock, iteration, cost=2.0, seconds=(0.5, 0.125), epoch=None):
+    """Record one iteration of 8 images with calc and wait times, by default of an epoch of four iterations."""
     for section, spent in zip(("calc", "wait"), seconds, strict=True):
         with recorder.time(section):
             clock.seconds += spent
     recorder.train_iteration(
-        iteration=iteration, epoch=iteration / 4, cost=cost, error=0.25, learning_rate=0.01, images=8
+        iteration=iteration, epoch=epoch or iteration / 4, cost=cost, error=0.25, learning_rate=0.01, images=8
     )
 
 
@@ -158,15 +159,15 @@ def test_plain_stream_gets_a_line_every_print_freq(tmp_path, clock):
     times = "time per 20 iterations: 12.50 s (calc 10.00, sync 0.00, comm 0.00, wait 2.50)"
     validation = "validation cost 1.5000, top-1 error 50.00%, top-5 error 12.50% (50 images in 0.0 s)"
     assert stream.getvalue().splitlines() == [
-        f"iteration 2 of 100, epoch 0.50: cost 1.500, {figures}; {times}, 01:01 left",
-        f"iteration 4 of 100, epoch 1.00: cost 3.500, {figures}; {times}, 01:00 left",
+        f"iteration 2 of 100, epoch 0.50: cost 1.500, {figures}; {times}, 61 s left",
+        f"iteration 4 of 100, epoch 1.00: cost 3.500, {figures}; {times}, 60 s left",
         f"epoch 1: {validation}; learning rate 0.01",
     ]
     logged = (tmp_path / "log.txt").read_text().splitlines()
     assert [line[20:] for line in logged] == stream.getvalue().splitlines()
 
 
-def test_terminal_gets_a_bar_and_lines_are_logged(tmp_path, clock, monkeypatch):
+def test_terminal_gets_a_status_line_and_lines_are_logged(tmp_path, clock, monkeypatch):
     stream = Terminal()
     monkeypatch.setenv("COLUMNS", "80")
     with RunRecorder(tmp_path, print_freq=2, total_iterations=4, stream=stream, clock=clock) as recorder:
@@ -174,10 +175,35 @@ def test_terminal_gets_a_bar_and_lines_are_logged(tmp_path, clock, monkeypatch):
             iterate(recorder, clock, iteration)
         recorder.log("a word in between")
     shown = stream.getvalue()
-    assert "cost 2.000, error 25.0%, 12.8 images/s, 20.0% wait" in shown
+    assert "] epoch 1 training 100%, 0 s left, cost 2.000, error 25.0%" in shown
     assert "a word in between\n" in shown
     assert "time per 20 iterations" not in shown
     assert "time per 20 iterations" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_status_line_shows_phases_and_time_left_with_validation(tmp_path, clock, monkeypatch, columns):
+    """20 steps of 0.625 s in two epochs. A validation takes a third of 30 steps, until it is measured: 4 s."""
+    stream = Terminal()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    plan = Plan(n_epochs=2, steps_of_epoch=10, validation_batches=30)
+    monkeypatch.setattr(progress, "REDRAW", 0)
+    with RunRecorder(tmp_path, total_iterations=20, stream=stream, clock=clock, plan=plan) as recorder:
+        for iteration in range(1, 11):
+            iterate(recorder, clock, iteration, epoch=iteration / 10)
+        recorder.phase("validation", 0.5)
+        clock.seconds += 4
+        validate(recorder, 1, 10)
+        recorder.phase("saving")
+        iterate(recorder, clock, 11, epoch=1.1)
+    drawn = [line.removeprefix("\x1b[K") for line in stream.getvalue().replace("\n", "\r").split("\r")]
+    phases = ["epoch 1/2 training  90%, 19 s left", "epoch 1/2 validation  50%, 16 s left",
+              "epoch 1/2 saving, 10 s left", "epoch 2/2 training  10%, 10 s left"]
+    for phase in phases:
+        line = next(line for line in drawn if phase in line)
+        assert len(line) < columns
+        assert ("[" in line) is not ("saving" in line)
+    assert drawn[-1] == ""                       # nothing is left on the line
 
 
 def test_resumed_run_truncates_records_to_its_checkpoint(tmp_path, clock):

@@ -311,7 +311,7 @@ class TestEveryDevice:
 
 
 def buffers_mapped():
-    with open("/proc/self/maps") as maps:
+    with open("/proc/self/maps", encoding="utf-8") as maps:
         return sum("memfd:buffer" in line for line in maps)
 
 

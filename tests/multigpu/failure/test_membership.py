@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from alexnet.run import checkpoint_format
+from multigpu.launch.signals import stop_notice
 from tests import tiny, tiny_train
 from tests.mpi import Job, needs_mpi
 from tests.multigpu.failure.messages import MESSAGES, NAME, TIMEOUT
@@ -136,7 +137,7 @@ def test_signal_to_mpiexec_stops_all_ranks(tmp_path):
     job = started(tmp_path, n_epochs=10**6)
     job.wait_for((tmp_path / "runs" / "begun2").exists)
     os.kill(job.process.pid, signal.SIGUSR1)
-    assert job.finish() == (138, "stopped by SIGUSR1\n")
+    assert job.finish() == (138, f"{stop_notice(signal.SIGUSR1)}\nstopped by SIGUSR1\n")
     recorded = told(tmp_path, "saved")[1]
     assert {client: told(tmp_path, f"ended{client}")[1] for client in (1, 2, 3)} == {
         int(worker) + 1: len(steps) for worker, steps in recorded.items()

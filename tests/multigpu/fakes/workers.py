@@ -44,7 +44,7 @@ class Reader:
 
     def read(self, request, out):
         start = request.segments[0].start
-        with open(self.log, "a") as log:
+        with open(self.log, "a", encoding="utf-8") as log:
             print(start, os.environ.get("OMP_NUM_THREADS"), file=log)
         time.sleep(self.reading)
         if start >= UNREADABLE:
@@ -149,7 +149,7 @@ def abandon(config):
 
 def main(function, folder, *settings):
     values = {key: json.loads(value) for key, value in (setting.split("=") for setting in settings)}
-    defaults = {"rank": None, "devices": ["cpu"], "folder": folder}
+    defaults = {"rank": None, "devices": ["cpu"], "folder": folder, "run_name": None}
     defaults |= {"reading": 0.0, "computing": 0.01, "steps": 10, "between": 0.0}
     config = SimpleNamespace(**defaults | values)
     return abandon(config) if function == "abandon" else launch(config, globals()[function])

@@ -5,11 +5,15 @@ import os
 import re
 import signal
 import time
+from multiprocessing import connection
 from pathlib import Path
 
 import pytest
 
 from alexnet.native.cores import cores
+from multigpu.launch import signals as launch_signals
+from multigpu.launch.process import FORWARDED, SIGNAL_DEBOUNCE
+from multigpu.launch.signals import Signals, stop_notice
 from tests.multigpu.runs import Run, clean_up, family, lines
 
 pytestmark = pytest.mark.slow
@@ -141,6 +145,7 @@ def test_bug_in_a_worker_prints_one_traceback(run):
     (signal.SIGINT, True),                       # Ctrl-C
     (signal.SIGTERM, True),                      # timeout(1) sends SIGTERM to its child twice
     (signal.SIGTERM, False),
+    (signal.SIGHUP, True),                       # the terminal is closed
 ])
 def test_signal_stops_all_workers_after_the_same_step(run, number, group):
     train = run("train", computing=0.5, steps=10**6, devices=["cpu", "cpu"]).start()
@@ -152,7 +157,7 @@ def test_signal_stops_all_workers_after_the_same_step(run, number, group):
         time.sleep(0.05)
     os.kill(train.launcher.pid, number)
     status, error = train.all_gone(members, seconds=20)
-    assert (status, error) == (128 + number, f"stopped by {number.name}\n")
+    assert (status, error) == (128 + number, f"{stop_notice(number)}\nstopped by {number.name}\n")
     for rank in (0, 1):
         assert train.wait_for(f"saved{rank}")
         assert train.wait_for(f"step{rank}") == train.wait_for(f"computing{rank}")
@@ -165,7 +170,7 @@ def test_signal_during_startup_stops_the_run(run):
     members = family(train.launcher.pid)
     os.killpg(train.launcher.pid, signal.SIGINT)
     status, error = train.all_gone(members, seconds=20)
-    assert (status, error) == (130, "stopped by SIGINT\n")
+    assert (status, error) == (130, f"{stop_notice(signal.SIGINT)}\nstopped by SIGINT\n")
     assert train.wait_for("step0") == 0
 
 
@@ -175,7 +180,7 @@ def test_sigterm_to_a_worker_stops_the_run(run):
         train.wait_for(f"computing{rank}")
     members = family(train.launcher.pid)
     os.kill(train.pid("worker", 1), signal.SIGTERM)
-    assert train.all_gone(members, seconds=20) == (143, "stopped by SIGTERM\n")
+    assert train.all_gone(members, seconds=20) == (143, f"{stop_notice(signal.SIGTERM)}\nstopped by SIGTERM\n")
     assert train.wait_for("saved0") and train.wait_for("saved1")
 
 
@@ -188,4 +193,41 @@ def test_second_signal_ends_at_once(run):
     assert stubborn.launcher.poll() is None
     os.killpg(stubborn.launcher.pid, signal.SIGINT)
     status, error = stubborn.all_gone(members)
-    assert (status, error) == (130, "killed by a second SIGINT, without saving\n")
+    assert (status, error) == (130, f"{stop_notice(signal.SIGINT)}\nkilled by a second SIGINT, without saving\n")
+
+
+@pytest.mark.parametrize("parent, counted", [("timeout", 1), ("bash", 2)])
+def test_two_signals_of_timeout_are_one_request(parent, counted, monkeypatch):
+    """They may be seconds apart on a loaded machine."""
+    monkeypatch.setattr(launch_signals, "name_of_parent", lambda: parent)
+    assert requests_of(signal.SIGTERM, signal.SIGTERM) == [signal.SIGTERM] * counted
+
+
+def test_late_forwarded_signal_is_no_second_request():
+    assert requests_of(FORWARDED, FORWARDED) == [signal.SIGTERM]
+    assert requests_of(signal.SIGTERM, FORWARDED) == [signal.SIGTERM]
+
+
+def requests_of(*numbers):
+    """Send signals to this process, each after SIGNAL_DEBOUNCE; return those that count as requests."""
+    requests = []
+    with Signals() as signals:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            assert connection.wait([signals.reader], 10)
+            if request := signals.receive():
+                requests.append(request)
+                signals.handled()
+            time.sleep(SIGNAL_DEBOUNCE + 0.1)
+    return requests
+
+
+def test_ignored_sighup_stays_ignored(run):
+    train = run("train", steps=30, computing=0.02)
+    train.command = ["nohup", *train.command]
+    train.start()
+    train.wait_for("step0")
+    os.killpg(train.launcher.pid, signal.SIGHUP)
+    status, error = train.finish()
+    assert (status, error.replace("nohup: ignoring input\n", "")) == (0, "")
+    assert train.wait_for("step0") == 29

@@ -12,6 +12,7 @@ import pytest
 from alexnet.run import checkpoint_format
 from alexnet.run.folder import lock
 from alexnet.run.recorder import read_records
+from multigpu.launch.signals import stop_notice
 from tests import tiny, tiny_train
 from tests.mpi import Job, needs_mpi
 from tests.multigpu.fakes import several_workers
@@ -68,7 +69,7 @@ def test_signal_to_mpiexec_stops_job(tmp_path):
         job.wait_for((tmp_path / "runs" / f"loader{other}").exists)
     os.kill(job.process.pid, signal.SIGUSR1)     # the signal that both implementations of mpiexec forward
     status, errors = job.finish()
-    assert (status, errors) == (138, "stopped by SIGUSR1\n")
+    assert (status, errors) == (138, f"{stop_notice(signal.SIGUSR1)}\nstopped by SIGUSR1\n")
     assert (tmp_path / "runs" / "saved0").exists()
 
 

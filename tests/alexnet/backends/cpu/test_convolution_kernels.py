@@ -167,7 +167,7 @@ def isa(request):
 def processor_has(*flags):
     """Return whether /proc/cpuinfo lists all flags."""
     try:
-        with open("/proc/cpuinfo") as lines:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
             words = set(next((line for line in lines if line.startswith("flags")), "").split())
     except FileNotFoundError:
         words = set()
