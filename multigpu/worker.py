@@ -15,11 +15,13 @@ from alexnet.config import Config, check_sections, dump
 from alexnet.data.dataset import Dataset, open_dataset
 from alexnet.models import Model, model_class
 from alexnet.native import compiler
+from alexnet.plots.report import history
+from alexnet.plots.report.run_report import RunReport
 from alexnet.pretrained.initialization import Start, find_start
 from alexnet.run import checkpoint
 from alexnet.run.recorder import RunRecorder, WorkerRecorder
 from alexnet.training.base import Recorder
-from alexnet.training.loop import Diverged, Position, Run
+from alexnet.training.loop import Diverged, Observer, Position, Run
 from alexnet.training.network import Network, backend_of, build_model, build_network
 from multigpu.communicator import Communicator
 from multigpu.device import Device, DeviceError, open_device
@@ -84,11 +86,17 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         del start                                # the network now owns its arrays
         compile_functions(network, recorder, config.batch_size, role.functions)
         synchronizer = stack.enter_context(rule.connect(config, network, device, comm, recorder, position.iteration))
+        observer = Observer()
         if comm.rank == 0:
             save = partial(save_and_plot, folder, network, data, config, recorder)
-        run = Run(config, network, data, batches, synchronizer, recorder, save, link.stop_requested, role.worker)
+            observer = report = RunReport(folder, network.state, data, recorder, position, config.batch_size)
+        run = Run(
+            config, network, data, batches, synchronizer, recorder, save, link.stop_requested, role.worker, observer
+        )
         with naming_the_last_checkpoint(folder):
             position = synchronizer.run(run, position)
+        if comm.rank == 0:
+            report.write(position)               # a run that ended within an epoch
         watch.close()                            # from here on an exiting rank has completed its work
         finished = "all epochs are done" if position.epoch == config.n_epochs else "stopped and saved"
         recorder.log(f"{finished} after {position.iteration} iterations; see {folder}")
@@ -186,13 +194,14 @@ def save_and_plot(
     folder: Path, network: Network, data: Dataset, config: Config, recorder: Recorder, position: Position
 ) -> None:
     """Write the checkpoint, the learning curves and the filters of the first layer."""
-    from alexnet import plots  # importing matplotlib would delay the first step by 0.4 s
+    from alexnet.plots import drawing  # importing matplotlib would delay the first step by 0.4 s
 
     with recorder.paused():
         checkpoint.save(folder, position, network, data, config)
-        plots.learning_curves(folder)
+        drawing.learning_curves(folder)
         if (filters := network.state.get("conv1.W")) is not None:
-            plots.filters(filters.get_value(borrow=True), folder / "filters.png")
+            initial = history.load(folder).initial
+            drawing.filters(filters.get_value(borrow=True), folder / "filters.png", initial=initial)
 
 
 @contextmanager

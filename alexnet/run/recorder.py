@@ -2,7 +2,8 @@
 
 The time of each iteration is split into calc, sync, comm and wait, as in upstream; see alexnet.training.timing.
 records.jsonl is authoritative: the CSV files hold the same records as tables, and the curves are plotted from it. A
-cost that is not finite is stored as null.
+cost that is not finite is stored as null. An event file for TensorBoard has the means over print_freq iterations and
+the validations.
 """
 
 import csv
@@ -18,6 +19,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from alexnet.native.atomic import replacing
+from alexnet.run.event_file import EventFile
 from alexnet.training.base import Record, Recorder
 from alexnet.training.timing import LAP, SECTIONS, TIMES, Lap
 
@@ -64,6 +66,7 @@ class RunRecorder(Recorder):
         self.text = (self.folder / "log.txt").open("a", encoding="utf-8")
         self.lines = (self.folder / LINES).open("a", encoding="utf-8")
         self.tables = {kind: CsvTable(self.folder, kind, fields) for kind, fields in FIELDS.items()}
+        self.events = EventFile(self.folder)
 
     def close(self) -> None:
         """Close the files and the bar. A new RunRecorder of the same folder can append more records."""
@@ -71,6 +74,7 @@ class RunRecorder(Recorder):
         self.lines.close()
         for table in self.tables.values():
             table.close()
+        self.events.close()
         if self.bar is not None:
             self.bar.close()
             self.bar = None
@@ -96,6 +100,7 @@ class RunRecorder(Recorder):
         self._write("train", record)
         self.window.append(record)
         if iteration % self.print_freq == 0:
+            self.events.add(iteration, self._scalars())
             self.log(self._progress(), screen=not self.stream.isatty())
         if self.stream.isatty():
             self._advance(iteration)
@@ -116,6 +121,9 @@ class RunRecorder(Recorder):
             "images": images,
             "seconds": seconds,
         })
+        errors = {"validation/top1_error": top1_error, "validation/top5_error": top5_error}
+        training = self._scalars() if self.window and iteration % self.print_freq else {}
+        self.events.add(iteration, training | {"validation/cost": float(cost), **errors})
         self.log(
             f"epoch {epoch}: validation cost {cost:.4f}, top-1 error {top1_error:.2%}, top-5 error {top5_error:.2%} "
             f"({images} images in {seconds:.1f} s); learning rate {learning_rate:g}"
@@ -167,6 +175,7 @@ class RunRecorder(Recorder):
             file.writelines(json.dumps(record) + "\n" for record in kept)
         self.window.clear()
         self._open()
+        self.events.resume_after(iteration)
 
     # ---- the screen
 
@@ -210,6 +219,16 @@ class RunRecorder(Recorder):
             f"cost {mean['cost']:.3f}, error {mean['top1_error']:.1%}, {mean['images'] / seconds:.1f} images/s, "
             f"{mean['wait'] / seconds:.1%} wait"
         )
+
+    def _scalars(self) -> dict[str, float]:
+        """Return tag -> value for TensorBoard: means over the last print_freq iterations."""
+        mean = self._means()
+        speed = mean["images"] / mean["seconds"] if mean["seconds"] else math.nan
+        return {
+            "train/cost": mean["cost"], "train/top1_error": mean["top1_error"],
+            "train/learning_rate": self.window[-1]["learning_rate"], "train/images_per_second": speed,
+            **{f"seconds_per_iteration/{section}": mean[section] for section in SECTIONS},
+        }
 
     def _means(self) -> dict[str, float]:
         """Return the means over the last print_freq iterations."""

@@ -35,12 +35,23 @@ class Position(NamedTuple):
     errors: tuple[float, ...] = ()      # top-1 validation error after each completed epoch, in [0, 1]
 
 
+class Observer:
+    """Receives what a validation predicts, and the end of each epoch. This one ignores them."""
+
+    def validated(self, images: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:
+        """Receive a validation batch: the inputs of the network, labels int32 (batch,), logits (class, batch)."""
+
+    def epoch_ended(self, position: Position) -> None:
+        """Receive the Position after an epoch, which its validation has recorded."""
+
+
 class Run(NamedTuple):
     """The parts of a training run.
 
     save            writes a checkpoint
     stop_requested  returns whether this worker has been asked to stop; all workers stop after the same step
     rank            rank of this worker, which selects its random streams
+    observer        of rank 0: the report
     """
 
     config: Config
@@ -52,6 +63,7 @@ class Run(NamedTuple):
     save: Callable[[Position], None]
     stop_requested: Callable[[], bool]
     rank: int = 0
+    observer: Observer = Observer()
 
 
 class TrainingBatch(NamedTuple):
@@ -121,12 +133,13 @@ def train_epoch(run: Run, position: Position) -> tuple[Position, bool]:
 def end_epoch(run: Run, position: Position, stop: bool = False) -> tuple[Position, bool]:
     """Validate after the last step of an epoch. Returns the new position, and whether training stopped."""
     after = position._replace(epoch=position.epoch + 1, batch=0)
-    if not run.config.validation:
-        return after, stop
-    error = None if stop else validate(run, position)
-    if error is None:
-        return position, True
-    return after._replace(errors=(*position.errors, error)), False
+    if run.config.validation:
+        error = None if stop else validate(run, position)
+        if error is None:
+            return position, True
+        after = after._replace(errors=(*position.errors, error))
+    run.observer.epoch_ended(after)
+    return after, stop
 
 
 def train_step(
@@ -189,7 +202,9 @@ def validate(run: Run, position: Position) -> float | None:
         for batch, images in read(run, validation_batches(run)):
             if run.stop_requested():
                 break
-            totals += len(batch.labels) * np.array([*run.network.validate(*batch.inputs(images)), 1], dtype=float)
+            *figures, logits = run.network.validate(*batch.inputs(images))
+            totals += len(batch.labels) * np.array([*figures, 1], dtype=float)
+            run.observer.validated(images, batch.labels, logits)
     with run.recorder.time("comm"):
         totals, stop = run.synchronizer.total(totals, run.stop_requested())
     if stop:

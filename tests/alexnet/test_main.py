@@ -38,7 +38,7 @@ def test_unknown_formats_are_refused(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["plot", "run", "--format", "png,gif"])
     assert ended.value.code == 2
-    assert "png,gif" in capsys.readouterr().err
+    assert "must be png, svg, pdf, or several of them, got 'gif'" in capsys.readouterr().err
 
 
 def test_plot_refuses_other_folders(tmp_path, capsys):
@@ -61,5 +61,5 @@ def test_help_lists_every_command(capsys):
         main(["--help"])
     lines = capsys.readouterr().out.split("--help:")[1].strip().splitlines()
     listed = {line.split()[0]: line for line in lines}
-    assert list(listed) == ["train", "evaluate", "export", "plot", "predict", "summary"]
+    assert list(listed) == ["train", "evaluate", "export", "plot", "predict", "report", "summary"]
     assert listed["plot"].endswith("of one or several runs.")
