@@ -97,6 +97,7 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
             position = synchronizer.run(run, position)
         if comm.rank == 0:
             report.write(position)               # a run that ended within an epoch
+            recorder.log(f"report: {folder / 'report.html'}")
         watch.close()                            # from here on an exiting rank has completed its work
         finished = "all epochs are done" if position.epoch == config.n_epochs else "stopped and saved"
         recorder.log(f"{finished} after {position.iteration} iterations; see {folder}")

@@ -82,7 +82,7 @@ def comparison(
         errors[0].plot(*training(run, axis, "top1_error", 100), **thin)
         (drawn,) = cost.plot(*validation(run, axis, "cost"), **thick)
         drawn.set_label(literal(in_legend(run, differs[run.name])))
-        for axes, field in zip(errors, names, strict=True):
+        for axes, field in zip(errors, errors_of([run]), strict=False):
             axes.plot(*validation(run, axis, field, 100), **thick)
     cost.set_title("cost (nats per image)")
     for axes, field in zip(errors, names, strict=True):

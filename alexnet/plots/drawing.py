@@ -85,6 +85,9 @@ def created(folder: str | Path) -> Path:
 
 
 def first_layer(folder: Path) -> np.ndarray | None:
-    """Return the filters of the first layer in the newest checkpoint of a run, or None if there is none."""
-    found = checkpoint_format.load_latest(folder, lambda metadata: ["conv1.W"])
-    return None if found is None else found[1].get("conv1.W")
+    """Return the filters of the first layer, from the newest checkpoint of a run or its report; None if it has none."""
+    found = checkpoint_format.load_latest(folder, lambda metadata: [history.FILTERS])
+    if found and history.FILTERS in found[1]:
+        return found[1][history.FILTERS]
+    stored = history.load(folder).filters
+    return stored[max(stored)] if stored else None

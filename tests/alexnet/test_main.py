@@ -47,6 +47,20 @@ def test_plot_refuses_other_folders(tmp_path, capsys):
     assert capsys.readouterr().err == expected
 
 
+def test_plot_skips_what_is_no_run(tmp_path, capsys):
+    for name in ("a", "b"):
+        RunRecorder(tmp_path / name, stream=io.StringIO()).close()
+    (tmp_path / "notes.txt").touch()
+    for _ in range(2):                           # the second time, the pictures of the first are skipped, too
+        assert main(["plot", *map(str, sorted(tmp_path.iterdir())), "--format", "png"]) == 0
+        out, err = capsys.readouterr()
+        assert out == f"drew {tmp_path / 'compared' / 'a+b' / 'learning_curves.png'}\n"
+    left_out = f"{tmp_path / 'compared'}, {tmp_path / 'notes.txt'}"
+    assert err == f"skipped, because they are no folders of runs: {left_out}\n"
+    assert main(["plot", str(tmp_path / "a"), str(tmp_path / "tpyo")]) == 2
+    assert "there is no run folder" in capsys.readouterr().err
+
+
 def test_train_passes_all_arguments_on(monkeypatch):
     received = []
     monkeypatch.setattr("multigpu.train.main", lambda arguments: received.append(arguments) or 3)

@@ -134,6 +134,33 @@ def test_filters_are_tiles_scaled_separately(tmp_path):
     assert height > 500
 
 
+def test_filters_are_sorted_by_their_change(tmp_path, drawn):
+    initial = np.random.default_rng(0).normal(size=(3, 5, 5, 6)).astype("float32")
+    weights = initial.copy()
+    weights[:, 2, 2, 4] += 0.5
+    plots.filters(weights, tmp_path / "filters.png", initial=initial)
+    change, now = drawn[0].axes
+    assert (change.get_title(), now.get_title()) == ("change since initialisation", "now")
+    expected = np.full((5, 5, 3), 0.5)
+    expected[2, 2] = 1
+    np.testing.assert_allclose(np.asarray(change.images[0].get_array())[:5, :5], expected, atol=1e-6)
+    np.testing.assert_allclose(now.images[0].get_array(), mosaic(weights[..., [4, 0, 1, 2, 3, 5]]))
+
+
+@pytest.mark.parametrize(("classes", "errors"), [(19, ["top-1"]), (20, ["top-1", "top-5"])])
+def test_few_classes_have_no_top5(tmp_path, drawn, classes, errors):
+    for name in ("a", "b"):
+        record(tmp_path / name)
+        checkpoint_format.save(checkpoint_format.snapshot_path(tmp_path / name, 3), {}, {"classes": classes})
+    plots.learning_curves(tmp_path / "a")
+    plots.comparison(records.read_runs([tmp_path / "a", tmp_path / "b"]), tmp_path)
+    single, compared = drawn
+    lines = {line.get_label(): line.get_ydata() for line in single.axes[1].lines}
+    assert [name for name in ("top-1", "top-5") if f"validation, {name}" in lines] == errors
+    np.testing.assert_allclose(lines["chance"], 100 - 100 / classes)
+    assert [axes.get_title().split()[0] for axes in compared.axes[1:]] == errors
+
+
 def test_filters_without_three_channels_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"must have 3 input channels .*, got weights of shape \(4, 2, 2, 5\)"):
         plots.filters(np.zeros((4, 2, 2, 5)), tmp_path / "filters.png")
@@ -404,13 +431,14 @@ def test_runs_of_equal_names_are_named_by_folder(tmp_path):
     assert records.distinct_names(places) == ["a/x/run", "b/x/run", "other", "y/run"]
 
 
-def test_pictures_are_written_to_the_given_folder_as_svg(three_runs, tmp_path):
-    pictures = plots.draw(three_runs[:2], tmp_path / "new" / "folder", ("png", "svg"), "hours")
-    names = ["learning_curves_over_hours.png", "learning_curves_over_hours.svg", "times.png", "times.svg"]
+def test_pictures_are_written_to_the_given_folder_in_all_formats(three_runs, tmp_path):
+    pictures = plots.draw(three_runs[:2], tmp_path / "new" / "folder", style.FORMATS, "hours")
+    names = [f"{name}.{ending}" for name in ("learning_curves_over_hours", "times") for ending in ("png", "svg", "pdf")]
     assert pictures == [tmp_path / "new" / "folder" / name for name in names]
     assert sorted(pictures) == sorted((tmp_path / "new" / "folder").iterdir())
     size_of(pictures[0])
     assert ElementTree.parse(pictures[1]).getroot().tag.endswith("svg")
+    assert pictures[2].read_bytes().startswith(b"%PDF")
 
 
 def test_runs_without_steps_have_no_times(tmp_path):

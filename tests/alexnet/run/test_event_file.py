@@ -1,4 +1,4 @@
-"""Event files: a reader written here, from the format's description, finds the values and TensorBoard's restart mark."""
+"""Event files: a reader written here, from the description of the format, finds values and restart marks."""
 
 import io
 import struct
@@ -47,7 +47,7 @@ def fields_of(message):
 def events_of(path):
     """Return (step, {tag: value}) of the events with scalars, and the steps of the restarts."""
     scalars, restarts = [], []
-    for event in map(lambda data: dict(fields_of(data)), records_of(path)):
+    for event in (dict(fields_of(data)) for data in records_of(path)):
         if 5 in event:
             values = (dict(fields_of(value)) for _, value in fields_of(event[5]))
             scalars.append((event[2], {value[1].decode(): value[2] for value in values}))
