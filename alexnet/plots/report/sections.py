@@ -110,7 +110,9 @@ def figures(subject: Subject) -> str:
 
 
 def duration(hours: float) -> str:
-    """Return a time as text, in minutes below two hours."""
+    """Return a time as text, in seconds below two minutes and in minutes below two hours."""
+    if hours < 2 / 60:
+        return f"{3600 * hours:.0f} s"
     return f"{60 * hours:.1f} min" if hours < 2 else f"{hours:.1f} h"
 
 
