@@ -58,7 +58,7 @@ class RecordedRun(NamedTuple):
 
     @property
     def shows_top5(self) -> bool:
-        """Whether the top-5 error says something about the network."""
+        """Whether the network has enough classes for the top-5 error to be informative."""
         return self.classes is None or self.classes >= FEWEST_FOR_TOP5
 
 
