@@ -1,4 +1,4 @@
-# make                 a first run: creates .venv, makes a small data set, trains, draws the curves
+# make                 a first run: creates .venv, makes a small data set, trains, predicts, writes a report
 # make test            lint, the whole test suite, and the compatibility tests on every other supported Python found
 # make compatibility   the compatibility tests only
 # make check           lint, types and the fast tests: less than 2 minutes, before each commit
@@ -21,6 +21,9 @@ PYTEST := $(RUN) -m pytest -n 2
 
 train: setup
 	$(RUN) train.py
+	@run=$$(ls -td runs/*/ | head -n 1) && run=$${run%/} && echo "Guesses of $$run for three held-out pictures:" && \
+	$(RUN) -m alexnet predict --weights "$$run" data/synthetic/images/val/ILSVRC2012_val_0000000[123].JPEG && \
+	echo "Report, to open in a browser: $$run/report.html"
 
 setup: $(VENV)/installed
 

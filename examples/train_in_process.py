@@ -35,5 +35,5 @@ for epoch in range(EPOCHS):
         print(f"epoch {epoch}, step {step}: cost {cost:z.3f}, error {error:.0%}")
 
 test_images, test_labels = synthetic_images(rng, BATCH)
-cost, top1_error, _ = network.validate(test_images, *centre_crop(BATCH, 227), test_labels)
+cost, top1_error, *_ = network.validate(test_images, *centre_crop(BATCH, 227), test_labels)
 print(f"validation: cost {cost:z.3f}, error {top1_error:.0%}")

@@ -19,6 +19,8 @@ from alexnet.data.progress import quantity
 from alexnet.models import Model, model_class
 from alexnet.native import atomic, compiler
 from alexnet.native.atomic import reason
+from alexnet.plots.report import history
+from alexnet.plots.report.run_report import RunReport
 from alexnet.pretrained.initialization import Start, find_start
 from alexnet.run import checkpoint, checkpoint_format
 from alexnet.run.checkpoint_format import CheckpointError
@@ -26,7 +28,7 @@ from alexnet.run.folder import RunFolder
 from alexnet.run.recorder import Plan, RunRecorder, WorkerRecorder
 from alexnet.run.summary import last_lines
 from alexnet.training.base import Recorder
-from alexnet.training.loop import Diverged, InputLost, Position, Run
+from alexnet.training.loop import Diverged, InputLost, Observer, Position, Run
 from alexnet.training.network import Network, backend_of, build_model, build_network
 from multigpu.communicator import Communicator, DesyncError, PeerDied
 from multigpu.device import Device, DeviceError, open_device
@@ -107,9 +109,11 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         compile_functions(network, recorder, config.batch_size, role.functions)
         synchronizer = stack.enter_context(rule.connect(config, network, device, comm, recorder, position.iteration))
         save = do_not_save
+        observer = Observer()
         if isinstance(recorder, RunRecorder):
             config = open_folder(run_folder, config, position, recorder, link)
             save = partial(save_and_plot, run_folder.path, network, data, config, recorder)
+            observer = RunReport(run_folder.path, network.state, data, recorder, position, config.batch_size)
         folder = run_folder.path
         if not rule.elastic:                     # late clients cannot take part in a collective message
             folder = comm.allgather(FolderCreated(folder))[0].path
@@ -117,16 +121,20 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
             raise recorder.failure
         rescue = partial(rescue_state, folder, network, data, config)
         stopping = partial(has_to_stop, link, recorder)
-        run = Run(config, network, data, batches, synchronizer, recorder, save, stopping, role.worker, rescue)
+        run = Run(
+            config, network, data, batches, synchronizer, recorder, save, stopping, role.worker, rescue, observer
+        )
         with naming_the_last_checkpoint(folder):
             position = synchronizer.run(run, position)
             if recorder.failure:
                 raise recorder.failure           # all is saved, unless the disk is full
+        observer.run_ended(position)
         watch.close()                            # from here on an exiting rank has completed its work
         if isinstance(recorder, RunRecorder):
             command = resume_command(config, comm)
             for line in last_lines(config, run_folder.path, position, recorder.validations, command):
                 recorder.log(line)
+            recorder.log(f"report: {run_folder.path / 'report.html'}")
 
 
 def check_unfinished(config: Config, position: Position) -> None:
@@ -293,11 +301,12 @@ def save_and_plot(
 def plot(folder: Path, network: Network) -> None:
     """Draw the learning curves and the filters of the first layer."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)      # it would warn of an unwritable HOME with each run
-    from alexnet import plots  # importing matplotlib would delay the first step by 0.4 s
+    from alexnet.plots import drawing  # importing matplotlib would delay the first step by 0.4 s
 
-    plots.learning_curves(folder)
+    drawing.learning_curves(folder)
     if (filters := network.state.get("conv1.W")) is not None:
-        plots.filters(filters.get_value(borrow=True), folder / "filters.png")
+        initial = history.load(folder).initial
+        drawing.filters(filters.get_value(borrow=True), folder / "filters.png", initial=initial)
 
 
 def rescue_state(folder: Path, network: Network, data: Dataset, config: Config, position: Position) -> None:

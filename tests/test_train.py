@@ -36,7 +36,7 @@ def test_alexnet_trains_saves_and_resumes(data, tmp_path):
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "first"
     left = {path.name for path in folder.iterdir()}
-    assert {"config.yaml", "log.txt", "records.jsonl", "learning_curves.png", "filters.png"} <= left
+    assert {"config.yaml", "log.txt", "records.jsonl", "learning_curves.png", "filters.png", "report.html"} <= left
     assert checkpoint_format.latest(folder) == checkpoint_format.snapshot_path(folder, 4)
 
     again = train("resume_train=latest", "n_iterations=5", cwd=tmp_path)
@@ -114,6 +114,7 @@ def test_invalid_input_is_refused_with_status_2(arguments, sentence, data, tmp_p
         ("train", "pytensor jax pycuda scipy matplotlib PIL"),  # the launcher; its children import train.py as well
         ("multigpu.loader", "pytensor jax pycuda scipy matplotlib PIL pydantic yaml"),
         ("multigpu.worker", "jax pycuda matplotlib PIL scipy.io"),
+        ("alexnet.plots.report.page", "pytensor matplotlib"),
     ],
 )
 def test_processes_import_only_what_they_need(module, unneeded):

@@ -283,3 +283,18 @@ def transpose_into(images: np.ndarray, out: np.ndarray) -> None:
     """
     for row in range(images.shape[1]):
         out[:, row] = np.ascontiguousarray(images[:, row]).transpose(2, 1, 0)
+
+
+def encoded(pixels: np.ndarray, format: str, size: tuple[int, int] | None = None) -> bytes:
+    """Return an image, uint8 (row, column, 3), as the bytes of a file.
+
+    Args:
+        format: "PNG" or "JPEG".
+        size: (width, height) to which the image is resized; None: unchanged.
+    """
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if size is not None:
+        image = image.resize(size, Image.Resampling.BOX if image.width % size[0] == 0 else Image.Resampling.BILINEAR)
+    file = io.BytesIO()
+    image.save(file, format, **({"quality": 85} if format == "JPEG" else {"optimize": True}))
+    return file.getvalue()

@@ -3,16 +3,22 @@
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from alexnet.config import ConfigError, read_settings
-from alexnet.run.recorder import FIELDS, Record, each_record
+from alexnet.run import checkpoint_format
+from alexnet.run.recorder import FIELDS, LINES, Record, each_record
+from alexnet.training.timing import SECTIONS as MEASURED
 
 Columns = dict[str, np.ndarray]                  # field -> float64 (records,)
 TEXT = ("kind", "at")                            # fields of a record that are no numbers
+POINTS = 300                                     # maximum points of a training curve; more would show only noise
+FEWEST_FOR_TOP5 = 20                             # classes; with fewer, the top-5 error is small for any network
+REPORT = "report.safetensors"                    # in the folder of a run: what its report shows besides the records
 TICKS = {"epochs": "epoch", "hours": "hours"}    # x axis of the curves -> field with its values
 
 
@@ -28,6 +34,7 @@ class RecordedRun(NamedTuple):
     name: str
     records: dict[str, Columns]                  # by kind; the kinds of recorder.FIELDS are always present
     settings: dict[str, Any]                     # of the folder's config.yaml; {} if it cannot be read
+    classes: int | None = None                   # of the network; None if unknown
 
     @property
     def train(self) -> Columns:
@@ -48,6 +55,11 @@ class RecordedRun(NamedTuple):
     def workers(self) -> int:
         """The number of workers: the largest in a lap, or the number of asynchronous workers; 0 if unknown."""
         return max(int(self.speed["workers"].max(initial=0)), asynchronous_workers(self.train))
+
+    @property
+    def shows_top5(self) -> bool:
+        """Whether the network has enough classes for the top-5 error to be informative."""
+        return self.classes is None or self.classes >= FEWEST_FOR_TOP5
 
 
 def read_runs(folders: Iterable[str | Path]) -> list[RecordedRun]:
@@ -75,7 +87,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RecordedRun:
         passed = seconds[worker] if kind == "train" else max(seconds.values(), default=0.0)
         append(values.setdefault(kind, {}), record | {"hours": passed / 3600})
     records = {kind: {field: np.array(column) for field, column in columns.items()} for kind, columns in values.items()}
-    return RecordedRun(folder, name or folder.name, records, settings_of(folder))
+    return RecordedRun(folder, name or folder.name, records, settings_of(folder), classes_of(folder))
 
 
 def append(columns: dict[str, array], record: Record) -> None:
@@ -100,6 +112,53 @@ def settings_of(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def classes_of(folder: Path) -> int | None:
+    """Return the number of classes of a run's network, from the report's data or a checkpoint; None if unknown."""
+    for path in (folder / REPORT, *checkpoint_format.snapshots(folder)):
+        with suppress(checkpoint_format.CheckpointError):
+            _, metadata = checkpoint_format.load(path, lambda metadata: ())
+            if isinstance(classes := metadata.get("classes"), int):
+                return classes
+    return None
+
+
+def runs_among(paths: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
+    """Return the run folders among paths, and the rest: files, and folders without records.
+
+    Raises:
+        FileNotFoundError: a path does not exist, or none is the folder of a run.
+    """
+    given = [Path(path) for path in paths]
+    for path in given:
+        if not path.exists():
+            raise FileNotFoundError(f"there is no run folder {path}")
+    runs = [path for path in given if (path / LINES).is_file()]
+    if not runs:
+        raise FileNotFoundError(f"{given[0]} is no run's folder: it has no {LINES}")
+    return runs, [path for path in given if path not in runs]
+
+
+def title_of(run: RecordedRun) -> str:
+    """Return the network, the data and the last result of a run: alexnet on synthetic, epoch 3: top-1 error 4.75%."""
+    model, data = run.settings.get("model"), run.settings.get("data")
+    what = f"{model} on {Path(str(data)).name}" if model and data else run.name
+    errors = run.validation["top1_error"]
+    if not errors.size:
+        return what
+    return f"{what}, epoch {run.validation['epoch'][-1]:.0f}: top-1 error {errors[-1]:.2%}"
+
+
+def what_is_common(runs: Sequence[RecordedRun]) -> str:
+    """Return a title for several runs: their network and data, as far as they have them in common."""
+    models, folders = ({run.settings.get(key) for run in runs} for key in ("model", "data"))
+    what = f"{len(runs)} runs"
+    if len(models) == 1 and None not in models:
+        what += f" of {models.pop()}"
+    if len(folders) == 1 and None not in folders:
+        what += f" on {Path(str(folders.pop())).name}"
+    return what
+
+
 def what_differs(runs: Sequence[RecordedRun]) -> dict[str, str]:
     """Return name -> description of the differences of a run.
 
@@ -121,8 +180,9 @@ def rule_of(run: RecordedRun) -> str | None:
 
 
 def strategy_of(run: RecordedRun) -> str | None:
-    """Return the exchange strategy of a run with rule bsp; other rules use none."""
-    return run.settings.get("exchange") if run.settings.get("rule") == "bsp" else None
+    """Return the exchange strategy of a run with rule bsp; None for other rules, and if the program has chosen it."""
+    exchange = run.settings.get("exchange")
+    return exchange if run.settings.get("rule") == "bsp" and exchange != "auto" else None
 
 
 def workers_of(run: RecordedRun) -> str | None:
@@ -159,3 +219,39 @@ def averaged(columns: Mapping[str, np.ndarray], fields: Iterable[str], points: i
     starts = np.arange(0, n, stretch)
     lengths = np.diff([*starts, n])
     return {field: np.add.reduceat(columns[field], starts) / lengths for field in fields}
+
+
+def smoothed(
+    train: Columns, x: str, field: str, scale: float = 1, points: int = POINTS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (x, scale * field), averaged over intervals of equal numbers of records, at most `points` of them.
+
+    For asynchronous workers, an interval has at least as many records as there are workers.
+    """
+    most = max(1, len(train[x]) // max(1, asynchronous_workers(train)))
+    means = averaged(in_order(train, x), (x, field), min(points, most))
+    return means[x], scale * means[field]
+
+
+def of_one_worker(train: Columns) -> Columns:
+    """Return the records of one worker if the workers are asynchronous, else all records.
+
+    Asynchronous workers may change their learning rates at different times.
+    """
+    worker = train["worker"]
+    first = ~np.isnan(worker) & (worker == np.nanmin(worker)) if not np.isnan(worker).all() else np.isnan(worker)
+    return {name: column[first] for name, column in train.items()}
+
+
+def rate_drops(train: Columns, x: str) -> list[tuple[float, float]]:
+    """Return (place on axis x, new rate) of each drop of the learning rate to half or less."""
+    train = of_one_worker(train)
+    rate = train["learning_rate"]
+    after = 1 + np.flatnonzero(rate[1:] <= rate[:-1] / 2)
+    return list(zip(train[x][after - 1].tolist(), rate[after].tolist(), strict=True))
+
+
+def with_other(records: Columns) -> Columns:
+    """Add `other` to records: the time that no section has measured."""
+    measured = sum(records[section] for section in MEASURED)
+    return records | {"other": np.maximum(records["seconds"] - measured, 0)}

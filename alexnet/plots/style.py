@@ -11,10 +11,11 @@ from matplotlib.ticker import MaxNLocator
 from alexnet.native.atomic import replacing
 
 PNG = ("png",)
-FORMATS = ("png", "svg")
+FORMATS = ("png", "svg", "pdf")
+DATES = {"svg": "Date", "pdf": "CreationDate"}                 # metadata that would differ in every file
 # distinguishable with red-green colour blindness; Okabe and Ito 2008
 RUNS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#404040")
-SECTIONS = {"calc": "#2f6fa8", "sync": "#8fb8d8", "comm": "#e0a030", "wait": "#c8452f", "other": "#c9c9c9"}
+SECTIONS = {"calc": "#2f6fa8", "sync": "#6d4c9f", "comm": "#e0a030", "wait": "#c8452f", "other": "#8a949e"}
 LONGEST_NAME = 34                                # maximum characters of a name in a legend
 
 
@@ -30,10 +31,14 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def finish(axes: Axes, over: str = "epochs", bottom: float = 0) -> None:
-    """Apply the common style of curves: ticks, light grid, no top and right spines."""
+    """Apply the common style of curves: ticks, light grid, no top and right spines.
+
+    Args:
+        over: "epochs", "hours" or "minutes".
+    """
     if over == "epochs":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
-    axes.set_xlabel("epoch" if over == "epochs" else "hours of training and validation")
+    axes.set_xlabel("epoch" if over == "epochs" else f"{over} of training and validation")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=bottom)
     plain(axes)
@@ -61,5 +66,5 @@ def saved(figure: Figure, path: str | Path, formats: Sequence[str] = PNG) -> lis
     pictures = [Path(path).with_suffix(f".{ending}") for ending in formats]
     for picture, ending in zip(pictures, formats, strict=True):
         with replacing(picture) as temporary:
-            figure.savefig(temporary, format=ending, metadata={"Date": None} if ending == "svg" else None)
+            figure.savefig(temporary, format=ending, metadata={DATES[ending]: None} if ending in DATES else None)
     return pictures

@@ -1,4 +1,7 @@
-"""The filters of the first layer as a grid of RGB tiles."""
+"""Plots of the filters of the first layer as grids of RGB tiles.
+
+Early in training the random initial weights dominate, so the change since initialisation is shown beside the filters.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,27 +10,52 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
+from alexnet.plots.mosaic import by_change, mosaic
 from alexnet.plots.style import PNG, literal, new_figure, saved, shortened
 
 MOST_COLUMNS = 3                        # maximum panels per row
 
 
-def filters(weights: np.ndarray, path: Path, formats: Sequence[str] = PNG) -> list[Path]:
-    """Plot filters (3, row, column, n) as a grid of tiles, each scaled to its maximum; returns the paths."""
-    grid = mosaic(weights)
-    figure = new_figure(8, 8 * grid.shape[0] / grid.shape[1] + 0.6)
-    show(figure.subplots(), grid)
+def filters(
+    weights: np.ndarray, path: Path, formats: Sequence[str] = PNG, initial: np.ndarray | None = None
+) -> list[Path]:
+    """Plot filters (3, row, column, n) as a grid of tiles, each scaled to its maximum; returns the paths.
+
+    Args:
+        initial: the filters at initialisation. Their change is shown beside the filters, and both are sorted by it.
+    """
+    panels = {"now": weights}
+    if initial is not None and initial.shape == weights.shape and not np.array_equal(initial, weights):
+        order = by_change(weights, initial)
+        panels = {"change since initialisation": (weights - initial)[..., order], "now": weights[..., order]}
+    grids = {name: mosaic(each) for name, each in panels.items()}
+    down, across = next(iter(grids.values())).shape[:2]
+    width = 7.0
+    figure = new_figure(width * len(grids), width * down / across + (1.0 if len(grids) > 1 else 0.6))
+    for axes, (name, grid) in zip(figure.subplots(1, len(grids), squeeze=False).flat, grids.items(), strict=True):
+        show(axes, grid)
+        if len(grids) > 1:
+            axes.set_title(name)
     _, rows, columns, n = weights.shape
-    figure.suptitle(f"The {n} filters of the first layer, {rows}×{columns} pixels (grey: 0; each over its own range)")
+    order_text = ", the most changed first" if len(grids) > 1 else ""
+    figure.suptitle(f"{n} filters of the first layer, {rows}×{columns} pixels{order_text} (grey: 0, own range each)")
     return saved(figure, path, formats)
 
 
-def filters_of_runs(weights: Mapping[str, np.ndarray], path: Path, formats: Sequence[str] = PNG) -> list[Path]:
+def filters_of_runs(
+    weights: Mapping[str, np.ndarray], path: Path, formats: Sequence[str] = PNG,
+    initial: Mapping[str, np.ndarray | None] | None = None,
+) -> list[Path]:
     """Plot the filters of several runs, one panel per run; returns the paths.
 
     Args:
         weights: name of the run -> filters (3, row, column, n).
+        initial: name of the run -> its filters at initialisation, or None. If all are known, the changes are shown.
     """
+    before = {name: each for name, each in (initial or {}).items() if each is not None}
+    changed = all(name in before and before[name].shape == each.shape for name, each in weights.items())
+    if changed:
+        weights = {name: (each - before[name])[..., by_change(each, before[name])] for name, each in weights.items()}
     across = min(math.ceil(math.sqrt(len(weights))), MOST_COLUMNS)
     down = math.ceil(len(weights) / across)
     figure = new_figure(4.5 * across, 3.4 * down + 0.5)
@@ -37,7 +65,8 @@ def filters_of_runs(weights: Mapping[str, np.ndarray], path: Path, formats: Sequ
     for axes, (name, each) in zip(panels, weights.items(), strict=False):
         show(axes, mosaic(each))
         axes.set_title(literal(shortened(name)), fontsize=10)
-    figure.suptitle("The filters of the first layer (grey: 0; each over its own range)")
+    what = "Change of the first layer's filters since initialisation" if changed else "Filters of the first layer"
+    figure.suptitle(f"{what} (grey: 0, own range each)")
     return saved(figure, path, formats)
 
 
@@ -45,19 +74,3 @@ def show(axes: Axes, grid: np.ndarray) -> None:
     """Show an RGB image (row, column, 3) without axes."""
     axes.imshow(grid, interpolation="nearest")
     axes.set_axis_off()
-
-
-def mosaic(weights: np.ndarray) -> np.ndarray:
-    """Arrange filters (3, row, column, n) in an RGB image (row, column, 3) in [0, 1], row by row, with white seams."""
-    channels, rows, columns, n = weights.shape
-    if channels != 3:
-        raise ValueError(f"filters must have 3 input channels to be drawn, got weights of shape {weights.shape}")
-    width = math.ceil(math.sqrt(1.5 * n))
-    height = math.ceil(n / width)
-    largest = np.abs(weights).max(axis=(0, 1, 2))
-    tiles = 0.5 + 0.5 * weights / np.where(largest > 0, largest, 1)
-    grid = np.ones((height * (rows + 1) - 1, width * (columns + 1) - 1, 3))
-    for index in range(n):
-        top, left = index // width * (rows + 1), index % width * (columns + 1)
-        grid[top : top + rows, left : left + columns] = tiles[..., index].transpose(1, 2, 0)
-    return grid

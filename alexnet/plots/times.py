@@ -13,13 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
-from alexnet.plots.records import Columns, RecordedRun, averaged, in_order
+from alexnet.plots.records import RecordedRun, averaged, in_order, what_is_common, with_other
 from alexnet.plots.style import PNG, SECTIONS, finish, literal, new_figure, plain, saved, shortened
 from alexnet.training.timing import LAP
 
 POINTS = 100                            # maximum bars for a run
 ITERATIONS = 20
-MEASURED = [section for section in SECTIONS if section != "other"]
 
 
 class Unit(NamedTuple):
@@ -61,6 +60,7 @@ def times_over_run(run: RecordedRun, to: Path, formats: Sequence[str] = PNG) -> 
     if not units:
         return []
     figure = new_figure(8, 4.5 if len(units) == 1 else 7.5)
+    figure.suptitle(literal(f"{shortened(run.name)}: where the time goes"))
     panels = figure.subplots(len(units), 1, squeeze=False, sharex=True)[:, 0]
     for unit, axes in zip(units, panels, strict=True):
         stack(axes, run, unit)
@@ -87,7 +87,7 @@ def stack(axes: Axes, run: RecordedRun, unit: Unit) -> None:
         label = f"{section} {share(run, unit, section):.1%}"
         axes.bar(left, height, right - left, bottom, align="edge", color=colour, label=label)
         bottom += height
-    axes.set_title(literal(f"{shortened(run.name)}: {unit.text(run)}" if unit.kind == "train" else unit.text(run)))
+    axes.set_title(unit.text(run))
     axes.set_ylabel(unit.label)
     finish(axes)
 
@@ -99,11 +99,12 @@ def times_of_runs(runs: Sequence[RecordedRun], to: Path, formats: Sequence[str] 
         return []
     rows = [len(each) for each in shown.values()]
     figure = new_figure(11, 0.8 + sum(0.8 + 0.45 * n for n in rows))
+    figure.suptitle(literal(f"{what_is_common(runs)}: where the time goes"))
     panels = figure.subplots(len(shown), 1, squeeze=False, height_ratios=[n + 1 for n in rows])[:, 0]
     for (unit, each), axes in zip(shown.items(), panels, strict=True):
         bars(axes, each, unit)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", frameon=False, ncols=len(SECTIONS))
+    figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=len(SECTIONS))
     return saved(figure, to / "times", formats)
 
 
@@ -128,12 +129,6 @@ def bars(axes: Axes, runs: Sequence[RecordedRun], unit: Unit) -> None:
 def timed(run: RecordedRun, unit: Unit) -> bool:
     """Return whether a run has recorded time in a unit."""
     return np.nansum(run.records[unit.kind]["seconds"]) > 0
-
-
-def with_other(records: Columns) -> Columns:
-    """Add `other` to records: the time that no section has measured."""
-    measured = sum(records[section] for section in MEASURED)
-    return records | {"other": np.maximum(records["seconds"] - measured, 0)}
 
 
 def share(run: RecordedRun, unit: Unit, section: str) -> float:

@@ -2,7 +2,8 @@
 
 The time of each iteration is split into calc, sync, comm and wait, as in upstream; see alexnet.training.timing.
 records.jsonl is authoritative: the CSV files hold the same records as tables, and the curves are plotted from it. A
-cost that is not finite is stored as null.
+cost that is not finite is stored as null. An event file for TensorBoard has the means over print_freq iterations and
+the validations.
 """
 
 import csv
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple, TextIO
 
 from alexnet.data.progress import StatusLine, duration
 from alexnet.native.atomic import naming, replacing
+from alexnet.run.event_file import EventFile
 from alexnet.training.base import Record, Recorder
 from alexnet.training.loop import Position
 from alexnet.training.timing import LAP, SECTIONS, TIMES, Lap
@@ -75,6 +77,7 @@ class RunRecorder(Recorder):
         self.text: TextIO = io.StringIO()
         self.lines: TextIO = io.StringIO()
         self.tables: dict[str, CsvTable] = {}
+        self.events = EventFile(self.folder)     # opened by the first event
         if folder is not None:
             self.open(folder)
 
@@ -92,10 +95,12 @@ class RunRecorder(Recorder):
         self.text = (self.folder / "log.txt").open("a", encoding="utf-8", errors="backslashreplace")
         self.lines = (self.folder / LINES).open("a", encoding="utf-8")
         self.tables = {kind: CsvTable(self.folder, kind, fields) for kind, fields in FIELDS.items()}
+        self.events = EventFile(self.folder)
 
     def close(self) -> None:
         """Close the files and erase the status line. A new RunRecorder of the same folder can append more records."""
-        for close in (self.text.close, self.lines.close, *(table.close for table in self.tables.values())):
+        tables = [table.close for table in self.tables.values()]
+        for close in (self.text.close, self.lines.close, self.events.close, *tables):
             with self._keeping_failure():        # a full disk: closing writes what is left
                 close()
         if self.line is not None:
@@ -122,6 +127,7 @@ class RunRecorder(Recorder):
         self._write("train", record)
         self.window.append(record)
         if iteration % self.print_freq == 0:
+            self._add_event(iteration, self._scalars())
             self.log(self._progress(), screen=self.line is None)
         self._show("training", epoch, 1 - (math.ceil(epoch) - epoch))
 
@@ -143,6 +149,9 @@ class RunRecorder(Recorder):
         }
         self._write("validation", record)
         self.validations.append(record)
+        errors = {"validation/top1_error": top1_error, "validation/top5_error": top5_error}
+        training = self._scalars() if self.window and iteration % self.print_freq else {}
+        self._add_event(iteration, training | {"validation/cost": float(cost), **errors})
         self.log(
             f"epoch {epoch}: validation cost {cost:.4f}, top-1 error {top1_error:.2%}, top-5 error {top5_error:.2%} "
             f"({images} images in {seconds:.1f} s); learning rate {learning_rate:g}"
@@ -182,6 +191,11 @@ class RunRecorder(Recorder):
         with self._keeping_failure(), naming(self.folder / f"{kind}.csv"):
             self.tables[kind].append(row)
 
+    def _add_event(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        """Write scalars for TensorBoard."""
+        with self._keeping_failure(), naming(self.folder / "events.out.tfevents"):
+            self.events.add(iteration, scalars)
+
     @contextmanager
     def _keeping_failure(self) -> Iterator[None]:
         """Store the first OSError in `failure` instead of raising it, so that training can be saved before it ends."""
@@ -207,6 +221,7 @@ class RunRecorder(Recorder):
             file.writelines(json.dumps(record) + "\n" for record in kept)
         self.window.clear()
         self._open()
+        self.events.resume_after(iteration)
 
     def error_at(self, position: Position) -> float | None:
         """Return the top-1 validation error at a position between two epochs; None if there was no validation."""
@@ -286,6 +301,16 @@ class RunRecorder(Recorder):
             f"cost {mean['cost']:.3f}, error {mean['top1_error']:.1%}, {mean['images'] / seconds:.1f} images/s, "
             f"{mean['wait'] / seconds:.1%} wait"
         )
+
+    def _scalars(self) -> dict[str, float]:
+        """Return tag -> value for TensorBoard: means over the last print_freq iterations."""
+        mean = self._means()
+        speed = mean["images"] / mean["seconds"] if mean["seconds"] else math.nan
+        return {
+            "train/cost": mean["cost"], "train/top1_error": mean["top1_error"],
+            "train/learning_rate": self.window[-1]["learning_rate"], "train/images_per_second": speed,
+            **{f"seconds_per_iteration/{section}": mean[section] for section in SECTIONS},
+        }
 
     def _means(self) -> dict[str, float]:
         """Return the means over the last print_freq iterations."""

@@ -51,6 +51,19 @@ class Position(NamedTuple):
     errors: tuple[float, ...] = ()      # top-1 validation error after each completed epoch, in [0, 1]
 
 
+class Observer:
+    """Receives what a validation predicts, and the end of each epoch. This one ignores them."""
+
+    def validated(self, images: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:
+        """Receive a validation batch: the inputs of the network, labels int32 (batch,), logits (class, batch)."""
+
+    def epoch_ended(self, position: Position) -> None:
+        """Receive the Position after an epoch, which its validation has recorded."""
+
+    def run_ended(self, position: Position) -> None:
+        """Receive the Position at which the run has ended, perhaps within an epoch."""
+
+
 class Run(NamedTuple):
     """The parts of a training run.
 
@@ -58,6 +71,7 @@ class Run(NamedTuple):
     stop_requested  returns whether this worker has been asked to stop; all workers stop after the same step
     rank            rank of this worker, which selects its random streams
     rescue          writes a checkpoint of this worker's state, which all workers share, without a call of the others
+    observer        of rank 0: the report
     """
 
     config: Config
@@ -70,6 +84,7 @@ class Run(NamedTuple):
     stop_requested: Callable[[], bool]
     rank: int = 0
     rescue: Callable[[Position], None] = lambda position: None
+    observer: Observer = Observer()
 
 
 class TrainingBatch(NamedTuple):
@@ -171,12 +186,13 @@ def end_without_step(run: Run, position: Position) -> None:
 def end_epoch(run: Run, position: Position, stop: bool = False) -> tuple[Position, bool]:
     """Validate after the last step of an epoch. Returns the new position, and whether training stopped."""
     after = position._replace(epoch=position.epoch + 1, batch=0)
-    if not run.config.validation:
-        return after, stop
-    error = None if stop else validate(run, position)
-    if error is None:
-        return position, True
-    return after._replace(errors=(*position.errors, error)), False
+    if run.config.validation:
+        error = None if stop else validate(run, position)
+        if error is None:
+            return position, True
+        after = after._replace(errors=(*position.errors, error))
+    run.observer.epoch_ended(after)
+    return after, stop
 
 
 def train_step(
@@ -244,7 +260,9 @@ def validate(run: Run, position: Position) -> float | None:
                 if run.stop_requested():
                     break
                 run.recorder.phase("validation", run.data.validation.size * totals[3] / n)
-                totals += len(batch.labels) * np.array([*run.network.validate(*batch.inputs(images)), 1], dtype=float)
+                *figures, logits = run.network.validate(*batch.inputs(images))
+                totals += len(batch.labels) * np.array([*figures, 1], dtype=float)
+                run.observer.validated(images, batch.labels, logits)
         except (DataError, InputLost) as error:
             failure = error
             totals[3] = math.nan                            # notifies the other workers

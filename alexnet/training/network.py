@@ -176,12 +176,12 @@ class Network:
 
     @cached_property
     def validate(self) -> Function:
-        """(*images, labels) -> cost in nats, top-1 error, top-5 error: means over the batch."""
+        """(*images, labels) -> cost in nats, top-1 error, top-5 error (means over the batch), logits (class, batch)."""
         images = self.image_inputs()
         labels = pt.ivector("labels")
         logits = self.model(images.pixels)
         errors = [top_k_error(logits, labels, k) for k in (1, 5)]
-        return self.compile([*images.inputs, labels], [cross_entropy(logits, labels), *errors])
+        return self.compile([*images.inputs, labels], [cross_entropy(logits, labels), *errors, logits])
 
     @cached_property
     def logits(self) -> Function:

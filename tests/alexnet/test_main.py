@@ -38,13 +38,27 @@ def test_unknown_formats_are_refused(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["plot", "run", "--format", "png,gif"])
     assert ended.value.code == 2
-    assert "png,gif" in capsys.readouterr().err
+    assert "must be png, svg, pdf, or several of them, got 'gif'" in capsys.readouterr().err
 
 
 def test_plot_refuses_other_folders(tmp_path, capsys):
     assert main(["plot", str(tmp_path)]) == 2
     expected = f"alexnet plot: {tmp_path} is no run's folder: it has no records.jsonl\n"
     assert capsys.readouterr().err == expected
+
+
+def test_plot_skips_what_is_no_run(tmp_path, capsys):
+    for name in ("a", "b"):
+        RunRecorder(tmp_path / name, stream=io.StringIO()).close()
+    (tmp_path / "notes.txt").touch()
+    for _ in range(2):                           # the second time, the pictures of the first are skipped, too
+        assert main(["plot", *map(str, sorted(tmp_path.iterdir())), "--format", "png"]) == 0
+        out, err = capsys.readouterr()
+        assert out == f"drew {tmp_path / 'compared' / 'a+b' / 'learning_curves.png'}\n"
+    left_out = f"{tmp_path / 'compared'}, {tmp_path / 'notes.txt'}"
+    assert err == f"skipped, because they are no folders of runs: {left_out}\n"
+    assert main(["plot", str(tmp_path / "a"), str(tmp_path / "tpyo")]) == 2
+    assert "there is no run folder" in capsys.readouterr().err
 
 
 def test_train_passes_all_arguments_on(monkeypatch):
@@ -61,5 +75,5 @@ def test_help_lists_every_command(capsys):
         main(["--help"])
     lines = capsys.readouterr().out.split("--help:")[1].strip().splitlines()
     listed = {line.split()[0]: line for line in lines}
-    assert list(listed) == ["train", "evaluate", "export", "plot", "predict", "summary"]
+    assert list(listed) == ["train", "evaluate", "export", "plot", "predict", "report", "summary"]
     assert listed["plot"].endswith("of one or several runs.")

@@ -10,9 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from alexnet import plots
+from alexnet.plots import drawing as plots
 from alexnet.plots import records, style
-from alexnet.plots.tiles import mosaic
+from alexnet.plots.mosaic import mosaic
 from alexnet.run import checkpoint_format
 from alexnet.run.recorder import RunRecorder
 from alexnet.training.timing import Lap
@@ -78,7 +78,7 @@ def test_learning_curves_show_the_records(tmp_path, drawn):
     assert cost.get_ylabel() == "cost (nats per image)"
     assert error.get_ylabel() == "error (% of images)"
     assert error.get_xlabel() == "epoch"
-    assert figure.get_suptitle() == "some run: top-1 validation error 50.0%"
+    assert figure.get_suptitle() == "some run, epoch 5: top-1 error 50.00%"
     lines = {line.get_label(): line.get_xydata() for line in (*cost.lines, *error.lines)}
     np.testing.assert_allclose(lines["training"][:, 1], [2.3 * 0.95**i for i in range(1, 41)])
     np.testing.assert_array_equal(lines["validation"][:, 0], [1, 2, 3, 4, 5])
@@ -134,6 +134,33 @@ def test_filters_are_tiles_scaled_separately(tmp_path):
     assert height > 500
 
 
+def test_filters_are_sorted_by_their_change(tmp_path, drawn):
+    initial = np.random.default_rng(0).normal(size=(3, 5, 5, 6)).astype("float32")
+    weights = initial.copy()
+    weights[:, 2, 2, 4] += 0.5
+    plots.filters(weights, tmp_path / "filters.png", initial=initial)
+    change, now = drawn[0].axes
+    assert (change.get_title(), now.get_title()) == ("change since initialisation", "now")
+    expected = np.full((5, 5, 3), 0.5)
+    expected[2, 2] = 1
+    np.testing.assert_allclose(np.asarray(change.images[0].get_array())[:5, :5], expected, atol=1e-6)
+    np.testing.assert_allclose(now.images[0].get_array(), mosaic(weights[..., [4, 0, 1, 2, 3, 5]]))
+
+
+@pytest.mark.parametrize(("classes", "errors"), [(19, ["top-1"]), (20, ["top-1", "top-5"])])
+def test_few_classes_have_no_top5(tmp_path, drawn, classes, errors):
+    for name in ("a", "b"):
+        record(tmp_path / name)
+        checkpoint_format.save(checkpoint_format.snapshot_path(tmp_path / name, 3), {}, {"classes": classes})
+    plots.learning_curves(tmp_path / "a")
+    plots.comparison(records.read_runs([tmp_path / "a", tmp_path / "b"]), tmp_path)
+    single, compared = drawn
+    lines = {line.get_label(): line.get_ydata() for line in single.axes[1].lines}
+    assert [name for name in ("top-1", "top-5") if f"validation, {name}" in lines] == errors
+    np.testing.assert_allclose(lines["chance"], 100 - 100 / classes)
+    assert [axes.get_title().split()[0] for axes in compared.axes[1:]] == errors
+
+
 def test_filters_without_three_channels_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"must have 3 input channels .*, got weights of shape \(4, 2, 2, 5\)"):
         plots.filters(np.zeros((4, 2, 2, 5)), tmp_path / "filters.png")
@@ -180,9 +207,9 @@ def test_curves_over_hours_are_a_separate_picture(tmp_path, drawn):
     (path,) = plots.learning_curves(tmp_path, over="hours")
     assert path == tmp_path / "learning_curves_over_hours.png"
     _, error = drawn[0].axes
-    assert error.get_xlabel() == "hours of training and validation"
-    np.testing.assert_allclose(error.lines[0].get_xdata()[-1], (40 * 0.8 + 4 * 3) / 3600)
-    np.testing.assert_allclose(error.lines[1].get_xdata()[-1], (40 * 0.8 + 5 * 3) / 3600)
+    assert error.get_xlabel() == "minutes of training and validation"            # of a run below two hours
+    np.testing.assert_allclose(error.lines[0].get_xdata()[-1], (40 * 0.8 + 4 * 3) / 60)
+    np.testing.assert_allclose(error.lines[1].get_xdata()[-1], (40 * 0.8 + 5 * 3) / 60)
 
 
 def heights(axes):
@@ -306,7 +333,7 @@ def test_speedup_is_relative_to_one_worker(tmp_path, drawn):
     laps(tmp_path / "4 slow", 4, rate=250, exchanging=0.5, exchange="asa32", **bsp)
     laps(tmp_path / "4 other", 4, rate=360, exchanging=0.05, exchange="asa16", **bsp)
     folders = [tmp_path / name for name in ("4 other", "4", "1", "2", "4 slow")]
-    assert tmp_path / "speedup.png" in plots.draw(folders)
+    assert tmp_path / "compared" / "4 other+4+1+2+4 slow" / "speedup.png" in plots.draw(folders)
     figure = drawn[-1]
     gain, cost = figure.axes
     lines = {line.get_label(): line.get_xydata() for line in gain.lines}
@@ -368,7 +395,8 @@ def test_several_runs_share_one_figure(three_runs, tmp_path, drawn):
     weights = {"conv1.W": np.ones((3, 5, 5, 6), dtype="float32")}
     checkpoint_format.save(checkpoint_format.snapshot_path(three_runs[1], 3), weights, {})
     pictures = plots.draw([*three_runs, three_runs[0]])                  # one run is given twice
-    assert pictures == [tmp_path / f"{name}.png" for name in ("learning_curves", "times", "filters")]
+    place = tmp_path / "compared" / "run+run+c_$x$"
+    assert pictures == [place / f"{name}.png" for name in ("learning_curves", "times", "filters")]
     curves, times, filters = drawn
     assert [axes.get_title() for axes in curves.axes] == [
         "cost (nats per image)", "top-1 error (% of images)", "top-5 error (% of images)",
@@ -377,8 +405,8 @@ def test_several_runs_share_one_figure(three_runs, tmp_path, drawn):
         curves.legends[0].get_texts(), curves.legends[0].get_lines(), strict=True
     )}
     assert list(named) == [
-        "a/run: top-1 50.0%, top-5 12.5%, epoch 5",
-        "b/run: top-1 50.0%, top-5 12.5%, epoch 5",
+        "a/run: top-1 50.00%, top-5 12.50%, epoch 5",
+        "b/run: top-1 50.00%, top-5 12.50%, epoch 5",
         r"c_\$x\$: not validated yet",
     ]
     assert len({line.get_color() for line in named.values()}) == 3
@@ -403,20 +431,23 @@ def test_runs_of_equal_names_are_named_by_folder(tmp_path):
     assert records.distinct_names(places) == ["a/x/run", "b/x/run", "other", "y/run"]
 
 
-def test_pictures_are_written_to_the_given_folder_as_svg(three_runs, tmp_path):
-    pictures = plots.draw(three_runs[:2], tmp_path / "new" / "folder", ("png", "svg"), "hours")
-    names = ["learning_curves_over_hours.png", "learning_curves_over_hours.svg", "times.png", "times.svg"]
+def test_pictures_are_written_to_the_given_folder_in_all_formats(three_runs, tmp_path):
+    pictures = plots.draw(three_runs[:2], tmp_path / "new" / "folder", style.FORMATS, "hours")
+    names = [f"{name}.{ending}" for name in ("learning_curves_over_hours", "times") for ending in ("png", "svg", "pdf")]
     assert pictures == [tmp_path / "new" / "folder" / name for name in names]
     assert sorted(pictures) == sorted((tmp_path / "new" / "folder").iterdir())
     size_of(pictures[0])
     assert ElementTree.parse(pictures[1]).getroot().tag.endswith("svg")
+    assert pictures[2].read_bytes().startswith(b"%PDF")
 
 
 def test_runs_without_steps_have_no_times(tmp_path):
     for name in ("a", "b"):
         record(tmp_path / name, iterations=0)
     assert plots.draw([tmp_path / "a"]) == [tmp_path / "a" / "learning_curves.png"]
-    assert plots.draw([tmp_path / "a", tmp_path / "b"]) == [tmp_path / "learning_curves.png"]
+    assert plots.draw([tmp_path / "a", tmp_path / "b"]) == [
+        tmp_path / "compared" / "a+b" / "learning_curves.png"
+    ]
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "3", "{}"])

@@ -70,7 +70,7 @@ class ToyNetwork:
         time.sleep(self.delay)
         self.marks.append(self.mark())
         self.validated.append(float(self.parameters_and_velocities[0].get_value(borrow=True)[0]))
-        return self.validated[-1], 0.5, 0.25
+        return self.validated[-1], 0.5, 0.25, None
 
 
 class TrainableToyNetwork(ToyNetwork):

@@ -1,0 +1,109 @@
+"""The report of a run that trains: collects predictions and filters, and rewrites report.html after every epoch."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alexnet.data.dataset import Dataset
+from alexnet.native import atomic
+from alexnet.plots.report import history
+from alexnet.plots.report.history import FILTERS, History
+from alexnet.plots.report.predictions import Predictions
+from alexnet.training.base import Recorder
+from alexnet.training.loop import Observer, Position
+
+
+class RunReport(Observer):
+    """The report of rank 0.
+
+    Args:
+        folder: folder of the run.
+        state: name -> shared variable of the network.
+        data: with rank 0's shard of the validation images.
+        position: where the run starts or resumes.
+        batch_size: images of a worker per step.
+    """
+
+    def __init__(
+        self, folder: Path, state: Mapping[str, Any], data: Dataset, recorder: Recorder, position: Position,
+        batch_size: int,
+    ):
+        self.folder = folder
+        self._filters = state.get(FILTERS)
+        self._data = data
+        self._recorder = recorder
+        self._steps = len(data.train.plan(batch_size))
+        self._share = sum(len(labels) for _, labels in data.validation.plan(batch_size, keep_last=True))
+        self._predictions = self._new_predictions()
+        self._written: Position | None = None
+        epochs = self._epochs(position)
+        self.history = history.load(folder) if position.iteration else History()
+        self.history.classes = data.classes
+        self.history.class_names = None if data.class_names is None else list(data.class_names)
+        self.history.truncate(epochs, position.iteration)
+        if self._filters is not None and epochs not in self.history.filters:
+            self.history.add_filters(epochs, self._filters.get_value(borrow=True))
+        self._try(lambda: history.save(self.history, folder))
+
+    def validated(self, images: Any, labels: np.ndarray, logits: Any) -> None:
+        """See Observer."""
+        self._predictions.add(images, labels, logits)
+
+    def epoch_ended(self, position: Position) -> None:
+        """See Observer. Rewrites the report."""
+        if self._predictions.confusion.any():
+            self.history.add_predictions(
+                self._predictions, position.epoch, position.iteration, self._data.validation.n
+            )
+        self._predictions = self._new_predictions()
+        self.write(position)
+
+    def run_ended(self, position: Position) -> None:
+        """See Observer. Rewrites the report."""
+        self.write(position)
+
+    def write(self, position: Position) -> None:
+        """Rewrite the report, unless it was written at this position. A failure is a warning: training continues."""
+        if position == self._written:
+            return
+        self._written = position
+        if self._filters is not None:
+            self.history.add_filters(self._epochs(position), self._filters.get_value(borrow=True))
+        self._try(self._write)
+
+    def _write(self) -> None:
+        history.save(self.history, self.folder)
+        write_report(self.folder, self.history)
+
+    def _try(self, write: Callable[[], None]) -> None:
+        """Call `write` outside the measured time. A full disk must not end the training here, but at its checkpoint."""
+        with self._recorder.paused():
+            try:
+                write()
+            except (OSError, ValueError) as error:          # ValueError: also CheckpointError
+                self._recorder.warn(f"report.html was not written: {error}")
+
+    def _new_predictions(self) -> Predictions:
+        return Predictions(self._data.classes, self._share, self._data.mean)
+
+    def _epochs(self, position: Position) -> float:
+        return position.epoch + position.batch / self._steps
+
+
+def write_report(folder: str | Path, stored: History | None = None) -> Path:
+    """Write report.html into the folder of a run; returns its path.
+
+    Args:
+        stored: the History of the run; None: read from the folder.
+
+    Raises:
+        FileNotFoundError: the folder has no records.
+    """
+    from alexnet.plots.report.page import page  # needed at the end of the first epoch, not before the first step
+
+    folder = Path(folder)
+    path = folder / "report.html"
+    atomic.write(path, page(folder, stored or history.load_or_rebuild(folder)))
+    return path
