@@ -20,6 +20,8 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Generic, Self, TypeVar
 
+from alexnet.native.pytensor_flags import pytensor_flags
+
 CONTEXT = multiprocessing.get_context("spawn")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)      # finish the step, save, end; batch systems send SIGUSR1
 SIGNAL_DEBOUNCE = 1.0                            # seconds within which signals count as one: timeout(1) sends two
@@ -46,7 +48,7 @@ def start(process: BaseProcess, threads: int | str) -> None:
     try:
         resource_tracker.ensure_running()        # it ignores SIGINT and SIGTERM, and keeps SIGUSR1 blocked
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)        # starting the tracker has unblocked them
-        with environment(OMP_NUM_THREADS=str(threads)):
+        with environment(OMP_NUM_THREADS=str(threads), PYTENSOR_FLAGS=pytensor_flags()):
             process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -39,6 +39,7 @@ from typing import NamedTuple
 
 from alexnet.config.schema import Config, ConfigError
 from alexnet.data.dataset import DataError
+from alexnet.native.pytensor_flags import set_pytensor_flags
 from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.training.loop import Diverged
 from multigpu.communicator import DesyncError, PeerDied
@@ -145,6 +146,7 @@ def train(
         log = Path(config.output, config.run_name or "", "log.txt")
         link.heartbeat.configure(JobSettings(config.heartbeat_timeout, str(log), comm.elastic))
     if entry is None:
+        set_pytensor_flags()
         # imported here because it imports PyTensor, so that invalid settings are reported at once
         from multigpu.worker import work
 
