@@ -9,13 +9,16 @@ from pathlib import Path
 
 from alexnet.config import Config, ConfigError, load_config
 from alexnet.data.dataset import DataError
+from alexnet.native.main_module import check_main_module
 from alexnet.run.checkpoint_format import CheckpointError, snapshots
 from multigpu.launch.launcher import WorkFunction, launch
+from multigpu.mpi import why_no_mpi
 from multigpu.mpi.rank_wrapper import wrap_rank
 from multigpu.rules import RULES
 
 SYNTHETIC = Path("data", "synthetic")            # the data set of a run without the setting data
 MPI_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")           # of Open MPI, and of MPICH and its derivatives
+MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
 def main(arguments: Sequence[str], entry: WorkFunction | None = None) -> int:
@@ -25,6 +28,10 @@ def main(arguments: Sequence[str], entry: WorkFunction | None = None) -> int:
         arguments: without the program's name.
         entry: the function that each worker runs; None: multigpu.worker.work.
     """
+    if problem := check_main_module() or (started_by_mpi() and why_no_mpi()):
+        if is_first_rank():
+            print(f"train.py: {problem}", file=sys.stderr)
+        return 2
     if started_by_mpi():
         if is_elastic(arguments):
             wrap_rank()
@@ -42,6 +49,11 @@ def main(arguments: Sequence[str], entry: WorkFunction | None = None) -> int:
 def started_by_mpi() -> bool:
     """Return whether this process is a rank of an MPI job."""
     return "mpi4py" in sys.modules or any(name in os.environ for name in MPI_VARIABLES)
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0 of an MPI job, or of none; MPI is not imported."""
+    return next((os.environ[name] for name in MPI_RANKS if name in os.environ), "0") == "0"
 
 
 def is_elastic(arguments: Sequence[str]) -> bool:

@@ -27,6 +27,7 @@ from typing import NamedTuple, Self
 from alexnet.config.schema import Config, ConfigError
 from alexnet.data.dataset import DataError
 from alexnet.native.cores import cores
+from alexnet.native.main_module import UNGUARDED, unguarded_sentence
 from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.training.loop import Diverged
 from multigpu.communicator import Communicator, DesyncError, PeerDied, PipeCommunicator
@@ -194,6 +195,8 @@ def first_failure(
 
 def exit_failure(worker: Worker) -> Failed:
     """Return the failure of a worker that has ended without a report."""
+    if worker.process.exitcode == UNGUARDED:
+        return Failed(unguarded_sentence(), status=2)
     return Failed(f"{worker.name} {describe_exit(worker.process.exitcode)}", status=1)
 
 
