@@ -10,6 +10,7 @@ from pathlib import Path
 from alexnet.config import Config, ConfigError, load_config
 from alexnet.data.dataset import DataError
 from alexnet.native.main_module import check_main_module
+from alexnet.native.packages import TRAIN_PROGRAM
 from alexnet.run.checkpoint_format import CheckpointError, snapshots
 from multigpu.launch.launcher import WorkFunction, launch
 from multigpu.mpi import why_no_mpi
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str], entry: WorkFunction | None = None) -> int:
     """
     if problem := check_main_module() or (started_by_mpi() and why_no_mpi()):
         if is_first_rank():
-            print(f"train.py: {problem}", file=sys.stderr)
+            print(f"{TRAIN_PROGRAM}: {problem}", file=sys.stderr)
         return 2
     if started_by_mpi():
         if is_elastic(arguments):
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str], entry: WorkFunction | None = None) -> int:
     try:
         config = settings_of_run(arguments)
     except (ConfigError, DataError, CheckpointError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        print(f"{TRAIN_PROGRAM}: {error}", file=sys.stderr)
         return 2
     return launch(config, entry)
 

@@ -27,7 +27,11 @@ PACKAGES = {                                     # module -> name, of what every
 }
 TOP = Path(__file__).resolve().parents[2]        # the checkout, or site-packages
 IN_CHECKOUT = (TOP / "pyproject.toml").exists()
-TRAIN = "python train.py" if IN_CHECKOUT else "alexnet train"                # what starts a training
+# How a training is started: by a user, by mpiexec, and the program's name before its messages.
+TRAIN, MPI_TRAIN, TRAIN_PROGRAM = (
+    ("python train.py", "python -m mpi4py train.py", "train.py") if IN_CHECKOUT
+    else ("alexnet train", "python -m mpi4py -m alexnet train", "alexnet train")
+)
 
 
 def install(extra: str = "") -> str:

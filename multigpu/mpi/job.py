@@ -39,6 +39,7 @@ from typing import NamedTuple
 
 from alexnet.config.schema import Config, ConfigError
 from alexnet.data.dataset import DataError
+from alexnet.native.packages import TRAIN_PROGRAM
 from alexnet.native.pytensor_flags import set_pytensor_flags
 from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.training.loop import Diverged
@@ -89,8 +90,8 @@ def run(settle: Callable[[], Config], entry: WorkFunction | None = None) -> int:
     if monitor is not None and heartbeat.complete:
         monitor.wait()
     if status and comm.rank == 0:
-        print(f"train.py: {error}" if error else f"stopped by {signal.Signals(status - 128).name}", file=sys.stderr,
-              flush=True)
+        message = f"{TRAIN_PROGRAM}: {error}" if error else f"stopped by {signal.Signals(status - 128).name}"
+        print(message, file=sys.stderr, flush=True)
     if not heartbeat.complete:
         end_without_finalize(status)
     if status:
