@@ -3,7 +3,7 @@
 # make compatibility   the compatibility tests only
 # make check           lint, types and the fast tests: less than 2 minutes, before each commit
 # make lint            ruff and mypy
-# make docs            the documentation as web pages: docs/_build/index.html
+# make docs            the documentation as web pages: docs/_build/html/index.html
 # make notebook        executes docs/notebook.ipynb again, about 3 minutes
 # make bench           all benchmarks, about 45 minutes, into benchmarks/RESULTS.md
 #
@@ -72,8 +72,8 @@ compatibility-one: setup-tests
 
 # -W: every warning is an error, such as a link to a file or a heading that does not exist.
 docs: $(VENV)/installed-docs
-	$(RUN) -m sphinx -W --keep-going -q -b html docs docs/_build
-	@echo "documentation: docs/_build/index.html"
+	$(RUN) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "documentation: docs/_build/html/index.html"
 
 notebook: $(VENV)/installed-docs
 	$(RUN) -m jupyter execute --inplace docs/notebook.ipynb

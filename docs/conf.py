@@ -13,7 +13,7 @@ author = "the authors of this port"
 release = alexnet.__version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_nb"]
-exclude_patterns = ["_build", "jupyter_execute"]
+exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"{project} {release}"
 myst_heading_anchors = 3                         # levels of headings that links can refer to
@@ -22,9 +22,11 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_mock_imports = ["pycuda", "mpi4py", "nccl"]              # optional, and absent on most machines
 autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False               # those of PyTensor's classes are about PyTensor
 napoleon_use_ivar = True                         # otherwise attributes of a docstring and of the class are two entries
 suppress_warnings = ["ref.python"]               # a name in prose that several classes have; no link is made
 
+of_properties: dict[str, list[str]] = {}         # name -> lines of the docstring before napoleon changes it
 SECTIONS = ("Args:", "Returns:", "Raises:", "Yields:", "Attributes:")
 
 
@@ -67,6 +69,13 @@ def escaped(text: str) -> str:
 def process_docstring(app, what, name, thing, options, lines):
     """Replace the lines of a docstring; see as_markup."""
     lines[:] = as_markup(lines)
+    of_properties[name] = list(lines)
+
+
+def restore_property(app, what, name, thing, options, lines):
+    """Undo napoleon's change of a property, where it takes the words before a colon for a type."""
+    if what in ("property", "attribute", "data"):
+        lines[:] = of_properties[name]
 
 
 def setup(app):
@@ -74,3 +83,4 @@ def setup(app):
     # before autodoc, which sets TYPE_CHECKING, under which PyTensor's imports are circular
     importlib.import_module("pytensor")
     app.connect("autodoc-process-docstring", process_docstring, priority=100)        # before napoleon
+    app.connect("autodoc-process-docstring", restore_property, priority=900)         # after it
