@@ -42,7 +42,7 @@ def install(extra: str = "") -> str:
 
 
 def begin(program: str, arguments: Sequence[str]) -> None:
-    """Begin a program: print the versions if the first argument is --version, and check that all packages are there.
+    """Begin a program: print the versions if asked by --version, else check that all packages are installed.
 
     Args:
         program: name of the program, the first word of the message.
