@@ -3,6 +3,8 @@
 # make compatibility   the compatibility tests only
 # make check           lint, types and the fast tests: less than 2 minutes, before each commit
 # make lint            ruff and mypy
+# make docs            the documentation as web pages: docs/_build/html/index.html
+# make notebook        executes docs/notebook.ipynb again, about 3 minutes
 # make bench           all benchmarks, about 45 minutes, into benchmarks/RESULTS.md
 #
 # .venv uses the newest supported Python found (tests/interpreters.sh), unless it exists already. With
@@ -17,7 +19,8 @@ endif
 RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest -n 2
 
-.PHONY: train setup test check lint compatibility compatibility-one bench
+PIP := $(RUN) -m pip install --no-user --disable-pip-version-check
+.PHONY: train setup setup-tests test check lint compatibility compatibility-one docs notebook bench
 
 train: setup
 	$(RUN) train.py
@@ -25,17 +28,27 @@ train: setup
 	$(RUN) -m alexnet predict --weights "$$run" data/synthetic/images/val/ILSVRC2012_val_0000000[123].JPEG && \
 	echo "Report, to open in a browser: $$run/report.html"
 
+# What training needs. The tests, the documentation and the benchmarks add theirs to the same environment.
 setup: $(VENV)/installed
+
+setup-tests: $(VENV)/installed-test
 
 $(VENV)/installed: setup.py pyproject.toml
 	@test -x $(RUN) || "$(PYTHON)" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "make: Python 3.11, 3.12 or 3.13 with its venv module is needed, got $(PYTHON)" \
 		"(Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	test -x $(RUN) || "$(PYTHON)" -m venv $(VENV)
-	$(RUN) -m pip install --no-user --disable-pip-version-check --quiet --editable ".[test]"
+	@echo "installing what training needs into $(VENV): about 150 MB to download, 600 MB on the disk"
+	$(PIP) --editable .
 	touch $@
 
-lint: setup
+# The target's name ends in the extra's: test, docs or bench.
+$(VENV)/installed-%: $(VENV)/installed
+	@echo "installing what the target $* needs into $(VENV)"
+	$(PIP) --editable ".[$*]"
+	touch $@
+
+lint: setup-tests
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
@@ -48,7 +61,7 @@ test: lint
 	@$(MAKE) --no-print-directory compatibility
 
 # Each other version has its own environment and its own line of make.
-compatibility: setup
+compatibility: setup-tests
 	@whole=$$($(RUN) -c 'import sys; print("%d.%d" % sys.version_info[:2])') && \
 	others=$$(sh tests/interpreters.sh | grep -v "^$$whole ") || { \
 		echo "compatibility: no supported Python besides $$whole on PATH or under pyenv's versions"; exit 0; } && \
@@ -57,9 +70,16 @@ compatibility: setup
 		$(MAKE) --no-print-directory compatibility-one PYTHON="$$python" </dev/null || exit 1; \
 	done
 
-compatibility-one: setup
+compatibility-one: setup-tests
 	$(PYTEST) --dist worksteal -m compatibility
 
-bench: setup
-	$(RUN) -m pip install --no-user --disable-pip-version-check --quiet --editable ".[bench]"
+# -W: every warning is an error, such as a link to a file or a heading that does not exist.
+docs: $(VENV)/installed-docs
+	$(RUN) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "documentation: docs/_build/html/index.html"
+
+notebook: $(VENV)/installed-docs
+	$(RUN) -m jupyter execute --inplace docs/notebook.ipynb
+
+bench: setup-tests $(VENV)/installed-bench
 	$(RUN) -m benchmarks

@@ -18,7 +18,10 @@ process died.
 
 import sys
 
-from multigpu.train import main
+from alexnet.native.packages import begin
 
-if __name__ == "__main__":
+if __name__ == "__main__":                       # worker processes import this file too, but do not need it
+    begin("train.py", sys.argv[1:])
+    from multigpu.train import main  # imports packages that may be missing
+
     raise SystemExit(main(sys.argv[1:]))

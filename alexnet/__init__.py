@@ -6,15 +6,7 @@ nn        layers and their parameters
 models    AlexNet, CaffeNet, GoogLeNet and VGG-16, each written as the table of its paper
 training  train, validate and predict functions of a model and an update rule; the training loop
 
-Importing this package sets PyTensor's floatX to float32. It also stops PyTensor from searching for a BLAS library and
-a C++ compiler, because no backend uses them. PyTensor itself is imported only by modules that build graphs.
+Importing this package changes nothing outside it, such as PyTensor's flags, and imports neither PyTensor nor NumPy.
 """
 
-import os
-import sys
-
-if "pytensor" in sys.modules:
-    sys.modules["pytensor"].config.floatX = "float32"
-else:
-    _flags = ["blas__ldflags=,cxx=", os.environ.get("PYTENSOR_FLAGS", ""), "floatX=float32"]     # the last one wins
-    os.environ["PYTENSOR_FLAGS"] = ",".join(filter(None, _flags))
+__version__ = "0.1.0"

@@ -6,15 +6,18 @@
 
 import argparse
 import ast
+import difflib
 import os
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from alexnet import commands
 from alexnet.native import console
+from alexnet.native.packages import begin
+from alexnet.native.pytensor_flags import set_pytensor_flags
 
 TRAIN = "train"
 
@@ -26,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None for those of the process.
     """
     console.escape()
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if arguments[0] not in ("--help", "-h"):     # the list of commands needs no packages
+        begin("alexnet", arguments)
     listed = {TRAIN: "Train a network.", **descriptions()}
     top = argparse.ArgumentParser(
         prog="alexnet",
@@ -34,13 +39,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="commands, each with --help:\n" + "\n".join(f"  {name:<10} {text}" for name, text in listed.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("command", choices=listed, metavar="COMMAND", help="one of those below")
+    top.add_argument("command", metavar="COMMAND", help="one of those below")
+    top.add_argument("--version", "-v", action="store_true", help="print the versions and exit")
     name = top.parse_args(arguments[:1]).command
+    if name not in listed:
+        print(f"alexnet: {unknown(name, listed)}", file=sys.stderr)
+        return 2
+    set_pytensor_flags()
     if name == TRAIN:
         from multigpu.train import main as train  # upwards: this module is an entry point, as train.py is
 
         return train(arguments[1:])
     return run(name, arguments[1:])
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """Return the message for a command that does not exist."""
+    if "=" in name:
+        return f"settings belong to the command train: alexnet train {name} ..."
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"there is no command {name!r}; " + (
+        f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+    )
 
 
 def descriptions() -> dict[str, str]:

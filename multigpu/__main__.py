@@ -7,14 +7,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from multigpu.device.report import report
+from alexnet.native.packages import begin
 
 
 def main(arguments: Sequence[str]) -> int:
+    begin("multigpu", arguments)
     parser = argparse.ArgumentParser(prog="python -m multigpu", description="Commands about this machine.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command")
     commands.add_parser("devices", help="list the devices, and the backend of devices=auto")
-    parser.parse_args(arguments)
+    if parser.parse_args(arguments).command is None:
+        parser.print_help()
+        return 0
+    from multigpu.device.report import report  # imports packages that may be missing
+
     print(report())
     return 0
 

@@ -12,14 +12,18 @@ from alexnet.config import Config, ConfigError, load_config
 from alexnet.data.dataset import DataError
 from alexnet.native.atomic import reason
 from alexnet.native.console import protect
+from alexnet.native.main_module import check_main_module
+from alexnet.native.packages import TRAIN_PROGRAM
 from alexnet.run.checkpoint_format import CheckpointError, Metadata, load_from, snapshots
 from alexnet.run.folder import OF_ONE_START, check_new, folder_of, is_exact, newest_run, resumes_in_place
 from multigpu.launch.launcher import WorkFunction, launch
+from multigpu.mpi import why_no_mpi
 from multigpu.mpi.rank_wrapper import wrap_rank
 from multigpu.rules import RULES
 
 SYNTHETIC = Path("data", "synthetic")            # the data set of a run without the setting data
 MPI_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")           # of Open MPI, and of MPICH and its derivatives
+MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
 def main(arguments: Sequence[str], entry: WorkFunction | None = None) -> int:
@@ -30,6 +34,10 @@ def main(arguments: Sequence[str], entry: WorkFunction | None = None) -> int:
         entry: the function that each worker runs; None: multigpu.worker.work.
     """
     protect()
+    if problem := check_main_module() or (started_by_mpi() and why_no_mpi()):
+        if is_first_rank():
+            print(f"{TRAIN_PROGRAM}: {problem}", file=sys.stderr)
+        return 2
     if started_by_mpi():
         if is_elastic(arguments):
             wrap_rank()
@@ -39,10 +47,10 @@ def main(arguments: Sequence[str], entry: WorkFunction | None = None) -> int:
     try:
         config = settings_of_run(arguments)
     except (ConfigError, DataError, CheckpointError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        print(f"{TRAIN_PROGRAM}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"train.py: {reason(error)}", file=sys.stderr)
+        print(f"{TRAIN_PROGRAM}: {reason(error)}", file=sys.stderr)
         return 2
     return launch(config, entry)
 
@@ -50,6 +58,11 @@ def main(arguments: Sequence[str], entry: WorkFunction | None = None) -> int:
 def started_by_mpi() -> bool:
     """Return whether this process is a rank of an MPI job."""
     return "mpi4py" in sys.modules or any(name in os.environ for name in MPI_VARIABLES)
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0 of an MPI job, or of none; MPI is not imported."""
+    return next((os.environ[name] for name in MPI_RANKS if name in os.environ), "0") == "0"
 
 
 def is_elastic(arguments: Sequence[str]) -> bool:

@@ -2,7 +2,10 @@
 
 import sys
 
-if __name__ == "__main__":                       # worker processes import this file too, but do not need it
-    from preprocess.command import main
+from alexnet.native.packages import begin
 
-    sys.exit(main())
+if __name__ == "__main__":                       # worker processes import this file too, but do not need it
+    begin("preprocess", sys.argv[1:])
+    from preprocess.command import main  # imports packages that may be missing
+
+    sys.exit(main(sys.argv[1:] or ["--help"]))

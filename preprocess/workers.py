@@ -8,6 +8,7 @@ from multiprocessing.context import SpawnProcess
 from typing import TypeVar
 
 from alexnet.data.batch_file import DataError
+from alexnet.native.main_module import UNGUARDED, check_main_module, unguarded_sentence
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -40,6 +41,8 @@ def results(work: Callable[[J], R], jobs: Iterable[J], workers: int) -> Iterator
         DataError, OSError: raised by work.
         RuntimeError: a process died.
     """
+    if problem := check_main_module():
+        raise DataError(problem)
     context = multiprocessing.get_context("spawn")
     waiting = list(jobs)[::-1]
     team: dict[Connection, SpawnProcess] = {}
@@ -84,6 +87,8 @@ def results_of(team: dict[Connection, SpawnProcess], jobs: list[J]) -> Iterator[
     except (EOFError, BrokenPipeError, ConnectionResetError) as error:
         process = team[pipe]
         process.join()
+        if process.exitcode == UNGUARDED:
+            raise DataError(unguarded_sentence()) from None
         raise RuntimeError(
             f"a worker process died with exit status {process.exitcode} (killed for lack of memory, perhaps); "
             "the same command resumes where this stopped"

@@ -1,26 +1,24 @@
-"""Shared fixtures, and the settings of PyTensor under which every test and every process that it starts runs."""
+"""Shared fixtures."""
 
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import alexnet  # sets flags of PyTensor, so before it
+from tests import pytensor_flags  # sets flags of PyTensor, so before it
 
 # isort: split
-import pytensor
-
+import alexnet
 from alexnet.backends import BACKENDS, mode_of
 from alexnet.native import compiler
 from tests.cuda_emulator import NotBuilt, find
 
 sys.path.insert(0, str(Path(alexnet.__file__).parents[1]))
 
-# By default PyTensor logs a traceback and continues when a graph rewrite fails. Here, and in child processes:
-pytensor.config.on_opt_error = "raise"
-os.environ["PYTENSOR_FLAGS"] = f"{os.environ['PYTENSOR_FLAGS']},on_opt_error=raise"
+
+def pytest_report_header():
+    return f"PyTensor's flags: {pytensor_flags.FLAGS}"
 
 
 @pytest.fixture(params=BACKENDS)

@@ -25,7 +25,8 @@ TOP_LEVEL = {
 
 # A package of alexnet imports only from earlier lines.
 ORDER = (
-    ("config", "native"),
+    ("native",),
+    ("config",),
     ("ops",),
     ("backends",),
     ("nn",),
@@ -60,7 +61,7 @@ HOMES = {
     "nccl": ("multigpu/exchange/nccl.py",),
     # From the standard library: the C compiler, the job monitor, processes, and modules that must not be used.
     "subprocess": ("alexnet/native", "multigpu/mpi"),
-    "multiprocessing": ("multigpu", "preprocess/workers.py"),
+    "multiprocessing": ("multigpu", "preprocess/workers.py", "alexnet/native/main_module.py"),
     "pickle": (),
 }
 

@@ -113,7 +113,7 @@ def test_invalid_input_is_refused_with_status_2(arguments, sentence, data, tmp_p
     [
         ("train", "pytensor jax pycuda scipy matplotlib PIL"),  # the launcher; its children import train.py as well
         ("multigpu.loader", "pytensor jax pycuda scipy matplotlib PIL pydantic yaml"),
-        ("multigpu.worker", "jax pycuda matplotlib PIL scipy.io"),
+        ("multigpu.worker", "jax pycuda matplotlib PIL scipy.io onnx google.protobuf"),
         ("alexnet.plots.report.page", "pytensor matplotlib"),
     ],
 )

@@ -16,13 +16,13 @@ from pytensor.compile.mode import Mode
 from alexnet.backends.cpu import cpu_mode, numpy_mode
 from alexnet.backends.registry import cpu_kernel, jax_lowering
 from alexnet.config.schema import ConfigError
+from alexnet.native.packages import install
 
 __all__ = ["BACKENDS", "HOST_BACKENDS", "cpu_kernel", "jax_lowering", "mode_of", "prepare"]
 
 # Backends whose arrays are NumPy's, updated in place -> their PyTensor mode
 HOST_BACKENDS: dict[str, Callable[[], Mode]] = {"cpu": cpu_mode, "numpy": numpy_mode}
 BACKENDS: tuple[str, ...] = (*HOST_BACKENDS, "jax")
-NO_JAX = 'backend jax needs jax, which is not installed: pip install "jax[cuda13]" for a GPU, pip install jax for a CPU'
 
 
 def mode_of(backend: str, precision: str = "float32", device: str = "cpu") -> Mode:
@@ -53,7 +53,9 @@ def prepare(function: pytensor.compile.Function, batch: int) -> None:
 
 def _jax_mode(precision: str, device: str) -> Mode:
     if importlib.util.find_spec("jax") is None:
-        raise ConfigError(NO_JAX)
+        raise ConfigError(
+            f"backend jax needs jax, which is not installed: {install('cuda')} for a GPU, pip install jax for a CPU"
+        )
     from alexnet.backends.jax import jax_mode  # here, because jax is optional and its import takes a second
 
     return jax_mode(precision, device)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from alexnet.config.synonyms import similar_device
 from alexnet.config.yaml_text import FLOAT
 
 
@@ -16,6 +17,12 @@ def as_tuple(value: Any) -> Any:
         parts = [part.strip() for part in value.split(",")]
         return tuple(int(part) if re.fullmatch(r"[-+]?[0-9]+", part) else part for part in parts)
     return value if value is None else (value,)
+
+
+def as_devices(value: Any) -> Any:
+    """Like as_tuple, but numbers remain text: the message about devices=1 suggests cuda1."""
+    values = as_tuple(value)
+    return tuple(str(each) if type(each) is int else each for each in values) if values else values
 
 
 def as_layers(value: Any) -> Any:
@@ -51,7 +58,8 @@ def check_plain_name(value: str) -> str:
 def check_device_name(value: str) -> str:
     """Raise ValueError unless `value` names a device."""
     if not re.fullmatch(r"auto|cpu|cuda[0-9]+", value):
-        raise ValueError("be auto, cpu, or cuda and a number, as cuda0")
+        similar = similar_device(value)
+        raise ValueError(f"be auto, cpu, or cuda and a number, as {similar or 'cuda0'}")
     return value
 
 
@@ -65,7 +73,7 @@ Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Epsilon = Annotated[float, Field(ge=1e-30, allow_inf_nan=False)]        # much smaller values underflow in float32
 Counts = Annotated[tuple[Count, ...], BeforeValidator(as_tuple)]
-DeviceNames = Annotated[tuple[DeviceName, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+DeviceNames = Annotated[tuple[DeviceName, ...], BeforeValidator(as_devices), Field(min_length=1)]
 LayerNames = Annotated[tuple[Text, ...], BeforeValidator(as_layers)]
 LayerRates = Annotated[dict[Text, Amount], BeforeValidator(as_rates)]
 Resume = Annotated[Text | None, BeforeValidator(as_resume)]

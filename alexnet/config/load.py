@@ -7,15 +7,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from alexnet.config.registry import ConfigError, check_known, import_attribute
+from alexnet.config.registry import ConfigError, import_attribute
 from alexnet.config.schema import DEFAULTS, Config, build_config, sections
+from alexnet.config.synonyms import OURS, similar_setting
 from alexnet.config.yaml_text import as_yaml, parse
+from alexnet.native.packages import TRAIN
 
 PLAIN_TEXT = ("data", "output", "run_name", "resume_train", "weights")
 EXTENSIBLE = ("model", "update", "exchange", "rule")       # a value may be module:attribute
-ALL_SETTINGS = "`python train.py --help` lists all settings"
-USAGE = """\
-Usage: python train.py [--config FILE] [key=value ...]
+ALL_SETTINGS = f"`{TRAIN} --help` lists all settings"
+USAGE = f"""\
+Usage: {TRAIN} [--config FILE] [key=value ...]
 
 Every setting, with its default:
 
@@ -71,7 +73,10 @@ def merge(layers: Iterable[tuple[str, dict[str, Any]]], defaults: dict[str, Any]
     import_extensions(values)
     known = known_settings(defaults)
     for name in values:
-        check_known(name, known, f"{sources[name]}there is no setting", ALL_SETTINGS)
+        if name not in known:
+            similar = similar_setting(name, known)
+            hint = f"did you mean {similar}?" if similar else ALL_SETTINGS
+            raise ConfigError(f"{sources[name]}there is no setting {name!r}; {hint}")
     return build_config(values, sources, given)
 
 
@@ -122,12 +127,23 @@ def split_arguments(arguments: Iterable[str]) -> tuple[list[tuple[str, str]], Pa
                 raise ConfigError(f"--config is given twice, {path} and {value}; give one settings file")
             path = Path(value)
         elif not equals or name.startswith("-"):
-            setting = name.lstrip("-")
-            hint = f", perhaps {setting}={value or '...'}" if setting in read_settings(DEFAULTS) else ""
+            hint = key_value(name, value or next(rest, ""))
             raise ConfigError(f"an argument must be key=value{hint}, got {argument!r}")
         else:
             pairs.append((name, value))
     return pairs, path
+
+
+def key_value(name: str, value: str) -> str:
+    """Return the end of a sentence that suggests key=value for an option such as --lr 0.1, or an empty string.
+
+    Args:
+        value: the text after the option, which may be another argument.
+    """
+    setting = similar_setting(name, read_settings(DEFAULTS))
+    if setting is None or (not name.startswith("-") and name not in (setting, *OURS)):
+        return ""
+    return f", perhaps {setting}={'...' if not value or '=' in value or value.startswith('-') else value}"
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -14,14 +14,18 @@ from pytensor.compile.sharedvalue import SharedVariable
 class Parameter:
     """A shared variable with its multipliers of learning rate and weight decay.
 
-    value       float array; not copied if it is C-contiguous and its dtype is floatX
+    value       float array; not copied if it is C-contiguous and of the given dtype
     lr_mult     multiplier of the learning rate (2 for biases; Krizhevsky et al. 2012, cuda-convnet)
     decay_mult  multiplier of the weight decay (0 for biases)
     trainable   False if the parameter is frozen
+
+    The dtype does not depend on PyTensor's floatX, which belongs to the program that imports this package.
     """
 
-    def __init__(self, value: npt.ArrayLike, name: str, lr_mult: float = 1.0, decay_mult: float = 1.0) -> None:
-        array = np.ascontiguousarray(value, dtype=pytensor.config.floatX)
+    def __init__(
+        self, value: npt.ArrayLike, name: str, lr_mult: float = 1.0, decay_mult: float = 1.0, dtype: str = "float32"
+    ) -> None:
+        array = np.ascontiguousarray(value, dtype=dtype)
         self.variable: SharedVariable = pytensor.shared(array, name=name, shape=array.shape, borrow=True)
         self.lr_mult = lr_mult
         self.decay_mult = decay_mult
@@ -40,6 +44,11 @@ class Parameter:
     def shape(self) -> tuple[int, ...]:
         """Shape of the value."""
         return self.variable.type.shape
+
+    @property
+    def real(self) -> type[np.floating]:
+        """NumPy type of the value. Unlike a Python float, a number of this type never widens a formula to float64."""
+        return np.dtype(self.variable.type.dtype).type
 
     @property
     def size(self) -> int:

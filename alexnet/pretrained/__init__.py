@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from alexnet.models import MODELS
+from alexnet.native.packages import install
 from alexnet.pretrained import native, upstream
 from alexnet.pretrained.detect import detect_format
 from alexnet.pretrained.weights import Weights, WeightsError, checked, imagenet_names
@@ -110,7 +111,7 @@ def writer_of(suffix: str) -> Callable[[Weights, Path], None]:
 def check_onnx() -> None:
     """Raise WeightsError if the package onnx is not installed."""
     if importlib.util.find_spec("onnx") is None:
-        raise WeightsError('ONNX needs the package onnx, which is not installed: pip install -e ".[onnx]"')
+        raise WeightsError(f"ONNX needs the package onnx, which is not installed: {install('onnx')}")
 
 
 def format_of(path: str | os.PathLike[str]) -> str:

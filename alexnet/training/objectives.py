@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytensor.tensor as pt
 from pytensor.tensor.variable import TensorVariable
 
@@ -24,7 +25,9 @@ def training_cost(
 
     Source: Szegedy et al. 2014, section 5.
     """
-    return sum((weight * cross_entropy(own, labels) for weight, own in auxiliary), cross_entropy(logits, labels))
+    cost = cross_entropy(logits, labels)
+    real = np.dtype(cost.type.dtype).type                # a Python float might widen the graph to float64
+    return sum((real(weight) * cross_entropy(own, labels) for weight, own in auxiliary), cost)
 
 
 def top_k_error(logits: TensorVariable, labels: TensorVariable, k: int) -> TensorVariable:

@@ -163,8 +163,9 @@ def momentum_sgd(
     velocities = []
     for parameter, g in zip(parameters, gradients, strict=True):
         w = parameter.variable
+        real = parameter.real
         v = zeros_like(parameter, "velocity")
-        new_v = constant(momentum) * v - scaled(learning_rate, parameter) * decayed(g, parameter, weight_decay)
+        new_v = real(momentum) * v - scaled(learning_rate, parameter) * decayed(g, parameter, weight_decay)
         pairs += [(v, new_v), (w, w + new_v)]
         velocities.append(v)
     return pairs, velocities
@@ -186,9 +187,10 @@ def nesterov(
     velocities = []
     for parameter, g in zip(parameters, gradients, strict=True):
         w = parameter.variable
+        real = parameter.real
         v = zeros_like(parameter, "velocity")
-        rate = constant(1 + momentum) * scaled(learning_rate, parameter)
-        new_v = constant(momentum**2) * v - rate * decayed(g, parameter, weight_decay)
+        rate = real(1 + momentum) * scaled(learning_rate, parameter)
+        new_v = real(momentum**2) * v - rate * decayed(g, parameter, weight_decay)
         pairs += [(v, new_v), (w, w + new_v)]
         velocities.append(v)
     return pairs, velocities
@@ -211,10 +213,11 @@ def adagrad(
     sums = []
     for parameter, g in zip(parameters, gradients, strict=True):
         w = parameter.variable
+        real = parameter.real
         squares = zeros_like(parameter, "squares")
         g = decayed(g, parameter, weight_decay)
         new_squares = squares + pt.sqr(g)
-        step = scaled(learning_rate, parameter) * g / (pt.sqrt(new_squares) + constant(epsilon))
+        step = scaled(learning_rate, parameter) * g / (pt.sqrt(new_squares) + real(epsilon))
         pairs += [(squares, new_squares), (w, w - step)]
         sums.append(squares)
     return pairs, sums
@@ -240,12 +243,13 @@ def adadelta(
     of_steps = []
     for parameter, g in zip(parameters, gradients, strict=True):
         w = parameter.variable
+        real = parameter.real
         squared_gradient = zeros_like(parameter, "squared_gradient")
         squared_step = zeros_like(parameter, "squared_step")
         g = decayed(g, parameter, weight_decay)
-        new_squared_gradient = constant(rho) * squared_gradient + constant(1 - rho) * pt.sqr(g)
-        d = pt.sqrt(squared_step + constant(epsilon)) / pt.sqrt(new_squared_gradient + constant(epsilon)) * g
-        new_squared_step = constant(rho) * squared_step + constant(1 - rho) * pt.sqr(d)
+        new_squared_gradient = real(rho) * squared_gradient + real(1 - rho) * pt.sqr(g)
+        d = pt.sqrt(squared_step + real(epsilon)) / pt.sqrt(new_squared_gradient + real(epsilon)) * g
+        new_squared_step = real(rho) * squared_step + real(1 - rho) * pt.sqr(d)
         pairs += [(squared_gradient, new_squared_gradient), (squared_step, new_squared_step)]
         pairs += [(w, w - scaled(learning_rate, parameter) * d)]
         of_gradients.append(squared_gradient)
@@ -255,21 +259,16 @@ def adadelta(
 
 def scaled(learning_rate: TensorVariable, parameter: Parameter) -> TensorVariable:
     """Return the learning rate of a parameter."""
-    return constant(parameter.lr_mult) * learning_rate
+    return parameter.real(parameter.lr_mult) * learning_rate
 
 
 def decayed(g: TensorVariable, parameter: Parameter, weight_decay: float) -> TensorVariable:
     """Return the gradient of the cost plus weight_decay / 2 * |w|**2."""
     rate = weight_decay * parameter.decay_mult
-    return g + constant(rate) * parameter.variable if rate else g
-
-
-def constant(value: float) -> np.floating:
-    """Return the number in floatX, the parameters' dtype. A float32 constant keeps the graph in float32."""
-    return np.dtype(pytensor.config.floatX).type(value)
+    return g + parameter.real(rate) * parameter.variable if rate else g
 
 
 def zeros_like(parameter: Parameter, what: str) -> SharedVariable:
     """Return a shared variable of zeros with the parameter's shape, named after the parameter."""
-    zeros = np.zeros(parameter.shape, dtype=pytensor.config.floatX)
+    zeros = np.zeros(parameter.shape, dtype=parameter.variable.type.dtype)
     return pytensor.shared(zeros, name=f"{parameter.name}.{what}", shape=parameter.shape, borrow=True)

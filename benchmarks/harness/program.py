@@ -12,14 +12,19 @@ import sys
 import time
 
 from alexnet.native.cores import cores
+from alexnet.native.pytensor_flags import NAME, pytensor_flags
 
 CORES = cores()
 TOP = pathlib.Path(__file__).parents[2]          # the checkout
 
 
 def environment():
-    """Return this process's environment without the variables that select OpenBLAS kernels of another processor."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
+    """Return this process's environment with the flags of PyTensor.
+
+    It lacks the variables that select OpenBLAS kernels of another processor.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
+    return kept | {NAME: pytensor_flags()}
 
 
 def last_line(text):

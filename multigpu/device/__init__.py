@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
+from alexnet.native.packages import install
 from multigpu.device.base import MAX_SOURCES, Buffer, Device, DeviceError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def cuda_home(name: str) -> ModuleType:
     try:
         from multigpu.device import cuda  # imports PyCUDA, which only a run on a GPU needs
     except ModuleNotFoundError as error:
-        remedy = '`pip install -e ".[cuda]"` installs it on a machine with CUDA'
+        remedy = f"`{install('cuda')}` installs it on a machine with CUDA"
         raise DeviceError(f"{name} needs PyCUDA, which is not installed ({error}); {remedy}") from error
     except ImportError as error:
         remedy = "install NVIDIA's driver, or set devices=cpu"
@@ -56,11 +57,11 @@ def cuda_home(name: str) -> ModuleType:
 def why_no_jax() -> str | None:
     """Return None if JAX is installed with GPU support, else a sentence; JAX is not imported."""
     if find_spec("jax") is None:
-        return 'JAX is not installed; `pip install -e ".[cuda]"` installs it with CUDA'
+        return f"JAX is not installed; `{install('cuda')}` installs it with CUDA"
     plugins = find_spec("jax_plugins")           # namespace package to which each backend of JAX adds itself
     folders = plugins.submodule_search_locations if plugins else None
     if not folders or not any("cuda" in each.name for each in iter_modules(folders)):
-        return 'JAX is installed without CUDA; `pip install -e ".[cuda]"` adds it'
+        return f"JAX is installed without CUDA; `{install('cuda')}` adds it"
     return None
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from alexnet.native.packages import install
 from multigpu.device.base import Buffer, DeviceError, Shape, split
 from multigpu.device.cuda_array import CudaArray
 
@@ -30,7 +31,7 @@ def jax_device(number: int) -> jax.Device:
         devices = jax.local_devices(backend="cuda")
     except (ImportError, RuntimeError) as error:
         raise DeviceError(
-            f'JAX finds no GPU ({error}); `pip install -e ".[cuda]"` installs a JAX that supports GPUs'
+            f"JAX finds no GPU ({error}); `{install('cuda')}` installs a JAX that supports GPUs"
         ) from error
     for device in devices:
         if device.local_hardware_id == number:

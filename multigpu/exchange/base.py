@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from alexnet.config import Config, ConfigError, Registry, Section
 from alexnet.config.fields import Text
 from alexnet.config.unused import check_unused_settings
+from alexnet.native.packages import MPI_TRAIN
 
 if TYPE_CHECKING:
     from multigpu.communicator import Communicator
@@ -83,7 +84,7 @@ class Strategy(ABC):
         if cls.needs_mpi and not comm.over_mpi:
             raise ConfigError(
                 f"exchange={name} moves arrays over MPI, so the workers have to be started by it: "
-                f"mpiexec -n {comm.size} python -m mpi4py train.py ... exchange={name}"
+                f"mpiexec -n {comm.size} {MPI_TRAIN} ... exchange={name}"
             )
         if cls.needs_gpu:
             check_gpus(name, config, comm)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alexnet.config import Config, ConfigError
+from alexnet.native.packages import install
 from multigpu.communicator import DeviceInfo
 from multigpu.device.cuda_array import CudaArray
 from multigpu.exchange.base import STRATEGIES, ExchangeContext, Strategy
@@ -118,7 +119,7 @@ def import_nccl(name: str) -> ModuleType:
     try:
         import nccl.core  # optional, and it loads CUDA
     except ImportError as error:
-        remedy = '`pip install -e ".[nccl]"` installs it on a machine with CUDA'
+        remedy = f"`{install('nccl')}` installs it on a machine with CUDA"
         raise ConfigError(f"exchange={name} needs nccl4py, which cannot be imported ({error}); {remedy}") from error
     return nccl.core
 

@@ -29,6 +29,7 @@ from alexnet.data.dataset import DataError
 from alexnet.native.atomic import reason
 from alexnet.native.console import protect, say
 from alexnet.native.cores import cores
+from alexnet.native.main_module import UNGUARDED, unguarded_sentence
 from alexnet.run.checkpoint_format import CheckpointError, snapshots
 from alexnet.training.loop import Diverged, InputLost
 from multigpu.communicator import Communicator, DesyncError, PeerDied, PipeCommunicator
@@ -216,6 +217,8 @@ def first_failure(
 
 def exit_failure(worker: Worker) -> Failed:
     """Return the failure of a worker that has ended without a report."""
+    if worker.process.exitcode == UNGUARDED:
+        return Failed(unguarded_sentence(), status=2)
     return Failed(f"{worker.name} {describe_exit(worker.process.exitcode)}", status=1)
 
 

@@ -20,6 +20,8 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Generic, Self, TypeVar
 
+from alexnet.native.pytensor_flags import pytensor_flags
+
 CONTEXT = multiprocessing.get_context("spawn")
 # finish the step, save, end; batch systems send SIGUSR1, a terminal that closes sends SIGHUP
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -48,7 +50,7 @@ def start(process: BaseProcess, threads: int | str) -> None:
     try:
         resource_tracker.ensure_running()        # it ignores SIGINT and SIGTERM, and keeps SIGUSR1 blocked
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)        # starting the tracker has unblocked them
-        with environment(OMP_NUM_THREADS=str(threads)):
+        with environment(OMP_NUM_THREADS=str(threads), PYTENSOR_FLAGS=pytensor_flags()):
             process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

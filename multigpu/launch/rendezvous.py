@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alexnet.config.schema import Config, ConfigError
+from alexnet.native.packages import TRAIN
 from multigpu.communicator import PeerDied
 from multigpu.launch.process import pipes_between
 
@@ -153,7 +154,7 @@ def await_arrivals(listener: socket.socket, path: Path, own: Arrival, stop_reque
     while missing := [rank for rank in range(own.size) if rank not in arrived]:
         if missing != logged:
             ranks = " and ".join(map(str, missing))
-            command = f"train.py rank={missing[0]} size={own.size} device=... with the same other settings"
+            command = f"{TRAIN} rank={missing[0]} size={own.size} device=... with the same other settings"
             print(f"waiting for rank {ranks} of {own.size} at {path} ({command})", flush=True)
             logged = missing
         ready = connection.wait([listener, *pipes.values()], POLL_INTERVAL)
@@ -235,7 +236,7 @@ def join(path: Path, own: Arrival, stop_requested: Stop) -> tuple[str | None, Pi
     """Other ranks: wait until rank 0 listens, then until all have arrived; return (run_name, {rank: Connection})."""
     pipe = connect(path)
     if pipe is None:
-        print(f"waiting for rank 0 of {own.size} at {path} (train.py rank=0 size={own.size} device=...)", flush=True)
+        print(f"waiting for rank 0 of {own.size} at {path} ({TRAIN} rank=0 size={own.size} device=...)", flush=True)
     while pipe is None:
         time.sleep(POLL_INTERVAL)
         if stop_requested():

@@ -42,6 +42,8 @@ from alexnet.config.schema import Config, ConfigError
 from alexnet.data.dataset import DataError
 from alexnet.native.atomic import reason
 from alexnet.native.console import say, write_now
+from alexnet.native.packages import TRAIN_PROGRAM
+from alexnet.native.pytensor_flags import set_pytensor_flags
 from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.training.loop import Diverged
 from multigpu.communicator import DesyncError, PeerDied
@@ -92,7 +94,7 @@ def run(settle: Callable[[], Config], entry: WorkFunction | None = None) -> int:
     if monitor is not None and heartbeat.complete:
         monitor.wait()
     if status and comm.rank == 0:
-        say(f"train.py: {error}" if error else f"stopped by {signal.Signals(status - 128).name}")
+        say(f"{TRAIN_PROGRAM}: {error}" if error else f"stopped by {signal.Signals(status - 128).name}")
     if not heartbeat.complete:
         end_without_finalize(status)
     if status:
@@ -147,6 +149,7 @@ def train(
     if comm.rank == 0:
         link.configure(JobSettings(config.heartbeat_timeout, elastic=comm.elastic))
     if entry is None:
+        set_pytensor_flags()
         # imported here because it imports PyTensor, so that invalid settings are reported at once
         from multigpu.worker import work
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from alexnet.config import Config, ConfigError, Registry, Section
 from alexnet.config.unused import check_unused_settings
+from alexnet.native.packages import MPI_TRAIN
 from alexnet.training.base import Synchronizer
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Rule(ABC):
         if self.needs_mpi and not comm.over_mpi:
             raise ConfigError(
                 f"rule={config.rule} works over MPI, so the workers have to be started by it: "
-                f"mpiexec -n N python -m mpi4py train.py ... rule={config.rule}"
+                f"mpiexec -n N {MPI_TRAIN} ... rule={config.rule}"
             )
         if self.has_server and comm.size < 2:
             raise ConfigError(f"rule={config.rule} needs a server and at least one worker, so 2 ranks or more, got 1")

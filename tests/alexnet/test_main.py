@@ -70,9 +70,23 @@ def test_train_passes_all_arguments_on(monkeypatch):
     assert received == [["--help", "data=x", "n_epochs=1"], ["rule=bsp"]]
 
 
-def test_help_lists_every_command(capsys):
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("sumary", "there is no command 'sumary'; did you mean summary?"),
+        ("data=x", "settings belong to the command train: alexnet train data=x ..."),
+    ],
+)
+def test_unknown_command_is_refused_with_a_suggestion(command, message, capsys):
+    assert main([command]) == 2
+    assert capsys.readouterr().err == f"alexnet: {message}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_lists_every_command(arguments, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["alexnet"])
     with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
+        main(arguments)
     lines = capsys.readouterr().out.split("--help:")[1].strip().splitlines()
     listed = {line.split()[0]: line for line in lines}
     assert list(listed) == ["train", "evaluate", "export", "plot", "predict", "report", "summary"]

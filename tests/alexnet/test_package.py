@@ -1,10 +1,17 @@
-"""Importing the package sets floatX=float32 and does not import PyTensor or NumPy."""
+"""Importing the package changes nothing outside it, and its graphs do not depend on PyTensor's flags."""
 
 import os
 import subprocess
 import sys
 
+import numpy as np
+import pytensor
 import pytest
+from pytensor.graph.traversal import ancestors
+
+from alexnet.models.googlenet import GoogLeNet
+from alexnet.training.network import Network
+from alexnet.training.updates import UPDATE_RULES
 
 
 def run(program, **environment):
@@ -19,15 +26,26 @@ def run(program, **environment):
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("imports", ["import alexnet, pytensor", "import pytensor, alexnet"])
-def test_floatx_is_float32_in_either_import_order(imports):
-    program = f"{imports}\nprint(pytensor.config.floatX, pytensor.tensor.matrix().dtype)"
-    assert run(program, PYTENSOR_FLAGS="floatX=float64") == ["float32", "float32"]
+CHANGED = """
+import os
+before = dict(os.environ)
+import pytensor
+flags = {name: getattr(pytensor.config, name) for name in ("floatX", "cxx", "blas__ldflags", "on_opt_error")}
+import alexnet.ops, alexnet.inference.predict, alexnet.training.network, multigpu.worker
+print(before == dict(os.environ), flags == {name: getattr(pytensor.config, name) for name in flags})
+"""
+@pytest.mark.slow
+def test_importing_the_package_changes_no_flag_of_pytensor():
+    assert run(CHANGED, PYTENSOR_FLAGS="floatX=float64,cxx=,blas__ldflags=-lm,on_opt_error=warn") == ["True", "True"]
 
 
-def test_flags_of_the_user_are_kept():
-    program = "import alexnet, pytensor\nprint(pytensor.config.optimizer_verbose, pytensor.config.floatX)"
-    assert run(program, PYTENSOR_FLAGS="optimizer_verbose=True") == ["True", "float32"]
+@pytest.mark.parametrize("rule", ["momentum", "nesterov", "adagrad", "adadelta"])
+def test_training_is_float32_if_floatx_is_float64(rule):
+    with pytensor.config.change_flags(floatX="float64"):
+        network = Network(GoogLeNet(None, classes=2), np.zeros((3, 256, 256)), UPDATE_RULES[rule].function, "numpy")
+        _, outputs, gradients = network.training_graph
+        graphs = [*outputs, *gradients, *(new for _, new in network.update_graph[2])]
+    assert "float64" not in {getattr(variable.type, "dtype", "") for variable in ancestors(graphs)}
 
 
 def test_importing_the_package_imports_no_pytensor():

@@ -30,10 +30,11 @@ from alexnet.backends.jax.precision import PRECISIONS
 from alexnet.backends.registry import pass_lowerings
 from alexnet.config.schema import ConfigError
 from alexnet.native.compiler import cache_folder
+from alexnet.native.packages import install
 
 EXCLUDED = "fusion", "local_merge_switch_same_cond"              # XLA fuses; may not terminate where branches rejoin
 Value: TypeAlias = Array | np.ndarray | np.generic                # of an input
-NO_CUDA = 'backend jax sees no GPU for device {}: pip install "jax[cuda13]", or set backend=cpu (JAX: {})'
+NO_CUDA = "backend jax sees no GPU for device {}: {}, or set backend=cpu (JAX: {})"
 
 
 def jax_mode(precision: str = "float32", device: str = "cpu") -> Mode:
@@ -59,7 +60,7 @@ def device_of(name: str) -> jax.Device:
     try:
         devices = {f"cuda{device.local_hardware_id}": device for device in jax.local_devices(backend="cuda")}
     except RuntimeError as error:
-        raise ConfigError(NO_CUDA.format(name, str(error).splitlines()[0])) from error
+        raise ConfigError(NO_CUDA.format(name, install("cuda"), str(error).splitlines()[0])) from error
     if name not in devices:
         raise ConfigError(f"device must be one of {', '.join(devices)}, which JAX sees, got {name}")
     if jax.config.jax_compilation_cache_dir is None:

@@ -6,6 +6,7 @@ import pytest
 
 from alexnet.config import DEFAULTS, Config, ConfigError, dump, load_config, read_settings
 from alexnet.config.schema import sections
+from alexnet.config.synonyms import SETTINGS
 from alexnet.config.yaml_text import parse
 from alexnet.training.updates import MomentumSettings, UpdateSettings
 from multigpu.exchange import STRATEGIES
@@ -131,10 +132,20 @@ def test_arguments_are_parsed(argument, field, value):
     assert getattr(load_config([argument]), field) == value
 
 
+def test_every_synonym_suggests_a_setting():
+    names = [name for synonyms in SETTINGS.values() for name in synonyms.split()]
+    settings = set(read_settings(DEFAULTS))
+    assert SETTINGS.keys() <= settings and len(names) == len(set(names)) and not settings & set(names)
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
         ("batchsize=3", "there is no setting 'batchsize'; did you mean batch_size?"),
+        ("lr=0.1", "there is no setting 'lr'; did you mean learning_rate?"),
+        ("Learning-Rate=0.1", "there is no setting 'Learning-Rate'; did you mean learning_rate?"),
+        ("--epochs=3", "an argument must be key=value, perhaps n_epochs=3, got '--epochs=3'"),
+        ("batch_size", "an argument must be key=value, perhaps batch_size=..., got 'batch_size'"),
         ("zzz=3", "there is no setting 'zzz'; `python train.py --help` lists all settings"),
         ("batch_size=1e2", "batch_size must be an integer, got 100.0"),
         ("batch_size=0", "batch_size must be greater than 0, got 0"),
@@ -156,7 +167,9 @@ def test_arguments_are_parsed(argument, field, value):
         ("lr_step=5,x", "lr_step must be an integer, got the text '5,x'"),
         ("lr_step=null", "lr_step must be a list, got null"),
         ("slots=1", "slots must be greater than or equal to 2, got 1"),
-        ("devices=gpu0", "devices must be auto, cpu, or cuda and a number, as cuda0, got the text 'gpu0'"),
+        ("devices=gpu", "devices must be auto, cpu, or cuda and a number, as cuda0, got the text 'gpu'"),
+        ("devices=cuda:1", "devices must be auto, cpu, or cuda and a number, as cuda1, got the text 'cuda:1'"),
+        ("devices=2", "devices must be auto, cpu, or cuda and a number, as cuda2, got 2"),
         ("devices=cpu,auto", "devices must be only auto, or name each worker's device, got ['cpu', 'auto']"),
         ("rank=-1", "rank must be greater than or equal to 0 or null, got -1"),
         ("rank=0", "a worker started by hand needs rank, size and device together, got only rank=0"),

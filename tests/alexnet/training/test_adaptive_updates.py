@@ -26,20 +26,14 @@ def rate_of(update, step):
     return RATES[update] * (1 if step < STEPS // 2 else 0.1)
 
 
-@pytest.fixture
-def float64():
-    with pytensor.config.change_flags(floatX="float64"):
-        yield
-
-
-def trained(update, start, gradients, lr_mult=1.0, decay_mult=1.0):
-    """Run the rule's graph in floatX; return the weights after each step, the Parameter and the rule's state."""
-    parameter = Parameter(start, "W", lr_mult, decay_mult)
-    g, rate = pt.vector("g"), pt.scalar("rate")
+def trained(update, start, gradients, lr_mult=1.0, decay_mult=1.0, dtype="float64"):
+    """Run the rule's graph; return the weights after each step, the Parameter and the rule's state."""
+    parameter = Parameter(start, "W", lr_mult, decay_mult, dtype)
+    g, rate = pt.vector("g", dtype=dtype), pt.scalar("rate", dtype=dtype)
     pairs, kept = RULES[update]([parameter], [g], rate, weight_decay=DECAY)
     step, weights = pytensor.function([g, rate], [], updates=pairs, mode="FAST_COMPILE"), []
     for n, gradient in enumerate(gradients):
-        step(gradient, rate_of(update, n))
+        step(gradient, np.asarray(rate_of(update, n), dtype))
         weights.append(parameter.variable.get_value())
     return weights, parameter, kept
 
@@ -67,7 +61,7 @@ def made_gradients(rng):
 
 @pytest.mark.parametrize(("lr_mult", "decay_mult"), [(1.0, 1.0), (2.0, 0.0)], ids=["weight", "bias"])
 @pytest.mark.parametrize(("update", "paper"), [("adagrad", duchi), ("adadelta", zeiler)])
-def test_fifty_steps_match_the_papers_equations(float64, update, paper, lr_mult, decay_mult, rng):
+def test_fifty_steps_match_the_papers_equations(update, paper, lr_mult, decay_mult, rng):
     start, gradients = rng.normal(size=6), made_gradients(rng)
     weights, _, kept = trained(update, start, gradients, lr_mult, decay_mult)
     for place, w in enumerate(start):
@@ -81,7 +75,7 @@ def test_fifty_steps_match_the_papers_equations(float64, update, paper, lr_mult,
 
 
 @pytest.mark.parametrize("update", RULES)
-def test_fifty_steps_match_pytorch(float64, update, rng):
+def test_fifty_steps_match_pytorch(update, rng):
     torch = pytest.importorskip("torch", reason="the peer is PyTorch, which is not installed")
     start, gradients = rng.normal(size=6), made_gradients(rng)
     w = torch.tensor(start, requires_grad=True)
@@ -99,7 +93,7 @@ def test_fifty_steps_match_pytorch(float64, update, rng):
 @pytest.mark.parametrize("update", RULES)
 def test_weight_without_gradient_is_unchanged(update):
     weights, parameter, kept = trained(
-        update, np.array([0.5, 2.0]), np.zeros((3, 2), "float32"), decay_mult=0.0
+        update, np.array([0.5, 2.0]), np.zeros((3, 2), "float32"), decay_mult=0.0, dtype="float32"
     )
     assert weights[-1].tolist() == [0.5, 2.0]
     assert {array.dtype for array in (parameter.variable, *kept)} == {"float32"}

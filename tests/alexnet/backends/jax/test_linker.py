@@ -297,7 +297,7 @@ def test_state_refuses_values_of_another_shape(network):
 
 
 def test_missing_gpu_is_an_error_with_remedy():
-    with pytest.raises(ConfigError, match=r'backend jax sees no GPU for device cuda0: pip install "jax\[cuda13\]"'):
+    with pytest.raises(ConfigError, match=r'backend jax sees no GPU for device cuda0: pip install -e "\.\[cuda\]"'):
         mode_of("jax", device="cuda0")
 
 
