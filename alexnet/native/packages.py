@@ -23,7 +23,6 @@ PACKAGES = {                                     # module -> name, of what every
     "yaml": "PyYAML",
     "pydantic": "pydantic",
     "safetensors": "safetensors",
-    "tqdm": "tqdm",
 }
 TOP = Path(__file__).resolve().parents[2]        # the checkout, or site-packages
 IN_CHECKOUT = (TOP / "pyproject.toml").exists()

@@ -11,7 +11,7 @@ WIDTH, HEIGHT = 480, 250
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 12, 34        # margins around the axes
 
 
-class Line(NamedTuple):
+class Curve(NamedTuple):
     """A curve. Points that are not finite are left out."""
 
     name: str                           # in the legend
@@ -43,7 +43,9 @@ class Frame(NamedTuple):
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * min(value, self.top) / self.top
 
 
-def chart(title: str, x_label: str, lines: Sequence[Line], marks: Sequence[Mark] = (), top: float | None = None) -> str:
+def chart(
+    title: str, x_label: str, lines: Sequence[Curve], marks: Sequence[Mark] = (), top: float | None = None
+) -> str:
     """Return a figure with a legend and axes that begin at 0.
 
     Args:
@@ -64,8 +66,8 @@ def chart(title: str, x_label: str, lines: Sequence[Line], marks: Sequence[Mark]
     )
 
 
-def finite(line: Line) -> Line:
-    """Return a Line without the points that are not finite."""
+def finite(line: Curve) -> Curve:
+    """Return a Curve without the points that are not finite."""
     kept = np.isfinite(line.x) & np.isfinite(line.y)
     return line._replace(x=line.x[kept], y=line.y[kept])
 
@@ -93,8 +95,8 @@ def marked(frame: Frame, marks: Sequence[Mark]) -> Iterator[str]:
         yield f'<text {place} y="{TOP + 10}">{escape(mark.text)}</text>'
 
 
-def curve(frame: Frame, line: Line) -> Iterator[str]:
-    """Yield the path of a Line and its markers."""
+def curve(frame: Frame, line: Curve) -> Iterator[str]:
+    """Yield the path of a Curve and its markers."""
     points = [(frame.x(x), frame.y(y)) for x, y in zip(line.x.tolist(), line.y.tolist(), strict=True)]
     yield f'<path class="curve {line.style}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>'
     if line.markers:

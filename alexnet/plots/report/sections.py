@@ -15,7 +15,7 @@ import numpy as np
 from alexnet.config import DEFAULTS, read_settings
 from alexnet.plots.mosaic import by_change, mosaic
 from alexnet.plots.records import RecordedRun, rate_drops, smoothed, title_of, with_other
-from alexnet.plots.report.chart import Line, Mark, chart
+from alexnet.plots.report.chart import Curve, Mark, chart
 from alexnet.plots.report.history import History, Validated
 from alexnet.plots.report.predictions import Example
 from alexnet.training.timing import SECTIONS
@@ -122,15 +122,15 @@ def curves(subject: Subject) -> str:
     epochs = validation["epoch"]
     marks = [Mark(place, f"rate {rate:g}") for place, rate in rate_drops(train, "epoch")]
     dots = epochs.size <= 30
-    training = [Line("training", "training", *smoothed(train, "epoch", field, scale, POINTS))
+    training = [Curve("training", "training", *smoothed(train, "epoch", field, scale, POINTS))
                 for field, scale in (("cost", 1), ("top1_error", 100))] if train["epoch"].size else []
-    cost = [*training[:1], Line("validation", "top1", epochs, validation["cost"], dots)]
-    errors = [*training[1:], Line("validation, top-1", "top1", epochs, 100 * validation["top1_error"], dots)]
+    cost = [*training[:1], Curve("validation", "top1", epochs, validation["cost"], dots)]
+    errors = [*training[1:], Curve("validation, top-1", "top1", epochs, 100 * validation["top1_error"], dots)]
     if subject.run.shows_top5:
-        errors.append(Line("validation, top-5", "top5", epochs, 100 * validation["top5_error"], dots))
+        errors.append(Curve("validation, top-5", "top5", epochs, 100 * validation["top5_error"], dots))
     if subject.run.classes and train["epoch"].size:
         chance = 100 * (1 - 1 / subject.run.classes)
-        errors.append(Line("chance", "chance", np.array([0, train["epoch"].max()]), np.array([chance, chance])))
+        errors.append(Curve("chance", "chance", np.array([0, train["epoch"].max()]), np.array([chance, chance])))
     return f"""<div class="charts">
 {chart("cost (nats per image)", "epoch", cost, marks)}
 {chart("error (% of images)", "epoch", errors, marks, top=100)}

@@ -30,7 +30,7 @@ def test_missing_packages_are_one_sentence_with_the_remedy(program, tmp_path):
     done = run("-S", *program, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert "PyTensor and 9 other packages are not installed" in line and "pip install -e ." in line
+    assert "PyTensor and 8 other packages are not installed" in line and "pip install -e ." in line
 
 
 def test_commands_are_listed_without_any_package(tmp_path):
