@@ -1,5 +1,6 @@
 """Shared fixtures."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -40,6 +41,14 @@ def mode(backend):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def default_sighup():
+    """Give started processes the default action of SIGHUP, even if nohup has started pytest."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def test_closed_output_does_not_end_training(devices, data, tmp_path):
     assert "iteration 8 of 8" in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
 
 
-def test_hangup_saves_and_ends(data, tmp_path):
+def test_hangup_saves_and_ends(data, tmp_path, default_sighup):
     with start(data, tmp_path) as process:
         wait_for_step(process, 2)
         process.stdout.close()

@@ -16,7 +16,6 @@ from pytensor.compile.mode import Mode
 from alexnet.backends.cpu import cpu_mode, numpy_mode
 from alexnet.backends.registry import cpu_kernel, jax_lowering
 from alexnet.config.schema import ConfigError
-from alexnet.native.packages import install
 
 __all__ = ["BACKENDS", "HOST_BACKENDS", "cpu_kernel", "jax_lowering", "mode_of", "prepare"]
 
@@ -53,6 +52,8 @@ def prepare(function: pytensor.compile.Function, batch: int) -> None:
 
 def _jax_mode(precision: str, device: str) -> Mode:
     if importlib.util.find_spec("jax") is None:
+        from alexnet.native.packages import install  # only an error needs it
+
         raise ConfigError(
             f"backend jax needs jax, which is not installed: {install('cuda')} for a GPU, pip install jax for a CPU"
         )

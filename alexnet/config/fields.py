@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from alexnet.config.synonyms import similar_device
 from alexnet.config.yaml_text import FLOAT
 
 
@@ -58,6 +57,8 @@ def check_plain_name(value: str) -> str:
 def check_device_name(value: str) -> str:
     """Raise ValueError unless `value` names a device."""
     if not re.fullmatch(r"auto|cpu|cuda[0-9]+", value):
+        from alexnet.config.synonyms import similar_device  # only an error needs it
+
         similar = similar_device(value)
         raise ValueError(f"be auto, cpu, or cuda and a number, as {similar or 'cuda0'}")
     return value

@@ -9,15 +9,12 @@ from typing import Any
 
 from alexnet.config.registry import ConfigError, import_attribute
 from alexnet.config.schema import DEFAULTS, Config, build_config, sections
-from alexnet.config.synonyms import OURS, similar_setting
 from alexnet.config.yaml_text import as_yaml, parse
-from alexnet.native.packages import TRAIN
 
 PLAIN_TEXT = ("data", "output", "run_name", "resume_train", "weights")
 EXTENSIBLE = ("model", "update", "exchange", "rule")       # a value may be module:attribute
-ALL_SETTINGS = f"`{TRAIN} --help` lists all settings"
-USAGE = f"""\
-Usage: {TRAIN} [--config FILE] [key=value ...]
+USAGE = """\
+Usage: {} [--config FILE] [key=value ...]
 
 Every setting, with its default:
 
@@ -42,7 +39,9 @@ def load_config(
     """
     arguments = tuple(arguments)
     if {"--help", "-h"} & set(arguments):
-        print(USAGE + DEFAULTS.read_text(encoding="utf-8") + settings_of_extensions())
+        from alexnet.native.packages import TRAIN  # only help and an error need it
+
+        print(USAGE.format(TRAIN) + DEFAULTS.read_text(encoding="utf-8") + settings_of_extensions())
         raise SystemExit(0)
     pairs, path = split_arguments(arguments)
     defaults = read_settings(DEFAULTS)
@@ -74,8 +73,11 @@ def merge(layers: Iterable[tuple[str, dict[str, Any]]], defaults: dict[str, Any]
     known = known_settings(defaults)
     for name in values:
         if name not in known:
+            from alexnet.config.synonyms import similar_setting  # only an error needs it
+            from alexnet.native.packages import TRAIN  # likewise
+
             similar = similar_setting(name, known)
-            hint = f"did you mean {similar}?" if similar else ALL_SETTINGS
+            hint = f"did you mean {similar}?" if similar else f"`{TRAIN} --help` lists all settings"
             raise ConfigError(f"{sources[name]}there is no setting {name!r}; {hint}")
     return build_config(values, sources, given)
 
@@ -140,6 +142,8 @@ def key_value(name: str, value: str) -> str:
     Args:
         value: the text after the option, which may be another argument.
     """
+    from alexnet.config.synonyms import OURS, similar_setting  # only an error needs it
+
     setting = similar_setting(name, read_settings(DEFAULTS))
     if setting is None or (not name.startswith("-") and name not in (setting, *OURS)):
         return ""

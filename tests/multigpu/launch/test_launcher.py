@@ -147,7 +147,7 @@ def test_bug_in_a_worker_prints_one_traceback(run):
     (signal.SIGTERM, False),
     (signal.SIGHUP, True),                       # the terminal is closed
 ])
-def test_signal_stops_all_workers_after_the_same_step(run, number, group):
+def test_signal_stops_all_workers_after_the_same_step(run, number, group, default_sighup):
     train = run("train", computing=0.5, steps=10**6, devices=["cpu", "cpu"]).start()
     for rank in (0, 1):
         train.wait_for(f"computing{rank}")
