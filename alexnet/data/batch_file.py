@@ -136,9 +136,9 @@ def opened(path: FilePath, size: int) -> Iterator[BatchFile]:
         raise DataError(f"{name_of(path)} is not a file")        # opening a pipe would block forever
     try:
         file = h5py.File(os.fsencode(path), "r", locking=False)
-    except FileNotFoundError as error:
-        raise DataError(f"{name_of(path)} is missing") from error
     except OSError as error:
+        if not os.path.exists(path):             # also if it was removed while HDF5 opened it
+            raise DataError(f"{name_of(path)} is missing") from error
         raise DataError(f"{name_of(path)} is not a readable HDF5 file: {one_line(error)}") from error
     with file:
         yield BatchFile(path, plain_dataset(file, path, size))
@@ -175,7 +175,7 @@ def fault_of(file: h5py.File, name: str | None, size: int) -> str | None:
         return f"is compressed or chunked ({dataset.compression or 'chunked'})"
     if dataset.shape[3] == 0 or dataset.id.get_storage_size() != dataset.size:
         return f"declares shape {dataset.shape} but stores {dataset.id.get_storage_size()} bytes"
-    if dataset.id.get_offset() + dataset.size > os.path.getsize(file.filename):
+    if dataset.id.get_offset() + dataset.size > os.fstat(file.id.get_vfd_handle()).st_size:
         return f"is cut short: it should hold {dataset.size} bytes of images"
     return None
 

@@ -88,8 +88,9 @@ class RunRecorder(Recorder):
         before = self.text
         self._open()
         if isinstance(before, io.StringIO):
-            self.text.write(before.getvalue())
-            self.text.flush()
+            with self._keeping_failure(), naming(self.folder / "log.txt"):
+                self.text.write(before.getvalue())
+                self.text.flush()
 
     def _open(self) -> None:
         self.text = (self.folder / "log.txt").open("a", encoding="utf-8", errors="backslashreplace")
