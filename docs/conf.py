@@ -22,7 +22,7 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_mock_imports = ["pycuda", "mpi4py", "nccl"]              # optional, and absent on most machines
 autodoc_preserve_defaults = True
-autodoc_inherit_docstrings = False               # those of PyTensor's classes are about PyTensor
+autodoc_inherit_docstrings = False               # the docstrings of PyTensor describe PyTensor
 napoleon_use_ivar = True                         # otherwise attributes of a docstring and of the class are two entries
 suppress_warnings = ["ref.python"]               # a name in prose that several classes have; no link is made
 

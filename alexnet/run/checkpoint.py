@@ -74,7 +74,7 @@ def save(
 
 
 def check_room(folder: str | Path, network: Network, config: Config, warn: Callable[[str], None]) -> None:
-    """Warn if the disk has no room for keep_snapshots + 2 checkpoints.
+    """Warn if the disk cannot hold keep_snapshots + 2 checkpoints.
 
     One is written before the oldest is removed, and the best may be older than those that are kept.
 
@@ -82,7 +82,7 @@ def check_room(folder: str | Path, network: Network, config: Config, warn: Calla
         folder: the run's folder, which need not exist yet.
 
     Raises:
-        CheckpointError: there is no room for one.
+        CheckpointError: the disk cannot hold one.
     """
     size = sum(array.nbytes for array in network.get_state().values()) + network.mean.nbytes
     present = sum(path.stat().st_size for path in checkpoint_format.snapshots(folder))
@@ -94,7 +94,7 @@ def check_room(folder: str | Path, network: Network, config: Config, warn: Calla
     if free < size:
         raise CheckpointError(f"{numbers}: {remedy}")
     if free + present < count * size:
-        warn(f"{numbers}, so there is no room for {count} of them (keep_snapshots + 2): {remedy}")
+        warn(f"{numbers}, so it cannot hold {count} of them (keep_snapshots + 2): {remedy}")
 
 
 def newest(folder: str | Path) -> Path | None:

@@ -40,7 +40,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def run(place, tmp_path, monkeypatch):
-    """Return a copy of the run, in a folder of its own that becomes the current one."""
+    """Return a copy of the run, in a new folder that becomes the current one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(worker, "open_dataset", open_named(NAMES))
     return shutil.copytree(place / "runs" / "run", tmp_path / "runs" / "run")

@@ -2,7 +2,7 @@
 
 A state dict has the names of the modules and their parameters. Filters are (out, in, row, column), dense weights are
 (out, in), and the input features of the first dense layer are in the order channel, row, column, as here. The network
-takes RGB images as torchvision prepares them. A state dict does not state this, so `origin` says that it was assumed.
+takes RGB images as torchvision prepares them. A state dict does not state this, so `origin` records the assumption.
 
 Source: torchvision/models/alexnet.py and vgg.py; torchvision/transforms/_presets.py (ImageClassification).
 """

@@ -36,7 +36,7 @@ def network(weights):
 
 
 def answers(weights, network, pixels, cause):
-    """Return the most probable class of images, uint8 (3, 256, 256, n), if they are prepared as `cause` says."""
+    """Return the most probable class of images, uint8 (3, 256, 256, n), if they are prepared as in `cause`."""
     if cause == "colours: images BGR, mean as it is":
         pixels = np.ascontiguousarray(pixels[::-1])
     if cause == "mean: its channels in the reverse order":
