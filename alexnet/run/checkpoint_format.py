@@ -133,7 +133,7 @@ def load(path: str | Path, wanted: Wanted | None = None) -> tuple[Arrays, Metada
 
 
 def has_record(path: str | Path) -> bool:
-    """Whether save() has written a safetensors file. True also if it cannot be read, so that load() gives the reason."""
+    """Whether save() has written a safetensors file. True also if it cannot be read, so that load() gives a reason."""
     try:
         with safe_open(path, framework="numpy") as file:
             return "record" in (file.metadata() or {})
