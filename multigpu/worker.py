@@ -34,7 +34,7 @@ from multigpu.communicator import Communicator, DesyncError, PeerDied
 from multigpu.device import Device, DeviceError, open_device
 from multigpu.launch.link import JobLink
 from multigpu.loader import ParallelBatches, SerialBatches, WorkerBatches
-from multigpu.rules import role_of, rule_of
+from multigpu.rules import Role, role_of, rule_of
 
 SAVE_TIMEOUT = 300.0                             # seconds to finish a step and save after the loader has died
 
@@ -70,23 +70,13 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
     model_class(config.model)                    # an unknown model is reported before errors of the data
     rule = rule_of(config, comm)
     role = role_of(rule, config, comm)
-    assert config.data is not None               # the launcher or rank 0 has set it
-    data = open_dataset(config.data, config.classes, config.verify_data)
-    train = data.train.shard(role.worker, role.workers)
-    data = data._replace(train=train, validation=data.validation.shard(*role.validates))
-    steps_of_epoch = len(train.plan(config.batch_size))         # raises if a batch is larger than the set
+    data = open_shards(config, role)
     model = build_model(config, data.classes)
-    n_iterations = min(config.n_epochs * steps_of_epoch, config.n_iterations or config.n_epochs * steps_of_epoch)
     if config.isa != "auto":                     # auto keeps ALEXNET_ISA
         compiler.use_isa(config.isa)
     compiler.use_threads(config.threads)
     with ExitStack() as stack:
-        recorder: Recorder = WorkerRecorder(comm.rank)
-        if comm.rank == 0:
-            validates = len(data.validation.plan(config.batch_size, keep_last=True)) if config.validation else 0
-            plan = Plan(config.n_epochs, steps_of_epoch, validates)
-            recorder = RunRecorder(None, config.print_freq, n_iterations, plan=plan)
-        stack.enter_context(recorder)
+        recorder = stack.enter_context(open_recorder(config, data, comm.rank))
         stack.enter_context(log_warnings(recorder))
         run_folder = RunFolder(config)
         if comm.rank == 0:
@@ -131,10 +121,31 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         observer.run_ended(position)
         watch.close()                            # from here on an exiting rank has completed its work
         if isinstance(recorder, RunRecorder):
-            command = resume_command(config, comm)
-            for line in last_lines(config, run_folder.path, position, recorder.validations, command):
-                recorder.log(line)
-            recorder.log(f"report: {run_folder.path / 'report.html'}")
+            log_result(recorder, config, run_folder.path, position, resume_command(config, comm))
+
+
+def open_shards(config: Config, role: Role) -> Dataset:
+    """Open the data set and return the shards of this rank.
+
+    Raises:
+        ConfigError, DataError: the data cannot be opened, or a batch is larger than the rank's shard.
+    """
+    assert config.data is not None               # the launcher or rank 0 has set it
+    data = open_dataset(config.data, config.classes, config.verify_data)
+    train = data.train.shard(role.worker, role.workers)
+    train.plan(config.batch_size)                # raises if a batch is larger than the shard
+    return data._replace(train=train, validation=data.validation.shard(*role.validates))
+
+
+def open_recorder(config: Config, data: Dataset, rank: int) -> Recorder:
+    """Return the recorder of a rank: only rank 0 prints and writes records."""
+    if rank != 0:
+        return WorkerRecorder(rank)
+    steps_of_epoch = len(data.train.plan(config.batch_size))
+    validates = len(data.validation.plan(config.batch_size, keep_last=True)) if config.validation else 0
+    steps = config.n_epochs * steps_of_epoch
+    plan = Plan(config.n_epochs, steps_of_epoch, validates)
+    return RunRecorder(None, config.print_freq, min(steps, config.n_iterations or steps), plan=plan)
 
 
 def check_unfinished(config: Config, position: Position) -> None:
@@ -165,6 +176,13 @@ def open_folder(
     atomic.write(folder / "config.yaml", dump(as_stored(config)))
     recorder.log(f"results go to {folder}")
     return config
+
+
+def log_result(recorder: RunRecorder, config: Config, folder: Path, position: Position, command: str) -> None:
+    """Log how the run has ended, what it saved, and how to continue with `command`."""
+    for line in last_lines(config, folder, position, recorder.validations, command):
+        recorder.log(line)
+    recorder.log(f"report: {folder / 'report.html'}")
 
 
 def resume_command(config: Config, comm: Communicator) -> str:
@@ -321,7 +339,7 @@ def naming_the_last_checkpoint(folder: Path) -> Iterator[None]:
     try:
         yield
     except (Diverged, DataError, InputLost, CheckpointError, DesyncError, PeerDied, OSError) as error:
-        saved = checkpoint.newest(folder)
+        saved = checkpoint_format.newest(folder)
         rest = f"the last good checkpoint is {saved}" if saved else "no checkpoint was saved before"
         kind = OSError if isinstance(error, OSError) else type(error)
         raise kind(f"{reason(error) if isinstance(error, OSError) else error}; {rest}") from error

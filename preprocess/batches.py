@@ -23,9 +23,10 @@ from alexnet.data.images import BadImage, read_image, transpose_into
 from alexnet.data.layout import Manifest, read_manifest
 from alexnet.data.progress import Progress, duration, quantity
 from alexnet.native.atomic import remove_partial
+from alexnet.native.console import note
 from preprocess.journal import JOURNAL, Journal, Record, opened_journal, refuse_difference
 from preprocess.manifest import HALVES, counted, folder_name, write_manifest
-from preprocess.remarks import note, remarks_on, remarks_on_skipped
+from preprocess.remarks import remarks_on, remarks_on_skipped
 from preprocess.workers import results
 
 IMAGE_BYTES = 3 * IMAGE_SIZE * IMAGE_SIZE

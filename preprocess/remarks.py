@@ -1,7 +1,6 @@
 """Remarks on the images of a data set that is made: what is left out, and what its user may not have meant."""
 
 import os
-import sys
 from collections.abc import Iterator
 
 from alexnet.data.batch_file import DataError, name_of
@@ -12,11 +11,6 @@ from alexnet.data.plausibility import remark_on_validation, remarks_on_labels
 from alexnet.data.progress import quantity
 
 SHOWN = 10                                       # bad images shown; the manifest lists all
-
-
-def note(text: str) -> None:
-    """Print a remark."""
-    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def remarks_on(sources: Sources) -> Iterator[str]:

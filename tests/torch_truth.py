@@ -11,6 +11,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -176,6 +177,29 @@ def results(network, arrays, images, labels, dtype=torch.float64, decisions=None
     cost.backward()
     gradients = {name: in_our_layout(tensor.grad) for name, tensor in w.tensors.items()}
     return Results(logits.detach().double().numpy().T, cost.item(), gradients, w.taken, w.otherwise)
+
+
+def check_step(network, reference, images, labels):
+    """Check cost, logits and gradients of a Network's training step against a network function of this module.
+
+    The reference takes the same decisions.
+
+    Returns:
+        The top-1 error of the step, the reference's Results, and the number of decisions.
+    """
+    with noting_decisions() as noted:
+        inputs, outputs, gradients = network.training_graph
+    cost, error, *computed = network.compile(inputs, [*outputs, *gradients, *noted])(images, labels)
+    arrays = {variable.name: variable.get_value() for variable in network.parameters}
+    decisions = computed[len(arrays) :]
+    expected = results(reference, arrays, images, labels, decisions=decisions)
+    assert cost == pytest.approx(expected.cost, rel=1e-5)
+    assert distance(network.logits(images), expected.logits) < 1e-5
+    far = {
+        name: distance(gradient, expected.gradients[name]) for name, gradient in zip(arrays, computed, strict=False)
+    }
+    assert max(far.values()) < 1e-5, far
+    return error, expected, sum(map(np.size, decisions))
 
 
 def distance(array, truth):

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from alexnet.data.batch_file import DataError, name_of, one_line
 from alexnet.data.image_formats import is_url
 from alexnet.models import model_class
 from alexnet.native import compiler
+from alexnet.native.console import note
 from alexnet.pretrained.preprocessing import PREPROCESSINGS
 from alexnet.training.network import Network
 
@@ -138,11 +138,6 @@ def listed_names(found: Any) -> list[str] | None:
     names = [" ".join(name) if isinstance(name, list) and all(isinstance(part, str) for part in name) else name
              for name in found]
     return names if all(isinstance(name, str) for name in names) else None
-
-
-def note(text: str) -> None:
-    """Print a remark to standard error."""
-    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:

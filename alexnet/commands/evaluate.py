@@ -20,13 +20,14 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
-from alexnet.commands._options import add_machine, add_weights, network_of, note, positive, weights_of
+from alexnet.commands._options import add_machine, add_weights, network_of, positive, weights_of
 from alexnet.data.batch_file import name_of
 from alexnet.data.progress import Progress, duration
 from alexnet.inference.evaluate import BATCH_SIZE, CROPS, Counts, evaluate
 from alexnet.inference.evaluation_data import DatasetHalf, ImageFolder, LabelledImages, is_dataset
 from alexnet.inference.gap import SAMPLE, Explanation, choices, explain
 from alexnet.native import atomic
+from alexnet.native.console import note
 from alexnet.pretrained import Weights
 from alexnet.pretrained.assumptions import input_line
 from alexnet.training.network import backend_of

@@ -19,12 +19,13 @@ from io import BufferedReader
 from itertools import chain
 from typing import cast
 
-from alexnet.commands._options import add_machine, add_weights, network_of, note, positive, weights_of
+from alexnet.commands._options import add_machine, add_weights, network_of, positive, weights_of
 from alexnet.data.batch_file import name_of
 from alexnet.data.image_formats import FORMATS, HEAD, image_format
 from alexnet.data.images import BadImage, ImageSource
 from alexnet.inference.evaluate import CROPS
 from alexnet.inference.predict import BATCH_SIZE, Guess, Predictor, entries_below
+from alexnet.native.console import note
 from alexnet.pretrained.assumptions import input_line
 
 STDIN = "-"
@@ -55,11 +56,7 @@ def run(options: argparse.Namespace) -> int:
     note(name_of(weights.origin))
     note(input_line(weights))
     predictor = Predictor(weights, options.crops, network_of(weights, options))
-    try:
-        return write(predictor.each(sources(options), options.top, options.batch_size), options.json)
-    except BrokenPipeError:                      # the reader of the output has exited, for example head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    return write(predictor.each(sources(options), options.top, options.batch_size), options.json)
 
 
 def write(predictions: Iterable[tuple[ImageSource, Prediction]], as_json: bool) -> int:

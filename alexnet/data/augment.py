@@ -28,6 +28,20 @@ class Crop(NamedTuple):
     mirrors: np.ndarray                          # uint8 (batch,), 1 = mirrored
 
 
+def scale_of(found: object) -> Scale:
+    """Return a Scale from the metadata of a file.
+
+    Raises:
+        ValueError: it is not three positive numbers; the message lacks the name of the file.
+    """
+    factors = found if isinstance(found, list | tuple) else ()
+    numbers = [float(np.float32(factor)) for factor in factors if isinstance(factor, int | float)]
+    if not len(numbers) == len(factors) == 3 or not all(0 < factor < np.inf for factor in numbers):
+        raise ValueError(f"scale {found!r}; it must be one positive number for each of 3 channels")
+    red, green, blue = numbers
+    return red, green, blue
+
+
 def random_stream(seed: int, which: int, *position: int) -> np.random.Generator:
     """Return a NumPy Generator at counter `position` (two integers) of stream `which` of `seed`."""
     return np.random.Generator(np.random.Philox(key=[seed, which], counter=[0, 0, *position]))

@@ -101,8 +101,6 @@ def decoded(file: io.BufferedIOBase, resize: str) -> np.ndarray:
         built = f", or Pillow was built without {found}" if found in OPTIONAL else ""
         raise BadImage(f"is damaged: its {found} header is invalid{built}") from error
     with image:
-        if found == "PNG" and image.fp:
-            refuse_wrong_checksum(image.fp)
         refuse_bomb(image)
         if found == "PNG":
             refuse_wrong_checksum(cast(BinaryIO, file))

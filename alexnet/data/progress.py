@@ -7,9 +7,10 @@ import time
 from collections.abc import Sequence
 from typing import Self, TextIO
 
+from alexnet.native.console import CLEAR_LINE
+
 SECONDS = 10                                     # interval between two plain lines
 REDRAW = 0.1                                     # seconds between two drawings of a status line
-CLEAR = "\r\x1b[K"                               # to the start of the line, and erase it
 CELLS = (6, 30)                                  # smallest and largest width of the bar
 
 
@@ -40,16 +41,16 @@ class StatusLine:
         self._line = status_line(label, share, figures, self._columns())
         self._label = label
         self._drawn = now
-        self._print(CLEAR + self._line)
+        self._print(CLEAR_LINE + self._line)
 
     def write(self, text: str) -> None:
         """Print text above the line."""
-        self._print(f"{CLEAR if self._line else ''}{text}\n{self._line}")
+        self._print(f"{CLEAR_LINE if self._line else ''}{text}\n{self._line}")
 
     def close(self) -> None:
         """Erase the line."""
         if self._line:
-            self._print(CLEAR)
+            self._print(CLEAR_LINE)
         self._line = self._label = ""
 
     def _print(self, text: str) -> None:

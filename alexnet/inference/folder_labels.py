@@ -41,8 +41,9 @@ def folder_images(
                             f"their classes, have {classes}")
         return images, ()
     if flat and ground_truth is None and (wnids := wnids_in(flat)):
-        images, notes = images_named_by_wnid(path, flat, wnids, label_of)
-        return images._replace(omitted=omissions.listed()), notes
+        labels = labels_by_wnid(path, flat, wnids, label_of)
+        note = f"the images of {name_of(path)} are labelled by the wnid in their names"
+        return ImageList(str(path), tuple(flat), labels, omissions.listed()), (note,)
     synset_of = synset_table(path, ground_truth, synsets)
     return labelled_images(path, label_of, "the list of the weights' classes", ground_truth, synset_of), ()
 
@@ -93,18 +94,18 @@ def wnids_in(names: Sequence[str]) -> list[str | None]:
     return wnids if wnids.count(None) <= len(wnids) // 2 else []
 
 
-def images_named_by_wnid(
+def labels_by_wnid(
     path: Path, names: Sequence[str], wnids: Sequence[str | None], label_of: Mapping[str, int]
-) -> tuple[ImageList, tuple[str, ...]]:
-    """Return the images of a flat folder, labelled by the wnid in their names, and a note; raises DataError."""
+) -> np.ndarray:
+    """Return the label of each image of a flat folder, int32 (images,), from the wnid in its name.
+
+    Raises:
+        DataError: a name has no wnid or several, or the weights have no such class.
+    """
     for name, wnid in zip(names, wnids, strict=True):
         file = name_of(os.path.join(path, name))
         if wnid is None:
             raise DataError(f"{file} has not one wnid in its name, as the other images of its folder")
         if wnid not in label_of:
             raise DataError(f"{file} is of class {wnid}, which the list of the weights' classes lacks")
-    labels = np.array([label_of[wnid] for wnid in wnids if wnid is not None], np.int32)
-    note = f"the images of {name_of(path)} are labelled by the wnid in their names"
-    omissions = Omissions()
-    image_names(path, omissions)
-    return ImageList(str(path), tuple(names), labels, omissions.listed()), (note,)
+    return np.array([label_of[wnid] for wnid in wnids if wnid is not None], np.int32)

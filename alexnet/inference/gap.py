@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from alexnet.data.augment import IMAGE_SIZE, RESIZES, Crop, crop_batch
+from alexnet.data.augment import RESIZES, Crop, crop_batch
 from alexnet.inference.evaluate import Counts, place_of_label, scores_of
 from alexnet.inference.evaluation_data import ImageFolder, LabelledImages
 from alexnet.pretrained import Weights
+from alexnet.pretrained.preprocessing import constant_image, torchvision_mean, torchvision_scale
 from alexnet.training.network import Network
 
 SAMPLE = 500                                     # images; a change of 4 points has a standard error of about 1
@@ -30,8 +31,6 @@ SAMPLE_BATCH = 25                                # images read together: a sampl
 SURE = 2                                         # standard errors that a change must exceed to be certain
 NEGLIGIBLE = 0.3                                 # percentage points, a gap between two decoders or interpolations
 PIXEL_MEAN = (123.68, 116.78, 103.94)            # ImageNet's, RGB: Simonyan and Zisserman 2014
-TORCH_MEAN = (0.485, 0.456, 0.406)               # torchvision's, RGB, of images from 0 to 1
-TORCH_STD = (0.229, 0.224, 0.225)
 
 
 class Choice(NamedTuple):
@@ -257,11 +256,11 @@ def mean_choices(base: Choice, labelled: LabelledImages) -> Iterator[Choice]:
         yield base._replace(name="mean: its channels in the reverse order", mean=base.mean[::-1].copy(),
                             cure="pass the mean image with --mean FILE --mean-order bgr")
     if np.ptp(base.mean, axis=(1, 2)).max() > 1:
-        yield base._replace(name="mean: one value per channel instead of an image", mean=constant(channels),
+        yield base._replace(name="mean: one value per channel instead of an image", mean=constant_image(channels),
                             cure="pass such a mean image with --mean FILE")
     if np.abs(channels - np.array(PIXEL_MEAN)).max() > 3:
         values = ", ".join(f"{value:.0f}" for value in PIXEL_MEAN)
-        yield base._replace(name=f"mean: ImageNet's, RGB {values}", mean=constant(PIXEL_MEAN),
+        yield base._replace(name=f"mean: ImageNet's, RGB {values}", mean=constant_image(PIXEL_MEAN),
                             cure="pass the mean image of the training with --mean FILE")
     if labelled.mean is not None and np.abs(labelled.mean - base.mean).max() > 1:
         yield base._replace(name="mean: that of the data set", mean=labelled.mean,
@@ -283,16 +282,11 @@ def colour_choices(base: Choice, scale: tuple[float, float, float]) -> Iterator[
                             cure="the weights seem to take grey levels that are not scaled")
     else:
         yield base._replace(
-            name="scale: PyTorch's, (x / 255 - mean) / std", mean=constant(np.multiply(TORCH_MEAN, 255)),
-            factor=1 / (255 * column(TORCH_STD)), cure="state the scale when loading the weights",
+            name="scale: PyTorch's, (x / 255 - mean) / std", mean=torchvision_mean(),
+            factor=column(torchvision_scale()), cure="state the scale when loading the weights",
         )
 
 
-def column(values: Sequence[float] | np.ndarray) -> np.ndarray:
+def column(values: Sequence[float]) -> np.ndarray:
     """Return one value per channel as float32 (3, 1, 1, 1)."""
     return np.array(values, np.float32)[:, np.newaxis, np.newaxis, np.newaxis]
-
-
-def constant(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return the mean image for one value per channel, RGB: float32 (3, 256, 256)."""
-    return np.broadcast_to(column(values)[..., 0], (3, IMAGE_SIZE, IMAGE_SIZE)).copy()

@@ -10,7 +10,7 @@ import sys
 from typing import Any, TextIO
 
 ESCAPED = "backslashreplace"
-CLEAR_LINE = "\r\x1b[K"
+CLEAR_LINE = "\r\x1b[K"                          # to the start of the line, and erase it
 
 
 class TolerantFile(io.FileIO):
@@ -73,6 +73,11 @@ def say(text: str) -> None:
             stream.write(CLEAR_LINE)
             stream.flush()
     print(text, file=sys.stderr, flush=True)
+
+
+def note(text: str) -> None:
+    """Print a remark to standard error."""
+    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def write_now(text: str) -> None:

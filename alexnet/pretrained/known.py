@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 FILTERS: dict[tuple[int, ...], str] = {          # filters of each convolution -> name
-    (64, 192, 384, 256, 256): "torchvision's AlexNet",
     (96, 256, 512, 512, 512): "ZFNet-512",
 }
 # (convolutions, dense layers, filters of the first convolution, batch normalisation) -> name.

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from alexnet.data.augment import UNSCALED
 from alexnet.models import MODELS
 from alexnet.pretrained.weights import Weights, WeightsError, checked, classes_of, shapes
 from alexnet.run import checkpoint_format
@@ -21,10 +22,6 @@ def load(path: Path) -> Weights:
         path, arrays, metadata = checkpoint_format.load_from(path, names_of_weights)
     except CheckpointError as error:
         raise WeightsError(str(error)) from error
-    try:
-        scale = checkpoint_format.scale_of(metadata, path)
-    except CheckpointError as error:
-        raise WeightsError(str(error)) from error
     if not {"model", "classes"} <= metadata.keys():
         raise WeightsError(f"{path} has no model in its metadata")
     weights = Weights(
@@ -34,7 +31,7 @@ def load(path: Path) -> Weights:
         class_names=metadata.get("class_names"),
         resize=metadata.get("resize", "squash"),
         origin=metadata.get("origin") or f"{metadata['model']} of {short_name(path)}",
-        scale=scale,
+        scale=metadata.get("scale", UNSCALED),
     )
     classes = classes_of(weights, path)
     if metadata["classes"] != classes:

@@ -62,7 +62,7 @@ def torchvision_scale() -> Scale:
     return red, green, blue
 
 
-def constant_image(values: Sequence[float]) -> np.ndarray:
+def constant_image(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return an image with one value per channel: float32 (3, 256, 256)."""
     image = np.empty((len(values), IMAGE_SIZE, IMAGE_SIZE), np.float32)
     image[:] = np.array(values, np.float32)[:, np.newaxis, np.newaxis]

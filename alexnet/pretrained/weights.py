@@ -1,13 +1,13 @@
 """The trained weights of a network, independent of the run that produced them and of the file format."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.data.augment import IMAGE_SIZE, RESIZES, UNSCALED, Scale
+from alexnet.data.augment import IMAGE_SIZE, RESIZES, UNSCALED, Scale, scale_of
 from alexnet.models import MODELS
 from alexnet.native import atomic
 
@@ -136,14 +136,12 @@ def checked_mean(mean: np.ndarray | None, source: str | Path) -> np.ndarray | No
     return np.ascontiguousarray(mean, dtype=np.float32)
 
 
-def checked_scale(scale: Sequence[float], source: str | Path) -> Scale:
+def checked_scale(scale: object, source: str | Path) -> Scale:
     """Return the factors of the channels as float32 values; raises WeightsError."""
-    if not isinstance(scale, list | tuple) or not all(isinstance(factor, int | float) for factor in scale):
-        raise WeightsError(f"{source} has a scale that is no list of numbers")
-    if len(scale) != 3 or not all(0 < np.float32(factor) < np.inf for factor in scale):
-        raise WeightsError(f"{source} has scale {scale}; it must be one positive number for each of 3 channels")
-    red, green, blue = (float(np.float32(factor)) for factor in scale)
-    return red, green, blue
+    try:
+        return scale_of(scale)
+    except ValueError as error:
+        raise WeightsError(f"{source} has {error}") from error
 
 
 def checked_names(names: object, classes: int, source: str | Path) -> tuple[str, ...] | None:

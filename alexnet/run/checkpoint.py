@@ -18,7 +18,7 @@ import pytensor
 
 from alexnet.config import Config
 from alexnet.config.yaml_text import as_yaml
-from alexnet.data.augment import IMAGE_SIZE, Scale
+from alexnet.data.augment import IMAGE_SIZE, UNSCALED, Scale, scale_of
 from alexnet.data.dataset import Dataset
 from alexnet.data.image_listing import identity
 from alexnet.run import checkpoint_format
@@ -84,7 +84,7 @@ def check_room(folder: str | Path, network: Network, config: Config, warn: Calla
     Raises:
         CheckpointError: the disk cannot hold one.
     """
-    size = sum(array.nbytes for array in network.get_state().values()) + network.mean.nbytes
+    size = network.state_bytes + network.mean.nbytes
     present = sum(path.stat().st_size for path in checkpoint_format.snapshots(folder))
     folder = Path(folder)
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
@@ -95,11 +95,6 @@ def check_room(folder: str | Path, network: Network, config: Config, warn: Calla
         raise CheckpointError(f"{numbers}: {remedy}")
     if free + present < count * size:
         warn(f"{numbers}, so it cannot hold {count} of them (keep_snapshots + 2): {remedy}")
-
-
-def newest(folder: str | Path) -> Path | None:
-    """Return the newest checkpoint file of a run's folder, or None."""
-    return next(iter(checkpoint_format.snapshots(folder)), None)
 
 
 class Snapshot(NamedTuple):
@@ -119,7 +114,10 @@ class Snapshot(NamedTuple):
     @property
     def scale(self) -> Scale:
         """The factor of each channel after the mean is subtracted. Raises CheckpointError if it is invalid."""
-        return checkpoint_format.scale_of(self.metadata, self.path)
+        try:
+            return scale_of(self.metadata.get("scale", UNSCALED))
+        except ValueError as error:
+            raise CheckpointError(f"{self.path} has {error}") from error
 
 
 def load(place: str | Path) -> Snapshot:

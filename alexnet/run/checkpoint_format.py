@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from alexnet.data.augment import UNSCALED, Scale
 from alexnet.native.atomic import replacing
 
 VERSION = 1
@@ -55,6 +54,11 @@ def snapshots(folder: str | Path) -> list[Path]:
     found = {path: NAME.fullmatch(path.name) for path in Path(folder).glob("checkpoint_*.safetensors")}
     iterations = {path: int(match[1]) for path, match in found.items() if match}
     return sorted(iterations, key=iterations.__getitem__, reverse=True)
+
+
+def newest(folder: str | Path) -> Path | None:
+    """Return the newest checkpoint file of a run folder, or None."""
+    return next(iter(snapshots(folder)), None)
 
 
 def save(path: str | Path, arrays: Arrays, metadata: Metadata) -> None:
@@ -238,22 +242,6 @@ def check_metadata(metadata: Metadata, expected: Metadata, source: str | Path) -
             raise CheckpointError(f"{source} was saved with {name} {metadata.get(name)!r}, this run has {value!r}")
 
 
-def scale_of(metadata: Metadata, source: str | Path) -> Scale:
-    """Return the factor of each channel in the metadata, 1 for files without one.
-
-    Raises:
-        CheckpointError: the factors are not three positive numbers.
-    """
-    found = metadata.get("scale", UNSCALED)
-    try:
-        red, green, blue = map(float, found)
-    except (TypeError, ValueError):
-        red, green, blue = 0.0, 0.0, 0.0
-    if not all(0 < factor < math.inf for factor in (red, green, blue)):
-        raise CheckpointError(f"{source} has scale {found!r}; it must be one positive number for each of 3 channels")
-    return red, green, blue
-
-
 def latest(folder: str | Path) -> Path | None:
     """Return the newest loadable checkpoint file of a run folder, or None if it has none; see load_latest."""
     found = load_latest(folder)
@@ -315,16 +303,16 @@ def error_of(path: Path) -> float:
     return math.inf if error is None else float(error)
 
 
-def prune(folder: str | Path, keep: int | None, newest: Path | None = None) -> None:
+def prune(folder: str | Path, keep: int | None, saved: Path | None = None) -> None:
     """Delete old checkpoints of a run folder, and the partial files of killed processes.
 
     Args:
         keep: number of newest checkpoints to keep; None keeps all.
-        newest: the checkpoint just saved; None: the one of the latest iteration. Checkpoints of later iterations are
+        saved: the checkpoint just saved; None: the one of the latest iteration. Checkpoints of later iterations are
             deleted, too: they are damaged, or the run has been resumed from an earlier one.
     """
     found = snapshots(folder)
-    first = found.index(newest) if newest in found else 0
+    first = found.index(saved) if saved in found else 0
     for path in [*found[:first], *(found[first + keep :] if keep else ())]:
         path.unlink()
     for partial in Path(folder).glob(".checkpoint_*.partial"):

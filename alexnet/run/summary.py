@@ -49,12 +49,7 @@ def errors(validations: Sequence[Record]) -> str:
     """Describe the last and the lowest top-1 validation error."""
     last = validations[-1]
     best = min(validations, key=lambda record: record["top1_error"])
-    text = f"top-1 error {percent(last)}"
+    text = f"top-1 error {last['top1_error']:.2%}"
     if best["top1_error"] < last["top1_error"]:
-        return f"{text} after epoch {last['epoch']} (best: {percent(best)} after epoch {best['epoch']})"
+        return f"{text} after epoch {last['epoch']} (best: {best['top1_error']:.2%} after epoch {best['epoch']})"
     return f"{text} (best: epoch {best['epoch']})"
-
-
-def percent(record: Record) -> str:
-    """Format the top-1 error of a validation record."""
-    return f"{100 * record['top1_error']:.2f} %"

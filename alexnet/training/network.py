@@ -206,6 +206,11 @@ class Network:
         variables = dict.fromkeys([*self.parameters, *self.parameters_and_velocities, self.step])
         return {variable.name: variable for variable in variables}
 
+    @property
+    def state_bytes(self) -> int:
+        """Size of the state in bytes. Unlike get_state, this does not wait for the initial weights."""
+        return sum(v.get_value(borrow=True).nbytes for v in (*self.parameters, *self.update_graph[3], self.step))
+
     def get_state(self) -> dict[str, np.ndarray]:
         """Return name -> array. The arrays are views of the state: copy what must survive the next step."""
         return {name: np.asarray(v.get_value(borrow=True)) for name, v in self.state.items()}

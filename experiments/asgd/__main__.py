@@ -63,7 +63,7 @@ def rows_of(experiments, sizes, folder, processes=PROCESSES, compiled=True, log=
             found[name] = sorted(rows, key=itemgetter("n_sync", "clients", "name", "rate", "seed"))
             write(found[name], folder / f"{name}.jsonl")
             log(f"{name}: {len(rows)} trials, {sum(row['minibatches'] for row in rows):,} minibatches, "
-                 f"{time.perf_counter() - began:.0f} s")
+                f"{time.perf_counter() - began:.0f} s")
     return found
 
 

@@ -30,7 +30,7 @@ from alexnet.native.atomic import reason
 from alexnet.native.console import protect, say
 from alexnet.native.cores import cores
 from alexnet.native.main_module import UNGUARDED, unguarded_sentence
-from alexnet.run.checkpoint_format import CheckpointError, snapshots
+from alexnet.run.checkpoint_format import CheckpointError, newest
 from alexnet.training.loop import Diverged, InputLost
 from multigpu.communicator import Communicator, DesyncError, PeerDied, PipeCommunicator
 from multigpu.device import DeviceError
@@ -97,8 +97,8 @@ def with_checkpoint(outcome: Outcome, config: Config) -> str:
     message = outcome.message or ""
     if not outcome.lost or "checkpoint" in message or config.run_name is None:   # rank 0 names a run started by hand
         return message
-    newest = next(iter(snapshots(Path(config.output, config.run_name))), None)
-    return f"{message}; the last checkpoint is {newest}" if newest else message
+    saved = newest(Path(config.output, config.run_name))
+    return f"{message}; the last checkpoint is {saved}" if saved else message
 
 
 def placements(config: Config) -> list[tuple[Placement, Pipes | None]]:

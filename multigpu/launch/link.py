@@ -51,7 +51,6 @@ class JobLink(ABC):
         Args: see Failed.
         """
 
-
     def log_to(self, path: Path) -> None:
         """Name the log file of the run, for what ends the job; worker 0 calls it when the run's folder exists."""
         return None

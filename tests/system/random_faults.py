@@ -37,7 +37,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from alexnet.run import checkpoint, checkpoint_format
+from alexnet.run import checkpoint_format
 from tests import tiny
 from tests.mpi import Job
 from tests.system import raising_ranks
@@ -118,7 +118,7 @@ def start(folder, settings):
 
 def at(run):
     """Return the iteration of the newest checkpoint in the folder of a run, or 0 without one."""
-    newest = checkpoint.newest(run)
+    newest = checkpoint_format.newest(run)
     return int(checkpoint_format.NAME.fullmatch(newest.name)[1]) if newest else 0
 
 

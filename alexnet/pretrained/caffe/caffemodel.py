@@ -16,11 +16,11 @@ import numpy as np
 
 from alexnet.models import MODELS
 from alexnet.nn.layer import Chain, Step, Value, convolution_step, dense_step, flatten_step, max_pool_step
-from alexnet.pretrained.caffe.layout import Pair, converted, parameters
 from alexnet.pretrained.caffe.mean import constant_mean, mean_beside
 from alexnet.pretrained.caffe.messages import MESSAGES, Fields, array_of, brief, shape_of
 from alexnet.pretrained.graph import (
     AnotherNetwork,
+    chain_of,
     comparable,
     model_of,
     one_class,
@@ -30,6 +30,7 @@ from alexnet.pretrained.graph import (
     weight_steps,
 )
 from alexnet.pretrained.known import known_network
+from alexnet.pretrained.layout import Pair, converted
 from alexnet.pretrained.protobuf import contents, parsed, printable
 from alexnet.pretrained.weights import Weights, WeightsError, checked
 
@@ -323,9 +324,9 @@ def shape_and_bias(layer: Fields, source: str) -> tuple[tuple[int, ...], np.ndar
 
 def arrays_of(found: FoundNetwork, model: str, path: str | Path) -> dict[str, np.ndarray]:
     """Return name -> array of the parameters, those of auxiliary classifiers only if the file has them."""
-    arrays = parameters(pairs_of(found.chain, found.layers, path), model)
+    arrays = converted(chain_of(model), pairs_of(found.chain, found.layers, path), bgr=True)
     for (_, tower), (_, wanted) in zip(found.towers, towers_of(model), strict=False):
-        arrays |= converted(wanted, pairs_of(tower, found.layers, path), images=False)
+        arrays |= converted(wanted, pairs_of(tower, found.layers, path), bgr=False)
     return arrays
 
 

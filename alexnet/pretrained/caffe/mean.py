@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from alexnet.data.augment import IMAGE_SIZE
-from alexnet.pretrained.caffe.layout import rgb
 from alexnet.pretrained.caffe.messages import MESSAGES, array_of
+from alexnet.pretrained.layout import rgb
+from alexnet.pretrained.preprocessing import constant_image
 from alexnet.pretrained.protobuf import contents, parsed
 from alexnet.pretrained.weights import WeightsError
 
@@ -53,4 +54,4 @@ def read_mean(path: Path) -> np.ndarray:
 
 def constant_mean(values: Sequence[float]) -> np.ndarray:
     """Return the mean image for one value per channel, given in BGR order: float32 (3, 256, 256), RGB."""
-    return rgb(np.broadcast_to(np.array(values, np.float32)[:, None, None], SHAPE))
+    return constant_image(values[::-1])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet.pretrained.caffe.layout import converted
 from alexnet.pretrained.caffe.mean import mean_beside
 from alexnet.pretrained.graph import AnotherNetwork, chain_of, weight_steps
+from alexnet.pretrained.layout import converted
 from alexnet.pretrained.npy_files import Archive, Files
 from alexnet.pretrained.protobuf import printable
 from alexnet.pretrained.weights import MAX_CLASSES, Weights, checked, shapes
@@ -38,7 +38,7 @@ def load(path: Path) -> Weights:
         classes = files.small(f"{layers['conv10']}{BIAS}", MAX_CLASSES).size
         wanted = shapes(MODEL, classes)
         pairs = (pair_of(files, layer, wanted[f"{name}.W"]) for name, layer in layers.items())
-        arrays = converted(chain_of(MODEL), pairs, images=True)
+        arrays = converted(chain_of(MODEL), pairs, bgr=True)
     mean, mean_origin = mean_beside(path, MODEL)
     return checked(Weights(
         model=MODEL,

@@ -23,16 +23,15 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from alexnet.nn.layer import Step, convolution_step, dense_step, flatten_step, max_pool_step
-from alexnet.pretrained.graph import AnotherNetwork, chain_of, model_of, weight_steps
+from alexnet.pretrained.graph import AnotherNetwork, chain_of, model_of
 from alexnet.pretrained.known import known_network
-from alexnet.pretrained.layout import from_out_in
+from alexnet.pretrained.layout import Pair, converted
 from alexnet.pretrained.onnx.tensors import array_of, tensors_of
 from alexnet.pretrained.preprocessing import PREPROCESSINGS, preprocessing_of
 from alexnet.pretrained.protobuf import printable
 from alexnet.pretrained.weights import Weights, WeightsError, checked
 
 Attributes: TypeAlias = Mapping[str, Any]
-Pair: TypeAlias = tuple[np.ndarray, np.ndarray]        # weights and bias
 
 CAFFES = "onnx-caffe2"                                # the producer of networks that Caffe published
 NO_OPS = ("Dropout", "Identity")                      # nodes that do not change the values
@@ -80,7 +79,7 @@ def weights_of(proto: ModelProto, path: Path, preprocessing: str | None = None) 
         )
     stated = preprocessing_of(preprocessing or "caffe", path, model)
     assumed = "as stated" if preprocessing else "taken for Caffe's"
-    arrays = arrays_of([pair for _, pair in chain if pair], model, stated.bgr)
+    arrays = converted(chain_of(model), [pair for _, pair in chain if pair], stated.bgr)
     return checked(Weights(
         model=model,
         arrays=arrays,
@@ -113,21 +112,6 @@ def numbers_of(tensor: TensorProto) -> list[int]:
     return np.frombuffer(raw, "<i8").tolist() if raw and len(raw) % 8 == 0 else list(tensor.int64_data[:4])
 
 
-def arrays_of(pairs: Sequence[Pair], model: str, bgr: bool) -> dict[str, np.ndarray]:
-    """Return name -> array of the parameters of a model, for RGB images.
-
-    Args:
-        pairs: (weights, bias) of each layer, in order, with the axis of outputs first.
-        bgr: the first layer takes BGR images.
-    """
-    arrays: dict[str, np.ndarray] = {}
-    for (name, _), (weights, bias) in zip(weight_steps(chain_of(model)), pairs, strict=True):
-        ours = from_out_in(weights)
-        arrays[f"{name}.W"] = np.ascontiguousarray(ours[::-1]) if bgr and not arrays else ours
-        arrays[f"{name}.b"] = bias
-    return arrays
-
-
 def steps_and_pairs(graph: GraphProto, path: Path) -> list[tuple[Step, Pair | None]]:
     """Return (step, its weights and bias or None) of each node of a graph.
 
@@ -147,9 +131,6 @@ def steps_and_pairs(graph: GraphProto, path: Path) -> list[tuple[Step, Pair | No
         kind = printable(node.op_type)
         if kind == "Constant":
             continue                                   # the shape argument of a Reshape
-        if kind == "ConstantOfShape":
-            what = "nodes ConstantOfShape fill them, as in the test models of the package onnx"
-            raise WeightsError(f"{path} has no trained weights: {what}")
         name = printable(node.name) or kind
         if not node.input or node.input[0] != given or not node.output:
             what = f"the input of {name} is not the output of the node before it"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from alexnet.pretrained.known import known_network
-from alexnet.pretrained.layout import from_out_in
+from alexnet.pretrained.layout import from_out_in, rgb
 from alexnet.pretrained.preprocessing import preprocessing_of
 from alexnet.pretrained.pytorch.files import Tensors, clean, tensors_of
 from alexnet.pretrained.weights import MAX_CLASSES, Weights, WeightsError, checked, shapes
@@ -54,7 +54,7 @@ def load(path: Path, preprocessing: str | None = None) -> Weights:
     arrays = arrays_of(tensors, model, layers, path)
     if stated.bgr:
         first = next(iter(arrays))
-        arrays[first] = np.ascontiguousarray(arrays[first][::-1])
+        arrays[first] = rgb(arrays[first])
     return checked(Weights(
         model=model,
         arrays=arrays,

@@ -46,19 +46,7 @@ def network():
 def test_step_matches_pytorch_with_same_decisions(network):
     truth = pytest.importorskip("tests.torch_truth", reason="PyTorch is not installed")
     network, images, labels = network
-    with truth.noting_decisions() as noted:
-        inputs, outputs, gradients = network.training_graph
-    cost, _, *results = network.compile(inputs, [*outputs, *gradients, *noted])(images, labels)
-    arrays = {variable.name: variable.get_value() for variable in network.parameters}
-    decisions = results[len(arrays) :]
-    expected = truth.results(truth.squeezenet, arrays, images, labels, decisions=decisions)
-    assert cost == pytest.approx(expected.cost, rel=1e-5)
-    assert truth.distance(network.logits(images), expected.logits) < 1e-5
-    far = {
-        name: truth.distance(gradient, expected.gradients[name])
-        for name, gradient in zip(arrays, results, strict=False)
-    }
-    assert max(far.values()) < 1e-5, far
+    truth.check_step(network, truth.squeezenet, images, labels)
 
 
 @pytest.mark.slow

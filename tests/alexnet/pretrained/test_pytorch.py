@@ -283,7 +283,7 @@ def networks(torch):
 
 
 def saved(torch, network, folder, kind):
-    """Save a network in one of PyTorch's formats; return the path and the preprocessing to state."""
+    """Save a network in a format of PyTorch; return the path and the preprocessing to state."""
     path, image = folder / f"net.{kind}", torch.zeros(1, 3, 224, 224)
     if kind in ("pth", "old"):
         torch.save(network.state_dict(), path, _use_new_zipfile_serialization=kind == "pth")

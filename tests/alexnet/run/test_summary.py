@@ -12,9 +12,9 @@ ERRORS = ({"epoch": 1, "top1_error": 0.5}, {"epoch": 2, "top1_error": 0.0725}, {
 @pytest.mark.parametrize(
     ("position", "validations", "expected"),
     [
-        (Position(3, 0, 375), ERRORS[:2], ["finished 3 epochs (375 iterations): top-1 error 7.25 % (best: epoch 2)"]),
+        (Position(3, 0, 375), ERRORS[:2], ["finished 3 epochs (375 iterations): top-1 error 7.25% (best: epoch 2)"]),
         (Position(3, 0, 375), ERRORS, [
-            "finished 3 epochs (375 iterations): top-1 error 10.00 % after epoch 3 (best: 7.25 % after epoch 2)"]),
+            "finished 3 epochs (375 iterations): top-1 error 10.00% after epoch 3 (best: 7.25% after epoch 2)"]),
         (Position(0, 1, 1), (), [
             "stopped after 1 iteration, in epoch 1 of 3", "continue with: train.py resume_train='a run'"]),
         (Position(0, 9, 9), (), [

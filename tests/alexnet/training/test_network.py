@@ -45,6 +45,16 @@ def assert_same_state(network, other):
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_state_bytes_do_not_wait_for_weights(rule):
+    waited = []
+    network = network_of("cpu", rule, wait=lambda: waited.append(True))
+    size = network.state_bytes
+    assert waited == []
+    assert size == sum(array.nbytes for array in network.get_state().values())
+    assert waited
+
+
 @pytest.mark.parametrize("crop", [True, False])
 def test_scale_multiplies_each_channel(crop):
     scale = (0.5, 2.0, 4.0)                      # powers of two: exact
