@@ -15,6 +15,7 @@ import pytest
 from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.run.recorder import RunRecorder, read_records
+from multigpu.launch.launcher import STOP_TIMEOUT
 from tests import tiny
 
 pytestmark = pytest.mark.slow
@@ -123,6 +124,19 @@ def test_removed_data_loses_no_step(devices, validation, data, tmp_path):
     assert status == 2
     assert saved_iteration(tmp_path) == last_record(tmp_path) >= 3
     assert ".hkl is missing" in message and "the last good checkpoint is" in message
+
+
+def test_all_workers_without_data_wait_for_the_checkpoint(data, tmp_path):
+    """Saving takes longer than the launcher waits for the others after the first worker has reported its error."""
+    copy = shutil.copytree(data, tmp_path / "data")
+    environment = os.environ | {"SLOW_SAVE": str(2 * STOP_TIMEOUT)}
+    with start(copy, tmp_path, "devices=cpu,cpu", "snapshot_freq=99", env=environment) as process:
+        wait_for_step(process, 3)
+        shutil.rmtree(copy / "train_hkl_b4_b_4")
+        status, message = end_of(process)
+    assert status == 2
+    assert saved_iteration(tmp_path) == last_record(tmp_path) >= 3
+    assert message.endswith(f"is missing; the last good checkpoint is {checkpoint_format.latest(tmp_path / 'run')}")
 
 
 def test_dead_worker_ends_with_the_name_of_the_last_checkpoint(data, tmp_path):

@@ -175,12 +175,17 @@ def train_epoch(run: Run, position: Position) -> tuple[Position, bool]:
 
 
 def end_without_step(run: Run, position: Position) -> None:
-    """Save the state at `position` if this worker holds it for the whole job but cannot read its next batch."""
+    """Save the state at `position` if this worker holds it for the whole job but cannot read its next batch.
+
+    Workers in lockstep return once one of them has saved: the first to report its error ends the others.
+    """
     if run.synchronizer.abandon(position.iteration + 1):
         try:
             run.rescue(position)
         except (ValueError, ArithmeticError) as error:      # CheckpointError, Diverged: the first error ends the run
             run.recorder.warn(error)
+    if run.synchronizer.in_lockstep:
+        run.synchronizer.total(np.zeros(1), True)
 
 
 def end_epoch(run: Run, position: Position, stop: bool = False) -> tuple[Position, bool]:

@@ -208,6 +208,7 @@ class Bsp(Synchronizer):
         with self._recorder.time("sync"):
             all_ready = self._comm.allgather(Ready(step, float(cost), float(error), bool(stop)))
         if any(math.isnan(message.cost) for message in all_ready):
+            self.total(np.zeros(1), True)        # all wait until it is saved
             raise StepAbandoned(step - 1)
         with self._recorder.time("comm"), self._comm.waiting():
             for group in groups:
