@@ -21,6 +21,12 @@ def test_every_link_to_a_file_has_a_target(page):
     assert [link for link in files if not (page.parent / link).exists()] == []
 
 
+def test_every_page_is_in_the_table_of_contents():
+    listed = re.findall(r"^([a-z_/]+)$", (TOP / "docs" / "index.md").read_text("utf-8"), re.MULTILINE)
+    pages = [page.stem for page in (TOP / "docs").iterdir() if page.suffix in (".md", ".ipynb")]
+    assert sorted(set(pages) - {"index"}) == sorted(set(listed) - {"api/index"})
+
+
 def test_downloads_list_every_published_checksum():
     page = (TOP / "docs" / "downloads.md").read_text("utf-8")
     rows = dict(re.findall(r"^\| `([^`]+)` .*SHA-1 `([0-9a-f]{40})` \|$", page, re.MULTILINE))
