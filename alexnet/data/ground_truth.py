@@ -214,7 +214,10 @@ def read_synsets(path: Path) -> Synsets:
 
             return read_meta(path)
         fields = [line.split(maxsplit=2) for line in read_text(path).splitlines() if line.strip()]
-        pairs = [(f[:2] if f[0].isdigit() else f[1::-1], f[2] if len(f) > 2 else "") for f in fields]
+        without_id = next((f for f in fields if not (f[0].isdecimal() or f[1].isdecimal())), None)
+        if without_id:
+            raise ValueError(f"the line of {without_id[0]} has no id")
+        pairs = [(f[:2] if f[0].isdecimal() else f[1::-1], f[2] if len(f) > 2 else "") for f in fields]
         return {int(number): (wnid, words) for (number, wnid), words in pairs}
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise DataError(

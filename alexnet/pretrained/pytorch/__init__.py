@@ -78,13 +78,13 @@ def layout_of(tensors: Tensors, path: Path) -> str:
     for layout, (_, layers) in LAYOUTS.items():
         if tensors.keys() == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}:
             return layout
-    readable = " and ".join(LAYOUTS)
+    readable = f"of PyTorch's networks, these are read: {', '.join(LAYOUTS)}"
     name = network_of(tensors)
     if name:
-        raise WeightsError(f"{path} holds {name}, which is not supported; of PyTorch, {readable} are")
+        raise WeightsError(f"{path} holds {name}, which is not supported; {readable}")
     names = clean(", ".join(sorted(tensors)[:3]))
     raise WeightsError(
-        f"{path} holds an unknown network ({len(tensors)} tensors: {names} …); of PyTorch, {readable} are read"
+        f"{path} holds an unknown network ({len(tensors)} tensors: {names} …); {readable}"
     )
 
 

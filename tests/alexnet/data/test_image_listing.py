@@ -283,7 +283,7 @@ def no_table(tree):
     (image_lost_and_one_added, "is image 2 of its folder; one is missing"),
     (id_without_class, "line 4 of .* is 9, synset unknown, which is no class"),
     (words_for_labels, "is no ground truth: line 1 is 'fox', but each line must be a class id, a wnid"),
-    (table_without_ids, "is neither the devkit's meta.mat nor lines of id, wnid and words"),
+    (table_without_ids, "nor lines of id, wnid and words: the line of n01440764 has no id"),
     (broken_table, "is neither the devkit's meta.mat"),
     (no_table, "is not near .*; pass --synsets FILE"),
 ])
