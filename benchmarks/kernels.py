@@ -24,11 +24,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.backends.cpu import allocator
-from alexnet.backends.cpu.kernels import convolution
 from alexnet.data.dataset import centre_crop
 from alexnet.models.alexnet import AlexNet
-from alexnet.native import compiler
+from alexnet.native import allocator, compiler
+from alexnet.ops.kernels import convolution
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
 from benchmarks.harness import ceilings, nodes, report

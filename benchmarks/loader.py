@@ -26,14 +26,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.backends.cpu import allocator
-from alexnet.backends.cpu.kernels import crop
 from alexnet.data import batch_file
 from alexnet.data.augment import crop_stream, draw_crop
 from alexnet.data.batch_file import FileChecksum, sums_crc32
 from alexnet.data.dataset import BatchReader, Request, Segment
 from alexnet.models.alexnet import AlexNet
-from alexnet.native import compiler
+from alexnet.native import allocator, compiler
+from alexnet.ops.kernels import crop
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
 from benchmarks.harness import report

@@ -55,7 +55,9 @@ HOMES = {
     "scipy": ("alexnet/data/ilsvrc_devkit.py",),
     "google": ("alexnet/pretrained/protobuf.py",),
     "onnx": ("alexnet/pretrained/onnx",),
-    "jax": ("alexnet/backends/jax", "multigpu/device"),
+    "jax": ("alexnet/ops/lowerings", "alexnet/backends/jax", "multigpu/device"),
+    "numba": ("alexnet/ops/numba_kernels.py",),
+    "llvmlite": ("alexnet/ops/numba_kernels.py",),
     "pycuda": ("multigpu/device/cuda.py",),
     "mpi4py": ("multigpu/mpi",),
     "nccl": ("multigpu/exchange/nccl.py",),
@@ -91,7 +93,7 @@ def violations(sources, allowed):
 
 
 def package_of(file):
-    """Return the package of a file or dotted module of alexnet: ops for alexnet/ops/lrn.py and alexnet.ops.lrn."""
+    """Return the package of a file or dotted module of alexnet: ops for alexnet/ops/crop.py and alexnet.ops.crop."""
     parts = re.split(r"[./]", file.removesuffix(".py"))
     return parts[1] if len(parts) > 1 else None
 

@@ -14,8 +14,8 @@ import pytensor
 from pytensor.compile.mode import Mode
 
 from alexnet.backends.cpu import cpu_mode, numpy_mode
-from alexnet.backends.registry import cpu_kernel, jax_lowering
 from alexnet.config.schema import ConfigError
+from alexnet.ops.registry import cpu_kernel, jax_lowering
 
 __all__ = ["BACKENDS", "HOST_BACKENDS", "cpu_kernel", "jax_lowering", "mode_of", "prepare"]
 

@@ -117,24 +117,25 @@ def compiler() -> list[str] | None:
     return None
 
 
-def load(source: str | Path, name: str | None = None) -> ctypes.CDLL:
+def load(source: str | Path, name: str | None = None, dtype: str = "float32") -> ctypes.CDLL:
     """Compile and load C source; return the ctypes library.
 
     Args:
         source: path of a C file, or C source text.
         name: prefix of the file name in the cache; for a path, its stem is the default.
+        dtype: "float32" or "float64"; for the latter, REAL is defined as double.
 
     Raises:
         CompileError: there is no compiler, or it failed.
     """
     if state.isa not in ISA_FLAGS:
         raise ValueError(f"ALEXNET_ISA must be one of {', '.join(ISA_FLAGS)}, got {state.isa!r}")
-    return _load(*_text_and_name(source, name), state.isa)
+    return _load(*_text_and_name(source, name, dtype), state.isa)
 
 
-def request(source: str | Path, name: str | None = None) -> None:
+def request(source: str | Path, name: str | None = None, dtype: str = "float32") -> None:
     """Register source that a graph will call, so that precompile() compiles it before the first call. See load()."""
-    state.requested[_text_and_name(source, name)] = None
+    state.requested[_text_and_name(source, name, dtype)] = None
 
 
 def precompile() -> None:
@@ -149,18 +150,18 @@ def precompile() -> None:
 class Function:
     """A C function as a Python callable. Its source is compiled, or loaded from the cache, at the first call."""
 
-    def __init__(self, source: str, name: str, symbol: str, signature: str, can_fail: bool) -> None:
+    def __init__(self, source: str, name: str, symbol: str, signature: str, can_fail: bool, dtype: str) -> None:
         self.source = source
         self.name = name
         self.symbol = symbol
-        self.signature = signature
+        self.arguments = [REALS[dtype] if letter == "r" else ARGUMENTS[letter] for letter in signature]
         self.can_fail = can_fail
 
     @cached_property
     def call(self) -> Callable[..., object]:
         """The ctypes function, with its argument types set."""
         call = getattr(load(self.source, self.name), self.symbol)
-        call.argtypes = [ARGUMENTS[letter] for letter in self.signature]
+        call.argtypes = self.arguments
         call.restype = _checked_status if self.can_fail else None
         return call
 
@@ -169,18 +170,23 @@ class Function:
 
 
 def function(
-    source: str | Path, symbol: str, signature: str, can_fail: bool = False, name: str | None = None
+    source: str | Path,
+    symbol: str,
+    signature: str,
+    can_fail: bool = False,
+    name: str | None = None,
+    dtype: str = "float32",
 ) -> Function:
     """Request compilation of C source, and return one of its functions.
 
     Args:
-        source, name: see load().
+        source, name, dtype: see load().
         symbol: name of the C function.
-        signature: one letter per argument: a = C-contiguous array, n = long, u = uint32_t, f = float.
+        signature: one letter per argument: a = C-contiguous array, n = long, u = uint32_t, f = float, r = REAL.
         can_fail: the function returns an int, and a nonzero value raises MemoryError. Otherwise it returns void.
     """
-    request(source, name)
-    return Function(*_text_and_name(source, name), symbol, signature, can_fail)
+    request(source, name, dtype)
+    return Function(*_text_and_name(source, name, dtype), symbol, signature, can_fail, dtype)
 
 
 class _Array:
@@ -194,6 +200,7 @@ class _Array:
 
 
 ARGUMENTS = {"a": _Array, "n": ctypes.c_long, "u": ctypes.c_uint32, "f": ctypes.c_float}
+REALS = {"float32": ctypes.c_float, "float64": ctypes.c_double}
 
 
 def _checked_status(status: int) -> None:
@@ -201,12 +208,13 @@ def _checked_status(status: int) -> None:
         raise MemoryError("a kernel could not allocate its working memory: use a smaller batch or fewer threads")
 
 
-def _text_and_name(source: str | Path, name: str | None) -> tuple[str, str]:
+def _text_and_name(source: str | Path, name: str | None, dtype: str) -> tuple[str, str]:
     if isinstance(source, Path):
-        return _expanded(source), name or source.stem
+        name = name or source.stem
+        source = _expanded(source)
     if name is None:
         raise TypeError("C source text needs a name, the prefix of its file in the cache; only a path has one")
-    return source, name
+    return (source, name) if dtype == "float32" else ("#define REAL double\n" + source, f"{name}-{dtype}")
 
 
 @cache

@@ -13,17 +13,7 @@ from pytensor.gradient import DisconnectedType
 from pytensor.graph.basic import Apply, Variable
 from pytensor.tensor import TensorLike
 
-from alexnet.ops.base import (
-    Arrays,
-    Inputs,
-    Shape,
-    Storages,
-    WindowOp,
-    float_tensor,
-    height_and_width,
-    length,
-    length_tensor,
-)
+from alexnet.ops.base import Inputs, Shape, WindowOp, float_tensor, height_and_width, length, length_tensor
 
 
 class AveragePool2D(WindowOp):
@@ -42,11 +32,11 @@ class AveragePool2D(WindowOp):
         channels, height, width, batch = input_shapes[0]
         return [(channels, *self.pooled(height, width), batch)]
 
-    def perform(self, node: Apply, inputs: Arrays, outputs: Storages) -> None:
+    def reference(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         (x,) = inputs
         self.check(x.shape)
         ((_, out_height, out_width, _),) = self.array_shapes(x.shape)
-        outputs[0][0] = sum(self.views(x, out_height, out_width)) * x.dtype.type(1 / self.size**2)
+        return (sum(self.views(x, out_height, out_width)) * x.dtype.type(1 / self.size**2),)
 
     def pullback(self, inputs: Inputs, outputs: Inputs, cotangents: Inputs) -> list[Variable]:
         adjoint = AveragePoolGradient(self.size, self.stride)
@@ -71,7 +61,7 @@ class AveragePoolGradient(WindowOp):
         if g_shape[1:3] != pooled:
             raise ValueError(f"{self}: g must have {pooled} rows and columns, got shape {g_shape}")
 
-    def perform(self, node: Apply, inputs: Arrays, outputs: Storages) -> None:
+    def reference(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         g = inputs[0]
         height, width = map(int, inputs[1:])
         self.check_gradient(g.shape, height, width)
@@ -79,7 +69,7 @@ class AveragePoolGradient(WindowOp):
         share = g * g.dtype.type(1 / self.size**2)
         for pixels in self.views(dx, *g.shape[1:3]):
             pixels += share
-        outputs[0][0] = dx
+        return (dx,)
 
     def connection_pattern(self, node: Apply) -> list[list[bool]]:
         return [[True], [False], [False]]

@@ -21,7 +21,7 @@ Storages = Sequence[list[np.ndarray | None]]     # of the outputs of perform, wh
 
 
 class ShapedOp(Op):
-    """An Op that defines its output shapes once, in shapes(inputs, input_shapes).
+    """An Op with a NumPy reference and, where one is registered, a C kernel. Its output shapes are defined in `shapes`.
 
     Each length in input_shapes is an int, None (unknown at graph construction) or a symbolic integer. A length that
     depends on None is None.
@@ -30,6 +30,17 @@ class ShapedOp(Op):
     @abstractmethod
     def shapes(self, inputs: Inputs, input_shapes: Sequence[Shape]) -> list[Shape]:
         """Return the shape of each output."""
+
+    @abstractmethod
+    def reference(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Compute the outputs with NumPy, in the dtype of the inputs."""
+
+    def perform(self, node: Apply, inputs: Arrays, outputs: Storages) -> None:
+        """Compute the outputs with the C kernel of the node, or else with the NumPy reference."""
+        from alexnet.ops.kernels import run_of  # here, because the kernels are registered for the subclasses
+
+        for storage, value in zip(outputs, run_of(self, node)(*inputs), strict=True):
+            storage[0] = value
 
     def array_shapes(self, *input_shapes: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Return the output shapes for arrays of these shapes; for Ops whose inputs do not contain lengths."""
@@ -132,13 +143,18 @@ def windows_along(n: Length, size: Length, stride: int, pad: int = 0, ceil: bool
     """
     if n is None or size is None:
         return None
+    if isinstance(n, int) and isinstance(size, int):
+        return window_count(n, size, stride, pad, ceil)
     if not ceil:
         return (n + 2 * pad - size) // stride + 1
-    windows = -((size - n - 2 * pad) // stride) + 1
-    starting_inside = (n + pad - 1) // stride + 1
-    if isinstance(windows, int) and isinstance(starting_inside, int):
-        return min(windows, starting_inside)
-    return pt.minimum(windows, starting_inside)
+    return pt.minimum(-((size - n - 2 * pad) // stride) + 1, (n + pad - 1) // stride + 1)
+
+
+def window_count(n: int, size: int, stride: int, pad: int, ceil: bool) -> int:
+    """Return windows_along() of integers; Numba compiles it, too."""
+    if not ceil:
+        return (n + 2 * pad - size) // stride + 1
+    return min(-((size - n - 2 * pad) // stride) + 1, (n + pad - 1) // stride + 1)
 
 
 def height_and_width(x: TensorVariable) -> list[Length]:

@@ -17,11 +17,9 @@ from pytensor.graph.basic import Apply, Variable
 from pytensor.tensor import TensorLike
 
 from alexnet.ops.base import (
-    Arrays,
-    Inputs,
+        Inputs,
     Shape,
     ShapedOp,
-    Storages,
     float_tensor,
     height_and_width,
     length,
@@ -93,11 +91,11 @@ class Convolution(_ConvolutionOp):
         out_height, out_width = (windows_along(x[axis], W[axis], self.stride, self.pad) for axis in (1, 2))
         return [(W[3], out_height, out_width, x[3])]
 
-    def perform(self, node: Apply, inputs: Arrays, outputs: Storages) -> None:
+    def reference(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         x, W = inputs
         self.check(x.shape, W.shape)
         y = np.empty(self.array_shapes(x.shape, W.shape)[0], x.dtype)
-        outputs[0][0] = forward(x, W, *self.geometry, out=y)
+        return (forward(x, W, *self.geometry, out=y),)
 
     def pullback(self, inputs: Inputs, outputs: Inputs, cotangents: Inputs) -> list[Variable]:
         x, W = inputs
@@ -125,12 +123,12 @@ class ConvolutionInputGradient(_ConvolutionOp):
         channels = None if W[0] is None else W[0] * self.groups
         return [(channels, length(inputs[2]), length(inputs[3]), g[3])]
 
-    def perform(self, node: Apply, inputs: Arrays, outputs: Storages) -> None:
+    def reference(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         W, g = inputs[:2]
         height, width = map(int, inputs[2:])
         dx = np.empty((W.shape[0] * self.groups, height, width, g.shape[3]), g.dtype)
         self.check(dx.shape, W.shape, g.shape)
-        outputs[0][0] = input_gradient(W, g, *self.geometry, out=dx)
+        return (input_gradient(W, g, *self.geometry, out=dx),)
 
     def connection_pattern(self, node: Apply) -> list[list[bool]]:
         return [[True], [True], [False], [False]]
@@ -168,12 +166,12 @@ class ConvolutionFilterGradient(_ConvolutionOp):
         per_group = None if x[0] is None else x[0] // self.groups
         return [(per_group, length(inputs[2]), length(inputs[3]), g[0])]
 
-    def perform(self, node: Apply, inputs: Arrays, outputs: Storages) -> None:
+    def reference(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         x, g = inputs[:2]
         filter_height, filter_width = map(int, inputs[2:])
         dW = np.empty((x.shape[0] // self.groups, filter_height, filter_width, g.shape[0]), g.dtype)
         self.check(x.shape, dW.shape, g.shape)
-        outputs[0][0] = filter_gradient(x, g, *self.geometry, out=dW)
+        return (filter_gradient(x, g, *self.geometry, out=dW),)
 
     def connection_pattern(self, node: Apply) -> list[list[bool]]:
         return [[True], [True], [False], [False]]

@@ -5,9 +5,8 @@ import pathlib
 
 import numpy as np
 
-from alexnet.backends.cpu import allocator
-from alexnet.backends.cpu.kernels import convolution
-from alexnet.native import compiler
+from alexnet.native import allocator, compiler
+from alexnet.ops.kernels import convolution
 from benchmarks.harness import report
 
 TILES = pathlib.Path(convolution.__file__).with_name("tiles.h").read_text(encoding="utf-8")

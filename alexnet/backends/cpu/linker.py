@@ -4,9 +4,6 @@ Nodes without a kernel are small and are computed by NumPy. Only the kernels are
 network; PyTensor's C linker would compile one file for each kind of node.
 """
 
-import warnings
-from functools import cache
-
 from pytensor.compile.builders import OpFromGraph
 from pytensor.compile.mode import Mode
 from pytensor.graph.basic import Apply, Variable
@@ -19,16 +16,17 @@ from pytensor.scalar import Composite
 from pytensor.tensor.rewriting.ofg import inline_ofg_node
 
 from alexnet.backends.cpu.kernels import elemwise, fused_update
-from alexnet.backends.registry import Run, kernel_of
 from alexnet.native import compiler
-from alexnet.ops.base import Arrays, Storages
+from alexnet.ops.base import Arrays, ShapedOp, Storages
+from alexnet.ops.kernels import warn_no_compiler
+from alexnet.ops.registry import Run, kernel_of
 
 AFTER_STABILISING = 1.9                          # after the rewrites that recognise softmax, before fusion
 AFTER_ALL_OTHERS = 1000                          # PyTensor's rewrites have positions below 200
 EXCLUDED = "BlasOpt", "local_merge_switch_same_cond"     # calls BLAS from C; may not terminate where branches rejoin
 
 
-class CpuKernel(Op):
+class _Replacement(Op):
     """An Op computed by run(*inputs) -> outputs; in place if the original Op is in place."""
 
     __props__ = ("op",)
@@ -47,7 +45,21 @@ class CpuKernel(Op):
             storage[0] = value
 
     def __str__(self) -> str:
-        return f"CpuKernel({self.op})"
+        return f"{type(self).__name__}({self.op})"
+
+    @classmethod
+    def replace(cls, fgraph: FunctionGraph, node: Apply, run: Run) -> None:
+        """Replace a node by one that calls run."""
+        outputs = cls(node.op, run).make_node(*node.inputs).outputs
+        fgraph.replace_all(list(zip(node.outputs, outputs, strict=True)), reason=cls.__name__)
+
+
+class CpuKernel(_Replacement):
+    """An Op computed by its C kernel."""
+
+
+class NumpyReference(_Replacement):
+    """An Op of this package computed by its NumPy reference."""
 
 
 class InlineGraphs(GraphRewriter):
@@ -72,16 +84,22 @@ class UseKernels(GraphRewriter):
     def apply(self, fgraph: FunctionGraph) -> None:
         fused_update.fuse(fgraph)
         for node in fgraph.toposort():
-            dtypes = {getattr(variable.type, "dtype", None) for variable in node.inputs + node.outputs}
             scalar_op = getattr(node.op, "scalar_op", None)
-            run = None if "float64" in dtypes else kernel_of(node.op, node)
+            run = kernel_of(node.op, node)
             if run is not None:
-                outputs = CpuKernel(node.op, run).make_node(*node.inputs).outputs
+                CpuKernel.replace(fgraph, node, run)
             elif isinstance(scalar_op, Composite) or elemwise.exceeds_ufunc(scalar_op, node.inputs):
                 outputs = elemwise.split_into_ufuncs(node)
-            else:
-                continue
-            fgraph.replace_all(list(zip(node.outputs, outputs, strict=True)), reason="cpu kernel")
+                fgraph.replace_all(list(zip(node.outputs, outputs, strict=True)), reason="split_into_ufuncs")
+
+
+class UseReferences(GraphRewriter):
+    """Compute the Ops of this package with their NumPy references instead of their C kernels."""
+
+    def apply(self, fgraph: FunctionGraph) -> None:
+        for node in fgraph.toposort():
+            if isinstance(node.op, ShapedOp):
+                NumpyReference.replace(fgraph, node, node.op.reference)
 
 
 def cpu_mode() -> Mode:
@@ -94,16 +112,10 @@ def cpu_mode() -> Mode:
 
 def numpy_mode() -> Mode:
     """Return the mode that computes each Op with NumPy; no fusion: NumPy would run fused Ops element by element."""
-    return _base_mode().excluding("fusion")
+    return _base_mode().excluding("fusion").register((UseReferences(), AFTER_ALL_OTHERS))
 
 
 def _base_mode() -> Mode:
     """Return a mode of the PyTensor VM without C compilation and without the rewrites in EXCLUDED."""
     query = RewriteDatabaseQuery(include=["fast_run"], exclude=EXCLUDED)
     return Mode(VMLinker(use_cloop=False, c_thunks=False), query).register((InlineGraphs(), AFTER_STABILISING))
-
-
-@cache
-def warn_no_compiler() -> None:
-    """Warn once per process that no C compiler was found."""
-    warnings.warn(compiler.NO_COMPILER, RuntimeWarning, stacklevel=3)

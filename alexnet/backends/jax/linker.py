@@ -25,12 +25,12 @@ from pytensor.link.jax.dispatch import jax_funcify
 from pytensor.link.jax.linker import JAXLinker
 from pytensor.tensor.type import TensorType
 
-from alexnet.backends.jax.lowerings import crop
-from alexnet.backends.jax.precision import PRECISIONS
-from alexnet.backends.registry import pass_lowerings
 from alexnet.config.schema import ConfigError
 from alexnet.native.compiler import cache_folder
 from alexnet.native.packages import install
+from alexnet.ops.lowerings import crop
+from alexnet.ops.lowerings.precision import PRECISIONS
+from alexnet.ops.registry import pass_lowerings
 
 EXCLUDED = "fusion", "local_merge_switch_same_cond"              # XLA fuses; may not terminate where branches rejoin
 Value: TypeAlias = Array | np.ndarray | np.generic                # of an input

@@ -185,10 +185,10 @@ def test_loader_and_graph_crop_identically(made):
     segments, labels = dataset.train.plan(7)[0]
     crop = draw_crop(crop_stream(5, 0, 0), 7, 227)
     assert set(crop.mirrors) == {0, 1}
-    loaded, graph = np.empty((3, 227, 227, 7), np.float32), [[None]]
+    loaded = np.empty((3, 227, 227, 7), np.float32)
     BatchReader(dataset.mean, 227).read(Request(segments, crop), loaded)
-    CropMirror(227).perform(None, [all_images(dataset.train)[..., :7], dataset.mean, *crop], graph)
-    np.testing.assert_array_equal(loaded, graph[0][0])
+    (graph,) = CropMirror(227).reference(all_images(dataset.train)[..., :7], dataset.mean, *crop)
+    np.testing.assert_array_equal(loaded, graph)
 
 
 def test_centre_crop_is_the_middle_window():

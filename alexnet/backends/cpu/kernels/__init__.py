@@ -1,4 +1,4 @@
-"""The kernels of the CPU backend. Each module in this folder registers its kernels; the loops are in the .c files."""
+"""CPU kernels of PyTensor's Ops. Each module in this folder registers its kernels; reduce.c holds the only C loop."""
 
 from alexnet.config.registry import import_modules
 

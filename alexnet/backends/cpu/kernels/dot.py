@@ -4,8 +4,8 @@ import numpy as np
 from pytensor.graph.basic import Apply
 from pytensor.tensor.math import Dot
 
-from alexnet.backends.cpu import allocator
-from alexnet.backends.registry import Run, cpu_kernel
+from alexnet.native import allocator
+from alexnet.ops.registry import Run, cpu_kernel
 
 
 @cpu_kernel(Dot)

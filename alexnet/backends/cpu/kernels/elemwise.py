@@ -17,9 +17,8 @@ from pytensor.graph.basic import Apply, Constant, Variable
 from pytensor.scalar import ScalarOp
 from pytensor.tensor.elemwise import Elemwise
 
-from alexnet.backends.cpu import allocator
-from alexnet.backends.registry import Run, cpu_kernel
-from alexnet.native import compiler
+from alexnet.native import allocator, compiler
+from alexnet.ops.registry import Run, cpu_kernel
 
 SMALL = 4096                                     # elements; below this size NumPy is as fast
 C_TYPES = {

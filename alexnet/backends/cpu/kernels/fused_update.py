@@ -18,12 +18,12 @@ from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.shape import Reshape
 from pytensor.tensor.variable import TensorVariable
 
-from alexnet.backends.cpu import allocator
-from alexnet.backends.cpu.kernels import convolution, elemwise
-from alexnet.backends.registry import Run, cpu_kernel, kernel_of
-from alexnet.native import compiler
+from alexnet.backends.cpu.kernels import elemwise
+from alexnet.native import allocator, compiler
 from alexnet.ops import ConvolutionFilterGradient
 from alexnet.ops.base import Arrays, Storages
+from alexnet.ops.kernels import convolution
+from alexnet.ops.registry import Run, cpu_kernel, kernel_of
 
 FILTER_GRADIENT = convolution.DIRECT["filter_gradient"]
 ROW = """

@@ -6,8 +6,8 @@ import numpy as np
 from pytensor.graph.basic import Apply
 from pytensor.tensor.math import Sum
 
-from alexnet.backends.registry import Run, cpu_kernel
 from alexnet.native import compiler
+from alexnet.ops.registry import Run, cpu_kernel
 
 SOURCE = Path(__file__).with_suffix(".c")
 

@@ -1,7 +1,4 @@
-"""The lowerings of the JAX backend: Op -> function of JAX arrays. Each module in this folder registers its lowerings.
-
-basic replaces PyTensor's lowerings of Sum, Add and Mul.
-"""
+"""Lowerings of PyTensor's Ops that replace PyTensor's own. Each module in this folder registers its lowerings."""
 
 from alexnet.config.registry import import_modules
 

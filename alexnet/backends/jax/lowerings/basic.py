@@ -14,7 +14,7 @@ from jax import Array
 from pytensor.graph.basic import Apply
 from pytensor.tensor.math import Sum
 
-from alexnet.backends.registry import jax_lowering
+from alexnet.ops.registry import jax_lowering
 
 
 @jax_lowering(Sum)

@@ -1,0 +1,32 @@
+/* Shared by the kernels: the type of the elements, OpenMP or its replacement for one thread, attributes, and integer
+ * arithmetic. */
+#ifndef COMMON_H
+#define COMMON_H
+
+#ifndef REAL
+#define REAL float             /* or double */
+#endif
+typedef REAL real;
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static inline int omp_get_max_threads(void) { return 1; }
+static inline int omp_get_thread_num(void) { return 0; }
+#endif
+
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#define SHUFFLE(lanes, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)       /* lanes: vector of integers */
+#else
+#define UNROLL _Pragma("GCC unroll 16")                    /* for loops over an array that is kept in registers */
+#define SHUFFLE(lanes, a, b, ...) __builtin_shuffle(a, b, (lanes){ __VA_ARGS__ })
+#endif
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#define NEVER_INLINE static __attribute__((noinline))      /* for an inner loop that needs all registers */
+
+static inline long min(long a, long b) { return a < b ? a : b; }
+static inline long max(long a, long b) { return a > b ? a : b; }
+static inline long ceil_div(long a, long b) { return (a + b - 1) / b; }
+
+#endif

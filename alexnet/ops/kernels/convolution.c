@@ -1,0 +1,405 @@
+/* Convolution in the c01b layout, and its gradient with respect to the input.
+ *
+ *     out[o,y,x,b] = sum over c,i,j of  filters[c,i,j,o] * padded[c, y*stride + i, x*stride + j, b]
+ *
+ * padded is x with `pad` explicit zeros around each image.  An infinite filter value multiplied by padding gives NaN,
+ * as in a direct sum over the padded image.  A dense layer is a 1x1 image with a 1x1 filter.  The input gradient is
+ * the same sum over other arrays,
+ *
+ *     dx[c,u,v,b] = sum over o,i,j of  filters[c, R-1-i, S-1-j, o] * padded[o, u + i, v + j, b]
+ *
+ * where padded is the gradient with stride-1 zeros between its pixels, shifted by R-1-pad and S-1-pad.
+ * At stride 1 this has no overhead; all AlexNet layers that need an input gradient have stride 1.
+ *
+ * The loops.  With k = (c,i,j) the sum is a matrix product of filters (k by o) and images (k by positions), blocked as
+ * in Goto and van de Geijn 2008.
+ *   - The images are packed once, with the padding, into pixels of BLOCK images, [image block][c][row][column][BLOCK].
+ *     All vector loads are then full and aligned, the batch may have any size, and the pixels of a position are not a
+ *     power of two apart, which avoids cache conflicts.  Incomplete blocks are padded with zeros, and the results for
+ *     the padding are not stored.
+ *   - k is split into equal passes of at most DEPTH terms.  A tile of the output, some channels by one block of images,
+ *     is summed over one pass in registers.  The sums of the passes are accumulated in `partial`, in order.
+ *   - pass: position: tile of channels.  The pixels of one position and pass stay in the L1 cache; the filters, packed
+ *     [pass][tile][k][channel], stream in order from the L2 cache.
+ *   - A task is a range of positions (image block, y, x) and of tiles.  If there are few positions (dense layers), a
+ *     task covers all of them, so only one task uses each filter.  The task packs the filters pass by pass or reads
+ *     them in place.  Such layers are bound by the memory bandwidth of reading the filters once, and memory is
+ *     fastest for long rows, so they use more channels and shorter passes.  Otherwise all filters are packed
+ *     beforehand.
+ *
+ * Each output is summed by one thread in a fixed order that does not depend on the tasks, so the result does not depend
+ * on the number of threads.
+ */
+#include <string.h>
+#include "layer.h"
+#include "micro_kernel.h"
+
+enum { TASK_CHANNELS = 384 };            /* DEPTH * TASK_CHANNELS filters fill 3/8 of a 1 MiB L2 cache */
+enum { PARTIAL_BYTES = 320 << 10 };      /* limit of the partial sums of a task, in the same cache */
+enum { TASKS_PER_THREAD = 4 };
+
+/* Used if there are few positions and the channels of a term are contiguous. */
+enum { FEW_POSITIONS = 16, STREAM_CHANNELS = 1024, STREAM_DEPTH = DEPTH / 2, STREAM_PARTIAL_BYTES = 512 << 10 };
+enum { STREAM_TASKS_PER_THREAD = 2 };
+
+/* A forward pass or an input gradient as a sum of products.  Per group: c input channels, o output channels. */
+typedef struct {
+    long groups, c, o, b, depth;                        /* depth: terms of a sum, c * filter_height * filter_width */
+    long filter_height, filter_width, stride;
+    long height, width, pad_top, pad_left, dilation;    /* of x: dilation - 1 zeros between its pixels */
+    long padded_height, padded_width, plane;            /* plane: pixels of one packed channel */
+    long out_height, out_width, positions, blocks;      /* blocks of BLOCK images; positions of all blocks */
+    long group_stride, o_stride;                        /* distances in filters */
+    long tiles, large_tiles, packed_o;                  /* tiles: large_tiles of FORWARD_ROWS, then SMALL_ROWS */
+    long passes, pass_depth;
+    long task_positions, task_tiles, position_ranges, tile_ranges;
+    int rotated;                                        /* filters rotated by 180 degrees: input gradient */
+} Plan;
+
+typedef struct {
+    real *images;               /* packed images */
+    real *filters;              /* packed filters, or one part per thread */
+    real *partial;              /* one per thread */
+    long *image_offset;          /* of term k in packed images */
+    long *filter_offset;         /* of term k in filters that are not packed */
+    char *end;
+} Buffers;
+
+/* Cover o channels by tiles with the least padding. */
+static void choose_tiles(Plan *plan)
+{
+    plan->packed_o = plan->o + FORWARD_ROWS;
+    for (long small = 0; small < FORWARD_ROWS; small++) {
+        long large = ceil_div(max(plan->o - small * SMALL_ROWS, 0), FORWARD_ROWS);
+        long covered = large * FORWARD_ROWS + small * SMALL_ROWS;
+        if (covered < plan->packed_o) {
+            plan->packed_o = covered;
+            plan->large_tiles = large;
+            plan->tiles = large + small;
+        }
+    }
+}
+
+static long tile_start(const Plan *plan, long tile)
+{
+    return tile * FORWARD_ROWS - max(tile - plan->large_tiles, 0) * (FORWARD_ROWS - SMALL_ROWS);
+}
+
+static long pass_terms(const Plan *plan, long pass)
+{
+    return min(plan->pass_depth, plan->depth - pass * plan->pass_depth);
+}
+
+static int streams(const Plan *plan) { return plan->positions <= FEW_POSITIONS; }
+
+/* Whether a tile reads its filters in place: only one task uses them, and the terms of a channel are contiguous. */
+static int in_place(const Plan *plan, long tile)
+{
+    int contiguous = plan->o_stride > 1 && plan->filter_height * plan->filter_width == 1;
+    return streams(plan) && contiguous && tile < plan->large_tiles && tile_start(plan, tile) + FORWARD_ROWS <= plan->o;
+}
+
+static void choose_tasks(Plan *plan)
+{
+    long position_bytes = BLOCK * sizeof(real);
+    long channels = min(plan->packed_o, TASK_CHANNELS);
+    long tasks = TASKS_PER_THREAD * omp_get_max_threads();
+    plan->task_positions = streams(plan) ? plan->positions : max(PARTIAL_BYTES / (channels * position_bytes), 8);
+    if (streams(plan) && plan->o_stride == 1) {
+        channels = min(STREAM_CHANNELS, STREAM_PARTIAL_BYTES / (plan->positions * position_bytes));
+        tasks = STREAM_TASKS_PER_THREAD * omp_get_max_threads();
+    }
+    plan->position_ranges = ceil_div(plan->positions, plan->task_positions);
+    plan->task_positions = ceil_div(plan->positions, plan->position_ranges);
+    long ranges = max(ceil_div(plan->packed_o, channels), ceil_div(tasks, plan->groups * plan->position_ranges));
+    plan->task_tiles = ceil_div(plan->tiles, min(ranges, plan->tiles));
+    plan->tile_ranges = ceil_div(plan->tiles, plan->task_tiles);
+}
+
+static void choose_blocking(Plan *plan)
+{
+    plan->depth = plan->c * plan->filter_height * plan->filter_width;
+    plan->plane = (plan->padded_height * plan->padded_width) | 1;        /* odd: spreads channels over the cache sets */
+    plan->blocks = ceil_div(plan->b, BLOCK);
+    plan->positions = plan->blocks * plan->out_height * plan->out_width;
+    plan->passes = ceil_div(plan->depth, streams(plan) && plan->o_stride == 1 ? STREAM_DEPTH : DEPTH);
+    plan->pass_depth = ceil_div(plan->depth, plan->passes);
+    choose_tiles(plan);
+    choose_tasks(plan);
+}
+
+static Plan forward_plan(const Layer *l)
+{
+    Plan plan = { .groups = l->groups, .c = l->c / l->groups, .o = l->o / l->groups, .b = l->b,
+                  .filter_height = l->filter_height, .filter_width = l->filter_width, .stride = l->stride,
+                  .height = l->height, .width = l->width, .pad_top = l->pad, .pad_left = l->pad, .dilation = 1,
+                  .padded_height = l->height + 2 * l->pad, .padded_width = l->width + 2 * l->pad,
+                  .out_height = out_height(l), .out_width = out_width(l),
+                  .group_stride = l->o / l->groups, .o_stride = 1 };
+    choose_blocking(&plan);
+    return plan;
+}
+
+static Plan input_gradient_plan(const Layer *l)
+{
+    Plan plan = { .groups = l->groups, .c = l->o / l->groups, .o = l->c / l->groups, .b = l->b,
+                  .filter_height = l->filter_height, .filter_width = l->filter_width, .stride = 1,
+                  .height = out_height(l), .width = out_width(l), .dilation = l->stride,
+                  .pad_top = l->filter_height - 1 - l->pad, .pad_left = l->filter_width - 1 - l->pad,
+                  .padded_height = l->height + l->filter_height - 1, .padded_width = l->width + l->filter_width - 1,
+                  .out_height = l->height, .out_width = l->width, .group_stride = l->o / l->groups,
+                  .o_stride = l->filter_height * l->filter_width * l->o, .rotated = 1 };
+    choose_blocking(&plan);
+    return plan;
+}
+
+/* The index in x of padded index i, or -1 for a zero. */
+static long source_index(long i, long pad, long dilation, long size)
+{
+    long dilated = i - pad;
+    return dilated >= 0 && dilated % dilation == 0 && dilated / dilation < size ? dilated / dilation : -1;
+}
+
+/* Pack one image row of all image blocks: from (column, b) to [image block][column][BLOCK]; a null row is zeros. */
+static void pack_row(const Plan *plan, const real *row, real *packed, long block_stride)
+{
+    for (long column = 0; column < plan->padded_width; column++) {
+        long source = source_index(column, plan->pad_left, plan->dilation, plan->width);
+        for (long block = 0; block < plan->blocks; block++) {
+            real *pixel = packed + block * block_stride + column * BLOCK;
+            long images = row && source >= 0 ? min(plan->b - block * BLOCK, BLOCK) : 0;
+            if (images)
+                memcpy(pixel, row + source * plan->b + block * BLOCK, images * sizeof(real));
+            if (images < BLOCK)
+                memset(pixel + images, 0, (BLOCK - images) * sizeof(real));
+        }
+    }
+}
+
+static void pack_images(const Plan *plan, const real *x, real *packed)
+{
+    long channels = plan->groups * plan->c, block_stride = channels * plan->plane * BLOCK;
+    #pragma omp parallel for schedule(static)
+    for (long i = 0; i < channels * plan->padded_height; i++) {
+        long c = i / plan->padded_height, row = i % plan->padded_height;
+        long source = source_index(row, plan->pad_top, plan->dilation, plan->height);
+        const real *from = source < 0 ? 0 : x + (c * plan->height + source) * plan->width * plan->b;
+        pack_row(plan, from, packed + (c * plan->plane + row * plan->padded_width) * BLOCK, block_stride);
+    }
+}
+
+/* Pack one tile over n terms to [k][rows], with zeros for channels beyond the last. */
+ALWAYS_INLINE void pack_tile(const int rows, const real *filters, long o_stride, const long *filter_offset, long n,
+                             long channels, real *packed)
+{
+    if (channels >= rows && o_stride == 1) {
+        for (long k = 0; k < n; k++)
+            memcpy(packed + k * rows, filters + filter_offset[k], rows * sizeof(real));
+        return;
+    }
+    if (channels < rows)
+        memset(packed, 0, n * rows * sizeof(real));
+    for (long r = 0; r < min(rows, channels); r++)
+        for (long k = 0; k < n; k++)
+            packed[k * rows + r] = filters[filter_offset[k] + r * o_stride];
+}
+
+/* Pack the filters of some tiles for one pass.  The outer loop is over a few terms, the inner one over the tiles: the
+ * channels of one term are contiguous in memory, but successive terms may be a power of two apart. */
+static void pack_filters(const Plan *plan, const Buffers *buffers, const real *filters, long pass, long tile,
+                         long tile_end, real *packed)
+{
+    const long *filter_offset = buffers->filter_offset + pass * plan->pass_depth;
+    long n = pass_terms(plan, pass), start = tile_start(plan, tile), few = plan->o_stride == 1 ? 8 : n;
+    for (long k = 0; k < n; k += few) {
+        long terms = min(few, n - k);
+        for (long t = tile; t < tile_end; t++) {
+            if (in_place(plan, t))
+                continue;
+            long o = tile_start(plan, t);
+            const real *from = filters + o * plan->o_stride;
+            real *to = packed + (o - start) * n + k * (t < plan->large_tiles ? FORWARD_ROWS : SMALL_ROWS);
+            if (t < plan->large_tiles)
+                pack_tile(FORWARD_ROWS, from, plan->o_stride, filter_offset + k, terms, plan->o - o, to);
+            else
+                pack_tile(SMALL_ROWS, from, plan->o_stride, filter_offset + k, terms, plan->o - o, to);
+        }
+    }
+}
+
+/* Start of the packed filters of a group from a pass on, if all filters are packed beforehand. */
+static real *packed_pass(const Plan *plan, const Buffers *buffers, long group, long pass)
+{
+    return buffers->filters + (group * plan->depth + pass * plan->pass_depth) * plan->packed_o;
+}
+
+static void pack_all_filters(const Plan *plan, const Buffers *buffers, const real *filters)
+{
+    #pragma omp parallel for schedule(static)
+    for (long i = 0; i < plan->groups * plan->passes * plan->tiles; i++) {
+        long group = i / (plan->passes * plan->tiles), pass = i / plan->tiles % plan->passes, tile = i % plan->tiles;
+        real *packed = packed_pass(plan, buffers, group, pass);
+        pack_filters(plan, buffers, filters + group * plan->group_stride, pass, tile, tile + 1,
+                     packed + tile_start(plan, tile) * pass_terms(plan, pass));
+    }
+}
+
+/* Destination of the sums of a tile: `partial`, [channel][BLOCK], or `out` after the last pass. */
+typedef struct { real *partial, *out; long out_stride, channels, images; int first, last; } Target;
+
+/* Store one channel; only the first `images` sums if the block is incomplete. */
+ALWAYS_INLINE void store_images(const vector *sum, real *out, long images)
+{
+    real block[BLOCK];
+    store_row(images < BLOCK ? block : out, sum);
+    if (images < BLOCK)
+        memcpy(out, block, images * sizeof(real));
+}
+
+/* Sum `rows` channels by one block of images over n terms; filters are at [k * k_stride + channel * o_stride]. */
+ALWAYS_INLINE void sum_tile(const int rows, const real *images, const long *image_offset, long n, const real *filters,
+                            const long k_stride, const long o_stride, Target target)
+{
+    vector sum[FORWARD_ROWS][VECTORS], x[VECTORS];
+    zero_tile(rows, sum);
+    for (long k = 0; k < n; k++, filters += k_stride) {
+        load_row(images + image_offset[k], x);
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            add_product(sum[r], filters[r * o_stride], x);
+    }
+    if (!target.last) {
+        store_tile(rows, target.partial, BLOCK, target.first, sum);
+        return;
+    }
+    UNROLL
+    for (int r = 0; r < rows; r++) {
+        UNROLL
+        for (int v = 0; v < VECTORS; v++)
+            if (!target.first)
+                sum[r][v] += load(target.partial + r * BLOCK + v * LANES);
+        if (r < target.channels)
+            store_images(sum[r], target.out + r * target.out_stride, target.images);
+    }
+}
+
+NEVER_INLINE void large_tile(const real *images, const long *image_offset, long n, const real *filters, Target target)
+{
+    sum_tile(FORWARD_ROWS, images, image_offset, n, filters, FORWARD_ROWS, 1, target);
+}
+
+NEVER_INLINE void small_tile(const real *images, const long *image_offset, long n, const real *filters, Target target)
+{
+    sum_tile(SMALL_ROWS, images, image_offset, n, filters, SMALL_ROWS, 1, target);
+}
+
+NEVER_INLINE void tile_in_place(const real *images, const long *image_offset, long n, const real *filters,
+                                long o_stride, Target target)
+{
+    sum_tile(FORWARD_ROWS, images, image_offset, n, filters, 1, o_stride, target);
+}
+
+typedef struct {
+    long group, position, position_end, tile, tile_end;
+    const real *filters;                /* of the group, not packed */
+    real *out;                          /* of the group */
+} Task;
+
+/* Compute all tiles of a task at one position, over one pass. */
+static void sum_position(const Plan *plan, const Buffers *buffers, const Task *task, long pass, long position,
+                         const real *packed, real *partial)
+{
+    long out_pixels = plan->out_height * plan->out_width, block = position / out_pixels, pixel = position % out_pixels;
+    long y = pixel / plan->out_width, x = pixel % plan->out_width, n = pass_terms(plan, pass);
+    long channel = (block * plan->groups + task->group) * plan->c;
+    const real *images = buffers->images
+                          + (channel * plan->plane + (y * plan->padded_width + x) * plan->stride) * BLOCK;
+    const long *image_offset = buffers->image_offset + pass * plan->pass_depth;
+    Target target = { .out_stride = out_pixels * plan->b, .images = plan->b - block * BLOCK, .first = pass == 0,
+                      .last = pass == plan->passes - 1 };
+    long start = tile_start(plan, task->tile);
+    for (long tile = task->tile; tile < task->tile_end; tile++) {
+        long o = tile_start(plan, tile);
+        const real *filters = packed + (o - start) * n;
+        target.partial = partial + (o - start) * BLOCK;
+        target.out = task->out + o * target.out_stride + pixel * plan->b + block * BLOCK;
+        target.channels = plan->o - o;
+        if (in_place(plan, tile))
+            tile_in_place(images, image_offset, n, task->filters + o * plan->o_stride + pass * plan->pass_depth,
+                          plan->o_stride, target);
+        else if (tile < plan->large_tiles)
+            large_tile(images, image_offset, n, filters, target);
+        else
+            small_tile(images, image_offset, n, filters, target);
+    }
+}
+
+static void run_task(const Plan *plan, const Buffers *buffers, const Task *task)
+{
+    long start = tile_start(plan, task->tile), channels = tile_start(plan, task->tile_end) - start;
+    long thread = omp_get_thread_num(), task_channels = plan->task_tiles * FORWARD_ROWS;
+    real *partial = buffers->partial + thread * plan->task_positions * task_channels * BLOCK;
+    for (long pass = 0; pass < plan->passes; pass++) {
+        real *packed;
+        if (streams(plan)) {
+            packed = buffers->filters + thread * plan->pass_depth * task_channels;
+            pack_filters(plan, buffers, task->filters, pass, task->tile, task->tile_end, packed);
+        } else {
+            packed = packed_pass(plan, buffers, task->group, pass) + start * pass_terms(plan, pass);
+        }
+        for (long position = task->position; position < task->position_end; position++)
+            sum_position(plan, buffers, task, pass, position, packed,
+                         partial + (position - task->position) * channels * BLOCK);
+    }
+}
+
+static void find_offsets(const Plan *plan, const Buffers *buffers)
+{
+    long taps = plan->filter_height * plan->filter_width;
+    for (long k = 0; k < plan->depth; k++) {
+        long c = k / taps, tap = k % taps, i = tap / plan->filter_width, j = tap % plan->filter_width;
+        buffers->image_offset[k] = (c * plan->plane + i * plan->padded_width + j) * BLOCK;
+        if (plan->rotated)
+            buffers->filter_offset[k] = (taps - 1 - tap) * plan->groups * plan->group_stride + c;
+        else
+            buffers->filter_offset[k] = k * plan->groups * plan->group_stride;
+    }
+}
+
+static Buffers divide(const Plan *plan, char *workspace)
+{
+    long threads = omp_get_max_threads(), task_channels = plan->task_tiles * FORWARD_ROWS;
+    long all_filters = plan->groups * plan->depth * plan->packed_o;
+    long filters = streams(plan) ? threads * plan->pass_depth * task_channels : all_filters;
+    long partial = plan->passes > 1 ? threads * plan->task_positions * task_channels * BLOCK : 0;
+    Buffers buffers;
+    buffers.images = take(&workspace, plan->blocks * plan->groups * plan->c * plan->plane * BLOCK * sizeof(real));
+    buffers.filters = take(&workspace, filters * sizeof(real));
+    buffers.partial = take(&workspace, partial * sizeof(real));
+    buffers.image_offset = take(&workspace, plan->depth * sizeof(long));
+    buffers.filter_offset = take(&workspace, plan->depth * sizeof(long));
+    buffers.end = workspace;
+    return buffers;
+}
+
+static void run(const Plan *plan, const real *x, const real *filters, real *out, char *workspace)
+{
+    Buffers buffers = divide(plan, workspace);
+    find_offsets(plan, &buffers);
+    pack_images(plan, x, buffers.images);
+    if (!streams(plan))
+        pack_all_filters(plan, &buffers, filters);
+    #pragma omp parallel for schedule(dynamic)
+    for (long i = 0; i < plan->groups * plan->position_ranges * plan->tile_ranges; i++) {
+        long tiles = i % plan->tile_ranges, positions = i / plan->tile_ranges % plan->position_ranges;
+        Task task = { .group = i / plan->tile_ranges / plan->position_ranges,
+                      .position = positions * plan->task_positions, .tile = tiles * plan->task_tiles };
+        task.filters = filters + task.group * plan->group_stride;
+        task.out = out + task.group * plan->o * plan->out_height * plan->out_width * plan->b;
+        task.position_end = min(task.position + plan->task_positions, plan->positions);
+        task.tile_end = min(task.tile + plan->task_tiles, plan->tiles);
+        run_task(plan, &buffers, &task);
+    }
+}
+
+#include "entry.h"
