@@ -10,14 +10,14 @@ functions: adjacent conversions cancel (alexnet.ops.rewrites).
 
 import math
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import pytensor.tensor as pt
 from pytensor.tensor import TensorLike
 from pytensor.tensor.variable import TensorVariable
 
 from alexnet.ops.average_pool import AveragePool2D
-from alexnet.ops.base import whole_number
+from alexnet.ops.base import Length, whole_number
 from alexnet.ops.convolution import Convolution
 from alexnet.ops.crop import CropMirror
 from alexnet.ops.inverted_dropout import InvertedDropout
@@ -26,7 +26,7 @@ from alexnet.ops.max_pool import MaxPool2D
 
 Layout: TypeAlias = Literal["NCHW", "c01b"]
 Pair: TypeAlias = int | tuple[int, int]          # of both axes, or (of rows, of columns)
-Margins: TypeAlias = list[tuple[int, int]]       # (before, after) in pixels, of rows and of columns
+Margins: TypeAlias = list[tuple[Length, Length]]         # (before, after) in pixels, of rows and of columns
 
 LAYOUTS = "NCHW", "c01b"
 TO_C01B = 1, 2, 3, 0                             # of NCHW images, and of filters (output, channel, row, column)
@@ -56,7 +56,7 @@ def conv2d(
         groups: number of groups of channels; group i of the outputs depends on group i of the inputs only.
 
     Raises:
-        ValueError: a length, the groups or the layout is invalid, or "same" needs a length that is unknown.
+        ValueError: a length, the groups or the layout is invalid.
         TypeError: an input has another dtype or number of axes.
     """
     x = _to_c01b(x, layout, "x")
@@ -232,27 +232,23 @@ def _square(name: str, value: Pair) -> int:
 def _margins(
     padding: Pair | str, x: TensorVariable, filters: TensorVariable, strides: tuple[int, int]
 ) -> Margins:
-    """Return the zeros before and after the rows and the columns.
-
-    Raises:
-        ValueError: the padding is invalid, or "same" needs a length that is unknown.
-    """
+    """Return the zeros before and after the rows and the columns. Raises ValueError if the padding is invalid."""
     if not isinstance(padding, str):
         return [(n, n) for n in _pair("padding", padding, least=0)]
     if padding == "valid":
         return [(0, 0), (0, 0)]
     if padding != "same":
         raise ValueError(f'padding must be an integer, a pair, "valid" or "same", got {padding!r}')
-    margins = []
-    for name, n, size, stride in zip(
-        ("height", "width"), x.type.shape[1:3], filters.type.shape[1:3], strides, strict=True
-    ):
-        if size is None or (n is None and stride > 1):
-            whose = "filters" if size is None else "images"
-            raise ValueError(f'padding "same" needs the {name} of the {whose}, which is unknown: give x a static shape')
-        missing = size - 1 if stride == 1 else max((math.ceil(n / stride) - 1) * stride + size - n, 0)
-        margins.append((missing // 2, missing - missing // 2))
-    return margins
+    missing = [
+        size - 1 if stride == 1 else _positive((n - 1) // stride * stride + size - n)
+        for n, size, stride in zip(_lengths(x)[1:3], _lengths(filters)[1:3], strides, strict=True)
+    ]
+    return [(n // 2, n - n // 2) for n in missing]
+
+
+def _positive(n: Any) -> Any:
+    """Return the maximum of n and 0."""
+    return max(n, 0) if isinstance(n, int) else pt.maximum(n, 0)
 
 
 def _zero_padded(x: TensorVariable, margins: Margins) -> TensorVariable:
@@ -275,6 +271,6 @@ def _dilated(filters: TensorVariable, dilation: tuple[int, int]) -> TensorVariab
     return zeros[:, ::rows, ::columns].set(filters)
 
 
-def _lengths(x: TensorVariable) -> list:
+def _lengths(x: TensorVariable) -> list[Any]:
     """Return the length of each axis, as an int if it is static."""
     return [x.shape[axis] if n is None else n for axis, n in enumerate(x.type.shape)]

@@ -7,6 +7,7 @@ Without a C compiler, these Ops run their NumPy references in Numba's object mod
 
 import ctypes
 import hashlib
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -157,12 +158,11 @@ def _contiguous() -> Function:
             step = x.itemsize
             if x.strides == (height * width * batch * step, width * batch * step, batch * step, step):
                 return x
+            if x.strides != (height * width * step, width * step, step, channels * height * width * step):
+                return np.ascontiguousarray(x)
             y = empty(x.shape, x.dtype)
-            if x.strides == (height * width * step, width * step, step, channels * height * width * step):
-                transpose(x.ctypes.data, y.ctypes.data, batch, channels * height * width)
-                keep(x)
-            else:
-                y[...] = x
+            transpose(x.ctypes.data, y.ctypes.data, batch, channels * height * width)
+            keep(x)
             return y
 
         return same if x.layout == "C" else converted if x.ndim == 4 else copied
@@ -170,30 +170,37 @@ def _contiguous() -> Function:
     return contiguous
 
 
-def numba_kernel(op_type: type[ShapedOp], dtypes: tuple[str, ...] = ("float32", "float64")) -> Callable[[Any], Any]:
-    """Register a function (op, library) -> function of arrays as the Numba implementation of an Op.
+Build = Callable[[Any, Library], Function]
+_implementations: dict[type[ShapedOp], Callable[..., tuple[Function, int]]] = {}
+
+
+def numba_kernel(op_type: type[ShapedOp], dtypes: tuple[str, ...] = ("float32", "float64")) -> Callable[[Build], Build]:
+    """Add a function (op, library) -> function of arrays as the Numba implementation of an Op.
 
     Nodes of other dtypes, and all nodes if there is no C compiler, run in object mode.
     """
 
-    def register(build: Callable[[Any, Library], Function]) -> Callable[[Any, Library], Function]:
-        @register_funcify_default_op_cache_key(op_type)
+    def add(build: Build) -> Build:
         def funcify(op: ShapedOp, node: Apply, **others: Any) -> tuple[Function, int]:
             dtype = node.outputs[0].type.dtype
-            if not compiler.compiler_available():
-                kernels.warn_no_compiler()
-            elif dtype in dtypes:
+            if compiler.compiler_available() and dtype in dtypes:
                 library = Library(dtype)
                 return numba_njit(build(op, library)), library.version()
-            return generate_fallback_impl(op, node, **others), 0
+            with warnings.catch_warnings():      # of each Op; one about the compiler follows when the graph runs
+                warnings.simplefilter("ignore", UserWarning)
+                return generate_fallback_impl(op, node, **others), 0
 
+        _implementations[op_type] = funcify
         return build
 
-    return register
+    return add
 
 
+@cache
 def register() -> None:
-    """Register the kernels with PyTensor's Numba mode; importing this module has done so."""
+    """Register the kernels with PyTensor's Numba mode."""
+    for op_type, funcify in _implementations.items():
+        register_funcify_default_op_cache_key(op_type)(funcify)
 
 
 def _convolution(library: Library, op: Any, name: str) -> Function:

@@ -25,12 +25,12 @@ from pytensor.link.jax.dispatch import jax_funcify
 from pytensor.link.jax.linker import JAXLinker
 from pytensor.tensor.type import TensorType
 
+from alexnet.backends.jax import lowerings
 from alexnet.config.schema import ConfigError
 from alexnet.native.compiler import cache_folder
 from alexnet.native.packages import install
 from alexnet.ops.lowerings import crop
 from alexnet.ops.lowerings.precision import PRECISIONS
-from alexnet.ops.registry import pass_lowerings
 
 EXCLUDED = "fusion", "local_merge_switch_same_cond"              # XLA fuses; may not terminate where branches rejoin
 Value: TypeAlias = Array | np.ndarray | np.generic                # of an input
@@ -82,7 +82,7 @@ class DeviceLinker(JAXLinker):
 
     def fgraph_convert(self, fgraph: FunctionGraph, **storages: object) -> Callable[..., Any]:
         """Return the graph as a function of its inputs; including the storages would keep a copy of all parameters."""
-        pass_lowerings(jax_funcify.register)
+        lowerings.register()
         with jax.enable_x64(True), jax.default_device(self.device):         # places the constants
             return jax_funcify(fgraph, precision=self.precision)
 

@@ -24,11 +24,13 @@ def dropout(op: InvertedDropout, node: Apply) -> Callable[..., Array]:
 
 
 def keys(seed: Array, stream: int, step: Array) -> tuple[Array, Array]:
-    """Return the two keys of alexnet.ops.inverted_dropout as uint32 scalars, from int64 scalars."""
+    """Return the two keys of alexnet.ops.inverted_dropout as uint32 scalars.
+
+    Without jax_enable_x64 the numbers are int32 scalars, whose upper word is their sign.
+    """
     key = jnp.uint32(0)
-    for number in (seed, stream, step):
-        number = jnp.asarray(number, jnp.int64)
-        for word in (number, number >> 32):
+    for number in map(jnp.asarray, (seed, stream, step)):
+        for word in (number, number >> min(32, 8 * number.dtype.itemsize - 1)):
             key = mix((key + jnp.uint32(GOLDEN)) ^ word.astype(jnp.uint32))
     return key, mix(key + jnp.uint32(GOLDEN))
 
