@@ -69,3 +69,20 @@ def test_training_in_process_lowers_the_cost():
     costs = [float(cost) for cost in re.findall(r"cost (\d+\.\d+)", done.stdout)]
     assert len(costs) == 19 and costs[-1] < 0.5 * costs[0]
     assert len(example.read_text(encoding="utf-8").splitlines()) <= 40
+
+
+def last_line(name):
+    done = subprocess.run([sys.executable, EXAMPLE.with_name(name)], capture_output=True, text=True, timeout=500, cwd="/")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("name", "pattern", "limit"), [
+    ("cnn.py", r"error on new images: ([\d.]+)%", 5),
+    ("lenet.py", r"epoch 3, test error ([\d.]+)%", 10),
+    ("bayesian_filter.py", r"noise: 0\.\d+, largest error ([\d.]+)", 0.3),
+])
+def test_library_examples_reach_their_result(name, pattern, limit):
+    if "bayesian" in name:
+        pytest.importorskip("pymc", reason="needs pymc, which is not installed")
+    assert float(re.fullmatch(pattern, last_line(name))[1]) < limit

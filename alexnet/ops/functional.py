@@ -64,7 +64,7 @@ def conv2d(
     strides = _pair("stride", stride, least=1)
     margins = _margins(padding, x, filters, strides)
     pad = margins[0][0]
-    if margins != [(pad, pad), (pad, pad)]:
+    if not isinstance(pad, int) or margins != [(pad, pad), (pad, pad)]:
         x = _zero_padded(x, margins)
         pad = 0
     common = math.gcd(*strides)                  # the kernels have one stride; the rest is subsampling
