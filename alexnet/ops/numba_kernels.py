@@ -72,7 +72,7 @@ class Library:
         return types.ExternalFunction(name, returns(*arguments))
 
     def version(self) -> int:
-        """Return a number that differs if the kernels or this file differ, for the key of PyTensor's cache."""
+        """Return a number that differs if the kernels or this file differ, for the key in the cache of PyTensor."""
         text = ",".join(sorted(self.symbols)).encode() + Path(__file__).read_bytes()
         return int.from_bytes(hashlib.sha256(text).digest()[:7])
 

@@ -1,8 +1,8 @@
 """Which function computes an Op on which backend. The decorators are the extension points of this package.
 
 The kernels and lowerings of this package register themselves by being modules in ops/kernels and ops/lowerings; those
-of PyTensor's own Ops are in backends/cpu/kernels and backends/jax/lowerings. An Op of another package registers its own
-with the same decorators:
+for Ops that PyTensor defines are in backends/cpu/kernels and backends/jax/lowerings. An Op of another package registers
+its own with the same decorators:
 
     @cpu_kernel(MyOp)
     def my_kernel(op, node):

@@ -1,4 +1,4 @@
-/* Memory for the arrays of PyTensor's Numba mode: freed blocks are kept and reused, to avoid page faults.
+/* Memory for arrays in Numba mode: freed blocks are kept and reused, to avoid page faults.
  *
  * Numba would allocate the output of each Op with malloc, which maps fresh pages for each large array.  Their first use
  * costs about as much as a memory-bound kernel.  A graph allocates the same sizes at each call, so a freed block mostly

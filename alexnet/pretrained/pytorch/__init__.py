@@ -78,7 +78,7 @@ def layout_of(tensors: Tensors, path: Path) -> str:
     for layout, (_, layers) in LAYOUTS.items():
         if tensors.keys() == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}:
             return layout
-    readable = f"of PyTorch's networks, these are read: {', '.join(LAYOUTS)}"
+    readable = f"networks from PyTorch that are read: {', '.join(LAYOUTS)}"
     name = network_of(tensors)
     if name:
         raise WeightsError(f"{path} holds {name}, which is not supported; {readable}")

@@ -192,7 +192,7 @@ NETWORKS = {                                     # some shapes of torchvision's 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_known_networks_are_named(tmp_path, network):
     path = pth_files.save_zip(tmp_path / "net.pth", {}, pth_files.named_shapes(NETWORKS[network]))
-    refused(path, f"holds {network}.*, which is not supported; of PyTorch's networks, these are read: torchvision")
+    refused(path, f"holds {network}.*, which is not supported; networks from PyTorch that are read: torchvision")
 
 
 def test_unknown_networks_list_some_names(tmp_path):

@@ -1,4 +1,4 @@
-"""Lowerings of PyTensor's Ops that replace PyTensor's own. Each module in this folder registers its lowerings."""
+"""Lowerings that replace those that PyTensor has. Each module in this folder registers its lowerings."""
 
 from alexnet.config.registry import import_modules
 from alexnet.ops import lowerings
