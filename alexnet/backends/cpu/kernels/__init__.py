@@ -1,4 +1,4 @@
-"""CPU kernels for Ops that PyTensor defines. Each module in this folder registers its kernels; reduce.c holds the only C loop."""
+"""CPU kernels for Ops that PyTensor defines. Each module here registers its kernels; reduce.c holds the only C loop."""
 
 from alexnet.config.registry import import_modules
 
