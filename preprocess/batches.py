@@ -5,6 +5,7 @@ processes and of interruptions.  Files that an earlier run has finished are veri
 """
 
 import contextlib
+import io
 import os
 import shutil
 import time
@@ -22,6 +23,7 @@ from alexnet.data.image_listing import Sources
 from alexnet.data.images import BadImage, read_image, transpose_into
 from alexnet.data.layout import Manifest, read_manifest
 from alexnet.data.progress import Progress, duration, quantity
+from alexnet.data.tar_listing import read_member
 from alexnet.native.atomic import remove_partial
 from alexnet.native.console import note
 from preprocess.journal import JOURNAL, Journal, Record, opened_journal, refuse_difference
@@ -55,6 +57,7 @@ class Job(NamedTuple):
     path: Path
     root: str
     names: tuple[str, ...]
+    extents: np.ndarray | None                   # of a tar file: offset and size of each image
     resize: str
     on_bad_image: str
     record: Record | None                        # record of an earlier run, if it finished this file
@@ -90,7 +93,7 @@ def written(job: Job) -> tuple[Record, np.ndarray]:
     good = 0
     bad: list[tuple[str, str]] = []
     for first in range(0, len(job.names), PIECE):
-        piece, faults = read_piece(job, job.names[first:first + PIECE])
+        piece, faults = read_piece(job, range(first, min(first + PIECE, len(job.names))))
         transpose_into(piece, images[..., good:good + len(piece)])
         good += len(piece)
         bad += faults
@@ -107,18 +110,26 @@ def written(job: Job) -> tuple[Record, np.ndarray]:
     return record, images
 
 
-def read_piece(job: Job, names: Sequence[str]) -> tuple[np.ndarray, list[tuple[str, str]]]:
+def read_piece(job: Job, indices: Sequence[int]) -> tuple[np.ndarray, list[tuple[str, str]]]:
     """Return the readable images, uint8 (image, row, column, channel), and (name, reason) of the bad ones."""
-    images = np.empty((len(names), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    images = np.empty((len(indices), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     good = 0
     bad = []
-    for name in names:
+    for index in indices:
         try:
-            images[good] = read_image(os.path.join(job.root, name), job.resize)
+            images[good] = read_image(source_of(job, index), job.resize)
             good += 1
         except BadImage as error:
-            bad.append((name, str(error)))
+            bad.append((job.names[index], str(error)))
     return images[:good], bad
+
+
+def source_of(job: Job, index: int) -> str | io.BytesIO:
+    """Return the path of an image, or its bytes if it is in a tar file. Raises BadImage."""
+    if job.extents is None:
+        return os.path.join(job.root, job.names[index])
+    with open(job.root, "rb", buffering=0) as file:
+        return read_member(file, *map(int, job.extents[index]))
 
 
 def make_batches(
@@ -170,8 +181,9 @@ def list_jobs(
         remove_partial(folder)
         for number, start in enumerate(range(0, len(images.names), settings.batch_size)):
             names = images.names[start:start + settings.batch_size]
+            extents = None if images.extents is None else images.extents[start:start + settings.batch_size]
             jobs.append(Job(
-                half, number, folder / f"{number:04d}.hkl", images.root, names,
+                half, number, folder / f"{number:04d}.hkl", images.root, names, extents,
                 settings.resize, settings.on_bad_image, finished.get((half, number)),
             ))
     return jobs
@@ -202,12 +214,12 @@ def estimate(sources: Sources, out: Path, jobs: Sequence[Job], workers: int, ign
 
 def reading_time(jobs: Sequence[Job]) -> float:
     """Measure the seconds to read and resize one image of these jobs, as the mean over a sample."""
-    names = [os.path.join(job.root, job.names[0]) for job in jobs[::len(jobs) // SAMPLE + 1]]
+    sample = jobs[::len(jobs) // SAMPLE + 1]
     began = time.perf_counter()
-    for name in names:
+    for job in sample:
         with contextlib.suppress(BadImage):                  # reported when its batch is made
-            read_image(name)
-    return (time.perf_counter() - began) / max(len(names), 1)
+            read_image(source_of(job, 0))
+    return (time.perf_counter() - began) / max(len(sample), 1)
 
 
 def run(

@@ -10,6 +10,7 @@ from alexnet.data.batch_file import DataError, name_of
 from alexnet.data.dataset import open_dataset
 from alexnet.data.image_listing import find_images
 from alexnet.data.progress import Progress
+from alexnet.data.tar_listing import is_tar
 from alexnet.native.console import protect
 from alexnet.native.cores import cores
 from preprocess.batches import Settings, make_batches
@@ -19,11 +20,11 @@ from preprocess.workers import results
 
 
 def folders(arguments: argparse.Namespace) -> int:
-    """Preprocess class folders of images into a data set in OUT. The name imagenet is equivalent."""
+    """Preprocess class folders of images, or ILSVRC's tars, into a data set in OUT. The name imagenet is equivalent."""
     a = arguments
     for folder in (a.train_dir, a.val_dir):
-        if not Path(folder).is_dir():
-            raise DataError(f"{name_of(folder)} is not a folder of images")
+        if not (Path(folder).is_dir() or is_tar(folder)):
+            raise DataError(f"{name_of(folder)} is neither a folder of images nor a tar file")
     sources = find_images(a.train_dir, a.val_dir, a.seed, a.limit, a.ground_truth, a.synsets)
     settings = Settings(a.batch_size, a.resize, a.seed, a.limit, a.on_bad_image)
     make_batches(sources, a.out, settings, a.workers, a.ignore_space)
@@ -83,8 +84,8 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     made = command(folders, "imagenet")
-    made.add_argument("train_dir", metavar="TRAIN_DIR", help="a folder for each class")
-    made.add_argument("val_dir", metavar="VAL_DIR", help="likewise, or ILSVRC's flat folder")
+    made.add_argument("train_dir", metavar="TRAIN_DIR", help="a folder for each class, or ILSVRC2012_img_train.tar")
+    made.add_argument("val_dir", metavar="VAL_DIR", help="likewise, or ILSVRC's flat folder or ILSVRC2012_img_val.tar")
     made.add_argument("out", metavar="OUT")
     made.add_argument("--resize", choices=RESIZES, default="squash",
                       help="squash to 256 x 256 as upstream, or crop the central square (%(default)s)")

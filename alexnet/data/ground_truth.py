@@ -199,7 +199,9 @@ def find_beside(
         if not Path(given).is_file():
             raise DataError(f"{name_of(given)} is not a file")
         return Path(given)
-    around = [Path(folder) / place for place in PLACES] + ([Path(neighbour).parent] if neighbour else [])
+    folder = Path(folder)
+    near = folder.parent if folder.is_file() else folder                 # a tar file is treated as a folder beside it
+    around = [near / place for place in PLACES] + ([Path(neighbour).parent] if neighbour else [])
     return next((place / name for place in around for name in names if (place / name).is_file()), None)
 
 

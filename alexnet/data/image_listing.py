@@ -1,4 +1,4 @@
-"""Lists images and their labels, from class folders or from ILSVRC's flat validation folder.
+"""Lists images and their labels, from class folders or from ILSVRC's flat validation folder, or from tars of either.
 
 A label is the index of the image's class folder among the sorted names in the training folder, as in upstream and
 Caffe. ILSVRC's ground truth numbers the classes differently; the devkit's table maps its numbers to class folders.
@@ -20,6 +20,7 @@ from alexnet.data.batch_file import DataError, name_of
 from alexnet.data.ground_truth import GROUND_TRUTHS, WNID, Classes, Synsets, find_beside, labels_from, synset_table
 from alexnet.data.image_formats import SUFFIXES
 from alexnet.data.omissions import Omission, Omissions, nfc
+from alexnet.data.tar_listing import is_tar, tar_images
 
 OTHER_IMAGES = (".heic", ".heif", ".jp2", ".jxl", ".tga", ".svg", ".pdf", ".npy")
 DEEPER = "images"                                # Tiny ImageNet's folder inside each class folder
@@ -30,15 +31,17 @@ VALIDATION_NAMES = ("val", "valid", "validation", "test", "Val", "Validation", "
 class ImageList(NamedTuple):
     """The images of one half: names relative to root, in the order of the batches, and their labels."""
 
-    root: str
+    root: str                                    # a folder, or a tar file
     names: tuple[str, ...]
     labels: np.ndarray                           # int32, one per name
     omitted: tuple[Omission, ...] = ()           # what was left out
+    extents: np.ndarray | None = None            # in a tar file: int64 (images, 2), offset and size of each
 
     def take(self, places: Iterable[int]) -> Self:
         """Return the images at these indices, in that order."""
         chosen = np.array([*places], np.int64)
-        return self._replace(names=tuple(self.names[i] for i in chosen), labels=self.labels[chosen])
+        extents = None if self.extents is None else self.extents[chosen]
+        return self._replace(names=tuple(self.names[i] for i in chosen), labels=self.labels[chosen], extents=extents)
 
 
 class Sources(NamedTuple):
@@ -64,6 +67,7 @@ def find_images(
     """Return the Sources: training images shuffled once by seed as in upstream, validation images in sorted order.
 
     Args:
+        train_dir, val_dir: folders, or tar files of them such as ILSVRC's originals.
         limit: number of images to keep of each half, chosen by seed; None keeps all.
 
     Raises:
@@ -86,13 +90,15 @@ def labelled_images(
 ) -> ImageList:
     """Return the ImageList of class folders, or of a flat folder with its ground truth, in sorted order.
 
-    Images beside class folders are left out.
+    Images beside class folders are left out. The folder may be a tar file.
 
     Args:
         label_of: name of a class folder, or wnid -> label, in composed form; must contain every class of the folder.
         known: what label_of describes, for error messages: "the training folder".
         synset_of: {ILSVRC id: (wnid, words)}, for a flat folder.
     """
+    if is_tar(folder):
+        return labelled_tar(folder, Classes(label_of, known, synset_of), ground_truth)
     folders = [entry.name for entry in entries(folder) if entry.is_folder and not entry.is_hidden]
     if folders == [DEEPER] and DEEPER not in label_of and not image_names(folder):
         folder = Path(folder, DEEPER)            # Tiny ImageNet's val/images
@@ -170,8 +176,17 @@ def images_below(folder: str | Path) -> Iterator[str]:
 
 
 def class_folders(root: str | Path) -> tuple[ImageList, list[str]]:
-    """Return the ImageList of a tree root/class/image, in sorted order, and the sorted names of its classes."""
+    """Return the ImageList of a tree root/class/image, in sorted order, and the sorted names of its classes.
+
+    The root may be a tar file, of such a tree or of a tar for each class.
+    """
     omissions = Omissions()
+    if is_tar(root):
+        images = tar_images(root, omissions)
+        if not images.classes:
+            raise DataError(f"{name_of(root)} holds images without class folders, such as {name_of(images.names[0])}")
+        listed = ImageList(str(root), images.names, images.labels, omissions.listed(), images.extents)
+        return listed, images.classes
     classes = class_names_of(root, omissions)
     names: list[str] = []
     labels: list[int] = []
@@ -244,14 +259,32 @@ def flat_folder(root: str | Path, classes: Classes, ground_truth: str | Path | N
     """Return the images of a folder without class folders, with labels from a ground-truth file."""
     omissions = Omissions()
     names = image_names(root, omissions)
+    labels = flat_labels(root, names, classes, ground_truth, omissions)
+    return ImageList(str(root), tuple(names), labels, omissions.listed())
+
+
+def labelled_tar(path: str | Path, classes: Classes, ground_truth: str | Path | None) -> ImageList:
+    """Return the images of a tar file: of class folders, or flat with a ground truth."""
+    omissions = Omissions()
+    images = tar_images(path, omissions)
+    if images.classes:
+        labels = translated(images.labels, images.classes, classes.label_of, path, classes.known)
+    else:
+        labels = flat_labels(path, images.names, classes, ground_truth, omissions)
+    return ImageList(str(path), images.names, labels, omissions.listed(), images.extents)
+
+
+def flat_labels(
+    root: str | Path, names: Sequence[str], classes: Classes, ground_truth: str | Path | None, omissions: Omissions
+) -> np.ndarray:
+    """Return the label of each image of a flat folder, or tar file, from a ground-truth file; int32."""
     truth = find_beside(ground_truth, GROUND_TRUTHS, root)
     if truth is None:
         raise DataError(
             f"{name_of(root)} holds images without class folders and {GROUND_TRUTHS[0]} is not near it; "
             "pass --ground-truth FILE"
         )
-    labels = labels_from(truth, root, names, classes, omissions)
-    return ImageList(str(root), tuple(names), np.array(labels, np.int32), omissions.listed())
+    return np.array(labels_from(truth, root, names, classes, omissions), np.int32)
 
 
 def identity(class_name: str) -> str:

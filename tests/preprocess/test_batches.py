@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -418,7 +419,22 @@ def test_command_makes_the_same_set(tree, finished, capsys):
 
 def test_command_refuses_with_status_2(tree, capsys):
     assert main(["imagenet", str(tree / "nowhere"), str(tree / "val"), str(tree / "out")]) == 2
-    assert capsys.readouterr().err == f"preprocess: {tree}/nowhere is not a folder of images\n"
+    assert capsys.readouterr().err == f"preprocess: {tree}/nowhere is neither a folder of images nor a tar file\n"
     for wrong in (["--batch-size", "0"], ["--seed", "-1"], ["--resize", "stretch"]):
         with pytest.raises(SystemExit, match="2"):
             main(["imagenet", str(tree / "train"), str(tree / "val"), str(tree / "out"), *wrong])
+
+
+def test_tars_give_the_same_bytes_as_folders(tree, finished):
+    """A tar of a tar for each class, as ILSVRC's, and a tar of class folders, as `tar -cf val.tar val` writes it."""
+    with tarfile.open(tree / "train.tar", "w") as outer:
+        for folder in sorted((tree / "train").iterdir(), reverse=True):
+            with tarfile.open(tree / f"{folder.name}.tar", "w") as inner:
+                for file in folder.iterdir():
+                    inner.add(file, file.name)
+            outer.add(tree / f"{folder.name}.tar", f"{folder.name}.tar")
+    with tarfile.open(tree / "val.tar", "w") as archive:
+        archive.add(tree / "val", "val")
+    command = ["folders", f"{tree}/train.tar", f"{tree}/val.tar", f"{tree}/from_tars", "--batch-size", "6"]
+    assert main([*command, "--workers", "2"]) == 0
+    assert contents(tree / "from_tars") == contents(finished)
