@@ -20,10 +20,9 @@ from alexnet.data import batch_file
 from alexnet.data.augment import IMAGE_SIZE
 from alexnet.data.batch_file import DataError, file_sha256, name_of, sums_crc32
 from alexnet.data.image_listing import Sources
-from alexnet.data.images import BadImage, read_image, transpose_into
+from alexnet.data.images import BadImage, read_image, read_member, transpose_into
 from alexnet.data.layout import Manifest, read_manifest
 from alexnet.data.progress import Progress, duration, quantity
-from alexnet.data.tar_listing import read_member
 from alexnet.native.atomic import remove_partial
 from alexnet.native.console import note
 from preprocess.journal import JOURNAL, Journal, Record, opened_journal, refuse_difference

@@ -22,9 +22,11 @@ from alexnet.data.augment import IMAGE_SIZE
 from alexnet.data.batch_file import FilePath, one_line
 from alexnet.data.image_formats import FORMATS, HEAD, image_format, is_url, refusal
 from alexnet.data.png import refuse_wrong_checksum
+from alexnet.data.resize import resize
 
 DRAFT_SIZE = (4 * IMAGE_SIZE, 4 * IMAGE_SIZE)    # a JPEG may be decoded at this size: error 0.15 grey levels
 MOST_PIXELS = 89_478_485                         # Pillow warns above this and refuses twice this number
+MOST_BYTES = 1 << 28                             # of an image in a tar file
 HARMLESS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)            # as stored in warnings.filters
 DAMAGE = (                                       # raised by Pillow
     OSError, SyntaxError, ValueError, EOFError, OverflowError, RuntimeError, struct.error, zlib.error,
@@ -106,7 +108,17 @@ def decoded(file: io.BufferedIOBase, resize: str) -> np.ndarray:
             refuse_wrong_checksum(cast(BinaryIO, file))
         if resize != "shorter":                  # its pixels are exactly torchvision's, which decodes at full size
             image.draft(None, DRAFT_SIZE)
-        return np.asarray(resized(rgb(upright(image)), resize))
+        return resized(rgb(upright(image)), resize)
+
+
+def read_member(file: io.FileIO | io.BufferedReader, offset: int, size: int) -> io.BytesIO:
+    """Return the bytes of an image in a tar file, as a file. Raises BadImage."""
+    if size > MOST_BYTES:
+        raise BadImage(f"is absurdly large: {size:,} bytes")
+    content = os.pread(file.fileno(), size, offset)
+    if len(content) < size:
+        raise BadImage("is cut off: the tar file has become shorter")
+    return io.BytesIO(content)
 
 
 def refuse_bomb(image: Image.Image) -> None:
@@ -174,21 +186,20 @@ def rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")        # convert() would copy it
 
 
-def resized(image: Image.Image, resize: str) -> Image.Image:
-    """Return the image resized to 256 x 256 pixels, bilinear.
+def resized(image: Image.Image, method: str) -> np.ndarray:
+    """Return an RGB image resized to 256 x 256 pixels, bilinear: uint8 (256, 256, 3).
 
     Source of "shorter": torchvision's Resize(256) and CenterCrop. An even crop of its centre has CenterCrop's pixels.
     """
     width, height = image.size
     side = min(width, height)
-    if resize == "shorter":
+    if method == "shorter":
         size = [IMAGE_SIZE * n // side for n in image.size]
         x, y = (round((n - IMAGE_SIZE) / 2) for n in size)
         window = (x, y, x + IMAGE_SIZE, y + IMAGE_SIZE)
-        return image.resize((size[0], size[1]), Image.Resampling.BILINEAR).crop(window)
+        return np.asarray(image.resize((size[0], size[1]), Image.Resampling.BILINEAR).crop(window))
     left, top = (width - side) / 2, (height - side) / 2
-    box = None if resize == "squash" else (left, top, left + side, top + side)
-    return image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR, box=box)
+    return resize(image, IMAGE_SIZE, None if method == "squash" else (left, top, left + side, top + side))
 
 
 def pixels_of(image: np.ndarray | Image.Image, resize: str = "squash") -> np.ndarray:
@@ -203,11 +214,11 @@ def pixels_of(image: np.ndarray | Image.Image, resize: str = "squash") -> np.nda
         BadImage: the type, shape, dtype or range of the image is not one of these.
     """
     if isinstance(image, Image.Image):
-        return np.asarray(resized(rgb(loaded(image)), resize))
+        return resized(rgb(loaded(image)), resize)
     if not isinstance(image, np.ndarray):
         raise BadImage(f"must be a path, a Pillow image or a NumPy array, got {type(image).__name__}")
     grey_levels = np.ascontiguousarray(bytes_of(channels_last(image)))
-    return np.asarray(resized(rgb(Image.fromarray(grey_levels)), resize))
+    return resized(rgb(Image.fromarray(grey_levels)), resize)
 
 
 def loaded(image: Image.Image) -> Image.Image:

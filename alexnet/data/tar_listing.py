@@ -4,22 +4,19 @@ ILSVRC2012_img_train.tar is a tar of a tar for each class, n01440764.tar; ILSVRC
 Neither is compressed, so every image is a range of bytes of the outer file. A tar of class folders is read, too.
 """
 
-import io
 import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from alexnet.data.batch_file import DataError, name_of, one_line
 from alexnet.data.image_formats import SUFFIXES
-from alexnet.data.images import BadImage
 from alexnet.data.omissions import Omissions, nfc
 
 INNER = ".tar"
-MOST_BYTES = 1 << 28                             # of an image; larger members are reported as bad
 
 
 class Member(NamedTuple):
@@ -146,13 +143,3 @@ def compressed(path: str | Path) -> bool:
     """Return whether a file begins like gzip, bzip2, xz or zstd."""
     with open(path, "rb") as file:
         return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
-
-
-def read_member(file: BinaryIO, offset: int, size: int) -> io.BytesIO:
-    """Return the bytes of an image in a tar file, as a file. Raises BadImage."""
-    if size > MOST_BYTES:
-        raise BadImage(f"is absurdly large: {size:,} bytes")
-    content = os.pread(file.fileno(), size, offset)
-    if len(content) < size:
-        raise BadImage("is cut off: the tar file has become shorter")
-    return io.BytesIO(content)

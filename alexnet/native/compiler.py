@@ -182,7 +182,8 @@ def function(
     Args:
         source, name, dtype: see load().
         symbol: name of the C function.
-        signature: one letter per argument: a = C-contiguous array, n = long, u = uint32_t, f = float, r = REAL.
+        signature: one letter per argument: a = C-contiguous array, n = long, u = uint32_t, f = float, d = double,
+            r = REAL.
         can_fail: the function returns an int, and a nonzero value raises MemoryError. Otherwise it returns void.
     """
     request(source, name, dtype)
@@ -199,7 +200,7 @@ class _Array:
         return ctypes.c_void_p(array.ctypes.data)
 
 
-ARGUMENTS = {"a": _Array, "n": ctypes.c_long, "u": ctypes.c_uint32, "f": ctypes.c_float}
+ARGUMENTS = {"a": _Array, "n": ctypes.c_long, "u": ctypes.c_uint32, "f": ctypes.c_float, "d": ctypes.c_double}
 REALS = {"float32": ctypes.c_float, "float64": ctypes.c_double}
 
 

@@ -115,5 +115,6 @@ def _adapted(lowering: Lowering, with_precision: bool) -> Callable[..., Any]:
 
 
 def _of_dtype(array: Any, dtype: str) -> Any:
-    """Return a JAX array of floats in the dtype of its variable. PyTensor's JAX mode widens some to float64."""
-    return array.astype(dtype) if dtype.startswith("float") and array.dtype != dtype else array
+    """Return a JAX array of floats in the dtype of its variable; JAX mode widens some. A Python number is unchanged."""
+    widened = dtype.startswith("float") and getattr(array, "dtype", dtype) != dtype
+    return array.astype(dtype) if widened else array

@@ -1,6 +1,7 @@
 """C-contiguous copies of the arrays that kernels read; the loop is in transpose.c."""
 
 import math
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,13 @@ import numpy as np
 from alexnet.native import allocator, compiler
 
 SOURCE = Path(__file__).with_name("transpose.c")
-TRANSPOSES = {
-    itemsize: compiler.function(SOURCE, f"transpose{itemsize}", "aann") for itemsize in (1, 4, 8)
-}
+ITEMSIZES = 1, 4, 8                              # bytes of the elements that transpose.c can transpose
+
+
+@cache
+def transpose_of(itemsize: int) -> compiler.Function:
+    """Return the C function; not at import, because it is needed only for NCHW arrays."""
+    return compiler.function(SOURCE, f"transpose{itemsize}", "aann")
 
 
 def contiguous(x: np.ndarray) -> np.ndarray:
@@ -20,8 +25,8 @@ def contiguous(x: np.ndarray) -> np.ndarray:
     """
     if x.flags.c_contiguous:
         return x
-    if x.ndim == 4 and x.itemsize in TRANSPOSES and (rows := x.transpose(3, 0, 1, 2)).flags.c_contiguous:
+    if x.ndim == 4 and x.itemsize in ITEMSIZES and (rows := x.transpose(3, 0, 1, 2)).flags.c_contiguous:
         y = allocator.empty(x.shape, x.dtype)
-        TRANSPOSES[x.itemsize](rows, y, x.shape[3], math.prod(x.shape[:3]))
+        transpose_of(x.itemsize)(rows, y, x.shape[3], math.prod(x.shape[:3]))
         return y
     return np.ascontiguousarray(x)

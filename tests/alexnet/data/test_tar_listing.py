@@ -7,9 +7,9 @@ import tarfile
 import pytest
 
 from alexnet.data.batch_file import DataError
-from alexnet.data.images import BadImage
+from alexnet.data.images import MOST_BYTES, BadImage, read_member
 from alexnet.data.omissions import Omissions
-from alexnet.data.tar_listing import MOST_BYTES, read_member, tar_images
+from alexnet.data.tar_listing import tar_images
 
 FILES = {"n02/n02_10.JPEG": b"ten", "n02/n02_9.JPEG": b"nine", "n01/n01_1.JPEG": b"one"}
 
