@@ -1,6 +1,7 @@
 """Time of each layer and pass in a training step, compared with PyTorch and with the machine's ceilings.
 
-python -m benchmarks.kernels [--quick] [--json FILE] [--batch 128] [--runs 5] [--layers conv1 fc6 ...] [--isolated]
+python -m benchmarks.kernels [--quick] [--json FILE] [--batch 128] [--runs 5] [--layers conv1 fc6 ...]
+                             [--isolated | --modes]
 
 Our rows come from the compiled training step on random images in memory. Each node is timed within the step, so the
 parts add up to the step, and `share` is the fraction of it. PyTorch's passes run one by one on random values, each in
@@ -17,6 +18,8 @@ in the caches. The rate is in GFLOP/s of the direct sum, or in GB/s.
 
 With --isolated, for tuning, only the convolution kernels run, each on random arrays in memory, in turn with PyTorch's
 pass in the faster of its layouts. The caches are not flushed between runs.
+
+With --modes, conv2d() runs in plain PyTensor functions (benchmarks/harness/modes.py).
 """
 
 import statistics
@@ -30,7 +33,7 @@ from alexnet.native import allocator, compiler
 from alexnet.ops.kernels import convolution
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
-from benchmarks.harness import ceilings, nodes, report
+from benchmarks.harness import ceilings, modes, nodes, report
 
 try:
     import torch
@@ -251,6 +254,9 @@ def isolated_rows(batch, runs, layers):
 def rows(options):
     if torch:
         torch.set_num_threads(compiler.threads())
+    if options.modes:
+        yield from modes.rows(options.batch, options.runs)
+        return
     measured = isolated_rows if options.isolated else step_rows
     yield from measured(options.batch, options.runs, options.layers)
 
@@ -260,6 +266,7 @@ def add_options(parser):
     parser.add_argument("--runs", type=int, default=5, help="of each PyTorch pass (%(default)s)")
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS, help="layers to run in PyTorch")
     parser.add_argument("--isolated", action="store_true", help="time the convolution kernels outside a step")
+    parser.add_argument("--modes", action="store_true", help="time conv2d() in the modes of PyTensor")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from alexnet.data.image_listing import ENDINGS
+from alexnet.data.image_formats import SUFFIXES
 from alexnet.native.cores import cores
 from benchmarks.harness import report
 
@@ -163,7 +163,7 @@ def add_options(parser):
 
 def photographs(folder):
     """Return the absolute paths of the image files in a folder and its subfolders."""
-    found = sorted(path.resolve() for path in pathlib.Path(folder).rglob("*") if path.suffix.lower() in ENDINGS)
+    found = sorted(path.resolve() for path in pathlib.Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:
         raise argparse.ArgumentTypeError(f"must be a folder with JPEG or PNG files, got {folder}")
     return found

@@ -46,6 +46,7 @@ class Settings(NamedTuple):
     seed: int = 1                                # of the shuffle; upstream: 1
     limit: int | None = None                     # images of each half, for a trial
     on_bad_image: str = "fail"                   # or "skip"
+    decode: str = "exact"                        # or "fast": see alexnet.data.images.DECODE
 
 
 class Job(NamedTuple):
@@ -59,6 +60,7 @@ class Job(NamedTuple):
     extents: np.ndarray | None                   # of a tar file: offset and size of each image
     resize: str
     on_bad_image: str
+    decode: str
     record: Record | None                        # record of an earlier run, if it finished this file
 
 
@@ -116,7 +118,7 @@ def read_piece(job: Job, indices: Sequence[int]) -> tuple[np.ndarray, list[tuple
     bad = []
     for index in indices:
         try:
-            images[good] = read_image(source_of(job, index), job.resize)
+            images[good] = read_image(source_of(job, index), job.resize, job.decode)
             good += 1
         except BadImage as error:
             bad.append((job.names[index], str(error)))
@@ -165,7 +167,7 @@ def make_batches(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that affect the bytes."""
+    """Return the versions of the packages that affect the bytes. simplejpeg's pixels are those of Pillow."""
     return {name: version(name) for name in ("pillow", "hickle", "h5py", "numpy")}
 
 
@@ -183,7 +185,7 @@ def list_jobs(
             extents = None if images.extents is None else images.extents[start:start + settings.batch_size]
             jobs.append(Job(
                 half, number, folder / f"{number:04d}.hkl", images.root, names, extents,
-                settings.resize, settings.on_bad_image, finished.get((half, number)),
+                settings.resize, settings.on_bad_image, settings.decode, finished.get((half, number)),
             ))
     return jobs
 
@@ -217,7 +219,7 @@ def reading_time(jobs: Sequence[Job]) -> float:
     began = time.perf_counter()
     for job in sample:
         with contextlib.suppress(BadImage):                  # reported when its batch is made
-            read_image(source_of(job, 0))
+            read_image(source_of(job, 0), job.resize, job.decode)
     return (time.perf_counter() - began) / max(len(sample), 1)
 
 

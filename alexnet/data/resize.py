@@ -14,18 +14,21 @@ Box = tuple[float, float, float, float]          # left, top, right, bottom, in 
 PILLOW_13 = int(PIL.__version__.partition(".")[0]) >= 13
 
 
-def resize(image: Image.Image, size: int, box: Box | None = None) -> np.ndarray:
+def resize(image: Image.Image | np.ndarray, size: int, box: Box | None = None) -> np.ndarray:
     """Return an RGB image resized to size x size pixels, uint8 (size, size, 3), bilinear with antialiasing.
 
     Args:
+        image: of Pillow, or uint8 (rows, columns, 3).
         box: the part of the image to use; None: all.
     """
     if not compiler.compiler_available():
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
-    width, height = image.size
+    pixels = np.ascontiguousarray(image)
+    height, width = pixels.shape[:2]
     out = np.empty((size, size, 3), np.uint8)
     kernel()(
-        np.asarray(image), out, height, width, size, columns_first(width, height, size),
+        pixels, out, height, width, size, columns_first(width, height, size),
         *(box or (0, 0, width, height)),
     )
     return out

@@ -1,6 +1,7 @@
 """The arithmetic and the report of the benchmarks; the tests measure nothing and do not need PyTorch."""
 
 import contextlib
+import importlib
 import json
 import os
 import pathlib
@@ -32,6 +33,14 @@ def section(rows=(ROW,), failure=None, module="step"):
 def markdown(*sections, by_hand=""):
     facts = {"processor": "a fake one"}
     return results.markdown(sections, benchmarks.HEADLINES, facts, "python -m benchmarks", "2026-01-02", by_hand)
+
+
+@pytest.mark.parametrize("benchmark", [each.module for each in benchmarks.BENCHMARKS])
+def test_each_benchmark_can_be_imported(benchmark):
+    try:
+        importlib.import_module(f"benchmarks.{benchmark}")
+    except ModuleNotFoundError as error:
+        assert error.name in ("torch", "onnxruntime", "pycuda"), error
 
 
 # ---- rows

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, features
 
+from alexnet.data import images
 from alexnet.data.images import TURNS, BadImage, batch_of, pixels_of, read_image
 from tests.hostile_images import BAD, GOOD, bomb, encoded, photograph
 
@@ -326,3 +327,37 @@ def test_images_are_the_innermost_axis(rng):
     assert batch.shape == (3, 256, 256, 3) and batch.flags.c_contiguous
     for place, image in enumerate(images):
         np.testing.assert_array_equal(batch[..., place], np.moveaxis(image, 2, 0))
+
+
+JPEGS = {
+    "4:2:0": {}, "4:4:4": {"subsampling": 0}, "4:2:2": {"subsampling": 1}, "progressive": {"progressive": True},
+    "poor": {"quality": 5}, "restart markers": {"restart_marker_blocks": 4}, "not a multiple of 8": {},
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_direct_decoder_has_the_pixels_of_pillow(path, kind, monkeypatch):
+    pytest.importorskip("simplejpeg", reason="needs simplejpeg, which is not installed")
+    saved(photograph(501 if kind == "not a multiple of 8" else 400, 299), path, **JPEGS[kind])
+    direct = read_image(path)
+    monkeypatch.setattr(images, "optional_decoder", lambda: None)
+    np.testing.assert_array_equal(direct, read_image(path))
+
+
+def test_direct_decoder_leaves_damage_to_pillow(path, monkeypatch):
+    """A file with bytes after its end, which Pillow accepts, and one that is cut off."""
+    saved(photograph(400, 300), path)
+    content = path.read_bytes()
+    path.write_bytes(content + b"rest")
+    assert read_image(path).shape == (256, 256, 3)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(BadImage, match="is damaged: image file is truncated"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "shorter"])
+def test_fast_decoding_differs_little(path, resize):
+    saved(photograph(1100, 900), path)
+    exact, fast = (read_image(path, resize, decode).astype(int) for decode in ("exact", "fast"))
+    difference = np.abs(exact - fast).mean()
+    assert difference < 0.5 and (difference > 0) == (resize != "shorter")
