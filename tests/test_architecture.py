@@ -56,6 +56,7 @@ HOMES = {
     "google": ("alexnet/pretrained/protobuf.py",),
     "onnx": ("alexnet/pretrained/onnx",),
     "jax": ("alexnet/ops/lowerings", "alexnet/backends/jax", "multigpu/device"),
+    "simplejpeg": ("alexnet/data/images.py",),
     "numba": ("alexnet/ops/numba_kernels.py",),
     "llvmlite": ("alexnet/ops/numba_kernels.py",),
     "pycuda": ("multigpu/device/cuda.py",),

@@ -212,16 +212,16 @@ def _checked_status(status: int) -> None:
 def _text_and_name(source: str | Path, name: str | None, dtype: str) -> tuple[str, str]:
     if isinstance(source, Path):
         name = name or source.stem
-        source = _expanded(source)
+        source = expanded(source)
     if name is None:
         raise TypeError("C source text needs a name, the prefix of its file in the cache; only a path has one")
     return (source, name) if dtype == "float32" else ("#define REAL double\n" + source, f"{name}-{dtype}")
 
 
 @cache
-def _expanded(path: Path) -> str:
+def expanded(path: Path) -> str:
     """Return the text of a C file, with #include lines replaced by the headers from the same folder."""
-    return INCLUDE.sub(lambda match: _expanded(path.with_name(match[1])), path.read_text(encoding="utf-8"))
+    return INCLUDE.sub(lambda match: expanded(path.with_name(match[1])), path.read_text(encoding="utf-8"))
 
 
 @cache

@@ -9,7 +9,7 @@ from alexnet.native import allocator, compiler
 from alexnet.ops.kernels import convolution
 from benchmarks.harness import report
 
-TILES = pathlib.Path(convolution.__file__).with_name("tiles.h").read_text(encoding="utf-8")
+TILES = compiler.expanded(pathlib.Path(convolution.__file__).with_name("tiles.h"))
 MULTIPLY_ADDS = TILES + """
 /* Independent multiply-adds on registers, at least two per cycle of latency: an upper bound for any kernel. */
 enum { CHAINS = 12 };
