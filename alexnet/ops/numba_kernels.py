@@ -39,7 +39,7 @@ from alexnet.ops import (
     kernels,
 )
 from alexnet.ops.base import ShapedOp, window_count
-from alexnet.ops.kernels.convolution import TAPS, saves_half
+from alexnet.ops.kernels.convolution import LEAST_FULLNESS, TAPS, block_size, fullness_of, saves
 
 FOLDER = Path(kernels.__file__).parent
 LETTERS = {"a": types.uintp, "n": types.int64, "u": types.uint32}
@@ -48,7 +48,8 @@ Array: TypeAlias = np.ndarray
 Function = Callable[..., Any]                    # for Numba to compile
 
 windows = register_jitable(window_count)
-winograd_saves = register_jitable(saves_half)
+winograd_saves = register_jitable(saves)
+fullness = register_jitable(fullness_of)
 
 
 class Library:
@@ -220,6 +221,8 @@ def _convolution(library: Library, op: Any, name: str) -> Function:
         library.function(f"{file}.c", f"{name}_workspace", "a", types.int64) if has_transforms else direct_bytes
     )
     of_images = name == "input_gradient"
+    block = block_size()
+    least = LEAST_FULLNESS[name]
 
     @register_jitable
     def run(
@@ -232,7 +235,7 @@ def _convolution(library: Library, op: Any, name: str) -> Function:
         if pays and not (of_images and pad >= filter_height):
             fewest = min(channels // groups * stride**2, outputs // groups)
             rows, columns = (height, width) if of_images else (out_height, out_width)
-            pays = winograd_saves(rows, columns, fewest, filter_height, stride)
+            pays = winograd_saves(rows, columns, fewest, filter_height, stride, fullness(batch, block), least)
         if filter_height == 1 and filter_width == 1 and stride == 1 and pad == 0:
             batch = height * width * batch                # pixels are independent: each is an image
             height = width = 1

@@ -17,6 +17,10 @@
  *     All vector loads are then full and aligned, the batch may have any size, and the pixels of a position are not a
  *     power of two apart, which avoids cache conflicts.  Incomplete blocks are padded with zeros, and the results for
  *     the padding are not stored.
+ *   - With few images, a block is BLOCK consecutive output pixels of one image instead: each image is packed with its
+ *     padding as it is, [image][c][row][column], so the terms (c,i,j) of adjacent pixels are adjacent, too.  The last
+ *     columns of each padded row give results that are not stored.  With stride s, an image is packed as s * s phases,
+ *     [image][c][phase][row / s][column / s].  Each sum has the same terms in the same order in both cases.
  *   - k is split into equal passes of at most DEPTH terms.  A tile of the output, some channels by one block of images,
  *     is summed over one pass in registers.  The sums of the passes are accumulated in `partial`, in order.
  *   - pass: position: tile of channels.  The pixels of one position and pass stay in the L1 cache; the filters, packed
@@ -54,6 +58,8 @@ typedef struct {
     long passes, pass_depth;
     long task_positions, task_tiles, position_ranges, tile_ranges;
     int rotated;                                        /* filters rotated by 180 degrees: input gradient */
+    int pixels;                                         /* a block is pixels of one image */
+    long phase_height, phase_width, pixel_blocks;       /* then: of one phase; blocks of an image */
 } Plan;
 
 typedef struct {
@@ -116,12 +122,26 @@ static void choose_tasks(Plan *plan)
     plan->tile_ranges = ceil_div(plan->tiles, plan->task_tiles);
 }
 
+/* Use blocks of pixels if they need fewer vectors than blocks of images. */
+static void choose_blocks(Plan *plan)
+{
+    plan->phase_height = ceil_div(plan->padded_height, plan->stride);
+    plan->phase_width = ceil_div(plan->padded_width, plan->stride);
+    plan->pixel_blocks = ceil_div((plan->out_height - 1) * plan->phase_width + plan->out_width, BLOCK);
+    plan->blocks = ceil_div(plan->b, BLOCK);
+    plan->positions = plan->blocks * plan->out_height * plan->out_width;
+    plan->plane = (plan->padded_height * plan->padded_width) | 1;        /* odd: spreads channels over the cache sets */
+    plan->pixels = plan->out_height * plan->out_width > 1 && plan->b * plan->pixel_blocks < plan->positions;
+    if (plan->pixels) {
+        plan->positions = plan->b * plan->pixel_blocks;
+        plan->plane = plan->stride * plan->stride * plan->phase_height * plan->phase_width;
+    }
+}
+
 static void choose_blocking(Plan *plan)
 {
     plan->depth = plan->c * plan->filter_height * plan->filter_width;
-    plan->plane = (plan->padded_height * plan->padded_width) | 1;        /* odd: spreads channels over the cache sets */
-    plan->blocks = ceil_div(plan->b, BLOCK);
-    plan->positions = plan->blocks * plan->out_height * plan->out_width;
+    choose_blocks(plan);
     plan->passes = ceil_div(plan->depth, streams(plan) && plan->o_stride == 1 ? STREAM_DEPTH : DEPTH);
     plan->pass_depth = ceil_div(plan->depth, plan->passes);
     choose_tiles(plan);
@@ -188,6 +208,36 @@ static void pack_images(const Plan *plan, const real *x, real *packed)
     }
 }
 
+/* Pack one channel of one image as phases; the elements of x are b apart. */
+static void pack_phases(const Plan *plan, const real *x, real *packed)
+{
+    memset(packed, 0, plan->plane * sizeof(real));
+    for (long row = 0; row < plan->padded_height; row++) {
+        long source_row = source_index(row, plan->pad_top, plan->dilation, plan->height);
+        if (source_row < 0)
+            continue;
+        const real *from = x + source_row * plan->width * plan->b;
+        real *to = packed + (row % plan->stride * plan->stride * plan->phase_height + row / plan->stride)
+                            * plan->phase_width;
+        for (long column = 0; column < plan->padded_width; column++) {
+            long source = source_index(column, plan->pad_left, plan->dilation, plan->width);
+            if (source >= 0)
+                to[column % plan->stride * plan->phase_height * plan->phase_width + column / plan->stride]
+                    = from[source * plan->b];
+        }
+    }
+}
+
+static void pack_pixels(const Plan *plan, const real *x, real *packed)
+{
+    long channels = plan->groups * plan->c;
+    #pragma omp parallel for schedule(static)
+    for (long i = 0; i < plan->b * channels; i++)
+        pack_phases(plan, x + i % channels * plan->height * plan->width * plan->b + i / channels,
+                    packed + i * plan->plane);
+    memset(packed + plan->b * channels * plan->plane, 0, BLOCK * sizeof(real));      /* read with the last block */
+}
+
 /* Pack one tile over n terms to [k][rows], with zeros for channels beyond the last. */
 ALWAYS_INLINE void pack_tile(const int rows, const real *filters, long o_stride, const long *filter_offset, long n,
                              long channels, real *packed)
@@ -244,8 +294,16 @@ static void pack_all_filters(const Plan *plan, const Buffers *buffers, const rea
     }
 }
 
+/* The pixels of a block, if a block is pixels: `width` of each `phase_width` sums, from pixel `first` on, of images b. */
+typedef struct { long first, phase_width, width, height, b; } Pixels;
+
 /* Destination of the sums of a tile: `partial`, [channel][BLOCK], or `out` after the last pass. */
-typedef struct { real *partial, *out; long out_stride, channels, images; int first, last; } Target;
+typedef struct {
+    real *partial, *out;
+    long out_stride, channels, images;
+    int first, last;
+    const Pixels *pixels;                /* null if a block is images */
+} Target;
 
 /* Store one channel; only the first `images` sums if the block is incomplete. */
 ALWAYS_INLINE void store_images(const vector *sum, real *out, long images)
@@ -254,6 +312,19 @@ ALWAYS_INLINE void store_images(const vector *sum, real *out, long images)
     store_row(images < BLOCK ? block : out, sum);
     if (images < BLOCK)
         memcpy(out, block, images * sizeof(real));
+}
+
+/* Store one channel of a block of pixels. */
+NEVER_INLINE void store_pixels(const real *block, real *out, const Pixels *pixels)
+{
+    long row = pixels->first / pixels->phase_width, column = pixels->first % pixels->phase_width;
+    for (long lane = 0; lane < BLOCK && row < pixels->height; row++, column = 0) {
+        long n = min(pixels->phase_width - column, BLOCK - lane), stored = min(pixels->width - column, n);
+        real *to = out + (row * pixels->width + column) * pixels->b;
+        for (long i = 0; i < stored; i++)
+            to[i * pixels->b] = block[lane + i];
+        lane += n;
+    }
 }
 
 /* Sum `rows` channels by one block of images over n terms; filters are at [k * k_stride + channel * o_stride]. */
@@ -278,8 +349,13 @@ ALWAYS_INLINE void sum_tile(const int rows, const real *images, const long *imag
         for (int v = 0; v < VECTORS; v++)
             if (!target.first)
                 sum[r][v] += load(target.partial + r * BLOCK + v * LANES);
-        if (r < target.channels)
+        if (r < target.channels && target.pixels) {
+            real block[BLOCK];
+            store_row(block, sum[r]);
+            store_pixels(block, target.out + r * target.out_stride, target.pixels);
+        } else if (r < target.channels) {
             store_images(sum[r], target.out + r * target.out_stride, target.images);
+        }
     }
 }
 
@@ -309,20 +385,23 @@ typedef struct {
 static void sum_position(const Plan *plan, const Buffers *buffers, const Task *task, long pass, long position,
                          const real *packed, real *partial)
 {
-    long out_pixels = plan->out_height * plan->out_width, block = position / out_pixels, pixel = position % out_pixels;
-    long y = pixel / plan->out_width, x = pixel % plan->out_width, n = pass_terms(plan, pass);
+    long out_pixels = plan->out_height * plan->out_width, n = pass_terms(plan, pass);
+    long each = plan->pixels ? plan->pixel_blocks : out_pixels, block = position / each, pixel = position % each;
+    long y = pixel / plan->out_width, x = pixel % plan->out_width;
     long channel = (block * plan->groups + task->group) * plan->c;
     const real *images = buffers->images
-                          + (channel * plan->plane + (y * plan->padded_width + x) * plan->stride) * BLOCK;
+                         + (plan->pixels ? channel * plan->plane + pixel * BLOCK
+                            : (channel * plan->plane + (y * plan->padded_width + x) * plan->stride) * BLOCK);
+    const Pixels pixels = { pixel * BLOCK, plan->phase_width, plan->out_width, plan->out_height, plan->b };
     const long *image_offset = buffers->image_offset + pass * plan->pass_depth;
     Target target = { .out_stride = out_pixels * plan->b, .images = plan->b - block * BLOCK, .first = pass == 0,
-                      .last = pass == plan->passes - 1 };
+                      .last = pass == plan->passes - 1, .pixels = plan->pixels ? &pixels : 0 };
     long start = tile_start(plan, task->tile);
     for (long tile = task->tile; tile < task->tile_end; tile++) {
         long o = tile_start(plan, tile);
         const real *filters = packed + (o - start) * n;
         target.partial = partial + (o - start) * BLOCK;
-        target.out = task->out + o * target.out_stride + pixel * plan->b + block * BLOCK;
+        target.out = task->out + o * target.out_stride + (plan->pixels ? block : pixel * plan->b + block * BLOCK);
         target.channels = plan->o - o;
         if (in_place(plan, tile))
             tile_in_place(images, image_offset, n, task->filters + o * plan->o_stride + pass * plan->pass_depth,
@@ -358,7 +437,12 @@ static void find_offsets(const Plan *plan, const Buffers *buffers)
     long taps = plan->filter_height * plan->filter_width;
     for (long k = 0; k < plan->depth; k++) {
         long c = k / taps, tap = k % taps, i = tap / plan->filter_width, j = tap % plan->filter_width;
-        buffers->image_offset[k] = (c * plan->plane + i * plan->padded_width + j) * BLOCK;
+        long phase = i % plan->stride * plan->stride + j % plan->stride;
+        if (plan->pixels)
+            buffers->image_offset[k] = c * plan->plane + j / plan->stride
+                                       + (phase * plan->phase_height + i / plan->stride) * plan->phase_width;
+        else
+            buffers->image_offset[k] = (c * plan->plane + i * plan->padded_width + j) * BLOCK;
         if (plan->rotated)
             buffers->filter_offset[k] = (taps - 1 - tap) * plan->groups * plan->group_stride + c;
         else
@@ -372,8 +456,10 @@ static Buffers divide(const Plan *plan, char *workspace)
     long all_filters = plan->groups * plan->depth * plan->packed_o;
     long filters = streams(plan) ? threads * plan->pass_depth * task_channels : all_filters;
     long partial = plan->passes > 1 ? threads * plan->task_positions * task_channels * BLOCK : 0;
+    long planes = plan->groups * plan->c * plan->plane;
     Buffers buffers;
-    buffers.images = take(&workspace, plan->blocks * plan->groups * plan->c * plan->plane * BLOCK * sizeof(real));
+    buffers.images = take(&workspace, (plan->pixels ? plan->b * planes + BLOCK : plan->blocks * planes * BLOCK)
+                                      * sizeof(real));
     buffers.filters = take(&workspace, filters * sizeof(real));
     buffers.partial = take(&workspace, partial * sizeof(real));
     buffers.image_offset = take(&workspace, plan->depth * sizeof(long));
@@ -386,7 +472,10 @@ static void run(const Plan *plan, const real *x, const real *filters, real *out,
 {
     Buffers buffers = divide(plan, workspace);
     find_offsets(plan, &buffers);
-    pack_images(plan, x, buffers.images);
+    if (plan->pixels)
+        pack_pixels(plan, x, buffers.images);
+    else
+        pack_images(plan, x, buffers.images);
     if (!streams(plan))
         pack_all_filters(plan, &buffers, filters);
     #pragma omp parallel for schedule(dynamic)
@@ -401,5 +490,8 @@ static void run(const Plan *plan, const real *x, const real *filters, real *out,
         run_task(plan, &buffers, &task);
     }
 }
+
+/* The number of images, or of pixels, in a block. */
+int64_t block_size(void) { return BLOCK; }
 
 #include "entry.h"

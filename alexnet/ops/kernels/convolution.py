@@ -6,7 +6,8 @@ are for float32 only. A dense layer is a 1x1 image
 with a 1x1 filter: x (inputs, 1, 1, batch), W (inputs, 1, 1, outputs). The padding consists of explicit zeros, so an
 infinite value multiplied by padding gives NaN.
 
-The loops are in convolution.c and filter_gradient.c (direct), winograd.c and winograd_filter_gradient.c.
+The loops are in convolution.c and filter_gradient.c (direct), in winograd.c and winograd_filter_gradient.c, and in dense.c
+for dense layers of few images.
 """
 
 import ctypes
@@ -25,8 +26,13 @@ from alexnet.ops.registry import Run, cpu_kernel
 TILE = 4                                         # outputs of a Winograd tile, in one dimension
 TAPS = 3, 5                                      # supported filter sizes, after a stride is split into phases
 FEWEST_CHANNELS = 16                             # of input and output; with fewer the transforms do not pay off
+LEAST_FULLNESS = {                               # times the factor by which the transforms save multiplications
+    "forward": 0.8, "input_gradient": 0.8, "filter_gradient": 0.55,
+}
+DENSE_IMAGES = 6                                 # largest batch of dense.c
 FOLDER = Path(__file__).parent
 Pass = Literal["forward", "input_gradient", "filter_gradient"]
+DENSE = FOLDER / "dense.c"
 DIRECT: dict[Pass, Path] = {                     # the C files
     "forward": FOLDER / "convolution.c",
     "input_gradient": FOLDER / "convolution.c",
@@ -94,19 +100,41 @@ def winograd_can(name: Pass, sizes: Sizes) -> bool:
 
 
 def winograd_pays(name: Pass, sizes: Sizes) -> bool:
-    """Return True if Winograd transforms are faster: at most half the multiplications, and enough channels."""
+    """Return True if Winograd transforms are faster than the direct sum."""
     if not winograd_can(name, sizes):
         return False
     height, width = sizes.out if name != "input_gradient" else (sizes.height, sizes.width)
     channels = min(sizes.channels // sizes.groups * sizes.stride**2, sizes.outputs // sizes.groups)
-    return saves_half(height, width, channels, sizes.filter_height, sizes.stride)
+    fullness = fullness_of(sizes.batch, block_size())
+    return saves(height, width, channels, sizes.filter_height, sizes.stride, fullness, LEAST_FULLNESS[name])
 
 
-def saves_half(height: int, width: int, channels: int, filter_size: int, stride: int) -> bool:
-    """Return True if Winograd transforms need at most half the multiplications for height x width results."""
+def saves(
+    height: int, width: int, channels: int, filter_size: int, stride: int, fullness: float, least: float
+) -> bool:
+    """Return True if Winograd transforms save enough multiplications for height x width results of a filter.
+
+    They need enough channels, and at most half the multiplications. Their vectors are images, those of the direct sum
+    are pixels or channels if there are few images, so the fuller the blocks of images are, the less they must save. The
+    constants fit the layers of AlexNet, measured for 1 to 32 images (python -m benchmarks.kernels --isolated).
+    """
     points = (TILE + -(-filter_size // stride) - 1) ** 2 * stride**2
     multiplications = -(-height // TILE) * -(-width // TILE) * points
-    return channels >= FEWEST_CHANNELS and 2 * multiplications <= height * width * filter_size**2
+    direct = height * width * filter_size**2
+    enough = 2 * multiplications <= direct and fullness * direct >= least * multiplications
+    return enough and channels >= FEWEST_CHANNELS
+
+
+def fullness_of(batch: int, block: int) -> float:
+    """Return the fraction of the places in blocks of images that a batch fills."""
+    return batch / max(-(-batch // block) * block, 1)
+
+
+def block_size() -> int:
+    """Return the number of images in a block, which depends on the instruction set."""
+    size = compiler.load(DIRECT["forward"]).block_size
+    size.restype = ctypes.c_int64
+    return int(size())
 
 
 def _sizes(x: np.ndarray, W: np.ndarray, y: np.ndarray, stride: int, pad: int, groups: int) -> Sizes:
@@ -144,6 +172,12 @@ def _run(name: Pass, arrays: Sequence[np.ndarray], sizes: Sizes, winograd: bool 
                 "convolution kernels take contiguous arrays of one dtype, float32 or float64, got "
                 f"{', '.join(str(each.dtype) for each in arrays)} with strides {array.strides}"
             )
+    if name == "forward" and is_small_dense(sizes):
+        shape = (ctypes.c_long(n) for n in (sizes.channels, sizes.outputs, sizes.batch))
+        compiler.load(DENSE, dtype=dtype.name).dense_forward(
+            *(ctypes.c_void_p(array.ctypes.data) for array in arrays), *shape
+        )
+        return
     if winograd is None:
         winograd = dtype == np.float32 and winograd_pays(name, sizes)
     library = compiler.load((WINOGRAD if winograd else DIRECT)[name], dtype=dtype.name)
@@ -155,9 +189,17 @@ def _run(name: Pass, arrays: Sequence[np.ndarray], sizes: Sizes, winograd: bool 
     getattr(library, name)(c_sizes, *pointers)
 
 
+def is_small_dense(sizes: Sizes) -> bool:
+    """Return True for a dense layer of at most DENSE_IMAGES images, which dense.c computes at the speed of memory."""
+    pixels = sizes.height, sizes.width, sizes.filter_height, sizes.filter_width
+    return pixels == (1, 1, 1, 1) and sizes.groups == 1 and sizes.pad == 0 and sizes.batch <= DENSE_IMAGES
+
+
 def request(name: Pass, dtype: str) -> None:
     """Request compilation of the kernels of a pass, direct and for float32 Winograd; the call chooses by the sizes."""
     compiler.request(DIRECT[name], dtype=dtype)
+    if name == "forward":
+        compiler.request(DENSE, dtype=dtype)
     if dtype == "float32":
         compiler.request(WINOGRAD[name])
 

@@ -57,6 +57,10 @@ LAYERS = [
     Layer(260, 5, 5, 50, 3, 3, 1, 1, 2, 20),
     Layer(2, 9, 300, 3, 3, 3, 1, 1, 1, 3),                     # many positions
     Layer(2, 3, 3, 400, 2, 2, 1, 1, 1, 2),                     # more channels than one task processes
+    Layer(600, 1, 1, 700, 1, 1, 1, 0, 1, 1),                   # dense, of few images
+    Layer(515, 1, 1, 203, 1, 1, 1, 0, 1, 6),
+    Layer(20, 13, 13, 40, 3, 3, 1, 1, 2, 2),                   # few images: vectors of pixels
+    Layer(3, 47, 51, 10, 11, 11, 4, 0, 1, 1),
 ]
 WINOGRAD_LAYERS = [
     Layer(1, 3, 3, 1, 3, 3, 1, 0, 1, 1),                       # one output
@@ -129,7 +133,7 @@ def run(name, layer, x, w, g, winograd=False):
         "input_gradient": ((w, g), layer.shapes[0]),
         "filter_gradient": ((x, g), layer.shapes[1]),
     }[name]
-    out = np.full(shape, np.nan, np.float32)
+    out = np.full(shape, np.nan, x.dtype)
     getattr(convolution, name)(*inputs, layer.stride, layer.pad, layer.groups, out, winograd)
     return out
 
@@ -223,6 +227,16 @@ def alexnet_layer(channels, image, outputs, size, stride, pad, groups):
 )
 def test_winograd_is_chosen_where_it_pays(layer, pays):
     assert tuple(convolution.winograd_pays(kernel, layer) for kernel in KERNELS) == pays
+    single = layer._replace(batch=1)                           # its vectors of images would be almost empty
+    if convolution.block_size() > 16:
+        assert not any(convolution.winograd_pays(kernel, single) for kernel in KERNELS)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("layer", LAYERS[1::2], ids=lambda layer: "-".join(map(str, layer)))
+def test_float64_kernel_equals_plain_sum(kernel, layer):
+    arrays = [array.astype(np.float64) for array in random_arrays(layer)]
+    assert relative_error(run(kernel, layer, *arrays), truth(kernel, layer, *arrays)) < 1e-14
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
