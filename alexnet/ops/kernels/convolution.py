@@ -6,7 +6,7 @@ are for float32 only. A dense layer is a 1x1 image
 with a 1x1 filter: x (inputs, 1, 1, batch), W (inputs, 1, 1, outputs). The padding consists of explicit zeros, so an
 infinite value multiplied by padding gives NaN.
 
-The loops are in convolution.c and filter_gradient.c (direct), in winograd.c and winograd_filter_gradient.c, and in dense.c
+The loops are in convolution.c and filter_gradient.c (direct), winograd.c and winograd_filter_gradient.c, and in dense.c
 for dense layers of few images.
 """
 
