@@ -51,7 +51,7 @@ HOMES = {
     "hickle": ("alexnet/data/batch_file.py",),
     "safetensors": ("alexnet/run/checkpoint_format.py",),
     "matplotlib": ("alexnet/plots",),
-    "PIL": ("alexnet/data/images.py", "preprocess"),
+    "PIL": ("alexnet/data/images.py", "alexnet/data/resize.py", "preprocess"),
     "scipy": ("alexnet/data/ilsvrc_devkit.py",),
     "google": ("alexnet/pretrained/protobuf.py",),
     "onnx": ("alexnet/pretrained/onnx",),
