@@ -8,8 +8,9 @@
  * The loops: output row: column: block of images: pixel of the window: image.  The innermost loop is vectorised: a
  * vector of images keeps its running maximum and index in registers during the loop over the window.  Threads process
  * different rows.  At stride 1, adjacent windows of a row inside the image differ only by a shift.  They are computed
- * as one window over a larger batch, so small batches also fill the vectors.  The gradient limits this to MERGED
- * values, which stay in the cache.
+ * as one window over a larger batch, so small batches also fill the vectors.  At a larger stride, with few images, their
+ * pixels are first copied to rows of equal remainder modulo the stride, in which adjacent windows differ by a shift, too.
+ * At most MERGED values are merged, which stay in the cache.
  *
  * If a window contains a NaN, the maximum is NaN and the index is that of the first NaN.  Testing each pixel for NaN
  * takes twice as long as the rest of the loop.  Instead the fast loop for the common sizes also sums each window.  If
@@ -23,6 +24,8 @@
 #include "common.h"
 
 enum { IMAGES = 64, MERGED = 256, MAX_SIZE = 16, MAX_WINDOW = MAX_SIZE * MAX_SIZE };
+enum { FEW_IMAGES = 16, FAST_SIZE = 3, MAX_STRIDE = 4 };
+enum { COPIED = FAST_SIZE * MAX_STRIDE * (MERGED + FAST_SIZE * FEW_IMAGES) };      /* values */
 
 typedef struct { long height, width, batch, out_width, size, stride, pad; } Row;
 
@@ -88,21 +91,57 @@ ALWAYS_INLINE void fast_block(const real *x, real *y, uint8_t *index, real *nan,
         index[b] = (uint8_t)best_index[b];
 }
 
+/* Copy the pixels of `run` adjacent windows to rows of equal remainder modulo the stride, and place the first window. */
+static void copy_windows(const real *x, const Row *r, long top, long left, long run, real *copy, Window *w)
+{
+    const long length = (run + r->size) * r->batch, columns = (run - 1) * r->stride + r->size;
+    for (long i = 0; i < r->size; i++) {
+        const real *row = x + ((top + i) * r->width + left) * r->batch;
+        for (long first = 0; first < r->stride; first++) {
+            real *to = copy + (i * r->stride + first) * length;
+            for (long column = first; column < columns; column += r->stride)
+                for (long b = 0; b < r->batch; b++)
+                    *to++ = row[column * r->batch + b];
+        }
+    }
+    for (long k = 0; k < r->size * r->size; k++) {
+        const long i = k / r->size, j = k % r->size;
+        w->offset[k] = (i * r->stride + j % r->stride) * length + j / r->stride * r->batch;
+        w->index[k] = (int32_t)k;
+    }
+}
+
+/* The number of windows from one on that can be copied together, at most MERGED values; 0 if they cannot be. */
+static long copied_run(const Row *r, long top, long left, long windows)
+{
+    const int inside = top >= 0 && top + r->size <= r->height && left >= 0 && left + r->size <= r->width;
+    if (!inside || r->stride == 1 || r->stride > MAX_STRIDE || r->batch > FEW_IMAGES)
+        return 0;
+    return min(min((r->width - r->size - left) / r->stride + 1, windows), MERGED / r->batch);
+}
+
 /* Pool one row of windows of size `fast`, or with the checked loop if it is 0; returns whether a NaN is possible. */
 ALWAYS_INLINE int pool_row(const real *x, real *y, uint8_t *index, const Row *r, long top, const int fast)
 {
-    real nan[IMAGES] = { 0 };
+    real nan[IMAGES] = { 0 }, copy[COPIED];
     Window window;
     for (long column = 0, run; column < r->out_width; column += run) {
         const long left = column * r->stride - r->pad;
-        place_window(&window, r, top, left);
-        run = r->stride == 1 && left >= 0 ? max(r->width - r->size - left + 1, 1) : 1;
+        const real *from = x;
+        run = fast ? copied_run(r, top, left, r->out_width - column) : 0;
+        if (run) {
+            copy_windows(x, r, top, left, run, copy, &window);
+            from = copy;
+        } else {
+            place_window(&window, r, top, left);
+            run = r->stride == 1 && left >= 0 ? max(r->width - r->size - left + 1, 1) : 1;
+        }
         for (long b = 0; b < run * r->batch; b += IMAGES) {
             const long out = column * r->batch + b, n = min(IMAGES, run * r->batch - b);
             if (fast)
-                fast_block(x + b, y + out, index + out, nan, &window, n, fast);
+                fast_block(from + b, y + out, index + out, nan, &window, n, fast);
             else
-                checked_block(x + b, y + out, index + out, &window, n, r->size);
+                checked_block(from + b, y + out, index + out, &window, n, r->size);
         }
     }
     int possible = 0;

@@ -1,5 +1,7 @@
 """Max pooling against a loop over windows, PyTorch and finite differences."""
 
+from itertools import product
+
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
@@ -7,7 +9,9 @@ import pytest
 from pytensor.gradient import NullTypeGradError, verify_grad
 
 from alexnet.backends import mode_of
+from alexnet.native import compiler
 from alexnet.ops import MaxPool2D, MaxPoolGradient
+from alexnet.ops.kernels import run_of
 from tests import reference
 
 pytestmark = pytest.mark.compatibility
@@ -176,3 +180,19 @@ def test_gradient_of_wrong_shape_is_refused(mode):
     run = pytensor.function([g, index], MaxPoolGradient(3, 2)(g, index, 9, 8), mode=mode)
     with pytest.raises(ValueError, match=r"\(4, 3\) rows and columns"):
         run(IMAGES, IMAGES.astype("uint8"))
+
+
+@pytest.mark.skipif(not compiler.compiler_available(), reason="needs a C compiler")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("nan", [False, True])
+def test_kernel_equals_reference_for_few_and_many_images(dtype, nan, rng):
+    """Windows of few images are copied before they are pooled, except at the edges and at large strides."""
+    settings = product((2, 3), (1, 2, 3, 5), (0, 1), (False, True), (1, 5, 16, 17))
+    for size, stride, pad, ceil, batch in settings:
+        images = rng.integers(-3, 4, (2, 7, 150, batch)).astype(dtype)
+        if nan:
+            images[1, 2, 70, 0] = np.nan
+        op = MaxPool2D(size, stride, pad, ceil)
+        node = op.make_node(pt.tensor4(dtype=dtype))
+        for result, expected in zip(run_of(op, node)(images), op.reference(images), strict=True):
+            np.testing.assert_array_equal(result, expected, err_msg=str((size, stride, pad, ceil, batch)))
