@@ -39,6 +39,7 @@ from alexnet.ops import (
     kernels,
 )
 from alexnet.ops.base import ShapedOp, window_count
+from alexnet.ops.kernels.contiguous import ITEMSIZES
 from alexnet.ops.kernels.convolution import LEAST_FULLNESS, TAPS, block_size, fullness_of, saves
 
 FOLDER = Path(kernels.__file__).parent
@@ -88,10 +89,9 @@ def _symbol(file: str, symbol: str, dtype: str) -> str:
 
 
 def _symbols_of_arrays() -> list[str]:
-    sizes = (1, 4, 8)
-    return [_symbol("pool.c", "take_counted", "float32")] + [
-        _symbol("transpose.c", f"transpose{n}", "float32") for n in sizes
-    ]
+    """Return the names of the functions that allocate arrays, and transpose those of each of ITEMSIZES bytes."""
+    take = _symbol("pool.c", "take_counted", "float32")
+    return [take, *(_symbol("transpose.c", f"transpose{n}", "float32") for n in ITEMSIZES)]
 
 
 @cache
@@ -138,7 +138,7 @@ def _contiguous() -> Function:
     empty = _empty()
     transposes = {
         n: types.ExternalFunction(name, types.void(types.uintp, types.uintp, types.int64, types.int64))
-        for n, name in zip((1, 4, 8), _symbols_of_arrays()[1:], strict=True)
+        for n, name in zip(ITEMSIZES, _symbols_of_arrays()[1:], strict=True)
     }
 
     def contiguous(x: Any) -> Any:
