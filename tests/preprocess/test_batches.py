@@ -395,7 +395,7 @@ def test_write_error_has_the_message_of_the_system(tree):
 def test_estimate_is_measured_on_the_images(tree, capsys, monkeypatch):
     clock = [0.0]
 
-    def slow(path):
+    def slow(path, *settings):
         clock[0] += 2                                         # seconds; the clock of this process, not of the workers
 
     monkeypatch.setattr(batches, "read_image", slow)
