@@ -26,7 +26,7 @@ from alexnet.data.image_formats import FORMATS, HEAD, image_format, is_url, refu
 from alexnet.data.png import refuse_wrong_checksum
 from alexnet.data.resize import resize
 
-DECODE: dict[str, int] = {                       # a JPEG is decoded at 1/2, 1/4 or 1/8, of at least so many pixels
+DECODE: dict[str, int] = {                       # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but not smaller
     "exact": 4 * IMAGE_SIZE,                     # mean error 0.002 grey levels on photographs of ImageNet
     "fast": IMAGE_SIZE,                          # 0.1 grey levels; large photographs are decoded up to 4 times as fast
 }

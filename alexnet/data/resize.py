@@ -11,6 +11,7 @@ from alexnet.native import compiler
 
 Box = tuple[float, float, float, float]          # left, top, right, bottom, in pixels
 
+WIDEST = 1 << 16                                 # pixels; the kernel needs 48 bytes of memory for each of a row
 PILLOW_13 = int(PIL.__version__.partition(".")[0]) >= 13
 
 
@@ -21,14 +22,13 @@ def resize(image: Image.Image | np.ndarray, size: int, box: Box | None = None) -
         image: of Pillow, or uint8 (rows, columns, 3).
         box: the part of the image to use; None: all.
     """
-    if not compiler.compiler_available():
+    width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+    if width > WIDEST or not compiler.compiler_available():
         image = image if isinstance(image, Image.Image) else Image.fromarray(image)
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
-    pixels = np.ascontiguousarray(image)
-    height, width = pixels.shape[:2]
     out = np.empty((size, size, 3), np.uint8)
     kernel()(
-        pixels, out, height, width, size, columns_first(width, height, size),
+        np.ascontiguousarray(image), out, height, width, size, columns_first(width, height, size),
         *(box or (0, 0, width, height)),
     )
     return out

@@ -38,7 +38,7 @@ class TarImages(NamedTuple):
 
 
 def is_tar(path: str | Path) -> bool:
-    """Return whether a path is that of a file whose name says that it is a tar, compressed or not."""
+    """Return whether a path is a file with the name of a tar, compressed or not."""
     name = os.path.basename(os.fspath(path)).lower()
     return Path(path).is_file() and (INNER in name or name.endswith(".tgz"))
 

@@ -1,6 +1,6 @@
 """Rates of the library's functions in plain PyTensor functions, compared with the trainer's mode: kernels --modes.
 
-Each of AlexNet's convolutional layers is computed alone, forward and with its gradients, by conv2d() in the trainer's
+Each convolutional layer of AlexNet is computed separately, forward and with its gradients, by conv2d() in the trainer's
 mode and in PyTensor's default mode, in c01b and in NCHW, in turn. In NCHW every array is converted: images, result and
 its gradient. In a chain of layers only those at its ends are; the last rows are such a chain of all five layers, with
 bias, ReLU, pooling and LRN, and an update of the parameters.

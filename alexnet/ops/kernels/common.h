@@ -22,6 +22,23 @@ static inline int omp_get_thread_num(void) { return 0; }
 #define UNROLL _Pragma("GCC unroll 16")                    /* for loops over an array that is kept in registers */
 #define SHUFFLE(lanes, a, b, ...) __builtin_shuffle(a, b, (lanes){ __VA_ARGS__ })
 #endif
+/* Transpose four rows, vectors of four 32-bit elements: twice, interleave the first two with the last two.  `lanes` is
+ * the vector of integers of the same width. */
+#define TRANSPOSE_FOUR(type, lanes, rows)                                                                              \
+    do {                                                                                                               \
+        UNROLL                                                                                                         \
+        for (long round = 0; round < 2; round++) {                                                                     \
+            type shuffled[4];                                                                                          \
+            UNROLL                                                                                                     \
+            for (long i = 0; i < 2; i++) {                                                                             \
+                shuffled[2 * i] = SHUFFLE(lanes, rows[i], rows[i + 2], 0, 4, 1, 5);                                    \
+                shuffled[2 * i + 1] = SHUFFLE(lanes, rows[i], rows[i + 2], 2, 6, 3, 7);                                \
+            }                                                                                                          \
+            UNROLL                                                                                                     \
+            for (long i = 0; i < 4; i++)                                                                               \
+                rows[i] = shuffled[i];                                                                                 \
+        }                                                                                                              \
+    } while (0)
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define NEVER_INLINE static __attribute__((noinline))      /* for an inner loop that needs all registers */
 

@@ -294,7 +294,8 @@ static void pack_all_filters(const Plan *plan, const Buffers *buffers, const rea
     }
 }
 
-/* The pixels of a block, if a block is pixels: `width` of each `phase_width` sums, from pixel `first` on, of images b. */
+/* A block of pixels: the sums from index `first` on, of which the first `width` of each row of `phase_width` are stored,
+ * as pixels of one of b images. */
 typedef struct { long first, phase_width, width, height, b; } Pixels;
 
 /* Destination of the sums of a tile: `partial`, [channel][BLOCK], or `out` after the last pass. */

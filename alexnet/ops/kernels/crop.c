@@ -81,21 +81,11 @@ NEVER_INLINE void transpose_row(const Crop *crop, const uint8_t *row, const uint
 /* Subtract the mean from four pixels of four windows and transpose by the same shuffles -> out (4, batch). */
 ALWAYS_INLINE void write_square(const uint8_t **pixels, const float **means, long s, float *out, long batch)
 {
-    four rows[4], shuffled[4];
+    four rows[4];
     UNROLL
     for (long i = 0; i < 4; i++)
         rows[i] = __builtin_convertvector(*(const four_bytes *)(pixels[i] + s), four) - *(const four *)(means[i] + s);
-    UNROLL
-    for (long round = 0; round < 2; round++) {
-        UNROLL
-        for (long i = 0; i < 2; i++) {
-            shuffled[2 * i] = SHUFFLE(four_lanes, rows[i], rows[i + 2], 0, 4, 1, 5);
-            shuffled[2 * i + 1] = SHUFFLE(four_lanes, rows[i], rows[i + 2], 2, 6, 3, 7);
-        }
-        UNROLL
-        for (long i = 0; i < 4; i++)
-            rows[i] = shuffled[i];
-    }
+    TRANSPOSE_FOUR(four, four_lanes, rows);
     UNROLL
     for (long i = 0; i < 4; i++)
         *(four *)(out + i * batch) = rows[i];

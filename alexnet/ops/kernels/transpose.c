@@ -23,24 +23,13 @@ DEFINE_SQUARE(uint8_t)
 DEFINE_SQUARE(uint32_t)
 DEFINE_SQUARE(uint64_t)
 
-/* Transpose 4 x 4 elements: twice, interleave the first two rows with the last two. */
 ALWAYS_INLINE void transpose_four(const uint32_t *x, uint32_t *y, long rows, long columns)
 {
-    four row[4], shuffled[4];
+    four row[4];
     UNROLL
     for (long i = 0; i < 4; i++)
         row[i] = *(const four *)(x + i * columns);
-    UNROLL
-    for (long round = 0; round < 2; round++) {
-        UNROLL
-        for (long i = 0; i < 2; i++) {
-            shuffled[2 * i] = SHUFFLE(four, row[i], row[i + 2], 0, 4, 1, 5);
-            shuffled[2 * i + 1] = SHUFFLE(four, row[i], row[i + 2], 2, 6, 3, 7);
-        }
-        UNROLL
-        for (long i = 0; i < 4; i++)
-            row[i] = shuffled[i];
-    }
+    TRANSPOSE_FOUR(four, four, row);
     UNROLL
     for (long i = 0; i < 4; i++)
         *(four *)(y + i * rows) = row[i];
