@@ -100,6 +100,31 @@ def lrn_gradient(x, g, n, k, alpha, beta):
     return dx
 
 
+def batch_norm(x, gamma, beta, epsilon, relu=False):
+    """Return (y, mean, variance), one channel at a time."""
+    x = x.astype(np.float64)
+    y = np.empty(x.shape)
+    for c, values in enumerate(x):
+        deviation = np.sqrt(values.var() + epsilon)
+        y[c] = gamma[c] * (values - values.mean()) / deviation + beta[c]
+    return np.maximum(y, 0) if relu else y, x.mean((1, 2, 3)), x.var((1, 2, 3))
+
+
+def batch_norm_gradient(x, gamma, beta, g, epsilon, relu=False):
+    """Return (dx, dgamma, dbeta) from the Jacobian of the normalised values of one channel at a time."""
+    y, *_ = batch_norm(x, gamma, beta, epsilon, relu)
+    d = np.where(y > 0, g, 0) if relu else g.astype(np.float64)
+    dx, dgamma = np.empty(x.shape), np.empty(len(x))
+    for c, values in enumerate(x.astype(np.float64)):
+        n = values.size
+        deviation = np.sqrt(values.var() + epsilon)
+        normalised = ((values - values.mean()) / deviation).ravel()
+        jacobian = (np.eye(n) - 1 / n - np.outer(normalised, normalised) / n) / deviation
+        dx[c] = (gamma[c] * jacobian @ d[c].ravel()).reshape(values.shape)
+        dgamma[c] = normalised @ d[c].ravel()
+    return dx, dgamma, d.sum((1, 2, 3))
+
+
 def crop_mirror(images, mean, rows, columns, mirrors, size):
     out = np.zeros((images.shape[0], size, size, images.shape[3]))
     for c, r, s, b in np.ndindex(out.shape):

@@ -5,12 +5,12 @@ column, batch); the features of dense layers are (feature, batch). There is no m
 """
 
 from alexnet.nn.containers import Auxiliary, Named, Sequential
-from alexnet.nn.layer import Chain, Layer, LayerSummary, Noise, Step
-from alexnet.nn.layers import LRN, AveragePool, Conv, Dense, Dropout, Flatten, MaxPool, relu
-from alexnet.nn.parameter import Background, Parameter, Rng, Std, weights_and_biases, xavier
+from alexnet.nn.layer import Chain, Layer, LayerSummary, Step, Training
+from alexnet.nn.layers import LRN, AveragePool, BatchNorm, Conv, Dense, Dropout, Flatten, MaxPool, relu
+from alexnet.nn.parameter import Background, Parameter, Rng, Std, he, weights_and_biases, xavier
 
 __all__ = [
-    "LRN", "Auxiliary", "AveragePool", "Background", "Chain", "Conv", "Dense", "Dropout", "Flatten", "Layer",
-    "LayerSummary", "MaxPool", "Named", "Noise", "Parameter", "Rng", "Sequential", "Std", "Step", "relu",
-    "weights_and_biases", "xavier",
+    "LRN", "Auxiliary", "AveragePool", "Background", "BatchNorm", "Chain", "Conv", "Dense", "Dropout", "Flatten",
+    "Layer", "LayerSummary", "MaxPool", "Named", "Parameter", "Rng", "Sequential", "Std", "Step", "Training", "he",
+    "relu", "weights_and_biases", "xavier",
 ]

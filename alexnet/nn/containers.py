@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import pytensor.tensor as pt
 from pytensor.tensor.variable import TensorVariable
 
-from alexnet.nn.layer import Chain, Layer, LayerSummary, Noise, Shape, Step
+from alexnet.nn.layer import Chain, Layer, LayerSummary, Shape, Step, Training
 from alexnet.nn.layers import Dropout
 from alexnet.nn.parameter import Parameter
 
@@ -52,22 +52,22 @@ class Sequential:
         towers = (layer.tower for layer in self.auxiliaries)
         return tuple(list(part.weight_layers)[-1] for part in (*towers, self))
 
-    def __call__(self, x: TensorVariable, noise: Noise | None = None) -> TensorVariable:
+    def __call__(self, x: TensorVariable, training: Training | None = None) -> TensorVariable:
         """Return the activations after the last layer; see Layer."""
         for layer in self.layers:
-            x = layer(x, noise)
+            x = layer(x, training)
         return x
 
     def training_outputs(
-        self, x: TensorVariable, noise: Noise
+        self, x: TensorVariable, training: Training
     ) -> tuple[TensorVariable, list[tuple[float, TensorVariable]]]:
         """Return the outputs used in training: those of the network, and (weight, outputs) per auxiliary classifier."""
         auxiliary = []
         for layer in self.layers:
             if isinstance(layer, Auxiliary):
-                auxiliary.append((layer.weight, layer.tower(x, noise)))
+                auxiliary.append((layer.weight, layer.tower(x, training)))
             else:
-                x = layer(x, noise)
+                x = layer(x, training)
         return x, auxiliary
 
     def describe(self, shape: Shape) -> Iterator[LayerSummary]:
@@ -139,9 +139,9 @@ class Concatenation(Named):
         self.stem = stem or Sequential()
         self.branches = branches
 
-    def __call__(self, x: TensorVariable, noise: Noise | None = None) -> TensorVariable:
-        x = self.stem(x, noise)
-        return pt.join(0, *(branch(x, noise) for branch in self.branches))
+    def __call__(self, x: TensorVariable, training: Training | None = None) -> TensorVariable:
+        x = self.stem(x, training)
+        return pt.join(0, *(branch(x, training) for branch in self.branches))
 
     def describe(self, shape: Shape) -> Iterator[LayerSummary]:
         for row in self.stem.describe(shape):
@@ -169,7 +169,7 @@ class Auxiliary(Named):
         self.tower = tower
         self.weight = weight
 
-    def __call__(self, x: TensorVariable, noise: Noise | None = None) -> TensorVariable:
+    def __call__(self, x: TensorVariable, training: Training | None = None) -> TensorVariable:
         return x
 
     def describe(self, shape: Shape) -> Iterator[LayerSummary]:

@@ -5,8 +5,10 @@ Caffe and ONNX have one operation per layer where ours may have several: Conv is
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, TypeAlias
 
+from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.tensor.variable import TensorVariable
 
 from alexnet.nn.parameter import Parameter
@@ -16,11 +18,18 @@ Value: TypeAlias = object               # a number; in steps of a file also what
 Chain: TypeAlias = Sequence[tuple[str, "Step"]]            # name of the layer, step
 
 
-class Noise(NamedTuple):
-    """Random state of the stochastic layers in one training step. Both fields are integer scalars, symbolic or not."""
+@dataclass(frozen=True)
+class Training:
+    """The state of one training step, which stochastic layers and layers with running statistics need.
 
-    seed: object            # differs between runs and workers
-    step: object            # completed iterations
+    seed     integer scalar, symbolic or not: differs between runs and workers
+    step     integer scalar, symbolic or not: completed iterations
+    updates  a layer with running statistics appends (variable, new value)
+    """
+
+    seed: object
+    step: object
+    updates: list[tuple[SharedVariable, TensorVariable]] = field(default_factory=list)
 
 
 class LayerSummary(NamedTuple):
@@ -28,7 +37,7 @@ class LayerSummary(NamedTuple):
 
     name: str
     shape: Shape            # of the output
-    parameters: int
+    parameters: int         # without running statistics
     macs: int               # multiply-adds per image in the forward pass
 
 
@@ -36,7 +45,8 @@ class Layer(ABC):
     """A function of activations, with its parameters.
 
     kind        start of the layer's name; Sequential appends a number: conv1
-    parameters  Parameters with the names W, b …; Sequential puts the layer's name before them: conv1.W
+    parameters  Parameters with the names W, b …, running statistics last; Sequential puts the layer's name before
+                them: conv1.W
     depth       number of layers that it counts as in the numbering
     """
 
@@ -49,12 +59,12 @@ class Layer(ABC):
         return int(bool(self.parameters))
 
     @abstractmethod
-    def __call__(self, x: TensorVariable, noise: Noise | None = None) -> TensorVariable:
+    def __call__(self, x: TensorVariable, training: Training | None = None) -> TensorVariable:
         """Return the activations after the layer.
 
         Args:
             x: float32 (channel, row, column, batch) or (feature, batch).
-            noise: random state in training; None in validation.
+            training: state of the training step; None in validation.
         """
 
     @abstractmethod
@@ -74,7 +84,8 @@ class Layer(ABC):
 
     def row(self, shape: Shape, macs: int = 0) -> LayerSummary:
         """Return the LayerSummary of a layer with one row, from the shape of its output."""
-        return LayerSummary(self.kind, shape, sum(parameter.size for parameter in self.parameters), macs)
+        learned = sum(parameter.size for parameter in self.parameters if not parameter.running)
+        return LayerSummary(self.kind, shape, learned, macs)
 
 
 class Step:
@@ -83,7 +94,7 @@ class Step:
     operator    name of the ONNX operator, such as Conv
     parameters  names of the layer's parameters, which are the inputs after x: ("W", "b")
     outputs     number of channels or features of a step with weights, else None
-    branches    of Concat: chains on the same input, whose outputs are concatenated
+    branches    of Concat and Add: chains on the same input, whose outputs are concatenated or added
     attributes  ONNX attributes. One number stands for all axes: kernel_shape=3 is [3, 3]. An absent attribute is 0.
                 None: a file does not specify the value.
 
@@ -107,10 +118,13 @@ class Step:
         return copy
 
 
-def convolution_step(filters: int, size: Value, stride: Value, pad: Value, groups: Value) -> Step:
-    """Return a cross-correlation with size x size filters, plus a bias."""
+def convolution_step(
+    filters: int, size: Value, stride: Value, pad: Value, groups: Value, biased: bool = True
+) -> Step:
+    """Return a cross-correlation with size x size filters, plus a bias unless `biased` is false."""
+    names = ("W", "b") if biased else ("W",)
     return Step(
-        "Conv", parameters=("W", "b"), outputs=filters, kernel_shape=size, strides=stride, pads=pad, group=groups
+        "Conv", parameters=names, outputs=filters, kernel_shape=size, strides=stride, pads=pad, group=groups
     )
 
 

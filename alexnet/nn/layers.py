@@ -12,15 +12,15 @@ from alexnet import ops
 from alexnet.nn.layer import (
     Layer,
     LayerSummary,
-    Noise,
     Shape,
     Step,
+    Training,
     convolution_step,
     dense_step,
     flatten_step,
     max_pool_step,
 )
-from alexnet.nn.parameter import Rng, Std, weights_and_biases
+from alexnet.nn.parameter import Parameter, Rng, Std, draw_weights, weights_and_biases
 from alexnet.ops.base import windows_along
 
 
@@ -46,6 +46,7 @@ class Conv(Layer):
     x       (channels, row, column, batch)
     W       (channels / groups, size, size, filters)
     pool    max pooling: (size, stride), (size, stride, pad), or a MaxPool; None: no pooling
+    bias    initial bias; None: neither bias nor ReLU, because batch normalisation follows
 
     Pooling precedes bias and ReLU. Both are non-decreasing, so the result is bit-identical and they process a quarter
     of the values. Source: Krizhevsky et al. 2012, section 3.
@@ -55,7 +56,8 @@ class Conv(Layer):
 
     def __init__(
         self, rng: Rng, channels: int, filters: int, size: int, stride: int = 1, pad: int = 0, groups: int = 1,
-        pool: "tuple[int, ...] | MaxPool | None" = None, std: Std = 0.01, bias: float = 0.0,
+        pool: "tuple[int, ...] | MaxPool | None" = None, std: Std = 0.01,
+        bias: float | None = 0.0,
     ) -> None:
         if channels % groups or filters % groups:
             raise ValueError(f"groups must divide channels and filters, got {groups} for {channels} and {filters}")
@@ -66,14 +68,20 @@ class Conv(Layer):
         self.groups = groups
         self.convolution = ops.Convolution(stride, pad, groups)
         self.pool = MaxPool(*pool) if isinstance(pool, tuple) else pool
-        self.W, self.b = weights_and_biases(rng, (channels // groups, size, size, filters), filters, std, bias)
-        self.parameters = (self.W, self.b)
+        self.b: Parameter | None = None
+        shape = channels // groups, size, size, filters
+        if bias is None:
+            self.W = draw_weights(rng, shape, std)
+            self.parameters = (self.W,)
+        else:
+            self.W, self.b = weights_and_biases(rng, shape, filters, std, bias)
+            self.parameters = (self.W, self.b)
 
-    def __call__(self, x: TensorVariable, noise: Noise | None = None) -> TensorVariable:
+    def __call__(self, x: TensorVariable, training: Training | None = None) -> TensorVariable:
         y = self.convolution(x, self.W.variable)
         if self.pool:
             y = self.pool(y)
-        return relu(y + self.b.variable.dimshuffle(0, "x", "x", "x"))
+        return relu(y + self.b.variable.dimshuffle(0, "x", "x", "x")) if self.b else y
 
     def describe(self, shape: Shape) -> Iterator[LayerSummary]:
         rows, columns = (windows_along(n, self.size, self.stride, self.pad) for n in shape[1:])
@@ -83,8 +91,9 @@ class Conv(Layer):
             yield from self.pool.describe(convolved)
 
     def steps(self) -> Iterator[Step]:
-        yield convolution_step(self.filters, self.size, self.stride, self.pad, self.groups)
-        yield Step("Relu")
+        yield convolution_step(self.filters, self.size, self.stride, self.pad, self.groups, bool(self.b))
+        if self.b:
+            yield Step("Relu")
         if self.pool:
             yield from self.pool.steps()
 
@@ -103,7 +112,7 @@ class MaxPool(Layer):
         self.pad = pad
         self.ceil = ceil
 
-    def __call__(self, x: TensorVariable, noise: Noise | None = None) -> TensorVariable:
+    def __call__(self, x: TensorVariable, training: Training | None = None) -> TensorVariable:
         return ops.MaxPool2D(self.size, self.stride, self.pad, self.ceil)(x)[0]
 
     def describe(self, shape: Shape) -> Iterator[LayerSummary]:
@@ -123,7 +132,7 @@ class AveragePool(Layer):
         self.size = size
         self.stride = stride
 
-    def __call__(self, x: TensorVariable, noise: Noise | None = None) -> TensorVariable:
+    def __call__(self, x: TensorVariable, training: Training | None = None) -> TensorVariable:
         return ops.AveragePool2D(self.size, self.stride)(x)
 
     def describe(self, shape: Shape) -> Iterator[LayerSummary]:
@@ -144,7 +153,7 @@ class LRN(Layer):
     def __init__(self, n: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75) -> None:
         self.normalise = ops.LocalResponseNorm(n, k, alpha, beta)
 
-    def __call__(self, x: TensorVariable, noise: Noise | None = None) -> TensorVariable:
+    def __call__(self, x: TensorVariable, training: Training | None = None) -> TensorVariable:
         return self.normalise(x)
 
     def describe(self, shape: Shape) -> Iterator[LayerSummary]:
@@ -155,12 +164,72 @@ class LRN(Layer):
         yield Step("LRN", size=op.n, bias=op.k, alpha=op.alpha * op.n, beta=op.beta)     # ONNX divides alpha by size
 
 
+class BatchNorm(Layer):
+    """Batch normalisation of each channel, optionally followed by ReLU.
+
+        y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
+
+    In training, mean and variance are those of the batch, and the running statistics follow them:
+
+        running <- (1 - RATE) * running + RATE * statistic of the batch, with the variance divided by n - 1
+
+    In validation, and if the layer is frozen, mean and variance are the running statistics. N workers normalise their
+    parts of a batch separately. Weight decay does not apply to gamma and beta (Goyal et al. 2017, section 5.1).
+
+    Source: Ioffe and Szegedy 2015, algorithms 1 and 2; PyTorch, BatchNorm2d (the running statistics).
+    """
+
+    kind = "bn"
+    depth = 0
+    RATE = np.float32(0.1)
+
+    def __init__(self, channels: int, relu: bool = True, epsilon: float = 1e-5) -> None:
+        self.relu = relu
+        self.normalise = ops.BatchNorm2D(epsilon, relu)
+        self.gamma = Parameter(np.ones(channels), "gamma", decay_mult=0.0)
+        self.beta = Parameter(np.zeros(channels), "beta", decay_mult=0.0)
+        self.mean = Parameter(np.zeros(channels), "mean", running=True)
+        self.variance = Parameter(np.ones(channels), "variance", running=True)
+        self.parameters = (self.gamma, self.beta, self.mean, self.variance)
+
+    def __call__(self, x: TensorVariable, training: Training | None = None) -> TensorVariable:
+        if training is None or not self.mean.trainable:
+            return self.normalised_by_running_statistics(x)
+        y, mean, variance = self.normalise(x, self.gamma.variable, self.beta.variable)
+        n = (x.size // x.shape[0]).astype("float32")
+        unbiased = variance * (n / pt.maximum(n - 1, 1))
+        for running, new in ((self.mean, mean), (self.variance, unbiased)):
+            old = running.variable
+            training.updates.append((old, old + self.RATE * (new - old)))
+        return y
+
+    def normalised_by_running_statistics(self, x: TensorVariable) -> TensorVariable:
+        """Return gamma * (x - mean) / sqrt(variance + epsilon) + beta with one factor and one term per channel.
+
+        Asynchronous updates of several workers can add up to a negative variance, which counts as 0.
+        """
+        variance = pt.maximum(self.variance.variable, 0) + np.float32(self.normalise.epsilon)
+        factor = self.gamma.variable / pt.sqrt(variance)
+        term = self.beta.variable - self.mean.variable * factor
+        y = x * factor.dimshuffle(0, "x", "x", "x") + term.dimshuffle(0, "x", "x", "x")
+        return relu(y) if self.relu else y
+
+    def describe(self, shape: Shape) -> Iterator[LayerSummary]:
+        yield self.row(shape)
+
+    def steps(self) -> Iterator[Step]:
+        names = tuple(parameter.name.rpartition(".")[2] for parameter in self.parameters)
+        yield Step("BatchNormalization", parameters=names, epsilon=self.normalise.epsilon)
+        if self.relu:
+            yield Step("Relu")
+
+
 class Flatten(Layer):
     """Reshape (channel, row, column, batch) to (feature, batch), with the channel as the slowest axis of feature."""
 
     kind = "flatten"
 
-    def __call__(self, x: TensorVariable, noise: Noise | None = None) -> TensorVariable:
+    def __call__(self, x: TensorVariable, training: Training | None = None) -> TensorVariable:
         return x.reshape((math.prod(x.type.shape[:-1]), -1))
 
     def describe(self, shape: Shape) -> Iterator[LayerSummary]:
@@ -189,7 +258,7 @@ class Dense(Layer):
         self.W, self.b = weights_and_biases(rng, (inputs, outputs), outputs, std, bias)
         self.parameters = (self.W, self.b)
 
-    def __call__(self, x: TensorVariable, noise: Noise | None = None) -> TensorVariable:
+    def __call__(self, x: TensorVariable, training: Training | None = None) -> TensorVariable:
         image = x.dimshuffle(0, "x", "x", 1)
         filters = self.W.variable.dimshuffle(0, "x", "x", 1)
         y = ops.Convolution()(image, filters).dimshuffle(0, 3) + self.b.variable.dimshuffle(0, "x")
@@ -220,12 +289,12 @@ class Dropout(Layer):
         self.rate = rate
         self.stream = stream
 
-    def __call__(self, x: TensorVariable, noise: Noise | None = None) -> TensorVariable:
-        if noise is None or self.rate == 0:
+    def __call__(self, x: TensorVariable, training: Training | None = None) -> TensorVariable:
+        if training is None or self.rate == 0:
             return x
         if self.stream is None:
             raise ValueError("a Dropout outside a Sequential with numbered layers needs a stream")
-        return ops.InvertedDropout(self.rate, self.stream)(x, noise.seed, noise.step)
+        return ops.InvertedDropout(self.rate, self.stream)(x, training.seed, training.step)
 
     def describe(self, shape: Shape) -> Iterator[LayerSummary]:
         yield self.row(shape)

@@ -17,18 +17,21 @@ class Parameter:
     value       float array; not copied if it is C-contiguous and of the given dtype
     lr_mult     multiplier of the learning rate (2 for biases; Krizhevsky et al. 2012, cuda-convnet)
     decay_mult  multiplier of the weight decay (0 for biases)
+    running     True for a running statistic: its layer updates it in training, without a gradient
     trainable   False if the parameter is frozen
 
     The dtype does not depend on PyTensor's floatX, which belongs to the program that imports this package.
     """
 
     def __init__(
-        self, value: npt.ArrayLike, name: str, lr_mult: float = 1.0, decay_mult: float = 1.0, dtype: str = "float32"
+        self, value: npt.ArrayLike, name: str, lr_mult: float = 1.0, decay_mult: float = 1.0, dtype: str = "float32",
+        running: bool = False,
     ) -> None:
         array = np.ascontiguousarray(value, dtype=dtype)
         self.variable: SharedVariable = pytensor.shared(array, name=name, shape=array.shape, borrow=True)
         self.lr_mult = lr_mult
         self.decay_mult = decay_mult
+        self.running = running
         self.trainable = True
 
     @property
@@ -97,10 +100,16 @@ def xavier(terms: int) -> float:
     return terms**-0.5
 
 
-def weights_and_biases(
-    rng: Rng, shape: tuple[int, ...], outputs: int, std: Std, bias: float
-) -> tuple[Parameter, Parameter]:
-    """Return the two parameters of a layer: W ~ N(0, std**2) of `shape`, and b = bias for each output.
+def he(terms: int) -> float:
+    """Return the standard deviation of weights that preserves the variance of activations through ReLU.
+
+    Source: He et al. 2015, "Delving Deep into Rectifiers", equation 10.
+    """
+    return (2 / terms) ** 0.5
+
+
+def draw_weights(rng: Rng, shape: tuple[int, ...], std: Std) -> Parameter:
+    """Return the parameter W ~ N(0, std**2) of `shape`, whose last axis is that of the outputs.
 
     Args:
         rng: NumPy Generator, a Background, or None. With None, W is 0 and the caller loads the values later.
@@ -112,4 +121,11 @@ def weights_and_biases(
         rng.submit(weights, spread)
     elif rng is not None:
         draw_normal(rng, weights, spread)
-    return Parameter(weights, "W"), Parameter(np.full(outputs, bias), "b", lr_mult=2.0, decay_mult=0.0)
+    return Parameter(weights, "W")
+
+
+def weights_and_biases(
+    rng: Rng, shape: tuple[int, ...], outputs: int, std: Std, bias: float
+) -> tuple[Parameter, Parameter]:
+    """Return the two parameters of a layer: W of draw_weights(), and b = bias for each output."""
+    return draw_weights(rng, shape, std), Parameter(np.full(outputs, bias), "b", lr_mult=2.0, decay_mult=0.0)

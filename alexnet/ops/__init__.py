@@ -8,6 +8,7 @@ convolution   cross-correlation with stride, padding and groups, and its two adj
 max_pool      max pooling that also returns the position of each maximum
 average_pool  average pooling
 lrn           local response normalisation across channels
+batch_norm    batch normalisation of each channel
 crop          uint8 images -> cropped, mirrored, mean-subtracted floats
 dropout       counter-based inverted dropout
 
@@ -24,15 +25,17 @@ Importing this package adds rewrites to PyTensor's database and changes no setti
 
 import alexnet.ops.rewrites  # registers the rewrites with PyTensor
 from alexnet.ops.average_pool import AveragePool2D, AveragePoolGradient
+from alexnet.ops.batch_norm import BatchNorm2D, BatchNormGradient
 from alexnet.ops.convolution import Convolution, ConvolutionFilterGradient, ConvolutionInputGradient
 from alexnet.ops.crop import CropMirror
-from alexnet.ops.functional import avg_pool2d, conv2d, crop_mirror, dropout, lrn, max_pool2d
+from alexnet.ops.functional import avg_pool2d, batch_norm, conv2d, crop_mirror, dropout, lrn, max_pool2d
 from alexnet.ops.inverted_dropout import InvertedDropout
 from alexnet.ops.local_response_norm import LocalResponseNorm, LRNGradient
 from alexnet.ops.max_pool import MaxPool2D, MaxPoolGradient
 
 __all__ = [
     "avg_pool2d",
+    "batch_norm",
     "conv2d",
     "crop_mirror",
     "dropout",
@@ -41,6 +44,8 @@ __all__ = [
     "LocalResponseNorm",
     "AveragePool2D",
     "AveragePoolGradient",
+    "BatchNorm2D",
+    "BatchNormGradient",
     "Convolution",
     "ConvolutionFilterGradient",
     "ConvolutionInputGradient",

@@ -1,4 +1,4 @@
-"""Functions of symbolic images: convolution, pooling, LRN, crops and dropout, in NCHW or c01b layout.
+"""Functions of symbolic images: convolution, pooling, normalisation, crops and dropout, in NCHW or c01b layout.
 
     layout   images                          filters
     NCHW     (batch, channel, row, column)   (output, channel / groups, row, column), as in PyTorch; the default
@@ -18,6 +18,7 @@ from pytensor.tensor.variable import TensorVariable
 
 from alexnet.ops.average_pool import AveragePool2D
 from alexnet.ops.base import Length, whole_number
+from alexnet.ops.batch_norm import BatchNorm2D
 from alexnet.ops.convolution import Convolution
 from alexnet.ops.crop import CropMirror
 from alexnet.ops.inverted_dropout import InvertedDropout
@@ -142,6 +143,31 @@ def lrn(
     Source: Krizhevsky et al. 2012, section 3.3.
     """
     return _from_c01b(LocalResponseNorm(n, k, alpha, beta)(_to_c01b(x, layout, "x")), layout)
+
+
+def batch_norm(
+    x: TensorLike,
+    gamma: TensorLike,
+    beta: TensorLike,
+    epsilon: float = 1e-5,
+    relu: bool = False,
+    layout: Layout = "NCHW",
+) -> tuple[TensorVariable, TensorVariable, TensorVariable]:
+    """Normalise each channel over the rows, the columns and the batch, as in training.
+
+    Returns:
+        y: gamma * (x - mean) / sqrt(variance + epsilon) + beta; with relu, the maximum of that and 0.
+        mean, variance: (channel,), for running averages. The variance is divided by the number of values n; PyTorch's
+            running variance takes variance * n / (n - 1).
+
+    Args:
+        x: images, float32 or float64, in the layout.
+        gamma, beta: (channel,), of the dtype of x.
+
+    Source: Ioffe and Szegedy 2015, algorithm 1.
+    """
+    y, mean, variance = BatchNorm2D(epsilon, relu)(_to_c01b(x, layout, "x"), gamma, beta)
+    return _from_c01b(y, layout), mean, variance
 
 
 def crop_mirror(

@@ -27,6 +27,8 @@ from alexnet.native import compiler
 from alexnet.ops import (
     AveragePool2D,
     AveragePoolGradient,
+    BatchNorm2D,
+    BatchNormGradient,
     Convolution,
     ConvolutionFilterGradient,
     ConvolutionInputGradient,
@@ -459,6 +461,78 @@ def lrn_gradient(op: LRNGradient, library: Library) -> Function:
         return dx
 
     return run
+
+
+@numba_kernel(BatchNorm2D)
+def batch_norm(op: BatchNorm2D, library: Library) -> Function:
+    relu, epsilon = int(op.relu), op.epsilon
+    empty, contiguous = library.empty, library.contiguous
+    loop = library.function("batch_norm.c", "batch_norm", "aaaaaannnr")
+    mismatch = f"{op}: there must be one value for each channel, and a channel must have values"
+
+    def run(x: Array, gamma: Array, beta: Array) -> tuple[Array, Array, Array]:
+        x = contiguous(x)
+        gamma = np.ascontiguousarray(gamma)
+        beta = np.ascontiguousarray(beta)
+        channels = x.shape[0]
+        if len(gamma) != channels or len(beta) != channels or 0 in x.shape[1:]:
+            raise ValueError(mismatch)
+        y = empty(x.shape, x.dtype)
+        mean = np.empty(channels, x.dtype)
+        variance = np.empty(channels, x.dtype)
+        loop(
+            x.ctypes.data, gamma.ctypes.data, beta.ctypes.data, y.ctypes.data, mean.ctypes.data, variance.ctypes.data,
+            channels, x.size // max(channels, 1), relu, epsilon
+        )
+        keep(x)
+        keep(gamma)
+        keep(beta)
+        return y, mean, variance
+
+    return run
+
+
+@numba_kernel(BatchNormGradient)
+def batch_norm_gradient(op: BatchNormGradient, library: Library) -> Function:
+    relu, epsilon = int(op.relu), op.epsilon
+    empty, contiguous = library.empty, library.contiguous
+    loop = library.function("batch_norm.c", "batch_norm_gradient", "aaaaaaaaannnr")
+    mismatch = f"{op}: g and y must have the shape of x, and there must be one value for each channel"
+
+    def compute(x: Array, gamma: Array, mean: Array, variance: Array, g: Array, y: Array) -> tuple[Array, Array, Array]:
+        gamma = np.ascontiguousarray(gamma)
+        mean = np.ascontiguousarray(mean)
+        variance = np.ascontiguousarray(variance)
+        channels = x.shape[0]
+        if not (x.shape == g.shape == y.shape and len(gamma) == len(mean) == len(variance) == channels):
+            raise ValueError(mismatch)
+        dx = empty(x.shape, x.dtype)
+        dgamma = np.empty(channels, x.dtype)
+        dbeta = np.empty(channels, x.dtype)
+        loop(
+            x.ctypes.data, gamma.ctypes.data, mean.ctypes.data, variance.ctypes.data, g.ctypes.data, y.ctypes.data,
+            dx.ctypes.data, dgamma.ctypes.data, dbeta.ctypes.data, channels, x.size // max(channels, 1), relu, epsilon
+        )
+        keep(x)
+        keep(gamma)
+        keep(mean)
+        keep(variance)
+        keep(g)
+        keep(y)
+        return dx, dgamma, dbeta
+
+    compute = register_jitable(compute)
+
+    def run(x: Array, gamma: Array, mean: Array, variance: Array, g: Array) -> tuple[Array, Array, Array]:
+        x = contiguous(x)
+        return compute(x, gamma, mean, variance, contiguous(g), x)
+
+    def run_after_relu(
+        x: Array, gamma: Array, mean: Array, variance: Array, g: Array, y: Array
+    ) -> tuple[Array, Array, Array]:
+        return compute(contiguous(x), gamma, mean, variance, contiguous(g), contiguous(y))
+
+    return run_after_relu if op.relu else run
 
 
 @numba_kernel(CropMirror, dtypes=("float32",))

@@ -5,7 +5,7 @@ The rest of the program calls a Network's train, validate and predict; only this
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytensor
@@ -19,7 +19,7 @@ from alexnet.config import Config, ConfigError
 from alexnet.data.augment import UNSCALED, Scale
 from alexnet.models import Model, model_class
 from alexnet.native import compiler
-from alexnet.nn import Background, Noise, Parameter
+from alexnet.nn import Background, Parameter, Training
 from alexnet.ops import CropMirror
 from alexnet.training.objectives import cross_entropy, top_k_error, training_cost
 from alexnet.training.updates import Pairs, UpdateRule, bind_update_rule
@@ -48,6 +48,23 @@ class ImageInputs:
             self.inputs = [self.pixels]
         if scale != UNSCALED:
             self.pixels *= np.array(scale, np.float32)[:, np.newaxis, np.newaxis, np.newaxis]
+
+
+class TrainingGraph(NamedTuple):
+    """The symbolic variables of a training step.
+
+    inputs     images and labels
+    outputs    cost, error
+    logits     of the main classifier, in training
+    gradients  of each trainable parameter
+    updates    (variable, new value) of the running statistics and of the step counter
+    """
+
+    inputs: list[TensorVariable]
+    outputs: list[TensorVariable]
+    logits: TensorVariable
+    gradients: list[TensorVariable]
+    updates: Pairs
 
 
 class Network:
@@ -91,17 +108,17 @@ class Network:
         self.step = pytensor.shared(np.int64(0), name="step")
 
     @cached_property
-    def training_graph(self) -> tuple[list[TensorVariable], list[TensorVariable], list[TensorVariable]]:
-        """Symbolic inputs, [cost, error], and the gradient of each trainable parameter.
-
-        Frozen layers below the lowest trainable layer get no gradient.
-        """
+    def training_graph(self) -> TrainingGraph:
+        """The graph of a training step. Frozen layers below the lowest trainable layer get no gradient."""
         images = self.image_inputs()
         labels = pt.ivector("labels")
-        logits, auxiliary = self.model.training_outputs(images.pixels, Noise(np.int64(self.seed), self.step))
+        training = Training(np.int64(self.seed), self.step)
+        logits, auxiliary = self.model.training_outputs(images.pixels, training)
         cost = training_cost(logits, auxiliary, labels)
         gradients = pytensor.grad(cost, [parameter.variable for parameter in self.trainable_parameters])
-        return [*images.inputs, labels], [cost, top_k_error(logits, labels, 1)], gradients
+        updates = [*training.updates, (self.step, self.step + 1)]
+        outputs = [cost, top_k_error(logits, labels, 1)]
+        return TrainingGraph([*images.inputs, labels], outputs, logits, gradients, updates)
 
     @cached_property
     def update_graph(self) -> tuple[TensorVariable, list[TensorVariable], Pairs, list[SharedVariable]]:
@@ -118,19 +135,19 @@ class Network:
         learning_rate is a float32 scalar. Cost and error are those before the update. The cost includes the auxiliary
         classifiers of the model, if any; the error is that of the main classifier.
         """
-        inputs, outputs, values = self.training_graph
+        inputs, outputs, _, values, updates = self.training_graph
         rate, gradients, pairs, _ = self.update_graph
         givens = zip(gradients, values, strict=True)
-        return self.compile([*inputs, rate], outputs, [*pairs, (self.step, self.step + 1)], givens)
+        return self.compile([*inputs, rate], outputs, [*pairs, *updates], givens)
 
     @cached_property
     def compute(self) -> Function:
-        """(*images, labels) -> cost, error: a training step without its update.
+        """(*images, labels) -> cost, error: a training step without the update of the trainable parameters.
 
-        Writes `gradients` and increments the step counter.
+        Writes `gradients`, updates the running statistics, and increments the step counter.
         """
-        inputs, outputs, values = self.training_graph
-        return self.compile(inputs, outputs, [*zip(self.gradients, values, strict=True), (self.step, self.step + 1)])
+        inputs, outputs, _, values, updates = self.training_graph
+        return self.compile(inputs, outputs, [*zip(self.gradients, values, strict=True), *updates])
 
     @cached_property
     def apply(self) -> Function:
@@ -156,8 +173,18 @@ class Network:
 
     @property
     def trainable_parameters(self) -> list[Parameter]:
-        """The trainable Parameters of the model."""
-        return [parameter for parameter in self.model.parameters if parameter.trainable]
+        """The Parameters of the model that the update rule changes."""
+        return [parameter for parameter in self.model.parameters if parameter.trainable and not parameter.running]
+
+    @property
+    def running_statistics(self) -> list[SharedVariable]:
+        """The shared variables of the running statistics that training changes."""
+        return [parameter.variable for parameter in self.model.parameters if parameter.trainable and parameter.running]
+
+    @property
+    def weights(self) -> list[SharedVariable]:
+        """The shared variables of all parameters that training changes: first the trainable ones."""
+        return [*(parameter.variable for parameter in self.trainable_parameters), *self.running_statistics]
 
     @property
     def frozen_parameters(self) -> list[SharedVariable]:
@@ -168,11 +195,11 @@ class Network:
     def parameters_and_velocities(self) -> list[SharedVariable]:
         """What training changes: float32 shared variables, in the order in which workers exchange them.
 
-        First the trainable parameters, then the state of the update rule: velocities (one per parameter), or the
+        First `weights`, then the state of the update rule: velocities (one per trainable parameter), or the
         accumulators of adagrad (one per parameter) or adadelta (two per parameter).
         """
         self.wait()
-        return [*(parameter.variable for parameter in self.trainable_parameters), *self.update_graph[3]]
+        return [*self.weights, *self.update_graph[3]]
 
     @cached_property
     def validate(self) -> Function:

@@ -103,8 +103,8 @@ class Weights:
     frozen_parameters = ()
 
     def __init__(self, floats):
-        self.trainable_parameters = [pytensor.shared(np.zeros(floats, np.float32), name="W")]
-        self.parameters_and_velocities, self.step = self.trainable_parameters, pytensor.shared(np.int64(0), name="step")
+        self.weights = [pytensor.shared(np.zeros(floats, np.float32), name="W")]
+        self.parameters_and_velocities, self.step = self.weights, pytensor.shared(np.int64(0), name="step")
 
 
 class Quiet(WorkerRecorder):

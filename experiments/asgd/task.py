@@ -93,7 +93,7 @@ class Product(Dense):
     def __init__(self, rng, inputs, outputs, relu=True, std=0.01):
         super().__init__(rng, inputs, outputs, relu, std, bias=0.0)
 
-    def __call__(self, x, noise=None):
+    def __call__(self, x, training=None):
         y = pt.dot(self.W.variable.T, x) + self.b.variable.dimshuffle(0, "x")
         return relu(y) if self.relu else y
 

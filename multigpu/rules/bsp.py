@@ -49,6 +49,7 @@ class BspSettings(Section):
     sync: Literal["avg", "cdd"]
     exchange_what: Literal["auto", "weights_and_momentum", "weights", "gradients"]
     average_every: Count
+    running_statistics: Literal["average", "local"]
 
     def check(self) -> None:
         if self.sync == "cdd" and self.exchange_what not in ("auto", "gradients"):
@@ -112,7 +113,7 @@ class BspRule(Rule):
         settings = config.section(BspSettings)
         strategy = strategy_of(config, comm)
         groups = []
-        for variables in filter(None, groups_of(what, network)):
+        for variables in filter(None, groups_of(what, network, settings.running_statistics == "average")):
             context = ExchangeContext(config, device, comm, shapes_of(variables), recorder.warn, step)
             groups.append(ParameterGroup(variables, strategy.connect(context)))
         rates = comm.size if settings.sync == "cdd" else 1
@@ -131,18 +132,28 @@ def exchanged(config: Config, comm: Communicator) -> str:
     return "weights" if comm.over_mpi else "weights_and_momentum"
 
 
-def groups_of(what: str, network: Network) -> list[list[SharedVariable]]:
-    """Return the variables that are averaged together: first those of each exchange, then the rest of the state."""
+def groups_of(what: str, network: Network, statistics: bool = True) -> list[list[SharedVariable]]:
+    """Return the variables that are averaged together: first those of each exchange, then the rest of the state.
+
+    Args:
+        statistics: average the running statistics of batch normalisation, too.
+    """
     if what == "gradients":
-        return [network.gradients]
+        return [network.gradients + (network.running_statistics if statistics else [])]
     weights, velocities = weights_and_velocities(network)
+    if not statistics:
+        local = set(network.running_statistics)
+        weights = [variable for variable in weights if variable not in local]
     return [weights, velocities] if what == "weights" else [weights + velocities]
 
 
 def weights_and_velocities(network: Network) -> tuple[list[SharedVariable], list[SharedVariable]]:
-    """Return the shared variables that training changes: the weights, and the state of the update rule."""
+    """Return the shared variables that training changes: the weights, and the state of the update rule.
+
+    The running statistics of batch normalisation are among the weights.
+    """
     both = network.parameters_and_velocities
-    n_weights = len(network.trainable_parameters)
+    n_weights = len(network.weights)
     return both[:n_weights], both[n_weights:]
 
 

@@ -43,8 +43,8 @@ def test_importing_the_package_changes_no_flag_of_pytensor():
 def test_training_is_float32_if_floatx_is_float64(rule):
     with pytensor.config.change_flags(floatX="float64"):
         network = Network(GoogLeNet(None, classes=2), np.zeros((3, 256, 256)), UPDATE_RULES[rule].function, "numpy")
-        _, outputs, gradients = network.training_graph
-        graphs = [*outputs, *gradients, *(new for _, new in network.update_graph[2])]
+        graph = network.training_graph
+        graphs = [*graph.outputs, *graph.gradients, *(new for _, new in network.update_graph[2])]
     assert "float64" not in {getattr(variable.type, "dtype", "") for variable in ancestors(graphs)}
 
 

@@ -68,7 +68,7 @@ def chain_nodes(chain: Chain, below: str, end: str) -> Iterator[NodeProto]:
         above = end if at == len(chain) - 1 else f"{name}.{step.operator.lower()}"
         inputs = [below, *(f"{name}.{parameter}" for parameter in step.parameters)]
         if step.branches:
-            inputs = [f"{branch[-1][0]}.end" for branch in step.branches]
+            inputs = [f"{branch[-1][0]}.end" if branch else below for branch in step.branches]
             for branch, output in zip(step.branches, inputs, strict=True):
                 yield from chain_nodes(branch, below, output)
         yield helper.make_node(step.operator, inputs, [above], above, **attributes_of(step))

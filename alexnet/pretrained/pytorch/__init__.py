@@ -1,14 +1,14 @@
-"""Weights of PyTorch: torchvision's AlexNet and VGG-16, from a .pth file or safetensors. PyTorch is not imported.
+"""Weights of PyTorch: torchvision's AlexNet, VGG-16 and ResNet-50, as .pth or safetensors. PyTorch is not imported.
 
 A state dict has the names of the modules and their parameters. Filters are (out, in, row, column), dense weights are
 (out, in), and the input features of the first dense layer are in the order channel, row, column, as here. The network
 takes RGB images as torchvision prepares them. A state dict does not state this, so `origin` records the assumption.
 
-Source: torchvision/models/alexnet.py and vgg.py; torchvision/transforms/_presets.py (ImageClassification).
+Source: torchvision/models/alexnet.py, vgg.py and resnet.py; torchvision/transforms/_presets.py (ImageClassification).
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,25 @@ from alexnet.pretrained.preprocessing import preprocessing_of
 from alexnet.pretrained.pytorch.files import Tensors, clean, tensors_of
 from alexnet.pretrained.weights import MAX_CLASSES, Weights, WeightsError, checked, shapes
 
+NAMES = {                               # our parameters -> PyTorch's
+    "W": "weight", "b": "bias",
+    "gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var",
+}
+COUNTER = ".num_batches_tracked"        # end of the name of a counter that PyTorch adds to batch normalisation
 FEATURES_OF_VGG16 = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+
+
+def layers_of_resnet50() -> Iterator[str]:
+    """Yield torchvision's names of the layers of ResNet-50, in our order: the shortcut last in its block."""
+    yield from ("conv1", "bn1")
+    for stage, blocks in enumerate((3, 4, 6, 3), start=1):
+        for block in range(blocks):
+            inner = [f"{kind}{n}" for n in (1, 2, 3) for kind in ("conv", "bn")]
+            inner += ["downsample.0", "downsample.1"] if block == 0 else []
+            yield from (f"layer{stage}.{block}.{layer}" for layer in inner)
+    yield "fc"
+
+
 LAYOUTS: Mapping[str, tuple[str, Sequence[str]]] = {   # description -> model, names of its layers with weights in order
     "torchvision's AlexNet": (
         "torchvision_alexnet",
@@ -31,9 +49,11 @@ LAYOUTS: Mapping[str, tuple[str, Sequence[str]]] = {   # description -> model, n
     "timm's VGG-16": (
         "vgg16", [*(f"features.{n}" for n in FEATURES_OF_VGG16), "pre_logits.fc1", "pre_logits.fc2", "head.fc"],
     ),
+    "torchvision's ResNet-50": ("torchvision_resnet50", [*layers_of_resnet50()]),
 }
 PUBLISHED = {                           # start of the SHA-256, which the names of torchvision's files contain
     "7be5be79": "alexnet-owt-7be5be79.pth", "4df8aa71": "alexnet-owt-4df8aa71.pth", "397923af": "vgg16-397923af.pth",
+    "0676ba61": "resnet50-0676ba61.pth", "11ad3fa6": "resnet50-11ad3fa6.pth", "19c8e357": "resnet50-19c8e357.pth",
 }
 
 
@@ -46,7 +66,7 @@ def load(path: Path, preprocessing: str | None = None) -> Weights:
     Raises:
         WeightsError: the file is damaged, contains more than tensors, or is of another network.
     """
-    tensors = tensors_of(path)
+    tensors = {name: each for name, each in tensors_of(path).items() if not name.endswith(COUNTER)}
     layout = layout_of(tensors, path)
     model, layers = LAYOUTS[layout]
     stated = preprocessing_of(preprocessing or "torchvision", path, model)
@@ -75,8 +95,8 @@ def publication(path: Path) -> str:
 
 def layout_of(tensors: Tensors, path: Path) -> str:
     """Return the name in LAYOUTS of the network whose layers the tensors have; raises WeightsError."""
-    for layout, (_, layers) in LAYOUTS.items():
-        if tensors.keys() == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}:
+    for layout, (model, layers) in LAYOUTS.items():
+        if tensors.keys() == set(names_in(layers, shapes(model, 1))):
             return layout
     readable = f"networks from PyTorch that are read: {', '.join(LAYOUTS)}"
     name = network_of(tensors)
@@ -103,7 +123,7 @@ def arrays_of(tensors: Tensors, model: str, layers: Sequence[str], path: Path) -
         raise WeightsError(f"{path}: {layers[-1]}.bias must hold one value for each of 1 to {MAX_CLASSES} classes, "
                            f"got shape {classes}")
     wanted = shapes(model, classes[0])
-    plan = list(zip(wanted.items(), names_in(layers), strict=True))
+    plan = list(zip(wanted.items(), names_in(layers, wanted), strict=True))
     for (_, shape), name in plan:
         check(tensors, name, shape, path)
     return {
@@ -111,11 +131,12 @@ def arrays_of(tensors: Tensors, model: str, layers: Sequence[str], path: Path) -
     }
 
 
-def names_in(layers: Sequence[str]) -> Iterator[str]:
-    """Yield the names of the tensors of layers in order."""
-    for layer in layers:
-        yield f"{layer}.weight"
-        yield f"{layer}.bias"
+def names_in(layers: Sequence[str], parameters: Iterable[str]) -> Iterator[str]:
+    """Yield PyTorch's name of each of our parameters, from PyTorch's names of their layers in order."""
+    ours = [parameter.rpartition(".")[::2] for parameter in parameters]
+    theirs = dict(zip(dict.fromkeys(layer for layer, _ in ours), layers, strict=True))
+    for layer, letter in ours:
+        yield f"{theirs[layer]}.{NAMES[letter]}"
 
 
 def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

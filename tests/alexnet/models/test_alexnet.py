@@ -7,7 +7,7 @@ import pytest
 
 from alexnet.backends import mode_of
 from alexnet.models.alexnet import AlexNet
-from alexnet.nn import Noise
+from alexnet.nn import Training
 from alexnet.training.objectives import cross_entropy
 
 TABLE = {                                        # name: output shape, per-image multiply-adds; theano_alexnet
@@ -64,7 +64,7 @@ def test_number_of_classes_changes_only_last_layer(model):
 
 def test_first_cost_is_ln_classes(model, rng):
     x, y = pt.tensor("x", shape=(3, 227, 227, None), dtype="float32"), pt.ivector("y")
-    cost = cross_entropy(model(x, Noise(np.int64(1), np.int64(0))), y)
+    cost = cross_entropy(model(x, Training(np.int64(1), np.int64(0))), y)
     images = (rng.random((3, 227, 227, 4), dtype="float32") - 0.5) * 255
     value = pytensor.function([x, y], cost, mode=mode_of("cpu"))(images, rng.integers(0, 1000, 4).astype("int32"))
     assert value == pytest.approx(np.log(1000), abs=0.1)

@@ -12,7 +12,7 @@ from alexnet.config.schema import ConfigError
 from alexnet.models import MODELS, Model
 from alexnet.models.googlenet import GoogLeNet
 from alexnet.native import compiler
-from alexnet.nn import Conv, Dense, Flatten, Noise
+from alexnet.nn import Conv, Dense, Flatten, Training
 from alexnet.nn.inception import Inception, InceptionClassifier
 from alexnet.pretrained import Weights, load, save
 from alexnet.pretrained.initialization import new_layers
@@ -123,7 +123,7 @@ def test_outputs_cost_and_gradients_match_pytorch(mode, rng):
     variables = [parameter.variable for parameter in model.parameters]
     x, y = pt.tensor("x", shape=(3, 28, 28, None), dtype="float32"), pt.ivector("y")
     model.layers[2].tower.layers[4].rate = 0
-    cost = training_cost(*model.training_outputs(x, Noise(1, 2)), y)
+    cost = training_cost(*model.training_outputs(x, Training(1, 2)), y)
     run = pytensor.function([x, y], [model(x), cost, *pytensor.grad(cost, variables)], mode=mode)
     images, labels = rng.normal(size=(3, 28, 28, 5)).astype("float32") * 60, np.array([0, 3, 4, 1, 1], "int32")
     logits, value, *gradients = map(np.asarray, run(images, labels))

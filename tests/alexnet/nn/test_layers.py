@@ -7,7 +7,7 @@ import pytest
 
 from alexnet.backends import mode_of
 from alexnet.native import compiler
-from alexnet.nn import LRN, Background, Conv, Dense, Dropout, Flatten, MaxPool, Noise, Sequential, relu
+from alexnet.nn import LRN, Background, Conv, Dense, Dropout, Flatten, MaxPool, Sequential, Training, relu
 
 
 def test_layers_are_numbered_by_weight_layers(rng):
@@ -61,8 +61,8 @@ def test_dropout_acts_only_in_training(rng):
     x = pt.matrix("x", dtype="float32")
     layer = Dropout(0.5, 3)
     assert layer(x) is x
-    assert Dropout(0, 3)(x, Noise(1, 2)) is x
-    dropped = pytensor.function([x], layer(x, Noise(np.int64(1), np.int64(2))), mode="FAST_COMPILE")
+    assert Dropout(0, 3)(x, Training(1, 2)) is x
+    dropped = pytensor.function([x], layer(x, Training(np.int64(1), np.int64(2))), mode="FAST_COMPILE")
     assert set(np.unique(dropped(np.ones((50, 50), "float32")))) == {0.0, 2.0}
 
 
@@ -70,7 +70,7 @@ def test_dropout_stream_is_the_layer_number():
     net = Sequential(Dense(None, 4, 4), Dense(None, 4, 4), Dropout(0.5), Dense(None, 4, 4), Dropout(0.5, stream=9))
     assert [layer.stream for layer in net.layers if isinstance(layer, Dropout)] == [2, 9]
     with pytest.raises(ValueError, match="needs a stream"):
-        Dropout(0.5)(pt.matrix("x", dtype="float32"), Noise(1, 2))
+        Dropout(0.5)(pt.matrix("x", dtype="float32"), Training(1, 2))
 
 
 def test_groups_that_do_not_divide_are_refused(rng):

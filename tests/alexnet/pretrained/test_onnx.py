@@ -193,7 +193,7 @@ def test_a_layer_without_a_form_in_onnx_is_named(tmp_path, monkeypatch):
     class Twice(Layer):
         kind = "twice"
 
-        def __call__(self, x, noise=None):
+        def __call__(self, x, training=None):
             return 2 * x
 
         def describe(self, shape):

@@ -52,11 +52,11 @@ class Network(several_workers.Network):
 
     def __init__(self, points, begun):
         super().__init__(points)
-        self.trainable_parameters = self.parameters_and_velocities = [Variable(np.zeros(LONG, np.float32))]
+        self.weights = self.parameters_and_velocities = [Variable(np.zeros(LONG, np.float32))]
         self.steps, self.first, self._begun = 0, None, begun
 
     def weight(self):
-        return float(self.trainable_parameters[0].get_value()[-1])
+        return float(self.weights[0].get_value()[-1])
 
     def train(self, *inputs):
         self.steps += 1

@@ -119,7 +119,7 @@ class Network:
 
     def __init__(self, points):
         self.points, self.step = points, Variable(np.int64(0))
-        self.trainable_parameters = self.parameters_and_velocities = [Variable(np.zeros(5000, np.float32))]
+        self.weights = self.parameters_and_velocities = [Variable(np.zeros(5000, np.float32))]
 
     def train(self, *inputs):
         self.points.reach("computing", SECOND)
