@@ -4,12 +4,13 @@
  *
  * padded is x with `pad` explicit zeros around each image.  An infinite filter value multiplied by padding gives NaN,
  * as in a direct sum over the padded image.  A dense layer is a 1x1 image with a 1x1 filter.  The input gradient is
- * the same sum over other arrays,
+ * the same sum over other arrays.  At stride 1,
  *
  *     dx[c,u,v,b] = sum over o,i,j of  filters[c, R-1-i, S-1-j, o] * padded[o, u + i, v + j, b]
  *
- * where padded is the gradient with stride-1 zeros between its pixels, shifted by R-1-pad and S-1-pad.
- * At stride 1 this has no overhead; all AlexNet layers that need an input gradient have stride 1.
+ * where padded is the gradient, shifted by R-1-pad and S-1-pad.  At stride s, each of the s * s phases of dx, pixels
+ * (p + s u, q + s v), is such a sum with stride 1 over the taps (i,j) that reach it: those with i = p + pad modulo s,
+ * j = q + pad modulo s.  A phase that no tap reaches is zero.
  *
  * The loops.  With k = (c,i,j) the sum is a matrix product of filters (k by o) and images (k by positions), blocked as
  * in Goto and van de Geijn 2008.
@@ -50,10 +51,12 @@ enum { STREAM_TASKS_PER_THREAD = 2 };
 typedef struct {
     long groups, c, o, b, depth;                        /* depth: terms of a sum, c * filter_height * filter_width */
     long filter_height, filter_width, stride;
-    long height, width, pad_top, pad_left, dilation;    /* of x: dilation - 1 zeros between its pixels */
+    long height, width, pad_top, pad_left;              /* of x */
     long padded_height, padded_width, plane;            /* plane: pixels of one packed channel */
     long out_height, out_width, positions, blocks;      /* blocks of BLOCK images; positions of all blocks */
+    long out_step, out_start, out_row, out_plane;       /* in `out`: between pixels, of the first, of a row, of a channel */
     long group_stride, o_stride;                        /* distances in filters */
+    long first_tap, tap_step, tap_row;                  /* in filters: the first tap, between taps, between rows of taps */
     long tiles, large_tiles, packed_o;                  /* tiles: large_tiles of FORWARD_ROWS, then SMALL_ROWS */
     long passes, pass_depth;
     long task_positions, task_tiles, position_ranges, tile_ranges;
@@ -152,39 +155,54 @@ static Plan forward_plan(const Layer *l)
 {
     Plan plan = { .groups = l->groups, .c = l->c / l->groups, .o = l->o / l->groups, .b = l->b,
                   .filter_height = l->filter_height, .filter_width = l->filter_width, .stride = l->stride,
-                  .height = l->height, .width = l->width, .pad_top = l->pad, .pad_left = l->pad, .dilation = 1,
+                  .height = l->height, .width = l->width, .pad_top = l->pad, .pad_left = l->pad,
                   .padded_height = l->height + 2 * l->pad, .padded_width = l->width + 2 * l->pad,
                   .out_height = out_height(l), .out_width = out_width(l),
-                  .group_stride = l->o / l->groups, .o_stride = 1 };
+                  .out_step = l->b, .out_row = out_width(l) * l->b,
+                  .out_plane = out_height(l) * out_width(l) * l->b,
+                  .group_stride = l->o / l->groups, .o_stride = 1, .tap_step = 1, .tap_row = l->filter_width };
     choose_blocking(&plan);
     return plan;
 }
 
-static Plan input_gradient_plan(const Layer *l)
+/* One axis of a phase of the input gradient: the taps first, first + stride, ... of a filter reach it. */
+typedef struct { long first, taps, pad, n; } Phase;
+
+static Phase phase_of(long start, long n, long filter, long stride, long pad)
 {
+    long first = (start + pad) % stride, taps = first < filter ? ceil_div(filter - first, stride) : 0;
+    return (Phase){ first, taps, taps - 1 - (start + pad) / stride, ceil_div(n - start, stride) };
+}
+
+/* The plan of a phase, numbered from 0 to stride^2 - 1.  `depth` is 0 if no tap reaches it, or if it has no pixels. */
+static Plan input_gradient_plan(const Layer *l, long number)
+{
+    long row = number / l->stride, column = number % l->stride;
+    Phase rows = phase_of(row, l->height, l->filter_height, l->stride, l->pad);
+    Phase columns = phase_of(column, l->width, l->filter_width, l->stride, l->pad);
     Plan plan = { .groups = l->groups, .c = l->o / l->groups, .o = l->c / l->groups, .b = l->b,
-                  .filter_height = l->filter_height, .filter_width = l->filter_width, .stride = 1,
-                  .height = out_height(l), .width = out_width(l), .dilation = l->stride,
-                  .pad_top = l->filter_height - 1 - l->pad, .pad_left = l->filter_width - 1 - l->pad,
-                  .padded_height = l->height + l->filter_height - 1, .padded_width = l->width + l->filter_width - 1,
-                  .out_height = l->height, .out_width = l->width, .group_stride = l->o / l->groups,
-                  .o_stride = l->filter_height * l->filter_width * l->o, .rotated = 1 };
-    choose_blocking(&plan);
+                  .filter_height = rows.taps, .filter_width = columns.taps, .stride = 1,
+                  .height = out_height(l), .width = out_width(l), .pad_top = rows.pad, .pad_left = columns.pad,
+                  .padded_height = rows.n + rows.taps - 1, .padded_width = columns.n + columns.taps - 1,
+                  .out_height = rows.n, .out_width = columns.n,
+                  .out_step = l->stride * l->b, .out_start = (row * l->width + column) * l->b,
+                  .out_row = l->stride * l->width * l->b, .out_plane = l->height * l->width * l->b,
+                  .group_stride = l->o / l->groups, .o_stride = l->filter_height * l->filter_width * l->o,
+                  .first_tap = rows.first * l->filter_width + columns.first, .tap_step = l->stride,
+                  .tap_row = l->stride * l->filter_width, .rotated = 1 };
+    if (min(rows.n, columns.n) > 0 && rows.taps * columns.taps > 0)
+        choose_blocking(&plan);
     return plan;
 }
 
 /* The index in x of padded index i, or -1 for a zero. */
-static long source_index(long i, long pad, long dilation, long size)
-{
-    long dilated = i - pad;
-    return dilated >= 0 && dilated % dilation == 0 && dilated / dilation < size ? dilated / dilation : -1;
-}
+static long source_index(long i, long pad, long size) { return i >= pad && i - pad < size ? i - pad : -1; }
 
 /* Pack one image row of all image blocks: from (column, b) to [image block][column][BLOCK]; a null row is zeros. */
 static void pack_row(const Plan *plan, const real *row, real *packed, long block_stride)
 {
     for (long column = 0; column < plan->padded_width; column++) {
-        long source = source_index(column, plan->pad_left, plan->dilation, plan->width);
+        long source = source_index(column, plan->pad_left, plan->width);
         for (long block = 0; block < plan->blocks; block++) {
             real *pixel = packed + block * block_stride + column * BLOCK;
             long images = row && source >= 0 ? min(plan->b - block * BLOCK, BLOCK) : 0;
@@ -202,7 +220,7 @@ static void pack_images(const Plan *plan, const real *x, real *packed)
     #pragma omp parallel for schedule(static)
     for (long i = 0; i < channels * plan->padded_height; i++) {
         long c = i / plan->padded_height, row = i % plan->padded_height;
-        long source = source_index(row, plan->pad_top, plan->dilation, plan->height);
+        long source = source_index(row, plan->pad_top, plan->height);
         const real *from = source < 0 ? 0 : x + (c * plan->height + source) * plan->width * plan->b;
         pack_row(plan, from, packed + (c * plan->plane + row * plan->padded_width) * BLOCK, block_stride);
     }
@@ -213,14 +231,14 @@ static void pack_phases(const Plan *plan, const real *x, real *packed)
 {
     memset(packed, 0, plan->plane * sizeof(real));
     for (long row = 0; row < plan->padded_height; row++) {
-        long source_row = source_index(row, plan->pad_top, plan->dilation, plan->height);
+        long source_row = source_index(row, plan->pad_top, plan->height);
         if (source_row < 0)
             continue;
         const real *from = x + source_row * plan->width * plan->b;
         real *to = packed + (row % plan->stride * plan->stride * plan->phase_height + row / plan->stride)
                             * plan->phase_width;
         for (long column = 0; column < plan->padded_width; column++) {
-            long source = source_index(column, plan->pad_left, plan->dilation, plan->width);
+            long source = source_index(column, plan->pad_left, plan->width);
             if (source >= 0)
                 to[column % plan->stride * plan->phase_height * plan->phase_width + column / plan->stride]
                     = from[source * plan->b];
@@ -295,8 +313,8 @@ static void pack_all_filters(const Plan *plan, const Buffers *buffers, const rea
 }
 
 /* A block of pixels: the sums from index `first` on, of which the first `width` of each row of `phase_width` are stored,
- * as pixels of one of b images. */
-typedef struct { long first, phase_width, width, height, b; } Pixels;
+ * `step` apart in rows `row` apart. */
+typedef struct { long first, phase_width, width, height, step, row; } Pixels;
 
 /* Destination of the sums of a tile: `partial`, [channel][BLOCK], or `out` after the last pass. */
 typedef struct {
@@ -321,9 +339,9 @@ NEVER_INLINE void store_pixels(const real *block, real *out, const Pixels *pixel
     long row = pixels->first / pixels->phase_width, column = pixels->first % pixels->phase_width;
     for (long lane = 0; lane < BLOCK && row < pixels->height; row++, column = 0) {
         long n = min(pixels->phase_width - column, BLOCK - lane), stored = min(pixels->width - column, n);
-        real *to = out + (row * pixels->width + column) * pixels->b;
+        real *to = out + row * pixels->row + column * pixels->step;
         for (long i = 0; i < stored; i++)
-            to[i * pixels->b] = block[lane + i];
+            to[i * pixels->step] = block[lane + i];
         lane += n;
     }
 }
@@ -393,19 +411,21 @@ static void sum_position(const Plan *plan, const Buffers *buffers, const Task *t
     const real *images = buffers->images
                          + (plan->pixels ? channel * plan->plane + pixel * BLOCK
                             : (channel * plan->plane + (y * plan->padded_width + x) * plan->stride) * BLOCK);
-    const Pixels pixels = { pixel * BLOCK, plan->phase_width, plan->out_width, plan->out_height, plan->b };
+    const Pixels pixels = { pixel * BLOCK, plan->phase_width, plan->out_width, plan->out_height, plan->out_step,
+                            plan->out_row };
     const long *image_offset = buffers->image_offset + pass * plan->pass_depth;
-    Target target = { .out_stride = out_pixels * plan->b, .images = plan->b - block * BLOCK, .first = pass == 0,
+    Target target = { .out_stride = plan->out_plane, .images = plan->b - block * BLOCK, .first = pass == 0,
                       .last = pass == plan->passes - 1, .pixels = plan->pixels ? &pixels : 0 };
-    long start = tile_start(plan, task->tile);
+    long start = tile_start(plan, task->tile), in_place_offset = buffers->filter_offset[pass * plan->pass_depth];
     for (long tile = task->tile; tile < task->tile_end; tile++) {
         long o = tile_start(plan, tile);
         const real *filters = packed + (o - start) * n;
         target.partial = partial + (o - start) * BLOCK;
-        target.out = task->out + o * target.out_stride + (plan->pixels ? block : pixel * plan->b + block * BLOCK);
+        target.out = task->out + o * target.out_stride
+                     + (plan->pixels ? block : y * plan->out_row + x * plan->out_step + block * BLOCK);
         target.channels = plan->o - o;
         if (in_place(plan, tile))
-            tile_in_place(images, image_offset, n, task->filters + o * plan->o_stride + pass * plan->pass_depth,
+            tile_in_place(images, image_offset, n, task->filters + o * plan->o_stride + in_place_offset,
                           plan->o_stride, target);
         else if (tile < plan->large_tiles)
             large_tile(images, image_offset, n, filters, target);
@@ -444,10 +464,13 @@ static void find_offsets(const Plan *plan, const Buffers *buffers)
                                        + (phase * plan->phase_height + i / plan->stride) * plan->phase_width;
         else
             buffers->image_offset[k] = (c * plan->plane + i * plan->padded_width + j) * BLOCK;
-        if (plan->rotated)
-            buffers->filter_offset[k] = (taps - 1 - tap) * plan->groups * plan->group_stride + c;
-        else
+        if (plan->rotated) {
+            long from = plan->first_tap + (plan->filter_height - 1 - i) * plan->tap_row
+                        + (plan->filter_width - 1 - j) * plan->tap_step;
+            buffers->filter_offset[k] = from * plan->groups * plan->group_stride + c;
+        } else {
             buffers->filter_offset[k] = k * plan->groups * plan->group_stride;
+        }
     }
 }
 
@@ -485,7 +508,7 @@ static void run(const Plan *plan, const real *x, const real *filters, real *out,
         Task task = { .group = i / plan->tile_ranges / plan->position_ranges,
                       .position = positions * plan->task_positions, .tile = tiles * plan->task_tiles };
         task.filters = filters + task.group * plan->group_stride;
-        task.out = out + task.group * plan->o * plan->out_height * plan->out_width * plan->b;
+        task.out = out + plan->out_start + task.group * plan->o * plan->out_plane;
         task.position_end = min(task.position + plan->task_positions, plan->positions);
         task.tile_end = min(task.tile + plan->task_tiles, plan->tiles);
         run_task(plan, &buffers, &task);
@@ -494,5 +517,8 @@ static void run(const Plan *plan, const real *x, const real *filters, real *out,
 
 /* The number of images, or of pixels, in a block. */
 int64_t block_size(void) { return BLOCK; }
+
+static long phases(const Layer *layer) { return layer->stride * layer->stride; }
+static int is_zero(const Plan *phase) { return phase->depth == 0; }
 
 #include "entry.h"

@@ -89,6 +89,30 @@ def test_workers_match_one_worker_on_combined_batches(team, single_worker, size,
 
 
 @pytest.mark.parametrize("what", WHAT)
+def test_batch_normalisation_averages_running_statistics(team, what):
+    """Weights and statistics equal those of replicas in one process that normalise their own batches."""
+    arguments = ["cpu"] * 2, 5, {"exchange_what": what}, 1, None, "cpu", workers.NormalisedNetwork
+    found = results(team.run(workers.train, *arguments, size=2))
+    assert_identical(found)
+    states = workers.train_replicas(2, 5)
+    assert {"bn1.mean", "bn1.variance", "bn1.gamma"} < states[0].keys()
+    assert_close(found[0].states[0], states[0], 1e-6)
+    assert_close(found[0].states[-1], states[-1], 1e-5)
+
+
+@pytest.mark.parametrize("what", WHAT)
+def test_local_running_statistics_stay_with_their_worker(team, what):
+    changes = {"exchange_what": what, "running_statistics": "local"}
+    found = results(team.run(workers.train, ["cpu"] * 2, 5, changes, 1, None, "cpu", workers.NormalisedNetwork, size=2))
+    differ = {name for name, digest in found[0].digests[-1].items() if digest != found[1].digests[-1][name]}
+    assert differ == {"bn1.mean", "bn1.variance"}
+    last = workers.train_replicas(2, 5)[-1]
+    means = {name: (found[0].states[-1][name] + found[1].states[-1][name]) / 2 for name in differ}
+    assert_close(means, {name: last[name] for name in differ}, 1e-5)            # weights do not depend on them
+    assert_close({"bn1.gamma": found[0].states[-1]["bn1.gamma"]}, {"bn1.gamma": last["bn1.gamma"]}, 1e-5)
+
+
+@pytest.mark.parametrize("what", WHAT)
 def test_backend_that_owns_its_memory_exchanges_copies(team, single_worker, what):
     pytest.importorskip("jax", reason="the jax backend needs jax, which is not installed")
     arguments = ["cpu"] * 2, 5, {"exchange_what": what}, 1, None, "jax"

@@ -16,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 
-from alexnet.nn import Conv, Dense, Flatten, Sequential
+from alexnet.nn import BatchNorm, Conv, Dense, Flatten, Sequential
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
 from multigpu.communicator import PipeCommunicator
@@ -133,6 +133,18 @@ class SmallNetwork(Sequential):
         )
 
 
+class NormalisedNetwork(Sequential):
+    """SmallNetwork with batch normalisation."""
+
+    channels, image_size = 3, 6
+
+    def __init__(self, rng):
+        super().__init__(
+            Conv(rng, 3, 4, size=3, std=0.1, bias=None), BatchNorm(4), Flatten(),
+            Dense(rng, 64, CLASSES, relu=False, std=0.1, bias=0.0),
+        )
+
+
 class Trained(NamedTuple):
     """Result of train(): state and checksums after each step, costs, warnings, and number of messages sent by type."""
 
@@ -143,13 +155,13 @@ class Trained(NamedTuple):
     sent: Counter
 
 
-def train(seat, devices, steps, changes, parts=1, stop_at=None, backend="cpu"):
+def train(seat, devices, steps, changes, parts=1, stop_at=None, backend="cpu", kind=SmallNetwork):
     """Train on synthetic batches with the exchange that the settings `changes` select; return Trained.
 
     parts    number of batches that this worker combines into one
     stop_at  {rank: first step at which a stop is requested}
     """
-    network, trained = make_network(backend), Trained([], [], [], [], Counter())
+    network, trained = make_network(backend, kind), Trained([], [], [], [], Counter())
     on_host = network.computes_on_host
     with open_device(devices[seat.rank], on_host) as device, join(seat, device, network, trained, changes) as exchange:
         for step in range(1, steps + 1):
@@ -163,6 +175,25 @@ def train(seat, devices, steps, changes, parts=1, stop_at=None, backend="cpu"):
             if agreed.stop:
                 break
     return trained
+
+
+def train_replicas(size, steps):
+    """Train `size` replicas of NormalisedNetwork in this process; return the state of the first after each step.
+
+    Each normalises its own batch. After each step, gradients and running statistics are averaged.
+    """
+    replicas, states = [make_network(kind=NormalisedNetwork) for _ in range(size)], []
+    for step in range(1, steps + 1):
+        for rank, network in enumerate(replicas):
+            network.compute(*synthetic_batch(step, rank, size, 1))
+        for variables in zip(*(each.gradients + each.running_statistics for each in replicas), strict=True):
+            mean = np.mean([variable.get_value() for variable in variables], axis=0)
+            for variable in variables:
+                variable.set_value(mean)
+        for network in replicas:
+            network.apply(RATE)
+        states.append({name: np.array(array) for name, array in replicas[0].get_state().items()})
+    return states
 
 
 def arrays_in_place(seat, steps):
@@ -187,9 +218,9 @@ def join(seat, device, network, trained, changes):
     return bsp.BspRule().connect(config, network, device, comm, FakeRecorder(trained.warnings.append))
 
 
-def make_network(backend="cpu"):
+def make_network(backend="cpu", kind=SmallNetwork):
     """Return a network with the same initial weights on every call."""
-    model, rule = SmallNetwork(np.random.default_rng(0)), partial(momentum_sgd, momentum=0.9)
+    model, rule = kind(np.random.default_rng(0)), partial(momentum_sgd, momentum=0.9)
     return Network(model, np.zeros((3, 6, 6), "float32"), rule, backend, crop=False)
 
 

@@ -53,6 +53,10 @@ LAYERS = [
     Layer(5, 4, 7, 13, 4, 7, 1, 0, 1, 3),                      # filters as large as the images
     Layer(4, 3, 3, 5, 1, 1, 1, 3, 1, 5),                       # padding larger than the filter
     Layer(4, 8, 7, 6, 1, 3, 3, 1, 2, 18),                      # a stride larger than the filter
+    Layer(20, 14, 13, 30, 1, 1, 2, 0, 1, 17),                  # ResNet's strided layers, reduced
+    Layer(8, 15, 14, 12, 3, 3, 2, 1, 2, 34),
+    Layer(40, 13, 13, 20, 3, 3, 2, 1, 1, 2),                   # of few images
+    Layer(5, 2, 9, 6, 2, 2, 4, 1, 1, 3),                       # phases without pixels, and without taps
     Layer(130, 4, 4, 20, 3, 3, 1, 1, 1, 9),                    # several passes
     Layer(260, 5, 5, 50, 3, 3, 1, 1, 2, 20),
     Layer(2, 9, 300, 3, 3, 3, 1, 1, 1, 3),                     # many positions
