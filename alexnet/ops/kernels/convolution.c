@@ -22,6 +22,8 @@
  *     padding as it is, [image][c][row][column], so the terms (c,i,j) of adjacent pixels are adjacent, too.  The last
  *     columns of each padded row give results that are not stored.  With stride s, an image is packed as s * s phases,
  *     [image][c][phase][row / s][column / s].  Each sum has the same terms in the same order in both cases.
+ *   - Images of one pixel, which are also the pixels of a 1x1 convolution, are packed by the task that uses them, pass
+ *     by pass, instead: they stay in the L2 cache and do not go through memory twice.
  *   - k is split into equal passes of at most DEPTH terms.  A tile of the output, some channels by one block of images,
  *     is summed over one pass in registers.  The sums of the passes are accumulated in `partial`, in order.
  *   - pass: position: tile of channels.  The pixels of one position and pass stay in the L1 cache; the filters, packed
@@ -41,6 +43,7 @@
 
 enum { TASK_CHANNELS = 384 };            /* DEPTH * TASK_CHANNELS filters fill 3/8 of a 1 MiB L2 cache */
 enum { PARTIAL_BYTES = 320 << 10 };      /* limit of the partial sums of a task, in the same cache */
+enum { TASK_IMAGE_BYTES = 256 << 10 };   /* limit of the images that a task packs itself, in the same cache */
 enum { TASKS_PER_THREAD = 4 };
 
 /* Used if there are few positions and the channels of a term are contiguous. */
@@ -66,7 +69,8 @@ typedef struct {
 } Plan;
 
 typedef struct {
-    real *images;               /* packed images */
+    const real *x;              /* images that are not packed */
+    real *images;               /* packed images, or those of one pass and task per thread */
     real *filters;              /* packed filters, or one part per thread */
     real *partial;              /* one per thread */
     long *image_offset;          /* of term k in packed images */
@@ -108,6 +112,9 @@ static int in_place(const Plan *plan, long tile)
     return streams(plan) && contiguous && tile < plan->large_tiles && tile_start(plan, tile) + FORWARD_ROWS <= plan->o;
 }
 
+/* Whether each task packs its images: an image is one pixel. */
+static int packs_in_tasks(const Plan *plan) { return plan->padded_height * plan->padded_width == 1 && !streams(plan); }
+
 static void choose_tasks(Plan *plan)
 {
     long position_bytes = BLOCK * sizeof(real);
@@ -118,6 +125,8 @@ static void choose_tasks(Plan *plan)
         channels = min(STREAM_CHANNELS, STREAM_PARTIAL_BYTES / (plan->positions * position_bytes));
         tasks = STREAM_TASKS_PER_THREAD * omp_get_max_threads();
     }
+    if (packs_in_tasks(plan))
+        plan->task_positions = min(plan->task_positions, TASK_IMAGE_BYTES / (plan->pass_depth * position_bytes));
     plan->position_ranges = ceil_div(plan->positions, plan->task_positions);
     plan->task_positions = ceil_div(plan->positions, plan->position_ranges);
     long ranges = max(ceil_div(plan->packed_o, channels), ceil_div(tasks, plan->groups * plan->position_ranges));
@@ -346,11 +355,22 @@ NEVER_INLINE void store_pixels(const real *block, real *out, const Pixels *pixel
     }
 }
 
+/* Fetch the cache lines of one channel of a block of images, which are written after the sum. */
+ALWAYS_INLINE void prefetch_row(const real *out)
+{
+    UNROLL
+    for (int n = 0; n < BLOCK; n += CACHE_LINE / (int)sizeof(real))
+        __builtin_prefetch(out + n, 1);
+}
+
 /* Sum `rows` channels by one block of images over n terms; filters are at [k * k_stride + channel * o_stride]. */
 ALWAYS_INLINE void sum_tile(const int rows, const real *images, const long *image_offset, long n, const real *filters,
                             const long k_stride, const long o_stride, Target target)
 {
     vector sum[FORWARD_ROWS][VECTORS], x[VECTORS];
+    if (target.last && !target.pixels)
+        for (int r = 0; r < min(rows, target.channels); r++)
+            prefetch_row(target.out + r * target.out_stride);
     zero_tile(rows, sum);
     for (long k = 0; k < n; k++, filters += k_stride) {
         load_row(images + image_offset[k], x);
@@ -397,6 +417,7 @@ NEVER_INLINE void tile_in_place(const real *images, const long *image_offset, lo
 typedef struct {
     long group, position, position_end, tile, tile_end;
     const real *filters;                /* of the group, not packed */
+    real *images;                       /* packed, if the task packs them */
     real *out;                          /* of the group */
 } Task;
 
@@ -411,6 +432,8 @@ static void sum_position(const Plan *plan, const Buffers *buffers, const Task *t
     const real *images = buffers->images
                          + (plan->pixels ? channel * plan->plane + pixel * BLOCK
                             : (channel * plan->plane + (y * plan->padded_width + x) * plan->stride) * BLOCK);
+    if (packs_in_tasks(plan))
+        images = task->images + ((position - task->position) * n - pass * plan->pass_depth) * BLOCK;
     const Pixels pixels = { pixel * BLOCK, plan->phase_width, plan->out_width, plan->out_height, plan->out_step,
                             plan->out_row };
     const long *image_offset = buffers->image_offset + pass * plan->pass_depth;
@@ -434,11 +457,29 @@ static void sum_position(const Plan *plan, const Buffers *buffers, const Task *t
     }
 }
 
-static void run_task(const Plan *plan, const Buffers *buffers, const Task *task)
+/* Pack the images of a task over one pass, from [c][b] to [position][c][BLOCK]. */
+static void pack_task(const Plan *plan, const Buffers *buffers, const Task *task, long pass)
+{
+    long n = pass_terms(plan, pass), first = task->position * BLOCK;
+    long whole = min(task->position_end, plan->b / BLOCK) - task->position, rest = plan->b % BLOCK;
+    for (long k = 0; k < n; k++) {
+        const real *from = buffers->x + (task->group * plan->c + pass * plan->pass_depth + k) * plan->b + first;
+        real *to = task->images + k * BLOCK;
+        for (long position = 0; position < whole; position++)
+            memcpy(to + position * n * BLOCK, from + position * BLOCK, BLOCK * sizeof(real));
+        if (whole < task->position_end - task->position) {
+            memset(to + whole * n * BLOCK, 0, BLOCK * sizeof(real));
+            memcpy(to + whole * n * BLOCK, from + whole * BLOCK, rest * sizeof(real));
+        }
+    }
+}
+
+static void run_task(const Plan *plan, const Buffers *buffers, Task *task)
 {
     long start = tile_start(plan, task->tile), channels = tile_start(plan, task->tile_end) - start;
     long thread = omp_get_thread_num(), task_channels = plan->task_tiles * FORWARD_ROWS;
     real *partial = buffers->partial + thread * plan->task_positions * task_channels * BLOCK;
+    task->images = buffers->images + thread * plan->task_positions * plan->pass_depth * BLOCK;
     for (long pass = 0; pass < plan->passes; pass++) {
         real *packed;
         if (streams(plan)) {
@@ -447,6 +488,8 @@ static void run_task(const Plan *plan, const Buffers *buffers, const Task *task)
         } else {
             packed = packed_pass(plan, buffers, task->group, pass) + start * pass_terms(plan, pass);
         }
+        if (packs_in_tasks(plan))
+            pack_task(plan, buffers, task, pass);
         for (long position = task->position; position < task->position_end; position++)
             sum_position(plan, buffers, task, pass, position, packed,
                          partial + (position - task->position) * channels * BLOCK);
@@ -481,9 +524,11 @@ static Buffers divide(const Plan *plan, char *workspace)
     long filters = streams(plan) ? threads * plan->pass_depth * task_channels : all_filters;
     long partial = plan->passes > 1 ? threads * plan->task_positions * task_channels * BLOCK : 0;
     long planes = plan->groups * plan->c * plan->plane;
-    Buffers buffers;
-    buffers.images = take(&workspace, (plan->pixels ? plan->b * planes + BLOCK : plan->blocks * planes * BLOCK)
-                                      * sizeof(real));
+    long images = plan->pixels ? plan->b * planes + BLOCK : plan->blocks * planes * BLOCK;
+    if (packs_in_tasks(plan))
+        images = threads * plan->task_positions * plan->pass_depth * BLOCK;
+    Buffers buffers = { 0 };
+    buffers.images = take(&workspace, images * sizeof(real));
     buffers.filters = take(&workspace, filters * sizeof(real));
     buffers.partial = take(&workspace, partial * sizeof(real));
     buffers.image_offset = take(&workspace, plan->depth * sizeof(long));
@@ -495,10 +540,11 @@ static Buffers divide(const Plan *plan, char *workspace)
 static void run(const Plan *plan, const real *x, const real *filters, real *out, char *workspace)
 {
     Buffers buffers = divide(plan, workspace);
+    buffers.x = x;
     find_offsets(plan, &buffers);
     if (plan->pixels)
         pack_pixels(plan, x, buffers.images);
-    else
+    else if (!packs_in_tasks(plan))
         pack_images(plan, x, buffers.images);
     if (!streams(plan))
         pack_all_filters(plan, &buffers, filters);
