@@ -6,9 +6,10 @@
  * direct sum.  A dense layer is a 1x1 image with a 1x1 filter.
  *
  * With r = (c,i,j) the sum is a matrix product, (r by terms) times (terms by o), where a term is a triple (y,x,b).
- *   - The loops vectorise over the output channels, so no sum is across the lanes of a vector.  g is transposed once
- *     into panels of BLOCK channels, [panel][y][x][b][BLOCK].  Channels beyond the last are zeros, and their results
- *     are not stored.
+ *   - The loops vectorise over the output channels, so no sum is across the lanes of a vector.  g is transposed into
+ *     panels of BLOCK channels, [panel][y][x][b][BLOCK].  Channels beyond the last are zeros, and their results are not
+ *     stored.  If a task has all r of its panels, it transposes chunk by chunk what it uses, so that the panels do not
+ *     go through memory; otherwise all of g is transposed once.
  *   - The elements of x are broadcast, and read in place or from a padded copy.  For each r the terms of one image row
  *     are contiguous if the stride is 1; otherwise they form segments of b terms.
  *   - The terms of an image row are split into chunks of at most DEPTH.  The chunk of a panel stays in the L1 cache
@@ -42,7 +43,8 @@ typedef struct {
 } Plan;
 
 typedef struct {
-    real *panels;               /* g transposed */
+    const real *g;
+    real *panels;               /* g transposed, or per thread a chunk of one panel */
     real *padded;               /* the padded copy of x, where pad > 0 */
     long *row_offset;            /* of row r in padded */
     real *scratch;              /* per thread, for updates: dw of one task */
@@ -68,9 +70,15 @@ static void choose_chunks(Plan *plan)
 static void choose_tasks(Plan *plan)
 {
     long tasks = TASKS_PER_THREAD * omp_get_max_threads();
-    plan->task_panels = ceil_div(plan->panels, ceil_div(plan->panels, max(TASK_CHANNELS / BLOCK, 1)));
+    long panel_ranges = ceil_div(plan->panels, max(TASK_CHANNELS / BLOCK, 1));
+    int all_rows = plan->rows <= TASK_ROWS && plan->groups * plan->panels >= tasks;
+    if (all_rows)
+        panel_ranges = max(panel_ranges, ceil_div(tasks, plan->groups));
+    plan->task_panels = ceil_div(plan->panels, panel_ranges);
     plan->panel_ranges = ceil_div(plan->panels, plan->task_panels);
     long ranges = max(ceil_div(plan->rows, TASK_ROWS), ceil_div(tasks, plan->groups * plan->panel_ranges));
+    if (all_rows)
+        ranges = 1;
     plan->task_tiles = ceil_div(plan->tiles, min(ranges, plan->tiles));
     plan->tile_ranges = ceil_div(plan->tiles, plan->task_tiles);
 }
@@ -82,6 +90,9 @@ static void choose_update_tasks(Plan *plan)
     plan->task_tiles = 1;
     plan->tile_ranges = plan->tiles;
 }
+
+/* Whether a task transposes the panels that it uses. */
+static int transposes_in_tasks(const Plan *plan) { return plan->tile_ranges == 1; }
 
 static Plan gradient_plan(const Layer *l, int updates)
 {
@@ -118,6 +129,23 @@ static void pad_images(const Plan *plan, const real *x, real *padded)
     }
 }
 
+typedef real four __attribute__((vector_size(4 * sizeof(real)), aligned(sizeof(real)), may_alias));
+typedef __typeof__(_Generic((real)0, float: (int32_t)0, double: (int64_t)0)) lane;
+typedef lane four_lanes __attribute__((vector_size(4 * sizeof(real))));
+
+/* Transpose four terms of four channels. */
+ALWAYS_INLINE void transpose_four(const real *g, long channel_stride, real *panel)
+{
+    four rows[4];
+    UNROLL
+    for (long i = 0; i < 4; i++)
+        rows[i] = *(const four *)(g + i * channel_stride);
+    TRANSPOSE_FOUR(four, four_lanes, rows);
+    UNROLL
+    for (long i = 0; i < 4; i++)
+        *(four *)(panel + i * BLOCK) = rows[i];
+}
+
 /* Transpose some terms of one panel: from (channel, term) to (term, channel). */
 static void transpose(const real *g, long channel_stride, long channels, long terms, real *panel)
 {
@@ -125,10 +153,13 @@ static void transpose(const real *g, long channel_stride, long channels, long te
     if (channels < BLOCK)
         memset(panel, 0, terms * BLOCK * sizeof(real));
     for (long start = 0; start < terms; start += SQUARE) {
-        long end = min(start + SQUARE, terms);
+        long end = min(start + SQUARE, terms), fours = channels / 4 * 4, t = start;
+        for (; t + 4 <= end; t += 4)
+            for (long o = 0; o < fours; o += 4)
+                transpose_four(g + o * channel_stride + t, channel_stride, panel + t * BLOCK + o);
         for (long o = 0; o < channels; o++)
-            for (long t = start; t < end; t++)
-                panel[t * BLOCK + o] = g[o * channel_stride + t];
+            for (long rest = o < fours ? t : start; rest < end; rest++)
+                panel[rest * BLOCK + o] = g[o * channel_stride + rest];
     }
 }
 
@@ -191,6 +222,8 @@ typedef struct { long y, segment, segments, term, run; } Chunk;
 /* The part of dw of one task, the distance between its rows, and the update that receives it, or null. */
 typedef struct { real *dw; long stride; const Update *update; } TaskTarget;
 
+static long chunk_terms(const Plan *plan) { return plan->chunk_segments * plan->chunk_run; }
+
 /* Offset of a tile in dw. */
 static long tile_offset(const Plan *plan, long group, long tile, long panel)
 {
@@ -220,6 +253,13 @@ static void add_chunk(const Plan *plan, const Buffers *buffers, const Task *task
         long panel_terms = (task->group * plan->panels + p) * plan->out_height * terms;
         const real *panel = buffers->panels + (panel_terms + first_term) * BLOCK;
         target.channels = plan->o - p * BLOCK;
+        if (transposes_in_tasks(plan)) {
+            long image = plan->out_height * terms, threads_part = omp_get_thread_num() * chunk_terms(plan) * BLOCK;
+            const real *from = buffers->g + (task->group * plan->o + p * BLOCK) * image + first_term;
+            transpose(from, image, min(BLOCK, target.channels), chunk.segments * chunk.run,
+                      buffers->panels + threads_part);
+            panel = buffers->panels + threads_part;
+        }
         if (all.update && target.first)
             prefetch_update(plan, all.update, task->tile, p);
         for (long tile = task->tile; tile < task->tile_end; tile++) {
@@ -261,8 +301,11 @@ static Buffers divide(const Plan *plan, char *workspace)
     long padded = plan->pad ? plan->groups * plan->c * plan->padded_height * plan->padded_width * plan->b : 0;
     long terms = plan->out_height * plan->out_width * plan->b;
     long scratch = plan->updates * omp_get_max_threads() * GRADIENT_ROWS * scratch_stride(plan);
-    Buffers buffers;
-    buffers.panels = take(&workspace, plan->groups * plan->panels * BLOCK * terms * sizeof(real));
+    long panels = plan->groups * plan->panels * terms;
+    if (transposes_in_tasks(plan))
+        panels = omp_get_max_threads() * chunk_terms(plan);
+    Buffers buffers = { 0 };
+    buffers.panels = take(&workspace, panels * BLOCK * sizeof(real));
     buffers.padded = take(&workspace, padded * sizeof(real));
     buffers.row_offset = take(&workspace, plan->rows * sizeof(long));
     buffers.scratch = take(&workspace, scratch * sizeof(real));
@@ -281,7 +324,9 @@ static void run(const Plan *plan, char *workspace, const real *x, const real *g,
     }
     if (plan->pad)
         pad_images(plan, x, buffers.padded);
-    transpose_gradient(plan, g, buffers.panels);
+    buffers.g = g;
+    if (!transposes_in_tasks(plan))
+        transpose_gradient(plan, g, buffers.panels);
     const real *images = plan->pad ? buffers.padded : x;
     #pragma omp parallel for schedule(dynamic)
     for (long i = 0; i < plan->groups * plan->tile_ranges * plan->panel_ranges; i++) {
