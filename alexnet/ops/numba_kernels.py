@@ -42,7 +42,7 @@ from alexnet.ops import (
 )
 from alexnet.ops.base import ShapedOp, window_count
 from alexnet.ops.kernels.contiguous import ITEMSIZES
-from alexnet.ops.kernels.convolution import LEAST_FULLNESS, TAPS, block_size, fullness_of, saves
+from alexnet.ops.kernels.convolution import FILTER_BLOCKS, RATES, TAPS, block_size, gain_of
 
 FOLDER = Path(kernels.__file__).parent
 LETTERS = {"a": types.uintp, "n": types.int64, "u": types.uint32}
@@ -51,8 +51,7 @@ Array: TypeAlias = np.ndarray
 Function = Callable[..., Any]                    # for Numba to compile
 
 windows = register_jitable(window_count)
-winograd_saves = register_jitable(saves)
-fullness = register_jitable(fullness_of)
+winograd_gain = register_jitable(gain_of)
 
 
 class Library:
@@ -224,7 +223,7 @@ def _convolution(library: Library, op: Any, name: str) -> Function:
     )
     of_images = name == "input_gradient"
     block = block_size()
-    least = LEAST_FULLNESS[name]
+    rate, filter_blocks = RATES[name], FILTER_BLOCKS[name]
 
     @register_jitable
     def run(
@@ -235,9 +234,11 @@ def _convolution(library: Library, op: Any, name: str) -> Function:
         out_width = windows(width, filter_width, stride, pad, False)
         pays = has_transforms and filter_height == filter_width and -(-filter_height // stride) in TAPS
         if pays and not (of_images and pad >= filter_height):
-            fewest = min(channels // groups * stride**2, outputs // groups)
             rows, columns = (height, width) if of_images else (out_height, out_width)
-            pays = winograd_saves(rows, columns, fewest, filter_height, stride, fullness(batch, block), least)
+            pays = rate * winograd_gain(
+                rows, columns, channels // groups * stride**2, outputs // groups, filter_height, stride, batch, block,
+                filter_blocks
+            ) > 1
         if filter_height == 1 and filter_width == 1 and stride == 1 and pad == 0:
             batch = height * width * batch                # pixels are independent: each is an image
             height = width = 1

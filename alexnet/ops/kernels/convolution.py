@@ -2,9 +2,8 @@
 
 Shapes: x (channels, height, width, batch), W (channels / groups, filter_height, filter_width, outputs), y and its
 gradient g (outputs, out_height, out_width, batch). All arrays are contiguous, and float32 or float64; the transforms
-are for float32 only. A dense layer is a 1x1 image
-with a 1x1 filter: x (inputs, 1, 1, batch), W (inputs, 1, 1, outputs). The padding consists of explicit zeros, so an
-infinite value multiplied by padding gives NaN.
+are for float32 only. A dense layer is a 1x1 image with a 1x1 filter: x (inputs, 1, 1, batch), W (inputs, 1, 1,
+outputs). The padding consists of explicit zeros, so an infinite value multiplied by padding gives NaN.
 
 The loops are in convolution.c and filter_gradient.c (direct), winograd.c and winograd_filter_gradient.c, and in dense.c
 for dense layers of few images.
@@ -25,10 +24,12 @@ from alexnet.ops.registry import Run, cpu_kernel
 
 TILE = 4                                         # outputs of a Winograd tile, in one dimension
 TAPS = 3, 5                                      # supported filter sizes, after a stride is split into phases
-FEWEST_CHANNELS = 16                             # of input and output; with fewer the transforms do not pay off
-LEAST_FULLNESS = {                               # times the factor by which the transforms save multiplications
-    "forward": 0.8, "input_gradient": 0.8, "filter_gradient": 0.55,
-}
+# Rates of the transforms relative to the direct sum, and the time of transforming the filters, in blocks of images.
+# These and TRANSFORMS fit the layers of AlexNet, VGG-16 and ResNet-50 for 1 to 32 images, measured with
+# python -m benchmarks.kernels --isolated.
+RATES = {"forward": 1.0, "input_gradient": 1.0, "filter_gradient": 0.82}
+FILTER_BLOCKS = {"forward": 2, "input_gradient": 2, "filter_gradient": 8}
+TRANSFORMS = 38                                  # time of transforming a pixel of one channel, in multiplications
 DENSE_IMAGES = 6                                 # largest batch of dense.c
 FOLDER = Path(__file__).parent
 Pass = Literal["forward", "input_gradient", "filter_gradient"]
@@ -104,34 +105,37 @@ def winograd_pays(name: Pass, sizes: Sizes) -> bool:
     if not winograd_can(name, sizes):
         return False
     height, width = sizes.out if name != "input_gradient" else (sizes.height, sizes.width)
-    channels = min(sizes.channels // sizes.groups * sizes.stride**2, sizes.outputs // sizes.groups)
-    fullness = fullness_of(sizes.batch, block_size())
-    return saves(height, width, channels, sizes.filter_height, sizes.stride, fullness, LEAST_FULLNESS[name])
+    channels, outputs = sizes.channels // sizes.groups * sizes.stride**2, sizes.outputs // sizes.groups
+    gain = gain_of(
+        height, width, channels, outputs, sizes.filter_height, sizes.stride, sizes.batch, block_size(),
+        FILTER_BLOCKS[name],
+    )
+    return RATES[name] * gain > 1
 
 
-def saves(
-    height: int, width: int, channels: int, filter_size: int, stride: int, fullness: float, least: float
-) -> bool:
-    """Return True if Winograd transforms save enough multiplications for height x width results of a filter.
+def gain_of(
+    height: int, width: int, channels: int, outputs: int, filter_size: int, stride: int, batch: int, block: int,
+    filter_blocks: int,
+) -> float:
+    """Return the time of the direct sum divided by that of Winograd transforms at equal rates; Numba compiles it, too.
 
-    They need enough channels, and at most half the multiplications. Their vectors are images, those of the direct sum
-    are pixels or channels if there are few images, so the fuller the blocks of images are, the less they must save. The
-    constants fit the layers of AlexNet, measured for 1 to 32 images (python -m benchmarks.kernels --isolated).
+    Both are counted in multiplications per pair of channels. The transforms multiply whole blocks of tiles, transform
+    each tile for every input and output channel, and transform the filters, which few images do not pay off.
+
+    Args:
+        height, width: of the results.
+        channels, outputs: of one group, after a stride is split into phases.
+        block: tiles or images in a vector of the kernels.
+        filter_blocks: time of transforming the filters, in blocks.
     """
+    tiles = -(-height // TILE) * -(-width // TILE)
     points = (TILE + -(-filter_size // stride) - 1) ** 2 * stride**2
-    multiplications = -(-height // TILE) * -(-width // TILE) * points
-    direct = height * width * filter_size**2
-    enough = 2 * multiplications <= direct and fullness * direct >= least * multiplications
-    return enough and channels >= FEWEST_CHANNELS
-
-
-def fullness_of(batch: int, block: int) -> float:
-    """Return the fraction of the places in blocks of images that a batch fills."""
-    return batch / max(-(-batch // block) * block, 1)
+    blocks = -(-tiles * batch // block) * (1 + TRANSFORMS * (1 / channels + 1 / outputs)) + filter_blocks
+    return height * width * filter_size**2 * batch / (points * block * blocks)
 
 
 def block_size() -> int:
-    """Return the number of images in a block, which depends on the instruction set."""
+    """Return the number of images or tiles in a block, which depends on the instruction set."""
     size = compiler.load(DIRECT["forward"]).block_size
     size.restype = ctypes.c_int64
     return int(size())

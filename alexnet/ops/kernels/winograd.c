@@ -12,8 +12,8 @@
  *
  *     products[point][position][o] = sum over c of  filters[point][c][o] * data[point][position][c]
  *
- * A position is a tile of a block of BLOCK images.  Each scalar of the formula is a block of images, so the transforms
- * need no shuffles.  3 x 3 needs 36 multiplications instead of 144, 5 x 5 needs 64 instead of 400.
+ * A position is a tile of a block of BLOCK images; with few images, several tiles share a block.  Each scalar of the
+ * formula is a block, so the transforms need no shuffles.  3 x 3 needs 36 multiplications instead of 144, 5 x 5 needs 64 instead of 400.
  *
  * The loops.  Filters are transformed once, to [point][tile of FORWARD_ROWS channels][c][FORWARD_ROWS].  Then each
  * thread processes chunks of positions, whose points stay in the L3 cache:
@@ -192,7 +192,7 @@ static void multiply_point(const Plan *plan, const float *filters, long point, l
     data += group * plan->chunk * data_stride + point * BLOCK;
     products += group * plan->chunk * products_stride + point * BLOCK;
     for (long p = first; p < end; p++, data += data_stride, products += products_stride) {
-        if (!needs(t, tile_at(t, p), point))
+        if (!needs(t, p, point))
             continue;
         for (long tile = 0; tile < plan->channel_tiles; tile++) {
             float *to = products + tile * FORWARD_ROWS * plan->channel_stride;
@@ -210,15 +210,13 @@ ALWAYS_INLINE void transform_products(const int n, const float *products, float 
         interpolate_square(n, OUTPUTS, products + v, outputs + v);
 }
 
-static void store_outputs(const Tiling *t, OutputTile tile, const float *outputs, float *image)
+static void store_outputs(const Tiling *t, Segment tile, const float *outputs, float *image)
 {
-    for (long i = 0; i < tile.height; i++)
-        for (long j = 0; j < tile.width; j++) {
-            float *to = image + ((tile.row + i) * t->out_width + tile.column + j) * t->b + tile.block * BLOCK;
-            /* Usually a constant, for which the compiler inlines the copy. */
-            long bytes = tile.images == BLOCK ? sizeof(float[BLOCK]) : tile.images * sizeof(float);
-            memcpy(to, outputs + (i * OUTPUTS + j) * BLOCK, bytes);
-        }
+    for (long i = 0; i < tile.height; i++) {
+        float *to = image + ((tile.row + i) * t->out_width + tile.column) * t->b + tile.image;
+        for (long j = 0; j < tile.width; j++)
+            copy_lanes(to + j * t->b, outputs + (i * OUTPUTS + j) * BLOCK + tile.lane, tile.lanes);
+    }
 }
 
 /* Step 3 for one output channel of the chunk that starts at `first`. */
@@ -234,7 +232,8 @@ static void transform_outputs(const Plan *plan, const float *products, long chan
             transform_products(6, products + row * plan->channel_stride, outputs);
         else
             transform_products(8, products + row * plan->channel_stride, outputs);
-        store_outputs(t, tile_at(t, position), outputs, image);
+        FOR_SEGMENTS(t, position, tile)
+            store_outputs(t, tile, outputs, image);
     }
 }
 

@@ -204,8 +204,14 @@ typedef struct {
     long stride, phases, pad, size, taps;               /* size of a filter, and of its largest phase */
     long height, width, out_height, out_width;
     long n, points;                                     /* points of a tile in one dimension and in two */
-    long tile_rows, tile_columns, blocks, positions;    /* positions: [tile row][tile column][block of BLOCK images] */
+    long tile_rows, tile_columns, blocks, positions;    /* blocks of BLOCK images; see Segment */
+    int mixed;
 } Tiling;
+
+/* A position is a block of BLOCK lanes.  It holds images of one tile, [tile row][tile column][block of images], or, if
+ * fewer blocks suffice, the sequence of all (tile row, tile column, image) is cut into `mixed` blocks.  A segment is the
+ * part of a block that belongs to one tile: its first output, its size, its first image, its first lane, its length. */
+typedef struct { long row, column, height, width, image, lane, lanes; } Segment;
 
 static Tiling make_tiling(const Layer *l)
 {
@@ -218,11 +224,11 @@ static Tiling make_tiling(const Layer *l)
     t.tile_rows = ceil_div(t.out_height, OUTPUTS);
     t.tile_columns = ceil_div(t.out_width, OUTPUTS);
     t.positions = t.tile_rows * t.tile_columns * t.blocks;
+    long mixed = ceil_div(t.tile_rows * t.tile_columns * t.b, BLOCK);
+    t.mixed = mixed < t.positions;
+    t.positions = min(t.positions, mixed);
     return t;
 }
-
-/* A tile of a block of images: its first output, its size, the block, and the number of images in the block. */
-typedef struct { long row, column, height, width, block, images; } OutputTile;
 
 /* Start of tile i, if `tiles` tiles cover `size` outputs; tiles of 4 come before tiles of 3. */
 static long tile_start(long i, long tiles, long size)
@@ -231,22 +237,39 @@ static long tile_start(long i, long tiles, long size)
     return i < fours ? 4 * i : 3 * i + fours;
 }
 
-static OutputTile tile_at(const Tiling *t, long position)
+/* Find the segment of a position that starts at a lane; returns 0 if there is none. */
+static int find_segment(const Tiling *t, long position, long lane, Segment *found)
 {
-    long block = position % t->blocks;
-    long i = position / t->blocks / t->tile_columns, j = position / t->blocks % t->tile_columns;
-    OutputTile tile = { .row = tile_start(i, t->tile_rows, t->out_height),
+    long tile = position / t->blocks, image = position % t->blocks * BLOCK;
+    if (t->mixed) {
+        tile = (position * BLOCK + lane) / t->b;
+        image = (position * BLOCK + lane) % t->b;
+    }
+    if (lane >= BLOCK || tile >= t->tile_rows * t->tile_columns || (lane && !t->mixed))
+        return 0;
+    long i = tile / t->tile_columns, j = tile % t->tile_columns;
+    *found = (Segment){ .row = tile_start(i, t->tile_rows, t->out_height),
                         .column = tile_start(j, t->tile_columns, t->out_width),
-                        .block = block, .images = min(BLOCK, t->b - block * BLOCK) };
-    tile.height = min(tile_start(i + 1, t->tile_rows, t->out_height), t->out_height) - tile.row;
-    tile.width = min(tile_start(j + 1, t->tile_columns, t->out_width), t->out_width) - tile.column;
-    return tile;
+                        .image = image, .lane = lane, .lanes = min(BLOCK - lane, t->b - image) };
+    found->height = min(tile_start(i + 1, t->tile_rows, t->out_height), t->out_height) - found->row;
+    found->width = min(tile_start(j + 1, t->tile_columns, t->out_width), t->out_width) - found->column;
+    return 1;
 }
 
-/* Whether a tile needs a point; the point at infinity of an axis is needed only for OUTPUTS outputs along that axis. */
-static int needs(const Tiling *t, OutputTile tile, long point)
+/* Loop over the segments of a position. */
+#define FOR_SEGMENTS(t, position, segment)                                                                             \
+    for (Segment segment = { 0 }; find_segment(t, position, segment.lane, &segment); segment.lane += segment.lanes)
+
+/* Whether a position needs a point; the point at infinity of an axis is needed only for OUTPUTS outputs along it. */
+static int needs(const Tiling *t, long position, long point)
 {
-    return (tile.height == OUTPUTS || point / t->n < t->n - 1) && (tile.width == OUTPUTS || point % t->n < t->n - 1);
+    int rows = point / t->n < t->n - 1, columns = point % t->n < t->n - 1;
+    if (rows && columns)
+        return 1;
+    FOR_SEGMENTS(t, position, tile)
+        if ((rows || tile.height == OUTPUTS) && (columns || tile.width == OUTPUTS))
+            return 1;
+    return 0;
 }
 
 /* Index of tap (i, j) of phase (p, q) in the filter, or -1 if the phase has no such tap. */
@@ -258,23 +281,65 @@ static long tap_index(const Tiling *t, long p, long q, long i, long j)
 
 static const float zeros[BLOCK];
 
-/* Find the n x n pixels of a tile in one phase of one channel, each a block of images.  Incomplete blocks are copied to
- * `edge`. */
-static void find_pixels(const Tiling *t, const float *channel, long p, long q, OutputTile tile, const float **pixels,
-                        float *edge)
+/* Copy n floats; usual numbers are constants, for which the compiler inlines the copy. */
+ALWAYS_INLINE void copy_lanes(float *to, const float *from, long n)
 {
+    if (n == BLOCK)
+        memcpy(to, from, sizeof(float[BLOCK]));
+    else if (n == 1)
+        *to = *from;
+    else if (n == 2)
+        memcpy(to, from, sizeof(float[2]));
+    else if (n == 4)
+        memcpy(to, from, sizeof(float[4]));
+    else if (n == 8)
+        memcpy(to, from, sizeof(float[8]));
+    else
+        memcpy(to, from, n * sizeof(float));
+}
+
+/* Copy the n x n pixels of one segment to `edge`, [pixel][BLOCK], with zeros outside the image. */
+static void copy_pixels(const Tiling *t, const float *channel, long p, long q, Segment tile, float *edge)
+{
+    edge += tile.lane;
     for (long i = 0; i < t->n; i++) {
         long row = (tile.row + i) * t->stride + p - t->pad;
+        const float *from = channel + row * t->width * t->b + tile.image;
         for (long j = 0; j < t->n; j++, edge += BLOCK) {
             long column = (tile.column + j) * t->stride + q - t->pad;
+            if (row >= 0 && row < t->height && column >= 0 && column < t->width)
+                copy_lanes(edge, from + column * t->b, tile.lanes);
+            else
+                memset(edge, 0, tile.lanes * sizeof(float));
+        }
+    }
+}
+
+/* Find the n x n pixels of a position in one phase of one channel, each a block of lanes.  Blocks that are not in
+ * memory are copied to `edge`. */
+static void find_pixels(const Tiling *t, const float *channel, long p, long q, long position, const float **pixels,
+                        float *edge)
+{
+    Segment tile;
+    find_segment(t, position, 0, &tile);
+    if (tile.lanes < BLOCK) {
+        for (long i = 0; i < t->points; i++)
+            pixels[i] = edge + i * BLOCK;
+        long lane = 0;
+        FOR_SEGMENTS(t, position, part) {
+            copy_pixels(t, channel, p, q, part, edge);
+            lane = part.lane + part.lanes;
+        }
+        for (long i = 0; i < t->points && lane < BLOCK; i++)
+            memset(edge + i * BLOCK + lane, 0, (BLOCK - lane) * sizeof(float));
+        return;
+    }
+    for (long i = 0; i < t->n; i++) {
+        long row = (tile.row + i) * t->stride + p - t->pad;
+        for (long j = 0; j < t->n; j++) {
+            long column = (tile.column + j) * t->stride + q - t->pad;
             int inside = row >= 0 && row < t->height && column >= 0 && column < t->width;
-            const float *pixel = inside ? channel + (row * t->width + column) * t->b + tile.block * BLOCK : zeros;
-            if (inside && tile.images < BLOCK) {
-                memcpy(edge, pixel, tile.images * sizeof(float));
-                memset(edge + tile.images, 0, (BLOCK - tile.images) * sizeof(float));
-                pixel = edge;
-            }
-            *pixels++ = pixel;
+            *pixels++ = inside ? channel + (row * t->width + column) * t->b + tile.image : zeros;
         }
     }
 }
@@ -297,7 +362,7 @@ static void transform_channel(const Tiling *t, const float *x, long channel, lon
     for (long position = first; position < end; position++, data += position_stride) {
         const float *pixels[MAX_SQUARE];
         float edge[MAX_SQUARE * BLOCK];
-        find_pixels(t, image, phase / t->stride, phase % t->stride, tile_at(t, position), pixels, edge);
+        find_pixels(t, image, phase / t->stride, phase % t->stride, position, pixels, edge);
         if (t->n == 6)
             transform_pixels(6, pixels, data, point_stride);
         else

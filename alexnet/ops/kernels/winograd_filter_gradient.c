@@ -12,7 +12,7 @@
  * The products vectorise over the output channels, so no sum is across the lanes of a vector.  Therefore the
  * gradients of a tile are transposed from blocks of images to blocks of channels before the transform.
  *
- * The loops.  A position is a tile of a block of BLOCK images.  If the sums are small, the positions are divided
+ * The loops.  A position is a tile of a block of BLOCK images, or several tiles of few images.  If the sums are small, the positions are divided
  * into splits, each with separate sums; the number of splits grows with the amount of work.  A split is processed in
  * chunks of positions, whose points stay in the L3 cache:
  *   1. for each c, position: transform the pixels of the tile into data points;
@@ -38,7 +38,7 @@ enum { TASKS_PER_THREAD = 8 };
 typedef struct {
     Tiling tiling;
     long splits, split, chunk;           /* number of splits; positions per split and per chunk */
-    long images;                         /* terms of a position: images of a block */
+    long lanes;                          /* terms of a position */
     long panels, row_tiles;              /* of one group: panels of BLOCK o, tiles of GRADIENT_ROWS c */
     long data_stride, gradient_stride;   /* floats of one position: of a row tile, of a panel */
     long data_floats, gradient_floats;   /* of a chunk */
@@ -64,7 +64,7 @@ static long sums_offset(const Plan *plan, long point, long panel)
 static Plan gradient_plan(const Layer *layer)
 {
     Tiling t = make_tiling(layer);
-    Plan plan = { .tiling = t, .images = min(BLOCK, t.b), .panels = ceil_div(t.o, BLOCK),
+    Plan plan = { .tiling = t, .lanes = t.mixed ? min(BLOCK, t.tile_rows * t.tile_columns * t.b) : min(BLOCK, t.b), .panels = ceil_div(t.o, BLOCK),
                   .row_tiles = ceil_div(t.c, GRADIENT_ROWS), .data_stride = t.points * TILE_FLOATS,
                   .gradient_stride = t.points * PANEL_FLOATS };
     long position_floats = t.groups * (plan.row_tiles * plan.data_stride + plan.panels * plan.gradient_stride);
@@ -72,7 +72,7 @@ static Plan gradient_plan(const Layer *layer)
     int can_split = plan.sums_floats * (long)sizeof(float) <= MAX_SPLIT_BYTES;
     plan.splits = can_split ? max(min(t.positions / MIN_SPLIT_POSITIONS, MAX_SPLITS), 1) : 1;
     long bytes = plan.splits > 1 ? CHUNK_BYTES : SINGLE_CHUNK_BYTES;
-    long chunk = min(max(bytes / (position_floats * (long)sizeof(float)), 1), max(TERMS / plan.images, 1));
+    long chunk = min(max(bytes / (position_floats * (long)sizeof(float)), 1), max(TERMS / plan.lanes, 1));
     plan.split = ceil_div(t.positions, plan.splits);
     plan.chunk = ceil_div(plan.split, ceil_div(plan.split, chunk));
     plan.data_floats = t.groups * plan.row_tiles * plan.chunk * plan.data_stride;
@@ -158,25 +158,48 @@ ALWAYS_INLINE void transform_gradient(const int n, const float *g, float *points
     }
 }
 
+/* Copy pixel i of each tile of a position from `channels` channels to [channel][BLOCK], zeros outside the tiles. */
+static void copy_gradients(const Tiling *t, const float *g, long channel_stride, long channels, long position, long i,
+                           float *copy)
+{
+    memset(copy, 0, channels * BLOCK * sizeof(float));
+    FOR_SEGMENTS(t, position, tile) {
+        if (i / OUTPUTS >= tile.height || i % OUTPUTS >= tile.width)
+            continue;
+        long pixel = (tile.row + i / OUTPUTS) * t->out_width + tile.column + i % OUTPUTS;
+        const float *from = g + pixel * t->b + tile.image;
+        for (long o = 0; o < channels; o++)
+            copy_lanes(copy + o * BLOCK + tile.lane, from + o * channel_stride, tile.lanes);
+    }
+}
+
 /* Compute the points of one panel at one position. */
-static void transform_panel(const Plan *plan, const float *g, long panel, OutputTile tile, float *points)
+static void transform_panel(const Plan *plan, const float *g, long panel, long position, float *points)
 {
     const Tiling *t = &plan->tiling;
-    long group = panel / plan->panels, o = panel % plan->panels * BLOCK;
+    long group = panel / plan->panels, o = panel % plan->panels * BLOCK, channels = min(BLOCK, t->o - o);
     long channel_stride = t->out_height * t->out_width * t->b;
-    const float *panel_g = g + (group * t->o + o) * channel_stride + tile.block * BLOCK;
-    float transposed[BLOCK][OUTPUTS * OUTPUTS][BLOCK];
+    const float *panel_g = g + (group * t->o + o) * channel_stride;
+    float transposed[BLOCK][OUTPUTS * OUTPUTS][BLOCK], copy[BLOCK * BLOCK];
+    Segment tile;
+    find_segment(t, position, 0, &tile);
     for (long i = 0; i < OUTPUTS * OUTPUTS; i++) {
-        long row = tile.row + i / OUTPUTS, column = tile.column + i % OUTPUTS;
+        float *to = transposed[0][i];
+        if (t->mixed) {
+            copy_gradients(t, panel_g, channel_stride, channels, position, i, copy);
+            transpose_pixel(copy, BLOCK, channels, BLOCK, to, OUTPUTS * OUTPUTS * BLOCK);
+            continue;
+        }
+        long pixel = (tile.row + i / OUTPUTS) * t->out_width + tile.column + i % OUTPUTS;
         int inside = i / OUTPUTS < tile.height && i % OUTPUTS < tile.width;
-        transpose_pixel(panel_g + (row * t->out_width + column) * t->b, channel_stride,
-                        inside ? min(BLOCK, t->o - o) : 0, tile.images, transposed[0][i], OUTPUTS * OUTPUTS * BLOCK);
+        transpose_pixel(panel_g + pixel * t->b + tile.image, channel_stride, inside ? channels : 0, tile.lanes, to,
+                        OUTPUTS * OUTPUTS * BLOCK);
     }
-    for (long b = 0; b < plan->images; b++, points += BLOCK) {
+    for (long lane = 0; lane < plan->lanes; lane++, points += BLOCK) {
         if (t->n == 6)
-            transform_gradient(6, transposed[b][0], points);
+            transform_gradient(6, transposed[lane][0], points);
         else
-            transform_gradient(8, transposed[b][0], points);
+            transform_gradient(8, transposed[lane][0], points);
     }
 }
 
@@ -191,7 +214,7 @@ NEVER_INLINE void multiply_tile(const Plan *plan, const float *data, const float
     for (long i = 0; i < positions; i++) {
         const float *x = data + position[i] * plan->data_stride;
         const float *panel = gradients + position[i] * plan->gradient_stride;
-        for (const float *end = x + plan->images; x < end; x++, panel += BLOCK) {
+        for (const float *end = x + plan->lanes; x < end; x++, panel += BLOCK) {
             load_row(panel, g);
             UNROLL
             for (int r = 0; r < GRADIENT_ROWS; r++)
@@ -213,7 +236,7 @@ static void multiply_point(const Plan *plan, const Chunk *chunk, long point, lon
     const float *gradients = chunk->gradients + panel * plan->chunk * plan->gradient_stride + point * PANEL_FLOATS;
     float *sums = chunk->sums + sums_offset(plan, point, panel);
     for (long p = chunk->start; p < chunk->end; p++)
-        if (needs(&plan->tiling, tile_at(&plan->tiling, p), point))
+        if (needs(&plan->tiling, p, point))
             position[positions++] = p - chunk->start;
     for (long i = 0; i < plan->row_tiles; i++, data += tile_stride, sums += TILE_FLOATS)
         multiply_tile(plan, data, gradients, position, positions, chunk->first, sums);
@@ -265,7 +288,7 @@ static void add_chunk(const Plan *plan, const float *x, const float *g, const Ch
         } else {
             long panel = (i - channels) / length, position = (i - channels) % length;
             float *to = chunk->gradients + (panel * plan->chunk + position) * plan->gradient_stride;
-            transform_panel(plan, g, panel, tile_at(t, chunk->start + position), to);
+            transform_panel(plan, g, panel, chunk->start + position, to);
         }
     }
     long products = t->points * panels, task = max(products / (TASKS_PER_THREAD * omp_get_max_threads()), 1);

@@ -78,6 +78,10 @@ WINOGRAD_LAYERS = [
     Layer(2, 40, 8, 18, 9, 9, 2, 3, 1, 4),                     # phases of 5x5 and fewer
     Layer(300, 5, 6, 20, 3, 3, 1, 1, 1, 40),
     Layer(2, 90, 60, 3, 3, 3, 1, 2, 1, 35),                    # many positions
+    Layer(5, 13, 13, 10, 3, 3, 1, 1, 1, 1),                    # several tiles in a block
+    Layer(4, 27, 27, 6, 5, 5, 1, 2, 2, 2),
+    Layer(3, 14, 11, 35, 3, 3, 1, 1, 1, 7),
+    Layer(2, 57, 30, 5, 5, 5, 2, 1, 1, 3),
 ]
 
 
@@ -212,28 +216,36 @@ def test_winograd_equals_plain_sum_for_pads_groups_batches(kernel):
         assert relative_error(run(kernel, layer, *arrays, winograd=True), truth(kernel, layer, *arrays)) < 6e-6, layer
 
 
-def alexnet_layer(channels, image, outputs, size, stride, pad, groups):
-    return convolution.Sizes(channels, image, image, 16, outputs, size, size, stride, pad, groups)
+def sizes(channels, image, outputs, size, stride, pad, groups, batch=32):
+    return convolution.Sizes(channels, image, image, batch, outputs, size, size, stride, pad, groups)
 
 
 @pytest.mark.parametrize(
     ("layer", "pays"),
     [
-        (alexnet_layer(3, 227, 96, 11, 4, 0, 1), (True, False, True)),
-        (alexnet_layer(96, 27, 256, 5, 1, 2, 2), (True, True, True)),
-        (alexnet_layer(256, 13, 384, 3, 1, 1, 1), (True, True, True)),
-        (alexnet_layer(9216, 1, 4096, 1, 1, 0, 1), (False, False, False)),
-        (alexnet_layer(64, 56, 64, 7, 1, 3, 1), (False, False, False)),           # unsupported filter size
-        (alexnet_layer(64, 3, 64, 3, 1, 0, 1), (False, True, False)),             # one output in a tile of 16 outputs
-        (alexnet_layer(8, 56, 64, 3, 1, 1, 1), (False, False, False)),            # too few channels
-        (alexnet_layer(64, 56, 64, 3, 1, 3, 1), (True, False, True)),             # padding larger than the filter
+        (sizes(3, 227, 96, 11, 4, 0, 1), (True, False, True)),
+        (sizes(96, 27, 256, 5, 1, 2, 2), (True, True, True)),
+        (sizes(256, 13, 384, 3, 1, 1, 1), (True, True, True)),
+        (sizes(9216, 1, 4096, 1, 1, 0, 1), (False, False, False)),
+        (sizes(64, 56, 64, 7, 1, 3, 1), (False, False, False)),                   # unsupported filter size
+        (sizes(64, 3, 64, 3, 1, 0, 1), (False, False, False)),                    # one output in a tile of 16 outputs
+        (sizes(3, 56, 64, 3, 1, 1, 1), (False, False, False)),                    # too few channels
+        (sizes(64, 56, 64, 3, 1, 3, 1), (True, False, True)),                     # padding larger than the filter
+        (sizes(64, 56, 64, 3, 1, 1, 1, batch=1), (True, True, False)),            # 196 tiles of one image
+        (sizes(256, 13, 384, 3, 1, 1, 1, batch=4), (True, True, False)),
+        (sizes(256, 13, 384, 3, 1, 1, 1, batch=1), (False, False, False)),        # 16 tiles
+        (sizes(512, 7, 512, 3, 1, 1, 1, batch=2), (False, False, False)),         # filters take longer
     ],
 )
 def test_winograd_is_chosen_where_it_pays(layer, pays):
     assert tuple(convolution.winograd_pays(kernel, layer) for kernel in KERNELS) == pays
-    single = layer._replace(batch=1)                           # its vectors of images would be almost empty
-    if convolution.block_size() > 16:
-        assert not any(convolution.winograd_pays(kernel, single) for kernel in KERNELS)
+
+
+def test_choice_of_winograd_agrees_in_numba():
+    """The function that Numba compiles is the same."""
+    numba = pytest.importorskip("numba")
+    arguments = 13, 13, 256, 384, 3, 1, 4, 32, 2
+    assert numba.njit(convolution.gain_of)(*arguments) == pytest.approx(convolution.gain_of(*arguments))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
