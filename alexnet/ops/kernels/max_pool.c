@@ -212,26 +212,45 @@ static void gather_pixel(const real *g, const uint8_t *index, real *out, const C
         add_contributions(g, index, out, windows, n, batch);
 }
 
-/* g, index (channels, out_height, out_width, batch) -> dx (channels, height, width, batch) */
+/* The number of pixels, `stride` apart from `pixel` on, that the same number of windows covers, one further each. */
+static long equal_run(int pixel, int size, int stride, int windows)
+{
+    const int first_in_image = pixel - size >= -stride, last = pixel / stride;
+    return first_in_image && last < windows ? windows - last : 1;
+}
+
+/* g, index (channels, out_height, out_width, batch) -> dx (channels, height, width, batch)
+ *
+ * With few images, pixels that are `stride` apart are computed together, as their windows are adjacent. */
 void max_pool_gradient(const real *g, const uint8_t *index, real *dx, long channels, long height, long width,
                        long batch, long out_height, long out_width, long size, long stride, long pad)
 {
+    const long step = batch <= FEW_IMAGES ? stride : 1;
     #pragma omp parallel for collapse(2) schedule(static)
     for (long c = 0; c < channels; c++)
         for (long i = 0; i < height; i++) {
             const Range rows = windows_over(i + pad, size, stride, out_height);
-            for (long j = 0, run; j < width; j += run) {
-                const Range columns = windows_over(j + pad, size, stride, out_width);
-                Contribution windows[MAX_WINDOW];
-                int n = 0;
-                for (long r = rows.first; r <= rows.last; r++)
-                    for (long s = columns.first; s <= columns.last; s++)
-                        windows[n++] = (Contribution){ ((c * out_height + r) * out_width + s) * batch,
-                                                       (i + pad - r * stride) * size + j + pad - s * stride };
-                const int inside = stride == 1 && columns.last - columns.first + 1 == size;
-                const long limit = min(width - j, max(MERGED / max(batch, 1), 1));
-                run = inside ? min(out_width - (j + pad), limit) : 1;
-                gather_pixel(g, index, dx + ((c * height + i) * width + j) * batch, windows, n, run * batch);
-            }
+            real *row = dx + (c * height + i) * width * batch;
+            for (long first = 0; first < min(step, width); first++)
+                for (long j = first, run; j < width; j += run * step) {
+                    const Range columns = windows_over(j + pad, size, stride, out_width);
+                    Contribution windows[MAX_WINDOW];
+                    int n = 0;
+                    for (long r = rows.first; r <= rows.last; r++)
+                        for (long s = columns.first; s <= columns.last; s++)
+                            windows[n++] = (Contribution){ ((c * out_height + r) * out_width + s) * batch,
+                                                           (i + pad - r * stride) * size + j + pad - s * stride };
+                    run = step == stride ? equal_run(j + pad, size, stride, out_width) : 1;
+                    run = min(min(run, (width - 1 - j) / step + 1), max(MERGED / max(batch, 1), 1));
+                    if (step == 1 || run == 1) {
+                        gather_pixel(g, index, row + j * batch, windows, n, run * batch);
+                        continue;
+                    }
+                    real pixels[MERGED];
+                    gather_pixel(g, index, pixels, windows, n, run * batch);
+                    for (long k = 0; k < run; k++)
+                        for (long b = 0; b < batch; b++)
+                            row[(j + k * step) * batch + b] = pixels[k * batch + b];
+                }
         }
 }

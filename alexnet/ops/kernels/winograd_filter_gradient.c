@@ -12,9 +12,9 @@
  * The products vectorise over the output channels, so no sum is across the lanes of a vector.  Therefore the
  * gradients of a tile are transposed from blocks of images to blocks of channels before the transform.
  *
- * The loops.  A position is a tile of a block of BLOCK images, or several tiles of few images.  If the sums are small, the positions are divided
- * into splits, each with separate sums; the number of splits grows with the amount of work.  A split is processed in
- * chunks of positions, whose points stay in the L3 cache:
+ * The loops.  A position is a tile of a block of BLOCK images, or several tiles of few images.  If the sums are small,
+ * the positions are divided into splits, each with separate sums; the number of splits grows with the amount of work.
+ * A split is processed in chunks of positions, whose points stay in the L3 cache unless the sums are larger than it:
  *   1. for each c, position: transform the pixels of the tile into data points;
  *      for each panel of BLOCK o, position: transform the gradients into points;
  *   2. for each point, panel, tile of GRADIENT_ROWS c: compute a product, summed over the chunk in registers, and
@@ -64,15 +64,18 @@ static long sums_offset(const Plan *plan, long point, long panel)
 static Plan gradient_plan(const Layer *layer)
 {
     Tiling t = make_tiling(layer);
-    Plan plan = { .tiling = t, .lanes = t.mixed ? min(BLOCK, t.tile_rows * t.tile_columns * t.b) : min(BLOCK, t.b), .panels = ceil_div(t.o, BLOCK),
+    long lanes = t.mixed ? t.tile_rows * t.tile_columns * t.b : t.b;
+    Plan plan = { .tiling = t, .lanes = min(BLOCK, lanes), .panels = ceil_div(t.o, BLOCK),
                   .row_tiles = ceil_div(t.c, GRADIENT_ROWS), .data_stride = t.points * TILE_FLOATS,
                   .gradient_stride = t.points * PANEL_FLOATS };
     long position_floats = t.groups * (plan.row_tiles * plan.data_stride + plan.panels * plan.gradient_stride);
     plan.sums_floats = sums_offset(&plan, t.points, 0);
     int can_split = plan.sums_floats * (long)sizeof(float) <= MAX_SPLIT_BYTES;
     plan.splits = can_split ? max(min(t.positions / MIN_SPLIT_POSITIONS, MAX_SPLITS), 1) : 1;
-    long bytes = plan.splits > 1 ? CHUNK_BYTES : SINGLE_CHUNK_BYTES;
-    long chunk = min(max(bytes / (position_floats * (long)sizeof(float)), 1), max(TERMS / plan.lanes, 1));
+    long floats = CHUNK_BYTES / (long)sizeof(float);
+    if (plan.splits == 1)                /* a chunk reads and writes all sums, which takes long if they are large */
+        floats = max(SINGLE_CHUNK_BYTES / (long)sizeof(float), 2 * plan.sums_floats);
+    long chunk = min(max(floats / position_floats, 1), max(TERMS / plan.lanes, 1));
     plan.split = ceil_div(t.positions, plan.splits);
     plan.chunk = ceil_div(plan.split, ceil_div(plan.split, chunk));
     plan.data_floats = t.groups * plan.row_tiles * plan.chunk * plan.data_stride;
