@@ -11,6 +11,7 @@ for dense layers of few images.
 
 import ctypes
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -30,7 +31,7 @@ TAPS = 3, 5                                      # supported filter sizes, after
 RATES = {"forward": 1.0, "input_gradient": 1.0, "filter_gradient": 0.82}
 FILTER_BLOCKS = {"forward": 2, "input_gradient": 2, "filter_gradient": 8}
 TRANSFORMS = 38                                  # time of transforming a pixel of one channel, in multiplications
-DENSE_IMAGES = 6                                 # largest batch of dense.c
+DENSE_IMAGES = 16                                # largest batch of dense.c
 FOLDER = Path(__file__).parent
 Pass = Literal["forward", "input_gradient", "filter_gradient"]
 DENSE = FOLDER / "dense.c"
@@ -176,11 +177,8 @@ def _run(name: Pass, arrays: Sequence[np.ndarray], sizes: Sizes, winograd: bool 
                 "convolution kernels take contiguous arrays of one dtype, float32 or float64, got "
                 f"{', '.join(str(each.dtype) for each in arrays)} with strides {array.strides}"
             )
-    if name == "forward" and is_small_dense(sizes):
-        shape = (ctypes.c_long(n) for n in (sizes.channels, sizes.outputs, sizes.batch))
-        compiler.load(DENSE, dtype=dtype.name).dense_forward(
-            *(ctypes.c_void_p(array.ctypes.data) for array in arrays), *shape
-        )
+    if name != "filter_gradient" and is_small_dense(sizes):
+        _dense_function(name, dtype.name)(*arrays, sizes.channels, sizes.outputs, sizes.batch)
         return
     if winograd is None:
         winograd = dtype == np.float32 and winograd_pays(name, sizes)
@@ -193,6 +191,12 @@ def _run(name: Pass, arrays: Sequence[np.ndarray], sizes: Sizes, winograd: bool 
     getattr(library, name)(c_sizes, *pointers)
 
 
+@cache
+def _dense_function(name: Pass, dtype: str) -> compiler.Function:
+    """Return the function of dense.c for a pass: of arrays, then the numbers of inputs, outputs and images."""
+    return compiler.function(DENSE, f"dense_{name}", "aaannn", can_fail=True, dtype=dtype)
+
+
 def is_small_dense(sizes: Sizes) -> bool:
     """Return True for a dense layer of at most DENSE_IMAGES images, which dense.c computes at the speed of memory."""
     pixels = sizes.height, sizes.width, sizes.filter_height, sizes.filter_width
@@ -202,7 +206,7 @@ def is_small_dense(sizes: Sizes) -> bool:
 def request(name: Pass, dtype: str) -> None:
     """Request compilation of the kernels of a pass, direct and for float32 Winograd; the call chooses by the sizes."""
     compiler.request(DIRECT[name], dtype=dtype)
-    if name == "forward":
+    if name != "filter_gradient":
         compiler.request(DENSE, dtype=dtype)
     if dtype == "float32":
         compiler.request(WINOGRAD[name])
