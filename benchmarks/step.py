@@ -1,18 +1,21 @@
-"""One full training step and one validation step of AlexNet: this project and PyTorch in turn.
+"""A training step, a validation step and inference of a network: this project, PyTorch and inference engines in turn.
 
-python -m benchmarks.step [--quick] [--json FILE] [--batch 16 64 128 256] [--runs 7] [--trial 2] [--modes eager ...]
+python -m benchmarks.step [--quick] [--json FILE] [--model alexnet] [--batch 16 64 128 256] [--runs 7] [--trial 2]
+                          [--modes eager ...]
 
-A training step is forward, backward and update, with dropout, in float32. The images are random and in memory; this
-project crops them from bytes, PyTorch receives the finished crops. Each program is a separate process that runs one
-step on request, so all programs run under the same machine conditions. All use the same number of threads.
+A training step is forward, backward and update, with dropout, in float32. The images are random and in memory. In
+training and validation, this project crops them from bytes; PyTorch receives the finished crops. Inference computes the
+logits of finished crops. Each program is a separate process that runs one step on request, so all programs run under
+the same machine conditions. All use the same number of threads.
 
 For each batch, a trial runs PyTorch's float32 modes in turn: eager on NCHW, eager on channels_last, torch.compile on
-channels_last. For each kind of step, the fastest mode then runs in turn with this project. It is the peer of all rows
-of this kind: ratio is the peer's seconds divided by the row's. The `runs` column distinguishes the long measurement
-from the trial; neither includes the warm-up.
+channels_last; for inference also onnxruntime and OpenVINO in float32, if they are installed, on the network's export to
+ONNX. For each kind of step, the fastest mode then runs in turn with this project. It is the peer of all rows of this
+kind: ratio is the peer's seconds divided by the row's. The `runs` column distinguishes the long measurement from the
+trial; neither includes the warm-up.
 
-Peak memory is the maximum resident set size of the program. Validation is measured first, in a process that has run
-nothing else, and training after it. bfloat16 autocast is shown for information, up to the first batch at which it is
+Peak memory is the maximum resident set size of the program. Inference is measured first, in a process that has run
+nothing else, then validation, then training. bfloat16 autocast is shown for information, up to the first batch at which it is
 slower than float32.
 
 Two further ratios compare this project with itself: 2 threads with 1 thread, and the cost of an image at the smallest
@@ -23,7 +26,9 @@ ONEDNN_MAX_CPU_ISA=AVX2), if the processor has wider instructions.
 
 import contextlib
 import importlib.util
+import pathlib
 import statistics
+import tempfile
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +39,9 @@ from benchmarks.harness.program import CORES, Program, serve, take_turns, warm_u
 
 OURS, BFLOAT16 = "ours", "bfloat16"
 PEERS = ("eager", "channels_last", "compile")            # PyTorch's float32 modes
-KINDS = ("validate", "train")                            # this order: the peak of validation excludes training
+ENGINES = {"onnxruntime": "onnxruntime", "openvino": "OpenVINO"}         # for inference: package -> name
+KINDS = ("infer", "validate", "train")                   # this order: the peak of validation excludes training
+RATE = 1e-4                                              # learning rate
 CLASSES = 1000
 LONG = 256                                               # from this batch on, a trial has one run
 AVX2 = {"ALEXNET_ISA": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -43,66 +50,113 @@ AVX2 = {"ALEXNET_ISA": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 # ---- measured programs
 
 
-def our_steps(batch):
-    """Return (train step, validation step) of this project. Each is compiled in its first run."""
+def our_steps(model, batch):
+    """Return {kind: step} of this project. Each is compiled in its first run."""
     from alexnet.data.dataset import centre_crop
-    from alexnet.models.alexnet import AlexNet
+    from alexnet.models import model_class
     from alexnet.training.network import Network
     from alexnet.training.updates import momentum_sgd
 
     rng = np.random.default_rng(0)
-    network = Network(AlexNet(rng), np.full((3, 256, 256), 110, "float32"), momentum_sgd)
+    built, mean = model_class(model)(rng), np.full((3, 256, 256), 110, "float32")
+    network, of_crops = Network(built, mean, momentum_sgd), Network(built, mean, crop=False)
     images = rng.integers(0, 256, (3, 256, 256, batch), dtype=np.uint8)
     labels = rng.integers(0, CLASSES, batch).astype("int32")
-    inputs = images, *centre_crop(batch, 227), labels
-    return lambda: network.train(*inputs, np.float32(1e-3)), lambda: network.validate(*inputs)
+    size = built.image_size
+    inputs = images, *centre_crop(batch, size), labels
+    crops = rng.standard_normal((3, size, size, batch), dtype=np.float32)
+    return {
+        "infer": lambda: of_crops.logits(crops),
+        "validate": lambda: network.validate(*inputs),
+        "train": lambda: network.train(*inputs, np.float32(RATE)),
+    }
 
 
-def torch_steps(batch, mode):
-    """Return (train step, validation step) of the same network in PyTorch."""
+def torch_steps(model, batch, mode):
+    """Return {kind: step} of the same network in PyTorch."""
     import torch
 
-    from benchmarks.harness.torch_alexnet import momentum_sgd, torch_alexnet
+    from alexnet.models import model_class
+    from benchmarks.harness.torch_alexnet import momentum_sgd
+    from benchmarks.harness.torch_networks import torch_network
 
     layout = torch.contiguous_format if mode == "eager" else torch.channels_last
-    network = torch_alexnet().to(memory_format=layout)
-    optimizer = momentum_sgd(network)
-    images = (torch.randn(batch, 3, 227, 227) * 60).contiguous(memory_format=layout)
+    network, size = torch_network(model).to(memory_format=layout), model_class(model).image_size
+    optimizer = momentum_sgd(network, RATE)
+    images = (torch.randn(batch, 3, size, size) * 60).contiguous(memory_format=layout)
     labels = torch.randint(0, CLASSES, (batch,))
     forward = torch.compile(network) if mode == "compile" else network
     cost_of = torch.nn.functional.cross_entropy
 
+    def autocast():
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=mode == BFLOAT16)
+
     def train():
         network.train()
         optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mode == BFLOAT16):
-            cost = cost_of(forward(images), labels)
+        with autocast():
+            *auxiliary, logits = forward(images)
+            cost = sum((0.3 * cost_of(each, labels) for each in auxiliary), cost_of(logits, labels))
         cost.backward()
         optimizer.step()
 
+    def infer():
+        network.eval()
+        with torch.inference_mode(), autocast():
+            return forward(images)[-1]
+
     def validate():
         network.eval()
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=mode == BFLOAT16):
-            logits = forward(images)
+        with torch.no_grad(), autocast():
+            logits = forward(images)[-1]
             return cost_of(logits, labels), (logits.argmax(1) != labels).float().mean()
 
-    return train, validate
+    return {"infer": infer, "validate": validate, "train": train}
 
 
-def work(mode, batch, threads):
+def engine_steps(model, batch, engine, threads):
+    """Return {"infer": step} of an inference engine on the export of the network."""
+    from alexnet import pretrained
+    from alexnet.models import model_class
+
+    kind = model_class(model)
+    arrays = {each.name: each.variable.get_value() for each in kind(np.random.default_rng(0)).parameters}
+    crops = np.random.default_rng(1).uniform(0, 255, (batch, 3, kind.image_size, kind.image_size)).astype("float32")
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "network.onnx"
+        pretrained.save(pretrained.Weights(model, arrays, np.full((3, 256, 256), 110, "float32")), path)
+        if engine == "onnxruntime":
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            return {"infer": lambda: session.run(["logits"], {"images": crops})}
+        import openvino
+
+        settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        core = openvino.Core()
+        network = core.read_model(path)
+        network.reshape([batch, 3, kind.image_size, kind.image_size])
+        request = core.compile_model(network, "CPU", settings).create_infer_request()
+    return {"infer": lambda: request.infer({0: crops})}
+
+
+def work(mode, model, batch, threads):
     """Main function of a measured program: serve its steps."""
     batch, threads = int(batch), int(threads)
     if mode == OURS:
         from alexnet.native import compiler
 
         compiler.use_threads(threads)
-        train, validate = our_steps(batch)
+        serve(our_steps(model, batch))
+    elif mode in ENGINES:
+        serve(engine_steps(model, batch, mode, threads))
     else:
         import torch
 
         torch.set_num_threads(threads)
-        train, validate = torch_steps(batch, mode)
-    serve({"train": train, "validate": validate})
+        serve(torch_steps(model, batch, mode))
 
 
 # ---- measurement
@@ -111,7 +165,8 @@ def work(mode, batch, threads):
 class Plan(NamedTuple):
     """Settings of a measurement.
 
-    trial      runs of each PyTorch mode
+    modes      PyTorch's modes and inference engines
+    trial      runs of each of them
     runs       runs of the fastest mode and this project, in turn
     """
 
@@ -119,11 +174,24 @@ class Plan(NamedTuple):
     runs: int
     trial: int
     threads: int
+    model: str = "alexnet"
     variables: dict = {}                                 # added to the environment of all programs
 
 
-def program(mode, batch, threads, variables=None):
-    return Program("benchmarks.step", "--worker", mode, batch, threads, threads=threads, variables=variables)
+def program(mode, batch, plan):
+    threads = plan.threads
+    return Program("benchmarks.step", "--worker", mode, plan.model, batch, threads, threads=threads,
+                   variables=plan.variables)
+
+
+def serves(mode, kind):
+    """Return whether a mode has steps of a kind."""
+    return kind == "infer" or mode not in ENGINES
+
+
+def title(mode):
+    """Return the name of a peer."""
+    return ENGINES.get(mode) or f"PyTorch {mode}"
 
 
 def fastest(seconds):
@@ -132,22 +200,21 @@ def fastest(seconds):
 
 
 def measure(batch, plan, kinds=KINDS):
-    """Return {kind: {mode: list of seconds}}, {kind: {mode: peak MiB}} and {kind: fastest PyTorch mode}."""
+    """Return {kind: {mode: list of seconds}}, {kind: {mode: peak MiB}} and {kind: fastest peer}."""
     with contextlib.ExitStack() as stack:
-        programs = {mode: program(mode, batch, plan.threads, plan.variables) for mode in plan.modes}
-        for each in programs.values():
-            stack.enter_context(each)
+        programs = {mode: stack.enter_context(program(mode, batch, plan)) for mode in plan.modes}
         seconds, memory, best = {}, {}, {}
         for kind in kinds:
-            warm_up(programs.values(), kind)
-            seconds[kind], memory[kind] = take_turns(programs, kind, plan.trial if batch < LONG else 1)
+            able = {mode: each for mode, each in programs.items() if serves(mode, kind)}
+            warm_up(able.values(), kind)
+            seconds[kind], memory[kind] = take_turns(able, kind, plan.trial if batch < LONG else 1)
             best[kind] = fastest(seconds[kind])
         for mode in programs.keys() - set(best.values()):
             programs[mode].close()
-        programs[OURS] = stack.enter_context(program(OURS, batch, plan.threads, plan.variables))
+        programs[OURS] = stack.enter_context(program(OURS, batch, plan))
         for kind in kinds:
             rivals = {mode: programs[mode] for mode in (OURS, best[kind]) if mode}
-            warm_up([rivals[OURS]], kind)                        # PyTorch's program is already warm
+            warm_up([rivals[OURS]], kind)                        # the peer's program is already warm
             times, peaks = take_turns(rivals, kind, plan.runs)
             seconds[kind] = {OURS: [], **seconds[kind], **times}
             memory[kind] = {**peaks, **memory[kind]}             # the peer's value is from its trial
@@ -155,7 +222,7 @@ def measure(batch, plan, kinds=KINDS):
 
 
 def rows(batch, plan, kinds=KINDS, suffix=""):
-    """Yield the rows of one batch; `peer_is` is the fastest PyTorch mode."""
+    """Yield the rows of one batch; `peer_is` is the fastest peer."""
     seconds, memory, best = measure(batch, plan, kinds)
     for kind in reversed(kinds):
         for mode, times in seconds[kind].items():
@@ -163,8 +230,14 @@ def rows(batch, plan, kinds=KINDS, suffix=""):
             if best[kind]:
                 peer = statistics.median(seconds[kind][best[kind]])
                 held = {"peer": batch / peer, "ratio": peer / statistics.median(times),
-                        "peer_is": f"PyTorch {best[kind]}", "peer_peak_mib": memory[kind][best[kind]]}
-            yield step_row(f"{kind} step, batch {batch}, {mode}{suffix}", batch, times, memory[kind][mode], **held)
+                        "peer_is": title(best[kind]), "peer_peak_mib": memory[kind][best[kind]]}
+            name = f"{of(plan.model)}{kind} step, batch {batch}, {mode}{suffix}"
+            yield step_row(name, batch, times, memory[kind][mode], **held)
+
+
+def of(model):
+    """Return the start of a row's name for a network other than AlexNet."""
+    return "" if model == "alexnet" else f"{model} "
 
 
 def step_row(name, batch, times, memory, **held):
@@ -174,9 +247,9 @@ def step_row(name, batch, times, memory, **held):
 
 def bfloat16_rows(batch, plan, results):
     """Yield one run per kind with bfloat16 autocast, compared with the fastest float32 mode in `results`."""
-    with program(BFLOAT16, batch, plan.threads) as only:
+    with program(BFLOAT16, batch, plan) as only:
         for kind in KINDS:
-            name = f"{kind} step, batch {batch}"
+            name = f"{of(plan.model)}{kind} step, batch {batch}"
             held = next(row for row in results if row["name"] == f"{name}, {OURS}")
             warm_up([only], kind)
             seconds, memory = take_turns({BFLOAT16: only}, kind, runs=1)
@@ -188,9 +261,9 @@ def bfloat16_rows(batch, plan, results):
 # ---- ratios of this project, and AVX2
 
 
-def scaling_rows(batch, small, runs):
+def scaling_rows(batch, small, plan, runs):
     """Yield the speed-up of two threads, and the cost per image of a small batch relative to a large one."""
-    name = f"train step, batch {batch}, ours: 2 threads to 1"
+    name = f"{of(plan.model)}train step, batch {batch}, ours: 2 threads to 1"
     wanted = {"two": (batch, 2), "one": (batch, 1), "small": (small, CORES), "large": (batch, CORES)}
     if CORES == 2:
         del wanted["large"]                              # same as "two"
@@ -198,7 +271,8 @@ def scaling_rows(batch, small, runs):
         del wanted["two"]
         yield report.not_measured(name, "there is one core")
     with contextlib.ExitStack() as stack:
-        programs = {key: stack.enter_context(program(OURS, *each)) for key, each in wanted.items()}
+        programs = {key: stack.enter_context(program(OURS, size, plan._replace(threads=threads)))
+                    for key, (size, threads) in wanted.items()}
         warm_up(programs.values(), "train")
         seconds = {key: [] for key in programs}
         for _ in range(runs):
@@ -213,7 +287,8 @@ def scaling_rows(batch, small, runs):
     large = seconds.get("large") or seconds["two"]
     if small < batch:
         dearer = [a / small / (b / batch) for a, b in zip(seconds["small"], large, strict=True)]
-        yield report.row(f"train step, ours: an image at batch {small} to one at {batch}", dearer, "times the cost")
+        name = f"{of(plan.model)}train step, ours: an image at batch {small} to one at {batch}"
+        yield report.row(name, dearer, "times the cost")
 
 
 def avx2_rows(batch, plan):
@@ -238,7 +313,8 @@ def all_rows(options):
         print("PyTorch is not installed (pip install torch): only this project is measured")
         modes = ()
     peers = tuple(mode for mode in modes if mode != BFLOAT16)
-    plan = Plan(peers, options.runs, options.trial, options.threads)
+    engines = tuple(filter(importlib.util.find_spec, ENGINES)) if importlib.util.find_spec("onnx") else ()
+    plan = Plan(peers + engines, options.runs, options.trial, options.threads, options.model)
     bfloat16 = BFLOAT16 in modes and bool(peers)
     for batch in options.batch:
         found = list(rows(batch, plan))
@@ -251,14 +327,15 @@ def all_rows(options):
                 yield report.not_measured(f"{BFLOAT16}, larger batches", f"slower than float32 at batch {batch}")
     if not options.quick:
         large = 128 if 128 in options.batch else max(options.batch)
-        yield from scaling_rows(large, min(options.batch), runs=5)
+        yield from scaling_rows(large, min(options.batch), plan, runs=5)
         yield from avx2_rows(large, plan)
 
 
 def add_options(parser):
+    parser.add_argument("--model", default="alexnet", metavar="NAME", help="a name of alexnet.models (%(default)s)")
     parser.add_argument("--batch", type=int, nargs="+", default=[16, 64, 128, 256])
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--trial", type=int, default=2, help="runs of each PyTorch mode, to find the fastest")
+    parser.add_argument("--trial", type=int, default=2, help="runs of each peer, to find the fastest")
     parser.add_argument("--threads", type=int, default=CORES)
     parser.add_argument("--modes", nargs="*", choices=(*PEERS, BFLOAT16), default=(*PEERS, BFLOAT16))
 

@@ -114,13 +114,15 @@ def test_best_mode_has_the_smallest_median():
 
 
 def test_steps_are_compared_with_their_best_mode(monkeypatch):
-    seconds = {"validate": {"ours": [1.0], "eager": [2.0], "compile": [4.0]},
+    seconds = {"infer": {"ours": [1.0], "openvino": [0.5]},
+               "validate": {"ours": [1.0], "eager": [2.0], "compile": [4.0]},
                "train": {"ours": [2.0], "eager": [8.0], "compile": [6.0]}}
     memory = {kind: dict.fromkeys(modes, 100.0) for kind, modes in seconds.items()}
-    best = {"validate": "eager", "train": "compile"}
+    best = {"infer": "openvino", "validate": "eager", "train": "compile"}
     monkeypatch.setattr(step, "measure", lambda *_: (seconds, memory, best))
     plan = step.Plan(("eager", "compile"), 1, 1, 1)
     found = {row["name"]: (row["value"], row["peer_is"], row["ratio"]) for row in step.rows(16, plan)}
+    assert found["infer step, batch 16, ours"] == (16.0, "OpenVINO", 0.5)
     assert found["train step, batch 16, ours"] == (8.0, "PyTorch compile", 3.0)
     assert found["validate step, batch 16, ours"] == (16.0, "PyTorch eager", 2.0)
     assert found["train step, batch 16, eager"] == (2.0, "PyTorch compile", 0.75)
@@ -228,15 +230,18 @@ def test_gpu_benchmark_without_a_gpu_gives_the_reason(monkeypatch, capsys):
 
 def test_only_the_best_pytorch_modes_are_measured_fully(monkeypatch):
     journal = []
-    programs = {"ours": Fake(journal, "ours", validate=1.0, train=2.0),
-                "eager": Fake(journal, "eager", validate=3.0, train=4.0),
-                "compile": Fake(journal, "compile", validate=2.0, train=5.0),
-                "channels_last": Fake(journal, "channels_last", validate=9.0, train=9.0)}
+    programs = {"ours": Fake(journal, "ours", infer=1.0, validate=1.0, train=2.0),
+                "eager": Fake(journal, "eager", infer=3.0, validate=3.0, train=4.0),
+                "compile": Fake(journal, "compile", infer=3.0, validate=2.0, train=5.0),
+                "channels_last": Fake(journal, "channels_last", infer=9.0, validate=9.0, train=9.0),
+                "openvino": Fake(journal, "openvino", infer=1.5)}
     monkeypatch.setattr(step, "program", lambda mode, *_: programs[mode])
-    plan = step.Plan(("eager", "channels_last", "compile"), runs=7, trial=2, threads=2)
+    plan = step.Plan(("eager", "channels_last", "compile", "openvino"), runs=7, trial=2, threads=2)
     seconds, memory, best = step.measure(16, plan)
-    assert best == {"validate": "compile", "train": "eager"}
+    assert best == {"infer": "openvino", "validate": "compile", "train": "eager"}
+    assert step.title(best["infer"]) == "OpenVINO"
     runs = {kind: {mode: len(times) for mode, times in seconds[kind].items()} for kind in seconds}
+    assert runs["infer"] == {"ours": 7, "eager": 2, "compile": 2, "channels_last": 2, "openvino": 7}
     assert runs["train"] == {"ours": 7, "eager": 7, "channels_last": 2, "compile": 2}
     assert runs["validate"] == {"ours": 7, "eager": 2, "channels_last": 2, "compile": 7}
     assert memory["train"].keys() == runs["train"].keys()
