@@ -1,14 +1,15 @@
 """Time of each layer and pass in a training step, compared with PyTorch and with the machine's ceilings.
 
-python -m benchmarks.kernels [--quick] [--json FILE] [--batch 128] [--runs 5] [--layers conv1 fc6 ...]
-                             [--isolated | --modes]
+python -m benchmarks.kernels [--quick] [--json FILE] [--model alexnet] [--batch 128] [--runs 5]
+                             [--layers conv1 fc6 ...] [--isolated | --modes]
 
 Our rows come from the compiled training step on random images in memory. Each node is timed within the step, so the
 parts add up to the step, and `share` is the fraction of it. PyTorch's passes run one by one on random values, each in
 the faster of its two layouts. After each PyTorch layer, our step and the ceiling loops run once, so that all are
 measured under the same conditions. If one of our nodes corresponds to two PyTorch passes, it is compared with their
 sum. The networks differ in order: ours pools before bias and ReLU, which gives the same result, so its bias and ReLU
-process a quarter of the values. The PyTorch totals include all its passes.
+process a quarter of the values. The PyTorch totals include all its passes. Networks other than AlexNet are compared
+with the ceilings only.
 
 The ceiling is the time of a pass at the machine's peak rate. It is bound either by multiply-adds (operations of the
 direct sum divided by the rate of a loop on registers) or by memory (bytes of all arrays read and written, each counted
@@ -28,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alexnet.data.dataset import centre_crop
-from alexnet.models.alexnet import AlexNet
+from alexnet.models import model_class
 from alexnet.native import allocator, compiler
 from alexnet.ops.kernels import convolution
 from alexnet.training.network import Network
@@ -61,20 +62,29 @@ class Ceilings(NamedTuple):
 
 
 class Step:
-    """A training step whose nodes are timed."""
+    """A training step of a network whose nodes are timed."""
 
-    def __init__(self, batch):
+    def __init__(self, model, batch):
         rng = np.random.default_rng(0)
-        self.network = Network(AlexNet(rng), np.full((3, 256, 256), 110, "float32"), momentum_sgd)
+        self.network = Network(model_class(model)(rng), np.full((3, 256, 256), 110, "float32"), momentum_sgd)
         images = rng.integers(0, 256, (3, 256, 256, batch), dtype=np.uint8)
         labels = rng.integers(0, CLASSES, batch).astype("int32")
-        self.inputs = images, *centre_crop(batch, self.network.model.image_size), labels, np.float32(1e-3)
+        self.inputs = images, *centre_crop(batch, self.network.model.image_size), labels, np.float32(1e-4)
         self.network.train(*self.inputs)
         self.network.train(*self.inputs)                 # all memory is allocated after this
         self.nodes, self.seconds = nodes.watch(self.network.train), []
 
     def run(self):
         self.seconds.append(report.seconds(lambda: self.network.train(*self.inputs)))
+
+    def layers(self):
+        """Return the names of the layers with weights, in order."""
+        return list(self.network.model.weight_layers)
+
+    def dense(self):
+        """Return the names of the dense layers."""
+        layers = self.network.model.weight_layers.items()
+        return {name for name, parameters in layers if len(parameters[0].shape) == 2}
 
     def operations(self):
         """Return {name of a pass: operations of its direct sum for one image}."""
@@ -105,15 +115,15 @@ def peer_of(name, peers):
 # ---- comparison
 
 
-def measure(batch, runs, layers):
-    """Run our step and both ceiling loops after each PyTorch layer.
+def measure(model, batch, runs, layers):
+    """Run our step and both ceiling loops after each PyTorch layer, or `runs` times if there is none to compare with.
 
     Returns:
         (Step, {pass: PyTorch's seconds}, (multiply-add rates, copy rates)).
     """
-    step, peers, rates = Step(batch), {}, ([], [])
-    for layer in layers:
-        if torch is not None:
+    step, peers, rates = Step(model, batch), {}, ([], [])
+    for layer in layers if model == "alexnet" else range(runs):
+        if torch is not None and model == "alexnet":
             peers |= torch_seconds(layer, batch, runs)
         step.run()
         for found, loop in zip(rates, (ceilings.multiply_add_rates, ceilings.copy_rates), strict=True):
@@ -121,9 +131,9 @@ def measure(batch, runs, layers):
     return step, peers, rates
 
 
-def step_rows(batch, runs, layers):
+def step_rows(model, batch, runs, layers):
     """Yield the ceilings, a row for each pass, then the sums."""
-    step, peers, rates = measure(batch, runs, layers)
+    step, peers, rates = measure(model, batch, runs, layers)
     limits = Ceilings(*map(statistics.median, rates))
     yield report.row("ceiling: multiply-adds on registers", [rate / 1e9 for rate in rates[0]], "GFLOP/s")
     yield report.row("ceiling: copying, read and written", [rate / 1e9 for rate in rates[1]], "GB/s")
@@ -134,18 +144,18 @@ def step_rows(batch, runs, layers):
     found = [
         pass_row(name, times, whole, peer_of(name, peers),
                  batch * operations.get(name, 0), 0 if name == nodes.REST else nbytes, limits)
-        for name, (times, nbytes) in sorted(groups.items(), key=lambda group: place(group[0]))
+        for name, (times, nbytes) in sorted(groups.items(), key=lambda group: place(group[0], step.layers()))
     ]
     found.append(pass_row(BETWEEN, between, whole, None, 0, 0, limits))
     yield from found
     all_of_torch = sum(map(statistics.median, peers.values())) if set(layers) == set(LAYERS) else 0
-    yield from sums(found, step.seconds, 1e3 * all_of_torch)
+    yield from sums(found, step.seconds, 1e3 * all_of_torch, step.dense())
 
 
-def place(name):
+def place(name, layers):
     """Return the sort key of a pass, which groups the table by layer."""
     layer = name.partition(" ")[0]
-    return LAYERS.index(layer) if layer in LAYERS else len(LAYERS)
+    return layers.index(layer) if layer in layers else len(layers)
 
 
 def pass_row(name, times, whole, peer, operations, nbytes, limits):
@@ -163,17 +173,18 @@ def pass_row(name, times, whole, peer, operations, nbytes, limits):
     return made
 
 
-def sums(found, steps, torch_ms):
+def sums(found, steps, torch_ms, dense):
     """Yield the rows of convolutions, dense layers, the remaining passes and the step.
 
     Args:
         torch_ms: sum of all PyTorch passes in milliseconds; 0 if not all of them were measured.
+        dense: names of the dense layers.
     """
     parts = {"all convolutions": [], "all dense layers": [], "all else": []}
     for row in found:
         layer, _, which = row["name"].partition(" ")
-        kind = {"conv": "all convolutions", "fc": "all dense layers"}.get(layer.rstrip("12345678"))
-        parts[kind if kind and which in MULTIPLY_ADDS else "all else"].append(row)
+        kind = "all dense layers" if layer in dense else "all convolutions"
+        parts[kind if which in MULTIPLY_ADDS else "all else"].append(row)
     *products, rest = (sum_row(name, rows) for name, rows in parts.items())
     whole = report.row(STEP, [1e3 * value for value in steps], "ms", share=1.0)
     if torch_ms:
@@ -257,11 +268,14 @@ def rows(options):
     if options.modes:
         yield from modes.rows(options.batch, options.runs)
         return
-    measured = isolated_rows if options.isolated else step_rows
-    yield from measured(options.batch, options.runs, options.layers)
+    if options.isolated:
+        yield from isolated_rows(options.batch, options.runs, options.layers)
+    else:
+        yield from step_rows(options.model, options.batch, options.runs, options.layers)
 
 
 def add_options(parser):
+    parser.add_argument("--model", default="alexnet", metavar="NAME", help="a name of alexnet.models (%(default)s)")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--runs", type=int, default=5, help="of each PyTorch pass (%(default)s)")
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS, help="layers to run in PyTorch")

@@ -15,8 +15,8 @@ kind: ratio is the peer's seconds divided by the row's. The `runs` column distin
 trial; neither includes the warm-up.
 
 Peak memory is the maximum resident set size of the program. Inference is measured first, in a process that has run
-nothing else, then validation, then training. bfloat16 autocast is shown for information, up to the first batch at which it is
-slower than float32.
+nothing else, then validation, then training. bfloat16 autocast is shown for information, up to the first batch at which
+it is slower than float32.
 
 Two further ratios compare this project with itself: 2 threads with 1 thread, and the cost of an image at the smallest
 batch with that at batch 128. These programs also run in turn, for 128 images each, after an uncounted step, as in

@@ -39,7 +39,7 @@ class ResNet50(Model):
 
 @MODELS.register("torchvision_resnet50")
 class TorchvisionResNet50(ResNet50):
-    """The network of PyTorch's torchvision, also called ResNet-50 v1.5: the 3x3 filters have the stride of a stage."""
+    """The ResNet-50 in torchvision, also called v1.5: the 3x3 filters have the stride of a stage."""
 
     stride_in_3x3 = True
 

@@ -8,6 +8,8 @@ The layer of a node is the first that applies of:
     the layer whose parameters are inputs of the node
     the deepest layer among the node's inputs that are values of the forward pass
     the layer of a node that consumes its output
+
+A layer is deeper than those whose parameters the forward pass uses before.
 """
 
 import re
@@ -17,7 +19,7 @@ import numpy as np
 
 REST = "small nodes, in NumPy"
 COST = "cost and errors"
-PARAMETER = re.compile(r"((?:conv|fc)\d+)\.([Wb])(?:\.velocity)?")
+PARAMETER = re.compile(r"(.+)\.(W|b|gamma|beta|mean|variance)(?:\.velocity)?")
 ELEMENTWISE = {(True, False): "bias and ReLU", (False, False): "ReLU gradient", (False, True): "update"}
 # (in the forward pass, an input is a weight) -> pass
 
@@ -71,7 +73,7 @@ def by_name(nodes):
 
 def node_names(fgraph):
     """Return {node: name}, for example 'conv1 forward' or 'fc6 filter gradient update'."""
-    layers = forward_layers(fgraph)
+    layers = Layers(fgraph)
     return {node: node_name(fgraph, node, layers) for node in fgraph.toposort()}
 
 
@@ -122,24 +124,42 @@ def parameter_of(variable):
     return found and found.groups()
 
 
-def number(layer):
-    return int(re.search(r"\d+", layer)[0])
+class Layers(dict):
+    """{variable: layer} of all variables that the outputs (not updates) depend on; None before the first layer.
+
+    depth  {layer: number of layers before it}
+    """
+
+    def __init__(self, fgraph):
+        super().__init__()
+        self.depth = {}
+        self.fill(fgraph)
+
+    def deepest(self, layers):
+        """Return the deepest of some layers, or None. A layer that is compared for the first time is the deepest."""
+        different = list(dict.fromkeys(layers))
+        if len(different) < 2:
+            return different[0] if different else None
+        return max(different, key=lambda layer: self.depth.setdefault(layer, len(self.depth)))
+
+    def fill(self, fgraph):
+        """Find the layer of each variable of the forward pass."""
+        needed = forward_nodes(fgraph)
+        for node in fgraph.toposort():
+            own = [parameter[0] for parameter in map(parameter_of, node.inputs) if parameter]
+            before = [self[variable] for variable in node.inputs if self.get(variable)]
+            if node in needed:
+                self.update(dict.fromkeys(node.outputs, self.deepest(before + own)))
 
 
-def forward_layers(fgraph):
-    """Return {variable: layer} of all variables that the outputs (not updates) depend on; None before the first."""
+def forward_nodes(fgraph):
+    """Return the nodes on which the outputs, not the updates, depend."""
     outputs = fgraph.outputs[: len(fgraph.outputs) - len(fgraph.update_mapping)]
     needed = {variable.owner for variable in outputs}
-    layers = {}
     for node in reversed(fgraph.toposort()):
         if node in needed:
             needed |= {variable.owner for variable in node.inputs}
-    for node in fgraph.toposort():
-        own = [parameter[0] for parameter in map(parameter_of, node.inputs) if parameter]
-        found = own + [layers[variable] for variable in node.inputs if layers.get(variable)]
-        if node in needed:
-            layers |= dict.fromkeys(node.outputs, max(found, key=number, default=None))
-    return layers
+    return needed
 
 
 def layer_of(fgraph, node, layers):
@@ -150,7 +170,7 @@ def layer_of(fgraph, node, layers):
     if not own and type(getattr(node.op, "op", None)).__name__ != "ConvolutionFilterGradient":
         own = [layers[variable] for variable in node.inputs if layers.get(variable)]
     if own:
-        return max(own, key=number)
+        return layers.deepest(own)
     clients = [client for output in node.outputs for client, _ in fgraph.clients[output]]
     found = (layer_of(fgraph, client, layers) for client in clients if client.outputs)
     return next(filter(None, found), None)

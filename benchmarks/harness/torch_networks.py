@@ -92,7 +92,8 @@ def module_of(layer, step, shapes):
     if step.operator == "LRN":
         return nn.LocalResponseNorm(given("size"), alpha=given("alpha"), beta=given("beta"), k=given("bias"))
     if step.operator == "MaxPool":
-        return nn.MaxPool2d(given("kernel_shape"), given("strides"), given("pads", 0), ceil_mode=bool(given("ceil_mode")))
+        ceil = bool(given("ceil_mode"))
+        return nn.MaxPool2d(given("kernel_shape"), given("strides"), given("pads", 0), ceil_mode=ceil)
     if step.operator == "AveragePool":
         return nn.AvgPool2d(given("kernel_shape"), given("strides"))
     return {"Relu": nn.ReLU(inplace=True), "Flatten": nn.Flatten()}.get(step.operator)

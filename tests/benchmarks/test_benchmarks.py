@@ -339,7 +339,7 @@ def test_sums_of_a_step_include_all_parts():
         kernels.pass_row("conv1 LRN", [0.01], 0.1, 0.06, 0, 1e6, LIMITS),
         kernels.pass_row("small nodes, in NumPy", [0.03], 0.1, None, 0, 0, LIMITS),
     ]
-    rows = {row["name"]: row for row in kernels.sums(found, [0.1], torch_ms=200)}
+    rows = {row["name"]: row for row in kernels.sums(found, [0.1], torch_ms=200, dense={"fc6"})}
     assert {name: (row["value"], row["peer"]) for name, row in rows.items()} == {
         name: pytest.approx(pair)
         for name, pair in {"all convolutions": (40, 80), "all dense layers": (20, 50), "all else": (40, 70),

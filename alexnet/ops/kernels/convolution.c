@@ -57,9 +57,9 @@ typedef struct {
     long height, width, pad_top, pad_left;              /* of x */
     long padded_height, padded_width, plane;            /* plane: pixels of one packed channel */
     long out_height, out_width, positions, blocks;      /* blocks of BLOCK images; positions of all blocks */
-    long out_step, out_start, out_row, out_plane;       /* in `out`: between pixels, of the first, of a row, of a channel */
+    long out_step, out_start, out_row, out_plane;       /* in `out`: of a pixel, the first one, a row, a channel */
     long group_stride, o_stride;                        /* distances in filters */
-    long first_tap, tap_step, tap_row;                  /* in filters: the first tap, between taps, between rows of taps */
+    long first_tap, tap_step, tap_row;                  /* in filters: the first tap; between taps and rows of taps */
     long tiles, large_tiles, packed_o;                  /* tiles: large_tiles of FORWARD_ROWS, then SMALL_ROWS */
     long passes, pass_depth;
     long task_positions, task_tiles, position_ranges, tile_ranges;
@@ -321,8 +321,8 @@ static void pack_all_filters(const Plan *plan, const Buffers *buffers, const rea
     }
 }
 
-/* A block of pixels: the sums from index `first` on, of which the first `width` of each row of `phase_width` are stored,
- * `step` apart in rows `row` apart. */
+/* A block of pixels: the sums from index `first` on.  The first `width` of each row of `phase_width` are stored, `step`
+ * apart in rows `row` apart. */
 typedef struct { long first, phase_width, width, height, step, row; } Pixels;
 
 /* Destination of the sums of a tile: `partial`, [channel][BLOCK], or `out` after the last pass. */

@@ -2,13 +2,12 @@
  *
  *     y[o,b] = sum over k of  w[k,o] * x[k,b],       dx[k,b] = sum over o of  w[k,o] * g[o,b]
  *
- * Forward: the vectors run along the outputs, in which the weights are contiguous.  A task is PASS rows of w by a strip of
- * outputs, so the threads read neighbouring memory.  Its loops: STEPS rows: IMAGES images: BLOCK outputs: row.  The rows
- * that follow are fetched meanwhile.  Finally the sums of all passes are added in order, which halves the rounding
- * error.  
+ * Forward: the vectors run along the outputs, in which the weights are contiguous.  A task is PASS rows of w by a strip
+ * of outputs, so the threads read neighbouring memory.  Its loops: STEPS rows: IMAGES images: BLOCK outputs: row.  It
+ * prefetches the rows that follow.  Finally the sums of all passes are added in order, which halves the rounding error.
  *
  * Input gradient: the vectors run along the outputs, too; the lanes of a sum are added at the end of a strip.  g is
- * transposed once.  A task is some rows of w.  Its loops: strip of outputs: GRADIENT_TILE rows: IMAGES images: vector.
+ * transposed once.  A task is some rows of w.  Its loops: strip of outputs: TILE_ROWS rows: IMAGES images: vector.
  *
  * Each result is summed in a fixed order, so it does not depend on the number of threads.
  */
@@ -17,7 +16,7 @@
 #include "micro_kernel.h"
 
 enum { MAX_IMAGES = 16, IMAGES = GRADIENT_ROWS, STRIP = 1024, STEPS = 8, PASS = 256 };
-enum { AHEAD = 8, LINE = 64 / sizeof(real) };           /* rows fetched ahead; elements of a cache line */
+enum { AHEAD = 16, LINE = 64 / sizeof(real) };           /* rows fetched ahead; elements of a cache line */
 
 /* sum[i][j] += sum over `steps` rows of  w[row * stride + j] * x[row * batch + i], for n outputs of `images` images */
 ALWAYS_INLINE void add_rows(const real *w, long stride, const real *x, long batch, real sum[][STRIP], long n,
@@ -76,8 +75,8 @@ static void sum_pass(const real *x, const real *w, long rows, long outputs, long
             add_rows(w + k * outputs, outputs, x + k * batch + b, batch, sum + b, n, 1, 1);
 }
 
-/* x (inputs, batch), w (inputs, outputs) -> y (outputs, batch); batch <= MAX_IMAGES.  Returns 0, or 1 if the sums of the
- * passes cannot be allocated. */
+/* x (inputs, batch), w (inputs, outputs) -> y (outputs, batch); batch <= MAX_IMAGES.  Returns 0, or 1 if the sums of
+ * the passes cannot be allocated. */
 int dense_forward(const real *x, const real *w, real *y, long inputs, long outputs, long batch)
 {
     const long passes = ceil_div(inputs, PASS), strips = ceil_div(outputs, STRIP);
@@ -106,7 +105,7 @@ int dense_forward(const real *x, const real *w, real *y, long inputs, long outpu
 
 enum { TILE_ROWS = 2, TASK_ROWS = 64, G_STRIP = 1024 };
 
-/* sum[row][i] += sum over n outputs of  w[row * stride + o] * g[i * g_stride + o], for `rows` rows of `images` images */
+/* sum[r * batch + i] += sum over n outputs of  w[r * stride + o] * g[i * g_stride + o], for `rows` r and `images` i */
 ALWAYS_INLINE void add_products(const real *w, long stride, const real *g, long g_stride, real *sum, long batch, long n,
                                 const int rows, const int images)
 {
@@ -155,8 +154,8 @@ ALWAYS_INLINE void add_rows_products(const real *w, long stride, const real *g, 
         add_products(w, stride, g + b * g_stride, g_stride, sum + b, batch, n, rows, 1);
 }
 
-/* w (inputs, outputs), g (outputs, batch) -> dx (inputs, batch); batch <= MAX_IMAGES.  Returns 0, or 1 if the transpose of
- * g cannot be allocated. */
+/* w (inputs, outputs), g (outputs, batch) -> dx (inputs, batch); batch <= MAX_IMAGES.  Returns 0, or 1 if the transpose
+ * of g cannot be allocated. */
 int dense_input_gradient(const real *w, const real *g, real *dx, long inputs, long outputs, long batch)
 {
     real *of_image = malloc(batch * outputs * sizeof(real));

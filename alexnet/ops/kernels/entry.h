@@ -3,7 +3,7 @@
  *     Plan forward_plan(const Layer *);
  *     long phases(const Layer *);                        the input gradient is computed in phases, one plan each
  *     Plan input_gradient_plan(const Layer *, long phase);
- *     int is_zero(const Plan *);                         whether a phase has no terms; it then has no other sizes either
+ *     int is_zero(const Plan *);                         whether a phase has no terms; its plan is then incomplete
  *     Buffers divide(const Plan *, char *workspace);                               see layer.h
  *     void run(const Plan *, const real *images, const real *filters, real *out, char *workspace);
  *

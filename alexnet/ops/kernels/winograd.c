@@ -13,7 +13,8 @@
  *     products[point][position][o] = sum over c of  filters[point][c][o] * data[point][position][c]
  *
  * A position is a tile of a block of BLOCK images; with few images, several tiles share a block.  Each scalar of the
- * formula is a block, so the transforms need no shuffles.  3 x 3 needs 36 multiplications instead of 144, 5 x 5 needs 64 instead of 400.
+ * formula is a block, so the transforms need no shuffles.  3 x 3 needs 36 multiplications instead of 144, 5 x 5 needs
+ * 64 instead of 400.
  *
  * The loops.  Filters are transformed once, to [point][tile of FORWARD_ROWS channels][c][FORWARD_ROWS].  Then each
  * thread processes chunks of positions, whose points stay in the L3 cache:

@@ -209,8 +209,8 @@ typedef struct {
 } Tiling;
 
 /* A position is a block of BLOCK lanes.  It holds images of one tile, [tile row][tile column][block of images], or, if
- * fewer blocks suffice, the sequence of all (tile row, tile column, image) is cut into `mixed` blocks.  A segment is the
- * part of a block that belongs to one tile: its first output, its size, its first image, its first lane, its length. */
+ * that needs fewer blocks (`mixed`), BLOCK elements of the sequence of all (tile row, tile column, image).  A segment is
+ * the part of a block that belongs to one tile: its first output, its size, its first image, first lane and length. */
 typedef struct { long row, column, height, width, image, lane, lanes; } Segment;
 
 static Tiling make_tiling(const Layer *l)
