@@ -1,8 +1,9 @@
 """Evaluation on labelled images, this project's and PyTorch's with the same weights; and prediction of one image.
 
-python -m benchmarks.evaluate [--quick] [--json FILE] [--images 384] [--batch 128] [--runs 5] [--trial 2] [--modes ...]
+python -m benchmarks.evaluate [--quick] [--json FILE] [--model alexnet] [--images 384] [--batch 128] [--runs 5]
+                              [--trial 2] [--modes ...]
 
-Both programs use the same synthetic images and the same AlexNet with random weights. This project's program runs the
+Both programs use the same synthetic images and the same network with random weights. This project's program runs the
 code of `python -m alexnet evaluate`: it reads batch files, crops, and accumulates in float64. PyTorch holds the images
 in memory in its own layout, crops, subtracts the mean, and accumulates in float32 under torch.inference_mode. Its modes
 (eager with NCHW, eager with channels_last, torch.compile with channels_last) are tried first. The fastest mode then
@@ -40,6 +41,7 @@ WEIGHTS, PHOTOGRAPH = "weights.safetensors", "photograph.jpg"
 class Plan(NamedTuple):
     """Amount of measurement: `trial` runs of each PyTorch mode, then `runs` of the fastest mode and our program."""
 
+    model: str
     images: int
     batch: int
     runs: int
@@ -50,17 +52,19 @@ class Plan(NamedTuple):
 # ---- weights and images
 
 
-def make_all(folder, images):
+def make_all(folder, model, images):
     """Create the weights, the data set, a folder of JPEGs and a single photograph in a folder."""
     from alexnet import pretrained
-    from alexnet.models.alexnet import AlexNet
+    from alexnet.models import model_class
 
     rng = np.random.default_rng(0)
-    arrays = {p.name: p.variable.get_value(borrow=True) for p in AlexNet(rng).parameters}
-    for layer in ("fc6", "fc7", "fc8"):
-        arrays[f"{layer}.W"] *= 4                        # so that the predictions differ between images
+    network = model_class(model)(rng)
+    arrays = {p.name: p.variable.get_value(borrow=True) for p in network.parameters}
+    for layer, (weights, *_) in network.weight_layers.items():
+        if len(weights.shape) == 2:                      # dense: so that the predictions differ between images
+            arrays[f"{layer}.W"] *= 4
     mean, names = np.full((3, 256, 256), 110, np.float32), pretrained.imagenet_names()
-    pretrained.save(pretrained.Weights("alexnet", arrays, mean, names), folder / WEIGHTS)
+    pretrained.save(pretrained.Weights(model, arrays, mean, names), folder / WEIGHTS)
     data = folder / "data"
     for part in ("labels", "misc", "train_hkl", "val_hkl"):
         (data / part).mkdir(parents=True)
@@ -112,12 +116,13 @@ def torch_evaluation(folder, batch, mode):
     import torch
 
     from alexnet import pretrained
-    from benchmarks.harness.torch_alexnet import load_weights, torch_alexnet
+    from alexnet.models import model_class
+    from benchmarks.harness.torch_networks import load_by_name, torch_network
 
     weights = pretrained.load(folder / WEIGHTS)
     layout = torch.contiguous_format if mode == "eager" else torch.channels_last
-    network = torch_alexnet().eval()
-    load_weights(network, weights.arrays)
+    network = torch_network(weights.model).eval()
+    load_by_name(network, weights.arrays)
     network = network.to(memory_format=layout)
     forward = torch.compile(network) if mode == "compile" else network
     images = []
@@ -126,15 +131,17 @@ def torch_evaluation(folder, batch, mode):
             images.append(torch.from_numpy(np.ascontiguousarray(np.moveaxis(file["data"][:], 3, 0))))
     images = torch.cat(images)
     labels = torch.from_numpy(np.load(folder / "data" / "labels" / "val_labels.npy"))
-    mean = torch.from_numpy(weights.mean[:, 14:241, 14:241])
+    size = model_class(weights.model).image_size
+    inner = slice((256 - size) // 2, (256 + size) // 2)
+    mean = torch.from_numpy(weights.mean[:, inner, inner])
 
     @torch.inference_mode()
     def evaluate():
         right, cost = {1: 0, 5: 0}, 0.0
         for first in range(0, len(labels), batch):
             own = labels[first : first + batch]
-            pixels = images[first : first + batch, :, 14:241, 14:241].float() - mean
-            logits = forward(pixels.contiguous(memory_format=layout))
+            pixels = images[first : first + batch, :, inner, inner].float() - mean
+            logits = forward(pixels.contiguous(memory_format=layout))[-1]
             cost += float(torch.nn.functional.cross_entropy(logits, own, reduction="sum"))
             hits = logits.topk(5).indices == own[:, None]
             for k in right:
@@ -237,15 +244,16 @@ def rows(options):
     if importlib.util.find_spec("torch") is None:
         print("PyTorch is not installed (pip install torch): only this project is measured")
         modes = ()
-    plan = Plan(options.images, options.batch, options.runs, options.trial, tuple(modes))
+    plan = Plan(options.model, options.images, options.batch, options.runs, options.trial, tuple(modes))
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        make_all(folder, plan.images)
+        make_all(folder, plan.model, plan.images)
         yield from evaluation_rows(folder, plan)
         yield from predict_rows(folder, plan.runs)
 
 
 def add_options(parser):
+    parser.add_argument("--model", default="alexnet", metavar="NAME", help="a name of alexnet.models (%(default)s)")
     parser.add_argument("--images", type=int, default=384)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--runs", type=int, default=5)
