@@ -14,7 +14,7 @@ from pytensor.gradient import verify_grad
 from pytensor.tensor.elemwise import DimShuffle
 
 from alexnet.native import compiler
-from alexnet.ops import avg_pool2d, conv2d, crop_mirror, dropout, lrn, max_pool2d
+from alexnet.ops import avg_pool2d, batch_norm, conv2d, crop_mirror, dropout, lrn, max_pool2d
 from alexnet.ops.base import ShapedOp
 from tests import reference
 
@@ -92,19 +92,21 @@ def test_conv2d_matches_formula(name, layout, dtype, rng):
     np.testing.assert_allclose(result, expected, rtol=tolerance, atol=tolerance)
 
 
-def network(x, W1, W2, bias, layout="NCHW"):
+def network(x, W1, W2, bias, gamma, beta, layout="NCHW"):
     """A chain of all functions on images of 3 x 9 x 9."""
     y = lrn(pt.maximum(conv2d(x, W1, bias, padding=1, layout=layout), 0), alpha=0.1, layout=layout)
-    y = avg_pool2d(conv2d(max_pool2d(y, 3, 2, layout=layout), W2, groups=2, layout=layout), 2, layout=layout)
-    return dropout(y, 0.3, seed=5, step=7, layout=layout)
+    y = conv2d(max_pool2d(y, 3, 2, layout=layout), W2, groups=2, layout=layout)
+    y, _, _ = batch_norm(y, gamma, beta, relu=True, layout=layout)
+    return dropout(avg_pool2d(y, 2, layout=layout), 0.3, seed=5, step=7, layout=layout)
 
 
 def values_and_gradients(layout, dtype, mode, rng):
     """Return cost, outputs and gradients of the chain in NCHW, and the function."""
     x, W1 = rng.normal(size=(5, 3, 9, 9)).astype(dtype), rng.normal(size=(6, 3, 3, 3)).astype(dtype)
     W2, bias = rng.normal(size=(4, 3, 2, 2)).astype(dtype), rng.normal(size=6).astype(dtype)
+    vectors = bias, *rng.normal(size=(2, 4)).astype(dtype)
     images = pt.tensor("images", dtype=dtype, shape=of_layout(x, layout).shape)
-    parameters = [shared(of_layout(W, layout)) for W in (W1, W2)] + [shared(bias)]
+    parameters = [shared(of_layout(W, layout)) for W in (W1, W2)] + [*map(shared, vectors)]
     y = network(images, *parameters, layout=layout)
     outputs = [y, *pytensor.grad((y**2).sum(), [images, *parameters])]
     run = pytensor.function([images], outputs, mode=mode)
