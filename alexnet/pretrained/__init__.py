@@ -142,5 +142,5 @@ def build(
         model, weights.mean, backend=backend_of(backend, device), crop=crop, precision=precision, device=device,
         scale=weights.scale,
     )
-    network.set_parameters(weights.arrays)
+    network.set_parameters(weights.arrays, copy=False)         # without an update rule, nothing changes them
     return network

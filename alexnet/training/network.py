@@ -248,8 +248,11 @@ class Network:
             raise ValueError(f"the state must hold exactly {sorted(self.state)}, differs in {sorted(missing)}")
         assign(self.state, arrays)
 
-    def set_parameters(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def set_parameters(self, arrays: Mapping[str, np.ndarray], copy: bool = True) -> None:
         """Set the parameters named in `arrays` and leave the others unchanged.
+
+        Args:
+            copy: False: the parameters become these arrays, if their dtype is right. Training would change them.
 
         Raises:
             ValueError: a name is unknown or a shape differs.
@@ -258,7 +261,7 @@ class Network:
         variables = {variable.name: variable for variable in self.parameters}
         if unknown := arrays.keys() - variables.keys():
             raise ValueError(f"this network has the parameters {', '.join(variables)}, and no {min(unknown)}")
-        assign(variables, arrays)
+        assign(variables, arrays, copy)
 
     def compile_all(self, names: Sequence[str] = ("train", "validate"), batch: int | None = None) -> list[Function]:
         """Compile the functions with these names, so that no later call compiles.
@@ -296,13 +299,14 @@ def gradient_of(parameter: Parameter) -> SharedVariable:
     return pytensor.shared(zeros, name=f"{parameter.name}.gradient", shape=parameter.shape, borrow=True)
 
 
-def assign(variables: Mapping[str, SharedVariable], arrays: Mapping[str, np.ndarray]) -> None:
-    """Set shared variables to copies of the arrays of the same names. Raises ValueError if a shape differs."""
+def assign(variables: Mapping[str, SharedVariable], arrays: Mapping[str, np.ndarray], copy: bool = True) -> None:
+    """Set shared variables to (copies of) the arrays of the same names. Raises ValueError if a shape differs."""
     for name, array in arrays.items():
         shape = np.shape(variables[name].get_value(borrow=True))
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-        variables[name].set_value(np.array(array, dtype=variables[name].type.dtype), borrow=True)
+        dtype = variables[name].type.dtype
+        variables[name].set_value(array.astype(dtype, order="C", copy=copy), borrow=True)
 
 
 def build_model(config: Config, classes: int) -> Model:
