@@ -18,10 +18,10 @@
  *     All vector loads are then full and aligned, the batch may have any size, and the pixels of a position are not a
  *     power of two apart, which avoids cache conflicts.  Incomplete blocks are padded with zeros, and the results for
  *     the padding are not stored.
- *   - With few images, a block is BLOCK consecutive output pixels of one image instead: each image is packed with its
- *     padding as it is, [image][c][row][column], so the terms (c,i,j) of adjacent pixels are adjacent, too.  The last
- *     columns of each padded row give results that are not stored.  With stride s, an image is packed as s * s phases,
- *     [image][c][phase][row / s][column / s].  Each sum has the same terms in the same order in both cases.
+ *   - If that needs fewer blocks, as with few images, a block is BLOCK consecutive elements (column, image) instead: the
+ *     images are packed with the padding, [c][row][column][b], so the terms (c,i,j) of adjacent elements are adjacent,
+ *     too.  The last columns of each padded row give results that are not stored.  With stride s, a channel is packed as
+ *     s * s phases, [c][phase][row / s][column / s][b].  Each sum has the same terms in the same order in both cases.
  *   - Images of one pixel, which are also the pixels of a 1x1 convolution, are packed by the task that uses them, pass
  *     by pass, instead: they stay in the L2 cache and do not go through memory twice.
  *   - k is split into equal passes of at most DEPTH terms.  A tile of the output, some channels by one block of images,
@@ -64,8 +64,8 @@ typedef struct {
     long passes, pass_depth;
     long task_positions, task_tiles, position_ranges, tile_ranges;
     int rotated;                                        /* filters rotated by 180 degrees: input gradient */
-    int pixels;                                         /* a block is pixels of one image */
-    long phase_height, phase_width, pixel_blocks;       /* then: of one phase; blocks of an image */
+    int interleaved;                                    /* a block is elements of a row (column, image) */
+    long phase_height, phase_row;                       /* then: of one phase; elements of a row */
 } Plan;
 
 typedef struct {
@@ -134,19 +134,19 @@ static void choose_tasks(Plan *plan)
     plan->tile_ranges = ceil_div(plan->tiles, plan->task_tiles);
 }
 
-/* Use blocks of pixels if they need fewer vectors than blocks of images. */
+/* Use blocks of (column, image) if fewer suffice. */
 static void choose_blocks(Plan *plan)
 {
     plan->phase_height = ceil_div(plan->padded_height, plan->stride);
-    plan->phase_width = ceil_div(plan->padded_width, plan->stride);
-    plan->pixel_blocks = ceil_div((plan->out_height - 1) * plan->phase_width + plan->out_width, BLOCK);
+    plan->phase_row = ceil_div(plan->padded_width, plan->stride) * plan->b;
+    long interleaved = ceil_div((plan->out_height - 1) * plan->phase_row + plan->out_width * plan->b, BLOCK);
     plan->blocks = ceil_div(plan->b, BLOCK);
     plan->positions = plan->blocks * plan->out_height * plan->out_width;
     plan->plane = (plan->padded_height * plan->padded_width) | 1;        /* odd: spreads channels over the cache sets */
-    plan->pixels = plan->out_height * plan->out_width > 1 && plan->b * plan->pixel_blocks < plan->positions;
-    if (plan->pixels) {
-        plan->positions = plan->b * plan->pixel_blocks;
-        plan->plane = plan->stride * plan->stride * plan->phase_height * plan->phase_width;
+    plan->interleaved = interleaved < plan->positions;
+    if (plan->interleaved) {
+        plan->positions = interleaved;
+        plan->plane = plan->stride * plan->stride * plan->phase_height * plan->phase_row;
     }
 }
 
@@ -235,34 +235,40 @@ static void pack_images(const Plan *plan, const real *x, real *packed)
     }
 }
 
-/* Pack one channel of one image as phases; the elements of x are b apart. */
+/* Pack one channel as phases. */
 static void pack_phases(const Plan *plan, const real *x, real *packed)
 {
+    long b = plan->b, row_elements = plan->width * b;
     memset(packed, 0, plan->plane * sizeof(real));
     for (long row = 0; row < plan->padded_height; row++) {
         long source_row = source_index(row, plan->pad_top, plan->height);
         if (source_row < 0)
             continue;
-        const real *from = x + source_row * plan->width * plan->b;
+        const real *from = x + source_row * row_elements;
         real *to = packed + (row % plan->stride * plan->stride * plan->phase_height + row / plan->stride)
-                            * plan->phase_width;
+                            * plan->phase_row;
+        long phase = plan->phase_height * plan->phase_row;
         for (long column = 0; column < plan->padded_width; column++) {
             long source = source_index(column, plan->pad_left, plan->width);
+            if (source >= 0 && plan->stride == 1) {                              /* all columns from here on */
+                memcpy(to + column * b, from + source * b,
+                       min(plan->width - source, plan->padded_width - column) * b * sizeof(real));
+                break;
+            }
             if (source >= 0)
-                to[column % plan->stride * plan->phase_height * plan->phase_width + column / plan->stride]
-                    = from[source * plan->b];
+                memcpy(to + column % plan->stride * phase + column / plan->stride * b, from + source * b,
+                       b * sizeof(real));
         }
     }
 }
 
-static void pack_pixels(const Plan *plan, const real *x, real *packed)
+static void pack_interleaved(const Plan *plan, const real *x, real *packed)
 {
     long channels = plan->groups * plan->c;
     #pragma omp parallel for schedule(static)
-    for (long i = 0; i < plan->b * channels; i++)
-        pack_phases(plan, x + i % channels * plan->height * plan->width * plan->b + i / channels,
-                    packed + i * plan->plane);
-    memset(packed + plan->b * channels * plan->plane, 0, BLOCK * sizeof(real));      /* read with the last block */
+    for (long c = 0; c < channels; c++)
+        pack_phases(plan, x + c * plan->height * plan->width * plan->b, packed + c * plan->plane);
+    memset(packed + channels * plan->plane, 0, BLOCK * sizeof(real));                /* read with the last block */
 }
 
 /* Pack one tile over n terms to [k][rows], with zeros for channels beyond the last. */
@@ -321,16 +327,16 @@ static void pack_all_filters(const Plan *plan, const Buffers *buffers, const rea
     }
 }
 
-/* A block of pixels: the sums from index `first` on.  The first `width` of each row of `phase_width` are stored, `step`
- * apart in rows `row` apart. */
-typedef struct { long first, phase_width, width, height, step, row; } Pixels;
+/* A block of elements (column, image): the sums from index `first` on.  Of each `row` elements the first `width` are
+ * stored, b at a time, in `out` `step` apart in rows `out_row` apart. */
+typedef struct { long first, row, width, height, b, step, out_row; } Elements;
 
 /* Destination of the sums of a tile: `partial`, [channel][BLOCK], or `out` after the last pass. */
 typedef struct {
     real *partial, *out;
     long out_stride, channels, images;
     int first, last;
-    const Pixels *pixels;                /* null if a block is images */
+    const Elements *elements;            /* null if a block is images */
 } Target;
 
 /* Store one channel; only the first `images` sums if the block is incomplete. */
@@ -342,15 +348,18 @@ ALWAYS_INLINE void store_images(const vector *sum, real *out, long images)
         memcpy(out, block, images * sizeof(real));
 }
 
-/* Store one channel of a block of pixels. */
-NEVER_INLINE void store_pixels(const real *block, real *out, const Pixels *pixels)
+/* Store one channel of a block of elements. */
+NEVER_INLINE void store_elements(const real *block, real *out, const Elements *e)
 {
-    long row = pixels->first / pixels->phase_width, column = pixels->first % pixels->phase_width;
-    for (long lane = 0; lane < BLOCK && row < pixels->height; row++, column = 0) {
-        long n = min(pixels->phase_width - column, BLOCK - lane), stored = min(pixels->width - column, n);
-        real *to = out + row * pixels->row + column * pixels->step;
-        for (long i = 0; i < stored; i++)
-            to[i * pixels->step] = block[lane + i];
+    long row = e->first / e->row, at = e->first % e->row;
+    for (long lane = 0; lane < BLOCK && row < e->height; row++, at = 0) {
+        long n = min(e->row - at, BLOCK - lane), stored = min(e->width - at, n);
+        real *to = out + row * e->out_row;
+        for (long i = 0, run; i < stored; i += run) {
+            long column = (at + i) / e->b, image = (at + i) % e->b;
+            run = e->step == e->b ? stored : min(e->b - image, stored - i);          /* adjacent pixels are adjacent */
+            memcpy(to + column * e->step + image, block + lane + i, run * sizeof(real));
+        }
         lane += n;
     }
 }
@@ -368,7 +377,7 @@ ALWAYS_INLINE void sum_tile(const int rows, const real *images, const long *imag
                             const long k_stride, const long o_stride, Target target)
 {
     vector sum[FORWARD_ROWS][VECTORS], x[VECTORS];
-    if (target.last && !target.pixels)
+    if (target.last && !target.elements)
         for (int r = 0; r < min(rows, target.channels); r++)
             prefetch_row(target.out + r * target.out_stride);
     zero_tile(rows, sum);
@@ -388,10 +397,10 @@ ALWAYS_INLINE void sum_tile(const int rows, const real *images, const long *imag
         for (int v = 0; v < VECTORS; v++)
             if (!target.first)
                 sum[r][v] += load(target.partial + r * BLOCK + v * LANES);
-        if (r < target.channels && target.pixels) {
+        if (r < target.channels && target.elements) {
             real block[BLOCK];
             store_row(block, sum[r]);
-            store_pixels(block, target.out + r * target.out_stride, target.pixels);
+            store_elements(block, target.out + r * target.out_stride, target.elements);
         } else if (r < target.channels) {
             store_images(sum[r], target.out + r * target.out_stride, target.images);
         }
@@ -426,26 +435,28 @@ static void sum_position(const Plan *plan, const Buffers *buffers, const Task *t
                          const real *packed, real *partial)
 {
     long out_pixels = plan->out_height * plan->out_width, n = pass_terms(plan, pass);
-    long each = plan->pixels ? plan->pixel_blocks : out_pixels, block = position / each, pixel = position % each;
-    long y = pixel / plan->out_width, x = pixel % plan->out_width;
-    long channel = (block * plan->groups + task->group) * plan->c;
+    long block = position / out_pixels, y = position % out_pixels / plan->out_width, x = position % plan->out_width;
+    long channel = (block * plan->groups + task->group) * plan->c, out = y * plan->out_row + x * plan->out_step;
     const real *images = buffers->images
-                         + (plan->pixels ? channel * plan->plane + pixel * BLOCK
-                            : (channel * plan->plane + (y * plan->padded_width + x) * plan->stride) * BLOCK);
-    if (packs_in_tasks(plan))
-        images = task->images + ((position - task->position) * n - pass * plan->pass_depth) * BLOCK;
-    const Pixels pixels = { pixel * BLOCK, plan->phase_width, plan->out_width, plan->out_height, plan->out_step,
-                            plan->out_row };
+                         + (channel * plan->plane + (y * plan->padded_width + x) * plan->stride) * BLOCK;
+    const Elements elements = { position * BLOCK, plan->phase_row, plan->out_width * plan->b, plan->out_height,
+                                plan->b, plan->out_step, plan->out_row };
     const long *image_offset = buffers->image_offset + pass * plan->pass_depth;
     Target target = { .out_stride = plan->out_plane, .images = plan->b - block * BLOCK, .first = pass == 0,
-                      .last = pass == plan->passes - 1, .pixels = plan->pixels ? &pixels : 0 };
+                      .last = pass == plan->passes - 1 };
+    if (packs_in_tasks(plan))
+        images = task->images + ((position - task->position) * n - pass * plan->pass_depth) * BLOCK;
+    if (plan->interleaved) {
+        images = buffers->images + task->group * plan->c * plan->plane + position * BLOCK;
+        target.elements = &elements;
+        block = out = 0;
+    }
     long start = tile_start(plan, task->tile), in_place_offset = buffers->filter_offset[pass * plan->pass_depth];
     for (long tile = task->tile; tile < task->tile_end; tile++) {
         long o = tile_start(plan, tile);
         const real *filters = packed + (o - start) * n;
         target.partial = partial + (o - start) * BLOCK;
-        target.out = task->out + o * target.out_stride
-                     + (plan->pixels ? block : y * plan->out_row + x * plan->out_step + block * BLOCK);
+        target.out = task->out + o * target.out_stride + out + block * BLOCK;
         target.channels = plan->o - o;
         if (in_place(plan, tile))
             tile_in_place(images, image_offset, n, task->filters + o * plan->o_stride + in_place_offset,
@@ -502,9 +513,9 @@ static void find_offsets(const Plan *plan, const Buffers *buffers)
     for (long k = 0; k < plan->depth; k++) {
         long c = k / taps, tap = k % taps, i = tap / plan->filter_width, j = tap % plan->filter_width;
         long phase = i % plan->stride * plan->stride + j % plan->stride;
-        if (plan->pixels)
-            buffers->image_offset[k] = c * plan->plane + j / plan->stride
-                                       + (phase * plan->phase_height + i / plan->stride) * plan->phase_width;
+        if (plan->interleaved)
+            buffers->image_offset[k] = c * plan->plane + j / plan->stride * plan->b
+                                       + (phase * plan->phase_height + i / plan->stride) * plan->phase_row;
         else
             buffers->image_offset[k] = (c * plan->plane + i * plan->padded_width + j) * BLOCK;
         if (plan->rotated) {
@@ -524,7 +535,7 @@ static Buffers divide(const Plan *plan, char *workspace)
     long filters = streams(plan) ? threads * plan->pass_depth * task_channels : all_filters;
     long partial = plan->passes > 1 ? threads * plan->task_positions * task_channels * BLOCK : 0;
     long planes = plan->groups * plan->c * plan->plane;
-    long images = plan->pixels ? plan->b * planes + BLOCK : plan->blocks * planes * BLOCK;
+    long images = plan->interleaved ? planes + BLOCK : plan->blocks * planes * BLOCK;
     if (packs_in_tasks(plan))
         images = threads * plan->task_positions * plan->pass_depth * BLOCK;
     Buffers buffers = { 0 };
@@ -542,8 +553,8 @@ static void run(const Plan *plan, const real *x, const real *filters, real *out,
     Buffers buffers = divide(plan, workspace);
     buffers.x = x;
     find_offsets(plan, &buffers);
-    if (plan->pixels)
-        pack_pixels(plan, x, buffers.images);
+    if (plan->interleaved)
+        pack_interleaved(plan, x, buffers.images);
     else if (!packs_in_tasks(plan))
         pack_images(plan, x, buffers.images);
     if (!streams(plan))
@@ -561,7 +572,7 @@ static void run(const Plan *plan, const real *x, const real *filters, real *out,
     }
 }
 
-/* The number of images, or of pixels, in a block. */
+/* The number of elements in a block. */
 int64_t block_size(void) { return BLOCK; }
 
 static long phases(const Layer *layer) { return layer->stride * layer->stride; }
