@@ -16,9 +16,11 @@
  *     during the loop over the tiles of r, and everything that a task reads of a chunk stays in the L2 cache.  A tile,
  *     GRADIENT_ROWS r by one panel, is summed over one chunk in registers and then added to dw.
  *   - A task is a range of tiles and of panels.  Its loops: image row y: chunk: panel: tile.
+ *   - If dw is small, x and g are large, and tasks that divide dw would each read all of one of them.  The chunks are
+ *     then divided into SPLITS, each with its own sum, and the sums are added in order.
  *
- * Each element of dw is summed by one thread in a fixed order that does not depend on the tasks, so the result does not
- * depend on the number of threads.
+ * Each element of dw is summed in a fixed order that does not depend on the tasks, so the result does not depend on the
+ * number of threads.
  *
  * If dw is used only to update the filters, a task is one tile high and all channels wide.  It sums its rows of dw in a
  * scratch buffer, which stays in the L2 cache, and passes them one by one to the update function.  dw is never written
@@ -31,6 +33,7 @@
 
 enum { TASK_ROWS = 288, TASK_CHANNELS = 192 };      /* 216 KiB of dw, as much of g, and x, in an L2 cache */
 enum { TASKS_PER_THREAD = 4 };
+enum { SPLITS = 8, SPLIT_BYTES = 256 << 10, SPLIT_CHUNKS = 64 };      /* largest dw, fewest chunks */
 
 typedef struct {
     long groups, c, o, all_o, b, pad, stride;                /* c and o of one group */
@@ -38,6 +41,7 @@ typedef struct {
     long rows, tiles, panels;                                /* of one group; rows: number of r = (c,i,j) */
     long segments, run, segment_stride;                      /* an image row: `segments` of `run` contiguous terms */
     long chunk_segments, chunk_run;
+    long segment_chunks, run_chunks, splits;                 /* an image row: segment_chunks * run_chunks chunks */
     long task_tiles, task_panels, tile_ranges, panel_ranges;
     int updates;                                             /* whether dw is passed to an update */
 } Plan;
@@ -48,6 +52,7 @@ typedef struct {
     real *padded;               /* the padded copy of x, where pad > 0 */
     long *row_offset;            /* of row r in padded */
     real *scratch;              /* per thread, for updates: dw of one task */
+    real *sums;                 /* dw of each split */
     char *end;
 } Buffers;
 
@@ -65,20 +70,28 @@ static void choose_chunks(Plan *plan)
     plan->segment_stride = plan->stride * plan->b;
     plan->chunk_segments = ceil_div(plan->segments, ceil_div(plan->segments, max(DEPTH / plan->run, 1)));
     plan->chunk_run = ceil_div(plan->run, ceil_div(plan->run, DEPTH));
+    plan->segment_chunks = ceil_div(plan->segments, plan->chunk_segments);
+    plan->run_chunks = ceil_div(plan->run, plan->chunk_run);
 }
+
+static long chunks(const Plan *plan) { return plan->out_height * plan->segment_chunks * plan->run_chunks; }
 
 static void choose_tasks(Plan *plan)
 {
     long tasks = TASKS_PER_THREAD * omp_get_max_threads();
-    long panel_ranges = ceil_div(plan->panels, max(TASK_CHANNELS / BLOCK, 1));
-    int all_rows = plan->rows <= TASK_ROWS && plan->groups * plan->panels >= tasks;
-    if (all_rows)
+    long panel_ranges = ceil_div(plan->panels, max(TASK_CHANNELS / BLOCK, 1)), ranges = ceil_div(plan->rows, TASK_ROWS);
+    int small = plan->rows * plan->panels * BLOCK * (long)sizeof(real) <= SPLIT_BYTES;
+    if (small && chunks(plan) >= SPLIT_CHUNKS) {         /* a task has all of dw, unless there are many threads */
+        plan->splits = SPLITS;
+        panel_ranges = 1;
+        ranges = ceil_div(tasks, 2 * SPLITS * plan->groups);
+    } else if (ranges == 1 && plan->groups * plan->panels >= tasks) {             /* a task has all rows of its panels */
         panel_ranges = max(panel_ranges, ceil_div(tasks, plan->groups));
+    } else {
+        ranges = max(ranges, ceil_div(tasks, plan->groups * panel_ranges));
+    }
     plan->task_panels = ceil_div(plan->panels, panel_ranges);
     plan->panel_ranges = ceil_div(plan->panels, plan->task_panels);
-    long ranges = max(ceil_div(plan->rows, TASK_ROWS), ceil_div(tasks, plan->groups * plan->panel_ranges));
-    if (all_rows)
-        ranges = 1;
     plan->task_tiles = ceil_div(plan->tiles, min(ranges, plan->tiles));
     plan->tile_ranges = ceil_div(plan->tiles, plan->task_tiles);
 }
@@ -100,7 +113,7 @@ static Plan gradient_plan(const Layer *l, int updates)
                   .pad = l->pad, .stride = l->stride, .filter_width = l->filter_width,
                   .filter_height = l->filter_height, .height = l->height, .width = l->width,
                   .padded_height = l->height + 2 * l->pad, .padded_width = l->width + 2 * l->pad,
-                  .out_height = out_height(l), .out_width = out_width(l), .updates = updates };
+                  .out_height = out_height(l), .out_width = out_width(l), .updates = updates, .splits = 1 };
     plan.rows = plan.c * l->filter_height * l->filter_width;
     plan.tiles = ceil_div(plan.rows, GRADIENT_ROWS);
     plan.panels = ceil_div(plan.o, BLOCK);
@@ -214,10 +227,10 @@ NEVER_INLINE void add_tile(const real *const x[GRADIENT_ROWS], const real *panel
     store_tile(GRADIENT_ROWS, target.dw, target.stride, target.first, sum);
 }
 
-typedef struct { long group, tile, tile_end, panel, panel_end; } Task;
+typedef struct { long group, tile, tile_end, panel, panel_end, chunk, chunk_end; } Task;
 
-/* Part of image row y: `segments` segments from `segment`, in each `run` terms from `term`. */
-typedef struct { long y, segment, segments, term, run; } Chunk;
+/* Part of image row y: `segments` segments from `segment`, in each `run` terms from `term`; the first of a task? */
+typedef struct { long y, segment, segments, term, run; int first; } Chunk;
 
 /* The part of dw of one task, the distance between its rows, and the update that receives it, or null. */
 typedef struct { real *dw; long stride; const Update *update; } TaskTarget;
@@ -248,7 +261,7 @@ static void add_chunk(const Plan *plan, const Buffers *buffers, const Task *task
     long x_start = chunk.y * plan->stride * plan->padded_width * plan->b + chunk.segment * plan->segment_stride
                    + chunk.term;
     const real *group_x = x + task->group * plan->c * plan->padded_height * plan->padded_width * plan->b + x_start;
-    Target target = { .stride = all.stride, .first = first_term == 0 };
+    Target target = { .stride = all.stride, .first = chunk.first };
     for (long p = task->panel; p < task->panel_end; p++) {
         long panel_terms = (task->group * plan->panels + p) * plan->out_height * terms;
         const real *panel = buffers->panels + (panel_terms + first_term) * BLOCK;
@@ -275,13 +288,14 @@ static void add_chunk(const Plan *plan, const Buffers *buffers, const Task *task
 
 static void run_task(const Plan *plan, const Buffers *buffers, const Task *task, const real *x, TaskTarget all)
 {
-    for (long y = 0; y < plan->out_height; y++)
-        for (long segment = 0; segment < plan->segments; segment += plan->chunk_segments)
-            for (long term = 0; term < plan->run; term += plan->chunk_run) {
-                Chunk chunk = { y, segment, min(plan->chunk_segments, plan->segments - segment),
-                                term, min(plan->chunk_run, plan->run - term) };
-                add_chunk(plan, buffers, task, x, chunk, all);
-            }
+    for (long i = task->chunk; i < task->chunk_end; i++) {
+        long y = i / plan->run_chunks / plan->segment_chunks, first = i == task->chunk;
+        long segment = i / plan->run_chunks % plan->segment_chunks * plan->chunk_segments;
+        long term = i % plan->run_chunks * plan->chunk_run;
+        Chunk chunk = { y, segment, min(plan->chunk_segments, plan->segments - segment),
+                        term, min(plan->chunk_run, plan->run - term), first };
+        add_chunk(plan, buffers, task, x, chunk, all);
+    }
 }
 
 static long scratch_stride(const Plan *plan) { return plan->panels * BLOCK + LANES; }     /* avoids cache conflicts */
@@ -309,6 +323,7 @@ static Buffers divide(const Plan *plan, char *workspace)
     buffers.padded = take(&workspace, padded * sizeof(real));
     buffers.row_offset = take(&workspace, plan->rows * sizeof(long));
     buffers.scratch = take(&workspace, scratch * sizeof(real));
+    buffers.sums = take(&workspace, (plan->splits > 1 ? plan->splits * plan->rows * plan->all_o : 0) * sizeof(real));
     buffers.end = workspace;
     return buffers;
 }
@@ -329,18 +344,29 @@ static void run(const Plan *plan, char *workspace, const real *x, const real *g,
         transpose_gradient(plan, g, buffers.panels);
     const real *images = plan->pad ? buffers.padded : x;
     #pragma omp parallel for schedule(dynamic)
-    for (long i = 0; i < plan->groups * plan->tile_ranges * plan->panel_ranges; i++) {
+    for (long i = 0; i < plan->splits * plan->groups * plan->tile_ranges * plan->panel_ranges; i++) {
         long panels = i % plan->panel_ranges, tiles = i / plan->panel_ranges % plan->tile_ranges;
-        Task task = { .group = i / plan->panel_ranges / plan->tile_ranges, .tile = tiles * plan->task_tiles,
-                      .panel = panels * plan->task_panels };
+        long group = i / plan->panel_ranges / plan->tile_ranges % plan->groups;
+        long split = i / plan->panel_ranges / plan->tile_ranges / plan->groups;
+        Task task = { .group = group, .tile = tiles * plan->task_tiles, .panel = panels * plan->task_panels,
+                      .chunk = chunks(plan) * split / plan->splits,
+                      .chunk_end = chunks(plan) * (split + 1) / plan->splits };
         task.tile_end = min(task.tile + plan->task_tiles, plan->tiles);
         task.panel_end = min(task.panel + plan->task_panels, plan->panels);
         if (update) {
             update_task(plan, &buffers, &task, images, update);
         } else {
-            real *task_dw = dw + tile_offset(plan, task.group, task.tile, task.panel);
+            real *sum = plan->splits > 1 ? buffers.sums + split * plan->rows * plan->all_o : dw;
+            real *task_dw = sum + tile_offset(plan, task.group, task.tile, task.panel);
             run_task(plan, &buffers, &task, images, (TaskTarget){ task_dw, plan->all_o, 0 });
         }
+    }
+    #pragma omp parallel for schedule(static)
+    for (long i = 0; i < (plan->splits > 1 ? plan->rows * plan->all_o : 0); i++) {
+        real sum = 0;
+        for (long split = 0; split < plan->splits; split++)
+            sum += buffers.sums[split * plan->rows * plan->all_o + i];
+        dw[i] = sum;
     }
 }
 

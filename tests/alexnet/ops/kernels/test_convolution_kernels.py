@@ -61,6 +61,9 @@ LAYERS = [
     Layer(260, 5, 5, 50, 3, 3, 1, 1, 2, 20),
     Layer(2, 9, 300, 3, 3, 3, 1, 1, 1, 3),                     # many positions
     Layer(2, 3, 3, 400, 2, 2, 1, 1, 1, 2),                     # more channels than one task processes
+    Layer(5, 70, 30, 20, 3, 2, 1, 1, 1, 9),                    # a small filter gradient of many terms, in splits
+    Layer(6, 140, 9, 10, 3, 3, 2, 1, 2, 17),
+    Layer(4, 60, 60, 20, 1, 1, 1, 0, 1, 5),
     Layer(600, 1, 1, 700, 1, 1, 1, 0, 1, 1),                   # dense, of few images
     Layer(515, 1, 1, 203, 1, 1, 1, 0, 1, 6),
     Layer(20, 13, 13, 40, 3, 3, 1, 1, 2, 2),                   # few images: vectors of pixels
