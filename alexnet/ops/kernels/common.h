@@ -8,6 +8,7 @@
 #endif
 typedef REAL real;
 
+#include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
 #else
@@ -45,5 +46,24 @@ static inline int omp_get_thread_num(void) { return 0; }
 static inline long min(long a, long b) { return a < b ? a : b; }
 static inline long max(long a, long b) { return a > b ? a : b; }
 static inline long ceil_div(long a, long b) { return (a + b - 1) / b; }
+
+/* Copy n elements; usual numbers of images are constants, for which the compiler inlines the copy. */
+ALWAYS_INLINE void copy_few(real *to, const real *from, long n)
+{
+    if (n == 1)
+        *to = *from;
+    else if (n == 2)
+        memcpy(to, from, sizeof(real[2]));
+    else if (n == 4)
+        memcpy(to, from, sizeof(real[4]));
+    else if (n == 8)
+        memcpy(to, from, sizeof(real[8]));
+    else if (n == 16)
+        memcpy(to, from, sizeof(real[16]));
+    else if (n == 32)
+        memcpy(to, from, sizeof(real[32]));
+    else
+        memcpy(to, from, n * sizeof(real));
+}
 
 #endif

@@ -256,8 +256,7 @@ static void pack_phases(const Plan *plan, const real *x, real *packed)
                 break;
             }
             if (source >= 0)
-                memcpy(to + column % plan->stride * phase + column / plan->stride * b, from + source * b,
-                       b * sizeof(real));
+                copy_few(to + column % plan->stride * phase + column / plan->stride * b, from + source * b, b);
         }
     }
 }
@@ -358,7 +357,7 @@ NEVER_INLINE void store_elements(const real *block, real *out, const Elements *e
         for (long i = 0, run; i < stored; i += run) {
             long column = (at + i) / e->b, image = (at + i) % e->b;
             run = e->step == e->b ? stored : min(e->b - image, stored - i);          /* adjacent pixels are adjacent */
-            memcpy(to + column * e->step + image, block + lane + i, run * sizeof(real));
+            copy_few(to + column * e->step + image, block + lane + i, run);
         }
         lane += n;
     }

@@ -85,7 +85,7 @@ static void choose_tasks(Plan *plan)
         plan->splits = SPLITS;
         panel_ranges = 1;
         ranges = ceil_div(tasks, 2 * SPLITS * plan->groups);
-    } else if (ranges == 1 && plan->groups * plan->panels >= tasks) {             /* a task has all rows of its panels */
+    } else if (ranges == 1 && plan->groups * plan->panels >= tasks) {           /* a task has all rows of its panels */
         panel_ranges = max(panel_ranges, ceil_div(tasks, plan->groups));
     } else {
         ranges = max(ranges, ceil_div(tasks, plan->groups * panel_ranges));

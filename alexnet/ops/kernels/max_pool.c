@@ -99,9 +99,8 @@ static void copy_windows(const real *x, const Row *r, long top, long left, long 
         const real *row = x + ((top + i) * r->width + left) * r->batch;
         for (long first = 0; first < r->stride; first++) {
             real *to = copy + (i * r->stride + first) * length;
-            for (long column = first; column < columns; column += r->stride)
-                for (long b = 0; b < r->batch; b++)
-                    *to++ = row[column * r->batch + b];
+            for (long column = first; column < columns; column += r->stride, to += r->batch)
+                copy_few(to, row + column * r->batch, r->batch);
         }
     }
     for (long k = 0; k < r->size * r->size; k++) {
@@ -249,8 +248,7 @@ void max_pool_gradient(const real *g, const uint8_t *index, real *dx, long chann
                     real pixels[MERGED];
                     gather_pixel(g, index, pixels, windows, n, run * batch);
                     for (long k = 0; k < run; k++)
-                        for (long b = 0; b < batch; b++)
-                            row[(j + k * step) * batch + b] = pixels[k * batch + b];
+                        copy_few(row + (j + k * step) * batch, pixels + k * batch, batch);
                 }
         }
 }

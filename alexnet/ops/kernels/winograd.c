@@ -216,7 +216,7 @@ static void store_outputs(const Tiling *t, Segment tile, const float *outputs, f
     for (long i = 0; i < tile.height; i++) {
         float *to = image + ((tile.row + i) * t->out_width + tile.column) * t->b + tile.image;
         for (long j = 0; j < tile.width; j++)
-            copy_lanes(to + j * t->b, outputs + (i * OUTPUTS + j) * BLOCK + tile.lane, tile.lanes);
+            copy_few(to + j * t->b, outputs + (i * OUTPUTS + j) * BLOCK + tile.lane, tile.lanes);
     }
 }
 

@@ -281,23 +281,6 @@ static long tap_index(const Tiling *t, long p, long q, long i, long j)
 
 static const float zeros[BLOCK];
 
-/* Copy n floats; usual numbers are constants, for which the compiler inlines the copy. */
-ALWAYS_INLINE void copy_lanes(float *to, const float *from, long n)
-{
-    if (n == BLOCK)
-        memcpy(to, from, sizeof(float[BLOCK]));
-    else if (n == 1)
-        *to = *from;
-    else if (n == 2)
-        memcpy(to, from, sizeof(float[2]));
-    else if (n == 4)
-        memcpy(to, from, sizeof(float[4]));
-    else if (n == 8)
-        memcpy(to, from, sizeof(float[8]));
-    else
-        memcpy(to, from, n * sizeof(float));
-}
-
 /* Copy the n x n pixels of one segment to `edge`, [pixel][BLOCK], with zeros outside the image. */
 static void copy_pixels(const Tiling *t, const float *channel, long p, long q, Segment tile, float *edge)
 {
@@ -308,7 +291,7 @@ static void copy_pixels(const Tiling *t, const float *channel, long p, long q, S
         for (long j = 0; j < t->n; j++, edge += BLOCK) {
             long column = (tile.column + j) * t->stride + q - t->pad;
             if (row >= 0 && row < t->height && column >= 0 && column < t->width)
-                copy_lanes(edge, from + column * t->b, tile.lanes);
+                copy_few(edge, from + column * t->b, tile.lanes);
             else
                 memset(edge, 0, tile.lanes * sizeof(float));
         }

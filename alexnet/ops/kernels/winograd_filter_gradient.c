@@ -172,7 +172,7 @@ static void copy_gradients(const Tiling *t, const float *g, long channel_stride,
         long pixel = (tile.row + i / OUTPUTS) * t->out_width + tile.column + i % OUTPUTS;
         const float *from = g + pixel * t->b + tile.image;
         for (long o = 0; o < channels; o++)
-            copy_lanes(copy + o * BLOCK + tile.lane, from + o * channel_stride, tile.lanes);
+            copy_few(copy + o * BLOCK + tile.lane, from + o * channel_stride, tile.lanes);
     }
 }
 
