@@ -29,7 +29,7 @@ TAPS = 3, 5                                      # supported filter sizes, after
 # These and TRANSFORMS fit the layers of AlexNet, VGG-16 and ResNet-50 for 1 to 32 images, measured with
 # python -m benchmarks.kernels --isolated.
 RATES = {"forward": 1.0, "input_gradient": 1.0, "filter_gradient": 0.82}
-FILTER_BLOCKS = {"forward": 2, "input_gradient": 2, "filter_gradient": 8}
+FILTER_BLOCKS = {"forward": 2, "input_gradient": 2, "filter_gradient": 6}
 TRANSFORMS = 38                                  # time of transforming a pixel of one channel, in multiplications
 DENSE_IMAGES = 16                                # largest batch of dense.c
 FOLDER = Path(__file__).parent
