@@ -23,7 +23,7 @@ static inline int omp_get_thread_num(void) { return 0; }
 #define UNROLL _Pragma("GCC unroll 16")                    /* for loops over an array that is kept in registers */
 #define SHUFFLE(lanes, a, b, ...) __builtin_shuffle(a, b, (lanes){ __VA_ARGS__ })
 #endif
-/* Transpose four rows, vectors of four 32-bit elements: twice, interleave the first two with the last two.  `lanes` is
+/* Transpose four rows, vectors of four elements: twice, interleave the first two with the last two.  `lanes` is
  * the vector of integers of the same width. */
 #define TRANSPOSE_FOUR(type, lanes, rows)                                                                              \
     do {                                                                                                               \
