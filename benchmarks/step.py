@@ -64,12 +64,22 @@ def our_steps(model, batch):
     labels = rng.integers(0, CLASSES, batch).astype("int32")
     size = built.image_size
     inputs = images, *centre_crop(batch, size), labels
-    crops = rng.standard_normal((3, size, size, batch), dtype=np.float32)
-    return {
-        "infer": lambda: of_crops.logits(crops),
-        "validate": lambda: network.validate(*inputs),
-        "train": lambda: network.train(*inputs, np.float32(RATE)),
-    }
+    crops = []                                           # only for inference: the others crop from bytes
+
+    def infer():
+        if not crops:
+            crops.append(rng.standard_normal((3, size, size, batch), dtype=np.float32))
+        return of_crops.logits(crops[0])
+
+    def validate():
+        crops.clear()
+        return network.validate(*inputs)
+
+    def train():
+        crops.clear()
+        return network.train(*inputs, np.float32(RATE))
+
+    return {"infer": infer, "validate": validate, "train": train}
 
 
 def torch_steps(model, batch, mode):
