@@ -155,14 +155,16 @@ def batch_norm(
 ) -> tuple[TensorVariable, TensorVariable, TensorVariable]:
     """Normalise each channel over the rows, the columns and the batch, as in training.
 
-    Returns:
-        y: gamma * (x - mean) / sqrt(variance + epsilon) + beta; with relu, the maximum of that and 0.
-        mean, variance: (channel,), for running averages. The variance is divided by the number of values n; PyTorch's
-            running variance takes variance * n / (n - 1).
-
     Args:
         x: images, float32 or float64, in the layout.
         gamma, beta: (channel,), of the dtype of x.
+        epsilon: added to the variance.
+        relu: whether ReLU follows.
+
+    Returns:
+        (y, mean, variance): y is gamma * (x - mean) / sqrt(variance + epsilon) + beta, or with relu the maximum of that
+        and 0. mean and variance, (channel,), serve running averages. The variance is divided by the number of values n;
+        for its running average PyTorch multiplies it by n / (n - 1).
 
     Source: Ioffe and Szegedy 2015, algorithm 1.
     """
