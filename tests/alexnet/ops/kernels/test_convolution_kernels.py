@@ -240,7 +240,9 @@ def sizes(channels, image, outputs, size, stride, pad, groups, batch=32):
         (sizes(512, 7, 512, 3, 1, 1, 1, batch=2), (False, False, False)),         # filters take longer
     ],
 )
-def test_winograd_is_chosen_where_it_pays(layer, pays):
+def test_winograd_is_chosen_where_it_pays(layer, pays, monkeypatch):
+    """With blocks of AVX-512."""
+    monkeypatch.setattr(convolution, "block_size", lambda: 32)
     assert tuple(convolution.winograd_pays(kernel, layer) for kernel in KERNELS) == pays
 
 
