@@ -218,7 +218,7 @@ class BatchNorm(Layer):
         yield self.row(shape)
 
     def steps(self) -> Iterator[Step]:
-        names = tuple(parameter.name.rpartition(".")[2] for parameter in self.parameters)
+        names = "gamma", "beta", "mean", "variance"
         yield Step("BatchNormalization", parameters=names, epsilon=self.normalise.epsilon)
         if self.relu:
             yield Step("Relu")

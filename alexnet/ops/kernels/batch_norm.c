@@ -80,7 +80,7 @@ void batch_norm(const real *x, const real *gamma, const real *beta, real *y, rea
     }
 }
 
-/* The gradients of one channel; y is that of the forward pass, or NULL without ReLU. */
+/* The gradients of one channel; y is the output of the forward pass, which is read only after ReLU. */
 ALWAYS_INLINE void gradient_of_channel(const real *x, const real *g, const real *y, real *dx, real *dgamma, real *dbeta,
                                        const int relu, long n, real gamma, real mean, real variance, real epsilon)
 {

@@ -11,7 +11,6 @@ for dense layers of few images.
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -178,7 +177,8 @@ def _run(name: Pass, arrays: Sequence[np.ndarray], sizes: Sizes, winograd: bool 
                 f"{', '.join(str(each.dtype) for each in arrays)} with strides {array.strides}"
             )
     if name != "filter_gradient" and is_small_dense(sizes):
-        _dense_function(name, dtype.name)(*arrays, sizes.channels, sizes.outputs, sizes.batch)
+        dense = compiler.function(DENSE, f"dense_{name}", "aaannn", can_fail=True, dtype=dtype.name)
+        dense(*arrays, sizes.channels, sizes.outputs, sizes.batch)
         return
     if winograd is None:
         winograd = dtype == np.float32 and winograd_pays(name, sizes)
@@ -189,12 +189,6 @@ def _run(name: Pass, arrays: Sequence[np.ndarray], sizes: Sizes, winograd: bool 
     workspace = allocator.empty((workspace_bytes(c_sizes),), np.uint8)
     pointers = [ctypes.c_void_p(array.ctypes.data) for array in (*arrays, workspace)]
     getattr(library, name)(c_sizes, *pointers)
-
-
-@cache
-def _dense_function(name: Pass, dtype: str) -> compiler.Function:
-    """Return the function of dense.c for a pass: of arrays, then the numbers of inputs, outputs and images."""
-    return compiler.function(DENSE, f"dense_{name}", "aaannn", can_fail=True, dtype=dtype)
 
 
 def is_small_dense(sizes: Sizes) -> bool:
