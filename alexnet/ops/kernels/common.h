@@ -40,6 +40,18 @@ static inline int omp_get_thread_num(void) { return 0; }
                 rows[i] = shuffled[i];                                                                                 \
         }                                                                                                              \
     } while (0)
+/* Transpose a square of four by four elements in memory, from rows `step` apart to rows `to_step` apart. */
+#define TRANSPOSE_SQUARE(type, lanes, from, step, to, to_step)                                                         \
+    do {                                                                                                               \
+        type square[4];                                                                                                \
+        UNROLL                                                                                                         \
+        for (long i = 0; i < 4; i++)                                                                                   \
+            square[i] = *(const type *)((from) + i * (step));                                                          \
+        TRANSPOSE_FOUR(type, lanes, square);                                                                           \
+        UNROLL                                                                                                         \
+        for (long i = 0; i < 4; i++)                                                                                   \
+            *(type *)((to) + i * (to_step)) = square[i];                                                               \
+    } while (0)
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define NEVER_INLINE static __attribute__((noinline))      /* for an inner loop that needs all registers */
 

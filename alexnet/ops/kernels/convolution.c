@@ -574,7 +574,38 @@ static void run(const Plan *plan, const real *x, const real *filters, real *out,
 /* The number of elements in a block. */
 int64_t block_size(void) { return BLOCK; }
 
-static long phases(const Layer *layer) { return layer->stride * layer->stride; }
-static int is_zero(const Plan *phase) { return phase->depth == 0; }
-
 #include "entry.h"
+
+static long phases(const Layer *layer) { return layer->stride * layer->stride; }
+
+int64_t input_gradient_workspace(const Layer *layer)
+{
+    int64_t bytes = CACHE_LINE;
+    for (long phase = 0; phase < phases(layer); phase++) {
+        Plan plan = input_gradient_plan(layer, phase);
+        if (plan.depth)
+            bytes = max(bytes, plan_bytes(plan));
+    }
+    return bytes;
+}
+
+static void zero(real *x, long n)
+{
+    #pragma omp parallel for schedule(static)
+    for (long i = 0; i < n; i++)
+        x[i] = 0;
+}
+
+void input_gradient(const Layer *layer, const real *filters, const real *g, real *dx, char *workspace)
+{
+    long zeros = 0;
+    for (long phase = 0; phase < phases(layer); phase++)
+        zeros += input_gradient_plan(layer, phase).depth == 0;
+    if (zeros)
+        zero(dx, layer->c * layer->height * layer->width * layer->b);
+    for (long phase = 0; phase < phases(layer); phase++) {
+        Plan plan = input_gradient_plan(layer, phase);
+        if (plan.depth)
+            run(&plan, g, filters, dx, workspace);
+    }
+}

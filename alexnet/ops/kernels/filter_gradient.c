@@ -146,19 +146,6 @@ typedef real four __attribute__((vector_size(4 * sizeof(real)), aligned(sizeof(r
 typedef __typeof__(_Generic((real)0, float: (int32_t)0, double: (int64_t)0)) lane;
 typedef lane four_lanes __attribute__((vector_size(4 * sizeof(real))));
 
-/* Transpose four terms of four channels. */
-ALWAYS_INLINE void transpose_four(const real *g, long channel_stride, real *panel)
-{
-    four rows[4];
-    UNROLL
-    for (long i = 0; i < 4; i++)
-        rows[i] = *(const four *)(g + i * channel_stride);
-    TRANSPOSE_FOUR(four, four_lanes, rows);
-    UNROLL
-    for (long i = 0; i < 4; i++)
-        *(four *)(panel + i * BLOCK) = rows[i];
-}
-
 /* Transpose some terms of one panel: from (channel, term) to (term, channel). */
 static void transpose(const real *g, long channel_stride, long channels, long terms, real *panel)
 {
@@ -169,7 +156,8 @@ static void transpose(const real *g, long channel_stride, long channels, long te
         long end = min(start + SQUARE, terms), fours = channels / 4 * 4, t = start;
         for (; t + 4 <= end; t += 4)
             for (long o = 0; o < fours; o += 4)
-                transpose_four(g + o * channel_stride + t, channel_stride, panel + t * BLOCK + o);
+                TRANSPOSE_SQUARE(four, four_lanes, g + o * channel_stride + t, channel_stride, panel + t * BLOCK + o,
+                                 BLOCK);
         for (long o = 0; o < channels; o++)
             for (long rest = o < fours ? t : start; rest < end; rest++)
                 panel[rest * BLOCK + o] = g[o * channel_stride + rest];

@@ -23,23 +23,11 @@ DEFINE_SQUARE(uint8_t)
 DEFINE_SQUARE(uint32_t)
 DEFINE_SQUARE(uint64_t)
 
-ALWAYS_INLINE void transpose_four(const uint32_t *x, uint32_t *y, long rows, long columns)
-{
-    four row[4];
-    UNROLL
-    for (long i = 0; i < 4; i++)
-        row[i] = *(const four *)(x + i * columns);
-    TRANSPOSE_FOUR(four, four, row);
-    UNROLL
-    for (long i = 0; i < 4; i++)
-        *(four *)(y + i * rows) = row[i];
-}
-
 static void whole_square(const uint32_t *x, uint32_t *y, long rows, long columns)
 {
     for (long c = 0; c < SQUARE; c += 4)
         for (long r = 0; r < SQUARE; r += 4)
-            transpose_four(x + r * columns + c, y + c * rows + r, rows, columns);
+            TRANSPOSE_SQUARE(four, four, x + r * columns + c, columns, y + c * rows + r, rows);
 }
 
 #define DEFINE_TRANSPOSE(name, type, WHOLE)                                                                            \

@@ -67,9 +67,8 @@ static Plan forward_plan(const Layer *layer)
 }
 
 /* The input gradient as a forward pass, from the output gradient with channels o to channels c. */
-static Plan input_gradient_plan(const Layer *l, long phase)
+static Plan input_gradient_plan(const Layer *l)
 {
-    (void)phase;                                                         /* there is one, because the stride is 1 */
     Layer exchanged = { .c = l->o, .height = l->height + 2 * l->pad - l->filter_height + 1,
                         .width = l->width + 2 * l->pad - l->filter_width + 1, .b = l->b, .o = l->c,
                         .filter_height = l->filter_height, .filter_width = l->filter_width, .stride = 1,
@@ -284,7 +283,12 @@ static void run(const Plan *plan, const float *x, const float *filters, float *o
     }
 }
 
-static long phases(const Layer *layer) { return layer->stride; }
-static int is_zero(const Plan *phase) { return phase->chunk == 0; }
-
 #include "entry.h"
+
+int64_t input_gradient_workspace(const Layer *layer) { return plan_bytes(input_gradient_plan(layer)); }
+
+void input_gradient(const Layer *layer, const float *filters, const float *g, float *dx, char *workspace)
+{
+    Plan plan = input_gradient_plan(layer);
+    run(&plan, g, filters, dx, workspace);
+}
