@@ -135,10 +135,10 @@ class Network:
         learning_rate is a float32 scalar. Cost and error are those before the update. The cost includes the auxiliary
         classifiers of the model, if any; the error is that of the main classifier.
         """
-        inputs, outputs, _, values, updates = self.training_graph
+        graph = self.training_graph
         rate, gradients, pairs, _ = self.update_graph
-        givens = zip(gradients, values, strict=True)
-        return self.compile([*inputs, rate], outputs, [*pairs, *updates], givens)
+        givens = zip(gradients, graph.gradients, strict=True)
+        return self.compile([*graph.inputs, rate], graph.outputs, [*pairs, *graph.updates], givens)
 
     @cached_property
     def compute(self) -> Function:
@@ -146,8 +146,9 @@ class Network:
 
         Writes `gradients`, updates the running statistics, and increments the step counter.
         """
-        inputs, outputs, _, values, updates = self.training_graph
-        return self.compile(inputs, outputs, [*zip(self.gradients, values, strict=True), *updates])
+        graph = self.training_graph
+        stored = zip(self.gradients, graph.gradients, strict=True)
+        return self.compile(graph.inputs, graph.outputs, [*stored, *graph.updates])
 
     @cached_property
     def apply(self) -> Function:
