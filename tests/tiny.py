@@ -8,6 +8,7 @@ from alexnet.config import load_config
 from alexnet.data import batch_file
 from alexnet.models import MODELS, Model
 from alexnet.nn import LRN, Conv, Dense, Dropout, Flatten
+from alexnet.run import checkpoint_format
 from multigpu import worker
 from multigpu.communicator import PipeCommunicator
 
@@ -81,3 +82,18 @@ def run(data, output, line=None, **changes):
     """Train in this process; return the folder of the run."""
     worker.work(settings(data, output, **changes), "cpu", line or Line(), PipeCommunicator(0, {}))
     return Path(output) / changes.get("run_name", "run")
+
+
+def final(folder):
+    """Return the arrays of the newest checkpoint of a run."""
+    return checkpoint_format.load(checkpoint_format.latest(folder))[0]
+
+
+def resume_copy(folder, iteration, data, output, **changes):
+    """Resume a copy of a run from its checkpoint of an iteration; return the copy's folder."""
+    copy = Path(output) / "run"
+    copy.mkdir()
+    path = checkpoint_format.snapshot_path(folder, iteration)
+    (copy / path.name).write_bytes(path.read_bytes())
+    run(data, output, resume_train=copy, **changes)
+    return copy

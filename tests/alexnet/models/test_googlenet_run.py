@@ -11,11 +11,10 @@ from alexnet.inference.predict import Predictor
 from alexnet.models import MODELS, Model
 from alexnet.nn import AveragePool, Conv, Dense, Dropout, Flatten, MaxPool
 from alexnet.nn.inception import Inception, InceptionClassifier
-from alexnet.run import checkpoint_format
 from alexnet.run.recorder import read_records
 from tests.hostile_images import encoded, photograph
 from tests.small_alexnet import same_bits
-from tests.tiny import make_data, run
+from tests.tiny import final, make_data, resume_copy, run
 
 pytestmark = pytest.mark.slow
 
@@ -57,10 +56,6 @@ def trained(data, tmp_path_factory):
     return run(data, output, snapshot_iterations=2, keep_snapshots="null", **SETTINGS)
 
 
-def final(folder):
-    return checkpoint_format.load(checkpoint_format.latest(folder))[0]
-
-
 def test_checkpoint_has_all_arrays_and_tower_velocities(trained):
     names = {parameter.name for parameter in Blocks(None).parameters}
     arrays = final(trained)
@@ -70,11 +65,7 @@ def test_checkpoint_has_all_arrays_and_tower_velocities(trained):
 
 
 def test_resume_is_bit_exact(trained, data, tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    second = checkpoint_format.snapshot_path(trained, 2)
-    (folder / second.name).write_bytes(second.read_bytes())
-    run(data, tmp_path, resume_train=folder, **SETTINGS)
+    folder = resume_copy(trained, 2, data, tmp_path, **SETTINGS)
     assert same_bits(final(folder), final(trained))
 
 
