@@ -55,6 +55,8 @@ static inline int omp_get_thread_num(void) { return 0; }
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define NEVER_INLINE static __attribute__((noinline))      /* for an inner loop that needs all registers */
 
+enum { CACHE_LINE = 64 };                                  /* bytes */
+
 static inline long min(long a, long b) { return a < b ? a : b; }
 static inline long max(long a, long b) { return a > b ? a : b; }
 static inline long ceil_div(long a, long b) { return (a + b - 1) / b; }

@@ -22,6 +22,7 @@
  *     images are packed with the padding, [c][row][column][b], so the terms (c,i,j) of adjacent elements are adjacent,
  *     too.  The last columns of each padded row give results that are not stored.  With stride s, a channel is packed as
  *     s * s phases, [c][phase][row / s][column / s][b].  Each sum has the same terms in the same order in both cases.
+ *   - If even fewer sums suffice with vectors of output channels, channel_vectors.h replaces the loops below.
  *   - Images of one pixel, which are also the pixels of a 1x1 convolution, are packed by the task that uses them, pass
  *     by pass, instead: they stay in the L2 cache and do not go through memory twice.
  *   - k is split into equal passes of at most DEPTH terms.  A tile of the output, some channels by one block of images,
@@ -64,8 +65,10 @@ typedef struct {
     long passes, pass_depth;
     long task_positions, task_tiles, position_ranges, tile_ranges;
     int rotated;                                        /* filters rotated by 180 degrees: input gradient */
-    int interleaved;                                    /* a block is elements of a row (column, image) */
+    int interleaved;                                    /* a block, or a tile of channel_vectors.h, is elements
+                                                           (column, image) of a row */
     long phase_height, phase_row;                       /* then: of one phase; elements of a row */
+    long channel_blocks, row_tiles;                     /* of channel_vectors.h; channel_blocks: 0 if not used */
 } Plan;
 
 typedef struct {
@@ -103,7 +106,7 @@ static long pass_terms(const Plan *plan, long pass)
     return min(plan->pass_depth, plan->depth - pass * plan->pass_depth);
 }
 
-static int streams(const Plan *plan) { return plan->positions <= FEW_POSITIONS; }
+static int streams(const Plan *plan) { return plan->positions <= FEW_POSITIONS && !plan->channel_blocks; }
 
 /* Whether a tile reads its filters in place: only one task uses them, and the terms of a channel are contiguous. */
 static int in_place(const Plan *plan, long tile)
@@ -113,7 +116,10 @@ static int in_place(const Plan *plan, long tile)
 }
 
 /* Whether each task packs its images: an image is one pixel. */
-static int packs_in_tasks(const Plan *plan) { return plan->padded_height * plan->padded_width == 1 && !streams(plan); }
+static int packs_in_tasks(const Plan *plan)
+{
+    return plan->padded_height * plan->padded_width == 1 && !streams(plan) && !plan->interleaved;
+}
 
 static void choose_tasks(Plan *plan)
 {
@@ -134,7 +140,27 @@ static void choose_tasks(Plan *plan)
     plan->tile_ranges = ceil_div(plan->tiles, plan->task_tiles);
 }
 
-/* Use blocks of (column, image) if fewer suffice. */
+/* The tasks of channel_vectors.h: blocks of channels by ranges of tiles whose partial sums stay in the cache. */
+static void choose_channel_tasks(Plan *plan)
+{
+    plan->row_tiles = ceil_div(plan->out_width * plan->b, ELEMENTS);
+    long tiles = plan->out_height * plan->row_tiles, tile_bytes = ELEMENTS * BLOCK * sizeof(real);
+    long tasks = ceil_div(TASKS_PER_THREAD * omp_get_max_threads(), plan->groups * plan->channel_blocks);
+    long ranges = max(min(tasks, tiles), ceil_div(tiles, PARTIAL_BYTES / tile_bytes));
+    plan->task_tiles = ceil_div(tiles, ranges);
+    plan->tile_ranges = ceil_div(tiles, plan->task_tiles);
+}
+
+/* Whether vectors of channels compute fewer sums than blocks, counting those that are not stored.  Not for the input
+ * gradient, whose channels are far apart in `filters`, and not for dense layers, which read filters in long rows. */
+static int channel_vectors_pay(const Plan *plan)
+{
+    long pixels = plan->out_height * plan->out_width;
+    return !plan->rotated && (pixels > 1 || plan->positions > FEW_POSITIONS)
+           && ceil_div(plan->o, BLOCK) * BLOCK * pixels * plan->b < plan->packed_o * plan->positions * BLOCK;
+}
+
+/* Use blocks of (column, image) if fewer suffice, then vectors of channels if they pay. */
 static void choose_blocks(Plan *plan)
 {
     plan->phase_height = ceil_div(plan->padded_height, plan->stride);
@@ -144,20 +170,25 @@ static void choose_blocks(Plan *plan)
     plan->positions = plan->blocks * plan->out_height * plan->out_width;
     plan->plane = (plan->padded_height * plan->padded_width) | 1;        /* odd: spreads channels over the cache sets */
     plan->interleaved = interleaved < plan->positions;
-    if (plan->interleaved) {
-        plan->positions = interleaved;
-        plan->plane = plan->stride * plan->stride * plan->phase_height * plan->phase_row;
+    plan->positions = min(plan->positions, interleaved);
+    if (channel_vectors_pay(plan)) {
+        plan->channel_blocks = ceil_div(plan->o, BLOCK);
+        plan->interleaved = 1;
     }
+    if (plan->interleaved)
+        plan->plane = plan->stride * plan->stride * plan->phase_height * plan->phase_row;
 }
 
 static void choose_blocking(Plan *plan)
 {
     plan->depth = plan->c * plan->filter_height * plan->filter_width;
+    choose_tiles(plan);
     choose_blocks(plan);
     plan->passes = ceil_div(plan->depth, streams(plan) && plan->o_stride == 1 ? STREAM_DEPTH : DEPTH);
     plan->pass_depth = ceil_div(plan->depth, plan->passes);
-    choose_tiles(plan);
     choose_tasks(plan);
+    if (plan->channel_blocks)
+        choose_channel_tasks(plan);
 }
 
 static Plan forward_plan(const Layer *l)
@@ -506,6 +537,8 @@ static void run_task(const Plan *plan, const Buffers *buffers, Task *task)
     }
 }
 
+#include "channel_vectors.h"
+
 static void find_offsets(const Plan *plan, const Buffers *buffers)
 {
     long taps = plan->filter_height * plan->filter_width;
@@ -533,6 +566,10 @@ static Buffers divide(const Plan *plan, char *workspace)
     long all_filters = plan->groups * plan->depth * plan->packed_o;
     long filters = streams(plan) ? threads * plan->pass_depth * task_channels : all_filters;
     long partial = plan->passes > 1 ? threads * plan->task_positions * task_channels * BLOCK : 0;
+    if (plan->channel_blocks) {
+        filters = threads * plan->pass_depth * BLOCK;
+        partial = threads * plan->task_tiles * ELEMENTS * BLOCK;
+    }
     long planes = plan->groups * plan->c * plan->plane;
     long images = plan->interleaved ? planes + BLOCK : plan->blocks * planes * BLOCK;
     if (packs_in_tasks(plan))
@@ -556,6 +593,10 @@ static void run(const Plan *plan, const real *x, const real *filters, real *out,
         pack_interleaved(plan, x, buffers.images);
     else if (!packs_in_tasks(plan))
         pack_images(plan, x, buffers.images);
+    if (plan->channel_blocks) {
+        run_channel_tasks(plan, &buffers, filters, out);
+        return;
+    }
     if (!streams(plan))
         pack_all_filters(plan, &buffers, filters);
     #pragma omp parallel for schedule(dynamic)

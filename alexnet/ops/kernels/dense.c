@@ -15,89 +15,98 @@
 #include <string.h>
 #include "micro_kernel.h"
 
-enum { MAX_IMAGES = 16, IMAGES = GRADIENT_ROWS, STRIP = 1024, STEPS = 8, PASS = 256 };
-enum { AHEAD = 16, LINE = 64 / sizeof(real) };           /* rows fetched ahead; elements of a cache line */
+enum { MAX_IMAGES = 16, IMAGES = GRADIENT_ROWS, STRIP = 4096, STEPS = 8, PASS = 256, TASKS_PER_THREAD = 2 };
+enum { AHEAD = 16, LINE = CACHE_LINE / sizeof(real) };   /* rows fetched ahead; elements of a cache line */
 
-/* sum[i][j] += sum over `steps` rows of  w[row * stride + j] * x[row * batch + i], for n outputs of `images` images */
-ALWAYS_INLINE void add_rows(const real *w, long stride, const real *x, long batch, real sum[][STRIP], long n,
-                            const int steps, const int images)
+/* sum[i * BLOCK + o] += sum over `steps` rows of  w[row * stride + o] * x[row * batch + i],  for BLOCK outputs */
+ALWAYS_INLINE void add_block(const real *w, long stride, const real *x, long batch, real *sum, const int steps,
+                             const int images)
 {
-    long j = 0;
-    for (; j + BLOCK <= n; j += BLOCK) {
-        vector s[IMAGES][VECTORS], row_of_w[VECTORS];
+    vector s[IMAGES][VECTORS], row_of_w[VECTORS];
+    UNROLL
+    for (int i = 0; i < images; i++)
+        load_row(sum + i * BLOCK, s[i]);
+    UNROLL
+    for (int row = 0; row < steps; row++) {
+        load_row(w + row * stride, row_of_w);
         UNROLL
         for (int i = 0; i < images; i++)
-            load_row(sum[i] + j, s[i]);
-        UNROLL
-        for (int row = 0; row < steps; row++) {
-            load_row(w + row * stride + j, row_of_w);
-            UNROLL
-            for (int i = 0; i < images; i++)
-                add_product(s[i], x[row * batch + i], row_of_w);
-        }
-        UNROLL
-        for (int i = 0; i < images; i++)
-            store_row(sum[i] + j, s[i]);
+            add_product(s[i], x[row * batch + i], row_of_w);
     }
-    for (; j < n; j++)
+    UNROLL
+    for (int i = 0; i < images; i++)
+        store_row(sum + i * BLOCK, s[i]);
+}
+
+/* The same for a strip of n outputs, whose sums for all images are [block of outputs][image][BLOCK]. */
+ALWAYS_INLINE void add_rows(const real *w, long stride, const real *x, long batch, real *sum, long n, const int steps,
+                            const int images)
+{
+    for (; n >= BLOCK; n -= BLOCK, w += BLOCK, sum += batch * BLOCK)
+        add_block(w, stride, x, batch, sum, steps, images);
+    if (n) {
+        real rest[STEPS * BLOCK] = { 0 };
         for (int row = 0; row < steps; row++)
-            for (int i = 0; i < images; i++)
-                sum[i][j] += w[row * stride + j] * x[row * batch + i];
+            memcpy(rest + row * BLOCK, w + row * stride, n * sizeof(real));
+        add_block(rest, BLOCK, x, batch, sum, steps, images);
+    }
 }
 
 /* Add STEPS rows for all images. */
-static void add_steps(const real *w, long stride, const real *x, long batch, real sum[][STRIP], long n)
+static void add_steps(const real *w, long stride, const real *x, long batch, real *sum, long n)
 {
     long b = 0;
     for (; b + IMAGES <= batch; b += IMAGES)
-        add_rows(w, stride, x + b, batch, sum + b, n, STEPS, IMAGES);
+        add_rows(w, stride, x + b, batch, sum + b * BLOCK, n, STEPS, IMAGES);
     for (; b + 4 <= batch; b += 4)
-        add_rows(w, stride, x + b, batch, sum + b, n, STEPS, 4);
+        add_rows(w, stride, x + b, batch, sum + b * BLOCK, n, STEPS, 4);
     for (; b + 2 <= batch; b += 2)
-        add_rows(w, stride, x + b, batch, sum + b, n, STEPS, 2);
+        add_rows(w, stride, x + b, batch, sum + b * BLOCK, n, STEPS, 2);
     if (b < batch)
-        add_rows(w, stride, x + b, batch, sum + b, n, STEPS, 1);
+        add_rows(w, stride, x + b, batch, sum + b * BLOCK, n, STEPS, 1);
 }
 
-/* Sum `rows` rows of a strip of n outputs for all images; x and w point at the first of them. */
-static void sum_pass(const real *x, const real *w, long rows, long outputs, long batch, real sum[][STRIP], long n)
+/* Sum `rows` rows of a strip for all images; x and w point at the first of them. */
+static void sum_pass(const real *x, const real *w, long rows, long outputs, long batch, real *sum, long n)
 {
     long k = 0;
-    memset(sum, 0, batch * sizeof(real[STRIP]));
+    memset(sum, 0, ceil_div(n, BLOCK) * batch * sizeof(real[BLOCK]));
     for (; k + STEPS <= rows; k += STEPS) {
         for (long row = k + AHEAD; row < k + AHEAD + STEPS; row++)
-            for (long j = 0; j < n; j += LINE)
-                __builtin_prefetch(w + row * outputs + j);
+            for (long o = 0; o < n; o += LINE)
+                __builtin_prefetch(w + row * outputs + o);
         add_steps(w + k * outputs, outputs, x + k * batch, batch, sum, n);
     }
     for (; k < rows; k++)
         for (long b = 0; b < batch; b++)
-            add_rows(w + k * outputs, outputs, x + k * batch + b, batch, sum + b, n, 1, 1);
+            add_rows(w + k * outputs, outputs, x + k * batch + b, batch, sum + b * BLOCK, n, 1, 1);
 }
 
 /* x (inputs, batch), w (inputs, outputs) -> y (outputs, batch); batch <= MAX_IMAGES.  Returns 0, or 1 if the sums of
  * the passes cannot be allocated. */
 int dense_forward(const real *x, const real *w, real *y, long inputs, long outputs, long batch)
 {
-    const long passes = ceil_div(inputs, PASS), strips = ceil_div(outputs, STRIP);
-    real *sums = malloc(passes * batch * outputs * sizeof(real));            /* [pass][image][output] */
+    const long passes = ceil_div(inputs, PASS), pass_sums = ceil_div(outputs, BLOCK) * batch * BLOCK;
+    const long tasks = max(ceil_div(TASKS_PER_THREAD * omp_get_max_threads(), passes), ceil_div(outputs, STRIP));
+    const long strip = ceil_div(ceil_div(outputs, BLOCK), tasks) * BLOCK, strips = ceil_div(outputs, strip);
+    real *sums = aligned_alloc(CACHE_LINE, ceil_div(passes * pass_sums * sizeof(real), CACHE_LINE) * CACHE_LINE);
     if (!sums)
         return 1;
     #pragma omp parallel for schedule(dynamic)
     for (long task = 0; task < passes * strips; task++) {
-        const long pass = task / strips, k = pass * PASS, start = task % strips * STRIP;
-        const long n = min(STRIP, outputs - start);
-        real sum[MAX_IMAGES][STRIP];
-        sum_pass(x + k * batch, w + k * outputs + start, min(PASS, inputs - k), outputs, batch, sum, n);
-        for (long b = 0; b < batch; b++)
-            memcpy(sums + (pass * batch + b) * outputs + start, sum[b], n * sizeof(real));
+        const long pass = task / strips, k = pass * PASS, start = task % strips * strip;
+        sum_pass(x + k * batch, w + k * outputs + start, min(PASS, inputs - k), outputs, batch,
+                 sums + pass * pass_sums + start * batch, min(strip, outputs - start));
     }
     #pragma omp parallel for schedule(static)
-    for (long i = 0; i < batch * outputs; i++) {
-        real total = 0;
+    for (long i = 0; i < pass_sums / BLOCK; i++) {
+        const long first = i / batch * BLOCK, b = i % batch;
+        real total[BLOCK] = { 0 };
         for (long pass = 0; pass < passes; pass++)
-            total += sums[pass * batch * outputs + i];
-        y[i % outputs * batch + i / outputs] = total;
+            for (long lane = 0; lane < BLOCK; lane++)
+                total[lane] += sums[pass * pass_sums + i * BLOCK + lane];
+        for (long lane = 0; lane < min(outputs - first, BLOCK); lane++)
+            y[(first + lane) * batch + b] = total[lane];
     }
     free(sums);
     return 0;

@@ -15,8 +15,6 @@ typedef struct { int64_t c, height, width, b, o, filter_height, filter_width, st
 static inline long out_height(const Layer *l) { return (l->height + 2 * l->pad - l->filter_height) / l->stride + 1; }
 static inline long out_width(const Layer *l) { return (l->width + 2 * l->pad - l->filter_width) / l->stride + 1; }
 
-enum { CACHE_LINE = 64 };                /* bytes; each buffer starts on a cache line */
-
 /* Take a buffer from the start of the free part of a workspace. */
 static inline void *take(char **workspace, long bytes)
 {

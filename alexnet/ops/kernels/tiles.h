@@ -12,6 +12,8 @@
  *   NEON         32 of 4     4       4 x 4 = 16                5 x 4 = 20 (GCC keeps each broadcast in a register)
  *   portable     16 of 4     4       4 x 2 = 8                 4 x 2 = 8 (a product also needs a register)
  *
+ * The tiles of channel_vectors.h are 1 to ELEMENTS rows; their scalars are adjacent in memory.
+ *
  * DEPTH is the maximum number of terms that one pass of a forward tile sums.  A pass reads DEPTH * BLOCK floats of
  * images, which stay in half of a 32 KiB L1 cache.
  *
@@ -36,13 +38,13 @@
 #endif
 
 #if defined(TILE_AVX512)
-enum { LANES = 64 / sizeof(real), VECTORS = 2, FORWARD_ROWS = 12, GRADIENT_ROWS = 8, DEPTH = 192 };
+enum { LANES = 64 / sizeof(real), VECTORS = 2, FORWARD_ROWS = 12, GRADIENT_ROWS = 8, ELEMENTS = 14, DEPTH = 192 };
 #elif defined(TILE_AVX2)
-enum { LANES = 32 / sizeof(real), VECTORS = 2, FORWARD_ROWS = 6, GRADIENT_ROWS = 6, DEPTH = 256 };
+enum { LANES = 32 / sizeof(real), VECTORS = 2, FORWARD_ROWS = 6, GRADIENT_ROWS = 6, ELEMENTS = 6, DEPTH = 256 };
 #elif defined(TILE_NEON)
-enum { LANES = 16 / sizeof(real), VECTORS = 4, FORWARD_ROWS = 4, GRADIENT_ROWS = 5, DEPTH = 256 };
+enum { LANES = 16 / sizeof(real), VECTORS = 4, FORWARD_ROWS = 4, GRADIENT_ROWS = 5, ELEMENTS = 4, DEPTH = 256 };
 #else
-enum { LANES = 16 / sizeof(real), VECTORS = 2, FORWARD_ROWS = 4, GRADIENT_ROWS = 4, DEPTH = 512 };
+enum { LANES = 16 / sizeof(real), VECTORS = 2, FORWARD_ROWS = 4, GRADIENT_ROWS = 4, ELEMENTS = 4, DEPTH = 512 };
 #endif
 
 enum { BLOCK = VECTORS * LANES };    /* elements of one row of a tile: images (forward) or output channels (gradient) */

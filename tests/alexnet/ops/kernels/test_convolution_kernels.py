@@ -68,6 +68,10 @@ LAYERS = [
     Layer(515, 1, 1, 203, 1, 1, 1, 0, 1, 6),
     Layer(20, 13, 13, 40, 3, 3, 1, 1, 2, 2),                   # few images: vectors of pixels
     Layer(3, 47, 51, 10, 11, 11, 4, 0, 1, 1),
+    Layer(30, 13, 13, 64, 3, 3, 1, 1, 1, 1),                   # few images: vectors of output channels, two passes
+    Layer(44, 13, 13, 120, 3, 3, 1, 1, 2, 2),                  # with a remainder of channels
+    Layer(3, 47, 51, 62, 11, 11, 4, 0, 1, 1),
+    *(Layer(3, 3, width, 32, 3, 3, 1, 1, 1, 1) for width in range(1, 15)),
 ]
 WINOGRAD_LAYERS = [
     Layer(1, 3, 3, 1, 3, 3, 1, 0, 1, 1),                       # one output
