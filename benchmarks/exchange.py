@@ -32,7 +32,7 @@ from multigpu.communicator import PipeCommunicator
 from multigpu.device import DeviceError, open_device
 from multigpu.exchange.peer import PairwiseAverage, Peer, ShardedAverage, open_mesh
 from multigpu.launch.process import CONTEXT, end, pipes_between, start
-from multigpu.rules.bsp import Bsp, ParameterGroup
+from multigpu.rules.bsp import Bsp, GradientBsp, ParameterGroup
 
 PARAMETERS = 60_965_224                          # of AlexNet with 1000 classes
 GRACE = 5.0                                      # seconds until a worker that does not exit is killed
@@ -79,8 +79,7 @@ def work(rank, way, floats, pipes, orders):
             raise SystemExit(obstacle)
         group = ParameterGroup(variables, Peer(mesh, way.kind))
         network = SimpleNamespace(apply=lambda rate: None)
-        what = "gradients" if way.gradients else "weights_and_momentum"
-        exchange = Bsp(network, [group], what, comm, WorkerRecorder(rank))
+        exchange = (GradientBsp if way.gradients else Bsp)(network, [group], comm, WorkerRecorder(rank))
         buffer = device.allocate(mesh.flat.buffer.nbytes)
         other = mesh.others[(rank + 1) % way.size]
         for variable in variables:

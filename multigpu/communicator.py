@@ -141,15 +141,17 @@ class Communicator(ABC):
 
     Attributes:
         over_mpi: whether the workers are ranks of an MPI job.
+        works_in_threads: whether any thread may use it, one at a time.
         rank: rank of this worker.
         size: number of workers.
         on_one_host: whether all workers run on one machine.
         local_rank, local_size: rank among, and number of, the workers on this machine.
         hosts: host name of each rank.
-        mpi: mpi4py communicator for arrays, to be used from the main thread; only over MPI.
+        mpi: mpi4py communicator for arrays; only over MPI.
     """
 
     over_mpi: bool
+    works_in_threads: bool = True
     rank: int
     size: int
     on_one_host: bool

@@ -170,6 +170,8 @@ class RunRecorder(Recorder):
         position = {"iteration": last.iteration, "epoch": last.epoch, "images": last.images, "workers": n}
         self._write("speed", position | mean | {"slowest": max(times["seconds"] for times in scaled)})
         split = ", ".join(f"{section} {mean[section]:.2f}" for section in SECTIONS)
+        if mean["hidden"]:
+            split += f", and {mean['hidden']:.2f} of exchange hidden in calc"
         workers = f"{n} workers" if n > 1 else "1 worker"
         self.log(f"{LAP:,} images in {mean['seconds']:.2f} s: {split} ({workers})", screen=self.line is None)
 

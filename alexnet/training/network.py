@@ -15,12 +15,14 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.tensor.variable import TensorVariable
 
 from alexnet.backends import HOST_BACKENDS, mode_of, prepare
+from alexnet.backends.notify import Notify
 from alexnet.config import Config, ConfigError
 from alexnet.data.augment import UNSCALED, Scale
 from alexnet.models import Model, model_class
 from alexnet.native import compiler
 from alexnet.nn import Background, Parameter, Training
 from alexnet.ops import CropMirror
+from alexnet.training.gradient_groups import first_group
 from alexnet.training.objectives import cross_entropy, top_k_error, training_cost
 from alexnet.training.updates import Pairs, UpdateRule, bind_update_rule
 
@@ -149,6 +151,31 @@ class Network:
         graph = self.training_graph
         stored = zip(self.gradients, graph.gradients, strict=True)
         return self.compile(graph.inputs, graph.outputs, [*stored, *graph.updates])
+
+    @cached_property
+    def compute_overlapped(self) -> Function:
+        """The same as compute, and during the backward pass it calls `early_gradients.receive`.
+
+        The arguments of the call are cost, error and the gradients of the first of `gradient_groups`.
+        """
+        graph = self.training_graph
+        early = self.gradient_groups[0]
+        cost, error, *notified = self.early_gradients(*graph.outputs, *(graph.gradients[n] for n in early))
+        gradients = {**dict(enumerate(graph.gradients)), **dict(zip(early, notified, strict=True))}
+        stored = zip(self.gradients, gradients.values(), strict=True)
+        return self.compile(graph.inputs, [cost, error], [*stored, *graph.updates])
+
+    @cached_property
+    def early_gradients(self) -> Notify:
+        """The Op of compute_overlapped that reports the first group of gradients."""
+        return Notify(len(self.training_graph.outputs) + len(self.gradient_groups[0]))
+
+    @cached_property
+    def gradient_groups(self) -> tuple[list[int], list[int]]:
+        """The positions in `gradients` of those that are ready early in the backward pass, and of the others."""
+        graph = self.training_graph
+        first = first_group(graph.outputs, graph.gradients, [each.size for each in self.trainable_parameters])
+        return first, [n for n in range(len(graph.gradients)) if n not in first]
 
     @cached_property
     def apply(self) -> Function:

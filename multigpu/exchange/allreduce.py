@@ -18,6 +18,7 @@ from multigpu.device.cuda_array import CudaArray
 from multigpu.exchange.base import STRATEGIES, ExchangeContext, Strategy
 from multigpu.exchange.mpi_strategy import GpuStrategy, MpiStrategy
 from multigpu.exchange.step_header import LANES, check_lanes, write_lanes
+from multigpu.mpi.requests import in_main_thread, wait
 
 if TYPE_CHECKING:
     from multigpu.mpi.communicator import MPI
@@ -81,4 +82,7 @@ def allreduce_in_place(comm: MPI.Intracomm, array: np.ndarray | CudaArray) -> No
     """Replace the arrays of all ranks by their sum."""
     from multigpu.mpi.communicator import MPI  # initialises MPI, so only in a job
 
-    comm.Allreduce(MPI.IN_PLACE, array)
+    if in_main_thread():
+        comm.Allreduce(MPI.IN_PLACE, array)
+    else:
+        wait([comm.Iallreduce(MPI.IN_PLACE, array)])

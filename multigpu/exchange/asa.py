@@ -38,8 +38,9 @@ from alexnet.config import Section
 from multigpu.exchange.base import STRATEGIES, ExchangeContext
 from multigpu.exchange.codecs import Codec, Float16Codec, Float32Codec, MessageBuffer
 from multigpu.exchange.mpi_strategy import ReductionStrategy
-from multigpu.exchange.reduction import PIECE, Reduction, wait
+from multigpu.exchange.reduction import PIECE, Reduction
 from multigpu.exchange.step_header import StepHeader
+from multigpu.mpi.requests import wait
 
 if TYPE_CHECKING:
     from multigpu.mpi.communicator import MPI

@@ -61,6 +61,7 @@ class Strategy(ABC):
     needs_gpu: ClassVar[bool] = False                     # each rank needs a GPU that no other rank uses
     one_machine: ClassVar[bool] = False                   # all workers have to run on one machine
     preference: ClassVar[int] = 0                         # exchange=auto takes the highest that suits; 0: never
+    overlaps: ClassVar[bool] = False                      # average() may run in a thread beside the computation
 
     def __init__(self, flat: FlatBuffer):
         self.flat = flat

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -53,8 +53,12 @@ class FlatBuffer:
 
     def pack(self, variables: Sequence[SharedVariable]) -> None:
         """Copy the values of shared variables into the buffer. Asynchronous on a GPU."""
-        for part, variable in zip(self._parts, variables, strict=True):
-            self.device.upload(self.buffer.part(*part), variable.get_value(borrow=True))
+        self.pack_arrays([variable.get_value(borrow=True) for variable in variables])
+
+    def pack_arrays(self, arrays: Sequence[Any]) -> None:
+        """Copy arrays of the backend into the buffer. Asynchronous on a GPU."""
+        for part, array in zip(self._parts, arrays, strict=True):
+            self.device.upload(self.buffer.part(*part), array)
 
     def unpack(self, variables: Sequence[SharedVariable]) -> None:
         """Set shared variables to the values in the buffer."""

@@ -35,6 +35,7 @@ class MpiStrategy(Strategy):
         comm: the communicator; comm.mpi is mpi4py's.
     """
 
+    overlaps = True
     extra_floats: ClassVar[int] = 0                       # at the end of the array, for the use of reduce()
 
     def __init__(self, context: ExchangeContext):

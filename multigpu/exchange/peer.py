@@ -13,10 +13,10 @@ Every mean is the same float32 sum in rank order, divided once, so all workers g
 
 Overlapping these phases gains little. On a GPU, copying 488 MB takes about 20 ms over PCIe 4 and averaging takes
 0.5 ms, so averaging one piece during the copy of the next gains less than 3 %. Copies and means are therefore queued
-in sequence, and the host waits once, at the end. Both strategies use both directions of the link. Transferring the
-weights of a layer during the update of later layers is not possible, because one compiled step does not expose the
-layers. The effective overlaps are elsewhere: the loader reads the next images during the exchange, and Ready carries
-the costs and stop requests. On the host, a slice is averaged and written in cache-sized pieces (HostDevice.mean),
+in sequence, and the host waits once, at the end. Both strategies use both directions of the link. The effective
+overlaps are elsewhere: gradients of the last layers are exchanged during the rest of the backward pass
+(multigpu.rules.overlap), the loader reads the next images during the exchange, and Ready carries the costs and stop
+requests. On the host, a slice is averaged and written in cache-sized pieces (HostDevice.mean),
 which halves the memory traffic.
 
 Source: Ding et al. 2014, sections 2.2 and 4.3, figure 2.
@@ -52,6 +52,7 @@ class Peer(Strategy):
     needs_mpi = False
     one_machine = True
     preference = 2
+    overlaps = True
 
     def __init__(self, mesh: Mesh, kind: type[PairwiseAverage] | type[ShardedAverage]):
         super().__init__(mesh.flat)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,9 +65,3 @@ class Reduction(ABC):
 
     def _receive(self, message: np.ndarray, rank: int, tag: int) -> MPI.Request:
         return self._comm.Irecv(message.view(np.uint8), rank, tag)
-
-
-def wait(requests: Iterable[MPI.Request]) -> None:
-    """Wait until all these messages have been sent or received."""
-    for request in requests:
-        request.Wait()

@@ -17,6 +17,7 @@ from mpi4py import MPI
 from multigpu.communicator import Communicator, M, desync_error
 from multigpu.failure.protocol import name_of
 from multigpu.mpi.rank_wrapper import finalize
+from multigpu.mpi.requests import in_main_thread, wait
 
 __all__ = ["MPI", "MpiCommunicator", "end_without_finalize", "is_cuda_aware", "leave_no_files"]
 
@@ -35,6 +36,7 @@ class MpiCommunicator(Communicator):
     """
 
     over_mpi = True
+    works_in_threads = MPI.Query_thread() >= MPI.THREAD_SERIALIZED
 
     def __init__(self, comm: MPI.Intracomm | None = None) -> None:
         comm = MPI.COMM_WORLD if comm is None else comm
@@ -57,6 +59,8 @@ class MpiCommunicator(Communicator):
 
     def allgather(self, message: M) -> list[M]:
         with self.waiting():
+            if not in_main_thread():
+                wait([self._messages.Ibarrier()])                # allgather waits actively
             messages = self._messages.allgather(message)
         for other, each in enumerate(messages):
             if type(each) is not type(message) or each.step != message.step:

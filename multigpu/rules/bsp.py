@@ -15,6 +15,9 @@ The setting exchange_what selects the exchanged arrays:
                            V <- mu V - N lr_p (mean of g_i + eta w), so cdd is the update at N times the rate. It needs
                            one flat buffer of gradients, half the size of weights and momentum
 
+With overlap, the gradients of the last layers, which hold most of the bytes, are exchanged during the rest of the
+backward pass (overlap.py). The groups and the order of each sum are the same without it, and so are all bits.
+
 Adagrad and Adadelta are not linear. Only gradients make all workers equal to each other, and to one worker that trains
 on the N batches together. Momentum is linear: avg at N lr, cdd at lr, and a single worker on the N batches together
 at N lr follow the same trajectory up to rounding.
@@ -23,6 +26,7 @@ at N lr follow the same trajectory up to rounding.
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -34,6 +38,7 @@ from alexnet.training.loop import InputLost, StepAbandoned
 from multigpu.communicator import Ready, SyncRemaining, TimingReport, total, verify_consistency
 from multigpu.exchange import ExchangeContext, ExchangeSettings, Strategy, strategy_of, strategy_settings
 from multigpu.rules.base import RULES, Rule
+from multigpu.rules.overlap import OverlappedExchange
 
 if TYPE_CHECKING:
     from alexnet.training.base import Recorder
@@ -49,6 +54,7 @@ class BspSettings(Section):
     sync: Literal["avg", "cdd"]
     exchange_what: Literal["auto", "weights_and_momentum", "weights", "gradients"]
     average_every: Count
+    overlap: bool
     running_statistics: Literal["average", "local"]
 
     def check(self) -> None:
@@ -103,7 +109,9 @@ class BspRule(Rule):
             strategy_of(config, comm)
 
     def step_functions(self, config: Config, comm: Communicator) -> tuple[str, ...]:
-        return ("compute", "apply") if exchanged(config, comm) == "gradients" else ("train",)
+        if exchanged(config, comm) != "gradients":
+            return ("train",)
+        return ("compute_overlapped" if overlaps(config, comm) else "compute", "apply")
 
     def connect(
         self, config: Config, network: Network, device: Device, comm: Communicator, recorder: Recorder, step: int = 0
@@ -117,7 +125,13 @@ class BspRule(Rule):
             context = ExchangeContext(config, device, comm, shapes_of(variables), recorder.warn, step)
             groups.append(ParameterGroup(variables, strategy.connect(context)))
         rates = comm.size if settings.sync == "cdd" else 1
-        return Bsp(network, groups, what, comm, recorder, settings.average_every, rates)
+        if what != "gradients":
+            return Bsp(network, groups, comm, recorder, settings.average_every)
+        early = None
+        if overlaps(config, comm):
+            early = OverlappedExchange(groups[0].strategy, comm, step)
+            network.early_gradients.receive = early.start
+        return GradientBsp(network, groups, comm, recorder, rates, early)
 
 
 def exchanged(config: Config, comm: Communicator) -> str:
@@ -132,6 +146,11 @@ def exchanged(config: Config, comm: Communicator) -> str:
     return "weights" if comm.over_mpi else "weights_and_momentum"
 
 
+def overlaps(config: Config, comm: Communicator) -> bool:
+    """Return whether gradients are exchanged during the backward pass."""
+    return config.section(BspSettings).overlap and comm.works_in_threads and strategy_of(config, comm).overlaps
+
+
 def groups_of(what: str, network: Network, statistics: bool = True) -> list[list[SharedVariable]]:
     """Return the variables that are averaged together: first those of each exchange, then the rest of the state.
 
@@ -139,7 +158,8 @@ def groups_of(what: str, network: Network, statistics: bool = True) -> list[list
         statistics: average the running statistics of batch normalisation, too.
     """
     if what == "gradients":
-        return [network.gradients + (network.running_statistics if statistics else [])]
+        early, late = ([network.gradients[n] for n in group] for group in network.gradient_groups)
+        return [early, late + (network.running_statistics if statistics else [])]
     weights, velocities = weights_and_velocities(network)
     if not statistics:
         local = set(network.running_statistics)
@@ -176,61 +196,63 @@ class ParameterGroup(NamedTuple):
     def average(self, step: int) -> None:
         """Average the flat buffers of all workers, and copy the result to the variables."""
         self.strategy.average(step)
+        self.unpack()
+
+    def unpack(self) -> None:
+        """Set the variables to the values in the flat buffer."""
         self.strategy.flat.unpack(self.variables)
 
 
 class Bsp(Synchronizer):
-    """The Synchronizer of rule bsp: backward pass, average, update.
+    """The Synchronizer of rule bsp for weights: a step of each worker, then the average.
 
     Args:
         groups: the first is averaged in each exchange, the others only if the whole state must be equal.
-        what: weights_and_momentum, weights or gradients.
         every: number of steps between two exchanges.
-        rates: factor of the learning rate: N for cdd.
     """
 
     in_lockstep = True
 
     def __init__(
-        self, network: Network, groups: list[ParameterGroup], what: str, comm: Communicator, recorder: Recorder,
-        every: int = 1, rates: int = 1,
+        self, network: Network, groups: list[ParameterGroup], comm: Communicator, recorder: Recorder, every: int = 1
     ):
         self._network = network
         self._groups = groups
-        self._exchanges_gradients = what == "gradients"
         self._comm = comm
         self._recorder = recorder
         self._every = every
-        self._rates = rates
         self._totals = 0
 
     def step(self, *inputs: np.ndarray, rate: np.float32) -> tuple[float, float]:
-        if self._exchanges_gradients:
-            return self._network.compute(*inputs)
         return self._network.train(*inputs, rate)
 
     def after_step(self, step: int, cost: float, error: float, rate: float, stop: bool, last: bool) -> StepResult:
         if step % self._every and not last:
             return StepResult(float(cost), float(error), False)
         groups = self._groups if last else self._groups[:1]
+        result = self._average(groups, Ready(step, float(cost), float(error), bool(stop)))
+        if result.stop and not last:
+            self._average_remaining(step)
+        return result
+
+    def _average(self, groups: list[ParameterGroup], ready: Ready) -> StepResult:
+        """Average groups of variables in this step; raise StepAbandoned if a worker cannot do it."""
         with self._recorder.time("comm"):
             for group in groups:
                 group.pack()
         with self._recorder.time("sync"):
-            all_ready = self._comm.allgather(Ready(step, float(cost), float(error), bool(stop)))
-        if any(math.isnan(message.cost) for message in all_ready):
-            self.total(np.zeros(1), True)        # all wait until it is saved
-            raise StepAbandoned(step - 1)
+            all_ready = self._comm.allgather(ready)
+        self._check(all_ready)
         with self._recorder.time("comm"), self._comm.waiting():
             for group in groups:
-                group.average(step)
-        if self._exchanges_gradients:
-            with self._recorder.time("calc"):
-                self._network.apply(np.float32(self._rates * rate))
-        result = mean_of(all_ready)
-        if result.stop and not last:
-            self._average_remaining(step)
-        return result
+                group.average(ready.step)
+        return mean_of(all_ready)
+
+    def _check(self, all_ready: list[Ready]) -> None:
+        """Raise StepAbandoned if a worker cannot do the step of these messages."""
+        if any(math.isnan(message.cost) for message in all_ready):
+            self.total(np.zeros(1), True)        # all wait until it is saved
+            raise StepAbandoned(all_ready[0].step - 1)
 
     def abandon(self, step: int) -> bool:
         """See Synchronizer. A cost that is not a number notifies the others; the first worker without images saves.
@@ -268,6 +290,49 @@ class Bsp(Synchronizer):
         with self._comm.waiting():
             for group in self._groups:
                 group.strategy.close()
+
+
+class GradientBsp(Bsp):
+    """The Synchronizer of rule bsp for gradients: backward pass, average, update.
+
+    Args:
+        groups: all are averaged in each step; the first may be averaged during the backward pass.
+        rates: factor of the learning rate: N for cdd.
+        early: the exchange of the first group during the backward pass; None: all groups are averaged after it.
+    """
+
+    def __init__(
+        self, network: Network, groups: list[ParameterGroup], comm: Communicator, recorder: Recorder, rates: int = 1,
+        early: OverlappedExchange | None = None,
+    ):
+        super().__init__(network, groups, comm, recorder)
+        self._rates = rates
+        self._early = early
+
+    def step(self, *inputs: np.ndarray, rate: np.float32) -> tuple[float, float]:
+        return (self._network.compute_overlapped if self._early else self._network.compute)(*inputs)
+
+    def after_step(self, step: int, cost: float, error: float, rate: float, stop: bool, last: bool) -> StepResult:
+        ready = Ready(step, float(cost), float(error), bool(stop))
+        if self._early is None:
+            result = self._average(self._groups, ready)
+        else:
+            self._end_early(self._early)
+            result = self._average(self._groups[1:], ready)
+            self._groups[0].unpack()
+        with self._recorder.time("calc"):
+            self._network.apply(np.float32(self._rates * rate))
+        return result
+
+    def _end_early(self, early: OverlappedExchange) -> None:
+        """Wait for the exchange of the first group."""
+        with self._recorder.time("sync"):
+            all_ready = early.wait_ready()
+        self._check(all_ready)
+        began = time.perf_counter()
+        with self._recorder.time("comm"), self._comm.waiting():
+            seconds = early.wait_averaged()
+        self._recorder.add("hidden", max(seconds - (time.perf_counter() - began), 0.0))
 
 
 def mean_of(messages: list[Ready]) -> StepResult:

@@ -16,6 +16,7 @@ from pytensor.scalar import Composite
 from pytensor.tensor.rewriting.ofg import inline_ofg_node
 
 from alexnet.backends.cpu.kernels import elemwise, fused_update
+from alexnet.backends.notify import notify_early
 from alexnet.native import compiler
 from alexnet.ops.base import Arrays, ShapedOp, Storages
 from alexnet.ops.kernels import warn_no_compiler
@@ -118,4 +119,5 @@ def numpy_mode() -> Mode:
 def _base_mode() -> Mode:
     """Return a mode of the PyTensor VM without C compilation and without the rewrites in EXCLUDED."""
     query = RewriteDatabaseQuery(include=["fast_run"], exclude=EXCLUDED)
-    return Mode(VMLinker(use_cloop=False, c_thunks=False), query).register((InlineGraphs(), AFTER_STABILISING))
+    linker = VMLinker(use_cloop=False, c_thunks=False, schedule=notify_early)
+    return Mode(linker, query).register((InlineGraphs(), AFTER_STABILISING))

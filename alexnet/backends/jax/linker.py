@@ -10,7 +10,7 @@ Products are never computed at less than the requested precision; on a GPU the J
 
 import os
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import jax
@@ -26,6 +26,8 @@ from pytensor.link.jax.linker import JAXLinker
 from pytensor.tensor.type import TensorType
 
 from alexnet.backends.jax import lowerings
+from alexnet.backends.jax.notifying import NotifyingFunction
+from alexnet.backends.notify import notify_nodes
 from alexnet.config.schema import ConfigError
 from alexnet.native.compiler import cache_folder
 from alexnet.native.packages import install
@@ -80,28 +82,28 @@ class DeviceLinker(JAXLinker):
         self.precision = precision
         self.device = device
 
-    def fgraph_convert(self, fgraph: FunctionGraph, **storages: object) -> Callable[..., Any]:
+    def fgraph_convert(self, fgraph: FunctionGraph, **storages: object) -> "DeviceFunction | NotifyingFunction":
         """Return the graph as a function of its inputs; including the storages would keep a copy of all parameters."""
         lowerings.register()
-        with jax.enable_x64(True), jax.default_device(self.device):         # places the constants
-            return jax_funcify(fgraph, precision=self.precision)
+        convert = partial(DeviceFunction, precision=self.precision, device=self.device)
+        return NotifyingFunction(fgraph, convert) if notify_nodes(fgraph) else convert(fgraph)
 
-    def jit_compile(self, fn: Callable[..., Any]) -> "DeviceFunction":
-        return DeviceFunction(fn, self.fgraph, self.precision, self.device)
+    def jit_compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        return fn                                # it calls jax.jit itself
 
 
 class DeviceFunction:
-    """A function fn (graph inputs -> outputs), compiled for a device; donates the inputs that the graph updates.
+    """A graph as a function (inputs -> outputs), compiled for a device; donates the inputs that the graph updates.
 
+    fn            the function (inputs -> outputs) that JAX traces
     old, others   positions of the updated variables, and of the other ones, among the inputs
     new, results  positions of the updated values, in the order of old, and of the other ones, among the outputs
     jitted        the jax.jit function (old values, other inputs) -> (new values, results)
     """
 
-    def __init__(
-        self, fn: Callable[..., Any], fgraph: FunctionGraph, precision: str, device: jax.Device
-    ) -> None:
-        self.fn = fn
+    def __init__(self, fgraph: FunctionGraph, precision: str, device: jax.Device) -> None:
+        with jax.enable_x64(True), jax.default_device(device):              # places the constants
+            self.fn: Callable[..., Any] = jax_funcify(fgraph, precision=precision)
         self.inputs = fgraph.inputs
         self.outputs = fgraph.outputs
         self.device = device

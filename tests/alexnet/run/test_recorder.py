@@ -8,7 +8,7 @@ import pytest
 
 from alexnet.data import progress
 from alexnet.run.recorder import FIELDS, Plan, RunRecorder, WorkerRecorder, read_records
-from alexnet.training.timing import Lap, Stopwatch
+from alexnet.training.timing import TIMES, Lap, Stopwatch
 
 
 class Clock:
@@ -107,7 +107,7 @@ def test_worker_recorder_prints_only_warnings(tmp_path, clock, monkeypatch):
 
 
 def test_unknown_section_is_refused(tmp_path):
-    message = "a section of an iteration must be one of calc, sync, comm, wait, got 'lunch'"
+    message = "a section of an iteration must be one of calc, sync, comm, wait, hidden, got 'lunch'"
     with RunRecorder(tmp_path, stream=io.StringIO()) as recorder, pytest.raises(ValueError, match=message):
         recorder.add("lunch", 1)
 
@@ -384,5 +384,5 @@ def test_run_of_older_recorder_can_be_resumed(tmp_path, clock):
 
 def test_steps_without_images_never_end_a_lap(clock):
     watch = Stopwatch(clock)
-    assert watch.end_iteration(1, 0.5, 0) == {"seconds": 0.0, "calc": 0.0, "sync": 0.0, "comm": 0.0, "wait": 0.0}
+    assert watch.end_iteration(1, 0.5, 0) == dict.fromkeys(TIMES, 0.0)
     assert watch.take_lap() is None

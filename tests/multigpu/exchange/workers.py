@@ -330,6 +330,31 @@ def close_in_order(seat, folder):
         return late
 
 
+def die_training(seat, message):
+    """Train with overlap; worker 1 is killed instead of sending its message number `message`."""
+    remaining = [message]
+    if seat.rank == 1:
+        seat = seat._replace(pipes={other: KillingPipe(pipe, remaining) for other, pipe in seat.pipes.items()})
+    return train(seat, ["cpu"] * seat.size, 2, {"exchange_what": "gradients"})
+
+
+def diverge(seat):
+    """Do a step with overlap in which the cost of worker 1 is NaN, so that it leaves; return its cost."""
+    network, trained = make_network(), Trained([], [], [], [], Counter())
+    images, labels = synthetic_batch(1, seat.rank, seat.size, 1)
+    if seat.rank == 1:
+        images[:] = np.nan
+    with open_device("cpu") as device:
+        exchange = join(seat, device, network, trained, {"exchange_what": "gradients"})
+        cost, error = exchange.step(images, labels, rate=RATE)
+        if np.isnan(cost):
+            for pipe in seat.pipes.values():
+                pipe.close()
+            return float(cost)
+        exchange.after_step(1, cost, error, RATE, False, False)
+        return float(cost)
+
+
 def die(seat, message):
     """Run two exchanges and a sum; worker 1 is killed instead of sending its message number `message`."""
     remaining = [message]

@@ -79,6 +79,15 @@ def test_adaptive_updates_match_one_worker(team, single_worker, update, exchange
     assert_one(train(team, 2, {"update": update, "exchange": exchange}, 2, update), single_worker(2, update))
 
 
+@pytest.mark.parametrize(("size", "exchange"), [(2, "ar"), (3, "asa32"), (3, "asa16"), (2, "copper"), (2, "peer")])
+def test_overlapped_exchange_is_bit_identical(team, size, exchange):
+    changes = {"exchange_what": "gradients", "exchange": exchange}
+    plain, overlapped = (train(team, size, changes | {"overlap": value}, 1, steps=10) for value in ("false", "true"))
+    for one, other in zip(plain, overlapped, strict=True):
+        assert one.digests == other.digests
+        assert one.costs == other.costs
+
+
 def test_weights_are_averaged_every_third_step_and_last(team):
     found = train(team, 3, {"exchange_what": "weights", "average_every": 3}, 1, steps=7)
     identical = [len({str(each.weights[step]) for each in found}) == 1 for step in range(7)]
