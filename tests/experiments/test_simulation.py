@@ -135,6 +135,25 @@ def test_two_pushes_match_hand_computation(scale, expected):
     np.testing.assert_allclose(center_of(simulation)[0], expected, rtol=1e-6)
 
 
+# the two pushes arrive one after the other, at versions 0 and 1; D = -0.19 of each
+MOMENTUM_CASES = [
+    ({"server_update": "nesterov"}, 1 - 0.19 * (1.9 + 1.9 + 0.81)),
+    ({"server_update": "nesterov", "staleness_power": 1}, 1 - 0.19 * (1.9 + 1.9 / 2 + 0.81)),
+    ({"server_update": "nesterov", "server_momentum": 0}, 0.62),
+    ({"server_update": "delayed_nesterov"}, 1 - 0.19 * (0.5 + 0.5 + 0.9)),           # a period is two pushes, as clients
+    ({"server_update": "delayed_nesterov", "server_momentum_period": 1}, 1 - 0.19 * (1.9 + 1.9 + 0.81)),
+    ({"server_update": "delayed_nesterov", "server_momentum_period": 3}, 1 - 0.19 * 2 / 3),
+]
+
+
+@pytest.mark.parametrize(("settings", "expected"), MOMENTUM_CASES)
+def test_two_pushes_with_server_momentum_match_hand_computation(settings, expected):
+    simulation, _ = simulate(
+        2, how={"momentum": 0, "noise": 0}, n_push=2, n_fetch=100, server_scale=1, steps=2, **settings
+    )
+    np.testing.assert_allclose(center_of(simulation)[0], expected, rtol=1e-6)
+
+
 def test_runs_are_reproducible_and_depend_on_the_seed():
     def all_of(seed):
         simulation, intervals = simulate(
@@ -180,6 +199,7 @@ team = team_of(4)
 @needs_mpi
 @pytest.mark.parametrize("settings", [
     {"n_sync": 3}, {"n_sync": 2, "server_update": "adadelta", "server_scale": 0.5, "staleness_power": 1},
+    {"n_sync": 2, "server_update": "delayed_nesterov", "server_scale": 0.5, "staleness_power": 1},
 ])
 def test_replaying_an_mpi_run_is_bit_identical(team, settings):
     networks = {rank: {"seed": rank, "delay": 0.001 * rank} for rank in (1, 2, 3)}
