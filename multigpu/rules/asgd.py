@@ -70,6 +70,9 @@ class AsgdRule(Rule):
     def connect(
         self, config: Config, network: Network, device: Device, comm: Communicator, recorder: Recorder, step: int = 0
     ) -> Synchronizer:
+        update = config.section(AsgdSettings).server_update
+        if step and comm.rank == SERVER and update != "plain":
+            recorder.warn(f"the accumulators of server_update={update} are in no checkpoint: they start at 0 again")
         return server.connect(
             self, config, network, device, comm, recorder, step,
             policy=lambda center, channel: ParameterServer(center, config, comm.size - 1, channel.now),

@@ -22,8 +22,6 @@ def refusal(*arguments):
         ("sync=sum", "sync must be 'avg' or 'cdd', got the text 'sum'"),
         ("server_update=sum", "server_update must be 'plain', 'adagrad', 'adadelta', 'nesterov' or 'delayed_nesterov', "
          "got the text 'sum'"),
-        ("server_momentum=1", "server_momentum must be less than 1, got 1.0"),
-        ("server_momentum_period=0", "server_momentum_period must be greater than 0, got 0"),
         ("error_feedback=maybe", "error_feedback must be true or false, got the text 'maybe'"),
         ("rule=bps", "rule: there is no rule 'bps'; did you mean bsp?"),
         ("rule=nowhere:Rule", "rule must be a name or module:attribute with a module on Python's path, got "
