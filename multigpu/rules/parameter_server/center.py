@@ -31,7 +31,8 @@ from multigpu.exchange.flat_buffer import FlatBuffer
 from multigpu.rules.parameter_server.protocol import CenterPolicy, Fetch, Leave, Push, Request, TransferPlan
 from multigpu.rules.parameter_server.updates import adadelta, adagrad, by_staleness, delayed_nesterov, nesterov, plain
 
-# a usual server_scale of each server_update that needs one
+# a usual server_scale of each server_update that needs one; Nesterov: of the asynchronous and of the synchronous runs in
+# the code of Liu et al. 2024, where delayed Nesterov equals the latter if all clients are equally fast
 USUAL_SCALES = {"adagrad": 0.01, "adadelta": 0.01, "nesterov": 0.07, "delayed_nesterov": 0.7}
 # the settings of the momentum, and the values of server_update that read them
 MOMENTUM_SETTINGS = {
