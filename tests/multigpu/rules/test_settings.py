@@ -82,7 +82,7 @@ def test_invalid_value_is_refused(argument, message):
         (
             ["rule=asgd", "server_update=nesterov"],
             "server_scale must be given with server_update=nesterov, because it is the learning rate of that update; "
-            "0.07 is a usual value",
+            "(1 - server_momentum) / clients is a usual value",
         ),
         (
             ["rule=asgd", "server_momentum=0.5"],
