@@ -31,9 +31,9 @@ from multigpu.exchange.flat_buffer import FlatBuffer
 from multigpu.rules.parameter_server.protocol import CenterPolicy, Fetch, Leave, Push, Request, TransferPlan
 from multigpu.rules.parameter_server.updates import adadelta, adagrad, by_staleness, delayed_nesterov, nesterov, plain
 
-# A usual server_scale of each server_update that needs one. With that of nesterov, a push changes the center variable in
-# total as much as with plain; the 0.07 in the code of Liu et al. 2024 diverges with 8 clients that use momentum. That
-# of delayed_nesterov is one of their table 5 (0.03, 0.1, 0.3, 0.7).
+# A usual server_scale of each server_update that needs one. With that of nesterov, the sum of all changes by a push is
+# that of plain; the 0.07 in the code of Liu et al. 2024 diverges in experiments/asgd, whose 8 or 32 clients use momentum.
+# That of delayed_nesterov is one of the learning rates in their table 5 (0.03, 0.1, 0.3, 0.7).
 USUAL_SCALES = {
     "adagrad": "0.01", "adadelta": "0.01", "nesterov": "(1 - server_momentum) / clients", "delayed_nesterov": "0.3",
 }
