@@ -32,7 +32,7 @@ from multigpu.rules.parameter_server.protocol import CenterPolicy, Fetch, Leave,
 from multigpu.rules.parameter_server.updates import adadelta, adagrad, by_staleness, delayed_nesterov, nesterov, plain
 
 # A usual server_scale of each server_update that needs one. With that of nesterov, the sum of all changes by a push is
-# that of plain; the 0.07 in the code of Liu et al. 2024 diverges in experiments/asgd, whose 8 or 32 clients use momentum.
+# that of plain; the 0.07 in the code of Liu et al. 2024 diverges in experiments/asgd, with 8 or 32 momentum clients.
 # That of delayed_nesterov is one of the learning rates in their table 5 (0.03, 0.1, 0.3, 0.7).
 USUAL_SCALES = {
     "adagrad": "0.01", "adadelta": "0.01", "nesterov": "(1 - server_momentum) / clients", "delayed_nesterov": "0.3",
