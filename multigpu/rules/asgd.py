@@ -9,9 +9,9 @@ version:
 
 A fetch before the push applies D again, so no update is lost. With n_fetch = n_push (n_sync) this is the algorithm of
 the paper, with one round trip. c is server_scale; the default is 1/K for K clients, because c = 1 overshoots when many
-updates start from the same W. The server can also treat D as the step of another rule, and can scale it down with its
-staleness: parameter_server/updates.py. The staleness of a push is the current version of the server minus the fetched
-version: K - 1 for K identical clients.
+updates start from the same W. The server can also treat -D as the gradient of another rule, and can scale D down with
+its staleness: parameter_server/updates.py. The staleness of a push is the current version of the server minus the
+fetched version: K - 1 for K identical clients.
 
 D is the difference between w and the weights without these updates. The client stores the latter: one additional array
 of its size on the host, which is also the array that is sent. If W is still the value from which D is counted, and
@@ -70,6 +70,9 @@ class AsgdRule(Rule):
     def connect(
         self, config: Config, network: Network, device: Device, comm: Communicator, recorder: Recorder, step: int = 0
     ) -> Synchronizer:
+        update = config.section(AsgdSettings).server_update
+        if step and comm.rank == SERVER and update != "plain":
+            recorder.warn(f"the accumulators of server_update={update} are in no checkpoint: they start at 0 again")
         return server.connect(
             self, config, network, device, comm, recorder, step,
             policy=lambda center, channel: ParameterServer(center, config, comm.size - 1, channel.now),

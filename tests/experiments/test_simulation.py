@@ -8,6 +8,7 @@ import pytest
 
 from experiments.asgd import Costs, Simulation, measured, order_of
 from tests.mpi import needs_mpi, results, team_of
+from tests.multigpu.rules.easgd_ranks import LONG
 from tests.multigpu.rules.fakes import RATE, TrainableToyNetwork, toy_settings
 
 pytestmark = pytest.mark.mpi
@@ -135,6 +136,25 @@ def test_two_pushes_match_hand_computation(scale, expected):
     np.testing.assert_allclose(center_of(simulation)[0], expected, rtol=1e-6)
 
 
+# the server applies D = -0.19 of the first client, then of the second, whose staleness is 1
+MOMENTUM_CASES = [
+    ({"server_update": "nesterov"}, 1 - 0.19 * (1.9 + 1.9 + 0.81)),
+    ({"server_update": "nesterov", "staleness_power": 1}, 1 - 0.19 * (1.9 + 1.9 / 2 + 0.81)),
+    ({"server_update": "nesterov", "server_momentum": 0}, 0.62),
+    ({"server_update": "delayed_nesterov"}, 1 - 0.19 * (0.5 + 0.5 + 0.9)),      # a period has one push per client
+    ({"server_update": "delayed_nesterov", "server_momentum_period": 1}, 1 - 0.19 * (1.9 + 1.9 + 0.81)),
+    ({"server_update": "delayed_nesterov", "server_momentum_period": 3}, 1 - 0.19 * 2 / 3),
+]
+
+
+@pytest.mark.parametrize(("settings", "expected"), MOMENTUM_CASES)
+def test_two_pushes_with_server_momentum_match_hand_computation(settings, expected):
+    simulation, _ = simulate(
+        2, how={"momentum": 0, "noise": 0}, n_push=2, n_fetch=100, server_scale=1, steps=2, **settings
+    )
+    np.testing.assert_allclose(center_of(simulation)[0], expected, rtol=1e-6)
+
+
 def test_runs_are_reproducible_and_depend_on_the_seed():
     def all_of(seed):
         simulation, intervals = simulate(
@@ -178,14 +198,18 @@ team = team_of(4)
 
 @pytest.mark.mpi
 @needs_mpi
-@pytest.mark.parametrize("settings", [
-    {"n_sync": 3}, {"n_sync": 2, "server_update": "adadelta", "server_scale": 0.5, "staleness_power": 1},
+@pytest.mark.parametrize(("steps", "length", "settings"), [
+    (20, 1000, {"n_sync": 3}),
+    (20, 1000, {"n_sync": 2, "server_update": "adadelta", "server_scale": 0.5, "staleness_power": 1}),
+    # over MPI the server receives a push of this length in three pieces, which are one push of the period
+    pytest.param(8, LONG, {"n_sync": 2, "server_update": "delayed_nesterov", "server_scale": 0.5,
+                           "staleness_power": 1}, marks=pytest.mark.slow),
 ])
-def test_replaying_an_mpi_run_is_bit_identical(team, settings):
+def test_replaying_an_mpi_run_is_bit_identical(team, steps, length, settings):
     networks = {rank: {"seed": rank, "delay": 0.001 * rank} for rank in (1, 2, 3)}
     train = "tests.multigpu.rules.asgd_ranks:train"
-    ((center, pushes, _), *_) = results(team.run(train, networks, settings, 20, True, 1000))
-    simulation, _ = simulate(3, length=1000, steps=20, order=order_of(pushes), **settings)
+    ((center, pushes, _), *_) = results(team.run(train, networks, settings, steps, True, length))
+    simulation, _ = simulate(3, length=length, steps=steps, order=order_of(pushes), **settings)
     for found, expected in zip(center_of(simulation), center, strict=False):
         np.testing.assert_array_equal(found, expected)
     found = [(push["version"], push["client"], push["staleness"]) for push in simulation.log.pushes]

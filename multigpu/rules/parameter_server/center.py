@@ -3,28 +3,46 @@
     W <- W + c D,  version <- version + 1                            on a push
     c = server_scale / (1 + staleness) ** staleness_power
 
-With server_update, the pushed D can be treated as the step of Adagrad or Adadelta (updates.py). Their accumulators are
-stored on the server and not in checkpoints; a resumed run starts with zeros.
+With server_update, the negative of a pushed D can be treated as the gradient of Adagrad, Adadelta, Nesterov momentum or
+delayed Nesterov momentum (updates.py). Their accumulators are stored on the server and not in checkpoints; a resumed
+run starts with zeros, and with the first push of a period.
 
 Each push is written as a PushRecord. A client computes and copies for Z seconds between two of its requests, and the
 server processes a request in S seconds. K clients therefore send at most K requests in Z + S seconds, and the server
 is busy for a share K S / (Z + S) of the time. At (Z + S) / S clients this share reaches 1: the server is saturated,
 and requests queue.
 
-Source: Paine et al. 2013, section 2.3; Denning and Buzen 1978, asymptotic bounds of a closed queueing network.
+Source: Paine et al. 2013, section 2.3; Liu et al. 2024, algorithm 3; Denning and Buzen 1978, asymptotic bounds of a
+closed queueing network.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from alexnet.config import Config, Section
-from alexnet.config.fields import Amount, Count, NotNegative
+from alexnet.config.fields import Amount, Count, NotNegative, Share
+from alexnet.config.unused import default_settings
+from alexnet.config.yaml_text import as_yaml
 from alexnet.training.base import Recorder
 from multigpu.exchange.flat_buffer import FlatBuffer
 from multigpu.rules.parameter_server.protocol import CenterPolicy, Fetch, Leave, Push, Request, TransferPlan
-from multigpu.rules.parameter_server.updates import adadelta, adagrad, by_staleness, plain
+from multigpu.rules.parameter_server.updates import adadelta, adagrad, by_staleness, delayed_nesterov, nesterov, plain
+
+# A usual server_scale of each server_update that needs one. With that of nesterov, the sum of all changes by a push is
+# that of plain; the 0.07 in the code of Liu et al. 2024 diverges in experiments/asgd, with 8 or 32 momentum clients.
+# That of delayed_nesterov is one of the learning rates in their table 5 (0.03, 0.1, 0.3, 0.7).
+USUAL_SCALES = {
+    "adagrad": "0.01", "adadelta": "0.01", "nesterov": "(1 - server_momentum) / clients", "delayed_nesterov": "0.3",
+}
+# the settings of the momentum, and the values of server_update that read them
+MOMENTUM_SETTINGS = {
+    "server_momentum": ("nesterov", "delayed_nesterov"),
+    "server_momentum_period": ("delayed_nesterov",),
+    "server_momentum_activation": ("delayed_nesterov",),
+}
 
 
 class AsgdSettings(Section):
@@ -34,14 +52,29 @@ class AsgdSettings(Section):
     n_fetch: Count | None
     n_push: Count | None
     server_scale: Amount | None
-    server_update: Literal["plain", "adagrad", "adadelta"]
+    server_update: Literal["plain", "adagrad", "adadelta", "nesterov", "delayed_nesterov"]
+    server_momentum: Share
+    server_momentum_period: Count | None
+    server_momentum_activation: NotNegative
     staleness_power: NotNegative
 
     def check(self) -> None:
         if self.server_update != "plain" and self.server_scale is None:
             raise ValueError(
                 f"server_scale must be given with server_update={self.server_update}, because it is the learning "
-                "rate of that update; 0.01 is a usual value"
+                f"rate of that update; {USUAL_SCALES[self.server_update]} is a usual value"
+            )
+        for name, updates in MOMENTUM_SETTINGS.items():
+            value, default = getattr(self, name), default_settings()[name]
+            if self.server_update not in updates and value != default:
+                raise ValueError(
+                    f"{name} is a setting of server_update={' and '.join(updates)}, so with "
+                    f"server_update={self.server_update} it must stay {as_yaml(default)}, got {as_yaml(value)}"
+                )
+        if self.server_momentum_activation > 1 / (self.server_momentum_period or math.inf):
+            raise ValueError(
+                "server_momentum_activation must be at most 1 / server_momentum_period, which must be given with it, "
+                f"got {self.server_momentum_activation} and {as_yaml(self.server_momentum_period)}"
             )
 
 
@@ -101,7 +134,7 @@ class ParameterServer(CenterPolicy):
 
     def __init__(self, center: FlatBuffer, config: Config, clients: int, clock: Callable[[], float]):
         super().__init__(center)
-        self._update = ServerUpdate(config, center.array().size)
+        self._update = ServerUpdate(config, center.array().size, clients)
         self._clock = clock
         self._began = clock()                    # of the request that is processed
         settings = config.section(AsgdSettings)
@@ -123,12 +156,13 @@ class ParameterServer(CenterPolicy):
         scale = by_staleness(self._scale, staleness, self._power)
         sends_weights = staleness == 0 and scale == 1 and self._update.plain
         self.version += 1
+        version = self.version
 
         def update(piece: np.ndarray, part: slice) -> None:
             if sends_weights:
                 np.copyto(center[part], piece)
             else:
-                self._update(piece, center, part, scale, note.fetch)
+                self._update(piece, center, part, scale, version, note.fetch)
 
         return TransferPlan(update, back=note.fetch, note=GrantMeta(self.version, sends_weights))
 
@@ -158,33 +192,45 @@ class ParameterServer(CenterPolicy):
 
 
 class ServerUpdate:
-    """Applies server_update to a push of `size` values, piece by piece.
+    """Applies server_update to the pushes of `clients` clients, each of `size` values, piece by piece.
 
     Attributes:
         plain: whether the update is W <- W + c D.
     """
 
-    def __init__(self, config: Config, size: int):
+    def __init__(self, config: Config, size: int, clients: int):
         from alexnet.training.updates import AdadeltaSettings, AdagradSettings  # it imports PyTensor, slowly
 
-        update = config.section(AsgdSettings).server_update
-        self.plain = update == "plain"
-        updates: dict[str, tuple[Callable[..., None], type[Section] | None, int]] = {
-            "plain": (plain, None, 0),
-            "adagrad": (adagrad, AdagradSettings, 1),
-            "adadelta": (adadelta, AdadeltaSettings, 2),
+        def constants(section: type[Section]) -> tuple[float, ...]:
+            return tuple(config.section(section).model_dump().values())
+
+        settings = config.section(AsgdSettings)
+        momentum, period = settings.server_momentum, settings.server_momentum_period or clients
+        updates: dict[str, tuple[Callable[..., None], tuple[float, ...], int]] = {
+            "plain": (plain, (), 0),
+            "adagrad": (adagrad, constants(AdagradSettings), 1),
+            "adadelta": (adadelta, constants(AdadeltaSettings), 2),
+            "nesterov": (nesterov, (momentum,), 1),
+            "delayed_nesterov": (delayed_nesterov, (momentum, period, settings.server_momentum_activation), 2),
         }
-        self._step, settings, n_accumulators = updates[update]
-        self._constants = tuple(config.section(settings).model_dump().values()) if settings else ()
+        self.plain = settings.server_update == "plain"
+        self._step, self._constants, n_accumulators = updates[settings.server_update]
+        self._period = period if settings.server_update == "delayed_nesterov" else None
         self._accumulators = [np.zeros(size, np.float32) for _ in range(n_accumulators)]
 
-    def __call__(self, piece: np.ndarray, center: np.ndarray, part: slice, scale: float, back: bool) -> None:
+    def __call__(
+        self, piece: np.ndarray, center: np.ndarray, part: slice, scale: float, version: int, back: bool
+    ) -> None:
         """Update a slice of the center variable with a piece of a push.
 
         If back is true, the piece is overwritten with that slice of the new center variable.
+
+        Args:
+            version: of the center variable after the push, which is the number of pushes so far.
         """
-        accumulators = [array[part] for array in self._accumulators]
-        self._step(piece, center[part], *accumulators, scale, *self._constants, back=back)
+        arrays = [center[part], *(array[part] for array in self._accumulators)]
+        last = () if self._period is None else (version % self._period == 0,)
+        self._step(piece, *arrays, scale, *self._constants, *last, back=back)
 
 
 class ServerLoad:

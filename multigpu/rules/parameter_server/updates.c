@@ -47,3 +47,33 @@ void adadelta(float *restrict push, float *restrict center, float *restrict squa
             push[i] = center[i];
     }
 }
+
+void nesterov(float *restrict push, float *restrict center, float *restrict velocity, long n, float scale,
+              float momentum, long write_back)
+{
+    #pragma omp simd
+    for (long i = 0; i < n; i++) {
+        const float d = push[i] * scale;
+        velocity[i] = velocity[i] * momentum + d;
+        center[i] += velocity[i] * momentum + d;
+        if (write_back)
+            push[i] = center[i];
+    }
+}
+
+void delayed_nesterov(float *restrict push, float *restrict center, float *restrict velocity, float *restrict buffer,
+                      long n, float scale, float momentum, float weight, long last, long write_back)
+{
+    #pragma omp simd
+    for (long i = 0; i < n; i++) {
+        const float d = push[i] * scale;
+        buffer[i] += d;
+        if (last) {
+            velocity[i] = velocity[i] * momentum + buffer[i];
+            buffer[i] = 0;
+        }
+        center[i] += velocity[i] * weight + d;
+        if (write_back)
+            push[i] = center[i];
+    }
+}

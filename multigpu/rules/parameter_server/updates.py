@@ -6,6 +6,10 @@ A push D is the sum of a client's updates since its last push, so -D takes the r
     adagrad    G <- G + D**2,  W <- W + c D / (sqrt(G) + epsilon)                     Duchi et al. 2011, equation 1
     adadelta   E[D^2] <- rho E[D^2] + (1 - rho) D**2,  d = sqrt(E[d^2] + epsilon) / sqrt(E[D^2] + epsilon) D,
                E[d^2] <- rho E[d^2] + (1 - rho) d**2,  W <- W + c d                   Zeiler 2012, algorithm 1
+    nesterov   m <- beta m + c D,  W <- W + beta m + c D                              Liu et al. 2024, equation 4
+    delayed_nesterov                                                                  Liu et al. 2024, algorithm 3
+               d = c D / N,  B <- B + d,  and W <- W + a beta m + d, but on each N-th push instead
+               m <- beta m + B,  B <- 0,  W <- W + (1 - a N + a) beta m + d
 
 Common arguments:
 
@@ -29,7 +33,10 @@ from alexnet.native import compiler
 from multigpu.exchange.flat_buffer import blocks
 
 SOURCE = Path(__file__).with_suffix(".c").read_text(encoding="utf-8")
-SIGNATURES = {"plain": "aanfn", "adagrad": "aaanffn", "adadelta": "aaaanffffn"}
+SIGNATURES = {
+    "plain": "aanfn", "adagrad": "aaanffn", "adadelta": "aaaanffffn", "nesterov": "aaanffn",
+    "delayed_nesterov": "aaaanfffnn",
+}
 
 
 def plain(push: np.ndarray, center: np.ndarray, scale: float, back: bool = True) -> None:
@@ -83,6 +90,72 @@ def adadelta(
         d *= np.sqrt(scratch, out=scratch)
         update_mean(of_steps, d, rho, rest, scratch)
         w += np.multiply(d, scale, out=scratch)
+        if back:
+            np.copyto(d, w)
+
+
+def nesterov(
+    push: np.ndarray, center: np.ndarray, velocity: np.ndarray, scale: float, momentum: float, back: bool = True
+) -> None:
+    """m <- beta m + scale * D,  W <- W + beta m + scale * D.
+
+    With a constant scale this is PyTorch's SGD(nesterov=True) for the gradient -D, where m is -scale times its buffer.
+    The scale is a factor of the push, not of the step, so a stale push has less weight in m, too.
+
+    Args:
+        velocity: m.
+        momentum: beta. With 0, the update equals plain.
+
+    Source: Liu et al. 2024, "Asynchronous Local-SGD Training for Language Modeling", equation 4.
+    """
+    scale, momentum = map(center.dtype.type, (scale, momentum))
+    if function := compiled("nesterov", push, center, velocity):
+        function(push, center, velocity, center.size, scale, momentum, back)
+        return
+    for d, w, m, scratch in blocks(push, center, velocity):
+        d *= scale
+        m *= momentum
+        m += d
+        np.multiply(m, momentum, out=scratch)
+        scratch += d
+        w += scratch
+        if back:
+            np.copyto(d, w)
+
+
+def delayed_nesterov(
+    push: np.ndarray, center: np.ndarray, velocity: np.ndarray, buffer: np.ndarray, scale: float, momentum: float,
+    period: int, activation: float, last: bool, back: bool = True,
+) -> None:
+    """B <- B + d with d = scale * D / N. On the N-th push m <- beta m + B and B <- 0. Then W <- W + x beta m + d.
+
+    x is a, and 1 - a N + a on the N-th push. The factors of N pushes add up to 1.
+
+    Args:
+        velocity: m.
+        buffer: B.
+        momentum: beta. With 0, the update equals plain with scale / N.
+        period: N. With 1, the update equals nesterov.
+        activation: a, in [0, 1 / N]; the paper's c.
+        last: whether this is the N-th push since B was 0.
+
+    Source: Liu et al. 2024, algorithm 3; the code of Kim et al. 2025, "HALoS", computes the same.
+    """
+    weight = momentum * (1 - activation * (period - 1) if last else activation)
+    scale, momentum, weight = map(center.dtype.type, (scale / period, momentum, weight))
+    if function := compiled("delayed_nesterov", push, center, velocity, buffer):
+        function(push, center, velocity, buffer, center.size, scale, momentum, weight, last, back)
+        return
+    for d, w, m, b, scratch in blocks(push, center, velocity, buffer):
+        d *= scale
+        b += d
+        if last:
+            m *= momentum
+            m += b
+            b[:] = 0
+        np.multiply(m, weight, out=scratch)
+        scratch += d
+        w += scratch
         if back:
             np.copyto(d, w)
 

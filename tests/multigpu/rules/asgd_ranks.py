@@ -2,9 +2,11 @@
 
 from functools import partial
 
+from multigpu.device import open_device
+from multigpu.rules.asgd import AsgdRule
 from tests.multigpu.rules import fakes
 from tests.multigpu.rules.easgd_ranks import LONG, serve
-from tests.multigpu.rules.fakes import RATE, RecordingRecorder, TrainableToyNetwork
+from tests.multigpu.rules.fakes import RATE, RecordingRecorder, ToyNetwork, TrainableToyNetwork, toy_settings
 
 joined = partial(fakes.joined, "asgd")
 
@@ -31,3 +33,14 @@ def train(comm, networks, changes, steps, on_host=True, length=LONG):
             exchange.after_step(step, 0.0, 0.0, RATE, False, False)
         exchange.leave(steps)
     return network.values(), updates
+
+
+def resume(comm, changes, step):
+    """Connect after `step` steps and leave; return the server's warnings."""
+    network, recorder = ToyNetwork(), RecordingRecorder()
+    config = toy_settings(rule="asgd", **changes)
+    with open_device("cpu") as device, AsgdRule().connect(config, network, device, comm, recorder, step) as exchange:
+        if comm.rank:
+            return exchange.leave(step)
+        serve(comm, network, recorder, config, exchange)
+    return recorder.warnings

@@ -80,6 +80,13 @@ def test_slow_client_is_staler_and_delays_no_other(team):
     assert "would be saturated" in logged[-1] and "staleness" in logged[-1]
 
 
+@pytest.mark.parametrize(("update", "step", "warnings"), [("nesterov", 5, 1), ("nesterov", 0, 0), ("plain", 5, 0)])
+def test_restarted_server_accumulators_are_logged(team, update, step, warnings):
+    changes = {"server_update": update, "server_scale": 0.1}
+    result, _ = results(team.run(f"{TASKS}:resume", changes, step, size=2))
+    assert len(result) == warnings and all(f"of server_update={update} are in no" in sentence for sentence in result)
+
+
 # ---- settings and roles
 
 

@@ -20,7 +20,8 @@ def refusal(*arguments):
         ("gosgd_p=-0.1", "gosgd_p must be greater than or equal to 0, got -0.1"),
         ("easgd_tau=0", "easgd_tau must be greater than 0, got 0"),
         ("sync=sum", "sync must be 'avg' or 'cdd', got the text 'sum'"),
-        ("server_update=sum", "server_update must be 'plain', 'adagrad' or 'adadelta', got the text 'sum'"),
+        ("server_update=sum", "server_update must be 'plain', 'adagrad', 'adadelta', 'nesterov' or 'delayed_nesterov', "
+         "got the text 'sum'"),
         ("error_feedback=maybe", "error_feedback must be true or false, got the text 'maybe'"),
         ("rule=bps", "rule: there is no rule 'bps'; did you mean bsp?"),
         ("rule=nowhere:Rule", "rule must be a name or module:attribute with a module on Python's path, got "
@@ -77,6 +78,32 @@ def test_invalid_value_is_refused(argument, message):
             ["rule=asgd", "server_update=adagrad"],
             "server_scale must be given with server_update=adagrad, because it is the learning rate of that update; "
             "0.01 is a usual value",
+        ),
+        (
+            ["rule=asgd", "server_update=nesterov"],
+            "server_scale must be given with server_update=nesterov, because it is the learning rate of that update; "
+            "(1 - server_momentum) / clients is a usual value",
+        ),
+        (
+            ["rule=asgd", "server_momentum=0.5"],
+            "server_momentum is a setting of server_update=nesterov and delayed_nesterov, so with server_update=plain "
+            "it must stay 0.9, got 0.5",
+        ),
+        (
+            ["rule=asgd", "server_update=nesterov", "server_scale=0.07", "server_momentum_period=4"],
+            "server_momentum_period is a setting of server_update=delayed_nesterov, so with server_update=nesterov "
+            "it must stay null, got 4",
+        ),
+        (
+            ["rule=asgd", "server_update=delayed_nesterov", "server_scale=0.7", "server_momentum_period=4",
+             "server_momentum_activation=0.3"],
+            "server_momentum_activation must be at most 1 / server_momentum_period, which must be given with it, got "
+            "0.3 and 4",
+        ),
+        (
+            ["rule=asgd", "server_update=delayed_nesterov", "server_scale=0.7", "server_momentum_activation=0.1"],
+            "server_momentum_activation must be at most 1 / server_momentum_period, which must be given with it, got "
+            "0.1 and null",
         ),
     ],
 )
