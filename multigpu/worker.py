@@ -96,6 +96,7 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         del start                                # the network now owns its arrays
         if comm.rank == 0:
             check_unfinished(config, position)
+        rule.configure(config, network, comm)
         compile_functions(network, recorder, config.batch_size, role.functions)
         synchronizer = stack.enter_context(rule.connect(config, network, device, comm, recorder, position.iteration))
         save = do_not_save

@@ -12,6 +12,7 @@ import pytensor
 import pytensor.tensor as pt
 from pytensor.compile import Function
 from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import Variable
 from pytensor.tensor.variable import TensorVariable
 
 from alexnet.backends import HOST_BACKENDS, mode_of, prepare
@@ -22,6 +23,7 @@ from alexnet.models import Model, model_class
 from alexnet.native import compiler
 from alexnet.nn import Background, Parameter, Training
 from alexnet.ops import CropMirror
+from alexnet.training.factors import Factors, are_smaller, factors_of, mean_product
 from alexnet.training.gradient_groups import first_group
 from alexnet.training.objectives import cross_entropy, top_k_error, training_cost
 from alexnet.training.updates import Pairs, UpdateRule, bind_update_rule
@@ -108,6 +110,8 @@ class Network:
         self.mode = mode_of(backend, precision, device)
         self.computes_on_host = backend in HOST_BACKENDS
         self.step = pytensor.shared(np.int64(0), name="step")
+        self.factored: dict[int, tuple[int, int]] = {}
+        self.workers = 1
 
     @cached_property
     def training_graph(self) -> TrainingGraph:
@@ -152,39 +156,68 @@ class Network:
         stored = zip(self.gradients, graph.gradients, strict=True)
         return self.compile(graph.inputs, graph.outputs, [*stored, *graph.updates])
 
+    def use_factors(self, batch: int, workers: int) -> None:
+        """Exchange the weight gradients of dense layers as factors where that is less; call it before compilation.
+
+        Args:
+            batch: images of a worker in each step.
+        """
+        self.workers = workers
+        for n, (gradient, parameter) in enumerate(
+            zip(self.training_graph.gradients, self.trainable_parameters, strict=True)
+        ):
+            if factors_of(gradient) and are_smaller(parameter.shape, batch, workers):
+                self.factored[n] = parameter.shape[0], parameter.shape[1]
+
     @cached_property
     def compute_overlapped(self) -> Function:
         """The same as compute, and during the backward pass it calls `early_gradients.receive`.
 
-        The arguments of the call are cost, error and the gradients of the first of `gradient_groups`.
+        The arguments of the call are cost, error, the factors (x, g) of each layer in `factored`, whose gradients are
+        not computed, and the gradients of the first of `gradient_groups`.
         """
         graph = self.training_graph
-        early = self.gradient_groups[0]
-        cost, error, *notified = self.early_gradients(*graph.outputs, *(graph.gradients[n] for n in early))
-        gradients = {**dict(enumerate(graph.gradients)), **dict(zip(early, notified, strict=True))}
-        stored = zip(self.gradients, gradients.values(), strict=True)
-        return self.compile(graph.inputs, [cost, error], [*stored, *graph.updates])
+        early, late = self.gradient_groups
+        factors = [factor for n in self.factored for factor in factors_of(graph.gradients[n]) or ()]
+        notified = self.early_gradients(*graph.outputs, *factors, *(graph.gradients[n] for n in early))
+        first = len(notified) - len(early)
+        stored = [
+            *((self.gradients[n], gradient) for n, gradient in zip(early, notified[first:], strict=True)),
+            *((self.gradients[n], graph.gradients[n]) for n in late),
+        ]
+        return self.compile(graph.inputs, notified[:2], [*stored, *graph.updates])
 
     @cached_property
     def early_gradients(self) -> Notify:
-        """The Op of compute_overlapped that reports the first group of gradients."""
-        return Notify(len(self.training_graph.outputs) + len(self.gradient_groups[0]))
+        """The Op of compute_overlapped that reports factors and the first group of gradients."""
+        return Notify(len(self.training_graph.outputs) + 2 * len(self.factored) + len(self.gradient_groups[0]))
 
     @cached_property
     def gradient_groups(self) -> tuple[list[int], list[int]]:
-        """The positions in `gradients` of those that are ready early in the backward pass, and of the others."""
+        """The positions in `gradients` of those that are ready early in the backward pass, and of the others.
+
+        Without those in `factored`.
+        """
         graph = self.training_graph
         first = first_group(graph.outputs, graph.gradients, [each.size for each in self.trainable_parameters])
-        return first, [n for n in range(len(graph.gradients)) if n not in first]
+        whole = [n for n in range(len(graph.gradients)) if n not in self.factored]
+        return [n for n in whole if n in first], [n for n in whole if n not in first]
 
     @cached_property
     def apply(self) -> Function:
-        """(learning_rate) -> []: the in-place update of the state from `gradients`.
+        """(learning_rate, *factors) -> []: the in-place update of the state from `gradients`.
 
-        compute followed by apply is equivalent to train.
+        compute followed by apply is equivalent to train. The factors are those of each layer in `factored`: first x
+        and g of worker 0, then those of worker 1, and so on.
         """
         rate, gradients, pairs, _ = self.update_graph
-        return self.compile([rate], [], pairs, zip(gradients, self.gradients, strict=True))
+        values: list[Variable] = list(self.gradients)
+        inputs = [rate]
+        for n in self.factored:
+            factors = [Factors(pt.fmatrix("x"), pt.fmatrix("g")) for _ in range(self.workers)]
+            inputs += [factor for each in factors for factor in each]
+            values[n] = mean_product(factors)
+        return self.compile(inputs, [], pairs, zip(gradients, values, strict=True))
 
     @cached_property
     def gradients(self) -> list[SharedVariable]:

@@ -2,10 +2,11 @@
 
 python -m benchmarks.mpi.overlap [--quick] [--json FILE] [--ranks 2] [--model alexnet] [--batch 128] [--exchange asa32]
 
-Each rank trains a network on one batch of random images that stays in memory. With every strategy, steps with overlap,
-without it, and without any exchange take turns. A figure is the time of the slowest rank; `step` of a job without an
-exchange is what remains if the exchange costs nothing, and `visible` is the difference to it. `hidden` is the time that
-the exchange of the first gradients ran beside the computation. Each rank computes on one thread.
+Each rank trains a network on one batch of random images that stays in memory. With every strategy, steps with gradients,
+with factors, and without any exchange take turns. A figure is the time of the slowest rank. `visible` is the difference
+to the step without an exchange, which is what remains if the exchange costs nothing. `hidden` is the time that the first
+part of the exchange ran beside the computation, and `sent` the bytes that left the host of a rank in a step. Each rank
+computes on one thread.
 
 The environment variable MPIEXEC replaces the command that starts the ranks, for ranks on several hosts:
 
@@ -14,6 +15,7 @@ python -m tests.system.two_hosts --rate 1gbit python -m benchmarks.mpi.overlap
 
 import json
 import pathlib
+import statistics
 import time
 from typing import NamedTuple
 
@@ -26,13 +28,20 @@ from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
 from benchmarks.harness import report
 from benchmarks.harness.mpi import NEEDED, mpiexec, rows_of_ranks
+from benchmarks.mpi.strategies import bytes_sent
 from multigpu.device import open_device
 from multigpu.rules.bsp import BspRule
 from multigpu.rules.single import SingleWorker
 
 RUNS, QUICK_RUNS = 5, 3
 STRATEGIES = ("asa32", "asa16", "ar")
-ALONE, PLAIN, OVERLAPPED = "no exchange", "after the backward pass", "during it"
+ALONE = "no exchange"
+WAYS = {                                         # name -> settings
+    "after the backward pass": ("exchange_what=gradients", "overlap=false"),
+    "during it": ("exchange_what=gradients", "overlap=true"),
+    "factors, after it": ("exchange_what=factors", "overlap=false"),
+    "factors, during it": ("exchange_what=factors", "overlap=true"),
+}
 
 
 class Plan(NamedTuple):
@@ -54,7 +63,7 @@ def work(plan, path):
     rows = []
     for strategy in plan.strategies:
         with open_device("cpu") as device:
-            ways = {way: synchronizer(plan, comm, device, strategy, way) for way in (ALONE, PLAIN, OVERLAPPED)}
+            ways = {way: synchronizer(plan, comm, device, strategy, way) for way in (ALONE, *WAYS)}
             size = next(iter(ways.values()))[0].model.image_size
             images = rng.standard_normal((3, size, size, plan.batch), dtype=np.float32)
             labels = rng.integers(0, 1000, plan.batch, dtype=np.int32)
@@ -79,36 +88,36 @@ def synchronizer(plan, comm, device, strategy, way):
     recorder = WorkerRecorder(comm.rank)
     if way == ALONE:
         return network, SingleWorker(network), recorder
-    settings = ["exchange_what=gradients", f"exchange={strategy}", f"overlap={str(way == OVERLAPPED).lower()}"]
-    return network, BspRule().connect(load_config(settings), network, device, comm, recorder), recorder
+    config = load_config([f"batch_size={plan.batch}", f"exchange={strategy}", *WAYS[way]])
+    BspRule().configure(config, network, comm)
+    return network, BspRule().connect(config, network, device, comm, recorder), recorder
 
 
 def train_step(comm, exchange, recorder, step, images, labels):
-    """Run one step on all ranks; return the seconds of the slowest rank and its hidden seconds."""
+    """Run one step on all ranks; return the seconds of the slowest rank, its hidden seconds, and the bytes sent."""
     comm.mpi.Barrier()
     recorder.restart()
-    began = time.perf_counter()
+    before, began = bytes_sent(), time.perf_counter()
     with recorder.time("calc"):
         cost, error = exchange.step(images, labels, rate=np.float32(1e-4))
     exchange.after_step(step, float(cost), float(error), 1e-4, False, False)
     seconds = time.perf_counter() - began
     hidden = recorder.end_iteration(step, 0.0, 0)["hidden"]
-    return max(comm.mpi.allgather((seconds, hidden)))
+    return max(comm.mpi.allgather((seconds, hidden, bytes_sent() - before)))
 
 
 def rows_of(plan, comm, strategy, times):
     """Yield the rows of a strategy."""
-    hosts = len(set(comm.hosts)) if comm.on_one_host else comm.size
-    where = f"{plan.model}, batch {plan.batch}, {comm.size} ranks on {hosts} host{'s' * (hosts > 1)}, {strategy}"
-    alone = [seconds for seconds, _ in times[ALONE]]
+    where = f"{plan.model}, batch {plan.batch}, {comm.size} {'ranks' if comm.on_one_host else 'hosts'}, {strategy}"
+    alone = [seconds for seconds, *_ in times[ALONE]]
     yield report.row(f"{where}, {ALONE}", alone, "s")
-    visible = {}
-    for way in (PLAIN, OVERLAPPED):
-        seconds = [seconds for seconds, _ in times[way]]
-        visible[way] = [each - base for each, base in zip(seconds, alone, strict=True)]
-        yield report.row(f"{where}, {way}", seconds, "s")
-        yield report.row(f"{where}, {way}, visible", visible[way], "s")
-    yield report.row(f"{where}, {OVERLAPPED}, hidden", [hidden for _, hidden in times[OVERLAPPED]], "s")
+    for way in WAYS:
+        seconds, hidden, sent = (list(values) for values in zip(*times[way], strict=True))
+        found = report.row(f"{where}, {way}", seconds, "s")
+        yield found | {"sent": statistics.median(sent)} if not comm.on_one_host else found
+        visible = [each - base for each, base in zip(seconds, alone, strict=True)]
+        yield report.row(f"{where}, {way}, visible", visible, "s")
+        yield report.row(f"{where}, {way}, hidden", hidden, "s")
 
 
 def rows(options):

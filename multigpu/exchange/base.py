@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+import numpy as np
+
 from alexnet.config import Config, ConfigError, Registry, Section
 from alexnet.config.fields import Text
 from alexnet.config.unused import check_unused_settings
@@ -62,6 +64,7 @@ class Strategy(ABC):
     one_machine: ClassVar[bool] = False                   # all workers have to run on one machine
     preference: ClassVar[int] = 0                         # exchange=auto takes the highest that suits; 0: never
     overlaps: ClassVar[bool] = False                      # average() may run in a thread beside the computation
+    gathers: ClassVar[bool] = False                       # it implements gather()
 
     def __init__(self, flat: FlatBuffer):
         self.flat = flat
@@ -111,6 +114,16 @@ class Strategy(ABC):
             DesyncError: a worker is at another step, or data was lost.
             Overflow: a value does not fit into float16.
         """
+
+    def gather(self, step: int) -> list[list[np.ndarray]]:
+        """Return the arrays of each worker, in rank order, as arrays of the backend. Collective.
+
+        All pending transfers must have completed before this is called. The arrays are valid until the next call.
+
+        Raises:
+            PeerDied, DesyncError: see average().
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not gather")
 
     @abstractmethod
     def close(self) -> None:

@@ -51,6 +51,11 @@ class FlatBuffer:
             self._arrays.append(((gap,), False))
         return end + gap
 
+    @property
+    def n_arrays(self) -> int:
+        """Number of arrays."""
+        return len(self._parts)
+
     def pack(self, variables: Sequence[SharedVariable]) -> None:
         """Copy the values of shared variables into the buffer. Asynchronous on a GPU."""
         self.pack_arrays([variable.get_value(borrow=True) for variable in variables])
@@ -62,10 +67,13 @@ class FlatBuffer:
 
     def unpack(self, variables: Sequence[SharedVariable]) -> None:
         """Set shared variables to the values in the buffer."""
-        arrays = self.device.unpack(self.buffer, [shape for shape, _ in self._arrays])
-        kept = [array for array, (_, keep) in zip(arrays, self._arrays, strict=True) if keep]
-        for variable, array in zip(variables, kept, strict=True):
+        for variable, array in zip(variables, self.arrays(self.buffer), strict=True):
             variable.container.storage[0] = array            # set_value() would copy a GPU array to the host
+
+    def arrays(self, buffer: Buffer) -> list[np.ndarray]:
+        """Return the arrays in a buffer that is divided as this one; the backend may keep them."""
+        arrays = self.device.unpack(buffer, [shape for shape, _ in self._arrays])
+        return [array for array, (_, keep) in zip(arrays, self._arrays, strict=True) if keep]
 
     def array(self) -> np.ndarray:
         """Return the whole buffer as one float32 array, including gaps."""

@@ -20,10 +20,12 @@ from multigpu.device.cuda_array import CudaArray
 from multigpu.exchange.base import ExchangeContext, Strategy
 from multigpu.exchange.flat_buffer import FlatBuffer
 from multigpu.exchange.reduction import Reduction
-from multigpu.exchange.step_header import LANES, check_lanes, write_lanes
+from multigpu.exchange.step_header import HEADER_BYTES, LANES, StepHeader, check_headers, check_lanes, write_lanes
+from multigpu.mpi.requests import wait
 
 if TYPE_CHECKING:
-    from multigpu.device import Device
+    from multigpu.device import Buffer, Device
+    from multigpu.mpi.communicator import MPI
 
 
 class MpiStrategy(Strategy):
@@ -36,6 +38,7 @@ class MpiStrategy(Strategy):
     """
 
     overlaps = True
+    gathers = True
     extra_floats: ClassVar[int] = 0                       # at the end of the array, for the use of reduce()
 
     def __init__(self, context: ExchangeContext):
@@ -45,6 +48,7 @@ class MpiStrategy(Strategy):
             context.warn(f"{device.name}'s arrays are exchanged over MPI by way of page-locked memory of the host")
         super().__init__(zeroed_flat_buffer(device, context.shapes, self.extra_floats))
         self._array: np.ndarray = device.staging(self.flat.buffer, (self.flat.size,), np.float32)
+        self._gathered: AllgatherBuffers | None = None
 
     @classmethod
     def connect(cls, context: ExchangeContext) -> Strategy:
@@ -68,9 +72,48 @@ class MpiStrategy(Strategy):
         self.device.upload(self.flat.buffer, self._array)
         self.device.synchronise()
 
+    def gather(self, step: int) -> list[list[np.ndarray]]:
+        self.device.download(self._array, self.flat.buffer)
+        if self._gathered is None:
+            self._gathered = AllgatherBuffers(self.comm.mpi, self.device, self.flat.size)
+        with self.comm.waiting():
+            buffers = self._gathered.gather(self._array, step)
+        self.device.synchronise()
+        return [self.flat.arrays(buffer) for buffer in buffers]
+
     def close(self) -> None:
         del self._array                          # a view would keep host memory mapped
         self.flat.close()
+
+
+class AllgatherBuffers:
+    """Copies of an array of each rank, on the device.
+
+    Args:
+        size: floats of the array.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, device: Device, size: int):
+        self._comm = comm
+        self._device = device
+        self._message = np.empty(size + HEADER_BYTES // 4, np.float32)
+        self._messages = np.empty((comm.size, self._message.size), np.float32)
+        self._buffers = [device.allocate(4 * size) for _ in range(comm.size)]
+
+    def gather(self, array: np.ndarray, step: int) -> list[Buffer]:
+        """Return a buffer for each rank with its array.
+
+        Raises:
+            DesyncError: a rank is at another step.
+        """
+        self._message[: array.size] = array
+        StepHeader(step, step).write(self._message[array.size :].view(np.uint8))
+        wait([self._comm.Iallgather(self._message, self._messages)])
+        headers = [StepHeader.read(message[array.size :].view(np.uint8)) for message in self._messages]
+        check_headers([headers[0].combine(*headers[1:])], "factors", step, self._comm.size)
+        for buffer, message in zip(self._buffers, self._messages, strict=True):
+            self._device.upload(buffer, message[: array.size])
+        return self._buffers
 
 
 class ReductionStrategy(MpiStrategy):

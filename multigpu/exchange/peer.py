@@ -27,6 +27,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from alexnet.config import Config, ConfigError
 from multigpu.communicator import BufferHandle, Closed, DeviceInfo, Done, Reachability
 from multigpu.device import MAX_SOURCES, Buffer, Device, DeviceError
@@ -53,6 +55,7 @@ class Peer(Strategy):
     one_machine = True
     preference = 2
     overlaps = True
+    gathers = True
 
     def __init__(self, mesh: Mesh, kind: type[PairwiseAverage] | type[ShardedAverage]):
         super().__init__(mesh.flat)
@@ -84,6 +87,9 @@ class Peer(Strategy):
 
     def average(self, step: int) -> None:
         self._average.average(step)
+
+    def gather(self, step: int) -> list[list[np.ndarray]]:
+        return [self.flat.arrays(buffer) for buffer in self._mesh.gather(step)]
 
     def close(self) -> None:
         self._mesh.close()
@@ -189,6 +195,7 @@ class Mesh:
         self._step = step
         self.flat = FlatBuffer(device, shapes)
         self.others: dict[int, Buffer] = {}
+        self._received: dict[int, Buffer] = {}
 
     def open(self) -> str | None:
         """Export own buffer and open those of all other workers. Collective.
@@ -204,6 +211,17 @@ class Mesh:
         except DeviceError as error:
             return str(error)
         return None
+
+    def gather(self, step: int) -> list[Buffer]:
+        """Return copies of the others' buffers and own buffer, in rank order. Called after Ready; sends Done."""
+        for rank, other in self.others.items():
+            if rank not in self._received:
+                self._received[rank] = self.device.allocate(other.nbytes)
+            self.device.copy(self._received[rank], other)
+        self.device.synchronise()
+        self.comm.allgather(Done(step))
+        buffers = self._received | {self.comm.rank: self.flat.buffer}
+        return [buffers[rank] for rank in sorted(buffers)]
 
     def close(self) -> None:
         """Close the buffers of the others, wait until the others have closed this one, then free it. Collective."""

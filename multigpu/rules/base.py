@@ -75,6 +75,10 @@ class Rule(ABC):
         """Return the names of the Network functions of a training step."""
         return ("train",)
 
+    def configure(self, config: Config, network: Network, comm: Communicator) -> None:
+        """Choose what the network computes for this rule, before it is compiled. The default changes nothing."""
+        return None
+
     @abstractmethod
     def connect(
         self, config: Config, network: Network, device: Device, comm: Communicator, recorder: Recorder, step: int = 0

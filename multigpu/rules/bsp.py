@@ -14,6 +14,8 @@ The setting exchange_what selects the exchanged arrays:
     gradients              avg or cdd; average g_i, then apply one update. The sum of the cdd velocities obeys
                            V <- mu V - N lr_p (mean of g_i + eta w), so cdd is the update at N times the rate. It needs
                            one flat buffer of gradients, half the size of weights and momentum
+    factors                the same, but the gradient of a dense layer's weights is exchanged as its factors where they
+                           are smaller, and every worker computes the mean; see alexnet.training.factors
 
 With overlap, the gradients of the last layers, which hold most of the bytes, are exchanged during the rest of the
 backward pass (overlap.py). The groups and the order of each sum are the same without it, and so are all bits.
@@ -26,6 +28,7 @@ at N lr follow the same trajectory up to rounding.
 from __future__ import annotations
 
 import math
+import platform
 import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -33,12 +36,13 @@ import numpy as np
 
 from alexnet.config import Config, ConfigError, Section
 from alexnet.config.fields import Count
+from alexnet.native import compiler
 from alexnet.training.base import StepResult, Synchronizer
 from alexnet.training.loop import InputLost, StepAbandoned
 from multigpu.communicator import Ready, SyncRemaining, TimingReport, total, verify_consistency
 from multigpu.exchange import ExchangeContext, ExchangeSettings, Strategy, strategy_of, strategy_settings
 from multigpu.rules.base import RULES, Rule
-from multigpu.rules.overlap import OverlappedExchange
+from multigpu.rules.overlap import EarlyExchange
 
 if TYPE_CHECKING:
     from alexnet.training.base import Recorder
@@ -48,19 +52,23 @@ if TYPE_CHECKING:
     from multigpu.device import Device
 
 
+BEFORE_UPDATE = ("gradients", "factors")         # values of exchange_what
+
+
 class BspSettings(Section):
     """What rule bsp exchanges, and how often."""
 
     sync: Literal["avg", "cdd"]
-    exchange_what: Literal["auto", "weights_and_momentum", "weights", "gradients"]
+    exchange_what: Literal["auto", "weights_and_momentum", "weights", "gradients", "factors"]
     average_every: Count
     overlap: bool
     running_statistics: Literal["average", "local"]
 
     def check(self) -> None:
-        if self.sync == "cdd" and self.exchange_what not in ("auto", "gradients"):
+        if self.sync == "cdd" and self.exchange_what not in ("auto", *BEFORE_UPDATE):
             raise ValueError(
-                f"exchange_what must be auto or gradients with sync=cdd, which adds updates, got {self.exchange_what}"
+                "exchange_what must be auto, gradients or factors with sync=cdd, which adds updates, got "
+                f"{self.exchange_what}"
             )
 
 
@@ -88,12 +96,12 @@ class BspRule(Rule):
                 f"sync must be avg with update={update}, whose updates by the parts of a batch do not add up to that "
                 "by the whole, got cdd"
             )
-        if not linear and settings.exchange_what not in ("auto", "gradients"):
+        if not linear and settings.exchange_what not in ("auto", *BEFORE_UPDATE):
             raise ConfigError(
-                f"exchange_what must be auto or gradients with update={update}, because the mean of the workers' "
-                f"accumulators is not that of one worker, got {settings.exchange_what}"
+                f"exchange_what must be auto, gradients or factors with update={update}, because the mean of the "
+                f"workers' accumulators is not that of one worker, got {settings.exchange_what}"
             )
-        gradients = settings.exchange_what == "gradients" or settings.sync == "cdd" or not linear
+        gradients = settings.exchange_what in BEFORE_UPDATE or settings.sync == "cdd" or not linear
         if gradients and settings.average_every > 1:
             raise ConfigError(
                 "average_every must be 1 when gradients are exchanged, because each is used only in its step, "
@@ -106,12 +114,22 @@ class BspRule(Rule):
     def check_job(self, config: Config, comm: Communicator) -> None:
         super().check_job(config, comm)
         if comm.size > 1 or "exchange" in config.given:
-            strategy_of(config, comm)
+            strategy = strategy_of(config, comm)
+            if exchanged(config, comm) == "factors" and not strategy.gathers:
+                raise ConfigError(
+                    f"exchange_what=factors needs a strategy that gathers arrays, such as peer, ar or asa32, got "
+                    f"exchange={config.section(ExchangeSettings).exchange}"
+                )
 
     def step_functions(self, config: Config, comm: Communicator) -> tuple[str, ...]:
-        if exchanged(config, comm) != "gradients":
+        what = exchanged(config, comm)
+        if what not in BEFORE_UPDATE:
             return ("train",)
-        return ("compute_overlapped" if overlaps(config, comm) else "compute", "apply")
+        return ("compute_overlapped" if what == "factors" or overlaps(config, comm) else "compute", "apply")
+
+    def configure(self, config: Config, network: Network, comm: Communicator) -> None:
+        if exchanged(config, comm) == "factors" and comm.size > 1:
+            network.use_factors(config.batch_size, comm.size)
 
     def connect(
         self, config: Config, network: Network, device: Device, comm: Communicator, recorder: Recorder, step: int = 0
@@ -125,12 +143,18 @@ class BspRule(Rule):
             context = ExchangeContext(config, device, comm, shapes_of(variables), recorder.warn, step)
             groups.append(ParameterGroup(variables, strategy.connect(context)))
         rates = comm.size if settings.sync == "cdd" else 1
-        if what != "gradients":
+        if what not in BEFORE_UPDATE:
             return Bsp(network, groups, comm, recorder, settings.average_every)
-        early = None
-        if overlaps(config, comm):
-            early = OverlappedExchange(groups[0].strategy, comm, step)
-            network.early_gradients.receive = early.start
+        if not (what == "factors" or overlaps(config, comm)):
+            return GradientBsp(network, groups, comm, recorder, rates)
+        factors = None
+        if network.factored:
+            check_kernels(network, comm)
+            shapes = [(n, config.batch_size) for layer in network.factored.values() for n in layer]
+            factors = strategy.connect(ExchangeContext(config, device, comm, shapes, recorder.warn, step))
+        gradients = groups[0].strategy if network.gradient_groups[0] else None
+        early = EarlyExchange(factors, gradients, comm, step, overlaps(config, comm))
+        network.early_gradients.receive = early.start
         return GradientBsp(network, groups, comm, recorder, rates, early)
 
 
@@ -157,7 +181,7 @@ def groups_of(what: str, network: Network, statistics: bool = True) -> list[list
     Args:
         statistics: average the running statistics of batch normalisation, too.
     """
-    if what == "gradients":
+    if what in BEFORE_UPDATE:
         early, late = ([network.gradients[n] for n in group] for group in network.gradient_groups)
         return [early, late + (network.running_statistics if statistics else [])]
     weights, velocities = weights_and_velocities(network)
@@ -180,6 +204,30 @@ def weights_and_velocities(network: Network) -> tuple[list[SharedVariable], list
 def shapes_of(variables: list[SharedVariable]) -> list[tuple[int, ...]]:
     """Return the shape of each variable's value."""
     return [np.shape(variable.get_value(borrow=True)) for variable in variables]
+
+
+class Kernels(NamedTuple):
+    """The processor architecture of the sender, and the block size of its kernels, 0 for NumPy."""
+
+    machine: str
+    block: int
+    step: int = 0
+
+
+def check_kernels(network: Network, comm: Communicator) -> None:
+    """Raise ConfigError unless all workers round the products of factors equally. Collective."""
+    from alexnet.ops.kernels.convolution import block_size  # it imports PyTensor, slowly
+
+    if not network.computes_on_host:
+        return
+    block = block_size() if compiler.compiler_available() else 0
+    found = comm.allgather(Kernels(platform.machine(), block))
+    for rank, kernels in enumerate(found):
+        if kernels != found[0]:
+            raise ConfigError(
+                "exchange_what=factors needs the same instruction set on all workers, which compute the same products, "
+                f"but workers 0 and {rank} differ: set isa=avx2, or isa=portable, for all"
+            )
 
 
 class ParameterGroup(NamedTuple):
@@ -296,14 +344,14 @@ class GradientBsp(Bsp):
     """The Synchronizer of rule bsp for gradients: backward pass, average, update.
 
     Args:
-        groups: all are averaged in each step; the first may be averaged during the backward pass.
+        groups: all are averaged in each step, the first by `early` if the network has gradients that are ready early.
         rates: factor of the learning rate: N for cdd.
-        early: the exchange of the first group during the backward pass; None: all groups are averaged after it.
+        early: the exchange during the backward pass; None: all groups are averaged after it.
     """
 
     def __init__(
         self, network: Network, groups: list[ParameterGroup], comm: Communicator, recorder: Recorder, rates: int = 1,
-        early: OverlappedExchange | None = None,
+        early: EarlyExchange | None = None,
     ):
         super().__init__(network, groups, comm, recorder)
         self._rates = rates
@@ -314,25 +362,35 @@ class GradientBsp(Bsp):
 
     def after_step(self, step: int, cost: float, error: float, rate: float, stop: bool, last: bool) -> StepResult:
         ready = Ready(step, float(cost), float(error), bool(stop))
+        factors: list[np.ndarray] = []
         if self._early is None:
             result = self._average(self._groups, ready)
         else:
-            self._end_early(self._early)
-            result = self._average(self._groups[1:], ready)
-            self._groups[0].unpack()
+            n_early = min(len(self._network.gradient_groups[0]), 1)
+            factors = self._end_early(self._early)
+            result = self._average(self._groups[n_early:], ready)
+            for group in self._groups[:n_early]:
+                group.unpack()
         with self._recorder.time("calc"):
-            self._network.apply(np.float32(self._rates * rate))
+            self._network.apply(np.float32(self._rates * rate), *factors)
         return result
 
-    def _end_early(self, early: OverlappedExchange) -> None:
-        """Wait for the exchange of the first group."""
+    def _end_early(self, early: EarlyExchange) -> list[np.ndarray]:
+        """Wait for the end of the early exchange; return the factors in the order of Network.apply."""
         with self._recorder.time("sync"):
             all_ready = early.wait_ready()
         self._check(all_ready)
         began = time.perf_counter()
         with self._recorder.time("comm"), self._comm.waiting():
-            seconds = early.wait_averaged()
+            seconds, gathered = early.wait_exchanged()
         self._recorder.add("hidden", max(seconds - (time.perf_counter() - began), 0.0))
+        layers = range(len(self._network.factored))
+        return [arrays[2 * layer + n] for layer in layers for arrays in gathered for n in (0, 1)]
+
+    def close(self) -> None:
+        if self._early is not None:
+            self._early.close()
+        super().close()
 
 
 def mean_of(messages: list[Ready]) -> StepResult:

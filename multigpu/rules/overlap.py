@@ -1,4 +1,4 @@
-"""The exchange of the first gradients during the rest of the backward pass, for rule bsp.
+"""The exchange of factors and of the first gradients, during the rest of the backward pass, for rule bsp.
 
     main thread      compute: forward, backward of the last layers | backward of the first layers | rest of the exchange
     exchange thread                                                | pack, Ready, average         |
@@ -17,7 +17,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
 
 from multigpu.communicator import Ready
 
@@ -26,33 +29,48 @@ if TYPE_CHECKING:
     from multigpu.exchange import Strategy
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
-class OverlappedExchange:
-    """Averages one group of gradients in another thread.
+class Exchanged(NamedTuple):
+    """Result of an exchange: its duration in seconds, and the arrays of each worker that were gathered."""
+
+    seconds: float
+    gathered: list[list[np.ndarray]]
+
+
+class EarlyExchange:
+    """Exchanges what compute_overlapped reports: gathers factors, and averages the first group of gradients.
 
     Args:
-        strategy: averages the group.
+        factors: gathers the factors; None if there are none.
+        gradients: averages the gradients; None if there are none.
         step: number of steps done before.
+        in_background: whether to exchange in another thread, as soon as the arrays are computed; otherwise wait_ready()
+            and wait_exchanged() do it.
     """
 
-    def __init__(self, strategy: Strategy, comm: Communicator, step: int):
-        self._strategy = strategy
+    def __init__(
+        self, factors: Strategy | None, gradients: Strategy | None, comm: Communicator, step: int, in_background: bool
+    ):
+        self._factors = factors
+        self._gradients = gradients
         self._comm = comm
         self._step = step
-        self._ready: Future[list[Ready]] | None = None
-        self._seconds: Future[float] | None = None
+        self._call = in_thread if in_background else Deferred
+        self._ready: Call[list[Ready]] | None = None
+        self._exchanged: Call[Exchanged] | None = None
 
     def start(self, values: Sequence[Any]) -> None:
-        """Start to exchange the gradients of the next step.
+        """Start the exchange of the next step.
 
         Args:
-            values: cost, error and gradients, arrays of the backend that may still be computed.
+            values: cost, error, factors and gradients, arrays of the backend that may still be computed.
         """
         self._step += 1
         step = self._step
-        ready = self._ready = in_thread(lambda: self._pack(step, *values))
-        self._seconds = in_thread(lambda: self._average(step, ready.result()))
+        ready = self._ready = self._call(lambda: self._pack(step, *values))
+        self._exchanged = self._call(lambda: self._exchange(step, ready.result()))
 
     def wait_ready(self) -> list[Ready]:
         """Return the messages of all workers; this worker's own only, if its cost is not finite.
@@ -63,28 +81,54 @@ class OverlappedExchange:
         assert self._ready is not None, "the exchange has not been started"
         return self._ready.result()
 
-    def wait_averaged(self) -> float:
-        """Wait for the average, and return how long it took in seconds. Raises what Strategy.average raises."""
-        assert self._seconds is not None, "the exchange has not been started"
-        return self._seconds.result()
+    def wait_exchanged(self) -> Exchanged:
+        """Wait for the end of the exchange. Raises what the methods of a Strategy raise."""
+        assert self._exchanged is not None, "the exchange has not been started"
+        return self._exchanged.result()
 
-    def _pack(self, step: int, cost: Any, error: Any, *gradients: Any) -> list[Ready]:
+    def close(self) -> None:
+        """Close the buffers of the factors. Collective."""
+        if self._factors is not None:
+            self._factors.close()
+
+    def _pack(self, step: int, cost: Any, error: Any, *arrays: Any) -> list[Ready]:
         ready = Ready(step, float(cost), float(error), False)
         if not math.isfinite(ready.cost):        # the training loop raises Diverged
             return [ready]
-        self._strategy.flat.pack_arrays(gradients)
-        self._strategy.device.synchronise()
+        n_factors = 0
+        if self._factors is not None:
+            n_factors = self._factors.flat.n_arrays
+            self._factors.flat.pack_arrays(arrays[:n_factors])
+            self._factors.device.synchronise()
+        if self._gradients is not None:
+            self._gradients.flat.pack_arrays(arrays[n_factors:])
+            self._gradients.device.synchronise()
         return self._comm.allgather(ready)
 
-    def _average(self, step: int, all_ready: list[Ready]) -> float:
+    def _exchange(self, step: int, all_ready: list[Ready]) -> Exchanged:
         if any(not math.isfinite(message.cost) for message in all_ready):
-            return 0.0
+            return Exchanged(0.0, [])
         began = time.perf_counter()
-        self._strategy.average(step)
-        return time.perf_counter() - began
+        gathered = self._factors.gather(step) if self._factors is not None else []
+        if self._gradients is not None:
+            self._gradients.average(step)
+        return Exchanged(time.perf_counter() - began, gathered)
 
 
-def in_thread(function: Callable[[], T]) -> Future[T]:
+class Call(Protocol[T_co]):
+    """A call whose result is waited for; its exceptions are raised then."""
+
+    def result(self) -> T_co: ...
+
+
+class Deferred(Generic[T]):
+    """A call that is made when its result is waited for, once."""
+
+    def __init__(self, function: Callable[[], T]):
+        self.result = cache(function)
+
+
+def in_thread(function: Callable[[], T]) -> Call[T]:
     """Call a function in a new thread, which does not keep the process alive."""
     future: Future[T] = Future()
 

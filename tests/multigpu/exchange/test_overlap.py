@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from alexnet.training.factors import are_smaller
 from multigpu.communicator import PeerDied
 from tests.multigpu.exchange import workers
 from tests.multigpu.exchange.workers import NormalisedNetwork, SmallNetwork, Team
@@ -45,6 +46,58 @@ def test_stop_request_ends_all_workers_after_one_step(team):
     found = team.run(workers.train, ["cpu"] * 3, STEPS, changes, 1, {1: 3}, size=3)
     assert [len(each.costs) for each in found] == [3, 3, 3]
     assert found[0].digests[-1] == found[1].digests[-1] == found[2].digests[-1]
+
+
+# ---- factors
+
+
+def one_network(size, steps=20):
+    """Return the states of one worker that trains on the combined batches of `size` workers."""
+    return Team(1).run(workers.train, ["cpu"], steps, {}, size)[0].states
+
+
+def assert_close(state, expected, tolerance):
+    for name, array in expected.items():
+        scale = max(float(np.abs(array).max()), 1e-3)
+        np.testing.assert_allclose(state[name] / scale, array / scale, rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("overlap", ["true", "false"])
+@pytest.mark.parametrize("sync", ["avg", "cdd"])
+def test_factors_give_the_weights_of_gradients(team, size, overlap, sync):
+    changes = {"sync": sync, "exchange_what": "gradients"}
+    gradients = team.run(workers.train, ["cpu"] * size, 20, changes, size=size)
+    changes |= {"exchange_what": "factors", "overlap": overlap}
+    factors = team.run(workers.train, ["cpu"] * size, 20, changes, size=size)
+    assert_close(factors[0].states[0], gradients[0].states[0], 1e-6)
+    assert_close(factors[0].states[-1], gradients[0].states[-1], 1e-5)
+    for other in factors[1:]:
+        assert other.digests == factors[0].digests
+        assert other.costs == factors[0].costs
+
+
+def test_factors_of_jax_give_the_weights_of_gradients(team):
+    gradients, factors = (train(team, 2, "jax", exchange_what=what) for what in ("gradients", "factors"))
+    assert_close(factors[0].states[0], gradients[0].states[0], 1e-6)
+    assert_close(factors[0].states[-1], gradients[0].states[-1], 1e-5)
+    assert factors[0].digests == factors[1].digests
+
+
+@pytest.mark.parametrize(("batch", "size", "expected"), [
+    (2, 2, {2: (64, 128), 4: (128, 3)}), (8, 2, {2: (64, 128)}), (8, 10, {2: (64, 128)}), (8, 11, {}),
+])
+def test_layers_are_factored_where_that_is_less(batch, size, expected):
+    network = workers.make_network()
+    network.use_factors(batch, size)
+    assert network.factored == expected
+
+
+def test_alexnets_dense_layers_are_factored_up_to_44_workers():
+    largest = [
+        max(n for n in range(1, 99) if are_smaller(shape, 128, n)) for shape in ((9216, 4096), (4096, 4096), (4096, 1000))
+    ]
+    assert largest == [44, 31, 12]
 
 
 @pytest.mark.parametrize("message", range(6, 13))

@@ -213,8 +213,9 @@ def join(seat, device, network, trained, changes):
     """Connect this worker with the settings `changes` and return its Synchronizer."""
     if seat.size == 1:
         return SingleWorker(network)
-    config = settings("none", "none", **changes)
+    config = settings("none", "none", **{"batch_size": BATCH, **changes})
     comm = counting(seat, trained.sent)
+    bsp.BspRule().configure(config, network, comm)
     return bsp.BspRule().connect(config, network, device, comm, FakeRecorder(trained.warnings.append))
 
 

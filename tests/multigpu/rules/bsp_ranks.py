@@ -12,7 +12,7 @@ from multigpu.device import open_device
 from multigpu.rules import bsp
 from multigpu.rules.single import SingleWorker
 from tests.multigpu.exchange.fakes import FakeRecorder
-from tests.multigpu.exchange.workers import SmallNetwork, synthetic_batch
+from tests.multigpu.exchange.workers import BATCH, SmallNetwork, synthetic_batch
 from tests.tiny import settings
 
 UPDATES = {
@@ -62,7 +62,8 @@ def train(comm, steps, changes, factor=1.0, parts=1, update="momentum", stop_at=
 def connect(comm, device, network, changes):
     if comm.size == 1:
         return SingleWorker(network)
-    config = settings("none", "none", **changes)
+    config = settings("none", "none", **{"batch_size": BATCH, **changes})
+    bsp.BspRule().configure(config, network, comm)
     return bsp.BspRule().connect(config, network, device, comm, FakeRecorder())
 
 

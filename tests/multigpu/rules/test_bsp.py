@@ -14,6 +14,7 @@ STEPS = 60                                       # the rate drops after half of 
 WAYS = {
     "cdd": ({"sync": "cdd"}, True),
     "gradients": ({"exchange_what": "gradients"}, False),
+    "factors": ({"exchange_what": "factors"}, False),
     "weights": ({"exchange_what": "weights"}, False),
     "both": ({"exchange_what": "weights_and_momentum"}, False),
 }
@@ -55,7 +56,7 @@ def assert_one(found, expected):
 
 
 @pytest.mark.parametrize(("size", "way"), [
-    (2, "cdd"), (4, "cdd"), (4, "weights"), (3, "both"), (3, "gradients"),
+    (2, "cdd"), (4, "cdd"), (4, "weights"), (3, "both"), (3, "gradients"), (4, "factors"),
 ])
 def test_ranks_match_one_worker_on_combined_batches(team, single_worker, size, way):
     changes, summed = WAYS[way]
@@ -65,6 +66,11 @@ def test_ranks_match_one_worker_on_combined_batches(team, single_worker, size, w
 @pytest.mark.parametrize("exchange", ["ar", "asa32", "copper"])
 def test_every_strategy_gives_the_same_weights(team, single_worker, exchange):
     assert_one(train(team, 3, {"exchange_what": "weights", "exchange": exchange}, 3), single_worker(3))
+
+
+@pytest.mark.parametrize("exchange", ["ar", "asa32", "peer"])
+def test_factors_are_gathered_by_every_strategy(team, single_worker, exchange):
+    assert_one(train(team, 2, {"exchange_what": "factors", "exchange": exchange}, 2), single_worker(2))
 
 
 @pytest.mark.parametrize(("update", "way"), [("nesterov", "weights"), ("nesterov", "cdd"), ("sgd", "weights")])
