@@ -2,11 +2,11 @@
 
 python -m benchmarks.mpi.overlap [--quick] [--json FILE] [--ranks 2] [--model alexnet] [--batch 128] [--exchange asa32]
 
-Each rank trains a network on one batch of random images that stays in memory. With every strategy, steps with gradients,
-with factors, and without any exchange take turns. A figure is the time of the slowest rank. `visible` is the difference
-to the step without an exchange, which is what remains if the exchange costs nothing. `hidden` is the time that the first
-part of the exchange ran beside the computation, and `sent` the bytes that left the host of a rank in a step. Each rank
-computes on one thread.
+Each rank trains a network on one batch of random images that stays in memory. With every strategy, steps with
+gradients, with factors, and without any exchange take turns. A figure is the time of the slowest rank. `visible` is the
+difference to the step without an exchange, which is what remains if the exchange costs nothing. `hidden` is the time
+that the first part of the exchange ran beside the computation, and `sent` the bytes that left the host of a rank in a
+step. Each rank computes on one thread.
 
 The environment variable MPIEXEC replaces the command that starts the ranks, for ranks on several hosts:
 

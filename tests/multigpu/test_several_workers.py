@@ -212,6 +212,30 @@ POINTS = [                                       # (point where a worker pauses,
 ]
 
 
+@pytest.mark.parametrize("settings", [
+    {}, {"exchange_what": "gradients"}, {"exchange_what": "gradients", "overlap": "false"},
+    {"exchange_what": "factors"},
+])
+def test_lost_images_end_all_workers_after_one_checkpoint(runs, tmp_path, settings):
+    data = tiny.make_data(tmp_path / "set", train=28, validation=9)
+    run = start(runs, tmp_path, data, run_name="run", devices="cpu,cpu", batch_size=2, n_epochs=10**6,
+                n_iterations="null", validation="false", **settings)
+    records = tmp_path / "runs" / "run" / "records.jsonl"
+    deadline = time.monotonic() + 60
+    while not (records.exists() and records.read_text().count("\n") > 5):
+        assert time.monotonic() < deadline and run.launcher.poll() is None, run.error.read_text()
+        time.sleep(0.05)
+    (data / "train_hkl_b8_b_8" / "0001.hkl").unlink()
+    status, error = run.finish(60)
+    assert status == 2
+    assert len(lines(error)) == 1 and "0001.hkl is missing" in error
+    folder = tmp_path / "runs" / "run"
+    arrays, _ = state_of(folder)
+    steps = [record["iteration"] for record in read_records(folder) if record["kind"] == "train"]
+    assert checkpoint_format.latest(folder) == checkpoint_format.snapshot_path(folder, steps[-1])
+    assert all(np.isfinite(array).all() for array in arrays.values())
+
+
 def paused(runs, folder, point, pausing, name="stderr", **settings):
     """Start a run of the fakes in which worker `pausing` pauses at the point."""
     given = {"output": folder, "n_epochs": 1 if point in ("closing", "saving") else 3, "warmup_epochs": 0} | settings

@@ -94,10 +94,8 @@ def test_layers_are_factored_where_that_is_less(batch, size, expected):
 
 
 def test_alexnets_dense_layers_are_factored_up_to_44_workers():
-    largest = [
-        max(n for n in range(1, 99) if are_smaller(shape, 128, n)) for shape in ((9216, 4096), (4096, 4096), (4096, 1000))
-    ]
-    assert largest == [44, 31, 12]
+    shapes = (9216, 4096), (4096, 4096), (4096, 1000)
+    assert [max(n for n in range(1, 99) if are_smaller(shape, 128, n)) for shape in shapes] == [44, 31, 12]
 
 
 @pytest.mark.parametrize("message", range(6, 13))
