@@ -137,22 +137,25 @@ class BspRule(Rule):
         verify_consistency(config, network, device, comm, step)
         what = exchanged(config, comm)
         settings = config.section(BspSettings)
-        strategy = strategy_of(config, comm)
-        groups = []
-        for variables in filter(None, groups_of(what, network, settings.running_statistics == "average")):
-            context = ExchangeContext(config, device, comm, shapes_of(variables), recorder.warn, step)
-            groups.append(ParameterGroup(variables, strategy.connect(context)))
-        rates = comm.size if settings.sync == "cdd" else 1
+        connected = strategy_of(config, comm).connect
+
+        def strategy(shapes: list[tuple[int, ...]]) -> Strategy:
+            return connected(ExchangeContext(config, device, comm, shapes, recorder.warn, step))
+
+        groups = [
+            ParameterGroup(variables, strategy(shapes_of(variables)))
+            for variables in groups_of(what, network, settings.running_statistics == "average") if variables
+        ]
         if what not in BEFORE_UPDATE:
             return Bsp(network, groups, comm, recorder, settings.average_every)
-        if not (what == "factors" or overlaps(config, comm)):
+        rates = comm.size if settings.sync == "cdd" else 1
+        if self.step_functions(config, comm)[0] == "compute":
             return GradientBsp(network, groups, comm, recorder, rates)
         factors = None
         if network.factored:
             check_kernels(network, comm)
-            shapes = [(n, config.batch_size) for layer in network.factored.values() for n in layer]
-            factors = strategy.connect(ExchangeContext(config, device, comm, shapes, recorder.warn, step))
-        gradients = groups[0].strategy if network.gradient_groups[0] else None
+            factors = strategy([(n, config.batch_size) for layer in network.factored.values() for n in layer])
+        gradients = groups.pop(0) if network.gradient_groups[0] else None
         early = EarlyExchange(factors, gradients, comm, step, overlaps(config, comm))
         network.early_gradients.receive = early.start
         return GradientBsp(network, groups, comm, recorder, rates, early)
@@ -344,9 +347,9 @@ class GradientBsp(Bsp):
     """The Synchronizer of rule bsp for gradients: backward pass, average, update.
 
     Args:
-        groups: all are averaged in each step, the first by `early` if the network has gradients that are ready early.
+        groups: averaged in each step, after the backward pass.
         rates: factor of the learning rate: N for cdd.
-        early: the exchange during the backward pass; None: all groups are averaged after it.
+        early: the exchange of the other gradients; None: `groups` contain all.
     """
 
     def __init__(
@@ -361,16 +364,8 @@ class GradientBsp(Bsp):
         return (self._network.compute_overlapped if self._early else self._network.compute)(*inputs)
 
     def after_step(self, step: int, cost: float, error: float, rate: float, stop: bool, last: bool) -> StepResult:
-        ready = Ready(step, float(cost), float(error), bool(stop))
-        factors: list[np.ndarray] = []
-        if self._early is None:
-            result = self._average(self._groups, ready)
-        else:
-            n_early = min(len(self._network.gradient_groups[0]), 1)
-            factors = self._end_early(self._early)
-            result = self._average(self._groups[n_early:], ready)
-            for group in self._groups[:n_early]:
-                group.unpack()
+        factors = self._end_early(self._early) if self._early is not None else []
+        result = self._average(self._groups, Ready(step, float(cost), float(error), bool(stop)))
         with self._recorder.time("calc"):
             self._network.apply(np.float32(self._rates * rate), *factors)
         return result
@@ -382,7 +377,7 @@ class GradientBsp(Bsp):
         self._check(all_ready)
         began = time.perf_counter()
         with self._recorder.time("comm"), self._comm.waiting():
-            seconds, gathered = early.wait_exchanged()
+            seconds, gathered = early.finish()
         self._recorder.add("hidden", max(seconds - (time.perf_counter() - began), 0.0))
         layers = range(len(self._network.factored))
         return [arrays[2 * layer + n] for layer in layers for arrays in gathered for n in (0, 1)]

@@ -27,6 +27,7 @@ from multigpu.communicator import Ready
 if TYPE_CHECKING:
     from multigpu.communicator import Communicator
     from multigpu.exchange import Strategy
+    from multigpu.rules.bsp import ParameterGroup
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -44,14 +45,15 @@ class EarlyExchange:
 
     Args:
         factors: gathers the factors; None if there are none.
-        gradients: averages the gradients; None if there are none.
+        gradients: the first group of gradients; None if there are none.
         step: number of steps done before.
         in_background: whether to exchange in another thread, as soon as the arrays are computed; otherwise wait_ready()
-            and wait_exchanged() do it.
+            and finish() do it.
     """
 
     def __init__(
-        self, factors: Strategy | None, gradients: Strategy | None, comm: Communicator, step: int, in_background: bool
+        self, factors: Strategy | None, gradients: ParameterGroup | None, comm: Communicator, step: int,
+        in_background: bool,
     ):
         self._factors = factors
         self._gradients = gradients
@@ -81,15 +83,20 @@ class EarlyExchange:
         assert self._ready is not None, "the exchange has not been started"
         return self._ready.result()
 
-    def wait_exchanged(self) -> Exchanged:
-        """Wait for the end of the exchange. Raises what the methods of a Strategy raise."""
+    def finish(self) -> Exchanged:
+        """Wait for the end of the exchange and set the gradients. Raises what the methods of a Strategy raise."""
         assert self._exchanged is not None, "the exchange has not been started"
-        return self._exchanged.result()
+        result = self._exchanged.result()
+        if self._gradients is not None:
+            self._gradients.unpack()
+        return result
 
     def close(self) -> None:
-        """Close the buffers of the factors. Collective."""
+        """Close the buffers. Collective."""
         if self._factors is not None:
             self._factors.close()
+        if self._gradients is not None:
+            self._gradients.strategy.close()
 
     def _pack(self, step: int, cost: Any, error: Any, *arrays: Any) -> list[Ready]:
         ready = Ready(step, float(cost), float(error), False)
@@ -101,8 +108,8 @@ class EarlyExchange:
             self._factors.flat.pack_arrays(arrays[:n_factors])
             self._factors.device.synchronise()
         if self._gradients is not None:
-            self._gradients.flat.pack_arrays(arrays[n_factors:])
-            self._gradients.device.synchronise()
+            self._gradients.strategy.flat.pack_arrays(arrays[n_factors:])
+            self._gradients.strategy.device.synchronise()
         return self._comm.allgather(ready)
 
     def _exchange(self, step: int, all_ready: list[Ready]) -> Exchanged:
@@ -111,7 +118,7 @@ class EarlyExchange:
         began = time.perf_counter()
         gathered = self._factors.gather(step) if self._factors is not None else []
         if self._gradients is not None:
-            self._gradients.average(step)
+            self._gradients.strategy.average(step)
         return Exchanged(time.perf_counter() - began, gathered)
 
 
