@@ -42,10 +42,14 @@ def factors_of(gradient: Variable) -> Factors | None:
     return Factors(x.dimshuffle(0, 3), g.dimshuffle(0, 3))
 
 
-def are_smaller(shape: tuple[int, ...], batch: int, workers: int) -> bool:
-    """Return whether a worker sends fewer numbers as factors than as gradient of the shape (inputs, outputs)."""
-    inputs, outputs = shape
-    return workers * batch * (inputs + outputs) < 2 * inputs * outputs
+def size_of(shape: tuple[int, ...], batch: int, workers: int) -> float:
+    """Return the size of the gradient for whose average a worker sends as many numbers as for gathering the factors.
+
+    Args:
+        shape: of the gradient, (inputs, outputs).
+        batch: images of a worker.
+    """
+    return workers / 2 * batch * sum(shape)
 
 
 def mean_product(factors: Sequence[Factors]) -> TensorVariable:

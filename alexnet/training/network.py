@@ -23,7 +23,7 @@ from alexnet.models import Model, model_class
 from alexnet.native import compiler
 from alexnet.nn import Background, Parameter, Training
 from alexnet.ops import CropMirror
-from alexnet.training.factors import Factors, are_smaller, factors_of, mean_product
+from alexnet.training.factors import Factors, factors_of, mean_product, size_of
 from alexnet.training.gradient_groups import first_group
 from alexnet.training.objectives import cross_entropy, top_k_error, training_cost
 from alexnet.training.updates import Pairs, UpdateRule, bind_update_rule
@@ -110,7 +110,7 @@ class Network:
         self.mode = mode_of(backend, precision, device)
         self.computes_on_host = backend in HOST_BACKENDS
         self.step = pytensor.shared(np.int64(0), name="step")
-        self.factored: dict[int, tuple[int, int]] = {}
+        self.factored: dict[int, float] = {}
         self.workers = 1
 
     @cached_property
@@ -166,8 +166,8 @@ class Network:
         for n, (gradient, parameter) in enumerate(
             zip(self.training_graph.gradients, self.trainable_parameters, strict=True)
         ):
-            if factors_of(gradient) and are_smaller(parameter.shape, batch, workers):
-                self.factored[n] = parameter.shape[0], parameter.shape[1]
+            if factors_of(gradient) and (size := size_of(parameter.shape, batch, workers)) < parameter.size:
+                self.factored[n] = size
 
     @cached_property
     def compute_overlapped(self) -> Function:
@@ -199,7 +199,11 @@ class Network:
         Without those in `factored`.
         """
         graph = self.training_graph
-        first = first_group(graph.outputs, graph.gradients, [each.size for each in self.trainable_parameters])
+        sizes = [float(each.size) for each in self.trainable_parameters]
+        whole_exchange = sum(sizes)
+        for n, size in self.factored.items():
+            sizes[n] = size
+        first = first_group(graph.outputs, graph.gradients, sizes, sum(sizes) / whole_exchange)
         whole = [n for n in range(len(graph.gradients)) if n not in self.factored]
         return [n for n in whole if n in first], [n for n in whole if n not in first]
 

@@ -4,9 +4,8 @@ python -m benchmarks.mpi.overlap [--quick] [--json FILE] [--ranks 2] [--model al
 
 Each rank trains a network on one batch of random images that stays in memory. With every strategy, steps with
 gradients, with factors, and without any exchange take turns. A figure is the time of the slowest rank. `visible` is the
-difference to the step without an exchange, which is what remains if the exchange costs nothing. `hidden` is the time
-that the first part of the exchange ran beside the computation, and `sent` the bytes that left the host of a rank in a
-step. Each rank computes on one thread.
+time of the exchange that delays the step, `comm` in the log, and `hidden` the time that it ran beside the computation.
+`sent` is the number of bytes that left the host of a rank in a step. Each rank computes on one thread.
 
 The environment variable MPIEXEC replaces the command that starts the ranks, for ranks on several hosts:
 
@@ -94,7 +93,7 @@ def synchronizer(plan, comm, device, strategy, way):
 
 
 def train_step(comm, exchange, recorder, step, images, labels):
-    """Run one step on all ranks; return the seconds of the slowest rank, its hidden seconds, and the bytes sent."""
+    """Run one step on all ranks; return (seconds, visible, hidden, bytes sent) of the slowest rank."""
     comm.mpi.Barrier()
     recorder.restart()
     before, began = bytes_sent(), time.perf_counter()
@@ -102,8 +101,8 @@ def train_step(comm, exchange, recorder, step, images, labels):
         cost, error = exchange.step(images, labels, rate=np.float32(1e-4))
     exchange.after_step(step, float(cost), float(error), 1e-4, False, False)
     seconds = time.perf_counter() - began
-    hidden = recorder.end_iteration(step, 0.0, 0)["hidden"]
-    return max(comm.mpi.allgather((seconds, hidden, bytes_sent() - before)))
+    times = recorder.end_iteration(step, 0.0, 0)
+    return max(comm.mpi.allgather((seconds, times["comm"], times["hidden"], bytes_sent() - before)))
 
 
 def rows_of(plan, comm, strategy, times):
@@ -112,12 +111,12 @@ def rows_of(plan, comm, strategy, times):
     alone = [seconds for seconds, *_ in times[ALONE]]
     yield report.row(f"{where}, {ALONE}", alone, "s")
     for way in WAYS:
-        seconds, hidden, sent = (list(values) for values in zip(*times[way], strict=True))
+        seconds, visible, hidden, sent = (list(values) for values in zip(*times[way], strict=True))
         found = report.row(f"{where}, {way}", seconds, "s")
         yield found | {"sent": statistics.median(sent)} if not comm.on_one_host else found
-        visible = [each - base for each, base in zip(seconds, alone, strict=True)]
         yield report.row(f"{where}, {way}, visible", visible, "s")
-        yield report.row(f"{where}, {way}, hidden", hidden, "s")
+        if "overlap=true" in WAYS[way]:
+            yield report.row(f"{where}, {way}, hidden", hidden, "s")
 
 
 def rows(options):

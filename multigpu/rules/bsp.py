@@ -154,7 +154,8 @@ class BspRule(Rule):
         factors = None
         if network.factored:
             check_kernels(network, comm)
-            factors = strategy([(n, config.batch_size) for layer in network.factored.values() for n in layer])
+            layers = [network.gradients[n].type.shape for n in network.factored]
+            factors = strategy([(n, config.batch_size) for layer in layers for n in layer])
         gradients = groups.pop(0) if network.gradient_groups[0] else None
         early = EarlyExchange(factors, gradients, comm, step, overlaps(config, comm))
         network.early_gradients.receive = early.start
