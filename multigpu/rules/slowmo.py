@@ -1,4 +1,4 @@
-"""SlowMo and DiLoCo: local steps, then the mean of the weights, then an outer step with a momentum of its own.
+"""SlowMo and DiLoCo: local steps, then the mean of the weights, then an outer update with a second momentum.
 
 Each of N workers does H steps with its own velocities. All then compute the mean of their weights and apply the same
 outer update, with the slow weights x of the last exchange, the inner rate lr of this step, and an outer momentum u:
