@@ -59,7 +59,7 @@ def test_outer_updates_match_hand_computation():
 def test_without_momentum_the_mean_is_kept_to_the_bit(step):
     rng = np.random.default_rng(0)
     mean, slow, momentum = rng.normal(size=(3, BLOCK + 5)).astype("float32")
-    mean[:4] = -0.0, 0.0, -0.0, 1e-42
+    mean[:4], slow[:4] = (-0.0, -0.0, 0.0, 1e-42), (1, -1, -1, 1)         # signed zeros, and a subnormal number
     expected = mean.tobytes()
     step(mean, slow, momentum)
     assert mean.tobytes() == slow.tobytes() == expected
