@@ -1,23 +1,28 @@
 """Rule slowmo: the outer updates, its identities with rule bsp, its equality with replicas, and resuming."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from alexnet.run import checkpoint, checkpoint_format
+from alexnet.training.loop import InputLost
 from alexnet.training.network import build_model, build_network
+from multigpu.communicator import PipeCommunicator
+from multigpu.device import open_device
 from multigpu.exchange.flat_buffer import BLOCK
 from multigpu.rules.slowmo import SlowmoRule, nesterov_step, slow_momentum_step
-from tests import tiny
+from tests import tiny, tiny_train
 from tests.mpi import needs_mpi, results, team_of
 from tests.multigpu.exchange import workers
+from tests.multigpu.exchange.fakes import FakeRecorder
 from tests.multigpu.exchange.workers import RATE, NormalisedNetwork, SmallNetwork, Team
 from tests.multigpu.runs import Run, clean_up
-from tests.multigpu.test_several_workers import TINY
 from tests.tiny import settings
 
 mpi_team = team_of(3)
+TINY = Path(tiny_train.__file__)
 PLAIN = {"slowmo_alpha": 1, "slowmo_beta": 0}    # the outer update returns the mean
 DILOCO = {"slowmo_nesterov": "true", "slowmo_alpha": 0.7, "slowmo_beta": 0.9, "slowmo_buffers": "maintain"}
 
@@ -223,6 +228,36 @@ def test_gpus_are_bit_identical_to_the_host(team, cuda_emulator):
         gpus.close()
     on_host = train(team, 2, 5, changes)
     assert [each.digests for each in emulated] == [each.digests for each in on_host]
+
+
+@pytest.fixture
+def one_worker():
+    """A network, and the Synchronizer of a worker without others, with two steps per round."""
+    network, rule = workers.make_network(), SlowmoRule()
+    config = settings("none", "none", rule="slowmo", slowmo_steps=2)
+    network.rule_state = rule.state(network, config)
+    with (
+        open_device("cpu") as device,
+        rule.connect(config, network, device, PipeCommunicator(0, {}), FakeRecorder()) as exchange,
+    ):
+        yield network, exchange
+
+
+@pytest.mark.slow
+def test_weights_stay_in_the_flat_buffer(one_worker):
+    network, exchange = one_worker
+    for step in (1, 2):
+        cost, error = exchange.step(*workers.synthetic_batch(step, 0, 1, 1), rate=RATE)
+        exchange.after_step(step, cost, error, RATE, False, False)
+    flat = exchange._groups[0].strategy.flat.array()
+    assert all(np.shares_memory(weights.get_value(borrow=True), flat) for weights in network.weights)
+    assert all(momentum.get_value().any() for momentum in network.rule_state)
+
+
+@pytest.mark.slow
+def test_lost_input_within_a_round_ends_without_a_checkpoint(one_worker):
+    with pytest.raises(InputLost, match="the images of step 2 do not arrive, and with slowmo_steps=2 the workers have"):
+        one_worker[1].abandon(2)
 
 
 @pytest.mark.mpi
