@@ -11,8 +11,8 @@ outer update, with the slow weights x of the last exchange, the inner rate lr of
 
 SlowMo keeps u in units of a gradient, so that u does not depend on a rate that decays. The rate is that of the last
 inner step. DiLoCo is slowmo_nesterov with slowmo_alpha=0.7 slowmo_beta=0.9 slowmo_buffers=maintain and a large H, 500
-in the paper; its outer rate does not depend on the inner one. With beta = 0 and alpha = 1 both return the mean, and
-the rule is rule bsp with average_every = H.
+in the paper; its outer rate does not depend on the inner one. With beta = 0 and alpha = 1 the outer update returns the
+mean. The rule is then rule bsp with average_every = H, to the bit, unless the velocities are reset.
 
 slowmo_buffers selects what happens to the velocities, or accumulators, at an outer step:
 
