@@ -90,6 +90,7 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         log_run(recorder, config, data, device)
         batches = stack.enter_context(open_batches(config, model, start.mean, device, link, recorder))
         network = build_network(config, model, start.mean, role.worker, device.name, start.scale)
+        network.rule_state = rule.state(network, config)
         if comm.rank == 0:
             checkpoint.check_room(run_folder.path, network, config, recorder.warn)
         position = initialize(start, network, config, recorder, role.workers)

@@ -1,8 +1,10 @@
 """Save the checkpoint of a run, and resume a run from it.
 
-    arrays      every parameter, its velocity or accumulators, the step of the random layers, the mean image
-    metadata    position in the training, validation error, settings, number of workers, network, scale, versions; of
-                the data set: class names, resize, number of training images, checksum of its mean image
+    arrays      every parameter, its velocity or accumulators, the state of the rule, the step of the random layers, the
+                mean image
+    metadata    position in the training, validation error, settings, number of workers, names of the arrays of the
+                rule, network, scale, versions; of the data set: class names, resize, number of training images,
+                checksum of its mean image
 
 The random streams are counter based, so the position determines their state. On the CPU a resumed run is bit-exact.
 """
@@ -58,6 +60,7 @@ def save(
         "model": config.model,
         "config": config.as_dict(),
         "workers": data.train.size,
+        "rule_state": [variable.name for variable in network.rule_state],
         "classes": data.classes,
         "class_names": data.class_names,
         "resize": data.resize,
@@ -132,6 +135,8 @@ def load(place: str | Path) -> Snapshot:
 def restore(snapshot: Snapshot, network: Network, config: Config, workers: int = 1) -> Position:
     """Set the network to the state of a Snapshot. Returns the Position to resume from.
 
+    The state of another rule than the network's is dropped; a rule whose state was not saved keeps its initial one.
+
     Args:
         workers: number of workers of this run; may differ from that of the saved run.
 
@@ -144,11 +149,15 @@ def restore(snapshot: Snapshot, network: Network, config: Config, workers: int =
     position = position_of(metadata, path)
     check_frozen(metadata, config, path)
     check_update(metadata, config, path)
-    expected = {name: (array.shape, array.dtype) for name, array in network.get_state().items()}
+    saved = set(metadata.get("rule_state", ()))
+    own = {variable.name for variable in network.rule_state}
+    arrays = {name: array for name, array in arrays.items() if name not in saved - own}
+    state = network.get_state()
+    expected = {name: (array.shape, array.dtype) for name, array in state.items() if name not in own - saved}
     checkpoint_format.check_arrays(arrays, expected | {MEAN: MEAN_IMAGE}, path)
     if position.batch:
         check_order(metadata, position, config, workers, path)
-    network.set_state({name: arrays[name] for name in expected})
+    network.set_state(state | {name: arrays[name] for name in expected})
     return position
 
 

@@ -88,6 +88,9 @@ class Network:
         device: device of the jax backend, "cpu", "cuda0", "cuda1" …
         scale: factor of each channel after the mean is subtracted.
 
+    Attributes:
+        rule_state: what the rule of several workers adds to the state; set it before the state is read.
+
     Each function is compiled on first use. If computes_on_host is true, arrays are NumPy arrays, and large arrays of
     the state are updated in place. The jax backend keeps the state on its device and also accepts images stored there.
 
@@ -112,6 +115,7 @@ class Network:
         self.step = pytensor.shared(np.int64(0), name="step")
         self.factored: dict[int, float] = {}
         self.workers = 1
+        self.rule_state: Sequence[SharedVariable] = ()
 
     @cached_property
     def training_graph(self) -> TrainingGraph:
@@ -295,13 +299,14 @@ class Network:
     @cached_property
     def state(self) -> dict[str, SharedVariable]:
         """Name -> shared variable, for every parameter and everything else that training changes."""
-        variables = dict.fromkeys([*self.parameters, *self.parameters_and_velocities, self.step])
+        variables = dict.fromkeys([*self.parameters, *self.parameters_and_velocities, *self.rule_state, self.step])
         return {variable.name: variable for variable in variables}
 
     @property
     def state_bytes(self) -> int:
         """Size of the state in bytes. Unlike get_state, this does not wait for the initial weights."""
-        return sum(v.get_value(borrow=True).nbytes for v in (*self.parameters, *self.update_graph[3], self.step))
+        variables = (*self.parameters, *self.update_graph[3], *self.rule_state, self.step)
+        return sum(variable.get_value(borrow=True).nbytes for variable in variables)
 
     def get_state(self) -> dict[str, np.ndarray]:
         """Return name -> array. The arrays are views of the state: copy what must survive the next step."""

@@ -1,6 +1,7 @@
 """Rules: when workers exchange, and with whom. How arrays are moved is decided by the strategy (multigpu.exchange).
 
     bsp     after each step, all workers: all have the same weights                         bsp.py
+    slowmo  every slowmo_steps steps, all workers; then an outer update, SlowMo or DiLoCo   slowmo.py
     easgd   every easgd_tau steps, each worker with a server that holds a center variable   easgd.py
     asgd    asynchronously, each worker with a server that adds up pushed updates           asgd.py
     gosgd   at random steps, one worker with another                                        gosgd.py

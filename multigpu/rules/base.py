@@ -12,7 +12,7 @@ from alexnet.training.base import Synchronizer
 
 if TYPE_CHECKING:
     from alexnet.training.base import Recorder
-    from alexnet.training.network import Network
+    from alexnet.training.network import Network, SharedVariable
     from multigpu.communicator import Communicator
     from multigpu.device import Device
 
@@ -56,6 +56,14 @@ class Rule(ABC):
             raise ConfigError(
                 f"lr_scaling must be none unless rule={config.rule} averages the updates of each step, got linear"
             )
+
+    def state(self, network: Network, config: Config) -> list[SharedVariable]:
+        """Return new shared variables that the rule changes and that belong in checkpoints, such as an outer momentum.
+
+        They are equal on all workers whenever a checkpoint is saved. A run that is resumed with another rule drops
+        those of the former rule, and starts with the values here.
+        """
+        return []
 
     def averages_steps(self, config: Config) -> bool:
         """Return whether the workers' updates of a step are averaged, as lr_scaling=linear assumes."""

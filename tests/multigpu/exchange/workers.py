@@ -1,4 +1,4 @@
-"""Connected worker processes for the tests of rule bsp and strategy peer, and the tasks that they run.
+"""Connected worker processes for the tests of rules bsp and slowmo and of strategy peer, and the tasks that they run.
 
 A task is a function task(seat, *arguments). Each process runs it and returns its result to the test.
 """
@@ -23,7 +23,7 @@ from multigpu.communicator import PipeCommunicator
 from multigpu.device import DeviceError, open_device
 from multigpu.exchange import peer
 from multigpu.launch.process import CONTEXT, end, environment, pipes_between, start
-from multigpu.rules import bsp
+from multigpu.rules import RULES, bsp
 from multigpu.rules.single import SingleWorker
 from tests.multigpu.exchange.fakes import CountingPipe, FakeNetwork, FakeRecorder, KillingPipe, random_arrays
 from tests.tiny import settings
@@ -214,9 +214,10 @@ def join(seat, device, network, trained, changes):
     if seat.size == 1:
         return SingleWorker(network)
     config = settings("none", "none", **{"batch_size": BATCH, **changes})
-    comm = counting(seat, trained.sent)
-    bsp.BspRule().configure(config, network, comm)
-    return bsp.BspRule().connect(config, network, device, comm, FakeRecorder(trained.warnings.append))
+    comm, rule = counting(seat, trained.sent), RULES.find(config.rule)()
+    network.rule_state = rule.state(network, config)
+    rule.configure(config, network, comm)
+    return rule.connect(config, network, device, comm, FakeRecorder(trained.warnings.append))
 
 
 def make_network(backend="cpu", kind=SmallNetwork):

@@ -1,4 +1,4 @@
-"""Rank functions of tests/multigpu/rules/test_bsp.py."""
+"""Rank functions of tests/multigpu/rules/test_bsp.py and test_slowmo.py."""
 
 import zlib
 from functools import partial
@@ -9,7 +9,7 @@ import numpy as np
 from alexnet.training.network import Network
 from alexnet.training.updates import adadelta, adagrad, momentum_sgd, nesterov, sgd
 from multigpu.device import open_device
-from multigpu.rules import bsp
+from multigpu.rules import RULES
 from multigpu.rules.single import SingleWorker
 from tests.multigpu.exchange.fakes import FakeRecorder
 from tests.multigpu.exchange.workers import BATCH, SmallNetwork, synthetic_batch
@@ -63,8 +63,10 @@ def connect(comm, device, network, changes):
     if comm.size == 1:
         return SingleWorker(network)
     config = settings("none", "none", **{"batch_size": BATCH, **changes})
-    bsp.BspRule().configure(config, network, comm)
-    return bsp.BspRule().connect(config, network, device, comm, FakeRecorder())
+    rule = RULES.find(config.rule)()
+    network.rule_state = rule.state(network, config)
+    rule.configure(config, network, comm)
+    return rule.connect(config, network, device, comm, FakeRecorder())
 
 
 def train_combined(comm, steps, parts, factor=1.0, update="momentum"):

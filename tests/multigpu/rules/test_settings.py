@@ -17,6 +17,9 @@ def refusal(*arguments):
     [
         ("average_every=0", "average_every must be greater than 0, got 0"),
         ("easgd_alpha=1.5", "easgd_alpha must be less than or equal to 1, got 1.5"),
+        ("slowmo_steps=0", "slowmo_steps must be greater than 0, got 0"),
+        ("slowmo_beta=1", "slowmo_beta must be less than 1, got 1"),
+        ("slowmo_buffers=keep", "slowmo_buffers must be 'reset', 'maintain' or 'average', got the text 'keep'"),
         ("gosgd_p=-0.1", "gosgd_p must be greater than or equal to 0, got -0.1"),
         ("easgd_tau=0", "easgd_tau must be greater than 0, got 0"),
         ("sync=sum", "sync must be 'avg' or 'cdd', got the text 'sum'"),
@@ -46,7 +49,7 @@ def test_invalid_value_is_refused(argument, message):
         ),
         (
             ["sync=cdd", "exchange_what=weights"],
-            "exchange_what must be auto or gradients with sync=cdd, which adds updates, got weights",
+            "exchange_what must be auto, gradients or factors with sync=cdd, which adds updates, got weights",
         ),
         (
             ["sync=cdd", "lr_scaling=linear"],
@@ -67,12 +70,16 @@ def test_invalid_value_is_refused(argument, message):
         ),
         (
             ["update=adadelta", "exchange_what=weights"],
-            "exchange_what must be auto or gradients with update=adadelta, because the mean of the workers' "
+            "exchange_what must be auto, gradients or factors with update=adadelta, because the mean of the workers' "
             "accumulators is not that of one worker, got weights",
         ),
         (
             ["update=adagrad", "average_every=2"],
             "average_every must be 1 when gradients are exchanged, because each is used only in its step, got 2",
+        ),
+        (
+            ["rule=slowmo", "slowmo_nesterov=true", "slowmo_beta=0"],
+            "slowmo_beta must be greater than 0 with slowmo_nesterov=true, got 0",
         ),
         (
             ["rule=asgd", "server_update=adagrad"],
@@ -115,6 +122,10 @@ def test_contradictory_settings_are_refused(arguments, message):
     ("arguments", "message"),
     [
         (["rule=easgd", "sync=cdd"], "sync is a setting of rule=bsp, so with rule=easgd it must stay avg, got cdd"),
+        (
+            ["rule=slowmo", "average_every=8"],
+            "average_every is a setting of rule=bsp, so with rule=slowmo it must stay 1, got 8",
+        ),
         (["gosgd_p=0.5"], "gosgd_p is a setting of rule=gosgd, so with rule=bsp it must stay 0.01, got 0.5"),
     ],
 )
@@ -122,6 +133,6 @@ def test_setting_of_another_rule_is_refused(arguments, message):
     assert refusal(*arguments) == message
 
 
-@pytest.mark.parametrize("rule", ["bsp", "easgd", "asgd", "gosgd"])
+@pytest.mark.parametrize("rule", ["bsp", "slowmo", "easgd", "asgd", "gosgd"])
 def test_defaults_suit_every_rule(rule):
     check_rule(load_config(["data=none", f"rule={rule}"]))
