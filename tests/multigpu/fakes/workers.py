@@ -149,7 +149,7 @@ def abandon(config):
 
 def main(function, folder, *settings):
     values = {key: json.loads(value) for key, value in (setting.split("=") for setting in settings)}
-    defaults = {"rank": None, "devices": ["cpu"], "folder": folder, "run_name": None}
+    defaults = {"rank": None, "devices": ["cpu"], "folder": folder, "run_name": None, "max_restarts": 0}
     defaults |= {"reading": 0.0, "computing": 0.01, "steps": 10, "between": 0.0}
     config = SimpleNamespace(**defaults | values)
     return abandon(config) if function == "abandon" else launch(config, globals()[function])
