@@ -6,7 +6,7 @@ exchange only small messages:
     worker                                    loader
     ReaderFactory(make_reader)   ---------->  creates its reader, once
     CalcFinished(slot, request)  ---------->  reads the images of the request, copies them into the slot, synchronises
-    computes on another slot     <----------  CopyFinished(slot), or Refused(slot, reason)
+    computes on another slot     <----------  CopyFinished(slot), or Refused(slot, reason, kind)
 
 On the host, images are read directly into the slot.  No image data is copied or pickled between processes, and
 neither process polls.  The death of the other process is seen as an EOF.

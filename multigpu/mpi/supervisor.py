@@ -14,7 +14,7 @@ instead of reading its command line; the job's monitor reports how the job has e
     a second one                      goes to mpiexec
     the supervisor is killed          mpiexec receives SIGUSR1
 
-SIGUSR1, because MPICH's and Open MPI's mpiexec and Slurm's srun forward it.  Open MPI's mpiexec kills its ranks soon after
+SIGUSR1, because the mpiexec of MPICH and of Open MPI and srun of Slurm forward it.  Open MPI kills its ranks soon after
 a SIGTERM, srun at once.  mpiexec gets no standard input, and is not in the process group of the terminal, so that a
 Ctrl-C reaches only the supervisor.  The supervisor has to see the run's folder.
 """
@@ -130,7 +130,7 @@ def supervise(command: Sequence[str]) -> int:
                 return end.status
             folder = Path(end.log).parent if end.log else None
             if folder and not folder.is_dir():
-                say(f"the job cannot be restarted from this machine, which has no {folder}: set output to a shared folder")
+                say(f"the job cannot be restarted, because this machine has no {folder}: set output to a shared folder")
                 return end.status
             restarts += 1
             config = restarted(config, folder)
