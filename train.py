@@ -9,6 +9,7 @@
     python train.py rank=0 size=2 device=cuda0       # the same by hand: this, and rank=1 size=2 device=cuda1, with the
                                                      # same other settings in another terminal
     mpiexec -n 4 python -m mpi4py train.py rule=bsp exchange=asa16                   # an MPI job: one rank per worker
+    python train.py devices=cpu,cpu max_restarts=3   # restart after a killed process; over MPI: docs/environment.md
     python train.py --help                           # every setting, with its default, unit and source
 
 The run's folder, runs/DATE_TIME, contains the settings, the log, one JSON line and one CSV line per record, curves and

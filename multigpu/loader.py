@@ -6,7 +6,7 @@ exchange only small messages:
     worker                                    loader
     ReaderFactory(make_reader)   ---------->  creates its reader, once
     CalcFinished(slot, request)  ---------->  reads the images of the request, copies them into the slot, synchronises
-    computes on another slot     <----------  CopyFinished(slot), or Refused(slot, reason)
+    computes on another slot     <----------  CopyFinished(slot), or Refused(slot, reason, kind)
 
 On the host, images are read directly into the slot.  No image data is copied or pickled between processes, and
 neither process polls.  The death of the other process is seen as an EOF.
@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from alexnet.data.dataset import BatchReader, DataError, Request
+from alexnet.data.dataset import BatchReader, DataError, ReadError, Request
 from alexnet.native.console import protect
 from alexnet.training.base import Batches
 from alexnet.training.loop import InputLost, StoppedWhileWaiting
@@ -82,10 +82,14 @@ class CopyFinished(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """Loader to worker: the request cannot be read, and the reason; the slot is free again."""
+    """Loader to worker: the request cannot be read, and the reason; the slot is free again.
+
+    kind: the class of the exception to raise.
+    """
 
     slot: int
     reason: str
+    kind: type[DataError]
 
 
 class Ring(NamedTuple):
@@ -141,7 +145,7 @@ def fill_slots(
             device.upload(slots[slot], images)
             answer: CopyFinished | Refused = CopyFinished(slot)
         except DataError as error:
-            answer = Refused(slot, str(error))
+            answer = Refused(slot, str(error), ReadError if isinstance(error, ReadError) else DataError)
         device.synchronise()                     # before the message, because copies to a GPU are asynchronous
         pipe.send(answer)
 
@@ -301,7 +305,7 @@ class ParallelBatches(WorkerBatches):
             slot, shape, _ = self._in_flight[0]
             answer = self._receive_answer()
             if isinstance(answer, Refused):
-                raise DataError(answer.reason)
+                raise answer.kind(answer.reason)
             yield self._slots[slot].array(shape, self.dtype)
             # the caller asks for the next images after it has read the cost of these, so the GPU has finished with them
             self._request_next(slot, requests)

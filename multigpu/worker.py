@@ -95,7 +95,7 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
             checkpoint.check_room(run_folder.path, network, config, recorder.warn)
         position = initialize(start, network, config, recorder, role.workers)
         del start                                # the network now owns its arrays
-        if comm.rank == 0:
+        if comm.rank == 0 and not config.is_restart:             # a process may die after the last checkpoint
             check_unfinished(config, position)
         rule.configure(config, network, comm)
         compile_functions(network, recorder, config.batch_size, role.functions)
@@ -170,10 +170,10 @@ def open_folder(
         The settings, with the name of the folder.
     """
     folder = run_folder.create()
-    recorder.open(folder)
-    if config.resume_train:
-        recorder.truncate(position.iteration, position.epoch)
     link.log_to(folder / "log.txt")
+    recorder.open(folder)
+    if config.resume_train or config.is_restart:
+        recorder.truncate(position.iteration, position.epoch)
     config = config.model_copy(update={"run_name": folder.name})
     atomic.write(folder / "config.yaml", dump(as_stored(config)))
     recorder.log(f"results go to {folder}")

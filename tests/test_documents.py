@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from alexnet.config import load_config
 from alexnet.pretrained.caffe.caffemodel import PUBLISHED
 from alexnet.pretrained.upstream import PUBLISHED_SHA1
+from multigpu.rules.base import check_rule
 
 TOP = Path(__file__).parents[1]
 PAGES = sorted([*TOP.glob("*.md"), *(TOP / "docs").glob("*.md")])
@@ -41,6 +43,16 @@ def test_notebook_is_executed_small_and_names_no_folder_of_its_machine():
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     printed = json.dumps([cell["outputs"] for cell in cells])
     assert "Traceback" not in printed and "/tmp/" not in printed and "/home/" not in printed
+
+
+def test_commands_for_slurm_have_valid_settings():
+    """A shell variable stands for a value, or for a setting that is absent."""
+    text = re.sub(r" \$start\b", "", (TOP / "docs" / "slurm.md").read_text("utf-8"))
+    commands = re.findall(r"^.*mpi4py train\.py (.*?)(?: &)?$", text, re.MULTILINE)
+    configs = [load_config(command.split()) for command in commands]
+    assert {config.rule for config in configs} == {"bsp", "easgd", "asgd", "gosgd"}
+    for config in configs:
+        check_rule(config)
 
 
 def test_readme_is_short_and_keeps_its_two_commands():

@@ -118,10 +118,12 @@ class Config(Section):
     snapshot_freq: Count
     snapshot_iterations: Count | None
     keep_snapshots: Count | None
+    max_restarts: Annotated[int, Field(ge=0)]
 
     _others: dict[str, Any] = PrivateAttr(default_factory=dict)    # values of the settings of sections, not validated
     _given: frozenset[str] = PrivateAttr(frozenset())              # names of the settings that the user gave
     _notes: tuple[str, ...] = PrivateAttr(())                      # messages about the settings, for the log of the run
+    _is_restart: bool = PrivateAttr(False)                         # see the property
 
     def section(self, kind: type[S]) -> S:
         """Return the settings of a section.
@@ -145,6 +147,17 @@ class Config(Section):
         """Return the same settings with more notes."""
         config = self.model_copy()
         config._notes = (*self._notes, *notes)
+        return config
+
+    @property
+    def is_restart(self) -> bool:
+        """Whether a failed run starts again, in its folder, which exists."""
+        return self._is_restart
+
+    def as_restart(self, **changes: str) -> Self:
+        """Return the settings of a restart, with these changes."""
+        config = self.model_copy(update=changes)
+        config._is_restart = True
         return config
 
     def as_dict(self) -> dict[str, Any]:
@@ -189,6 +202,11 @@ class Config(Section):
         if 0 < len(given) < 3:
             listed = ", ".join(f"{name}={value}" for name, value in given.items())
             raise ValueError(f"a worker started by hand needs rank, size and device together, got only {listed}")
+        if given and self.max_restarts:
+            raise ValueError(
+                f"max_restarts must be 0 for a worker started by hand, because only you can start it again, got "
+                f"{self.max_restarts}"
+            )
         if self.rank is not None and self.size is not None and self.rank >= self.size:
             raise ValueError(f"rank must be 0 to {self.size - 1} for size={self.size}, got {self.rank}")
         if self.device == "auto":

@@ -4,6 +4,7 @@ hickle.load executes pickled code from any file, so it is never called. The arra
 uncompressed HDF5 dataset "data". Any other content is refused before it is read.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -21,12 +22,18 @@ from alexnet.native.atomic import replacing
 
 NAMES = ("data", "data_0")                       # hickle 1 and 4 or newer; hickle 2 and 3
 BLOCK = 512                                      # 64-bit words that sums_crc32 adds up
+# errors of a disk or a network file system, not of the file
+OF_THE_DEVICE = {errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENODEV, errno.ENXIO}
 
 FilePath = str | bytes | os.PathLike             # names of image files may not be UTF-8
 
 
 class DataError(ValueError):
     """Data files that are missing, damaged or inconsistent. The message is one sentence that names them."""
+
+
+class ReadError(DataError):
+    """The disk or the network file system failed while a file was read; the file may be intact."""
 
 
 class FileChecksum(NamedTuple):
@@ -96,7 +103,7 @@ class BatchFile:
             else:
                 out[...] = dataset[..., start:stop]
         except OSError as error:
-            raise DataError(f"{name_of(self.path)} cannot be read: {one_line(error)}") from error
+            raise kind_of(error)(f"{name_of(self.path)} cannot be read: {one_line(error)}") from error
 
     def rows(self, step: int) -> np.ndarray:
         """Return every step-th row of all images, from row step // 2. Raises DataError."""
@@ -123,10 +130,21 @@ def write(path: str | Path, images: np.ndarray) -> None:
 
 def reason(error: Exception) -> str:
     """Return the operating system's message for an HDF5 error if it contains an errno, else its own message."""
+    number = errno_of(error)
+    return os.strerror(number) if number else one_line(error)
+
+
+def errno_of(error: Exception) -> int | None:
+    """Return the errno of an error, which HDF5 writes into its message; None if there is none."""
     if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
+        return error.errno
     found = re.search(r"errno = (\d+)", str(error))
-    return os.strerror(int(found[1])) if found else one_line(error)
+    return int(found[1]) if found else None
+
+
+def kind_of(error: OSError) -> type[DataError]:
+    """Return the class of the exception to raise after an error while reading."""
+    return ReadError if errno_of(error) in OF_THE_DEVICE else DataError
 
 
 @contextmanager
@@ -139,7 +157,7 @@ def opened(path: FilePath, size: int) -> Iterator[BatchFile]:
     except OSError as error:
         if not os.path.exists(path):             # also if it was removed while HDF5 opened it
             raise DataError(f"{name_of(path)} is missing") from error
-        raise DataError(f"{name_of(path)} is not a readable HDF5 file: {one_line(error)}") from error
+        raise kind_of(error)(f"{name_of(path)} is not a readable HDF5 file: {one_line(error)}") from error
     with file:
         yield BatchFile(path, plain_dataset(file, path, size))
 

@@ -20,12 +20,12 @@ import numpy as np
 
 from alexnet.data import batch_file, layout, plausibility
 from alexnet.data.augment import IMAGE_SIZE, RESIZES, Crop, centre_crop, crop_batch, crop_stream, draw_crop, file_order
-from alexnet.data.batch_file import BatchFile, DataError, FileChecksum, file_sha256, name_of, sums_crc32
+from alexnet.data.batch_file import BatchFile, DataError, FileChecksum, ReadError, file_sha256, name_of, sums_crc32
 from alexnet.data.image_listing import conversion_hint
 from alexnet.data.layout import Manifest
 
 __all__ = [
-    "BatchReader", "Crop", "DataError", "Dataset", "Request", "Segment", "Split",
+    "BatchReader", "Crop", "DataError", "Dataset", "ReadError", "Request", "Segment", "Split",
     "centre_crop", "crop_stream", "draw_crop", "file_order", "open_dataset",
 ]
 

@@ -56,6 +56,12 @@ def snapshots(folder: str | Path) -> list[Path]:
     return sorted(iterations, key=iterations.__getitem__, reverse=True)
 
 
+def iteration_of(path: Path) -> int | None:
+    """Return the iteration in the name of a checkpoint file; None if it has another name."""
+    match = NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
 def newest(folder: str | Path) -> Path | None:
     """Return the newest checkpoint file of a run folder, or None."""
     return next(iter(snapshots(folder)), None)

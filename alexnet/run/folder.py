@@ -29,11 +29,12 @@ class RunFolder:
 
     Attributes:
         path: the folder; a new run may get another one from create().
+        resumed: whether the folder already belongs to this run.
     """
 
     def __init__(self, config: Config):
         self.path = Path(config.output, config.run_name or "")
-        self.resumed = resumes_in_place(config)
+        self.resumed = resumes_in_place(config) or config.is_restart
         self._exact = is_exact(config)
         self._lock: int | None = None
 

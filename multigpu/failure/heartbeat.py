@@ -42,6 +42,11 @@ class HeartbeatClient:
             self._state.failure = failure
             self._send()
 
+    def stop(self) -> None:
+        """Report that this rank has received a stop signal; called by the handler of the signal."""
+        self._state.stopping = True
+        threading.Thread(target=self._send, daemon=True).start()     # the interrupted thread may hold the lock
+
     def finish(self, status: int) -> None:
         """Request an exit status for the job; wait until all ranks have finished, unless this rank has left the job."""
         with self._comm.waiting():

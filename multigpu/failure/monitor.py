@@ -18,7 +18,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from multigpu.failure.protocol import EndJob, Failure, Heartbeat, JobSettings, RankDropped, Released, name_of
-from multigpu.mpi import tcp
+from multigpu.mpi import supervisor_link, tcp
+from multigpu.mpi.supervisor_link import JobEnded
 
 POLL, LONGEST = 0.25, 1.0                        # seconds between two checks; the most that one counts
 FIRST_STEP, JOIN, CAUSE = 600.0, 60.0, 1.0       # seconds: first step; all ranks register; a failure's cause is seen
@@ -60,13 +61,14 @@ class MonitoredRank:
         if state.failure and (not state.failure.caused_by_peer or unchanged > CAUSE or self.hung_up):
             return state.failure._replace(reason=f": {state.failure.reason}")
         if self.hung_up and (state.finished is None or not state.detached):
-            return Failure(" has died: it was killed, or has crashed; mpiexec may report the signal", fatal=False)
+            return Failure(" has died: it was killed, or has crashed; mpiexec may report the signal", fatal=False,
+                           curable=True)
         if clock - self.heard > timeout:
             return Failure(f" has been silent for {timeout:g} s (heartbeat_timeout): it hangs, was stopped, or cannot "
-                           "be reached", fatal=False)
+                           "be reached", fatal=False, curable=True)
         if unchanged > limit and not self.waits():
             return Failure(f" has not done a step for {limit:g} s, and is not waiting for another rank; if a step "
-                           "takes this long, increase heartbeat_timeout", fatal=False)
+                           "takes this long, increase heartbeat_timeout", fatal=False, curable=True)
         return None
 
     def send(self, message: RankDropped | EndJob | Released) -> None:
@@ -76,10 +78,15 @@ class MonitoredRank:
 
 
 class JobMonitor:
-    """Monitors `size` ranks, which connect to the listening socket and know the key."""
+    """Monitors `size` ranks, which connect to the listening socket and know the key.
 
-    def __init__(self, listener: socket.socket, size: int, key: bytes) -> None:
+    Args:
+        supervisor: the connection to the job's supervisor, which can start the job again; None if there is none.
+    """
+
+    def __init__(self, listener: socket.socket, size: int, key: bytes, supervisor: Connection | None = None) -> None:
         self._size = self._missing = size        # _missing: ranks that have not registered yet
+        self._supervisor = supervisor
         self._settings = JobSettings()
         self._clock = 0.0                        # seconds in which the job was not suspended
         self._ranks: dict[int, MonitoredRank] = {}               # by file descriptor
@@ -100,6 +107,7 @@ class JobMonitor:
                 return False
         ranks = [rank for rank in self._ranks.values() if not self._settings.elastic or rank.state.rank == SERVER]
         status = max(rank.state.finished or 0 for rank in ranks)
+        self._report_end(JobEnded(status))
         for rank in self._ranks.values():
             rank.send(Released(status, self._complete))
         return True
@@ -136,7 +144,7 @@ class JobMonitor:
         timeout = self._settings.heartbeat_timeout
         if ranks and all(rank.waits() and self._clock - rank.changed > timeout for rank in ranks):
             return "all ranks", Failure(f" wait for each other, and have done nothing else for {timeout:g} s "
-                                        "(heartbeat_timeout): what connects them may be broken")
+                                        "(heartbeat_timeout): what connects them may be broken", curable=True)
         if self._missing and self._clock > JOIN:
             return f"{self._missing} of {self._size} ranks", Failure(
                 f" have not come within {JOIN:g} s; they have to reach rank 0's machine over TCP")
@@ -164,6 +172,8 @@ class JobMonitor:
     def _end_job(self, name: str, failure: Failure) -> None:
         """Report which rank has failed and how; end all ranks."""
         self._report(name + failure.reason)
+        curable = failure.curable and not any(rank.state.stopping for rank in self._ranks.values())
+        self._report_end(JobEnded(failure.status, name + failure.reason, curable, self._settings.log))
         time.sleep(FORWARD)
         ranks = sorted(self._ranks.values(), key=lambda r: (r.name() == name, r.heard < self._clock - 2, r.state.rank))
         for rank in ranks:                       # the lowest running rank ends the job
@@ -175,6 +185,12 @@ class JobMonitor:
         for rank in self._ranks.values():
             if rank.state.rank == 0 and rank.state.pid == os.getppid():          # mpiexec then kills the others
                 os.kill(rank.state.pid, signal.SIGKILL)
+
+    def _report_end(self, end: JobEnded) -> None:
+        """Notify the supervisor, if there is one, how the job has ended."""
+        if self._supervisor:
+            with suppress(OSError):              # it has been killed
+                self._supervisor.send(end)
 
     def _report(self, line: str) -> None:
         """Write a line to standard error, and to the run's log if it exists by now."""
@@ -188,7 +204,7 @@ class JobMonitor:
 def main(listener: str, size: str) -> None:
     """Run the monitor on an inherited listening socket, given by its file descriptor. The key is on standard input."""
     with socket.socket(fileno=int(listener)) as listening:
-        finished = JobMonitor(listening, int(size), sys.stdin.buffer.read()).run()
+        finished = JobMonitor(listening, int(size), sys.stdin.buffer.read(), supervisor_link.connect()).run()
     if not finished:                             # MPICH's mpiexec collects one exit status at each event of rank 0's
         os.close(1)                              # outputs, which this process shares, and takes 0 for all others that
         time.sleep(0.05)                         # it has killed: without an event after the end, the job's may be 0

@@ -19,6 +19,7 @@ class Failure(NamedTuple):
     status: int = 1
     fatal: bool = True                           # the job ends even if the rule is elastic
     caused_by_peer: bool = False                 # another rank's failure is more informative
+    curable: bool = False                        # a restart of the job may succeed
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Heartbeat:
     finished: int | None = None                  # its work is complete, and it requests this exit status for the job
     failure: Failure | None = None
     settings: JobSettings | None = None          # of rank 0, once they are known
+    stopping: bool = False                       # it has received a stop signal
 
 
 class RankDropped(NamedTuple):

@@ -8,6 +8,9 @@
                                     an invalid setting or file; one message names the first worker and its error
     the launcher itself dies        its workers see an EOF and end, and so do their loaders
 
+After a failure that a restart can cure, the launcher starts the workers again, at most max_restarts times: see
+multigpu.launch.restart.
+
 A pipe connects every two workers; only these two hold its ends.  A worker started by hand is the only worker of its
 launcher and finds the others through multigpu.launch.rendezvous.
 """
@@ -18,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -25,7 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alexnet.config.schema import Config, ConfigError
-from alexnet.data.dataset import DataError
+from alexnet.data.dataset import DataError, ReadError
 from alexnet.native.atomic import reason
 from alexnet.native.console import protect, say
 from alexnet.native.cores import cores
@@ -34,9 +38,10 @@ from alexnet.run.checkpoint_format import CheckpointError, newest
 from alexnet.training.loop import Diverged, InputLost
 from multigpu.communicator import Communicator, DesyncError, PeerDied, PipeCommunicator
 from multigpu.device import DeviceError
-from multigpu.launch.link import Failed, JobLink, LauncherLink, Order
-from multigpu.launch.process import CONTEXT, describe_exit, end, pipes_between, start
+from multigpu.launch.link import Failed, JobLink, LauncherLink, LogOpened, Order
+from multigpu.launch.process import CONTEXT, SIGNALS, describe_exit, end, pipes_between, start
 from multigpu.launch.rendezvous import Pipes, Placement, Stopped, rendezvous
+from multigpu.launch.restart import after_restarts, log_restart, restarted
 from multigpu.launch.signals import Signals, stop_notice
 
 STOP_TIMEOUT = 2.0                               # seconds that workers get to stop after another has died
@@ -45,24 +50,30 @@ CAUSE_TIMEOUT = 1.0                              # seconds to wait for the death
 WorkFunction = Callable[[Config, str, JobLink, Communicator], None]      # called as multigpu.worker.work
 
 
-class Worker(NamedTuple):
-    """A worker process as seen by the launcher."""
+@dataclass(eq=False)
+class Worker:
+    """A worker process as seen by the launcher. folder: that of the run, once worker 0 has created it."""
 
     name: str
     process: BaseProcess
     pipe: Connection
+    folder: Path | None = None
 
 
 class Outcome(NamedTuple):
     """How a run ends: exit status, optional message, and seconds until the remaining workers are killed.
 
     lost: whether the steps since the last checkpoint are lost.
+    curable: whether a restart may succeed.
+    folder: of the run, if it exists.
     """
 
     status: int
     message: str | None = None
     timeout: float = STOP_TIMEOUT
     lost: bool = False
+    curable: bool = False
+    folder: Path | None = None
 
 
 def launch(config: Config, entry: WorkFunction | None = None) -> int:
@@ -78,18 +89,37 @@ def launch(config: Config, entry: WorkFunction | None = None) -> int:
     Returns:
         The exit status.
     """
-    workers: list[Worker] = []
+    restarts = 0
     with Signals() as signals:
-        try:
-            for placement, pipes in placements(config):
-                workers.append(start_worker(entry, config, placement, pipes))
-            outcome = monitor(workers, signals)
-            end_all(workers, outcome.timeout)
-        finally:
-            end_all(workers, 0)
+        outcome = run_workers(config, entry, signals)
+        while outcome.curable and restarts < config.max_restarts:
+            if received := signals.pending():
+                outcome = Outcome(128 + received, f"stopped by {received.name}", lost=True)
+                break
+            restarts += 1
+            config = restarted(config, outcome.folder)
+            log_restart(config, restarts, outcome.message or "")
+            outcome = run_workers(config, entry, signals)
     if outcome.message:
-        say(with_checkpoint(outcome, config))
+        message = with_checkpoint(outcome, config)
+        say(after_restarts(restarts, message) if outcome.curable else message)
     return outcome.status
+
+
+def run_workers(config: Config, entry: WorkFunction | None, signals: Signals) -> Outcome:
+    """Start the workers and wait for their end; all have ended on return."""
+    workers: list[Worker] = []
+    try:
+        for placement, pipes in placements(config):
+            workers.append(start_worker(entry, config, placement, pipes))
+        outcome = monitor(workers, signals)
+        end_all(workers, outcome.timeout)
+    finally:
+        end_all(workers, 0)
+    for worker in workers:
+        receive_failure(worker)                  # what worker 0 has sent just before its end names the folder
+        worker.pipe.close()
+    return outcome._replace(folder=next((worker.folder for worker in workers if worker.folder), None))
 
 
 def with_checkpoint(outcome: Outcome, config: Config) -> str:
@@ -97,7 +127,7 @@ def with_checkpoint(outcome: Outcome, config: Config) -> str:
     message = outcome.message or ""
     if not outcome.lost or "checkpoint" in message or config.run_name is None:   # rank 0 names a run started by hand
         return message
-    saved = newest(Path(config.output, config.run_name))
+    saved = newest(outcome.folder or Path(config.output, config.run_name))
     return f"{message}; the last checkpoint is {saved}" if saved else message
 
 
@@ -138,16 +168,16 @@ def run_worker(
             entry = work
         entry(config, placement.device, link, PipeCommunicator(placement.rank, pipes))
     except (CheckpointError, ConfigError, DataError, DeviceError) as error:
-        link.report(str(error), status=2)
+        link.report(str(error), status=2, curable=isinstance(error, ReadError))
         sys.exit(2)
     except (InputLost, Diverged, DesyncError) as error:
-        link.report(str(error))
+        link.report(str(error), curable=isinstance(error, InputLost))
         sys.exit(1)
     except PeerDied as error:
         link.report(str(error), caused_by_peer=True)
         sys.exit(1)
     except OSError as error:                     # of the run's own files, for example a full disk
-        link.report(reason(error), status=2)
+        link.report(reason(error), status=2, curable=False)
         sys.exit(2)
     except Stopped:                              # stopped during the rendezvous; there is nothing to save
         return
@@ -179,7 +209,8 @@ def monitor(workers: Sequence[Worker], signals: Signals) -> Outcome:
             signals.handled()
         if failure := first_failure(running, ready, reported):
             worker, failed = failure
-            outcome = Outcome(failed.status, failed.message, lost=failed.status == 1)
+            curable = failed.curable and stop is None
+            outcome = Outcome(failed.status, failed.message, lost=failed.status == 1, curable=curable)
             if not failed.caused_by_peer:
                 return outcome
             held_back = held_back or outcome
@@ -219,7 +250,9 @@ def exit_failure(worker: Worker) -> Failed:
     """Return the failure of a worker that has ended without a report."""
     if worker.process.exitcode == UNGUARDED:
         return Failed(unguarded_sentence(), status=2)
-    return Failed(f"{worker.name} {describe_exit(worker.process.exitcode)}", status=1)
+    killed_by = -(worker.process.exitcode or 0)
+    curable = killed_by > 0 and killed_by not in SIGNALS         # a status is that of an error, which would recur
+    return Failed(f"{worker.name} {describe_exit(worker.process.exitcode)}", status=1, curable=curable)
 
 
 def receive_failure(worker: Worker) -> Failed | None:
@@ -230,7 +263,11 @@ def receive_failure(worker: Worker) -> Failed | None:
     reports: list[Failed] = []
     try:
         while not worker.pipe.closed and worker.pipe.poll():
-            reports.append(worker.pipe.recv())
+            message = worker.pipe.recv()
+            if isinstance(message, LogOpened):
+                worker.folder = message.path.parent
+            else:
+                reports.append(message)
     except (EOFError, ConnectionError):
         worker.pipe.close()
     if not reports:

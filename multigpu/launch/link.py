@@ -26,11 +26,19 @@ class Failed(NamedTuple):
         message: the reason.
         status: exit status of the run.
         caused_by_peer: the cause is the death of another worker, whose own report or exit status is more informative.
+        curable: a restart of the run may succeed.
     """
 
     message: str
     status: int
     caused_by_peer: bool = False
+    curable: bool = False
+
+
+class LogOpened(NamedTuple):
+    """Worker 0 to launcher: the folder of the run exists; path is its log file."""
+
+    path: Path
 
 
 class JobLink(ABC):
@@ -45,15 +53,15 @@ class JobLink(ABC):
         """Return the same at any time, while this worker waits; it does not count as progress."""
 
     @abstractmethod
-    def report(self, message: str, status: int = 1, caused_by_peer: bool = False) -> None:
+    def report(self, message: str, status: int = 1, caused_by_peer: bool = False, curable: bool = True) -> None:
         """Report a failure, from any thread; this worker, and with most rules the whole job, ends within seconds.
 
-        Args: see Failed.
+        Args: see Failed. The defaults are those of a process that has died.
         """
 
+    @abstractmethod
     def log_to(self, path: Path) -> None:
         """Name the log file of the run, for what ends the job; worker 0 calls it when the run's folder exists."""
-        return None
 
 
 class LauncherLink(JobLink):
@@ -84,9 +92,15 @@ class LauncherLink(JobLink):
     def stopping(self) -> bool:
         return self._stop
 
-    def report(self, message: str, status: int = 1, caused_by_peer: bool = False) -> None:
+    def report(self, message: str, status: int = 1, caused_by_peer: bool = False, curable: bool = True) -> None:
+        self._send(Failed(message, status, caused_by_peer, curable))
+
+    def log_to(self, path: Path) -> None:
+        self._send(LogOpened(path))
+
+    def _send(self, message: Failed | LogOpened) -> None:
         with self._send_lock, suppress(OSError):  # if the launcher is dead, this process is already ending
-            self._pipe.send(Failed(message, status, caused_by_peer))
+            self._pipe.send(message)
 
     def _forward_sigterm(self, number: int, frame: FrameType | None) -> None:
         os.kill(self._launcher, FORWARDED)     # not SIGTERM: it may be seconds late, and is no second request

@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from contextlib import suppress
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Self
 
@@ -58,6 +59,13 @@ class Signals:
         if name_of_parent() == SENDS_TWICE:
             self._twins.append(number)
         return signal.Signals(number)
+
+    def pending(self) -> signal.Signals | None:
+        """Return a stop signal that has been received and not yet been returned, or None; do not wait."""
+        while wait([self.reader], 0):
+            if received := self.receive():
+                return received
+        return None
 
     def handled(self) -> None:
         """Note that the last request has been handled; what arrives within SIGNAL_DEBOUNCE seconds belongs to it."""

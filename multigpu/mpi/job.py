@@ -18,6 +18,8 @@ Rank 0 resolves the settings, prints and saves.  It starts the monitor of the jo
 | elastic: a client or its loader dies, or hangs | one message names it; the others continue | 0             |
 | elastic: no client is left                     | the server saves and ends                 | 1             |
 
+With max_restarts the job is started by multigpu.mpi.supervisor, which starts it again after a failure.
+
 Elastic (asgd): the rows apply once the client has its device and data; a bug or bad data still ends the job.  MPICH
 needs multigpu.mpi.rank_wrapper for it, Open MPI `mpiexec --enable-recovery`.
 
@@ -39,7 +41,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from alexnet.config.schema import Config, ConfigError
-from alexnet.data.dataset import DataError
+from alexnet.data.dataset import DataError, ReadError
 from alexnet.native.atomic import reason
 from alexnet.native.console import say, write_now
 from alexnet.native.packages import TRAIN_PROGRAM
@@ -58,6 +60,7 @@ from multigpu.loader import LoaderDied
 from multigpu.mpi import tcp
 from multigpu.mpi.communicator import MPI, MpiCommunicator, end_without_finalize, leave_no_files
 from multigpu.mpi.placement import place_rank
+from multigpu.mpi.supervisor_link import settle_supervised
 from multigpu.rules import rule_of
 
 STATUS_OF = {CheckpointError: 2, ConfigError: 2, DataError: 2, DeviceError: 2, Diverged: 1, DesyncError: 1, OSError: 2}
@@ -163,7 +166,7 @@ def settle_at_rank_0(settle: Callable[[], Config], comm: MpiCommunicator) -> Job
     settled = JobConfig(None, None)
     if comm.rank == 0:
         try:
-            config = settle()
+            config = settle_supervised(settle)
             refuse_hand_started(config)
             rule_of(config, comm)
             settled = JobConfig(config, None)
@@ -186,12 +189,13 @@ def refuse_hand_started(config: Config) -> None:
 def failure_of(error: BaseException) -> Failure:
     """Return the report of an exception; print the traceback of an unexpected one."""
     if isinstance(error, LoaderDied):
-        return Failure(str(error), fatal=False)
+        return Failure(str(error), fatal=False, curable=True)
     if isinstance(error, PeerDied | MPI.Exception):
-        return Failure(str(error), caused_by_peer=True)
+        return Failure(str(error), caused_by_peer=True, curable=True)
     for kind, status in STATUS_OF.items():
         if isinstance(error, kind):
-            return Failure(reason(error) if isinstance(error, OSError) else str(error), status)
+            message = reason(error) if isinstance(error, OSError) else str(error)
+            return Failure(message, status, curable=isinstance(error, ReadError))
     write_now("".join(traceback.format_exception(error)).rstrip("\n"))
     return Failure(f"ended by {type(error).__name__}: {error}")
 
@@ -214,13 +218,14 @@ class MpiLink(JobLink):
         self.heartbeat.configure(settings)
 
     def log_to(self, path: Path) -> None:
-        self.configure(self._settings._replace(log=str(path)))
+        self.configure(self._settings._replace(log=os.path.abspath(path)))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._signal is None:
             self._signal = number
             self._received = now
+            self.heartbeat.stop()
             if self._comm.rank == 0:
                 write_now(stop_notice(number))
         elif now - self._received >= SIGNAL_DEBOUNCE:
@@ -240,6 +245,6 @@ class MpiLink(JobLink):
     def stopping(self) -> bool:
         return self._signal is not None
 
-    def report(self, message: str, status: int = 1, caused_by_peer: bool = False) -> None:
+    def report(self, message: str, status: int = 1, caused_by_peer: bool = False, curable: bool = True) -> None:
         """Report, from any thread, that this rank has lost its loader; the rank or the job then ends within seconds."""
-        self.heartbeat.fail(Failure(message, status, fatal=False))
+        self.heartbeat.fail(Failure(message, status, fatal=False, curable=curable))

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from alexnet.data import batch_file
-from alexnet.data.dataset import DataError, Request, Segment, centre_crop, crop_stream, draw_crop
+from alexnet.data.dataset import DataError, ReadError, Request, Segment, centre_crop, crop_stream, draw_crop
 from multigpu.launch.process import describe_exit
 from multigpu.loader import CopyFinished, LoaderDied, ParallelBatches, SerialBatches
 from tests.multigpu.device.fakes import Process
 from tests.multigpu.fakes import workers
 from tests.multigpu.fakes.loaders import LoaderToolbox
-from tests.multigpu.fakes.workers import SHAPE, UNREADABLE, Reader, ZeroReader, expected, request
+from tests.multigpu.fakes.workers import FAILING, SHAPE, UNREADABLE, Reader, ZeroReader, expected, request
 
 pytestmark = pytest.mark.slow
 
@@ -175,9 +175,12 @@ def test_unreadable_file_raises_data_error(kind):
     with kind((), SHAPE, "uint8", make_reader=Reader) as batches:
         images = batches.read([request(0), request(UNREADABLE), request(2)])
         next(images)
-        with pytest.raises(DataError, match=f"^none.hkl has no image {UNREADABLE}$"):
+        with pytest.raises(DataError, match=f"^none.hkl has no image {UNREADABLE}$") as unreadable:
             next(images)
         assert next(batches.read([request(3)]))[0, 0, 0, 0] == 3
+        with pytest.raises(ReadError, match=f"^the disk of none.hkl has failed at image {FAILING}$"):
+            next(batches.read([request(FAILING)]))
+        assert unreadable.type is DataError
 
 
 @pytest.mark.parametrize("kind", [SerialBatches, ParallelBatches])

@@ -125,6 +125,16 @@ def test_concurrent_writers_do_not_share_a_temporary_file(tmp_path, monkeypatch)
     assert batch_file.check(tmp_path / "0000.hkl") == (3, 256, 256, 2)
 
 
+def test_error_of_the_disk_is_distinguished_from_a_bad_file(tmp_path):
+    """Linux reports EIO when address 0 of a process is read."""
+    with pytest.raises(batch_file.ReadError, match="mem is not a readable HDF5 file: .*Input/output error"):
+        batch_file.check("/proc/self/mem")
+    (tmp_path / "0000.hkl").write_bytes(b"")
+    with pytest.raises(batch_file.DataError) as error:
+        batch_file.check(tmp_path / "0000.hkl")
+    assert error.type is batch_file.DataError
+
+
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(batch_file.DataError, match="nowhere/0000.hkl cannot be written: No such file or directory"):
         batch_file.write(tmp_path / "nowhere" / "0000.hkl", images(1))

@@ -15,13 +15,14 @@ from types import SimpleNamespace
 import numpy as np
 
 from alexnet.config.schema import ConfigError
-from alexnet.data.dataset import DataError, Request, Segment
+from alexnet.data.dataset import DataError, ReadError, Request, Segment
 from multigpu.communicator import PeerDied
 from multigpu.launch.launcher import launch
 from multigpu.loader import ParallelBatches
 
 SHAPE = (3, 4, 4, 8)
 UNREADABLE = 1000                                # requests that start here or later cannot be read
+FAILING = 2000                                   # the same, because the disk fails
 
 
 def request(start, images=SHAPE[3]):
@@ -47,6 +48,8 @@ class Reader:
         with open(self.log, "a", encoding="utf-8") as log:
             print(start, os.environ.get("OMP_NUM_THREADS"), file=log)
         time.sleep(self.reading)
+        if start >= FAILING:
+            raise ReadError(f"the disk of none.hkl has failed at image {start}")
         if start >= UNREADABLE:
             raise DataError(f"none.hkl has no image {start}")
         out[...] = expected(request, out.dtype)
@@ -95,7 +98,7 @@ def fail(config, device, link, comm):
     """Worker 1 of two, or the only worker, fails as config.error specifies; the other one keeps computing."""
     if comm.rank < comm.size - 1:
         return never_stop(config, device, link, comm)
-    errors = {"config": ConfigError, "data": DataError, "bug": ZeroDivisionError}
+    errors = {"config": ConfigError, "data": DataError, "read": ReadError, "bug": ZeroDivisionError}
     raise errors[config.error](f"the {config.error} is wrong")
 
 
@@ -150,6 +153,7 @@ def abandon(config):
 def main(function, folder, *settings):
     values = {key: json.loads(value) for key, value in (setting.split("=") for setting in settings)}
     defaults = {"rank": None, "devices": ["cpu"], "folder": folder, "run_name": None}
+    defaults |= {"max_restarts": 0, "is_restart": False, "resume_train": None, "output": folder}
     defaults |= {"reading": 0.0, "computing": 0.01, "steps": 10, "between": 0.0}
     config = SimpleNamespace(**defaults | values)
     return abandon(config) if function == "abandon" else launch(config, globals()[function])

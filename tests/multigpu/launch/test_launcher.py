@@ -116,6 +116,13 @@ def test_expected_error_is_one_message_and_status_2(run, kind, devices):
     assert re.fullmatch(rf"worker {len(devices) - 1} \(pid \d+\): the {kind} is wrong\n", error), error
 
 
+def test_error_of_the_disk_is_restarted(run):
+    status, error = run("fail", error="read", max_restarts=1).start().finish()
+    failure = r"worker 0 \(pid \d+\): the read is wrong\n"
+    assert status == 2
+    assert re.fullmatch(f"restart 1 of 1 from the beginning: {failure}failed after 1 restart: {failure}", error), error
+
+
 @pytest.mark.parametrize("kind, message, expected", [
     ("data", r"worker 1 \(pid \d+\): the data is wrong\n", 2),
     ("own", r"worker 0 \(pid \d+\): the own is wrong\n", 2),

@@ -1,0 +1,176 @@
+"""Starts an MPI job, and starts it again after a failure that a restart can cure.
+
+    python -m multigpu restart mpiexec -n 4 python -m mpi4py train.py max_restarts=3 ...
+
+mpiexec ends all ranks when one dies, and then itself, so a restart is another mpiexec.  This process, the supervisor,
+starts it with the same command line.  Rank 0 connects to the supervisor and receives the settings of the restart
+instead of reading its command line; the job's monitor reports how the job has ended: see multigpu.mpi.supervisor_link.
+
+    mpiexec ends with status 0        the supervisor, too
+    the job fails                     restart, at most max_restarts times, if the failure is curable, or if the monitor
+                                      is lost as well; otherwise the supervisor ends with mpiexec's status
+    ... before rank 0 has read the settings       no restart
+    a stop signal to the supervisor   mpiexec receives SIGUSR1: the ranks save and end; there is no restart
+    a second one                      goes to mpiexec
+    the supervisor is killed          mpiexec receives SIGUSR1
+
+SIGUSR1, because the mpiexec of MPICH and of Open MPI and srun of Slurm forward it.  Open MPI kills its ranks soon after
+a SIGTERM, srun at once.  mpiexec gets no standard input, and is not in the process group of the terminal, so that a
+Ctrl-C reaches only the supervisor.  The supervisor has to see the run's folder.
+"""
+
+import ctypes
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from alexnet.config.schema import Config
+from alexnet.native.console import say
+from multigpu.launch.process import PR_SET_PDEATHSIG
+from multigpu.launch.restart import after_restarts, log_restart, restarted
+from multigpu.launch.signals import Signals
+from multigpu.mpi import tcp
+from multigpu.mpi.supervisor_link import SUPERVISOR, JobEnded, SettingsRequest, address
+
+POLL = 0.2                                       # seconds between two checks whether mpiexec has ended
+CLOSING = 10.0                                   # seconds that the monitor gets to end after mpiexec
+
+
+class JobResult(NamedTuple):
+    """How one mpiexec has ended: its exit status, the settings if rank 0 has read them, and the end of the job."""
+
+    status: int
+    config: Config | None
+    end: JobEnded
+    stop: signal.Signals | None                  # the first signal to the supervisor
+
+
+class JobListener:
+    """Accepts the connections of one start of the job, and answers rank 0.
+
+    Args:
+        restart: the settings of a restart; None: this is the first start.
+
+    Attributes:
+        config: the settings that rank 0 has sent.
+        end: what the monitor has reported.
+    """
+
+    def __init__(self, restart: Config | None):
+        self.config: Config | None = None
+        self.end: JobEnded | None = None
+        self._restart = restart
+        self._key = secrets.token_bytes(32)
+        self._connections: list[Connection] = []
+
+    def __enter__(self) -> Self:
+        self._socket = socket.create_server(("", 0))
+        self.address = address(self._socket.getsockname()[1], self._key)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._socket.close()
+        for connection in self._connections:
+            connection.close()
+
+    def serve(self, signals: Signals) -> None:
+        """Process what arrives within POLL seconds; return early at a signal."""
+        ready = wait([self._socket, *self._connections, signals.reader], POLL)
+        if self._socket in ready:
+            with suppress(*tcp.HANDSHAKE_ERRORS):        # the connection of a stranger is closed
+                self._connections.append(tcp.accept(self._socket.accept()[0], self._key))
+        for connection in [each for each in self._connections if each in ready]:
+            try:
+                self._process(connection)
+            except (EOFError, OSError):
+                self._connections.remove(connection)
+                connection.close()
+
+    def _process(self, connection: Connection) -> None:
+        match connection.recv():
+            case SettingsRequest():
+                connection.send(self._restart)
+            case Config() as config:
+                self.config = config
+            case JobEnded() as end:
+                self.end = end
+
+    def drain(self, signals: Signals) -> None:
+        """Wait until the job has closed its connections, for at most CLOSING seconds."""
+        deadline = time.monotonic() + CLOSING
+        while self._connections and time.monotonic() < deadline:
+            self.serve(signals)
+
+
+def supervise(command: Sequence[str]) -> int:
+    """Run the command of an MPI job, and again after failures that a restart can cure; return the exit status."""
+    config: Config | None = None
+    restarts = 0
+    with Signals() as signals:
+        while True:
+            result = run_job(command, config, signals)
+            config, end = result.config or config, result.end
+            if stop := result.stop or signals.pending():
+                return 128 + stop
+            if not end.curable or config is None:
+                return result.status or end.status
+            if restarts == config.max_restarts:
+                if restarts:
+                    say(after_restarts(restarts, end.reason or ""))
+                return end.status
+            folder = Path(end.log).parent if end.log else None
+            if folder and not folder.is_dir():
+                say(f"the job cannot be restarted, because this machine has no {folder}: set output to a shared folder")
+                return end.status
+            restarts += 1
+            config = restarted(config, folder)
+            log_restart(config, restarts, end.reason or "")
+
+
+def run_job(command: Sequence[str], restart: Config | None, signals: Signals) -> JobResult:
+    """Run mpiexec until it has ended.
+
+    Args:
+        restart: the settings of a restart; None: this is the first start.
+    """
+    stop: signal.Signals | None = None
+    with JobListener(restart) as listener:
+        mpiexec = subprocess.Popen(
+            command, env=os.environ | {SUPERVISOR: listener.address}, stdin=subprocess.DEVNULL, process_group=0,
+            preexec_fn=partial(end_with_supervisor, os.getpid()),
+        )
+        while mpiexec.poll() is None:
+            listener.serve(signals)
+            if received := signals.pending():
+                mpiexec.send_signal(received if stop else signal.SIGUSR1)
+                stop = stop or received
+                signals.handled()
+        listener.drain(signals)
+    status = mpiexec.returncode if mpiexec.returncode >= 0 else 128 - mpiexec.returncode
+    return JobResult(status, listener.config, listener.end or unreported(status, listener.config), stop)
+
+
+def unreported(status: int, config: Config | None) -> JobEnded:
+    """Return the end of a job whose monitor has reported none."""
+    if status == 0 or config is None:
+        return JobEnded(status)
+    reason = f"mpiexec has ended with status {status}, and the job's monitor has ended without a report"
+    return JobEnded(1, reason, curable=True)
+
+
+def end_with_supervisor(supervisor: int) -> None:
+    """In mpiexec's process: have the kernel send it SIGUSR1 as soon as the supervisor ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGUSR1)
+    if os.getppid() != supervisor:
+        os._exit(1)                              # the supervisor died before the prctl call

@@ -1,0 +1,83 @@
+"""The connection of an MPI job to its supervisor (multigpu.mpi.supervisor), which can start the job again; over TCP.
+
+| from    | to         | message                 | meaning                                        |
+|---------|------------|-------------------------|------------------------------------------------|
+| rank 0  | supervisor | SettingsRequest         | is this start a restart?                       |
+| supervisor | rank 0  | Config or None          | the settings of the restart; None: first start |
+| rank 0  | supervisor | Config                  | the settings of this start                     |
+| monitor | supervisor | JobEnded                | how the job has ended                          |
+"""
+
+import os
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, NamedTuple
+
+from multigpu.mpi import tcp
+
+if TYPE_CHECKING:
+    from alexnet.config import Config  # the monitor does not need it
+
+SUPERVISOR = "ALEXNET_SUPERVISOR"                # environment variable of a supervised job: see address()
+
+
+class SettingsRequest(NamedTuple):
+    """Rank 0 to supervisor: return the Config of a restart, or None at the first start."""
+
+
+class JobEnded(NamedTuple):
+    """Monitor to supervisor: how the job has ended.
+
+    reason: the failure; None: all ranks have finished.
+    curable: a restart may succeed.
+    log: the log file of the run; empty if there is none yet.
+    """
+
+    status: int
+    reason: str | None = None
+    curable: bool = False
+    log: str = ""
+
+
+def address(port: int, key: bytes) -> str:
+    """Return the value of SUPERVISOR for a supervisor on this machine."""
+    return f"{','.join(tcp.own_addresses())}:{port}:{key.hex()}"
+
+
+def connect() -> Connection | None:
+    """Return the connection to the supervisor of this job; None if it has none. Raises ConnectionError."""
+    if SUPERVISOR not in os.environ:
+        return None
+    addresses, port, key = os.environ[SUPERVISOR].split(":")
+    return tcp.connect(addresses.split(","), int(port), bytes.fromhex(key))
+
+
+def settle_supervised(settle: Callable[[], "Config"]) -> "Config":
+    """Return the settings of this start of the job; called at rank 0.
+
+    Args:
+        settle: returns the settings of the first start.
+
+    Raises:
+        ConfigError: max_restarts is set, and no supervisor has started the job.
+        ConnectionError: the supervisor cannot be reached.
+    """
+    from alexnet.config import ConfigError  # the monitor does not need it
+
+    supervisor = connect()
+    if supervisor is None:
+        config = settle()
+        if config.max_restarts:
+            raise ConfigError(
+                f"max_restarts={config.max_restarts} needs a process that starts mpiexec again: write `python -m "
+                "multigpu restart mpiexec ...`, or set max_restarts=0"
+            )
+        return config
+    with supervisor:
+        supervisor.send(SettingsRequest())
+        config = supervisor.recv() or settle()
+        places = {"output": config.output, "resume_train": config.resume_train}
+        supervisor.send(config.model_copy(
+            update={name: os.path.abspath(os.path.expanduser(place)) for name, place in places.items() if place}
+        ))
+    return config
