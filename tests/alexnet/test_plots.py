@@ -15,7 +15,7 @@ from alexnet.plots import records, style
 from alexnet.plots.mosaic import mosaic
 from alexnet.run import checkpoint_format
 from alexnet.run.recorder import RunRecorder
-from alexnet.training.timing import Lap
+from alexnet.training.timing import TIMES, Lap
 
 pytestmark = pytest.mark.slow
 
@@ -288,7 +288,7 @@ def apart(folder, steps, seconds):
                 recorder.train_iteration(
                     iteration=step, epoch=step / 4, cost=10 * step + worker, error=0.5, worker=worker,
                     learning_rate=0.1 if step <= n / 2 else 0.01, images=8,
-                    times={"seconds": each, "calc": each, "sync": 0.0, "comm": 0.0, "wait": 0.0},
+                    times=dict.fromkeys(TIMES, 0.0) | {"seconds": each, "calc": each},
                 )
         with recorder.time("calc"):
             clock.now += 18000
