@@ -213,8 +213,7 @@ POINTS = [                                       # (point where a worker pauses,
 
 
 @pytest.mark.parametrize("settings", [
-    {}, {"exchange_what": "gradients"}, {"exchange_what": "gradients", "overlap": "false"},
-    {"exchange_what": "factors"},
+    {}, {"exchange_what": "gradients"}, {"exchange_what": "factors"},
 ])
 def test_lost_images_end_all_workers_after_one_checkpoint(runs, tmp_path, settings):
     data = tiny.make_data(tmp_path / "set", train=28, validation=9)
