@@ -46,10 +46,10 @@ def notify_nodes(fgraph: FunctionGraph) -> list[Apply]:
 def notify_early(fgraph: FunctionGraph) -> list[Apply]:
     """Return the nodes in an order of execution in which those that Notify does not need come last."""
     order: list[Apply] = fgraph.toposort()
-    before = fgraph.orderings()                  # of nodes that work in place: the nodes that read the old values
     pending, needed = notify_nodes(fgraph), set()
     if not pending:
         return order
+    before = fgraph.orderings()                  # of nodes that work in place: the nodes that read the old values
     while pending:
         node = pending.pop()
         if node not in needed:

@@ -72,17 +72,31 @@ class BspSettings(Section):
             )
 
 
-@RULES.register("bsp")
-class BspRule(Rule):
-    """All workers exchange after each step, or after each average_every steps."""
+class AveragingRule(Rule):
+    """A rule whose workers average arrays with an exchange strategy, all at the same step."""
 
-    settings = (BspSettings, ExchangeSettings)
     needs_mpi = False
     synchronous = True
 
     @classmethod
     def sections(cls) -> tuple[type[Section], ...]:
-        return (*cls.settings, *strategy_settings())
+        return (*cls.settings, ExchangeSettings, *strategy_settings())
+
+    def check_job(self, config: Config, comm: Communicator) -> None:
+        super().check_job(config, comm)
+        if comm.size > 1 or "exchange" in config.given:
+            self.check_strategy(strategy_of(config, comm), config, comm)
+
+    def check_strategy(self, strategy: type[Strategy], config: Config, comm: Communicator) -> None:
+        """Raise ConfigError if the rule cannot use the strategy with these settings. The default accepts all."""
+        return None
+
+
+@RULES.register("bsp")
+class BspRule(AveragingRule):
+    """All workers exchange after each step, or after each average_every steps."""
+
+    settings = (BspSettings,)
 
     def check(self, config: Config) -> None:
         super().check(config)
@@ -111,15 +125,12 @@ class BspRule(Rule):
     def averages_steps(self, config: Config) -> bool:
         return config.section(BspSettings).sync == "avg"
 
-    def check_job(self, config: Config, comm: Communicator) -> None:
-        super().check_job(config, comm)
-        if comm.size > 1 or "exchange" in config.given:
-            strategy = strategy_of(config, comm)
-            if exchanged(config, comm) == "factors" and not strategy.gathers:
-                raise ConfigError(
-                    f"exchange_what=factors needs a strategy that gathers arrays, such as peer, ar or asa32, got "
-                    f"exchange={config.section(ExchangeSettings).exchange}"
-                )
+    def check_strategy(self, strategy: type[Strategy], config: Config, comm: Communicator) -> None:
+        if exchanged(config, comm) == "factors" and not strategy.gathers:
+            raise ConfigError(
+                f"exchange_what=factors needs a strategy that gathers arrays, such as peer, ar or asa32, got "
+                f"exchange={config.section(ExchangeSettings).exchange}"
+            )
 
     def step_functions(self, config: Config, comm: Communicator) -> tuple[str, ...]:
         what = exchanged(config, comm)
@@ -137,15 +148,8 @@ class BspRule(Rule):
         verify_consistency(config, network, device, comm, step)
         what = exchanged(config, comm)
         settings = config.section(BspSettings)
-        connected = strategy_of(config, comm).connect
-
-        def strategy(shapes: list[tuple[int, ...]]) -> Strategy:
-            return connected(ExchangeContext(config, device, comm, shapes, recorder.warn, step))
-
-        groups = [
-            ParameterGroup(variables, strategy(shapes_of(variables)))
-            for variables in groups_of(what, network, settings.running_statistics == "average") if variables
-        ]
+        context = ExchangeContext(config, device, comm, (), recorder.warn, step)
+        groups = connect_groups(groups_of(what, network, settings.running_statistics == "average"), context)
         if what not in BEFORE_UPDATE:
             return Bsp(network, groups, comm, recorder, settings.average_every)
         rates = comm.size if settings.sync == "cdd" else 1
@@ -155,7 +159,7 @@ class BspRule(Rule):
         if network.factored:
             check_kernels(network, comm)
             layers = [network.gradients[n].type.shape for n in network.factored]
-            factors = strategy([(n, config.batch_size) for layer in layers for n in layer])
+            factors = connect_strategy([(n, config.batch_size) for layer in layers for n in layer], context)
         gradients = groups.pop(0) if network.gradient_groups[0] else None
         early = EarlyExchange(factors, gradients, comm, step, overlaps(config, comm))
         network.early_gradients.receive = early.start
@@ -255,15 +259,31 @@ class ParameterGroup(NamedTuple):
         self.strategy.flat.unpack(self.variables)
 
 
+def connect_strategy(shapes: list[tuple[int, ...]], context: ExchangeContext) -> Strategy:
+    """Open the strategy of the settings for arrays of these shapes. Collective."""
+    return strategy_of(context.config, context.comm).connect(context._replace(shapes=shapes))
+
+
+def connect_groups(groups: list[list[SharedVariable]], context: ExchangeContext) -> list[ParameterGroup]:
+    """Open a strategy for each group of variables that is not empty. Collective."""
+    return [
+        ParameterGroup(variables, connect_strategy(shapes_of(variables), context)) for variables in groups if variables
+    ]
+
+
 class Bsp(Synchronizer):
     """The Synchronizer of rule bsp for weights: a step of each worker, then the average.
 
     Args:
         groups: the first is averaged in each exchange, the others only if the whole state must be equal.
         every: number of steps between two exchanges.
+
+    Attributes:
+        every_setting: name of the setting that determines `every`, for error messages.
     """
 
     in_lockstep = True
+    every_setting = "average_every"
 
     def __init__(
         self, network: Network, groups: list[ParameterGroup], comm: Communicator, recorder: Recorder, every: int = 1
@@ -279,13 +299,17 @@ class Bsp(Synchronizer):
         return self._network.train(*inputs, rate)
 
     def after_step(self, step: int, cost: float, error: float, rate: float, stop: bool, last: bool) -> StepResult:
-        if step % self._every and not last:
+        if not self.exchanges_after(step, last):
             return StepResult(float(cost), float(error), False)
         groups = self._groups if last else self._groups[:1]
         result = self._average(groups, Ready(step, float(cost), float(error), bool(stop)))
         if result.stop and not last:
             self._average_remaining(step)
         return result
+
+    def exchanges_after(self, step: int, last: bool) -> bool:
+        """Return whether the workers exchange after this step; see after_step for `last`."""
+        return last or step % self._every == 0
 
     def _average(self, groups: list[ParameterGroup], ready: Ready) -> StepResult:
         """Average groups of variables in this step; raise StepAbandoned if a worker cannot do it."""
@@ -316,8 +340,8 @@ class Bsp(Synchronizer):
         """
         if self._every > 1:
             raise InputLost(
-                f"the images of step {step} do not arrive, and with average_every={self._every} the workers have no "
-                "common state that could be saved"
+                f"the images of step {step} do not arrive, and with {self.every_setting}={self._every} the workers "
+                "have no common state that could be saved"
             )
         all_ready = self._comm.allgather(Ready(step, math.nan, math.nan, True))
         return [math.isnan(message.cost) for message in all_ready].index(True) == self._comm.rank

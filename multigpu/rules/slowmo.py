@@ -37,12 +37,11 @@ import numpy as np
 from alexnet.config import Config, Section
 from alexnet.config.fields import Amount, Count, Share
 from alexnet.training.base import StepResult
-from alexnet.training.loop import InputLost
 from multigpu.communicator import verify_consistency
-from multigpu.exchange import ExchangeContext, ExchangeSettings, strategy_of, strategy_settings
+from multigpu.exchange import ExchangeContext
 from multigpu.exchange.flat_buffer import blocks
-from multigpu.rules.base import RULES, Rule
-from multigpu.rules.bsp import Bsp, ParameterGroup, groups_of, shapes_of, weights_and_velocities
+from multigpu.rules.base import RULES
+from multigpu.rules.bsp import AveragingRule, Bsp, ParameterGroup, connect_groups, groups_of, weights_and_velocities
 
 if TYPE_CHECKING:
     from alexnet.training.base import Recorder
@@ -66,24 +65,13 @@ class SlowmoSettings(Section):
 
 
 @RULES.register("slowmo")
-class SlowmoRule(Rule):
+class SlowmoRule(AveragingRule):
     """All workers average their weights after slowmo_steps local steps, and apply an outer update."""
 
-    settings = (SlowmoSettings, ExchangeSettings)
-    needs_mpi = False
-    synchronous = True
-
-    @classmethod
-    def sections(cls) -> tuple[type[Section], ...]:
-        return (*cls.settings, *strategy_settings())
+    settings = (SlowmoSettings,)
 
     def averages_steps(self, config: Config) -> bool:
         return True                              # Wang et al. scale the rate of ImageNet with the batch: section 4
-
-    def check_job(self, config: Config, comm: Communicator) -> None:
-        super().check_job(config, comm)
-        if comm.size > 1 or "exchange" in config.given:
-            strategy_of(config, comm)
 
     def state(self, network: Network, config: Config) -> list[SharedVariable]:
         """Return the outer momentum. Its name states the form, because the two forms have different units."""
@@ -100,11 +88,7 @@ class SlowmoRule(Rule):
         averaged = groups_of("weights_and_momentum" if settings.slowmo_buffers == "average" else "weights", network)
         if settings.slowmo_buffers == "reset":
             del averaged[1:]                     # velocities of zero need no mean
-        strategy = strategy_of(config, comm)
-        groups = []
-        for variables in filter(None, averaged):
-            context = ExchangeContext(config, device, comm, shapes_of(variables), recorder.warn, step)
-            groups.append(ParameterGroup(variables, strategy.connect(context)))
+        groups = connect_groups(averaged, ExchangeContext(config, device, comm, (), recorder.warn, step))
         return Slowmo(network, groups, settings, comm, recorder)
 
 
@@ -115,6 +99,8 @@ class Slowmo(Bsp):
         network: its rule_state is the outer momentum.
         groups: the weights, perhaps with the velocities; then what is averaged before a checkpoint only.
     """
+
+    every_setting = "slowmo_steps"
 
     def __init__(
         self, network: Network, groups: list[ParameterGroup], settings: SlowmoSettings, comm: Communicator,
@@ -129,7 +115,7 @@ class Slowmo(Bsp):
 
     def after_step(self, step: int, cost: float, error: float, rate: float, stop: bool, last: bool) -> StepResult:
         result = super().after_step(step, cost, error, rate, stop, last)
-        if last or step % self._settings.slowmo_steps == 0:
+        if self.exchanges_after(step, last):
             with self._recorder.time("comm"):
                 self._outer_step(rate)
         return result
@@ -151,15 +137,6 @@ class Slowmo(Bsp):
         if self._settings.slowmo_buffers == "reset":
             for velocity in self._velocities:
                 reset(velocity)
-
-    def abandon(self, step: int) -> bool:
-        """See Bsp.abandon."""
-        if self._settings.slowmo_steps > 1:
-            raise InputLost(
-                f"the images of step {step} do not arrive, and with slowmo_steps={self._settings.slowmo_steps} the "
-                "workers have no common state that could be saved"
-            )
-        return super().abandon(step)
 
 
 def slow_momentum_step(

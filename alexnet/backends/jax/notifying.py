@@ -27,8 +27,8 @@ class NotifyingFunction:
         fgraph: the graph.
         convert: makes a function of each of the two graphs.
 
-    An output is computed by the first function if Notify's inputs do not depend on less. An updated value whose old
-    value the second function reads is returned by the second, which may overwrite the old one.
+    The first function returns the outputs that it computes on the way to Notify's inputs, the second all others. If the
+    second reads the old value of an updated variable, it also returns the new one, because it may overwrite the old.
     """
 
     def __init__(self, fgraph: FunctionGraph, convert: Callable[[FunctionGraph], DeviceFunction]) -> None:

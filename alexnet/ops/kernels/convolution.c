@@ -186,9 +186,10 @@ static void choose_blocking(Plan *plan)
     choose_blocks(plan);
     plan->passes = ceil_div(plan->depth, streams(plan) && plan->o_stride == 1 ? STREAM_DEPTH : DEPTH);
     plan->pass_depth = ceil_div(plan->depth, plan->passes);
-    choose_tasks(plan);
     if (plan->channel_blocks)
         choose_channel_tasks(plan);
+    else
+        choose_tasks(plan);
 }
 
 static Plan forward_plan(const Layer *l)
