@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from alexnet.config.schema import Config, ConfigError
+from multigpu.launch.link import LauncherLink, Stage, close_all
 from multigpu.launch.process import PeerWatch
 
 if TYPE_CHECKING:                                # the launcher imports this module and must not import PyTensor
@@ -142,6 +143,8 @@ class Communicator(ABC):
     Attributes:
         over_mpi: whether the workers are ranks of an MPI job.
         works_in_threads: whether any thread may use it, one at a time.
+        recovers: whether recover() is implemented: a dead peer is replaced during the training.
+        replaces: whether this worker replaces one that has died during the training.
         rank: rank of this worker.
         size: number of workers.
         on_one_host: whether all workers run on one machine.
@@ -152,6 +155,8 @@ class Communicator(ABC):
 
     over_mpi: bool
     works_in_threads: bool = True
+    recovers: bool = False
+    replaces: bool = False
     rank: int
     size: int
     on_one_host: bool
@@ -184,6 +189,18 @@ class Communicator(ABC):
         """Return a context in which this rank waits for others and is therefore not hung; the default does nothing."""
         return nullcontext()
 
+    def recover(self) -> None:
+        """Connect to the replacement of a dead peer, after PeerDied. Messages in transit are lost. Collective.
+
+        Raises:
+            PeerDied: a stop is requested, so the peer is not replaced.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not replace a dead peer")
+
+    def set_stage(self, stage: Stage) -> None:
+        """Notify the launcher of the stage of this worker; the default does nothing."""
+        return None
+
     @abstractmethod
     def detach(self) -> None:
         """Declare that only a server waits for this rank, and can continue without it."""
@@ -195,17 +212,37 @@ class PipeCommunicator(Communicator):
     Args:
         rank: rank of this worker.
         pipes: {rank: Connection} to each of the other workers, which holds the only other end.
+        link: to a launcher that replaces dead workers; None: it does not.
+        replaces: whether this worker is a replacement.
     """
 
     over_mpi = False
     on_one_host = True
 
-    def __init__(self, rank: int, pipes: Mapping[int, Connection]) -> None:
+    def __init__(
+        self, rank: int, pipes: Mapping[int, Connection], link: LauncherLink | None = None, replaces: bool = False
+    ) -> None:
         self.rank = self.local_rank = rank
         self.size = self.local_size = len(pipes) + 1
         self.hosts = [socket.gethostname()] * self.size
+        self._link = link
+        self.recovers = link is not None
+        self.replaces = replaces
         self._pipes = pipes
         self._names = {other: f"worker {other}" for other in pipes}
+
+    def recover(self) -> None:
+        assert self._link is not None, "the launcher replaces no worker"
+        close_all(self._pipes.values())          # a peer that waits for this worker gets an EOF, and recovers too
+        pipes = self._link.next_pipes()
+        if pipes is None:
+            raise PeerDied(f"another worker has died during a stop; worker {self.rank} cannot continue without it")
+        self._pipes = pipes
+        self._names = {other: f"worker {other}" for other in pipes}
+
+    def set_stage(self, stage: Stage) -> None:
+        if self._link is not None:
+            self._link.set_stage(stage)
 
     def send_all(self, message: Message) -> None:
         """Send a message to every peer.
@@ -249,7 +286,7 @@ class PipeCommunicator(Communicator):
         self._names[rank] = f"worker {rank} (pid {pid})"
 
     def watch(self, on_death: Callable[[int], None]) -> PeerWatch:
-        return PeerWatch(self._pipes, on_death)
+        return PeerWatch({} if self.recovers else self._pipes, on_death)     # the launcher detects deaths as fast
 
     def detach(self) -> None:
         """Do nothing: without MPI no worker can be lost."""

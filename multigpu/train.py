@@ -16,7 +16,8 @@ from alexnet.native.main_module import check_main_module
 from alexnet.native.packages import TRAIN_PROGRAM
 from alexnet.run.checkpoint_format import CheckpointError, Metadata, load_from, snapshots
 from alexnet.run.folder import OF_ONE_START, check_new, folder_of, is_exact, newest_run, resumes_in_place
-from multigpu.launch.launcher import WorkFunction, launch
+from multigpu.launch.launcher import launch
+from multigpu.launch.workers import WorkFunction
 from multigpu.mpi import why_no_mpi
 from multigpu.mpi.rank_wrapper import wrap_rank
 from multigpu.rules import RULES

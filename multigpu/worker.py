@@ -84,7 +84,8 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         start = find_start(config, data, model)
         watch = stack.enter_context(comm.watch(partial(report_dead_peer, link)))
         device = stack.enter_context(open_named(device_name, config))
-        comm.allgather(Present())
+        if not comm.replaces:
+            comm.allgather(Present())
         if rule.elastic:
             comm.detach()
         log_run(recorder, config, data, device)
@@ -93,21 +94,22 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         network.rule_state = rule.state(network, config)
         if comm.rank == 0:
             checkpoint.check_room(run_folder.path, network, config, recorder.warn)
-        position = initialize(start, network, config, recorder, role.workers)
+        position = initialize(start, network, config, recorder, role.workers, log=not comm.replaces)
         del start                                # the network now owns its arrays
         if comm.rank == 0 and not config.is_restart:             # a process may die after the last checkpoint
             check_unfinished(config, position)
         rule.configure(config, network, comm)
         compile_functions(network, recorder, config.batch_size, role.functions)
         synchronizer = stack.enter_context(rule.connect(config, network, device, comm, recorder, position.iteration))
+        position = synchronizer.begin(position)
         save = do_not_save
         observer = Observer()
         if isinstance(recorder, RunRecorder):
-            config = open_folder(run_folder, config, position, recorder, link)
+            config = open_folder(run_folder, config, position, recorder, link, keep_settings=comm.replaces)
             save = partial(save_and_plot, run_folder.path, network, data, config, recorder)
             observer = RunReport(run_folder.path, network.state, data, recorder, position, config.batch_size)
         folder = run_folder.path
-        if not rule.elastic:                     # late clients cannot take part in a collective message
+        if not (rule.elastic or comm.replaces):  # the others are in the training, and send no such message
             folder = comm.allgather(FolderCreated(folder))[0].path
         if recorder.failure:
             raise recorder.failure
@@ -162,9 +164,12 @@ def check_unfinished(config: Config, position: Position) -> None:
 
 
 def open_folder(
-    run_folder: RunFolder, config: Config, position: Position, recorder: RunRecorder, link: JobLink
+    run_folder: RunFolder, config: Config, position: Position, recorder: RunRecorder, link: JobLink, keep_settings: bool
 ) -> Config:
     """Create the run's folder, or prepare that of a resumed run, and write the settings; everything has been checked.
+
+    Args:
+        keep_settings: do not write them, because the run has not started again.
 
     Returns:
         The settings, with the name of the folder.
@@ -175,7 +180,8 @@ def open_folder(
     if config.resume_train or config.is_restart:
         recorder.truncate(position.iteration, position.epoch)
     config = config.model_copy(update={"run_name": folder.name})
-    atomic.write(folder / "config.yaml", dump(as_stored(config)))
+    if not keep_settings:
+        atomic.write(folder / "config.yaml", dump(as_stored(config)))
     recorder.log(f"results go to {folder}")
     return config
 
@@ -277,9 +283,13 @@ def log_run(recorder: Recorder, config: Config, data: Dataset, device: Device) -
         recorder.log(note)
 
 
-def initialize(start: Start, network: Network, config: Config, recorder: Recorder, workers: int) -> Position:
-    """Initialize or restore the network and log the starting point; return the Position."""
+def initialize(
+    start: Start, network: Network, config: Config, recorder: Recorder, workers: int, log: bool
+) -> Position:
+    """Initialize or restore the network, and log the starting point if `log`; return the Position."""
     position = start.begin(network, config, workers)
+    if not log:
+        return position
     for warning in start.warnings:
         recorder.log(f"warning: {warning}")      # once per run, not once per worker
     if description := start.describe(position):

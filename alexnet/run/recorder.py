@@ -126,6 +126,7 @@ class RunRecorder(Recorder):
             "worker": worker,
         }
         self._write("train", record)
+        self.recorded = iteration
         self.window.append(record)
         if iteration % self.print_freq == 0:
             self._add_event(iteration, self._scalars())
@@ -218,6 +219,7 @@ class RunRecorder(Recorder):
                 kept.append(record)
         self.close()
         self.validations = [record for record in kept if record["kind"] == "validation"]
+        self.recorded = max((record["iteration"] for record in kept if record["kind"] == "train"), default=0)
         for kind in kinds:
             rewrite_table(self.folder, kind, [record for record in kept if record["kind"] == kind])
         with replacing(self.folder / LINES) as path, path.open("w", encoding="utf-8") as file:

@@ -29,12 +29,14 @@ class Recorder(Stopwatch, ABC):
     """Measures the time of a worker and receives its records and messages. A context manager.
 
     Attributes:
-        keep: receives each train record as a dict, so that rank 0 can record the step of a worker that runs without
-            synchronising, with train_iteration(**record, worker=rank). Only a WorkerRecorder calls it.
+        keep: receives each train record as a dict, so that rank 0 can record a step that it has not done, with
+            train_iteration(**record). Only a WorkerRecorder calls it.
+        recorded: the iteration of the last train record.
         failure: why a file could not be written; training stops, saves and ends because of it.
     """
 
     keep: Callable[[Record], None] | None = None
+    recorded: int = 0
     failure: OSError | None = None
 
     @abstractmethod
@@ -131,6 +133,13 @@ class Synchronizer(ABC):
     """
 
     in_lockstep: bool = False
+
+    def begin(self, position: Position) -> Position:
+        """Return the Position at which this worker begins; position: that of its checkpoint, or the first.
+
+        A replacement of a worker that has died begins where its peers are.
+        """
+        return position
 
     def run(self, run: Run, position: Position) -> Position:
         """Perform this rank's whole part: training, or serving the clients. Returns the final Position."""

@@ -54,6 +54,9 @@ class Position(NamedTuple):
 class Observer:
     """Receives what a validation predicts, and the end of each epoch. This one ignores them."""
 
+    def validation_began(self) -> None:
+        """Forget what an interrupted validation has predicted."""
+
     def validated(self, images: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:
         """Receive a validation batch: the inputs of the network, labels int32 (batch,), logits (class, batch)."""
 
@@ -72,6 +75,7 @@ class Run(NamedTuple):
     rank            rank of this worker, which selects its random streams
     rescue          writes a checkpoint of this worker's state, which all workers share, without a call of the others
     observer        of rank 0: the report
+    advanced        is called with the Position after each step, and after the end of each epoch
     """
 
     config: Config
@@ -85,6 +89,7 @@ class Run(NamedTuple):
     rank: int = 0
     rescue: Callable[[Position], None] = lambda position: None
     observer: Observer = Observer()
+    advanced: Callable[[Position], None] = lambda position: None
 
 
 class TrainingBatch(NamedTuple):
@@ -197,6 +202,7 @@ def end_epoch(run: Run, position: Position, stop: bool = False) -> tuple[Positio
             return position, True
         after = after._replace(errors=(*position.errors, error))
     run.observer.epoch_ended(after)
+    run.advanced(after)
     return after, stop
 
 
@@ -219,6 +225,7 @@ def train_step(
     check_cost(cost, rate, after, batch)
     last = after.batch == steps or at_limit(run, after) or at_snapshot(run, after)
     result = run.synchronizer.after_step(after.iteration, cost, error, rate, run.stop_requested(), last)
+    run.advanced(after)
     run.recorder.train_iteration(
         iteration=after.iteration,
         epoch=position.epoch + after.batch / steps,
@@ -260,6 +267,7 @@ def validate(run: Run, position: Position) -> float | None:
         if stop:
             return None
         n = max(run.data.validation.n, 1)
+        run.observer.validation_began()
         try:
             for batch, images in read(run, validation_batches(run)):
                 if run.stop_requested():

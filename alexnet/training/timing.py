@@ -49,6 +49,10 @@ class Stopwatch:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self.clock = clock
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new iteration and a new timing window."""
         self._lap = dict.fromkeys(TIMES, 0.0)
         self._images = 0                         # in the current timing window
         self._ended: Lap | None = None

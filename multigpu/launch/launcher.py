@@ -15,49 +15,24 @@ A pipe connects every two workers; only these two hold its ends.  A worker start
 launcher and finds the others through multigpu.launch.rendezvous.
 """
 
-import os
 import signal
-import sys
-import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 from multiprocessing import connection
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
-from alexnet.config.schema import Config, ConfigError
-from alexnet.data.dataset import DataError, ReadError
-from alexnet.native.atomic import reason
-from alexnet.native.console import protect, say
-from alexnet.native.cores import cores
+from alexnet.config.schema import Config
+from alexnet.native.console import say
 from alexnet.native.main_module import UNGUARDED, unguarded_sentence
-from alexnet.run.checkpoint_format import CheckpointError, newest
-from alexnet.training.loop import Diverged, InputLost
-from multigpu.communicator import Communicator, DesyncError, PeerDied, PipeCommunicator
-from multigpu.device import DeviceError
-from multigpu.launch.link import Failed, JobLink, LauncherLink, LogOpened, Order
-from multigpu.launch.process import CONTEXT, SIGNALS, describe_exit, end, pipes_between, start
-from multigpu.launch.rendezvous import Pipes, Placement, Stopped, rendezvous
-from multigpu.launch.restart import after_restarts, log_restart, restarted
+from alexnet.run.checkpoint_format import newest
+from multigpu.launch.link import Failed
+from multigpu.launch.process import SIGNALS, describe_exit
+from multigpu.launch.restart import Restarts, after_restarts, log_restart, restarted
 from multigpu.launch.signals import Signals, stop_notice
+from multigpu.launch.workers import Worker, Workers, WorkFunction, request_stop
 
 STOP_TIMEOUT = 2.0                               # seconds that workers get to stop after another has died
 CAUSE_TIMEOUT = 1.0                              # seconds to wait for the death that a worker's failure is due to
-
-WorkFunction = Callable[[Config, str, JobLink, Communicator], None]      # called as multigpu.worker.work
-
-
-@dataclass(eq=False)
-class Worker:
-    """A worker process as seen by the launcher. folder: that of the run, once worker 0 has created it."""
-
-    name: str
-    process: BaseProcess
-    pipe: Connection
-    folder: Path | None = None
 
 
 class Outcome(NamedTuple):
@@ -89,37 +64,29 @@ def launch(config: Config, entry: WorkFunction | None = None) -> int:
     Returns:
         The exit status.
     """
-    restarts = 0
+    restarts = Restarts(config.max_restarts)
     with Signals() as signals:
-        outcome = run_workers(config, entry, signals)
-        while outcome.curable and restarts < config.max_restarts:
+        outcome = run_workers(config, entry, signals, restarts)
+        while outcome.curable and restarts.left:
             if received := signals.pending():
                 outcome = Outcome(128 + received, f"stopped by {received.name}", lost=True)
                 break
-            restarts += 1
+            restarts.used += 1
             config = restarted(config, outcome.folder)
-            log_restart(config, restarts, outcome.message or "")
-            outcome = run_workers(config, entry, signals)
+            log_restart(config, restarts.used, outcome.message or "")
+            outcome = run_workers(config, entry, signals, restarts)
     if outcome.message:
         message = with_checkpoint(outcome, config)
-        say(after_restarts(restarts, message) if outcome.curable else message)
+        say(after_restarts(restarts.used, message) if outcome.curable else message)
     return outcome.status
 
 
-def run_workers(config: Config, entry: WorkFunction | None, signals: Signals) -> Outcome:
+def run_workers(config: Config, entry: WorkFunction | None, signals: Signals, restarts: Restarts) -> Outcome:
     """Start the workers and wait for their end; all have ended on return."""
-    workers: list[Worker] = []
-    try:
-        for placement, pipes in placements(config):
-            workers.append(start_worker(entry, config, placement, pipes))
+    with Workers(entry, config, restarts) as workers:
         outcome = monitor(workers, signals)
-        end_all(workers, outcome.timeout)
-    finally:
-        end_all(workers, 0)
-    for worker in workers:
-        receive_failure(worker)                  # what worker 0 has sent just before its end names the folder
-        worker.pipe.close()
-    return outcome._replace(folder=next((worker.folder for worker in workers if worker.folder), None))
+        workers.end(outcome.timeout)
+    return outcome._replace(folder=workers.folder)
 
 
 def with_checkpoint(outcome: Outcome, config: Config) -> str:
@@ -131,63 +98,11 @@ def with_checkpoint(outcome: Outcome, config: Config) -> str:
     return f"{message}; the last checkpoint is {saved}" if saved else message
 
 
-def placements(config: Config) -> list[tuple[Placement, Pipes | None]]:
-    """Return the (Placement, pipes to its peers) of each worker to start; pipes is None for one started by hand."""
-    if config.rank is not None:
-        assert config.size is not None and config.device is not None       # these three settings come together
-        return [(Placement(config.rank, config.size, config.device), None)]
-    size = len(config.devices)
-    pipes = pipes_between(range(size))
-    return [(Placement(rank, size, device), pipes[rank]) for rank, device in enumerate(config.devices)]
-
-
-def start_worker(entry: WorkFunction | None, config: Config, placement: Placement, pipes: Pipes | None) -> Worker:
-    """Start a worker. It gets its share of the cores as threads unless OMP_NUM_THREADS is set."""
-    pipe, pipe_of_worker = CONTEXT.Pipe()
-    arguments = entry, config, placement, pipe_of_worker, pipes
-    process = CONTEXT.Process(target=run_worker, args=arguments, name=f"worker {placement.rank}")
-    start(process, os.environ.get("OMP_NUM_THREADS") or max(1, cores() // placement.size))
-    for end_of_worker in (pipe_of_worker, *(pipes or {}).values()):
-        end_of_worker.close()                    # otherwise neither launcher nor peers would see an EOF at its death
-    return Worker(f"worker {placement.rank} (pid {process.pid})", process, pipe)
-
-
-def run_worker(
-    entry: WorkFunction | None, config: Config, placement: Placement, pipe: Connection, pipes: Pipes | None
-) -> None:
-    """Entry point of a worker process. Expected errors go to the launcher as a message, without a traceback."""
-    protect()
-    link = LauncherLink(pipe, first=placement.rank == 0 or pipes is None)
-    try:
-        if pipes is None:
-            config, pipes = rendezvous(config, placement, link.stop_requested)
-        if entry is None:
-            # imported here because it imports PyTensor, which the launcher does not need
-            from multigpu.worker import work
-
-            entry = work
-        entry(config, placement.device, link, PipeCommunicator(placement.rank, pipes))
-    except (CheckpointError, ConfigError, DataError, DeviceError) as error:
-        link.report(str(error), status=2, curable=isinstance(error, ReadError))
-        sys.exit(2)
-    except (InputLost, Diverged, DesyncError) as error:
-        link.report(str(error), curable=isinstance(error, InputLost))
-        sys.exit(1)
-    except PeerDied as error:
-        link.report(str(error), caused_by_peer=True)
-        sys.exit(1)
-    except OSError as error:                     # of the run's own files, for example a full disk
-        link.report(reason(error), status=2, curable=False)
-        sys.exit(2)
-    except Stopped:                              # stopped during the rendezvous; there is nothing to save
-        return
-
-
-def monitor(workers: Sequence[Worker], signals: Signals) -> Outcome:
+def monitor(workers: Workers, signals: Signals) -> Outcome:
     """Wait until all workers have ended, one has failed, or a second signal arrives.
 
-    A failure caused by another worker's death is held back for CAUSE_TIMEOUT seconds, until that death is detected and
-    reported instead.
+    A killed worker is replaced if the others can continue with a new one. A failure caused by another worker's death is
+    held back for CAUSE_TIMEOUT seconds, until that death is detected and reported instead.
     """
     running = list(workers)
     stop: signal.Signals | None = None
@@ -209,12 +124,17 @@ def monitor(workers: Sequence[Worker], signals: Signals) -> Outcome:
             signals.handled()
         if failure := first_failure(running, ready, reported):
             worker, failed = failure
+            if stop is None and (replacement := workers.replace(worker, failed)):
+                running[running.index(worker)] = replacement
+                continue
             curable = failed.curable and stop is None
             outcome = Outcome(failed.status, failed.message, lost=failed.status == 1, curable=curable)
             if not failed.caused_by_peer:
                 return outcome
             held_back = held_back or outcome
             reported.append(worker)
+        if late := workers.unneeded_replacement():
+            return Outcome(late.status, late.message, curable=True)
         running = [worker for worker in running if worker.process.sentinel not in ready]
     if held_back:
         return held_back
@@ -239,7 +159,7 @@ def first_failure(
     for worker in ended:
         if (worker.process.exitcode or 0) < 0:
             return worker, exit_failure(worker)
-    failures = [(worker, report) for worker in running if (report := receive_failure(worker))]
+    failures = [(worker, report) for worker in running if (report := worker.failure())]
     explained = [*reported, *(worker for worker, _ in failures)]
     failed = [worker for worker in ended if worker.process.exitcode and worker not in explained]
     failures += [(worker, exit_failure(worker)) for worker in failed]
@@ -253,39 +173,3 @@ def exit_failure(worker: Worker) -> Failed:
     killed_by = -(worker.process.exitcode or 0)
     curable = killed_by > 0 and killed_by not in SIGNALS         # a status is that of an error, which would recur
     return Failed(f"{worker.name} {describe_exit(worker.process.exitcode)}", status=1, curable=curable)
-
-
-def receive_failure(worker: Worker) -> Failed | None:
-    """Return the worker's report with its name in the message, or None; close the pipe at EOF.
-
-    The worker's own error takes precedence over a report of another worker's death.
-    """
-    reports: list[Failed] = []
-    try:
-        while not worker.pipe.closed and worker.pipe.poll():
-            message = worker.pipe.recv()
-            if isinstance(message, LogOpened):
-                worker.folder = message.path.parent
-            else:
-                reports.append(message)
-    except (EOFError, ConnectionError):
-        worker.pipe.close()
-    if not reports:
-        return None
-    report = min(reports, key=lambda report: report.caused_by_peer)
-    return report._replace(message=f"{worker.name}: {report.message}")
-
-
-def request_stop(workers: Iterable[Worker]) -> None:
-    """Ask workers to finish their step, save and end."""
-    for worker in workers:
-        with suppress(OSError):                  # the worker has just ended
-            worker.pipe.send(Order.STOP)
-
-
-def end_all(workers: Sequence[Worker], timeout: float) -> None:
-    """Ask every worker to stop and kill those still running after `timeout` seconds; all have ended on return."""
-    request_stop(workers)
-    deadline = time.monotonic() + timeout
-    for worker in workers:
-        end(worker.process, max(0, deadline - time.monotonic()))

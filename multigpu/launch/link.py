@@ -1,11 +1,16 @@
-"""The connection between a worker and its launcher: the worker receives stop orders and sends failure reports."""
+"""The connection between a worker and its launcher.
+
+The worker receives stop orders, and pipes to the replacement of a killed worker.  It sends failure reports.
+"""
 
 import os
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from enum import Enum
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -17,6 +22,20 @@ class Order(Enum):
     """Order from the launcher to a worker."""
 
     STOP = "finish the step, save, end"
+
+
+class NewPipes(NamedTuple):
+    """Launcher to worker: a peer has been replaced. A file descriptor for each of these ranks follows."""
+
+    ranks: tuple[int, ...]
+
+
+class Stage(Enum):
+    """Worker to launcher: how far it is. Without this message the launcher replaces no worker."""
+
+    STARTING = "does not hold the state of the training"
+    TRAINING = "holds the state, and gives it to a replacement of another worker"
+    ENDED = "does not need the other workers any more"
 
 
 class Failed(NamedTuple):
@@ -82,6 +101,8 @@ class LauncherLink(JobLink):
         self._first = first
         self._launcher = parent_pid()
         self._stop = False
+        self._pipes: Mapping[int, Connection] | None = None      # the newest that have not been used
+        self._received = threading.Condition()
         self._send_lock = threading.Lock()
         set_signal_handlers(on_sigterm=self._forward_sigterm)
         threading.Thread(target=self._receive_orders, name="launcher link", daemon=True).start()
@@ -98,7 +119,18 @@ class LauncherLink(JobLink):
     def log_to(self, path: Path) -> None:
         self._send(LogOpened(path))
 
-    def _send(self, message: Failed | LogOpened) -> None:
+    def set_stage(self, stage: Stage) -> None:
+        """Notify the launcher of the stage of this worker."""
+        self._send(stage)
+
+    def next_pipes(self) -> Mapping[int, Connection] | None:
+        """Wait for new pipes, {rank: Connection} to each peer; None if a stop is requested instead."""
+        with self._received:
+            self._received.wait_for(lambda: self._pipes is not None or self._stop)
+            pipes, self._pipes = self._pipes, None
+            return pipes
+
+    def _send(self, message: Failed | LogOpened | Stage) -> None:
         with self._send_lock, suppress(OSError):  # if the launcher is dead, this process is already ending
             self._pipe.send(message)
 
@@ -107,9 +139,15 @@ class LauncherLink(JobLink):
 
     def _receive_orders(self) -> None:
         try:
-            while self._pipe.recv() is Order.STOP:
-                self._stop = True
-        except (EOFError, ConnectionError):
+            while True:
+                order = self._pipe.recv()
+                with self._received:
+                    if isinstance(order, NewPipes):
+                        self._pipes = {rank: Connection(recv_handle(self._pipe)) for rank in order.ranks}
+                    else:
+                        self._stop = True
+                    self._received.notify()
+        except (EOFError, OSError):
             self._end_process()
 
     def _end_process(self) -> None:
@@ -120,3 +158,23 @@ class LauncherLink(JobLink):
                 os.write(2, line.encode())       # not sys.stderr, whose lock the main thread may hold
         finally:
             os._exit(1)
+
+
+def send_pipes(pipe: Connection, pid: int, pipes: Mapping[int, Connection]) -> None:
+    """Send a worker its new pipes, {rank: Connection}, and close them here.
+
+    Args:
+        pipe: the launcher's end of the connection to the worker.
+        pid: process id of the worker.
+    """
+    with suppress(OSError):                      # the worker has just ended
+        pipe.send(NewPipes(tuple(pipes)))
+        for connection in pipes.values():
+            send_handle(pipe, connection.fileno(), pid)
+    close_all(pipes.values())
+
+
+def close_all(pipes: Iterable[Connection]) -> None:
+    """Close the pipes: a peer sees an EOF only when no process holds an open end."""
+    for pipe in pipes:
+        pipe.close()

@@ -1,22 +1,37 @@
 """Restart of a failed run: in its folder, from its newest checkpoint, or from its beginning if there is none.
 
     max_restarts=3      restart 1 of 3 from iteration 120: worker 1 (pid 4711) was killed by SIGKILL
+                        restart 2 of 3, of worker 0 only: worker 0 (pid 4710) was killed by SIGKILL
 
 A restart can cure the death of a process (a signal, no memory, a lost machine) and an error of the disk or the network
 file system while data are read. It cannot cure invalid settings or data, a cost that is not finite, a full disk, or an
 exception in the program; a stop by a signal is no failure.
 
-A restart is a resumed run: bit-exact on the CPU, without duplicated records.
+A restart is a resumed run: bit-exact on the CPU, without duplicated records. If the other workers hold the state of the
+training, only the killed worker is started again: see multigpu.rules.recovery.
 """
 
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from alexnet.config.schema import Config
 from alexnet.native.console import say
 from alexnet.run.checkpoint_format import iteration_of, newest, snapshots
 from alexnet.run.folder import modified
+
+
+@dataclass
+class Restarts:
+    """The restarts of a run, of all workers or of one."""
+
+    limit: int
+    used: int = 0
+
+    @property
+    def left(self) -> int:
+        return self.limit - self.used
 
 
 def restarted(config: Config, folder: Path | None) -> Config:
@@ -46,15 +61,17 @@ def newest_of_run(config: Config, folder: Path) -> Path | None:
     return max((path for path in snapshots(folder) if modified(path) >= started), key=modified, default=None)
 
 
-def log_restart(config: Config, number: int, reason: str) -> None:
+def log_restart(config: Config, number: int, reason: str, rank: int | None = None) -> None:
     """Write the line about a restart to standard error and to the log of the run, if it exists.
 
     Args:
         config: the settings of the restart.
         number: of the restart, from 1.
         reason: the failure.
+        rank: of the only worker that is started again; None: all are.
     """
-    line = f"restart {number} of {config.max_restarts} from {start_of(config)}: {reason}"
+    place = f" from {start_of(config)}" if rank is None else f", of worker {rank} only"
+    line = f"restart {number} of {config.max_restarts}{place}: {reason}"
     say(line)
     log = Path(config.output, config.run_name or "", "log.txt")
     if config.is_restart and log.is_file():

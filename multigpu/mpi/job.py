@@ -52,10 +52,10 @@ from multigpu.communicator import DesyncError, PeerDied
 from multigpu.device import DeviceError
 from multigpu.failure.heartbeat import HeartbeatClient
 from multigpu.failure.protocol import Failure, JobSettings
-from multigpu.launch.launcher import WorkFunction
 from multigpu.launch.link import JobLink
 from multigpu.launch.process import SIGNAL_DEBOUNCE, SIGNALS, stop_signals
 from multigpu.launch.signals import stop_notice
+from multigpu.launch.workers import WorkFunction
 from multigpu.loader import LoaderDied
 from multigpu.mpi import tcp
 from multigpu.mpi.communicator import MPI, MpiCommunicator, end_without_finalize, leave_no_files

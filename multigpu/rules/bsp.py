@@ -30,6 +30,9 @@ from __future__ import annotations
 import math
 import platform
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -38,11 +41,14 @@ from alexnet.config import Config, ConfigError, Section
 from alexnet.config.fields import Count
 from alexnet.native import compiler
 from alexnet.training.base import StepResult, Synchronizer
-from alexnet.training.loop import InputLost, StepAbandoned
-from multigpu.communicator import Ready, SyncRemaining, TimingReport, total, verify_consistency
+from alexnet.training.loop import InputLost, Position, Run, StepAbandoned, at_snapshot, train_and_save
+from multigpu.communicator import PeerDied, Ready, SyncRemaining, TimingReport, total, verify_consistency
+from multigpu.device.host import HostDevice
 from multigpu.exchange import ExchangeContext, ExchangeSettings, Strategy, strategy_of, strategy_settings
+from multigpu.launch.link import Stage
 from multigpu.rules.base import RULES, Rule
 from multigpu.rules.overlap import EarlyExchange
+from multigpu.rules.recovery import Recovery
 
 if TYPE_CHECKING:
     from alexnet.training.base import Recorder
@@ -145,25 +151,37 @@ class BspRule(AveragingRule):
     def connect(
         self, config: Config, network: Network, device: Device, comm: Communicator, recorder: Recorder, step: int = 0
     ) -> Bsp:
-        verify_consistency(config, network, device, comm, step)
         what = exchanged(config, comm)
         settings = config.section(BspSettings)
         context = ExchangeContext(config, device, comm, (), recorder.warn, step)
+        if what in BEFORE_UPDATE:
+            rates = comm.size if settings.sync == "cdd" else 1
+            if comm.recovers and device.name == "cpu" and keeps_state_equal(network, settings):
+                return ElasticBsp(network, partial(self.open, network), context, recorder, rates)
+            return GradientBsp(network, *self.open(network, context), comm, recorder, rates)
+        verify_consistency(config, network, device, comm, step)
         groups = connect_groups(groups_of(what, network, settings.running_statistics == "average"), context)
-        if what not in BEFORE_UPDATE:
-            return Bsp(network, groups, comm, recorder, settings.average_every)
-        rates = comm.size if settings.sync == "cdd" else 1
+        return Bsp(network, groups, comm, recorder, settings.average_every)
+
+    def open(
+        self, network: Network, context: ExchangeContext
+    ) -> tuple[list[ParameterGroup], EarlyExchange | None]:
+        """Open the buffers for gradients and factors; return the arguments of GradientBsp. Collective."""
+        config, device, comm = context.config, context.device, context.comm
+        verify_consistency(config, network, device, comm, context.step)
+        statistics = config.section(BspSettings).running_statistics == "average"
+        groups = connect_groups(groups_of("gradients", network, statistics), context)
         if self.step_functions(config, comm)[0] == "compute":
-            return GradientBsp(network, groups, comm, recorder, rates)
+            return groups, None
         factors = None
         if network.factored:
             check_kernels(network, comm)
             layers = [network.gradients[n].type.shape for n in network.factored]
             factors = connect_strategy([(n, config.batch_size) for layer in layers for n in layer], context)
         gradients = groups.pop(0) if network.gradient_groups[0] else None
-        early = EarlyExchange(factors, gradients, comm, step, overlaps(config, comm))
+        early = EarlyExchange(factors, gradients, comm, context.step, overlaps(config, comm))
         network.early_gradients.receive = early.start
-        return GradientBsp(network, groups, comm, recorder, rates, early)
+        return groups, early
 
 
 def exchanged(config: Config, comm: Communicator) -> str:
@@ -176,6 +194,11 @@ def exchanged(config: Config, comm: Communicator) -> str:
     if settings.sync == "cdd" or not find_update_rule(config).linear:
         return "gradients"
     return "weights" if comm.over_mpi else "weights_and_momentum"
+
+
+def keeps_state_equal(network: Network, settings: BspSettings) -> bool:
+    """Return whether all of the state is the same on all workers after each step."""
+    return settings.running_statistics == "average" or not network.running_statistics
 
 
 def overlaps(config: Config, comm: Communicator) -> bool:
@@ -368,18 +391,21 @@ class Bsp(Synchronizer):
                 group.strategy.close()
 
 
+OpenGroups = Callable[[ExchangeContext], tuple[list[ParameterGroup], EarlyExchange | None]]
+
+
 class GradientBsp(Bsp):
     """The Synchronizer of rule bsp for gradients: backward pass, average, update.
 
     Args:
         groups: averaged in each step, after the backward pass.
-        rates: factor of the learning rate: N for cdd.
         early: the exchange of the other gradients; None: `groups` contain all.
+        rates: factor of the learning rate: N for cdd.
     """
 
     def __init__(
-        self, network: Network, groups: list[ParameterGroup], comm: Communicator, recorder: Recorder, rates: int = 1,
-        early: EarlyExchange | None = None,
+        self, network: Network, groups: list[ParameterGroup], early: EarlyExchange | None, comm: Communicator,
+        recorder: Recorder, rates: int = 1,
     ):
         super().__init__(network, groups, comm, recorder)
         self._rates = rates
@@ -411,6 +437,104 @@ class GradientBsp(Bsp):
         if self._early is not None:
             self._early.close()
         super().close()
+
+
+class ElasticBsp(GradientBsp):
+    """GradientBsp of a job whose launcher replaces a worker that has died, during the training.
+
+    The others repeat the interrupted step together with the replacement, which gets its state from one of them.
+
+    Args:
+        open_groups: opens the groups and the early exchange of GradientBsp. Collective.
+        context: its argument; the device is replaced by one whose buffers are closed after a death.
+    """
+
+    def __init__(
+        self, network: Network, open_groups: OpenGroups, context: ExchangeContext, recorder: Recorder, rates: int
+    ):
+        super().__init__(network, [], None, context.comm, recorder, rates)
+        self._open_groups = open_groups
+        self._context = context
+        self._device = HostDevice(context.device.on_host)
+        self._recovery = Recovery(network, context.comm)
+        self._received = False                   # whether the state was received since the last step
+        recorder.keep = self._recovery.keep
+        if context.comm.replaces:
+            self._join()
+        else:
+            self._open(context.step)
+
+    def begin(self, position: Position) -> Position:
+        if self._recovery.position is None:
+            self._recovery.advance(position)
+        assert self._recovery.position is not None
+        return self._recovery.position
+
+    def run(self, run: Run, position: Position) -> Position:
+        run = run._replace(advanced=self._recovery.advance)
+        self._comm.set_stage(Stage.TRAINING)
+        while True:
+            with suppress(PeerDied):             # here, so that the interrupted reading of batches is closed
+                return self._train(run)
+            self._recover()
+
+    def step(self, *inputs: np.ndarray, rate: np.float32) -> tuple[float, float]:
+        self._recovery.begin_step()
+        return super().step(*inputs, rate=rate)
+
+    def close(self) -> None:
+        super().close()
+        self._device.close()
+
+    def _train(self, run: Run) -> Position:
+        """Train from the position of the state; all workers wait until the final checkpoint is saved."""
+        position = self._recovery.position
+        assert position is not None
+        if self._received and self._comm.rank == 0:
+            self._make_up(run, position)
+        self._received = False
+        try:
+            position = train_and_save(run, position)
+        except StepAbandoned as end:             # a worker has lost its images; its error ends the run
+            return position._replace(iteration=end.iteration)
+        self.total(np.zeros(1), False)
+        self._comm.set_stage(Stage.ENDED)
+        return position
+
+    def _make_up(self, run: Run, position: Position) -> None:
+        """Record the last step and save its checkpoint, if rank 0 has not done it before it died."""
+        record = self._recovery.record
+        if record is not None and self._recorder.recorded < position.iteration:
+            self._recorder.train_iteration(**record)
+        if position.iteration and at_snapshot(run, position):
+            run.save(position)
+
+    def _recover(self) -> None:
+        """Continue from the last complete step with the replacement of a dead worker."""
+        self._comm.recover()
+        self._join()
+        self._recorder.reset()
+
+    def _join(self) -> None:
+        """Share the state and open the buffers, again if another worker dies meanwhile."""
+        while True:
+            with suppress(PeerDied):
+                self._received |= self._recovery.share()
+                assert self._recovery.position is not None
+                step = self._recovery.position.iteration
+                self._open(step)
+                self._recorder.log(f"a worker was replaced; continuing after iteration {step}")
+                return
+            self._comm.recover()
+
+    def _open(self, step: int) -> None:
+        """Open the buffers, after those of the former workers are closed. Collective."""
+        self._early = None
+        self._groups = []
+        self._device.close()
+        self._device = HostDevice(self._context.device.on_host)
+        self._groups, self._early = self._open_groups(self._context._replace(device=self._device, step=step))
+        self._totals = 0
 
 
 def mean_of(messages: list[Ready]) -> StepResult:

@@ -47,6 +47,10 @@ class RunReport(Observer):
             self.history.add_filters(epochs, self._filters.get_value(borrow=True))
         self._try(lambda: history.save(self.history, folder))
 
+    def validation_began(self) -> None:
+        """See Observer."""
+        self._predictions = self._new_predictions()
+
     def validated(self, images: Any, labels: np.ndarray, logits: Any) -> None:
         """See Observer."""
         self._predictions.add(images, labels, logits)
