@@ -22,8 +22,8 @@ from tests.multigpu.runs import clean_up, family
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("KILLS", "2"))        # random kills; 50 of 50 were seen to be survived
-COUNTS = 2, 3                                    # workers
+KILLS = int(os.environ.get("KILLS", "1"))        # random kills; 50 of 50 were seen to be survived
+COUNTS = 3, 2                                    # workers
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def data(tmp_path_factory):
 
 def settings_of(workers):
     return {
-        "exchange_what": "gradients", "devices": ",".join(["cpu"] * workers), "n_epochs": 3, "n_iterations": 32,
+        "exchange_what": "gradients", "devices": ",".join(["cpu"] * workers), "n_epochs": 3, "n_iterations": 22,
         "snapshot_iterations": 9, "keep_snapshots": "null",
     }
 
@@ -78,26 +78,24 @@ def test_randomly_killed_run_equals_an_undisturbed_one(start, undisturbed, numbe
     assert_clean(run, before)
 
 
-@pytest.mark.parametrize(("workers", "rank"), [(2, 0), (3, 2)])
-def test_only_the_killed_worker_is_replaced(start, undisturbed, workers, rank):
-    run = start(workers)
-    wait_for_log(run, "iteration 13 of 32")
+def test_only_the_killed_worker_is_replaced(start, undisturbed):
+    run = start(2)
+    wait_for_log(run, "iteration 13 of")
     before = members(run)
-    pid = kill(run, f"worker {rank}")
-    wait_for_log(run, "iteration 20 of 32")
+    pid = kill(run, "worker 0")
+    wait_for_log(run, "iteration 20 of")
     kept = members(run).values()
-    assert all((before[f"worker {other}"] in kept) == (other != rank) for other in range(workers))
+    assert before["worker 1"] in kept and pid not in kept
     status, said = run.finish(60)
-    assert status == 0, said
-    assert said == f"restart 1 of 4, of worker {rank} only: worker {rank} (pid {pid}) was killed by SIGKILL\n"
+    assert (status, said) == (0, f"restart 1 of 4, of worker 0 only: worker 0 (pid {pid}) was killed by SIGKILL\n")
     log = (run.folder / "runs" / "run" / "log.txt").read_text()
-    assert said.strip() in log and re.search("a worker was replaced; continuing after iteration 1", log)
-    assert_equal_runs(run.folder / "runs" / "run", undisturbed[workers][0])
+    assert said.strip() in log and "a worker was replaced; continuing after iteration 1" in log
+    assert_equal_runs(run.folder / "runs" / "run", undisturbed[2][0])
 
 
 def test_second_kill_before_the_replacement_works(start, undisturbed):
     run = start(3)
-    wait_for_log(run, "iteration 10 of 32")
+    wait_for_log(run, "iteration 10 of")
     before = set(members(run).values())
     kill(run, "worker 1")
     while not (new := set(members(run).values()) - before):
@@ -113,7 +111,7 @@ def test_second_kill_before_the_replacement_works(start, undisturbed):
 
 def test_run_restarts_if_no_worker_holds_the_state(start, undisturbed):
     run = start(2)
-    wait_for_log(run, "iteration 10 of 32")
+    wait_for_log(run, "iteration 10 of")
     pids = [members(run)[f"worker {rank}"] for rank in (0, 1)]
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
@@ -125,7 +123,7 @@ def test_run_restarts_if_no_worker_holds_the_state(start, undisturbed):
 
 def test_replacement_of_rank_0_saves_the_checkpoint_that_it_did_not(start, undisturbed):
     run = start(2, variables={"SLOW_SAVE": "1"})
-    wait_for_log(run, "iteration 18 of 32")
+    wait_for_log(run, "iteration 18 of")
     time.sleep(0.3)
     kill(run, "worker 0")                        # while it saves
     status, said = run.finish(60)
@@ -138,7 +136,7 @@ def test_replacement_of_rank_0_saves_the_checkpoint_that_it_did_not(start, undis
 
 def test_killed_launcher_ends_a_run_that_waits_for_a_replacement(start):
     run = start(2)
-    wait_for_log(run, "iteration 5 of 32")
+    wait_for_log(run, "iteration 5 of")
     kill(run, "worker 1")
     wait_for_log(run, "restart 1 of 4")
     status, said = run.kill(run.launcher.pid)
