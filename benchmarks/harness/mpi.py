@@ -32,6 +32,19 @@ def mpiexec():
     return str(beside) if beside.exists() else shutil.which("mpiexec")
 
 
+def open_communicator():
+    """Return the MpiCommunicator of this rank.
+
+    MPICH's shared memory is a file until MPI_Finalize, which a rank that is killed or aborts never reaches. The file is
+    therefore unlinked here, as in jobs of train.py.
+    """
+    from multigpu.mpi.communicator import MpiCommunicator, leave_no_files  # initialises MPI, which only ranks may do
+
+    comm = MpiCommunicator()
+    leave_no_files()
+    return comm
+
+
 def rows_of_ranks(module, ranks, plan):
     """Run a benchmark's worker(plan as JSON, path of the rows) in an MPI job; return the rows that rank 0 wrote.
 

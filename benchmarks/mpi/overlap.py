@@ -26,7 +26,7 @@ from alexnet.run.recorder import WorkerRecorder
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
 from benchmarks.harness import report
-from benchmarks.harness.mpi import NEEDED, mpiexec, rows_of_ranks
+from benchmarks.harness.mpi import NEEDED, mpiexec, open_communicator, rows_of_ranks
 from benchmarks.mpi.strategies import bytes_sent
 from multigpu.device import open_device
 from multigpu.rules.bsp import BspRule
@@ -54,10 +54,8 @@ class Plan(NamedTuple):
 
 def work(plan, path):
     """Main function of a rank: measure the Plan, given as JSON; rank 0 writes the rows to the path."""
-    from multigpu.mpi.communicator import MpiCommunicator  # initialises MPI, which only ranks may do
-
     plan = Plan(*json.loads(plan))
-    comm = MpiCommunicator()
+    comm = open_communicator()
     rng = np.random.default_rng(comm.rank)
     rows = []
     for strategy in plan.strategies:

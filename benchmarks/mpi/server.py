@@ -35,7 +35,7 @@ import pytensor
 from alexnet.config import load_config
 from alexnet.run.recorder import WorkerRecorder
 from benchmarks.harness import report
-from benchmarks.harness.mpi import NEEDED, mpiexec, rows_of_ranks
+from benchmarks.harness.mpi import NEEDED, mpiexec, open_communicator, rows_of_ranks
 from multigpu.device.host import HostDevice
 from multigpu.rules.asgd import AsgdClient, AsgdRule, Schedule
 from multigpu.rules.parameter_server import server
@@ -139,10 +139,8 @@ class Timed(ParameterServer):
 
 def work(plan, path):
     """Main function of a rank: measure the Plan, given as JSON; rank 0 writes the rows to the path."""
-    from multigpu.mpi.communicator import MpiCommunicator  # initialises MPI, which only ranks may do
-
     plan = Plan(*json.loads(plan))
-    comm, rows = MpiCommunicator(), []
+    comm, rows = open_communicator(), []
     copied = memcpy_seconds(plan.floats) if comm.rank == 0 else None
     comm.mpi.Barrier()
     for kind in plan.kinds:

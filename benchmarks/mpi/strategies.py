@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.harness import report
-from benchmarks.harness.mpi import NEEDED, mpiexec, rows_of_ranks
+from benchmarks.harness.mpi import NEEDED, mpiexec, open_communicator, rows_of_ranks
 from multigpu.communicator import Ready
 from multigpu.device.host import HostDevice
 from multigpu.exchange import ExchangeContext
@@ -67,10 +67,8 @@ class Plan(NamedTuple):
 
 def work(plan, path):
     """Main function of a rank: measure the Plan, given as JSON; rank 0 writes the rows to the path."""
-    from multigpu.mpi.communicator import MpiCommunicator  # initialises MPI, which only ranks may do
-
     plan = Plan(*json.loads(plan))
-    comm = MpiCommunicator()
+    comm = open_communicator()
     rows = []
     for floats in plan.sizes if comm.on_one_host else sorted({*plan.sizes} & {*FAR}):
         with HostDevice() as device:

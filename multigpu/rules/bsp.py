@@ -185,13 +185,19 @@ class BspRule(AveragingRule):
 
 
 def exchanged(config: Config, comm: Communicator) -> str:
-    """Return what is exchanged: weights_and_momentum, weights or gradients; resolves `auto`."""
+    """Return what is exchanged; resolves `auto`.
+
+    Between hosts, gradients are sent during the backward pass, which hides most of the time that as many bytes of
+    weights would add to each step. Factors are smaller, but need equal instruction sets, so `auto` never means them.
+    """
     from alexnet.training.updates import find_update_rule  # it imports PyTensor, slowly
 
     settings = config.section(BspSettings)
     if settings.exchange_what != "auto":
         return settings.exchange_what
     if settings.sync == "cdd" or not find_update_rule(config).linear:
+        return "gradients"
+    if not comm.on_one_host and settings.average_every == 1 and overlaps(config, comm):
         return "gradients"
     return "weights" if comm.over_mpi else "weights_and_momentum"
 

@@ -12,7 +12,7 @@ from tests import tiny, tiny_train
 from tests.mpi import Job, mpiexec, needs_mpi
 from tests.multigpu.fakes import several_workers
 from tests.system import traffic
-from tests.system.two_hosts import Hosts, obstacle, run
+from tests.system.two_hosts import Hosts, burst_of, obstacle, run
 
 WHY_NOT = obstacle()
 pytestmark = [
@@ -78,3 +78,8 @@ def test_a_killed_rank_on_the_other_host_is_reported(hosts, tmp_path):
     status, said = start(hosts, tmp_path, Path(several_workers.__file__), *settings, **variables).finish()
     assert status != 0
     assert re.search(r"^rank 1 \(pid \d+ on second\) has died: .*$", said, re.MULTILINE), said
+
+
+@pytest.mark.parametrize(("rate", "burst"), [("1gbit", 250_000), ("100mbit", 65_536), ("2.5gbit", 625_000)])
+def test_burst_of_a_slow_link_is_short(rate, burst):
+    assert burst_of(rate) == burst

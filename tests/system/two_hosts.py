@@ -3,7 +3,7 @@
     python -m tests.system.two_hosts [--rate 1gbit] COMMAND ...
 
 runs a command whose environment variable MPIEXEC starts MPI ranks on both hosts, for example the benchmark
-`python -m benchmarks.mpi.strategies --ranks 2`. --rate limits the link, in the notation of tc.
+`python -m benchmarks.mpi.strategies --ranks 2`. --rate limits the link, in bit, kbit, mbit or gbit per second.
 
 The second host also has a separate host name and /dev/shm. Instead of ssh, mpiexec calls a script that enters the
 namespace of the address. Requires root and Linux:
@@ -17,6 +17,7 @@ runs two ranks, one on each host. Both share the machine's processors.
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -35,6 +36,7 @@ shift
 exec ip netns exec {space} unshare --uts --mount sh -c '
     hostname second && mount -t tmpfs tmpfs /dev/shm && exec sh -c "$1"' agent "$*"
 """
+BURST = 0.002                                    # seconds; shorter bursts do not reach 1 Gbit/s
 SECONDS = 10.0                                   # timeout for the link to come up
 
 
@@ -74,7 +76,7 @@ class Hosts:
 
     Args:
         folder: for the script that mpiexec calls.
-        rate: of the link, in each direction, in the notation of `tc` ("1gbit"); None: not limited.
+        rate: of the link, in each direction, in bit, kbit, mbit or gbit per second ("1gbit"); None: not limited.
     """
 
     def __init__(self, folder, rate=None):
@@ -96,7 +98,7 @@ class Hosts:
                 ip("-n", space, "link", "set", end, "up")
                 if self._rate is not None:
                     run("tc", "-n", space, "qdisc", "add", "dev", end, "root", "tbf", "rate", self._rate,
-                        "burst", "1mb", "latency", "50ms")
+                        "burst", str(burst_of(self._rate)), "latency", "50ms")
             self._wait()
         except BaseException:
             self.__exit__()
@@ -130,6 +132,16 @@ class Hosts:
             return within, across, {"PRTE_MCA_plm_ssh_agent": str(self._agent)}
         across = "-launcher", "ssh", "-launcher-exec", str(self._agent), "-hosts", f"{A},{B}", "-ppn", "1"
         return within, across, {"UCX_TLS": "tcp,self"}           # otherwise UCX detects one machine and copies
+
+
+def burst_of(rate):
+    """Return the bytes that may pass an idle link at once: what the rate carries in BURST, at least one large packet.
+
+    A burst that does not depend on the rate would let whole messages pass a slow link as if it were fast.
+    """
+    digits, prefix = re.fullmatch(r"([\d.]+)([kmg]?)bit", rate).groups()
+    per_second = float(digits) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[prefix] / 8
+    return max(int(BURST * per_second), 1 << 16)
 
 
 def sent():

@@ -1,9 +1,12 @@
 """Settings of the rules: what each rule refuses, and settings of a rule that is not used."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from alexnet.config import ConfigError, load_config
 from multigpu.rules import check_rule
+from multigpu.rules.bsp import exchanged
 
 
 def refusal(*arguments):
@@ -136,3 +139,25 @@ def test_setting_of_another_rule_is_refused(arguments, message):
 @pytest.mark.parametrize("rule", ["bsp", "slowmo", "easgd", "asgd", "gosgd"])
 def test_defaults_suit_every_rule(rule):
     check_rule(load_config(["data=none", f"rule={rule}"]))
+
+
+ONE_HOST = {"size": 2, "over_mpi": True, "on_one_host": True, "works_in_threads": True}
+TWO_HOSTS = ONE_HOST | {"on_one_host": False}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "comm", "what"),
+    [
+        ([], ONE_HOST | {"over_mpi": False}, "weights_and_momentum"),
+        ([], ONE_HOST, "weights"),
+        ([], TWO_HOSTS, "gradients"),
+        (["exchange=ar"], TWO_HOSTS, "gradients"),
+        (["overlap=false"], TWO_HOSTS, "weights"),
+        (["average_every=4"], TWO_HOSTS, "weights"),
+        ([], TWO_HOSTS | {"works_in_threads": False}, "weights"),
+        (["update=adagrad", "overlap=false"], TWO_HOSTS, "gradients"),
+        (["exchange_what=factors"], TWO_HOSTS, "factors"),
+    ],
+)
+def test_auto_overlaps_gradients_between_hosts(arguments, comm, what):
+    assert exchanged(load_config(["data=none", *arguments]), SimpleNamespace(**comm)) == what
