@@ -65,6 +65,18 @@ def train(comm, delays, changes, stops=None, begin=Position(), steps=STEPS):
     }
 
 
+def stop_without_a_step(comm, rule, changes):
+    """Rank 0 stops before its step 2, as while it waits for images; return the steps that this rank has done."""
+    with fakes.joined(rule, comm, NolocoNetwork(0.001), RecordingRecorder(), **changes) as (_, exchange):
+        step, stop = 0, False
+        while not stop:
+            step += 1
+            exchange.step(rate=RATE)
+            stop = exchange.after_step(step, 0.0, 0.0, RATE, False, False).stop or comm.rank == 0
+        with exchange.consensus(stop) as over:
+            return step if over else None
+
+
 def wait_for_partner(comm, slow_rank, seconds):
     """Return the seconds that this rank spends in the outer step after one step, which takes one rank some time."""
     with joined(comm, NolocoNetwork(), RecordingRecorder(), noloco_steps=1) as (_, exchange):

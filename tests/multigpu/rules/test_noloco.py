@@ -232,6 +232,12 @@ def test_stop_of_any_rank_ends_all_and_pairs_agree(team, asked, question):
             assert ranks[partner(SEED, number, 4, step)]["done"] >= step
 
 
+@pytest.mark.parametrize(("rule", "changes"), [("noloco", {"noloco_steps": 2}), ("gosgd", {"gosgd_p": 0.5})])
+def test_stop_between_two_steps_ends_all(team, rule, changes):
+    steps = results(team.run(f"{TASKS}:stop_without_a_step", rule, changes, seconds=20))
+    assert steps[0] == 1 and all(steps)
+
+
 def test_training_resumes_within_an_epoch_until_n_iterations(team):
     changes = {"noloco_steps": 2, "n_epochs": 9, "n_iterations": 8}
     ranks = results(team.run(f"{TASKS}:train", SLOW, changes, None, Position(0, 3, 3)))
