@@ -5,9 +5,10 @@
     easgd   every easgd_tau steps, each worker with a server that holds a center variable   easgd.py
     asgd    asynchronously, each worker with a server that adds up pushed updates           asgd.py
     gosgd   at random steps, one worker with another                                        gosgd.py
+    noloco  every noloco_steps steps, random pairs; then an outer update                    noloco.py
 
 single.py is the rule of a job with one worker. parameter_server/ contains the server, the client and the protocol of
-the rules that have a server. channel.py sends asynchronous messages.
+the rules that have a server. gossip.py is the common part of gosgd and noloco.
 
 A rule is a module with its equations as pure functions, its Section of settings, its Synchronizer, and its Rule, which
 is registered in base.RULES. A rule outside this package is selected by rule=module:Class.

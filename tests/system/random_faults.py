@@ -49,7 +49,10 @@ TIME_OUT = 5                                     # seconds until a silent rank i
 GONE = 10.0                                      # seconds within which a job must end
 LONGEST = 300.0                                  # timeout in seconds for a start or an end
 MORE = 10                                        # steps from the last checkpoint to the end of the run
-RULES = {"bsp": {}, "easgd": {"easgd_tau": 2}, "gosgd": {"gosgd_p": 0.5}, "asgd": {"n_sync": 2}}
+RULES = {
+    "bsp": {}, "easgd": {"easgd_tau": 2}, "gosgd": {"gosgd_p": 0.5}, "noloco": {"noloco_steps": 2},
+    "asgd": {"n_sync": 2},
+}
 COMMON = {"model": "tiny", "batch_size": 2, "learning_rate": 0.001, "n_epochs": 10**6, "snapshot_iterations": 3,
           "heartbeat_timeout": TIME_OUT}
 

@@ -21,7 +21,7 @@ from tests.system import random_faults
 pytestmark = [pytest.mark.mpi, needs_mpi]
 
 SCRIPT = Path(several_workers.__file__)
-SETTINGS = {"bsp": {}, "easgd": {"easgd_tau": 1}, "gosgd": {"gosgd_p": 1}}
+SETTINGS = {"bsp": {}, "easgd": {"easgd_tau": 1}, "gosgd": {"gosgd_p": 1}, "noloco": {"noloco_steps": 1}}
 GONE = 10                                        # seconds within which a job must end
 
 # (rule, how a rank fails, where, which of three ranks, expected MESSAGE); rank 0 is the server of easgd
@@ -42,6 +42,8 @@ FAULTS = [
     ("gosgd", "killed", "pushing", 1, "died"),
     ("gosgd", "stopped", "entering", 2, "silent"),
     ("gosgd", "bug", "validating", 1, "bug"),
+    ("noloco", "killed", "pushing", 1, "died"),
+    ("noloco", "hung", "computing", 2, "stalled"),
 ]
 ONCE = ("starting", "connecting", "saving")         # points that fail at the first visit
 

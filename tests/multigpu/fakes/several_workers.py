@@ -120,6 +120,7 @@ class Network:
     def __init__(self, points):
         self.points, self.step = points, Variable(np.int64(0))
         self.weights = self.parameters_and_velocities = [Variable(np.zeros(5000, np.float32))]
+        self.rule_state = [Variable(np.zeros(5000, np.float32)) for _ in range(2)]           # of rule noloco
 
     def train(self, *inputs):
         self.points.reach("computing", SECOND)
@@ -136,7 +137,7 @@ def points_of(exchange):
     """Return the pause points of an exchange: (object, method, point before a call, point after a call)."""
     found = [(exchange, "after_step", "before Ready", "after the exchange"), (exchange, "total", "before the sums"),
              (exchange, "close", "closing")]
-    if hasattr(exchange, "_groups"):               # bsp and gosgd
+    if hasattr(exchange, "_groups"):               # not those of a server
         found += [(group.strategy, "average", "between Ready and Done", "after Done")
                   for group in exchange._groups if hasattr(group, "strategy")]
     inner = {"_exchange": "serving", "contact": "coming", "_push": "pushing", "_enter": "entering"}

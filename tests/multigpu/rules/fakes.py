@@ -43,6 +43,7 @@ class ToyNetwork:
             for name, shape in {"W": (length,), "b": (3,), "W.V": (length,), "b.V": (3,)}.items()
         ]
         self.weights = self.parameters_and_velocities[:2]
+        self.rule_state = []
         self.step = pytensor.shared(np.int64(0), name="step")
         self.delay, self.pull, self.steps = delay, pull, 0
         self.validated, self.marks, self.mark = [], [], lambda: None

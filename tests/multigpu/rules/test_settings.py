@@ -24,6 +24,8 @@ def refusal(*arguments):
         ("slowmo_beta=1", "slowmo_beta must be less than 1, got 1"),
         ("slowmo_buffers=keep", "slowmo_buffers must be 'reset', 'maintain' or 'average', got the text 'keep'"),
         ("gosgd_p=-0.1", "gosgd_p must be greater than or equal to 0, got -0.1"),
+        ("noloco_beta=0", "noloco_beta must be greater than 0, got 0"),
+        ("noloco_gamma=-1", "noloco_gamma must be greater than or equal to 0 or null, got -1"),
         ("easgd_tau=0", "easgd_tau must be greater than 0, got 0"),
         ("sync=sum", "sync must be 'avg' or 'cdd', got the text 'sum'"),
         ("server_update=sum", "server_update must be 'plain', 'adagrad', 'adadelta', 'nesterov' or 'delayed_nesterov', "
@@ -136,7 +138,7 @@ def test_setting_of_another_rule_is_refused(arguments, message):
     assert refusal(*arguments) == message
 
 
-@pytest.mark.parametrize("rule", ["bsp", "slowmo", "easgd", "asgd", "gosgd"])
+@pytest.mark.parametrize("rule", ["bsp", "slowmo", "easgd", "asgd", "gosgd", "noloco"])
 def test_defaults_suit_every_rule(rule):
     check_rule(load_config(["data=none", f"rule={rule}"]))
 
