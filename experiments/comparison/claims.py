@@ -5,7 +5,8 @@ difference: it is twice the standard deviation of an error of 40 % on 4,000 test
 """
 
 from experiments.asgd.claims import Claim, by, listed, points, table
-from experiments.comparison.clock import LINKS, STRATEGIES, bytes_sent, visible
+from experiments.comparison.clock import LINKS, STRATEGIES, bytes_sent, saturation, visible
+from experiments.comparison.methods import METHODS
 
 NOISE = 0.0155
 SHARED, FAST, SLOW = (link.name for link in LINKS)
@@ -81,8 +82,9 @@ def strategies(errors, trials):
 
 
 def elastic(errors, trials):
-    yield from compared(errors, "EASGD has a lower error than bsp with its best strategy (Zhang et al. 2015)",
-                        ("easgd",), BSP)
+    yield from compared(errors, "EASGD has a lower error than asgd (Zhang et al. 2015)", ("easgd",), ("asgd",))
+    yield from compared(errors, "EASGD has a lower error than bsp with its best strategy (Ma et al. 2016)", ("easgd",),
+                        BSP)
     yield from published_gap(errors, "Theano-MPI's alpha = 0.5 is as good as 0.9 / N", "Theano-MPI", "alpha = 0.9 / N",
                              "easgd")
     worst = spread(trials, "easgd", "easgd_tau", FAST, errors)
@@ -146,11 +148,23 @@ def local(errors, trials):
 
 
 def servers(errors, trials):
+    served = [row for row in trials if row["load"] and not row["source"]]
+    if served:
+        misses = [points(abs(row["load"] - expected_load(row))) for row in served]
+        yield Claim(SECTION, "a server with N clients is busy for N / saturation of the time", max(misses),
+                    "points at most", max(misses) < 10,
+                    f"{len(served)} trials, {sum(misses) / len(misses):.1f} on average")
     yield from published_gap(errors, "the sum of the updates, c = 1, is as good as c = 1 / N (Dean et al. 2012)",
                              "c = 1", "c = 1 / N", "asgd")
     yield from compared(errors, "async DiLoCo has a lower error than plain asgd (Liu et al. 2024)", ("async DiLoCo",),
                         ("asgd",))
     yield from compared(errors, "asgd has a lower error than local SGD", ("asgd",), ("local SGD",))
+
+
+def expected_load(row):
+    """Return the share of the time in which the server of a row is busy, by the formula of clock.saturation."""
+    (link,) = (link for link in LINKS if link.name == row["link"])
+    return min(1.0, row["workers"] / saturation(row["settings"][METHODS[row["method"]].interval], link))
 
 
 def scaling(errors, trials):

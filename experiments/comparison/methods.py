@@ -34,7 +34,7 @@ class Axis(NamedTuple):
 class Method(NamedTuple):
     """A rule with the settings that all its trials share.
 
-    axes:        (workers, link) -> the Axes of its own settings
+    axes:        (workers, link) -> the Axes of its settings, without the learning rate
     interval:    the setting that decides how often workers exchange
     rate:        workers -> learning rate with which the search starts
     strategies:  of rule bsp; the methods of other rules move whole arrays of weights, in float32
@@ -93,9 +93,9 @@ METHODS = {
                            strategies=tuple(each for each in STRATEGIES if each.half)),
     "local SGD": Method("slowmo", LOCAL, lambda workers, link: (local_steps(link),), "slowmo_steps", bsp_rate),
     "slowmo": Method("slowmo", {}, lambda workers, link: (
-        local_steps(link), Axis("slowmo_beta", (0.3, 0.6, 0.8), 1)), "slowmo_steps", most=128),
+        local_steps(link), Axis("slowmo_beta", (0.3, 0.6, 0.8), 1)), "slowmo_steps", most=32),
     "DiLoCo": Method("slowmo", DILOCO, lambda workers, link: (
-        local_steps(link), Axis("slowmo_alpha", (0.2, 0.4, 0.7, 1.0), 2)), "slowmo_steps", most=128),
+        local_steps(link), Axis("slowmo_alpha", (0.2, 0.4, 0.7, 1.0), 2)), "slowmo_steps", most=32),
     "easgd": Method("easgd", {}, lambda workers, link: (
         server_interval("easgd_tau", workers, link), fractions("easgd_alpha", (0.3, 0.9, 2.7, 8), workers)),
         "easgd_tau"),
