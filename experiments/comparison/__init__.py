@@ -7,7 +7,7 @@ The trajectory is that of a small perceptron (experiments.asgd.task), the clock 
     trajectory   test error and arrays sent over steps or seconds                 trajectory.py
     search       the best settings of a method, for a number of workers and link  search.py
     claims       the claims of the papers and of this project, with numbers       claims.py
-    figures      figures.py
+    tables       tables.py, and the figures: figures.py
 
 Strategies, overlap and factors do not change a trajectory (asa16 does, by rounding), so one trajectory of a synchronous
 rule serves all links and strategies. That of an asynchronous rule depends on the link, because its order of events

@@ -5,7 +5,8 @@ python -m experiments.comparison [--only bsp easgd ...] [--workers 2 8 ...] [--d
 The perceptron of experiments.asgd is trained on the clock of AlexNet (clock.py). The settings of each method are
 searched for each number of workers and link (search.py). Without --only, --workers and --out, the results replace
 those of this folder: trials.csv has a line for every trial, best.jsonl a row with the curve for the best settings, and
-pictures/ the figures. --draw computes figures, claims and the table of decisions from these files, without training.
+pictures/ the figures. The error of the best settings is the mean over the seeds, that of other trials has one seed.
+--draw computes figures, tables and claims from these files, without training.
 """
 
 import argparse
@@ -14,11 +15,13 @@ import json
 import pathlib
 import time
 
+from experiments.asgd.claims import table
 from experiments.asgd.pool import PROCESSES, show, workers, write
-from experiments.comparison.claims import claims, decisions, table
+from experiments.comparison.claims import claims
 from experiments.comparison.figures import draw
 from experiments.comparison.methods import METHODS, PUBLISHED, Sizes
 from experiments.comparison.search import best_rows, published_rows
+from experiments.comparison.tables import decisions, overview
 
 HERE = pathlib.Path(__file__).parent
 COLUMNS = ("method", "strategy", "link", "workers", "settings", "seconds", "error", "sent", "load", "best", "source")
@@ -98,6 +101,7 @@ def main(arguments=None):
     best, trials = read(folder)
     for picture in draw(best, trials, folder / "pictures"):
         print(f"drew {picture}")
+    print(overview(best))
     print(decisions(best))
     print(table(claims(best, trials)))
     return 0

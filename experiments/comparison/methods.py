@@ -147,6 +147,7 @@ class Sizes(NamedTuple):
     checkpoints:  number of times at which the test error is measured
     train, test:  numbers of images
     published:    number of workers of the published settings
+    seeds:        trainings with the best settings, for up to `replicated` workers
     """
 
     steps: tuple = ((2, 5000), (8, 2400), (32, 900), (128, 320), (1024, 80))
@@ -156,6 +157,8 @@ class Sizes(NamedTuple):
     published: int = 8
     links: tuple = LINKS
     seed: int = 0
+    seeds: int = 3
+    replicated: int = 32
 
     def workers(self):
         return [workers for workers, _ in self.steps]
