@@ -95,7 +95,7 @@ METHODS = {
     "slowmo": Method("slowmo", {}, lambda workers, link: (
         local_steps(link), Axis("slowmo_beta", (0.3, 0.6, 0.8), 1)), "slowmo_steps", most=32),
     "DiLoCo": Method("slowmo", DILOCO, lambda workers, link: (
-        local_steps(link), Axis("slowmo_alpha", (0.2, 0.4, 0.7, 1.0), 2)), "slowmo_steps", most=32),
+        local_steps(link), Axis("slowmo_alpha", (0.2, 0.4, 0.7, 1.0, 1.4), 2)), "slowmo_steps", most=128),
     "easgd": Method("easgd", {}, lambda workers, link: (
         server_interval("easgd_tau", workers, link), fractions("easgd_alpha", (0.3, 0.9, 2.7, 8), workers)),
         "easgd_tau"),
@@ -104,7 +104,8 @@ METHODS = {
     "async DiLoCo": Method("asgd", {"server_update": "delayed_nesterov"}, lambda workers, link: (
         server_interval("n_sync", workers, link), Axis("server_scale", (0.03, 0.1, 0.3, 0.7), 2)), "n_sync"),
     "gosgd": Method("gosgd", {}, lambda workers, link: (
-        Axis("gosgd_p", (1 / 256, 1 / 64, 1 / 16, 1 / 4, 1.0), 3 if link.array < STEP else 2),), "gosgd_p"),
+        Axis("gosgd_p", (1 / 256, 1 / 64, 1 / 16, 1 / 4, 1.0), 3 if link.array < STEP else 2),), "gosgd_p",
+        most=128),
 }
 
 # settings of the papers and of Theano-MPI, each at the RATES from 0.01 to 0.08
