@@ -55,6 +55,14 @@ def test_commands_for_slurm_have_valid_settings():
         check_rule(config)
 
 
+def test_settings_of_the_choosing_page_are_valid():
+    settings = re.findall(r"`(rule=[^`]*)`", (TOP / "docs" / "choosing.md").read_text("utf-8"))
+    configs = [load_config(each.split()) for each in settings]
+    assert {config.rule for config in configs} == {"bsp", "slowmo", "easgd", "asgd", "gosgd"}
+    for config in configs:
+        check_rule(config)
+
+
 def test_readme_is_short_and_keeps_its_two_commands():
     text = (TOP / "README.md").read_text("utf-8")
     assert len(text.split()) < 1500

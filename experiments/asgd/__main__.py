@@ -21,29 +21,21 @@ import argparse
 import json
 import pathlib
 import time
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from operator import itemgetter
 
 from experiments.asgd.claims import claims, table
 from experiments.asgd.experiments import EXPERIMENTS, QUICK, Sizes, trials
 from experiments.asgd.figures import draw
+from experiments.asgd.pool import PROCESSES, show, workers, write
 from experiments.asgd.task import task
 from experiments.asgd.trials import run
-from multigpu.launch.process import CONTEXT, end_with_parent, environment
 
 HERE = pathlib.Path(__file__).parent
-PROCESSES = 2
 
 
 def work(trial, sizes, compiled):
     """Return the row of a trial. The process caches the task."""
     return run(trial, task(sizes.train, sizes.test, compiled))
-
-
-def show(sentence):
-    """Print without buffering, also into a file."""
-    print(sentence, flush=True)
 
 
 def rows_of(experiments, sizes, folder, processes=PROCESSES, compiled=True, log=show):
@@ -67,46 +59,11 @@ def rows_of(experiments, sizes, folder, processes=PROCESSES, compiled=True, log=
     return found
 
 
-@contextmanager
-def workers(processes):
-    """Yield a function submit(function, *arguments) that returns a future.
-
-    Args:
-        processes: size of the process pool; 0 calls the function immediately in this process.
-    """
-    if not processes:
-        yield AtOnce
-        return
-    # one BLAS thread per process, so that the processes do not oversubscribe the cores and the results do not depend on
-    # the number of cores
-    with environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1"):
-        pool = ProcessPoolExecutor(processes, CONTEXT, initializer=end_with_parent)
-        try:
-            yield pool.submit
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-class AtOnce:
-    """A future whose result is computed when it is created."""
-
-    def __init__(self, function, *arguments):
-        self._result = function(*arguments)
-
-    def result(self):
-        return self._result
-
-
 def read(folder):
     """Return the rows in a folder by experiment, without experiments that have no rows."""
     found = {name: folder / f"{name}.jsonl" for name in EXPERIMENTS}
     found = {name: path.read_text(encoding="utf-8").splitlines() for name, path in found.items() if path.exists()}
     return {name: list(map(json.loads, lines)) for name, lines in found.items() if lines}
-
-
-def write(rows, path):
-    """Write one JSON object per row and line."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def main(arguments=None):

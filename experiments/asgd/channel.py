@@ -41,6 +41,7 @@ class SimulatedNetwork:
     inbox:    rank -> list of (time of sending, message)
     pending:  PendingTransfer of the server, or None
     buffer:   the server's copy of a client's array
+    sent:     rank -> bytes of the arrays that this rank has sent
     serve:    () -> None: lets the server process its messages; set once the server exists
     """
 
@@ -51,6 +52,7 @@ class SimulatedNetwork:
         self.inbox = [[] for _ in range(self.size)]
         self.pending = None
         self.buffer = None
+        self.sent = [0] * self.size
         self.serve = None
 
 
@@ -113,9 +115,11 @@ class SimulatedChannel:
         buffer = self._buffer(array)
         if there:
             np.copyto(buffer, array)
+            self._network.sent[self.rank] += array.nbytes
         pending.update(buffer, slice(0, array.size))
         if back:
             np.copyto(array, buffer)
+            self._network.sent[server] += array.nbytes
             self._catch_up(self._network.now[server])
             self._network.now[self.rank] += self._network.costs.copy
         else:

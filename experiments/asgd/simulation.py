@@ -267,6 +267,10 @@ class Simulation:
         """Return a client's current weights and velocities, without a copy."""
         return self._states[client].arrays[:-1]
 
+    def bytes_sent(self):
+        """Return the bytes of the arrays that each rank has sent so far; rank 0 is the server."""
+        return list(self._channels.sent)
+
     def report(self):
         """Return the server's report on its load and on the staleness of the pushes; empty if a turn costs 0."""
         if not self._costs.turn():

@@ -161,6 +161,12 @@ class Batches:
         return np.ascontiguousarray(images[:, :: 1 - 2 * mirror])[np.newaxis], self._of.labels[batch]
 
 
+def error_on_test(of):
+    """Return the network's test error for the centre crop."""
+    crops, labels = of.test
+    return float(np.mean(of.network.predict(crops[0]).argmax(axis=0) != labels))
+
+
 def errors_on_test(of):
     """Return the network's test errors: (error for the centre crop, error for the mean over ten crops)."""
     crops, labels = of.test
