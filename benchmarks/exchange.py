@@ -32,7 +32,9 @@ from multigpu.communicator import PipeCommunicator
 from multigpu.device import DeviceError, open_device
 from multigpu.exchange.peer import PairwiseAverage, Peer, ShardedAverage, open_mesh
 from multigpu.launch.process import CONTEXT, end, pipes_between, start
-from multigpu.rules.bsp import Bsp, GradientBsp, ParameterGroup
+from multigpu.rules.averaging import Bsp
+from multigpu.rules.gradients import GradientBsp
+from multigpu.rules.groups import ParameterGroup
 
 PARAMETERS = 60_965_224                          # of AlexNet with 1000 classes
 GRACE = 5.0                                      # seconds until a worker that does not exit is killed

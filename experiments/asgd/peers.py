@@ -18,8 +18,8 @@ from operator import itemgetter
 import numpy as np
 
 from experiments.asgd.task import Batches, errors_on_test
-from multigpu.rules.bsp import weights_and_velocities
 from multigpu.rules.gosgd import halved, merged, receiver
+from multigpu.rules.groups import weights_and_velocities
 from multigpu.rules.slowmo import nesterov_step, slow_momentum_step
 
 

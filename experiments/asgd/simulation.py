@@ -16,8 +16,8 @@ from alexnet.run.recorder import WorkerRecorder
 from experiments.asgd.channel import PrivateDevice, SimulatedChannel, SimulatedNetwork
 from multigpu.exchange.flat_buffer import FlatBuffer
 from multigpu.rules.asgd import AsgdClient, schedule_of
-from multigpu.rules.bsp import shapes_of, weights_and_velocities
 from multigpu.rules.easgd import EasgdSettings, ElasticClient, ElasticPolicy
+from multigpu.rules.groups import shapes_of, weights_and_velocities
 from multigpu.rules.parameter_server.center import ParameterServer
 from multigpu.rules.parameter_server.server import SERVER, Server
 

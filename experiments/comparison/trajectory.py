@@ -16,7 +16,7 @@ from experiments.asgd.trials import Rate, opened
 from experiments.comparison.clock import ARRAY, bsp_step, bytes_sent, round_seconds
 from experiments.comparison.methods import METHODS
 from multigpu.exchange.flat_buffer import FlatBuffer
-from multigpu.rules.bsp import shapes_of, weights_and_velocities
+from multigpu.rules.groups import shapes_of, weights_and_velocities
 from multigpu.rules.slowmo import SlowmoSettings
 
 UNTRAINED = 0.9                                  # error of the initial weights: chance among ten classes

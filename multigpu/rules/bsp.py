@@ -27,38 +27,26 @@ at N lr follow the same trajectory up to rounding.
 
 from __future__ import annotations
 
-import math
 import platform
-import time
-from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
-
-import numpy as np
 
 from alexnet.config import Config, ConfigError, Section
 from alexnet.config.fields import Count
 from alexnet.native import compiler
-from alexnet.training.base import StepResult, Synchronizer
-from alexnet.training.loop import InputLost, Position, Run, StepAbandoned, at_snapshot, train_and_save
-from multigpu.communicator import PeerDied, Ready, SyncRemaining, TimingReport, total, verify_consistency
-from multigpu.device.host import HostDevice
-from multigpu.exchange import ExchangeContext, ExchangeSettings, Strategy, strategy_of, strategy_settings
-from multigpu.launch.link import Stage
-from multigpu.rules.base import RULES, Rule
+from multigpu.communicator import verify_consistency
+from multigpu.exchange import ExchangeContext, ExchangeSettings, Strategy, strategy_of
+from multigpu.rules.averaging import AveragingRule, Bsp
+from multigpu.rules.base import RULES
+from multigpu.rules.gradients import ElasticBsp, GradientBsp
+from multigpu.rules.groups import BEFORE_UPDATE, ParameterGroup, connect_groups, connect_strategy, groups_of
 from multigpu.rules.overlap import EarlyExchange
-from multigpu.rules.recovery import Recovery
 
 if TYPE_CHECKING:
     from alexnet.training.base import Recorder
-    from alexnet.training.network import Network, SharedVariable
-    from alexnet.training.timing import Lap
+    from alexnet.training.network import Network
     from multigpu.communicator import Communicator
     from multigpu.device import Device
-
-
-BEFORE_UPDATE = ("gradients", "factors")         # values of exchange_what
 
 
 class BspSettings(Section):
@@ -76,26 +64,6 @@ class BspSettings(Section):
                 "exchange_what must be auto, gradients or factors with sync=cdd, which adds updates, got "
                 f"{self.exchange_what}"
             )
-
-
-class AveragingRule(Rule):
-    """A rule whose workers average arrays with an exchange strategy, all at the same step."""
-
-    needs_mpi = False
-    synchronous = True
-
-    @classmethod
-    def sections(cls) -> tuple[type[Section], ...]:
-        return (*cls.settings, ExchangeSettings, *strategy_settings())
-
-    def check_job(self, config: Config, comm: Communicator) -> None:
-        super().check_job(config, comm)
-        if comm.size > 1 or "exchange" in config.given:
-            self.check_strategy(strategy_of(config, comm), config, comm)
-
-    def check_strategy(self, strategy: type[Strategy], config: Config, comm: Communicator) -> None:
-        """Raise ConfigError if the rule cannot use the strategy with these settings. The default accepts all."""
-        return None
 
 
 @RULES.register("bsp")
@@ -212,37 +180,6 @@ def overlaps(config: Config, comm: Communicator) -> bool:
     return config.section(BspSettings).overlap and comm.works_in_threads and strategy_of(config, comm).overlaps
 
 
-def groups_of(what: str, network: Network, statistics: bool = True) -> list[list[SharedVariable]]:
-    """Return the variables that are averaged together: first those of each exchange, then the rest of the state.
-
-    Args:
-        statistics: average the running statistics of batch normalisation, too.
-    """
-    if what in BEFORE_UPDATE:
-        early, late = ([network.gradients[n] for n in group] for group in network.gradient_groups)
-        return [early, late + (network.running_statistics if statistics else [])]
-    weights, velocities = weights_and_velocities(network)
-    if not statistics:
-        local = set(network.running_statistics)
-        weights = [variable for variable in weights if variable not in local]
-    return [weights, velocities] if what == "weights" else [weights + velocities]
-
-
-def weights_and_velocities(network: Network) -> tuple[list[SharedVariable], list[SharedVariable]]:
-    """Return the shared variables that training changes: the weights, and the state of the update rule.
-
-    The running statistics of batch normalisation are among the weights.
-    """
-    both = network.parameters_and_velocities
-    n_weights = len(network.weights)
-    return both[:n_weights], both[n_weights:]
-
-
-def shapes_of(variables: list[SharedVariable]) -> list[tuple[int, ...]]:
-    """Return the shape of each variable's value."""
-    return [np.shape(variable.get_value(borrow=True)) for variable in variables]
-
-
 class Kernels(NamedTuple):
     """The processor architecture of the sender, and the block size of its kernels, 0 for NumPy."""
 
@@ -265,287 +202,3 @@ def check_kernels(network: Network, comm: Communicator) -> None:
                 "exchange_what=factors needs the same instruction set on all workers, which compute the same products, "
                 f"but workers 0 and {rank} differ: set isa=avx2, or isa=portable, for all"
             )
-
-
-class ParameterGroup(NamedTuple):
-    """Shared variables that are averaged together, and the Strategy whose flat buffer holds them."""
-
-    variables: list[SharedVariable]
-    strategy: Strategy
-
-    def pack(self) -> None:
-        """Copy the variables to the flat buffer."""
-        self.strategy.flat.pack(self.variables)
-        self.strategy.device.synchronise()
-
-    def average(self, step: int) -> None:
-        """Average the flat buffers of all workers, and copy the result to the variables."""
-        self.strategy.average(step)
-        self.unpack()
-
-    def unpack(self) -> None:
-        """Set the variables to the values in the flat buffer."""
-        self.strategy.flat.unpack(self.variables)
-
-
-def connect_strategy(shapes: list[tuple[int, ...]], context: ExchangeContext) -> Strategy:
-    """Open the strategy of the settings for arrays of these shapes. Collective."""
-    return strategy_of(context.config, context.comm).connect(context._replace(shapes=shapes))
-
-
-def connect_groups(groups: list[list[SharedVariable]], context: ExchangeContext) -> list[ParameterGroup]:
-    """Open a strategy for each group of variables that is not empty. Collective."""
-    return [
-        ParameterGroup(variables, connect_strategy(shapes_of(variables), context)) for variables in groups if variables
-    ]
-
-
-class Bsp(Synchronizer):
-    """The Synchronizer of rule bsp for weights: a step of each worker, then the average.
-
-    Args:
-        groups: the first is averaged in each exchange, the others only if the whole state must be equal.
-        every: number of steps between two exchanges.
-
-    Attributes:
-        every_setting: name of the setting that determines `every`, for error messages.
-    """
-
-    in_lockstep = True
-    every_setting = "average_every"
-
-    def __init__(
-        self, network: Network, groups: list[ParameterGroup], comm: Communicator, recorder: Recorder, every: int = 1
-    ):
-        self._network = network
-        self._groups = groups
-        self._comm = comm
-        self._recorder = recorder
-        self._every = every
-        self._totals = 0
-
-    def step(self, *inputs: np.ndarray, rate: np.float32) -> tuple[float, float]:
-        return self._network.train(*inputs, rate)
-
-    def after_step(self, step: int, cost: float, error: float, rate: float, stop: bool, last: bool) -> StepResult:
-        if not self.exchanges_after(step, last):
-            return StepResult(float(cost), float(error), False)
-        groups = self._groups if last else self._groups[:1]
-        result = self._average(groups, Ready(step, float(cost), float(error), bool(stop)))
-        if result.stop and not last:
-            self._average_remaining(step)
-        return result
-
-    def exchanges_after(self, step: int, last: bool) -> bool:
-        """Return whether the workers exchange after this step; see after_step for `last`."""
-        return last or step % self._every == 0
-
-    def _average(self, groups: list[ParameterGroup], ready: Ready) -> StepResult:
-        """Average groups of variables in this step; raise StepAbandoned if a worker cannot do it."""
-        with self._recorder.time("comm"):
-            for group in groups:
-                group.pack()
-        with self._recorder.time("sync"):
-            all_ready = self._comm.allgather(ready)
-        self._check(all_ready)
-        with self._recorder.time("comm"), self._comm.waiting():
-            for group in groups:
-                group.average(ready.step)
-        return mean_of(all_ready)
-
-    def _check(self, all_ready: list[Ready]) -> None:
-        """Raise StepAbandoned if a worker cannot do the step of these messages."""
-        if any(math.isnan(message.cost) for message in all_ready):
-            self.total(np.zeros(1), True)        # all wait until it is saved
-            raise StepAbandoned(all_ready[0].step - 1)
-
-    def abandon(self, step: int) -> bool:
-        """See Synchronizer. A cost that is not a number notifies the others; the first worker without images saves.
-
-        With exchange_what=weights the checkpoint holds the velocities of this worker instead of their mean.
-
-        Raises:
-            InputLost: the workers exchange less often, so that they have no common state.
-        """
-        if self._every > 1:
-            raise InputLost(
-                f"the images of step {step} do not arrive, and with {self.every_setting}={self._every} the workers "
-                "have no common state that could be saved"
-            )
-        all_ready = self._comm.allgather(Ready(step, math.nan, math.nan, True))
-        return [math.isnan(message.cost) for message in all_ready].index(True) == self._comm.rank
-
-    def _average_remaining(self, step: int) -> None:
-        """Average the remaining groups, because an unscheduled checkpoint follows."""
-        with self._recorder.time("comm"), self._comm.waiting():
-            for group in self._groups[1:]:
-                group.pack()
-                self._comm.allgather(SyncRemaining(step))
-                group.average(step)
-
-    def gather(self, lap: Lap) -> list[Lap]:
-        laps = [each.lap for each in self._comm.allgather(TimingReport(lap.iteration, lap))]
-        return laps if self._comm.rank == 0 else []
-
-    def total(self, values: np.ndarray, stop: bool) -> tuple[np.ndarray, bool]:
-        self._totals += 1
-        return total(self._comm, self._totals, values, stop)
-
-    def close(self) -> None:
-        with self._comm.waiting():
-            for group in self._groups:
-                group.strategy.close()
-
-
-OpenGroups = Callable[[ExchangeContext], tuple[list[ParameterGroup], EarlyExchange | None]]
-
-
-class GradientBsp(Bsp):
-    """The Synchronizer of rule bsp for gradients: backward pass, average, update.
-
-    Args:
-        groups: averaged in each step, after the backward pass.
-        early: the exchange of the other gradients; None: `groups` contain all.
-        rates: factor of the learning rate: N for cdd.
-    """
-
-    def __init__(
-        self, network: Network, groups: list[ParameterGroup], early: EarlyExchange | None, comm: Communicator,
-        recorder: Recorder, rates: int = 1,
-    ):
-        super().__init__(network, groups, comm, recorder)
-        self._rates = rates
-        self._early = early
-
-    def step(self, *inputs: np.ndarray, rate: np.float32) -> tuple[float, float]:
-        return (self._network.compute_overlapped if self._early else self._network.compute)(*inputs)
-
-    def after_step(self, step: int, cost: float, error: float, rate: float, stop: bool, last: bool) -> StepResult:
-        factors = self._end_early(self._early) if self._early is not None else []
-        result = self._average(self._groups, Ready(step, float(cost), float(error), bool(stop)))
-        with self._recorder.time("calc"):
-            self._network.apply(np.float32(self._rates * rate), *factors)
-        return result
-
-    def _end_early(self, early: EarlyExchange) -> list[np.ndarray]:
-        """Wait for the end of the early exchange; return the factors in the order of Network.apply."""
-        with self._recorder.time("sync"):
-            all_ready = early.wait_ready()
-        self._check(all_ready)
-        began = time.perf_counter()
-        with self._recorder.time("comm"), self._comm.waiting():
-            seconds, gathered = early.finish()
-        self._recorder.add("hidden", max(seconds - (time.perf_counter() - began), 0.0))
-        layers = range(len(self._network.factored))
-        return [arrays[2 * layer + n] for layer in layers for arrays in gathered for n in (0, 1)]
-
-    def close(self) -> None:
-        if self._early is not None:
-            self._early.close()
-        super().close()
-
-
-class ElasticBsp(GradientBsp):
-    """GradientBsp of a job whose launcher replaces a worker that has died, during the training.
-
-    The others repeat the interrupted step together with the replacement, which gets its state from one of them.
-
-    Args:
-        open_groups: opens the groups and the early exchange of GradientBsp. Collective.
-        context: its argument; the device is replaced by one whose buffers are closed after a death.
-    """
-
-    def __init__(
-        self, network: Network, open_groups: OpenGroups, context: ExchangeContext, recorder: Recorder, rates: int
-    ):
-        super().__init__(network, [], None, context.comm, recorder, rates)
-        self._open_groups = open_groups
-        self._context = context
-        self._device = HostDevice(context.device.on_host)
-        self._recovery = Recovery(network, context.comm)
-        self._received = False                   # whether the state was received since the last step
-        recorder.keep = self._recovery.keep
-        if context.comm.replaces:
-            self._join()
-        else:
-            self._open(context.step)
-
-    def begin(self, position: Position) -> Position:
-        if self._recovery.position is None:
-            self._recovery.advance(position)
-        assert self._recovery.position is not None
-        return self._recovery.position
-
-    def run(self, run: Run, position: Position) -> Position:
-        run = run._replace(advanced=self._recovery.advance)
-        self._comm.set_stage(Stage.TRAINING)
-        while True:
-            with suppress(PeerDied):             # here, so that the interrupted reading of batches is closed
-                return self._train(run)
-            self._recover()
-
-    def step(self, *inputs: np.ndarray, rate: np.float32) -> tuple[float, float]:
-        self._recovery.begin_step()
-        return super().step(*inputs, rate=rate)
-
-    def close(self) -> None:
-        super().close()
-        self._device.close()
-
-    def _train(self, run: Run) -> Position:
-        """Train from the position of the state; all workers wait until the final checkpoint is saved."""
-        position = self._recovery.position
-        assert position is not None
-        if self._received and self._comm.rank == 0:
-            self._make_up(run, position)
-        self._received = False
-        try:
-            position = train_and_save(run, position)
-        except StepAbandoned as end:             # a worker has lost its images; its error ends the run
-            return position._replace(iteration=end.iteration)
-        self.total(np.zeros(1), False)
-        self._comm.set_stage(Stage.ENDED)
-        return position
-
-    def _make_up(self, run: Run, position: Position) -> None:
-        """Record the last step and save its checkpoint, if rank 0 has not done it before it died."""
-        record = self._recovery.record
-        if record is not None and self._recorder.recorded < position.iteration:
-            self._recorder.train_iteration(**record)
-        if position.iteration and at_snapshot(run, position):
-            run.save(position)
-
-    def _recover(self) -> None:
-        """Continue from the last complete step with the replacement of a dead worker."""
-        self._comm.recover()
-        self._join()
-        self._recorder.reset()
-
-    def _join(self) -> None:
-        """Share the state and open the buffers, again if another worker dies meanwhile."""
-        while True:
-            with suppress(PeerDied):
-                self._received |= self._recovery.share()
-                assert self._recovery.position is not None
-                step = self._recovery.position.iteration
-                self._open(step)
-                self._recorder.log(f"a worker was replaced; continuing after iteration {step}")
-                return
-            self._comm.recover()
-
-    def _open(self, step: int) -> None:
-        """Open the buffers, after those of the former workers are closed. Collective."""
-        self._early = None
-        self._groups = []
-        self._device.close()
-        self._device = HostDevice(self._context.device.on_host)
-        self._groups, self._early = self._open_groups(self._context._replace(device=self._device, step=step))
-        self._totals = 0
-
-
-def mean_of(messages: list[Ready]) -> StepResult:
-    """Return the mean cost and error of the workers, and whether any of them has to stop."""
-    n = len(messages)
-    cost = sum(message.cost for message in messages) / n
-    error = sum(message.error for message in messages) / n
-    return StepResult(cost, error, any(message.stop for message in messages))

@@ -23,7 +23,7 @@ from alexnet.training.timing import Lap
 from multigpu.communicator import Closed, DesyncError, Message, total
 from multigpu.device.host import HostDevice
 from multigpu.exchange.flat_buffer import FlatBuffer
-from multigpu.rules.bsp import shapes_of
+from multigpu.rules.groups import shapes_of
 
 if TYPE_CHECKING:
     from alexnet.training.base import Recorder

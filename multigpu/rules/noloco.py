@@ -44,8 +44,8 @@ from alexnet.training.base import StepResult
 from multigpu.communicator import Message, verify_consistency
 from multigpu.exchange.flat_buffer import blocks
 from multigpu.rules.base import RULES, Rule
-from multigpu.rules.bsp import weights_and_velocities
 from multigpu.rules.gossip import Gossip, WeightedGroup, host_groups
+from multigpu.rules.groups import weights_and_velocities
 
 if TYPE_CHECKING:
     from alexnet.training.base import Recorder

@@ -27,7 +27,7 @@ from multigpu.communicator import Ready
 if TYPE_CHECKING:
     from multigpu.communicator import Communicator
     from multigpu.exchange import Strategy
-    from multigpu.rules.bsp import ParameterGroup
+    from multigpu.rules.groups import ParameterGroup
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

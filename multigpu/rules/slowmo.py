@@ -40,8 +40,9 @@ from alexnet.training.base import StepResult
 from multigpu.communicator import verify_consistency
 from multigpu.exchange import ExchangeContext
 from multigpu.exchange.flat_buffer import blocks
+from multigpu.rules.averaging import AveragingRule, Bsp
 from multigpu.rules.base import RULES
-from multigpu.rules.bsp import AveragingRule, Bsp, ParameterGroup, connect_groups, groups_of, weights_and_velocities
+from multigpu.rules.groups import ParameterGroup, connect_groups, groups_of, weights_and_velocities
 
 if TYPE_CHECKING:
     from alexnet.training.base import Recorder

@@ -36,7 +36,7 @@ from multigpu.communicator import PeerDied, WorkerInfo, check_consistency, verif
 from multigpu.device.host import HostDevice
 from multigpu.exchange.flat_buffer import FlatBuffer
 from multigpu.rules.base import Rule
-from multigpu.rules.bsp import shapes_of, weights_and_velocities
+from multigpu.rules.groups import shapes_of, weights_and_velocities
 from multigpu.rules.parameter_server.client import Client
 from multigpu.rules.parameter_server.protocol import (
     ORDER,
