@@ -1,6 +1,6 @@
 """The figures of the comparison: error over time, over bytes, by number of workers, and over the exchange interval."""
 
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from alexnet.plots.style import RUNS, new_figure, plain, saved
 from experiments.comparison.clock import LINKS, STRATEGIES, bsp_step
@@ -88,6 +88,7 @@ def over_bytes(best):
             if points:
                 axes.plot(*zip(*points, strict=True), label=name, marker="o", markersize=3, **look(name))
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("GB sent by a worker", fontsize=9)
     if figure:
         figure.suptitle("Error over bytes sent, the same trainings")

@@ -2,6 +2,7 @@
 
 from experiments.asgd.claims import by, points
 from experiments.comparison.clock import LINKS
+from experiments.comparison.methods import METHODS
 
 ORDER = [link.name for link in LINKS]
 
@@ -21,7 +22,8 @@ def name_of(row):
 def overview(best):
     """Return a Markdown table of the errors at the end in %: a line per method, a column per workers and link."""
     groups = grouped(best)
-    names = list(dict.fromkeys(name_of(row) for row in best if row["best"]))
+    found = {name_of(row): row["method"] for row in best if row["best"]}
+    names = sorted(found, key=lambda name: list(METHODS).index(found[name]))
     head = [f"{workers:,}, {link}" for (workers, link), _ in groups]
     lines = ["| | " + " | ".join(head) + " |", "|---" + "|---:" * len(head) + "|"]
     for name in names:
