@@ -12,7 +12,8 @@ import sys
 
 from benchmarks.mpi.rules import CONFIGURATIONS
 
-TICKS = (2, 5, 10, 20, 50, 100)                  # % of images
+ERRORS = (2, 5, 10, 20, 50, 100)                 # ticks, % of images
+GIGABYTES = (0.03, 0.1, 0.3, 1, 3)               # ticks
 
 
 def figure(links):
@@ -27,15 +28,17 @@ def figure(links):
         axes.set_title(link["link"])
         axes.set_xlabel("time of training and validation (s)")
     plot(over_bytes, links[0], 1, 1e9)
-    over_bytes.set_xscale("log")
     over_bytes.set_title("bytes")
     over_bytes.set_xlabel("sent over the link, both directions (GB)")
     panels[0].set_ylabel("top-1 validation error (% of images)")
-    panels[0].set_yscale("log")
-    panels[0].set_yticks(TICKS, list(map(str, TICKS)))
-    panels[0].minorticks_off()
     for axes in panels:
+        axes.set_yscale("log")
+        axes.set_yticks(ERRORS, list(map(str, ERRORS)))
         plain(axes)
+    over_bytes.set_xscale("log")
+    over_bytes.set_xticks(GIGABYTES, list(map(str, GIGABYTES)))
+    for axes in panels:
+        axes.minorticks_off()
     drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return drawing
 
