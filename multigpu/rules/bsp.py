@@ -155,7 +155,7 @@ class BspRule(AveragingRule):
 def exchanged(config: Config, comm: Communicator) -> str:
     """Return what is exchanged; resolves `auto`.
 
-    Between hosts, gradients are sent during the backward pass, which hides most of the time that as many bytes of
+    Between hosts, gradients are sent during the backward pass, which hides a part of the time that as many bytes of
     weights would add to each step. Factors are smaller, but need equal instruction sets, so `auto` never means them.
     """
     from alexnet.training.updates import find_update_rule  # it imports PyTensor, slowly
