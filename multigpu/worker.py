@@ -21,7 +21,7 @@ from alexnet.native import atomic, compiler
 from alexnet.native.atomic import reason
 from alexnet.plots.report import history
 from alexnet.plots.report.run_report import RunReport
-from alexnet.pretrained.initialization import Start, find_start
+from alexnet.pretrained.initialization import Start, find_replacement_start, find_start
 from alexnet.run import checkpoint, checkpoint_format
 from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.run.folder import RunFolder
@@ -71,7 +71,7 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
     rule = rule_of(config, comm)
     role = role_of(rule, config, comm)
     data = open_shards(config, role)
-    model = build_model(config, data.classes)
+    model = build_model(config, data.classes, draw=not (config.resume_train or comm.replaces))
     if config.isa != "auto":                     # auto keeps ALEXNET_ISA
         compiler.use_isa(config.isa)
     compiler.use_threads(config.threads)
@@ -81,7 +81,7 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         run_folder = RunFolder(config)
         if comm.rank == 0:
             stack.enter_context(run_folder)
-        start = find_start(config, data, model)
+        start = find_replacement_start(config, data) if comm.replaces else find_start(config, data, model)
         watch = stack.enter_context(comm.watch(partial(report_dead_peer, link)))
         device = stack.enter_context(open_named(device_name, config))
         if not comm.replaces:
@@ -94,7 +94,7 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         network.rule_state = rule.state(network, config)
         if comm.rank == 0:
             checkpoint.check_room(run_folder.path, network, config, recorder.warn)
-        position = initialize(start, network, config, recorder, role.workers, log=not comm.replaces)
+        position = initialize(start, network, config, recorder, role.workers)
         del start                                # the network now owns its arrays
         if comm.rank == 0 and not config.is_restart:             # a process may die after the last checkpoint
             check_unfinished(config, position)
@@ -283,13 +283,9 @@ def log_run(recorder: Recorder, config: Config, data: Dataset, device: Device) -
         recorder.log(note)
 
 
-def initialize(
-    start: Start, network: Network, config: Config, recorder: Recorder, workers: int, log: bool
-) -> Position:
-    """Initialize or restore the network, and log the starting point if `log`; return the Position."""
+def initialize(start: Start, network: Network, config: Config, recorder: Recorder, workers: int) -> Position:
+    """Initialize or restore the network and log the starting point; return the Position."""
     position = start.begin(network, config, workers)
-    if not log:
-        return position
     for warning in start.warnings:
         recorder.log(f"warning: {warning}")      # once per run, not once per worker
     if description := start.describe(position):

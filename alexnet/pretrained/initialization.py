@@ -6,6 +6,7 @@ Each start has a mean image, which the loader or the graph subtracts from every 
     FromWeights  the mean image that the weights were trained with, if known, as in fine-tuning with Caffe;
                  else that of the data set
     Resumed      the mean image of the checkpoint
+    Replacement  that of the run
 
 Source: BVLC Caffe, models/finetune_flickr_style, which uses the mean image of ImageNet.
 """
@@ -101,6 +102,30 @@ class Resumed(Start):
         resuming = f"resuming from {self.snapshot.path}, after {position.iteration} iterations"
         changes = f"changed settings: {self.changes}" if self.changes else ""
         return "; ".join(filter(None, (resuming, changes, self.layer_settings)))
+
+
+class Replacement(Start):
+    """The start of a worker that replaces one that has died: the other workers will give it their state."""
+
+    def begin(self, network: Network, config: Config, workers: int) -> Position:
+        return Position()
+
+    def describe(self, position: Position) -> str:
+        return ""
+
+
+def find_replacement_start(config: Config, data: Dataset) -> Replacement:
+    """Return the Replacement of a run that started with these settings, or has saved the checkpoint that they name."""
+    mean, scale = data.mean, UNSCALED
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")          # the first start has logged them
+        if config.resume_train:
+            snapshot = checkpoint.load(config.resume_train, mean_only=True)
+            mean, scale = snapshot.mean, snapshot.scale
+        elif config.weights:
+            weights = pretrained.load(config.weights)
+            mean, scale = data.mean if weights.mean is None else weights.mean, weights.scale
+    return Replacement(mean, scale, (), "")
 
 
 def find_start(config: Config, data: Dataset, model: Model) -> Start:

@@ -123,13 +123,16 @@ class Snapshot(NamedTuple):
             raise CheckpointError(f"{self.path} has {error}") from error
 
 
-def load(place: str | Path) -> Snapshot:
+def load(place: str | Path, mean_only: bool = False) -> Snapshot:
     """Load a checkpoint file, or the newest loadable checkpoint of a run's folder.
+
+    Args:
+        mean_only: load no array but the mean image.
 
     Raises:
         CheckpointError: the file, or every checkpoint of the folder, is missing or damaged.
     """
-    return Snapshot(*checkpoint_format.load_from(place))
+    return Snapshot(*checkpoint_format.load_from(place, (lambda metadata: (MEAN,)) if mean_only else None))
 
 
 def restore(snapshot: Snapshot, network: Network, config: Config, workers: int = 1) -> Position:

@@ -379,15 +379,18 @@ def assign(variables: Mapping[str, SharedVariable], arrays: Mapping[str, np.ndar
         variables[name].set_value(array.astype(dtype, order="C", copy=copy), borrow=True)
 
 
-def build_model(config: Config, classes: int) -> Model:
+def build_model(config: Config, classes: int, draw: bool = True) -> Model:
     """Return the model of the settings; a thread begins to draw its initial weights.
 
     The initial weights depend only on random_seed, so they are identical on every worker.
 
+    Args:
+        draw: False: the weights are 0, because the caller sets all of them.
+
     Raises:
         ConfigError: the settings name a model or a layer that does not exist.
     """
-    rng = Background(np.random.default_rng(config.random_seed))
+    rng = Background(np.random.default_rng(config.random_seed)) if draw else None
     model = model_class(config.model)(rng, classes=classes, dropout_rate=config.dropout_rate)
     apply_layer_settings(model, config)
     return model
