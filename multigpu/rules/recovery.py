@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from multigpu.device.handles import Handle
 
 
-class Progress(NamedTuple):
-    """How far the sender is.
+class LastStep(NamedTuple):
+    """The last complete step of the sender.
 
     position: of its state; None for a replacement, which has none.
     stepped: after its last step; before `position` if a validation has followed.
@@ -93,7 +93,7 @@ class Recovery:
                 variable.set_value(value)
             self._before = None
         random = int(self._network.step.get_value())
-        found = self._comm.allgather(Progress(self.position, self._stepped, random, self.record))
+        found = self._comm.allgather(LastStep(self.position, self._stepped, random, self.record))
         iterations = [-1 if each.position is None else each.position.iteration for each in found]
         source = iterations.index(max(iterations))
         first = found[0].position
@@ -116,8 +116,8 @@ class Recovery:
         """The float32 variables of the state."""
         return [variable for variable in self._network.state.values() if variable is not self._network.step]
 
-    def _receive(self, flat: FlatBuffer, handle: Handle, progress: Progress, position: Position) -> str | None:
-        """Take the state from the buffer of a worker with this progress; return None, or why it cannot be opened.
+    def _receive(self, flat: FlatBuffer, handle: Handle, last: LastStep, position: Position) -> str | None:
+        """Take the state from the buffer of the worker with this last step; return None, or why it cannot be opened.
 
         From then on this worker holds the state at `position`, even if the other dies.
         """
@@ -127,7 +127,7 @@ class Recovery:
             return str(error)
         for variable, array in zip(self._arrays, flat.arrays(buffer), strict=True):
             variable.set_value(array.copy(), borrow=True)
-        self._network.step.set_value(np.int64(progress.random))
-        self.record = progress.record
+        self._network.step.set_value(np.int64(last.random))
+        self.record = last.record
         self._stepped = self.position = position
         return None
