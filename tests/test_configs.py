@@ -10,6 +10,7 @@ from alexnet.run.recorder import read_records
 from multigpu import worker
 from multigpu.communicator import PipeCommunicator
 from multigpu.rules.base import check_rule
+from tests.mpi import Job, needs_mpi
 from tests.tiny import Line, make_data
 
 TOP = Path(__file__).parents[1]
@@ -50,9 +51,22 @@ def test_config_states_command_result_and_source(path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("path", [path for path in FILES if load(path).rule == "bsp"], ids=lambda path: path.stem)
 def test_config_trains_for_two_iterations(path, data, tmp_path):
-    server = {"rule": "bsp", "n_sync": DEFAULT["n_sync"]} if load(path).rule == "asgd" else {}      # which needs MPI
-    config = load(path, data=data, output=tmp_path, **SMALL, **server)
-    worker.work(config, "cpu", Line(), PipeCommunicator(0, {}))
-    costs = [record["cost"] for record in read_records(tmp_path / "run") if record["kind"] == "train"]
-    assert len(costs) == 2
+    worker.work(load(path, data=data, output=tmp_path, **SMALL), "cpu", Line(), PipeCommunicator(0, {}))
+    assert costs_in(tmp_path / "run") == 2
+
+
+@pytest.mark.mpi
+@needs_mpi
+@pytest.mark.parametrize("path", [path for path in FILES if load(path).rule != "bsp"], ids=lambda path: path.stem)
+def test_config_trains_over_mpi(path, data, tmp_path):
+    settings = SMALL | {"model": "tests.tiny:Tiny", "data": data, "output": tmp_path}
+    arguments = (f"{name}={value}" for name, value in settings.items())
+    status, errors = Job(tmp_path, 3, TOP / "train.py", f"--config={path}", *arguments).finish(60)
+    assert status == 0, errors
+    assert costs_in(tmp_path / "run")
+
+
+def costs_in(folder):
+    return sum(record["kind"] == "train" for record in read_records(folder))
