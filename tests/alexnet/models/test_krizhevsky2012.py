@@ -58,9 +58,16 @@ def test_conv_with_ceil_completes_the_last_window_with_zeros(mode, rng):
     np.testing.assert_allclose(y, run(down, padded, mode), rtol=1e-4, atol=1e-6)
 
 
-def test_spatial_lrn_matches_formula(mode, rng):
-    x = rng.normal(size=(2, 6, 7, 3)).astype("float32") * 30
-    np.testing.assert_allclose(run(SpatialLRN(), x, mode)[..., 0], spatially_normalised(x[..., 0]), rtol=1e-5)
+def test_spatial_lrn_and_its_gradient_match_formula(mode, rng):
+    images, g, direction = (rng.normal(size=(2, 6, 7, 1)).astype("float32") * 30 for _ in range(3))
+    x = pt.tensor("x", shape=(2, 6, 7, None), dtype="float32")
+    y = SpatialLRN()(x)
+    y, gradient = map(np.asarray, pytensor.function([x], [y, pytensor.grad((y * g).sum(), x)], mode=mode)(images))
+    np.testing.assert_allclose(y[..., 0], spatially_normalised(images[..., 0]), rtol=1e-5)
+    images, direction = images[..., 0].astype("float64"), direction[..., 0].astype("float64")
+    behind, ahead = (spatially_normalised(images + step * direction) for step in (-1e-5, 1e-5))
+    slope = np.sum(g[..., 0] * (ahead - behind)) / 2e-5
+    assert np.sum(gradient[..., 0] * direction) == pytest.approx(slope, rel=1e-4)
 
 
 def test_towers_are_normalised_separately(mode, rng):
