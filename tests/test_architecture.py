@@ -20,7 +20,7 @@ EVERYTHING = SOURCES + sorted(path for folder in BESIDES for path in (ROOT / fol
 TOP_LEVEL = {
     "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", ".ci", "setup.py", "pyproject.toml",
     "config.yaml", "train.py", "alexnet", "multigpu", "preprocess", "tests", "benchmarks",
-    "experiments", "docs", "examples",
+    "experiments", "docs", "examples", "configs",
 }
 
 # A package of alexnet imports only from earlier lines.

@@ -6,11 +6,11 @@ column, batch); the features of dense layers are (feature, batch). There is no m
 
 from alexnet.nn.containers import Auxiliary, Named, Sequential
 from alexnet.nn.layer import Chain, Layer, LayerSummary, Step, Training
-from alexnet.nn.layers import LRN, AveragePool, BatchNorm, Conv, Dense, Dropout, Flatten, MaxPool, relu
+from alexnet.nn.layers import LRN, AveragePool, BatchNorm, Conv, Dense, Dropout, Flatten, MaxPool, ReLU, relu
 from alexnet.nn.parameter import Background, Parameter, Rng, Std, he, weights_and_biases, xavier
 
 __all__ = [
     "LRN", "Auxiliary", "AveragePool", "Background", "BatchNorm", "Chain", "Conv", "Dense", "Dropout", "Flatten",
-    "Layer", "LayerSummary", "MaxPool", "Named", "Parameter", "Rng", "Sequential", "Std", "Step", "Training", "he",
-    "relu", "weights_and_biases", "xavier",
+    "Layer", "LayerSummary", "MaxPool", "Named", "Parameter", "ReLU", "Rng", "Sequential", "Std", "Step", "Training",
+    "he", "relu", "weights_and_biases", "xavier",
 ]

@@ -22,6 +22,7 @@ from alexnet.nn.layer import (
 )
 from alexnet.nn.parameter import Parameter, Rng, Std, draw_weights, weights_and_biases
 from alexnet.ops.base import windows_along
+from alexnet.ops.functional import Margins, zero_padded
 
 
 def relu(x: TensorVariable) -> TensorVariable:
@@ -47,6 +48,8 @@ class Conv(Layer):
     W       (channels / groups, size, size, filters)
     pool    max pooling: (size, stride), (size, stride, pad), or a MaxPool; None: no pooling
     bias    initial bias; None: neither bias nor ReLU, because batch normalisation follows
+    relu    False: no ReLU, because normalisation precedes it (Krizhevsky's conv1)
+    ceil    round the number of windows up, as cuda-convnet does: zeros complete the last window of an axis
 
     Pooling precedes bias and ReLU. Both are non-decreasing, so the result is bit-identical and they process a quarter
     of the values. Source: Krizhevsky et al. 2012, section 3.
@@ -57,7 +60,7 @@ class Conv(Layer):
     def __init__(
         self, rng: Rng, channels: int, filters: int, size: int, stride: int = 1, pad: int = 0, groups: int = 1,
         pool: "tuple[int, ...] | MaxPool | None" = None, std: Std = 0.01,
-        bias: float | None = 0.0,
+        bias: float | None = 0.0, *, relu: bool = True, ceil: bool = False,
     ) -> None:
         if channels % groups or filters % groups:
             raise ValueError(f"groups must divide channels and filters, got {groups} for {channels} and {filters}")
@@ -66,6 +69,8 @@ class Conv(Layer):
         self.stride = stride
         self.pad = pad
         self.groups = groups
+        self.relu = relu
+        self.ceil = ceil
         self.convolution = ops.Convolution(stride, pad, groups)
         self.pool = MaxPool(*pool) if isinstance(pool, tuple) else pool
         self.b: Parameter | None = None
@@ -78,24 +83,52 @@ class Conv(Layer):
             self.parameters = (self.W, self.b)
 
     def __call__(self, x: TensorVariable, training: Training | None = None) -> TensorVariable:
-        y = self.convolution(x, self.W.variable)
+        y = self.convolution(self.completed(x) if self.ceil else x, self.W.variable)
         if self.pool:
             y = self.pool(y)
-        return relu(y + self.b.variable.dimshuffle(0, "x", "x", "x")) if self.b else y
+        if not self.b:
+            return y
+        y = y + self.b.variable.dimshuffle(0, "x", "x", "x")
+        return relu(y) if self.relu else y
+
+    def completed(self, x: TensorVariable) -> TensorVariable:
+        """Return images with zeros after the last row and column, so that the last windows are complete."""
+        margins: Margins = []
+        for n in x.type.shape[1:3]:
+            windows = windows_along(n, self.size, self.stride, self.pad, ceil=True)
+            margins.append((0, (windows - 1) * self.stride + self.size - n - 2 * self.pad))
+        return zero_padded(x, margins)
 
     def describe(self, shape: Shape) -> Iterator[LayerSummary]:
-        rows, columns = (windows_along(n, self.size, self.stride, self.pad) for n in shape[1:])
+        rows, columns = (windows_along(n, self.size, self.stride, self.pad, self.ceil) for n in shape[1:])
         convolved = (self.filters, rows, columns)
         yield self.row(convolved, macs=self.W.size * rows * columns)
         if self.pool:
             yield from self.pool.describe(convolved)
 
     def steps(self) -> Iterator[Step]:
+        if self.ceil:
+            raise NotImplementedError("a convolution with ceil=True has no form in Caffe, and none here in ONNX")
         yield convolution_step(self.filters, self.size, self.stride, self.pad, self.groups, bool(self.b))
-        if self.b:
+        if self.b and self.relu:
             yield Step("Relu")
         if self.pool:
             yield from self.pool.steps()
+
+
+class ReLU(Layer):
+    """max(x, 0), where it does not follow a convolution or a dense layer directly."""
+
+    kind = "relu"
+
+    def __call__(self, x: TensorVariable, training: Training | None = None) -> TensorVariable:
+        return relu(x)
+
+    def describe(self, shape: Shape) -> Iterator[LayerSummary]:
+        yield self.row(shape)
+
+    def steps(self) -> Iterator[Step]:
+        yield Step("Relu")
 
 
 class MaxPool(Layer):

@@ -66,7 +66,7 @@ def conv2d(
     margins = _margins(padding, x, filters, strides)
     pad = margins[0][0]
     if not isinstance(pad, int) or margins != [(pad, pad), (pad, pad)]:
-        x = _zero_padded(x, margins)
+        x = zero_padded(x, margins)
         pad = 0
     common = math.gcd(*strides)                  # the kernels have one stride; the rest is subsampling
     y = Convolution(common, pad, groups)(x, filters)
@@ -124,7 +124,7 @@ def avg_pool2d(
     step = side if stride is None else _square("a pooling stride", stride)
     x = _to_c01b(x, layout, "x")
     if whole_number("padding", padding, least=0):
-        x = _zero_padded(x, [(padding, padding)] * 2)
+        x = zero_padded(x, [(padding, padding)] * 2)
     return _from_c01b(AveragePool2D(side, step)(x), layout)
 
 
@@ -279,7 +279,7 @@ def _positive(n: Any) -> Any:
     return max(n, 0) if isinstance(n, int) else pt.maximum(n, 0)
 
 
-def _zero_padded(x: TensorVariable, margins: Margins) -> TensorVariable:
+def zero_padded(x: TensorVariable, margins: Margins) -> TensorVariable:
     """Return c01b images with zeros around each."""
     (top, bottom), (left, right) = margins
     channels, height, width, batch = _lengths(x)

@@ -31,9 +31,10 @@ void average_pool(const real *x, real *y, long channels, long height, long width
     }
 }
 
-static int covers(long window, long pixel, long size, long stride)
+/* The first of the windows along an axis that cover a pixel; the last one starts at or before the pixel. */
+static long first_window(long pixel, long size, long stride)
 {
-    return window * stride <= pixel && pixel < window * stride + size;
+    return max(pixel - size + stride, 0) / stride;
 }
 
 /* g (channels, out_height, out_width, batch) -> dx (channels, height, width, batch) */
@@ -42,18 +43,18 @@ void average_pool_gradient(const real *g, real *dx, long channels, long height, 
 {
     const real weight = 1 / (real)(size * size);
     #pragma omp parallel for schedule(static)
-    for (long row = 0; row < channels * height; row++)
+    for (long row = 0; row < channels * height; row++) {
+        const long i = row % height;
         for (long j = 0; j < width; j++) {
             real *out = dx + (row * width + j) * batch;
             for (long b = 0; b < batch; b++)
                 out[b] = 0;
-            for (long k = 0; k < out_height * out_width; k++) {
-                const long r = k / out_width, s = k % out_width;
-                if (!covers(r, row % height, size, stride) || !covers(s, j, size, stride))
-                    continue;
-                const real *from = g + ((row / height * out_height + r) * out_width + s) * batch;
-                for (long b = 0; b < batch; b++)
-                    out[b] += from[b] * weight;
-            }
+            for (long r = first_window(i, size, stride); r <= min(i / stride, out_height - 1); r++)
+                for (long s = first_window(j, size, stride); s <= min(j / stride, out_width - 1); s++) {
+                    const real *from = g + ((row / height * out_height + r) * out_width + s) * batch;
+                    for (long b = 0; b < batch; b++)
+                        out[b] += from[b] * weight;
+                }
         }
+    }
 }
