@@ -7,7 +7,8 @@ The first run of a configuration is undisturbed and determines the number of ste
 others do the same steps while a random worker gets SIGKILL, at times that are drawn from an exponential distribution
 with mean --mean seconds. Time counts from the first step to the end of the program. The goodput is the ratio of the
 rates, in images per second, of the disturbed and of the undisturbed run. Images whose steps are lost and done again
-count once; with rule asgd, a dead client is not replaced. Checkpoints are saved every ten seconds.
+count once; with rule asgd, a dead client is not replaced. Checkpoints are saved every ten seconds. `lost per kill` is
+the additional time divided by the number of kills; L seconds at a mean of M seconds are a goodput of M / (M + L).
 
 For a rule in lockstep, `weights` states whether the final weights equal those of the undisturbed run to the bit.
 """
@@ -160,7 +161,9 @@ def rows_of(name, config, folder, options):
     for mean in options.mean:
         found = train(name, config, folder, options, steps, snapshot, mean)
         share = 100 * found.images / found.seconds / rate
-        row = report.row(f"{name}: a kill every {mean} s", [share], "%") | {"kills": found.kills}
+        row = report.row(f"{name}: a kill every {mean:g} s", [share], "%") | {"kills": found.kills}
+        if found.kills:
+            row["lost per kill, s"] = round((found.seconds - found.images / rate) / found.kills, 1)
         if config.exact:
             row["weights"] = "equal" if equal_weights(usual.folder, found.folder) else "differ"
         yield row

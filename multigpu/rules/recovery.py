@@ -93,21 +93,24 @@ class Recovery:
                 variable.set_value(value)
             self._before = None
         random = int(self._network.step.get_value())
-        found = self._comm.allgather(LastStep(self.position, self._stepped, random, self.record))
-        iterations = [-1 if each.position is None else each.position.iteration for each in found]
-        source = iterations.index(max(iterations))
-        first = found[0].position
-        position = first if first is not None and iterations[0] == iterations[source] else found[source].stepped
-        receives = iterations[self._comm.rank] < iterations[source]
-        if min(iterations) < max(iterations):
-            with HostDevice() as device:
-                flat = FlatBuffer(device, [np.shape(variable.get_value(borrow=True)) for variable in self._arrays])
-                if self._comm.rank == source:
-                    flat.pack(self._arrays)
-                handle = self._comm.allgather(BufferHandle(0, flat.buffer.handle))[source].handle
-                obstacle = self._receive(flat, handle, found[source], position) if receives else None
-                if obstacle := first_obstacle(self._comm, 0, obstacle):
-                    raise DeviceError(obstacle)
+        with HostDevice() as device:
+            flat = FlatBuffer(device, [np.shape(variable.get_value(borrow=True)) for variable in self._arrays])
+            rank = self._comm.rank
+            packed = self.position is not None and (rank == 0 or self._comm.size == 2)       # the probable source
+            if packed:                           # while the new worker starts
+                flat.pack(self._arrays)
+            found = self._comm.allgather(LastStep(self.position, self._stepped, random, self.record))
+            iterations = [-1 if each.position is None else each.position.iteration for each in found]
+            source = iterations.index(max(iterations))
+            first = found[0].position
+            position = first if first is not None and iterations[0] == iterations[source] else found[source].stepped
+            if rank == source and not packed:
+                flat.pack(self._arrays)
+            handle = self._comm.allgather(BufferHandle(0, flat.buffer.handle))[source].handle
+            receives = iterations[rank] < iterations[source]
+            obstacle = self._receive(flat, handle, found[source], position) if receives else None
+            if obstacle := first_obstacle(self._comm, 0, obstacle):
+                raise DeviceError(obstacle)
         self.position = position
         return receives
 
