@@ -43,6 +43,11 @@ class HostBuffer(Buffer):
         self._fd = fd
 
     @property
+    def owned(self) -> bool:
+        """Whether this process has allocated the buffer, which is open."""
+        return self._fd is not None
+
+    @property
     def handle(self) -> HostHandle:
         self._open_memory()
         return self._handle
@@ -75,9 +80,25 @@ class HostDevice(Device[HostBuffer]):
 
     def __init__(self, on_host: bool = True):
         super().__init__("cpu", on_host)
+        self._kept: list[HostBuffer] = []        # see keep_memory()
+
+    def keep_memory(self) -> None:
+        """Close all buffers that were opened here, and let allocate() return the others again, with their contents.
+
+        Memory that has been used before has no page faults.
+        """
+        while self._buffers:
+            buffer = self._buffers.pop()
+            if buffer.owned:
+                self._kept.append(buffer)
+            else:
+                buffer.close()
 
     def allocate(self, nbytes: int) -> HostBuffer:
-        """Return a new buffer of zeros; raises DeviceError if there is not enough memory."""
+        """Return a new buffer of zeros, or a kept one; raises DeviceError if there is not enough memory."""
+        for n, kept in enumerate(self._kept):
+            if kept.nbytes == nbytes:
+                return self._keep(self._kept.pop(n))
         if not hasattr(os, "memfd_create"):
             raise DeviceError("shared buffers need Linux (memfd_create is missing here); para_load=false works without")
         check_new_buffer(nbytes)
@@ -164,6 +185,8 @@ class HostDevice(Device[HostBuffer]):
     def close(self) -> None:
         while self._buffers:
             self._buffers.pop().close()
+        while self._kept:
+            self._kept.pop().close()
 
 
 def same_memory(one: np.ndarray, other: np.ndarray) -> bool:

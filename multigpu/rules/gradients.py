@@ -84,7 +84,7 @@ class ElasticBsp(GradientBsp):
 
     Args:
         open_groups: opens the groups and the early exchange of GradientBsp. Collective.
-        context: its argument; the device is replaced by one whose buffers are closed after a death.
+        context: its argument; the device is replaced by one that has no other buffers.
     """
 
     def __init__(
@@ -166,10 +166,9 @@ class ElasticBsp(GradientBsp):
             self._comm.recover()
 
     def _open(self, step: int) -> None:
-        """Open the buffers, after those of the former workers are closed. Collective."""
+        """Open the buffers, after those of the former workers are closed. No exchange is running. Collective."""
         self._early = None
         self._groups = []
-        self._device.close()
-        self._device = HostDevice(self._context.device.on_host)
+        self._device.keep_memory()
         self._groups, self._early = self._open_groups(self._context._replace(device=self._device, step=step))
         self._totals = 0
