@@ -16,6 +16,7 @@ SETTINGS = {
     "momentum": "mom",
     "use_nesterov_momentum": "nesterov",
     "dropout_rate": "dropout",
+    "label_smoothing": "smoothing ls label_smooth lsr",
     "model": "arch architecture net network",
     "data": "d dataset data_dir data_path train_dir input",
     "output": "o out out_dir output_dir save_dir log_dir",

@@ -25,7 +25,7 @@ from alexnet.nn import Background, Parameter, Training
 from alexnet.ops import CropMirror
 from alexnet.training.factors import Factors, factors_of, mean_product, size_of
 from alexnet.training.gradient_groups import first_group
-from alexnet.training.objectives import cross_entropy, top_k_error, training_cost
+from alexnet.training.objectives import CostSettings, cross_entropy, top_k_error, training_cost
 from alexnet.training.updates import Pairs, UpdateRule, bind_update_rule
 
 
@@ -87,6 +87,7 @@ class Network:
         precision: for the jax backend, "float32", "tf32" or "bfloat16".
         device: device of the jax backend, "cpu", "cuda0", "cuda1" …
         scale: factor of each channel after the mean is subtracted.
+        label_smoothing: of the cost of training, 0 to 1.
 
     Attributes:
         rule_state: what the rule of several workers adds to the state; set it before the state is read.
@@ -101,12 +102,13 @@ class Network:
     def __init__(
         self, model: Model, mean: np.ndarray, update: UpdateRule | None = None, backend: str = "cpu",
         crop: bool = True, seed: int = 0, wait: Callable[[], None] | None = None, precision: str = "float32",
-        device: str = "cpu", scale: Scale = UNSCALED,
+        device: str = "cpu", scale: Scale = UNSCALED, label_smoothing: float = 0.0,
     ):
         self.model = model
         self.crop = crop
         self.mean = np.ascontiguousarray(mean, dtype="float32")
         self.scale = scale
+        self.label_smoothing = label_smoothing
         self.update = update
         self.seed = seed
         self.wait = wait or (lambda: None)
@@ -124,7 +126,7 @@ class Network:
         labels = pt.ivector("labels")
         training = Training(np.int64(self.seed), self.step)
         logits, auxiliary = self.model.training_outputs(images.pixels, training)
-        cost = training_cost(logits, auxiliary, labels)
+        cost = training_cost(logits, auxiliary, labels, self.label_smoothing)
         gradients = pytensor.grad(cost, [parameter.variable for parameter in self.trainable_parameters])
         updates = [*training.updates, (self.step, self.step + 1)]
         outputs = [cost, top_k_error(logits, labels, 1)]
@@ -412,6 +414,7 @@ def build_network(
         precision=config.precision,
         device=device,
         scale=scale,
+        label_smoothing=config.section(CostSettings).label_smoothing,
     )
 
 
