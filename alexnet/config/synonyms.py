@@ -13,6 +13,7 @@ SETTINGS = {
     "devices": "gpu gpus cuda num_gpus n_gpus ngpu workers n_workers num_workers nproc world_size",
     "update": "opt optim optimizer optimiser solver algorithm",
     "weight_decay": "wd decay l2",
+    "clip_norm": "clip grad_clip clip_grad clip_grad_norm max_grad_norm gradient_clip_val clip_gradients",
     "momentum": "mom",
     "use_nesterov_momentum": "nesterov",
     "dropout_rate": "dropout",

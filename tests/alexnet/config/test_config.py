@@ -163,6 +163,7 @@ def test_every_synonym_suggests_a_setting():
         ("dropout_rate=1.0", "dropout_rate must be less than 1, got 1.0"),
         ("lr_policy=stepp", "lr_policy must be 'step', 'auto', 'poly', 'linear', 'cosine' or 'constant', got "
          "the text 'stepp'"),
+        ("clip_norm=0", "clip_norm must be greater than 0 or null, got 0"),
         ("lr_step=20,10", "lr_step must be rising epochs, got [20, 10]"),
         ("lr_step=5,5", "lr_step must be rising epochs, got [5, 5]"),
         ("lr_step=5,x", "lr_step must be an integer, got the text '5,x'"),

@@ -19,6 +19,7 @@ RECIPES = {
     "cosine": {"lr_policy": "cosine", "warmup_epochs": 1},
     "linear": {"lr_policy": "linear"},
     "label smoothing": {"label_smoothing": 0.1},
+    "clipping": {"clip_norm": 0.05},
 }
 
 

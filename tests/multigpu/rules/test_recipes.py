@@ -19,6 +19,8 @@ def train(team, size, changes, **arguments):
     {"label_smoothing": 0.1, "exchange_what": "weights"},
     {"label_smoothing": 0.1, "exchange_what": "gradients"},
     {"label_smoothing": 0.1, "exchange_what": "factors"},
+    {"clip_norm": 0.5, "exchange_what": "auto"},
+    {"clip_norm": 0.5, "exchange_what": "factors", "label_smoothing": 0.1},
 ], ids=lambda changes: " ".join(map(str, changes.values())))
 def test_ranks_match_one_worker_on_combined_batches(team, changes):
     (expected,) = train(team, 1, changes, parts=2)

@@ -70,13 +70,27 @@ def test_invalid_value_is_refused(argument, message):
         ),
         (
             ["update=adagrad", "sync=cdd"],
-            "sync must be avg with update=adagrad, whose updates by the parts of a batch do not add up to that by "
-            "the whole, got cdd",
+            "sync must be avg with update=adagrad, because the updates by the parts of a batch do not add up to that "
+            "by the whole, got cdd",
         ),
         (
             ["update=adadelta", "exchange_what=weights"],
             "exchange_what must be auto, gradients or factors with update=adadelta, because the mean of the workers' "
-            "accumulators is not that of one worker, got weights",
+            "updates is not that of one worker, got weights",
+        ),
+        (
+            ["clip_norm=1", "sync=cdd"],
+            "sync must be avg with clip_norm=1, because the updates by the parts of a batch do not add up to that by "
+            "the whole, got cdd",
+        ),
+        (
+            ["clip_norm=0.5", "exchange_what=weights_and_momentum"],
+            "exchange_what must be auto, gradients or factors with clip_norm=0.5, because the mean of the workers' "
+            "updates is not that of one worker, got weights_and_momentum",
+        ),
+        (
+            ["clip_norm=0.5", "average_every=2"],
+            "average_every must be 1 when gradients are exchanged, because each is used only in its step, got 2",
         ),
         (
             ["update=adagrad", "average_every=2"],
@@ -158,6 +172,7 @@ TWO_HOSTS = ONE_HOST | {"on_one_host": False}
         (["average_every=4"], TWO_HOSTS, "weights"),
         ([], TWO_HOSTS | {"works_in_threads": False}, "weights"),
         (["update=adagrad", "overlap=false"], TWO_HOSTS, "gradients"),
+        (["clip_norm=1"], ONE_HOST, "gradients"),
         (["exchange_what=factors"], TWO_HOSTS, "factors"),
     ],
 )
