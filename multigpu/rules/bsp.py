@@ -20,9 +20,9 @@ The setting exchange_what selects the exchanged arrays:
 With overlap, the gradients of the last layers, which hold most of the bytes, are exchanged during the rest of the
 backward pass (overlap.py). The groups and the order of each sum are the same without it, and so are all bits.
 
-Adagrad, Adadelta and clipping (clip_norm) are not linear. Only gradients make all workers equal to each other, and to
-one worker that trains on the N batches together. Momentum is linear: avg at N lr, cdd at lr, and a single worker on
-the N batches together at N lr follow the same trajectory up to rounding.
+Adagrad, Adadelta, LARS and clipping (clip_norm) are not linear. Only gradients make all workers equal to each other,
+and to one worker that trains on the N batches together. Momentum is linear: avg at N lr, cdd at lr, and a single
+worker on the N batches together at N lr follow the same trajectory up to rounding.
 """
 
 from __future__ import annotations

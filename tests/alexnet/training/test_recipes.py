@@ -20,6 +20,7 @@ RECIPES = {
     "linear": {"lr_policy": "linear"},
     "label smoothing": {"label_smoothing": 0.1},
     "clipping": {"clip_norm": 0.05},
+    "lars": {"update": "lars", "learning_rate": 0.5},
 }
 
 

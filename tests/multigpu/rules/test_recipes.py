@@ -19,6 +19,7 @@ def train(team, size, changes, **arguments):
     {"label_smoothing": 0.1, "exchange_what": "weights"},
     {"label_smoothing": 0.1, "exchange_what": "gradients"},
     {"label_smoothing": 0.1, "exchange_what": "factors"},
+    {"update": "lars", "exchange_what": "auto", "lars_trust": 0.1},
     {"clip_norm": 0.5, "exchange_what": "auto"},
     {"clip_norm": 0.5, "exchange_what": "factors", "label_smoothing": 0.1},
 ], ids=lambda changes: " ".join(map(str, changes.values())))

@@ -79,6 +79,11 @@ def test_invalid_value_is_refused(argument, message):
             "updates is not that of one worker, got weights",
         ),
         (
+            ["update=lars", "exchange_what=weights"],
+            "exchange_what must be auto, gradients or factors with update=lars, because the mean of the workers' "
+            "updates is not that of one worker, got weights",
+        ),
+        (
             ["clip_norm=1", "sync=cdd"],
             "sync must be avg with clip_norm=1, because the updates by the parts of a batch do not add up to that by "
             "the whole, got cdd",
