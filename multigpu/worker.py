@@ -288,6 +288,8 @@ def initialize(
 ) -> Position:
     """Initialize or restore the network, and log the starting point if `log`; return the Position."""
     position = start.begin(network, config, workers)
+    if not position.iteration:
+        network.start_averages()
     if not log:
         return position
     for warning in start.warnings:

@@ -12,6 +12,7 @@ SETTINGS = {
     "batch_size": "b bs batch minibatch train_batch_size",
     "devices": "gpu gpus cuda num_gpus n_gpus ngpu workers n_workers num_workers nproc world_size",
     "update": "opt optim optimizer optimiser solver algorithm",
+    "ema_decay": "ema model_ema model_ema_decay ema_rate polyak swa",
     "weight_decay": "wd decay l2",
     "clip_norm": "clip grad_clip clip_grad clip_grad_norm max_grad_norm gradient_clip_val clip_gradients",
     "momentum": "mom",

@@ -71,6 +71,7 @@ class BspRule(AveragingRule):
     """All workers exchange after each step, or after each average_every steps."""
 
     settings = (BspSettings,)
+    combines_batches = True
 
     def check(self, config: Config) -> None:
         super().check(config)

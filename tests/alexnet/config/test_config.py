@@ -8,7 +8,7 @@ from alexnet.config import DEFAULTS, Config, ConfigError, dump, load_config, rea
 from alexnet.config.schema import sections
 from alexnet.config.synonyms import SETTINGS
 from alexnet.config.yaml_text import parse
-from alexnet.training.updates import MomentumSettings, UpdateSettings
+from alexnet.training.updates import UPDATE_RULES, MomentumSettings, UpdateSettings
 from multigpu.exchange import STRATEGIES
 from multigpu.rules import RULES
 
@@ -33,7 +33,7 @@ def refusal(*arguments, path=None):
 
 def all_settings():
     """Return the names of the settings of Config and of every section of the program."""
-    assert RULES and STRATEGIES                  # imports rules and strategies, which declare sections
+    assert RULES and STRATEGIES and UPDATE_RULES         # imports their modules, which declare sections
     kinds = [Config, *(kind for kind in sections() if not kind.__module__.startswith("tests"))]
     return {name for kind in kinds for name in kind.model_fields}
 

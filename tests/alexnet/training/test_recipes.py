@@ -21,6 +21,7 @@ RECIPES = {
     "label smoothing": {"label_smoothing": 0.1},
     "clipping": {"clip_norm": 0.05},
     "lars": {"update": "lars", "learning_rate": 0.5},
+    "average": {"ema_decay": 0.9},
 }
 
 

@@ -5,6 +5,7 @@ import numpy as np
 from alexnet.training.network import Network
 from alexnet.training.objectives import CostSettings
 from alexnet.training.updates import bind_update_rule
+from alexnet.training.weight_average import WeightAverageSettings
 from multigpu.device import open_device
 from tests.multigpu.exchange.workers import BATCH, SmallNetwork, synthetic_batch
 from tests.multigpu.rules.bsp_ranks import connect
@@ -20,7 +21,7 @@ def train(comm, steps, changes, parts=1, rate=0.02):
     smoothing = config.section(CostSettings).label_smoothing
     network = Network(
         SmallNetwork(np.random.default_rng(0)), np.zeros((3, 6, 6), "float32"), bind_update_rule(config), "cpu",
-        crop=False, label_smoothing=smoothing,
+        crop=False, label_smoothing=smoothing, ema_decay=config.section(WeightAverageSettings).ema_decay,
     )
     states = []
     with open_device("cpu") as device, connect(comm, device, network, changes) as exchange:

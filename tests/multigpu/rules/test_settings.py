@@ -65,6 +65,10 @@ def test_invalid_value_is_refused(argument, message):
             "lr_scaling must be none unless rule=easgd averages the updates of each step, got linear",
         ),
         (
+            ["rule=slowmo", "ema_decay=0.99"],
+            "ema_decay must be 0 with rule=slowmo, whose workers have no common weights in each step, got 0.99",
+        ),
+        (
             ["rule=gosgd", "lr_policy=auto"],
             "lr_policy must not be auto with rule=gosgd, whose workers wait for no validation",
         ),
