@@ -286,6 +286,8 @@ def log_run(recorder: Recorder, config: Config, data: Dataset, device: Device) -
 def initialize(start: Start, network: Network, config: Config, recorder: Recorder, workers: int) -> Position:
     """Initialize or restore the network and log the starting point; return the Position."""
     position = start.begin(network, config, workers)
+    if not position.iteration:
+        network.start_averages()
     for warning in start.warnings:
         recorder.log(f"warning: {warning}")      # once per run, not once per worker
     if description := start.describe(position):

@@ -40,7 +40,8 @@ ORDER = (
     ("commands",),
 )
 
-CONSTANTS = ("momentum", "adagrad_epsilon", "adadelta_rho", "adadelta_epsilon")         # arguments of update rules
+# arguments of update rules
+CONSTANTS = ("momentum", "adagrad_epsilon", "adadelta_rho", "adadelta_epsilon", "lars_trust")
 
 HOMES = {
     "numpy": OWN,

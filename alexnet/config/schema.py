@@ -90,7 +90,7 @@ class Config(Section):
     n_iterations: Count | None
 
     learning_rate: Amount
-    lr_policy: Literal["step", "auto", "poly", "constant"]
+    lr_policy: Literal["step", "auto", "poly", "linear", "cosine", "constant"]
     lr_step: Counts
     lr_factor: Annotated[Fraction, Field(gt=0)]
     lr_adapt_threshold: Share

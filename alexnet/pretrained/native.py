@@ -8,12 +8,13 @@ from alexnet.models import MODELS
 from alexnet.pretrained.weights import Weights, WeightsError, checked, classes_of, shapes
 from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import MEAN, CheckpointError
+from alexnet.training.weight_average import AVERAGE
 
 
 def load(path: Path) -> Weights:
     """Load the Weights of one of our safetensors files, or of the newest checkpoint in a run folder.
 
-    The velocities in a checkpoint are not read.
+    The velocities in a checkpoint are not read. Averages of weights (ema_decay) replace the weights.
 
     Raises:
         WeightsError: the file cannot be read or has another format.
@@ -26,7 +27,10 @@ def load(path: Path) -> Weights:
         raise WeightsError(f"{path} has no model in its metadata")
     weights = Weights(
         model=metadata["model"],
-        arrays={name: array for name, array in arrays.items() if name != MEAN},
+        arrays={
+            name: arrays.get(f"{name}.{AVERAGE}", array) for name, array in arrays.items()
+            if name != MEAN and not name.endswith(f".{AVERAGE}")
+        },
         mean=arrays.get(MEAN),
         class_names=metadata.get("class_names"),
         resize=metadata.get("resize", "squash"),
@@ -48,7 +52,10 @@ def short_name(path: Path) -> str:
 def names_of_weights(metadata: Mapping[str, object]) -> list[str]:
     """Return the names of the arrays to read for the model in the metadata; empty if the model is unknown."""
     model = metadata.get("model")
-    return [MEAN, *shapes(model, 1)] if isinstance(model, str) and model in MODELS else []
+    if not isinstance(model, str) or model not in MODELS:
+        return []
+    names = shapes(model, 1)
+    return [MEAN, *names, *(f"{name}.{AVERAGE}" for name in names)]
 
 
 def save(weights: Weights, path: Path) -> None:

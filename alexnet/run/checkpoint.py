@@ -1,7 +1,7 @@
 """Save the checkpoint of a run, and resume a run from it.
 
-    arrays      every parameter, its velocity or accumulators, the state of the rule, the step of the random layers, the
-                mean image
+    arrays      every parameter, its velocity or accumulators, its average with ema_decay, the state of the rule, the
+                step of the random layers, the mean image
     metadata    position in the training, validation error, settings, number of workers, names of the arrays of the
                 rule, network, scale, versions; of the data set: class names, resize, number of training images,
                 checksum of its mean image
@@ -29,6 +29,7 @@ from alexnet.run.folder import OF_ONE_START
 from alexnet.training.loop import Diverged, Position
 from alexnet.training.network import Network
 from alexnet.training.updates import UpdateSettings
+from alexnet.training.weight_average import WeightAverageSettings
 
 MEAN_IMAGE = (3, IMAGE_SIZE, IMAGE_SIZE), np.dtype(np.float32)
 MID_EPOCH = ("random_seed", "shuffle")  # fixed within an epoch: with the images per step, they determine its batches
@@ -152,6 +153,7 @@ def restore(snapshot: Snapshot, network: Network, config: Config, workers: int =
     position = position_of(metadata, path)
     check_frozen(metadata, config, path)
     check_update(metadata, config, path)
+    check_average(metadata, config, path)
     saved = set(metadata.get("rule_state", ()))
     own = {variable.name for variable in network.rule_state}
     arrays = {name: array for name, array in arrays.items() if name not in saved - own}
@@ -230,6 +232,16 @@ def check_update(metadata: Metadata, config: Config, path: Path) -> None:
     if was != now and {was, now} != {"momentum", "nesterov"}:
         raise CheckpointError(
             f"{path} was saved with update {was}, this run has {now}; weights={path} would restart from it"
+        )
+
+
+def check_average(metadata: Metadata, config: Config, path: Path) -> None:
+    """Raise CheckpointError if this run averages the weights and the checkpoint has no averages, or vice versa."""
+    was = metadata.get("config", {}).get("ema_decay", 0.0)
+    now = config.section(WeightAverageSettings).ema_decay
+    if bool(was) != bool(now):
+        raise CheckpointError(
+            f"{path} was saved with ema_decay {was:g}, this run has {now:g}; weights={path} would restart from it"
         )
 
 

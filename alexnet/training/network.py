@@ -25,8 +25,9 @@ from alexnet.nn import Background, Parameter, Training
 from alexnet.ops import CropMirror
 from alexnet.training.factors import Factors, factors_of, mean_product, size_of
 from alexnet.training.gradient_groups import first_group
-from alexnet.training.objectives import cross_entropy, top_k_error, training_cost
-from alexnet.training.updates import Pairs, UpdateRule, bind_update_rule
+from alexnet.training.objectives import CostSettings, cross_entropy, top_k_error, training_cost
+from alexnet.training.updates import Pairs, UpdateRule, bind_update_rule, zeros_like
+from alexnet.training.weight_average import AVERAGE, WeightAverageSettings, update_averages
 
 
 class ImageInputs:
@@ -87,6 +88,9 @@ class Network:
         precision: for the jax backend, "float32", "tf32" or "bfloat16".
         device: device of the jax backend, "cpu", "cuda0", "cuda1" …
         scale: factor of each channel after the mean is subtracted.
+        label_smoothing: of the cost of training, 0 to 1.
+        ema_decay: of the average of the weights, per step; 0: no average. With an average, the functions that do not
+            train use it instead of the weights.
 
     Attributes:
         rule_state: what the rule of several workers adds to the state; set it before the state is read.
@@ -101,12 +105,15 @@ class Network:
     def __init__(
         self, model: Model, mean: np.ndarray, update: UpdateRule | None = None, backend: str = "cpu",
         crop: bool = True, seed: int = 0, wait: Callable[[], None] | None = None, precision: str = "float32",
-        device: str = "cpu", scale: Scale = UNSCALED,
+        device: str = "cpu", scale: Scale = UNSCALED, label_smoothing: float = 0.0,
+        ema_decay: float = 0.0,
     ):
         self.model = model
         self.crop = crop
         self.mean = np.ascontiguousarray(mean, dtype="float32")
         self.scale = scale
+        self.label_smoothing = label_smoothing
+        self.ema_decay = ema_decay
         self.update = update
         self.seed = seed
         self.wait = wait or (lambda: None)
@@ -124,7 +131,7 @@ class Network:
         labels = pt.ivector("labels")
         training = Training(np.int64(self.seed), self.step)
         logits, auxiliary = self.model.training_outputs(images.pixels, training)
-        cost = training_cost(logits, auxiliary, labels)
+        cost = training_cost(logits, auxiliary, labels, self.label_smoothing)
         gradients = pytensor.grad(cost, [parameter.variable for parameter in self.trainable_parameters])
         updates = [*training.updates, (self.step, self.step + 1)]
         outputs = [cost, top_k_error(logits, labels, 1)]
@@ -148,7 +155,9 @@ class Network:
         graph = self.training_graph
         rate, gradients, pairs, _ = self.update_graph
         givens = zip(gradients, graph.gradients, strict=True)
-        return self.compile([*graph.inputs, rate], graph.outputs, [*pairs, *graph.updates], givens)
+        pairs = [*pairs, *graph.updates]
+        pairs += self.average_updates(dict(pairs), self.step + 1)
+        return self.compile([*graph.inputs, rate], graph.outputs, pairs, givens)
 
     @cached_property
     def compute(self) -> Function:
@@ -225,6 +234,7 @@ class Network:
             factors = [Factors(pt.fmatrix("x"), pt.fmatrix("g")) for _ in range(self.workers)]
             inputs += [factor for each in factors for factor in each]
             values[n] = mean_product(factors)
+        pairs = [*pairs, *self.average_updates(dict(pairs), self.step)]
         return self.compile(inputs, [], pairs, zip(gradients, values, strict=True))
 
     @cached_property
@@ -271,13 +281,41 @@ class Network:
         return [*self.weights, *self.update_graph[3]]
 
     @cached_property
+    def averages(self) -> list[SharedVariable]:
+        """The averages of `weights`, in the same order; empty without ema_decay."""
+        return [zeros_like(parameter, AVERAGE) for parameter in self.averaged_parameters]
+
+    @property
+    def averaged_parameters(self) -> list[Parameter]:
+        """The Parameters of `weights` with ema_decay, else none."""
+        changed = [parameter for parameter in self.model.parameters if parameter.trainable]
+        return sorted(changed, key=lambda parameter: parameter.running) if self.ema_decay else []
+
+    def average_updates(self, new_values: Mapping[SharedVariable, TensorVariable], steps: TensorVariable) -> Pairs:
+        """Return the updates of the averages; see update_averages for the arguments."""
+        return update_averages(self.averages, self.averaged_parameters, new_values, steps, self.ema_decay)
+
+    @property
+    def averaged_weights(self) -> Pairs:
+        """(weight, its average): the substitution in functions that do not train."""
+        weights = (parameter.variable for parameter in self.averaged_parameters)
+        return list(zip(weights, self.averages, strict=True))
+
+    def start_averages(self) -> None:
+        """Set the averages to the weights, so that a network that has not been trained has the same outputs."""
+        self.wait()
+        for weight, average in self.averaged_weights:
+            average.set_value(weight.get_value())
+
+    @cached_property
     def validate(self) -> Function:
         """(*images, labels) -> cost in nats, top-1 error, top-5 error (means over the batch), logits (class, batch)."""
         images = self.image_inputs()
         labels = pt.ivector("labels")
         logits = self.model(images.pixels)
         errors = [top_k_error(logits, labels, k) for k in (1, 5)]
-        return self.compile([*images.inputs, labels], [cross_entropy(logits, labels), *errors, logits])
+        return self.compile([*images.inputs, labels], [cross_entropy(logits, labels), *errors, logits],
+                            givens=self.averaged_weights)
 
     @cached_property
     def logits(self) -> Function:
@@ -286,7 +324,7 @@ class Network:
         All kernels are compiled before this function is returned.
         """
         images = self.image_inputs()
-        function = self.compile(images.inputs, self.model(images.pixels))
+        function = self.compile(images.inputs, self.model(images.pixels), givens=self.averaged_weights)
         compiler.precompile()
         return function
 
@@ -294,18 +332,20 @@ class Network:
     def predict(self) -> Function:
         """(*images) -> the probability of each class, float32 (class, batch)."""
         images = self.image_inputs()
-        return self.compile(images.inputs, pt.special.softmax(self.model(images.pixels), axis=0))
+        probabilities = pt.special.softmax(self.model(images.pixels), axis=0)
+        return self.compile(images.inputs, probabilities, givens=self.averaged_weights)
 
     @cached_property
     def state(self) -> dict[str, SharedVariable]:
         """Name -> shared variable, for every parameter and everything else that training changes."""
-        variables = dict.fromkeys([*self.parameters, *self.parameters_and_velocities, *self.rule_state, self.step])
+        trained = [*self.parameters_and_velocities, *self.averages, *self.rule_state]
+        variables = dict.fromkeys([*self.parameters, *trained, self.step])
         return {variable.name: variable for variable in variables}
 
     @property
     def state_bytes(self) -> int:
         """Size of the state in bytes. Unlike get_state, this does not wait for the initial weights."""
-        variables = (*self.parameters, *self.update_graph[3], *self.rule_state, self.step)
+        variables = (*self.parameters, *self.update_graph[3], *self.averages, *self.rule_state, self.step)
         return sum(variable.get_value(borrow=True).nbytes for variable in variables)
 
     def get_state(self) -> dict[str, np.ndarray]:
@@ -415,6 +455,8 @@ def build_network(
         precision=config.precision,
         device=device,
         scale=scale,
+        label_smoothing=config.section(CostSettings).label_smoothing,
+        ema_decay=config.section(WeightAverageSettings).ema_decay,
     )
 
 

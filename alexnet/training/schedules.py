@@ -6,6 +6,7 @@ state. Epochs count from 0 and may be fractional: 1.5 is the middle of the secon
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,19 @@ def poly(epoch: float, epochs: int, power: float = 0.5) -> float:
     return max(0.0, 1 - epoch / epochs) ** power
 
 
+def linear(epoch: float, epochs: int) -> float:
+    """Return the factor 1 - epoch / epochs. Source: BVLC Caffe, policy poly with power 1."""
+    return poly(epoch, epochs, 1.0)
+
+
+def cosine(epoch: float, epochs: int) -> float:
+    """Return the factor (1 + cos(pi * epoch / epochs)) / 2, without restarts.
+
+    Source: Loshchilov and Hutter 2017, "SGDR", equation 5 with a minimum of 0 and T_i = epochs.
+    """
+    return (1 + math.cos(math.pi * min(epoch / epochs, 1.0))) / 2
+
+
 def warm_up(epoch: float, epochs: int, start: float = 0.1) -> float:
     """Return the warm-up factor: linear from `start` to 1 over `epochs`. Source: Goyal et al. 2017, section 2.2."""
     return 1.0 if epoch >= epochs else start + (1 - start) * epoch / epochs
@@ -62,4 +76,8 @@ def learning_rate(config: Config, epoch: float, errors: Sequence[float], workers
         return rate * auto(errors, config.lr_adapt_threshold, config.lr_factor)
     if config.lr_policy == "poly":
         return rate * poly(epoch, config.n_epochs, config.lr_power)
+    if config.lr_policy == "linear":
+        return rate * linear(epoch, config.n_epochs)
+    if config.lr_policy == "cosine":
+        return rate * cosine(epoch, config.n_epochs)
     return rate

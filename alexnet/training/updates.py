@@ -17,6 +17,7 @@ from pytensor.tensor.variable import TensorVariable
 from alexnet.config import Config, ConfigError, Registry, Section
 from alexnet.config.fields import Epsilon, NotNegative, Share, Text
 from alexnet.nn import Parameter
+from alexnet.training.clipping import ClipSettings, clip_by_global_norm
 
 Parameters: TypeAlias = Sequence[Parameter]
 Gradients: TypeAlias = Sequence[TensorVariable]
@@ -126,13 +127,35 @@ def find_update_rule(config: Config) -> RegisteredRule:
     raise ConfigError(f"update must name a function decorated with alexnet.training.updates.update_rule, got {name}")
 
 
+def nonlinear_setting(config: Config) -> str | None:
+    """Return the setting because of which the update is not linear in the gradients, as update=adagrad, or None."""
+    clip_norm = config.section(ClipSettings).clip_norm
+    if clip_norm is not None:
+        return f"clip_norm={clip_norm:g}"
+    rule = find_update_rule(config)
+    return None if rule.linear else f"update={config.section(UpdateSettings).rule}"
+
+
 def bind_update_rule(config: Config) -> UpdateRule:
-    """Return the update rule of the settings as a function, with its constants bound."""
+    """Return the update rule of the settings as a function, with its constants bound.
+
+    With clip_norm the rule receives the clipped gradients.
+    """
     rule = find_update_rule(config)
     settings = config.section(UpdateSettings)
     constants = config.section(rule.settings).model_dump() if rule.settings else {}
     arguments = {name.removeprefix(f"{rule.name}_"): value for name, value in constants.items()}
-    return partial(rule.function, weight_decay=settings.weight_decay, **arguments)
+    bound = partial(rule.function, weight_decay=settings.weight_decay, **arguments)
+    clip_norm = config.section(ClipSettings).clip_norm
+    return bound if clip_norm is None else partial(update_clipped, bound, clip_norm)
+
+
+def update_clipped(
+    rule: UpdateRule, clip_norm: float,
+    parameters: Parameters, gradients: Gradients, learning_rate: TensorVariable,
+) -> Updates:
+    """Apply an update rule to the gradients after clip_by_global_norm()."""
+    return rule(parameters, clip_by_global_norm(gradients, clip_norm), learning_rate)
 
 
 @update_rule("sgd")

@@ -40,6 +40,7 @@ class Rule(ABC):
     has_server: ClassVar[bool] = False                    # rank 0 is a server, and does not train
     elastic: ClassVar[bool] = False                       # training survives workers that join late, leave or die
     synchronous: ClassVar[bool] = False                   # all workers end each epoch at the same time
+    combines_batches: ClassVar[bool] = False              # N workers do the steps of one with N times the batch size
 
     @classmethod
     def sections(cls) -> tuple[type[Section], ...]:
@@ -48,6 +49,14 @@ class Rule(ABC):
 
     def check(self, config: Config) -> None:
         """Raise ConfigError if the settings contradict each other under this rule."""
+        from alexnet.training.weight_average import WeightAverageSettings  # it imports PyTensor, slowly
+
+        ema_decay = config.section(WeightAverageSettings).ema_decay
+        if ema_decay and not self.combines_batches:
+            raise ConfigError(
+                f"ema_decay must be 0 with rule={config.rule}, whose workers have no common weights in each step, got "
+                f"{ema_decay:g}"
+            )
         if config.lr_policy == "auto" and not self.synchronous:
             raise ConfigError(
                 f"lr_policy must not be auto with rule={config.rule}, whose workers wait for no validation"

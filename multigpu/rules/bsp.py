@@ -20,9 +20,9 @@ The setting exchange_what selects the exchanged arrays:
 With overlap, the gradients of the last layers, which hold most of the bytes, are exchanged during the rest of the
 backward pass (overlap.py). The groups and the order of each sum are the same without it, and so are all bits.
 
-Adagrad and Adadelta are not linear. Only gradients make all workers equal to each other, and to one worker that trains
-on the N batches together. Momentum is linear: avg at N lr, cdd at lr, and a single worker on the N batches together
-at N lr follow the same trajectory up to rounding.
+Adagrad, Adadelta, LARS and clipping (clip_norm) are not linear. Only gradients make all workers equal to each other,
+and to one worker that trains on the N batches together. Momentum is linear: avg at N lr, cdd at lr, and a single
+worker on the N batches together at N lr follow the same trajectory up to rounding.
 """
 
 from __future__ import annotations
@@ -71,25 +71,25 @@ class BspRule(AveragingRule):
     """All workers exchange after each step, or after each average_every steps."""
 
     settings = (BspSettings,)
+    combines_batches = True
 
     def check(self, config: Config) -> None:
         super().check(config)
-        from alexnet.training.updates import UpdateSettings, find_update_rule  # it imports PyTensor, slowly
+        from alexnet.training.updates import nonlinear_setting  # it imports PyTensor, slowly
 
         settings = config.section(BspSettings)
-        update = config.section(UpdateSettings).rule
-        linear = find_update_rule(config).linear
-        if not linear and settings.sync == "cdd":
+        nonlinear = nonlinear_setting(config)
+        if nonlinear and settings.sync == "cdd":
             raise ConfigError(
-                f"sync must be avg with update={update}, whose updates by the parts of a batch do not add up to that "
+                f"sync must be avg with {nonlinear}, because the updates by the parts of a batch do not add up to that "
                 "by the whole, got cdd"
             )
-        if not linear and settings.exchange_what not in ("auto", *BEFORE_UPDATE):
+        if nonlinear and settings.exchange_what not in ("auto", *BEFORE_UPDATE):
             raise ConfigError(
-                f"exchange_what must be auto, gradients or factors with update={update}, because the mean of the "
-                f"workers' accumulators is not that of one worker, got {settings.exchange_what}"
+                f"exchange_what must be auto, gradients or factors with {nonlinear}, because the mean of the workers' "
+                f"updates is not that of one worker, got {settings.exchange_what}"
             )
-        gradients = settings.exchange_what in BEFORE_UPDATE or settings.sync == "cdd" or not linear
+        gradients = settings.exchange_what in BEFORE_UPDATE or settings.sync == "cdd" or nonlinear
         if gradients and settings.average_every > 1:
             raise ConfigError(
                 "average_every must be 1 when gradients are exchanged, because each is used only in its step, "
@@ -158,12 +158,12 @@ def exchanged(config: Config, comm: Communicator) -> str:
     Between hosts, gradients are sent during the backward pass, which hides a part of the time that as many bytes of
     weights would add to each step. Factors are smaller, but need equal instruction sets, so `auto` never means them.
     """
-    from alexnet.training.updates import find_update_rule  # it imports PyTensor, slowly
+    from alexnet.training.updates import nonlinear_setting  # it imports PyTensor, slowly
 
     settings = config.section(BspSettings)
     if settings.exchange_what != "auto":
         return settings.exchange_what
-    if settings.sync == "cdd" or not find_update_rule(config).linear:
+    if settings.sync == "cdd" or nonlinear_setting(config):
         return "gradients"
     if not comm.on_one_host and settings.average_every == 1 and overlaps(config, comm):
         return "gradients"

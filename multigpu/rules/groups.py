@@ -27,7 +27,8 @@ def groups_of(what: str, network: Network, statistics: bool = True) -> list[list
     if not statistics:
         local = set(network.running_statistics)
         weights = [variable for variable in weights if variable not in local]
-    return [weights, velocities] if what == "weights" else [weights + velocities]
+    averages = network.averages
+    return [weights, [*velocities, *averages]] if what == "weights" else [weights + velocities, averages]
 
 
 def weights_and_velocities(network: Network) -> tuple[list[SharedVariable], list[SharedVariable]]:

@@ -44,6 +44,7 @@ class Single(Rule):
 
     needs_mpi = False
     synchronous = True
+    combines_batches = True
 
     def connect(
         self, config: Config, network: Network, device: Device, comm: Communicator, recorder: Recorder, step: int = 0

@@ -143,6 +143,19 @@ def test_resume_is_bit_exact_and_keeps_number_of_workers(runs, data, tmp_path):
     assert all(np.isfinite(array).all() for array in arrays.values())
 
 
+@pytest.mark.parametrize("recipes", [
+    {"ema_decay": 0.9, "exchange_what": "weights"},
+    {"ema_decay": 0.9, "update": "lars", "clip_norm": 1, "label_smoothing": 0.1, "lr_policy": "cosine"},
+], ids=["weights", "gradients"])
+def test_resume_with_recipes_is_bit_exact(runs, data, tmp_path, recipes):
+    changes = {"batch_size": 2, "devices": "cpu,cpu", "n_iterations": 12, "snapshot_iterations": 5} | recipes
+    straight = trained(runs, tmp_path / "straight", data, **changes)
+    fifth = checkpoint_format.snapshot_path(straight, 5)
+    again = start(runs, tmp_path, data, resume_train=fifth, run_name="again", **changes)
+    assert again.finish(60) == (0, "")
+    assert_close(tmp_path / "runs" / "again", straight, 0)
+
+
 def test_two_gpus_are_bit_identical_to_two_cpus(runs, data, tmp_path, cuda_emulator):
     variables = cuda_emulator.environment(devices=2)
     variables["PYTHONPATH"] = os.pathsep.join([variables["PYTHONPATH"], *filter(None, sys.path)])

@@ -8,7 +8,7 @@ from alexnet.config import DEFAULTS, Config, ConfigError, dump, load_config, rea
 from alexnet.config.schema import sections
 from alexnet.config.synonyms import SETTINGS
 from alexnet.config.yaml_text import parse
-from alexnet.training.updates import MomentumSettings, UpdateSettings
+from alexnet.training.updates import UPDATE_RULES, MomentumSettings, UpdateSettings
 from multigpu.exchange import STRATEGIES
 from multigpu.rules import RULES
 
@@ -33,7 +33,7 @@ def refusal(*arguments, path=None):
 
 def all_settings():
     """Return the names of the settings of Config and of every section of the program."""
-    assert RULES and STRATEGIES                  # imports rules and strategies, which declare sections
+    assert RULES and STRATEGIES and UPDATE_RULES         # imports their modules, which declare sections
     kinds = [Config, *(kind for kind in sections() if not kind.__module__.startswith("tests"))]
     return {name for kind in kinds for name in kind.model_fields}
 
@@ -161,7 +161,9 @@ def test_every_synonym_suggests_a_setting():
         ("momentum=1", "momentum must be less than 1, got 1"),
         ("momentum=true", "momentum must be a number, got true"),
         ("dropout_rate=1.0", "dropout_rate must be less than 1, got 1.0"),
-        ("lr_policy=stepp", "lr_policy must be 'step', 'auto', 'poly' or 'constant', got the text 'stepp'"),
+        ("lr_policy=stepp", "lr_policy must be 'step', 'auto', 'poly', 'linear', 'cosine' or 'constant', got "
+         "the text 'stepp'"),
+        ("clip_norm=0", "clip_norm must be greater than 0 or null, got 0"),
         ("lr_step=20,10", "lr_step must be rising epochs, got [20, 10]"),
         ("lr_step=5,5", "lr_step must be rising epochs, got [5, 5]"),
         ("lr_step=5,x", "lr_step must be an integer, got the text '5,x'"),

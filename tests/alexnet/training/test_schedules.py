@@ -2,9 +2,10 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from alexnet.training.schedules import auto, learning_rate, poly, step, warm_up
+from alexnet.training.schedules import auto, cosine, learning_rate, linear, poly, step, warm_up
 
 
 @pytest.mark.parametrize(("epoch", "factor"), [(0, 1), (19.99, 1), (20, 0.1), (39, 0.1), (40, 0.01), (64, 0.01)])
@@ -50,6 +51,25 @@ def test_poly_matches_caffe_in_each_iteration(power):
     rates = [learning_rate(settings, iteration / 7, []) for iteration in range(21)]
     assert rates == pytest.approx([0.01 * (1 - iteration / 21) ** power for iteration in range(21)])
     assert poly(3, 3, power) == poly(4, 3, power) == 0
+
+
+@pytest.mark.parametrize("policy", ["linear", "cosine"])
+def test_linear_and_cosine_match_float64_formulas(policy):
+    """The formula at each of 7 iterations per epoch, times a warm-up of 2 of 5 epochs by 4 workers."""
+    settings = SimpleNamespace(
+        learning_rate=0.01, warmup_epochs=2, lr_policy=policy, n_epochs=5, lr_scaling="linear"
+    )
+    epochs = np.arange(35, dtype=np.float64) / 7
+    factor = {"linear": 1 - epochs / 5, "cosine": 0.5 + 0.5 * np.cos(np.pi * epochs / 5)}[policy]
+    expected = factor * np.interp(epochs, [0, 2], [0.01, 0.04])
+    rates = [learning_rate(settings, epoch, [], workers=4) for epoch in epochs]
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+
+
+def test_linear_and_cosine_end_at_zero():
+    """Also after the last epoch, in a run that is resumed with fewer epochs."""
+    assert [linear(epoch, 3) for epoch in (0, 3, 4)] == [1, 0, 0]
+    assert [cosine(epoch, 3) for epoch in (0, 3, 4)] == [1, 0, 0]
 
 
 def test_linear_scaling_warms_up_from_the_rate_of_one_worker():

@@ -57,7 +57,7 @@ class KillingPipe:
 class FakeNetwork:
     """A network whose variables contain random values that depend on the step and the rank."""
 
-    computes_on_host, frozen_parameters, weights, running_statistics = True, (), (), ()
+    computes_on_host, frozen_parameters, weights, running_statistics, averages = True, (), (), (), []
 
     def __init__(self):
         self.parameters_and_velocities = [

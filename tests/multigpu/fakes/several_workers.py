@@ -115,7 +115,7 @@ class Variable:
 class Network:
     """A network that computes nothing and reaches pause points."""
 
-    computes_on_host, frozen_parameters, model = True, (), SimpleNamespace(image_size=4)
+    computes_on_host, frozen_parameters, averages, model = True, (), [], SimpleNamespace(image_size=4)
 
     def __init__(self, points):
         self.points, self.step = points, Variable(np.int64(0))

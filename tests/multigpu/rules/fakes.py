@@ -44,6 +44,7 @@ class ToyNetwork:
         ]
         self.weights = self.parameters_and_velocities[:2]
         self.rule_state = []
+        self.averages = []
         self.step = pytensor.shared(np.int64(0), name="step")
         self.delay, self.pull, self.steps = delay, pull, 0
         self.validated, self.marks, self.mark = [], [], lambda: None

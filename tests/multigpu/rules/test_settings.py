@@ -65,18 +65,41 @@ def test_invalid_value_is_refused(argument, message):
             "lr_scaling must be none unless rule=easgd averages the updates of each step, got linear",
         ),
         (
+            ["rule=slowmo", "ema_decay=0.99"],
+            "ema_decay must be 0 with rule=slowmo, whose workers have no common weights in each step, got 0.99",
+        ),
+        (
             ["rule=gosgd", "lr_policy=auto"],
             "lr_policy must not be auto with rule=gosgd, whose workers wait for no validation",
         ),
         (
             ["update=adagrad", "sync=cdd"],
-            "sync must be avg with update=adagrad, whose updates by the parts of a batch do not add up to that by "
-            "the whole, got cdd",
+            "sync must be avg with update=adagrad, because the updates by the parts of a batch do not add up to that "
+            "by the whole, got cdd",
         ),
         (
             ["update=adadelta", "exchange_what=weights"],
             "exchange_what must be auto, gradients or factors with update=adadelta, because the mean of the workers' "
-            "accumulators is not that of one worker, got weights",
+            "updates is not that of one worker, got weights",
+        ),
+        (
+            ["update=lars", "exchange_what=weights"],
+            "exchange_what must be auto, gradients or factors with update=lars, because the mean of the workers' "
+            "updates is not that of one worker, got weights",
+        ),
+        (
+            ["clip_norm=1", "sync=cdd"],
+            "sync must be avg with clip_norm=1, because the updates by the parts of a batch do not add up to that by "
+            "the whole, got cdd",
+        ),
+        (
+            ["clip_norm=0.5", "exchange_what=weights_and_momentum"],
+            "exchange_what must be auto, gradients or factors with clip_norm=0.5, because the mean of the workers' "
+            "updates is not that of one worker, got weights_and_momentum",
+        ),
+        (
+            ["clip_norm=0.5", "average_every=2"],
+            "average_every must be 1 when gradients are exchanged, because each is used only in its step, got 2",
         ),
         (
             ["update=adagrad", "average_every=2"],
@@ -158,6 +181,7 @@ TWO_HOSTS = ONE_HOST | {"on_one_host": False}
         (["average_every=4"], TWO_HOSTS, "weights"),
         ([], TWO_HOSTS | {"works_in_threads": False}, "weights"),
         (["update=adagrad", "overlap=false"], TWO_HOSTS, "gradients"),
+        (["clip_norm=1"], ONE_HOST, "gradients"),
         (["exchange_what=factors"], TWO_HOSTS, "factors"),
     ],
 )
