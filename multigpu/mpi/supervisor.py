@@ -9,7 +9,7 @@ instead of reading its command line; the job's monitor reports how the job has e
     mpiexec ends with status 0        the supervisor, too
     the job fails                     restart, at most max_restarts times, if the failure is curable, or if the monitor
                                       is lost as well; otherwise the supervisor ends with mpiexec's status
-    ... before rank 0 has read the settings       no restart
+    ... at the first start, before rank 0 has read the settings       no restart
     a stop signal to the supervisor   mpiexec receives SIGUSR1: the ranks save and end; there is no restart
     a second one                      goes to mpiexec
     the supervisor is killed          mpiexec receives SIGUSR1
@@ -157,7 +157,7 @@ def run_job(command: Sequence[str], restart: Config | None, signals: Signals) ->
                 signals.handled()
         listener.drain(signals)
     status = mpiexec.returncode if mpiexec.returncode >= 0 else 128 - mpiexec.returncode
-    return JobResult(status, listener.config, listener.end or unreported(status, listener.config), stop)
+    return JobResult(status, listener.config, listener.end or unreported(status, listener.config or restart), stop)
 
 
 def unreported(status: int, config: Config | None) -> JobEnded:

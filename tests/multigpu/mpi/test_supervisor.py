@@ -13,6 +13,8 @@ import pytest
 
 from alexnet.run import checkpoint_format
 from alexnet.run.recorder import read_records
+from multigpu.launch.signals import Signals
+from multigpu.mpi.supervisor import run_job
 from tests import tiny, tiny_train
 from tests.mpi import Job, environment, needs_mpi
 from tests.multigpu.fakes import several_workers
@@ -186,3 +188,13 @@ def test_command_without_a_job_keeps_its_status():
     began = time.monotonic()
     done = subprocess.run([*RESTART, sys.executable, "-c", "raise SystemExit(7)"], env=environment(), timeout=60)
     assert done.returncode == 7 and time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_job_that_is_killed_while_it_starts_is_restarted_only_if_it_has_run_before(tmp_path, data, first):
+    """At the first start the settings, and so max_restarts, are not known."""
+    settings = None if first else tiny.settings(data, tmp_path, max_restarts=2)
+    with Signals() as signals:
+        result = run_job(["sh", "-c", "kill -KILL $$"], settings, signals)
+    assert result.status == 128 + signal.SIGKILL
+    assert result.end.curable is not first
