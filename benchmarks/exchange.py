@@ -81,7 +81,11 @@ def work(rank, way, floats, pipes, orders):
             raise SystemExit(obstacle)
         group = ParameterGroup(variables, Peer(mesh, way.kind))
         network = SimpleNamespace(apply=lambda rate: None)
-        exchange = (GradientBsp if way.gradients else Bsp)(network, [group], comm, WorkerRecorder(rank))
+        recorder = WorkerRecorder(rank)
+        if way.gradients:
+            exchange = GradientBsp(network, [group], None, comm, recorder)
+        else:
+            exchange = Bsp(network, [group], comm, recorder)
         buffer = device.allocate(mesh.flat.buffer.nbytes)
         other = mesh.others[(rank + 1) % way.size]
         for variable in variables:

@@ -73,7 +73,7 @@ def connect(
         policy: returns the CenterPolicy, from the buffer of the center variable.
         client: returns the client, from the arguments of Client.
     """
-    from alexnet.training.updates import UpdateSettings  # it imports PyTensor, slowly
+    from alexnet.training.updates import UpdateSettings, find_update_rule  # it imports PyTensor, slowly
     from multigpu.mpi.channel import Channel  # importing it initialises MPI
 
     if not rule.elastic:
@@ -89,7 +89,7 @@ def connect(
         return this_client
     for velocity in velocities:                  # velocities of a checkpoint are for the clients only
         velocity.set_value(np.zeros_like(velocity.get_value(borrow=True)), borrow=True)
-    if step and not all(velocity.name.endswith(".velocity") for velocity in velocities):
+    if step and not find_update_rule(config).linear:
         recorder.warn(
             f"the accumulators of update={config.section(UpdateSettings).rule} belong to the clients and are in no "
             f"checkpoint of rule={config.rule}: they start at 0 again, so the first steps are as large as those of a "
