@@ -73,7 +73,7 @@ def test_strategies_send_the_computed_number_of_bytes(hosts, tmp_path):
 
 def test_a_killed_rank_on_the_other_host_is_reported(hosts, tmp_path):
     variables = {"FAULT": "killed,computing,1,2", "WENT": str(tmp_path / "went")}
-    settings = f"output={tmp_path / 'runs'}", "run_name=run", "n_epochs=2"
+    settings = f"output={tmp_path / 'runs'}", "run_name=run", "n_epochs=2", "exchange_what=weights"
     (tmp_path / "runs" / "run").mkdir(parents=True)
     status, said = start(hosts, tmp_path, Path(several_workers.__file__), *settings, **variables).finish()
     assert status != 0

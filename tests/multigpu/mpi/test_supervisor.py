@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -194,7 +195,8 @@ def test_command_without_a_job_keeps_its_status():
 def test_job_that_is_killed_while_it_starts_is_restarted_only_if_it_has_run_before(tmp_path, data, first):
     """At the first start the settings, and so max_restarts, are not known."""
     settings = None if first else tiny.settings(data, tmp_path, max_restarts=2)
-    with Signals() as signals:
-        result = run_job(["sh", "-c", "kill -KILL $$"], settings, signals)
+    killed = mock.Mock(poll=lambda: -signal.SIGKILL, returncode=-signal.SIGKILL)
+    with mock.patch("subprocess.Popen", return_value=killed), Signals() as signals:
+        result = run_job(["mpiexec"], settings, signals)
     assert result.status == 128 + signal.SIGKILL
     assert result.end.curable is not first
