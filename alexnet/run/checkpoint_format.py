@@ -271,7 +271,7 @@ def load_latest(folder: str | Path, wanted: Wanted | None = None) -> tuple[Path,
             return path, *load(path, wanted)
         except CheckpointError as error:
             warnings.warn(f"passed over: {error}", stacklevel=2)
-    if found != snapshots(folder):               # its run has saved and pruned meanwhile
+    if found != snapshots(folder):               # its run has saved and pruned during the loading
         return load_latest(folder, wanted)
     if found:
         raise CheckpointError(f"none of the {len(found)} checkpoints in {folder} loads")

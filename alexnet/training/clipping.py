@@ -3,7 +3,7 @@
     norm = sqrt(sum of g**2 over all trainable parameters)
     g <- g * min(1, clip_norm / (norm + 1e-6))
 
-Source: Pascanu et al. 2013, algorithm 1; the 1e-6 is that of PyTorch's clip_grad_norm_.
+Source: Pascanu et al. 2013, algorithm 1; clip_grad_norm_ of PyTorch for the 1e-6.
 """
 
 from collections.abc import Sequence

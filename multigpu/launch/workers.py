@@ -1,4 +1,4 @@
-"""Worker processes: starting them, what the launcher knows of them, replacing one that was killed, ending them."""
+"""Worker processes: their start and end, their messages to the launcher, and the replacement of a killed one."""
 
 import os
 import sys

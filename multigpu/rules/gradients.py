@@ -154,7 +154,7 @@ class ElasticBsp(GradientBsp):
         self._recorder.reset()
 
     def _join(self) -> None:
-        """Share the state and open the buffers, again if another worker dies meanwhile."""
+        """Share the state and open the buffers; repeat both if another worker dies."""
         while True:
             with suppress(PeerDied):
                 self._received |= self._recovery.share()
