@@ -28,7 +28,6 @@ import os
 import pathlib
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,9 +39,9 @@ from alexnet.nn import LRN, Conv, Dense, Dropout, Flatten, he
 from alexnet.run.recorder import RunRecorder, read_records
 from alexnet.training.timing import TIMES
 from benchmarks.harness import report
-from benchmarks.harness.mpi import NEEDED, VARIABLES, mpiexec
-from benchmarks.harness.program import TOP, environment, run
-from benchmarks.mpi.scaling import first_error, stop
+from benchmarks.harness.mpi import NEEDED, mpiexec
+from benchmarks.harness.program import TOP, run
+from benchmarks.mpi.scaling import run_job
 from benchmarks.mpi.strategies import bytes_sent
 from multigpu import train, worker
 
@@ -163,18 +162,7 @@ def measure(settings, servers, data):
         given = {"data": data, "output": output, "run_name": "run", **COMMON, **settings}
         start = shlex.split(os.environ.get("MPIEXEC", "")) or [mpiexec()]
         command = [*start, "-n", str(2 + servers), sys.executable, "-m", "mpi4py", "-m", PROGRAM, "--worker"]
-        variables = environment() | VARIABLES | {"OMP_NUM_THREADS": "1"}
-        with subprocess.Popen(
-            [*command, *(f"{key}={value}" for key, value in given.items())], cwd=TOP, env=variables,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        ) as process:
-            try:
-                _, errors = process.communicate(timeout=LIMIT)
-            except subprocess.TimeoutExpired:
-                stop(process)
-                raise RuntimeError(f"not finished within {LIMIT:.0f} s") from None
-        if process.returncode:
-            raise RuntimeError(f"the job exited with status {process.returncode}: {first_error(errors)}")
+        run_job([*command, *(f"{key}={value}" for key, value in given.items())], LIMIT, {"OMP_NUM_THREADS": "1"})
         return measured(read_records(pathlib.Path(output, "run")))
 
 

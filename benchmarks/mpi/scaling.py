@@ -108,18 +108,30 @@ def measure(job, data, seconds):
         }
         rank = [sys.executable, "-m", "mpi4py", "-m", PROGRAM, "--worker"]
         command = [mpiexec(), "-n", str(job.ranks), *rank, *(f"{key}={value}" for key, value in given.items())]
-        with subprocess.Popen(
-            command, cwd=TOP, env=environment() | VARIABLES, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            try:
-                _, errors = process.communicate(timeout=seconds)
-            except subprocess.TimeoutExpired:
-                stop(process)
-                raise RuntimeError(f"not finished within {seconds:.0f} s") from None
-        if process.returncode:
-            raise RuntimeError(f"the job exited with status {process.returncode}: {first_error(errors)}")
+        run_job(command, seconds)
         return [record for record in read_records(os.path.join(output, "run")) if record["kind"] == "speed"][1:]
+
+
+def run_job(command, seconds, variables=None):
+    """Run the command of an MPI job.
+
+    Args:
+        variables: environment variables to add.
+
+    Raises:
+        RuntimeError: the job has failed or has not finished within `seconds`.
+    """
+    with subprocess.Popen(
+        command, cwd=TOP, env=environment() | VARIABLES | (variables or {}), stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
+    ) as process:
+        try:
+            _, errors = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            stop(process)
+            raise RuntimeError(f"not finished within {seconds:.0f} s") from None
+    if process.returncode:
+        raise RuntimeError(f"the job exited with status {process.returncode}: {first_error(errors)}")
 
 
 def stop(mpiexec):

@@ -64,35 +64,50 @@ def add_legend(figure, places):
     figure.legend([handles[name] for name in names], names, loc="outside lower center", frameon=False, ncols=8)
 
 
-def over_time(best):
-    """Draw the error over virtual time, each method with its best settings, bsp with its best strategy."""
+def draw_curves(best, points_of, label, title, **style):
+    """Draw a curve for each method, and a panel for each number of workers and link.
+
+    Args:
+        points_of: (row) -> [(x, error in percent)].
+        label: of the x axis.
+
+    Returns:
+        (figure or None, {(workers, link): axes}).
+    """
     figure, places = panels_of(best)
     for (workers, link), axes in places.items():
         for name, row in lowest(of(best, workers, link)).items():
-            seconds, _, errors = zip(*row["curve"], strict=True)
-            axes.plot([s / 60 for s in seconds], [100 * e for e in errors], label=name, **look(name))
-        axes.set_xlim(left=0)
-        axes.set_xlabel("minutes on AlexNet's clock", fontsize=9)
+            if points := points_of(row):
+                axes.plot(*zip(*points, strict=True), label=name, **style, **look(name))
+        axes.set_xlabel(label, fontsize=9)
     if figure:
-        figure.suptitle("Error over virtual time, each method with its best settings, bsp with its best strategy")
+        figure.suptitle(title)
         add_legend(figure, places)
+    return figure, places
+
+
+def over_time(best):
+    """Draw the error over virtual time, each method with its best settings, bsp with its best strategy."""
+    def points(row):
+        return [(seconds / 60, 100 * error) for seconds, _, error in row["curve"]]
+
+    title = "Error over virtual time, each method with its best settings, bsp with its best strategy"
+    figure, places = draw_curves(best, points, "minutes on AlexNet's clock", title)
+    for axes in places.values():
+        axes.set_xlim(left=0)
     return figure
 
 
 def over_bytes(best):
     """Draw the error over the bytes that a worker has sent."""
-    figure, places = panels_of(best)
-    for (workers, link), axes in places.items():
-        for name, row in lowest(of(best, workers, link)).items():
-            points = [(sent / 1e9, 100 * error) for _, sent, error in row["curve"] if sent]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=name, marker="o", markersize=3, **look(name))
+    def points(row):
+        return [(sent / 1e9, 100 * error) for _, sent, error in row["curve"] if sent]
+
+    title = "Error over bytes sent, the same trainings"
+    figure, places = draw_curves(best, points, "GB sent by a worker", title, marker="o", markersize=3)
+    for axes in places.values():
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("GB sent by a worker", fontsize=9)
-    if figure:
-        figure.suptitle("Error over bytes sent, the same trainings")
-        add_legend(figure, places)
     return figure
 
 
