@@ -152,6 +152,22 @@ def training(
     )
 
 
+def train_rank(network, exchange, recorder, comm, config, stops, begin, steps):
+    """Run the whole training of a rank without a server; return a dict of what it observed.
+
+    stops  {rank: number of the stop_requested() call that first returns True}, or None
+    begin  Position at which the training begins
+    """
+    saved, stop_after = [], (stops or {}).get(comm.rank)
+    part = comm.rank, comm.size
+    run = training(network, exchange, recorder, *part, config, saved, stop_after, shares=part, steps=steps)
+    position = exchange.run(run, begin)
+    return {
+        "position": position, "saved": saved, "steps": network.steps, "validated": network.validated,
+        "validations": recorder.validations,
+    }
+
+
 @contextmanager
 def joined(rule, comm, network, recorder, on_host=True, **changes):
     """Yield (settings, Synchronizer of this rank); on_host: whether the backend computes on the host or on a GPU."""

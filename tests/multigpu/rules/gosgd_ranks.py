@@ -12,7 +12,7 @@ from multigpu.device import open_device
 from multigpu.rules import gosgd
 from multigpu.rules.parameter_server.server import Grant
 from tests.multigpu.rules import fakes
-from tests.multigpu.rules.fakes import RATE, STEPS, RecordingRecorder, ToyNetwork, toy_settings, training
+from tests.multigpu.rules.fakes import RATE, STEPS, RecordingRecorder, ToyNetwork, toy_settings, train_rank
 
 joined = partial(fakes.joined, "gosgd")
 
@@ -80,18 +80,11 @@ def train(comm, delays, changes, stops=None, begin=Position(), steps=STEPS):
 
     delays  {rank: seconds per step}      stops  {rank: number of the stop_requested() call that first returns True}
     """
-    rank, size = comm.rank, comm.size
-    recorder, network, saved = RecordingRecorder(rank), ToyNetwork(delay=delays.get(rank, 0), pull=0.125), []
+    rank = comm.rank
+    recorder, network = RecordingRecorder(rank), ToyNetwork(delay=delays.get(rank, 0), pull=0.125)
     with joined(comm, network, recorder, **changes) as (config, exchange):
-        stop_after = (stops or {}).get(rank)
-        run = training(
-            network, exchange, recorder, rank, size, config, saved, stop_after, shares=(rank, size), steps=steps
-        )
-        position = exchange.run(run, begin)
-    return {
-        "position": position, "saved": saved, "steps": network.steps, "validated": network.validated,
-        "validations": recorder.validations, "trained": recorder.trained,
-    }
+        observed = train_rank(network, exchange, recorder, comm, config, stops, begin, steps)
+    return observed | {"trained": recorder.trained}
 
 
 def report_laps(comm):

@@ -11,7 +11,7 @@ from multigpu.device import open_device
 from multigpu.rules.noloco import NolocoRule, PairPush
 from multigpu.rules.parameter_server.server import Grant
 from tests.multigpu.rules import fakes
-from tests.multigpu.rules.fakes import RATE, STEPS, RecordingRecorder, ToyNetwork, toy_settings, training
+from tests.multigpu.rules.fakes import RATE, STEPS, RecordingRecorder, ToyNetwork, toy_settings, train_rank
 
 joined = partial(fakes.joined, "noloco")
 
@@ -51,18 +51,11 @@ def train(comm, delays, changes, stops=None, begin=Position(), steps=STEPS):
 
     Rank r subtracts 2**-r per step.
     """
-    rank, size = comm.rank, comm.size
-    recorder, network, saved = RecordingRecorder(rank), NolocoNetwork(delays.get(rank, 0), 2.0**-rank), []
+    rank = comm.rank
+    recorder, network = RecordingRecorder(rank), NolocoNetwork(delays.get(rank, 0), 2.0**-rank)
     with joined(comm, network, recorder, **changes) as (config, exchange):
-        stop_after = (stops or {}).get(rank)
-        run = training(
-            network, exchange, recorder, rank, size, config, saved, stop_after, shares=(rank, size), steps=steps
-        )
-        position = exchange.run(run, begin)
-    return {
-        "position": position, "saved": saved, "steps": network.steps, "validated": network.validated,
-        "validations": recorder.validations, "done": exchange._done,
-    }
+        observed = train_rank(network, exchange, recorder, comm, config, stops, begin, steps)
+    return observed | {"done": exchange._done}
 
 
 def stop_without_a_step(comm, rule, changes):
