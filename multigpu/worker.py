@@ -30,6 +30,7 @@ from alexnet.run.summary import last_lines
 from alexnet.training.base import Recorder
 from alexnet.training.loop import Diverged, InputLost, Observer, Position, Run
 from alexnet.training.network import Network, backend_of, build_model, build_network
+from alexnet.training.statistics import StatisticsObserver
 from multigpu.communicator import Communicator, DesyncError, PeerDied
 from multigpu.device import Device, DeviceError, open_device
 from multigpu.launch.link import JobLink
@@ -99,15 +100,17 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         if comm.rank == 0 and not config.is_restart:             # a process may die after the last checkpoint
             check_unfinished(config, position)
         rule.configure(config, network, comm)
-        compile_functions(network, recorder, config.batch_size, role.functions)
+        compile_functions(network, recorder, config.images_at_once, role.functions)
         synchronizer = stack.enter_context(rule.connect(config, network, device, comm, recorder, position.iteration))
         position = synchronizer.begin(position)
         save = do_not_save
-        observer = Observer()
+        observers: list[Observer] = []
         if isinstance(recorder, RunRecorder):
             config = open_folder(run_folder, config, position, recorder, link, keep_settings=comm.replaces)
             save = partial(save_and_plot, run_folder.path, network, data, config, recorder)
-            observer = RunReport(run_folder.path, network.state, data, recorder, position, config.batch_size)
+            observers.append(RunReport(run_folder.path, network.state, data, recorder, position, config))
+            if config.diagnosis and not rule.has_server:
+                observers.append(StatisticsObserver(network, recorder, config.print_freq))
         folder = run_folder.path
         if not (rule.elastic or comm.replaces):  # the others are in the training, and send no such message
             folder = comm.allgather(FolderCreated(folder))[0].path
@@ -116,13 +119,15 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         rescue = partial(rescue_state, folder, network, data, config)
         stopping = partial(has_to_stop, link, recorder)
         run = Run(
-            config, network, data, batches, synchronizer, recorder, save, stopping, role.worker, rescue, observer
+            config, network, data, batches, synchronizer, recorder, save, stopping, role.worker, rescue,
+            tuple(observers),
         )
         with naming_the_last_checkpoint(folder):
             position = synchronizer.run(run, position)
             if recorder.failure:
                 raise recorder.failure           # all is saved, unless the disk is full
-        observer.run_ended(position)
+        for observer in observers:
+            observer.run_ended(position)
         watch.close()                            # from here on an exiting rank has completed its work
         if isinstance(recorder, RunRecorder):
             log_result(recorder, config, run_folder.path, position, resume_command(config, comm))
@@ -146,7 +151,7 @@ def open_recorder(config: Config, data: Dataset, rank: int) -> Recorder:
     if rank != 0:
         return WorkerRecorder(rank)
     steps_of_epoch = len(data.train.plan(config.batch_size))
-    validates = len(data.validation.plan(config.batch_size, keep_last=True)) if config.validation else 0
+    validates = len(data.validation.plan(config.images_at_once, keep_last=True)) if config.validation else 0
     steps = config.n_epochs * steps_of_epoch
     plan = Plan(config.n_epochs, steps_of_epoch, validates)
     return RunRecorder(None, config.print_freq, min(steps, config.n_iterations or steps), plan=plan)
@@ -255,7 +260,7 @@ def open_batches(
     """Return how this run reads its batches: in a loader process beside the worker, or in the worker itself."""
     size = model.image_size
     channels, rows, columns = mean.shape if config.use_data_layer else (mean.shape[0], size, size)
-    shape = channels, rows, columns, config.batch_size
+    shape = channels, rows, columns, config.images_at_once
     dtype = np.dtype(np.uint8 if config.use_data_layer else np.float32)
     arguments = mean, size
     if not config.para_load:
@@ -296,7 +301,11 @@ def initialize(start: Start, network: Network, config: Config, recorder: Recorde
 
 
 def compile_functions(network: Network, recorder: Recorder, batch_size: int, names: Sequence[str]) -> None:
-    """Compile the named functions before training begins and log it, because the first compilation is slow."""
+    """Compile the named functions before training begins and log it, because the first compilation is slow.
+
+    Args:
+        batch_size: images computed at once.
+    """
     recorder.log("compiling the network (up to a minute the first time on a machine, seconds from then on) ...")
     began = time.perf_counter()
     with collector_paused():

@@ -53,7 +53,10 @@ def make_data(folder, train=24, validation=10, per_file=8, classes=3, seed=0):
 
 def settings(data, output, **changes):
     """Return the Config of a small run."""
-    given = {"data": data, "output": output, "run_name": "run", "model": "tiny", "batch_size": 4, "n_epochs": 2}
+    given = {
+        "data": data, "output": output, "run_name": "run", "model": "tiny", "batch_size": 4, "n_epochs": 2,
+        "diagnosis": "false",
+    }
     return load_config([f"{key}={value}" for key, value in (given | changes).items()])
 
 

@@ -86,6 +86,7 @@ class Config(Section):
     isa: Literal["auto", "avx512", "avx2", "neon", "portable"]
 
     batch_size: Count
+    micro_batch_size: Count | None
     n_epochs: Count
     n_iterations: Count | None
 
@@ -115,6 +116,7 @@ class Config(Section):
 
     validation: bool
     print_freq: Count
+    diagnosis: bool
     snapshot_freq: Count
     snapshot_iterations: Count | None
     keep_snapshots: Count | None
@@ -143,6 +145,16 @@ class Config(Section):
         """Messages for the log of the run, such as the folders that resume_train=latest has passed over."""
         return self._notes
 
+    @property
+    def images_at_once(self) -> int:
+        """Images that a worker computes together: those of a micro-batch."""
+        return self.micro_batch_size or self.batch_size
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches in a step of a worker."""
+        return self.batch_size // self.images_at_once
+
     def with_notes(self, *notes: str) -> Self:
         """Return the same settings with more notes."""
         config = self.model_copy()
@@ -168,6 +180,10 @@ class Config(Section):
         return values
 
     def check(self) -> None:
+        if self.batch_size % self.images_at_once:
+            raise ValueError(
+                f"micro_batch_size must divide batch_size = {self.batch_size}, got {self.micro_batch_size}"
+            )
         self.check_schedule()
         self.check_layers()
         self.check_devices()

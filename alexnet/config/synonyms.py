@@ -10,6 +10,8 @@ SETTINGS = {
     "n_iterations": "iters iterations max_iter max_steps steps num_steps",
     "random_seed": "seed rng_seed manual_seed",
     "batch_size": "b bs batch minibatch train_batch_size",
+    "micro_batch_size": "micro_batch microbatch accumulate accumulation accumulate_grad_batches "
+                        "gradient_accumulation gradient_accumulation_steps grad_accum accum_steps iter_size",
     "devices": "gpu gpus cuda num_gpus n_gpus ngpu workers n_workers num_workers nproc world_size",
     "update": "opt optim optimizer optimiser solver algorithm",
     "ema_decay": "ema model_ema model_ema_decay ema_rate polyak swa",

@@ -13,6 +13,7 @@ split in the same way (train_labels_0.npy ...) are joined.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -73,13 +74,14 @@ class Split(NamedTuple):
         return self.n % (batch_size * self.size)
 
     def plan(
-        self, batch_size: int, order: Sequence[int] | np.ndarray | None = None, keep_last: bool = False
+        self, batch_size: int, order: Sequence[int] | np.ndarray | None = None, keep_last: bool = False, parts: int = 1
     ) -> list[tuple[tuple[Segment, ...], np.ndarray]]:
         """Return the batches of an epoch: a list of (segments, labels int32 (batch,)).
 
         Args:
             order: permutation of the files (file_order). A batch may span several files.
             keep_last: True keeps the smaller last batch (validation), False drops it (training).
+            parts: consecutive micro-batches into which each batch is divided; the list contains these instead.
 
         Raises:
             DataError: the training set is smaller than one batch.
@@ -95,8 +97,11 @@ class Split(NamedTuple):
             images = min(step, self.n - begin)
             first = begin + images * self.rank // self.size
             last = begin + images * (self.rank + 1) // self.size
-            if first < last:
-                batches.append((self.segments(order, first, last), labels[first:last]))
+            bounds = [first + (last - first) * part // parts for part in range(parts + 1)]
+            batches += [
+                (self.segments(order, start, stop), labels[start:stop])
+                for start, stop in pairwise(bounds) if start < stop
+            ]
         return batches
 
     def segments(self, order: np.ndarray, first: int, last: int) -> tuple[Segment, ...]:

@@ -54,20 +54,27 @@ class Sequential:
 
     def __call__(self, x: TensorVariable, training: Training | None = None) -> TensorVariable:
         """Return the activations after the last layer; see Layer."""
-        for layer in self.layers:
-            x = layer(x, training)
+        for name, layer in zip(self.names, self.layers, strict=True):
+            x = self.output(name, layer, x, training)
         return x
+
+    def output(self, name: str, layer: Layer, x: TensorVariable, training: Training | None) -> TensorVariable:
+        """Return the activations after a layer, and add them to the outputs of the training step."""
+        y = layer(x, training)
+        if training is not None and layer.parameters:
+            training.outputs[name] = y
+        return y
 
     def training_outputs(
         self, x: TensorVariable, training: Training
     ) -> tuple[TensorVariable, list[tuple[float, TensorVariable]]]:
         """Return the outputs used in training: those of the network, and (weight, outputs) per auxiliary classifier."""
         auxiliary = []
-        for layer in self.layers:
+        for name, layer in zip(self.names, self.layers, strict=True):
             if isinstance(layer, Auxiliary):
                 auxiliary.append((layer.weight, layer.tower(x, training)))
             else:
-                x = layer(x, training)
+                x = self.output(name, layer, x, training)
         return x, auxiliary
 
     def describe(self, shape: Shape) -> Iterator[LayerSummary]:

@@ -23,13 +23,15 @@ class Training:
     """The state of one training step, which stochastic layers and layers with running statistics need.
 
     seed     integer scalar, symbolic or not: differs between runs and workers
-    step     integer scalar, symbolic or not: completed iterations
+    step     integer scalar, symbolic or not: differs between all passes of a training
     updates  a layer with running statistics appends (variable, new value)
+    outputs  name -> output of each layer with parameters, which Sequential adds
     """
 
     seed: object
     step: object
     updates: list[tuple[SharedVariable, TensorVariable]] = field(default_factory=list)
+    outputs: dict[str, TensorVariable] = field(default_factory=dict)
 
 
 class LayerSummary(NamedTuple):

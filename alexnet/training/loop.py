@@ -52,7 +52,13 @@ class Position(NamedTuple):
 
 
 class Observer:
-    """Receives what a validation predicts, and the end of each epoch. This one ignores them."""
+    """Receives the inputs of a step, the predictions of a validation, and the end of an epoch. This one ignores them."""
+
+    def step_begins(self, iteration: int, inputs: tuple[np.ndarray, ...]) -> None:
+        """Receive the inputs of the step `iteration`, of its last micro-batch: images, crops, labels."""
+
+    def step_ended(self, iteration: int) -> None:
+        """Receive the end of a step, which has been recorded."""
 
     def validation_began(self) -> None:
         """Forget what an interrupted validation has predicted."""
@@ -74,7 +80,7 @@ class Run(NamedTuple):
     stop_requested  returns whether this worker has been asked to stop; all workers stop after the same step
     rank            rank of this worker, which selects its random streams
     rescue          writes a checkpoint of this worker's state, which all workers share, without a call of the others
-    observer        of rank 0: the report
+    observers       of rank 0: the report, the statistics
     advanced        is called with the Position after each step, and after the end of each epoch
     """
 
@@ -88,16 +94,17 @@ class Run(NamedTuple):
     stop_requested: Callable[[], bool]
     rank: int = 0
     rescue: Callable[[Position], None] = lambda position: None
-    observer: Observer = Observer()
+    observers: tuple[Observer, ...] = ()
     advanced: Callable[[Position], None] = lambda position: None
 
 
 class TrainingBatch(NamedTuple):
-    """A batch before it is read: the request to the loader, and the inputs that the worker adds to the images."""
+    """A micro-batch before it is read: the request to the loader, and what the worker adds to the images."""
 
     request: Request
     crop: Crop                          # of each image, applied by the loader or in the graph
     labels: np.ndarray                  # int32 (batch,)
+    position: int = 0                   # in its step
 
     def inputs(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return the inputs of a compiled function for `images`, with the crop unless the loader has cropped them."""
@@ -162,6 +169,9 @@ def train_epoch(run: Run, position: Position) -> tuple[Position, bool]:
     stop = False
     try:
         for batch, images in read(run, batches):
+            if batch.position < run.config.micro_batches - 1:
+                accumulate(run, position, steps, batch, images)
+                continue
             position, stop = train_step(run, position, steps, batch, images)
             ends = position.batch < steps and (stop or at_limit(run, position))
             if at_snapshot(run, position) and not ends:     # otherwise the final checkpoint follows
@@ -201,9 +211,31 @@ def end_epoch(run: Run, position: Position, stop: bool = False) -> tuple[Positio
         if error is None:
             return position, True
         after = after._replace(errors=(*position.errors, error))
-    run.observer.epoch_ended(after)
+    for observer in run.observers:
+        observer.epoch_ended(after)
     run.advanced(after)
     return after, stop
+
+
+def accumulate(run: Run, position: Position, steps: int, batch: TrainingBatch, images: np.ndarray) -> None:
+    """Add a micro-batch to the gradients of the step after `position`, whose last micro-batch train_step() receives.
+
+    Args:
+        steps: of a worker in the whole epoch.
+
+    Raises:
+        Diverged: the cost is not finite.
+    """
+    with run.recorder.time("calc"):
+        cost = run.network.accumulate(*batch.inputs(images), np.int64(batch.position))
+    with run.recorder.time("sync"):
+        cost = float(cost)                                  # a GPU may still be computing it
+    check_cost(cost, rate_at(run, position, steps), position._replace(iteration=position.iteration + 1), batch)
+
+
+def rate_at(run: Run, position: Position, steps: int) -> float:
+    """Return the learning rate of the step after `position`, in an epoch of `steps` steps."""
+    return learning_rate(run.config, position.epoch + position.batch / steps, position.errors, run.data.train.size)
 
 
 def train_step(
@@ -213,13 +245,20 @@ def train_step(
 
     After a synchronised step the recorded cost and error are those of all workers.
 
+    Args:
+        steps: of a worker in the whole epoch.
+        batch: the last micro-batch of the step.
+
     Raises:
         Diverged: the cost is not finite.
     """
-    rate = learning_rate(run.config, position.epoch + position.batch / steps, position.errors, run.data.train.size)
+    rate = rate_at(run, position, steps)
     after = position._replace(batch=position.batch + 1, iteration=position.iteration + 1)
+    inputs = batch.inputs(images)
+    for observer in run.observers:
+        observer.step_begins(after.iteration, inputs)
     with run.recorder.time("calc"):
-        cost, error = run.synchronizer.step(*batch.inputs(images), rate=np.float32(rate))
+        cost, error = run.synchronizer.step(*inputs, rate=np.float32(rate))
     with run.recorder.time("sync"):
         cost, error = float(cost), float(error)             # a GPU may still be computing them
     check_cost(cost, rate, after, batch)
@@ -232,8 +271,10 @@ def train_step(
         cost=result.cost,
         error=result.error,
         learning_rate=rate,
-        images=len(batch.labels) * run.data.train.size,
+        images=len(batch.labels) * run.config.micro_batches * run.data.train.size,
     )
+    for observer in run.observers:
+        observer.step_ended(after.iteration)
     if lap := run.recorder.take_lap():
         run.recorder.laps(run.synchronizer.gather(lap))
     return after, result.stop
@@ -267,7 +308,8 @@ def validate(run: Run, position: Position) -> float | None:
         if stop:
             return None
         n = max(run.data.validation.n, 1)
-        run.observer.validation_began()
+        for observer in run.observers:
+            observer.validation_began()
         try:
             for batch, images in read(run, validation_batches(run)):
                 if run.stop_requested():
@@ -275,7 +317,8 @@ def validate(run: Run, position: Position) -> float | None:
                 run.recorder.phase("validation", run.data.validation.size * totals[3] / n)
                 *figures, logits = run.network.validate(*batch.inputs(images))
                 totals += len(batch.labels) * np.array([*figures, 1], dtype=float)
-                run.observer.validated(images, batch.labels, logits)
+                for observer in run.observers:
+                    observer.validated(images, batch.labels, logits)
         except (DataError, InputLost) as error:
             failure = error
             totals[3] = math.nan                            # notifies the other workers
@@ -327,24 +370,27 @@ def steps_of_epoch(run: Run) -> int:
 
 
 def training_batches(run: Run, position: Position) -> tuple[Iterator[TrainingBatch], int]:
-    """Return the remaining batches of the epoch, and the number of steps in the whole epoch."""
+    """Return the remaining micro-batches of the epoch, and the number of steps in the whole epoch."""
     config = run.config
     split = run.data.train
     order = file_order(config.random_seed, position.epoch, len(split.files), config.shuffle)
-    plan = split.plan(config.batch_size, order)
+    parts, size = config.micro_batches, config.images_at_once
+    plan = split.plan(config.batch_size, order, parts=parts)
     first = position.iteration - position.batch
 
     def batches() -> Iterator[TrainingBatch]:
-        for index in range(position.batch, len(plan)):
-            segments, labels = plan[index]
-            crop = training_crop(run, first + index, len(labels))
-            yield TrainingBatch(Request(segments, None if config.use_data_layer else crop), crop, labels)
+        for step in range(position.batch, len(plan) // parts):
+            crops = training_crop(run, first + step, config.batch_size)
+            for part in range(parts):
+                segments, labels = plan[step * parts + part]
+                crop = Crop(*(values[part * size:(part + 1) * size] for values in crops))
+                yield TrainingBatch(Request(segments, None if config.use_data_layer else crop), crop, labels, part)
 
-    return batches(), len(plan)
+    return batches(), len(plan) // parts
 
 
 def training_crop(run: Run, iteration: int, n_images: int) -> Crop:
-    """Return the crop of each image of a training batch."""
+    """Return the crop of each image of a step's batch."""
     config = run.config
     size = run.network.model.image_size
     if not config.rand_crop:
@@ -357,6 +403,6 @@ def validation_batches(run: Run) -> Iterator[TrainingBatch]:
     """Yield every validation image once, centre-cropped; the last batch may be smaller."""
     size = run.network.model.image_size
     in_graph = run.config.use_data_layer
-    for segments, labels in run.data.validation.plan(run.config.batch_size, keep_last=True):
+    for segments, labels in run.data.validation.plan(run.config.images_at_once, keep_last=True):
         crop = centre_crop(len(labels), size)
         yield TrainingBatch(Request(segments, None if in_graph else crop), crop, labels)

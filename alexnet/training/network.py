@@ -63,6 +63,7 @@ class TrainingGraph(NamedTuple):
     logits     of the main classifier, in training
     gradients  of each trainable parameter
     updates    (variable, new value) of the running statistics and of the step counter
+    layers     name -> output of each layer with parameters
     """
 
     inputs: list[TensorVariable]
@@ -70,6 +71,7 @@ class TrainingGraph(NamedTuple):
     logits: TensorVariable
     gradients: list[TensorVariable]
     updates: Pairs
+    layers: dict[str, TensorVariable]
 
 
 class Network:
@@ -91,6 +93,8 @@ class Network:
         label_smoothing: of the cost of training, 0 to 1.
         ema_decay: of the average of the weights, per step; 0: no average. With an average, the functions that do not
             train use it instead of the weights.
+        micro_batches: of a step. The caller passes all but the last to accumulate, and the last to train, compute or
+            compute_overlapped, whose cost, error and gradients are then means over all of them.
 
     Attributes:
         rule_state: what the rule of several workers adds to the state; set it before the state is read.
@@ -106,7 +110,7 @@ class Network:
         self, model: Model, mean: np.ndarray, update: UpdateRule | None = None, backend: str = "cpu",
         crop: bool = True, seed: int = 0, wait: Callable[[], None] | None = None, precision: str = "float32",
         device: str = "cpu", scale: Scale = UNSCALED, label_smoothing: float = 0.0,
-        ema_decay: float = 0.0,
+        ema_decay: float = 0.0, micro_batches: int = 1,
     ):
         self.model = model
         self.crop = crop
@@ -114,6 +118,7 @@ class Network:
         self.scale = scale
         self.label_smoothing = label_smoothing
         self.ema_decay = ema_decay
+        self.micro_batches = micro_batches
         self.update = update
         self.seed = seed
         self.wait = wait or (lambda: None)
@@ -126,16 +131,31 @@ class Network:
 
     @cached_property
     def training_graph(self) -> TrainingGraph:
-        """The graph of a training step. Frozen layers below the lowest trainable layer get no gradient."""
+        """The graph of a training step: of its last micro-batch and the sums of the others."""
+        k = self.micro_batches
+        if k == 1:
+            return self.backward_graph(self.step)
+        graph = self.backward_graph(self.step * k + (k - 1))
+        last = [*graph.outputs, *graph.gradients]
+        means = [(total + value) / np.float32(k) for total, value in zip(self.sums, last, strict=True)]
+        n = len(graph.outputs)
+        return graph._replace(outputs=means[:n], gradients=means[n:])
+
+    def backward_graph(self, random_step: TensorVariable) -> TrainingGraph:
+        """Return the graph of a micro-batch. Frozen layers below the lowest trainable layer get no gradient.
+
+        Args:
+            random_step: selects the random numbers of the random layers, an integer scalar.
+        """
         images = self.image_inputs()
         labels = pt.ivector("labels")
-        training = Training(np.int64(self.seed), self.step)
+        training = Training(np.int64(self.seed), random_step)
         logits, auxiliary = self.model.training_outputs(images.pixels, training)
         cost = training_cost(logits, auxiliary, labels, self.label_smoothing)
         gradients = pytensor.grad(cost, [parameter.variable for parameter in self.trainable_parameters])
         updates = [*training.updates, (self.step, self.step + 1)]
         outputs = [cost, top_k_error(logits, labels, 1)]
-        return TrainingGraph([*images.inputs, labels], outputs, logits, gradients, updates)
+        return TrainingGraph([*images.inputs, labels], outputs, logits, gradients, updates, training.outputs)
 
     @cached_property
     def update_graph(self) -> tuple[TensorVariable, list[TensorVariable], Pairs, list[SharedVariable]]:
@@ -158,6 +178,28 @@ class Network:
         pairs = [*pairs, *graph.updates]
         pairs += self.average_updates(dict(pairs), self.step + 1)
         return self.compile([*graph.inputs, rate], graph.outputs, pairs, givens)
+
+    @cached_property
+    def accumulate(self) -> Function:
+        """(*images, labels, position) -> cost in nats: adds a micro-batch to the sums that the last one of a step uses.
+
+        position is that of the micro-batch in the step, an int64 scalar; 0 discards the former sums. Nothing else
+        changes: running statistics are those of the last micro-batch.
+        """
+        position = pt.lscalar("position")
+        graph = self.backward_graph(self.step * self.micro_batches + position)
+        values = [*graph.outputs, *graph.gradients]
+        pairs = [
+            (total, pt.switch(pt.eq(position, 0), value, total + value))
+            for total, value in zip(self.sums, values, strict=True)
+        ]
+        return self.compile([*graph.inputs, position], graph.outputs[0], pairs)
+
+    @cached_property
+    def sums(self) -> list[SharedVariable]:
+        """The sums of cost, error and gradients over the micro-batches of a step."""
+        figures = [pytensor.shared(np.float32(0), name=f"{name}.sum") for name in ("cost", "error")]
+        return [*figures, *(zeros_like(parameter, "gradient.sum") for parameter in self.trainable_parameters)]
 
     @cached_property
     def compute(self) -> Function:
@@ -457,6 +499,7 @@ def build_network(
         scale=scale,
         label_smoothing=config.section(CostSettings).label_smoothing,
         ema_decay=config.section(WeightAverageSettings).ema_decay,
+        micro_batches=config.micro_batches,
     )
 
 

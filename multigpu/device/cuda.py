@@ -157,7 +157,7 @@ class CudaDevice(Device[CudaBuffer]):
                 free, total = cuda.mem_get_info()
                 raise DeviceError(
                     f"{self.name} has no {nbytes:,} bytes left: {free:,} of its {total:,} are free; "
-                    "a smaller batch_size needs less"
+                    "a smaller micro_batch_size needs less"
                 ) from error
 
     def export(self, buffer: CudaBuffer) -> CudaHandle:

@@ -131,8 +131,9 @@ def check_rule(config: Config) -> Rule:
 def role_of(rule: Rule, config: Config, comm: Communicator) -> Role:
     """Return the Role of this rank."""
     rank, size = comm.rank, comm.size
+    step = (*(("accumulate",) if config.micro_batches > 1 else ()), *rule.step_functions(config, comm))
     if not rule.has_server:
-        return Role(rank, size, (rank, size), (*rule.step_functions(config, comm), "validate"))
+        return Role(rank, size, (rank, size), (*step, "validate"))
     if rank == 0:
         return Role(0, size - 1, (0, 1), ("validate",))
-    return Role(rank - 1, size - 1, (0, 1), rule.step_functions(config, comm))
+    return Role(rank - 1, size - 1, (0, 1), step)

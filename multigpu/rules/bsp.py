@@ -89,6 +89,11 @@ class BspRule(AveragingRule):
                 f"exchange_what must be auto, gradients or factors with {nonlinear}, because the mean of the workers' "
                 f"updates is not that of one worker, got {settings.exchange_what}"
             )
+        if settings.exchange_what == "factors" and config.micro_batches > 1:
+            raise ConfigError(
+                "micro_batch_size must be null with exchange_what=factors, which are those of a whole batch, got "
+                f"{config.micro_batch_size}"
+            )
         gradients = settings.exchange_what in BEFORE_UPDATE or settings.sync == "cdd" or nonlinear
         if gradients and settings.average_every > 1:
             raise ConfigError(

@@ -172,7 +172,7 @@ def test_failed_report_is_a_warning(tmp_path, monkeypatch):
     recorder = WorkerRecorder(0)
     monkeypatch.setattr(recorder, "warn", warnings.append)
     (tmp_path / "run").mkdir()
-    report = RunReport(tmp_path / "run", {}, data, recorder, Position(), 4)
+    report = RunReport(tmp_path / "run", {}, data, recorder, Position(), tiny.settings("none", "none"))
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     report.epoch_ended(Position(1, 0, 6))
     assert len(warnings) == 1 and "report.html was not written" in warnings[0]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet.config import Config
 from alexnet.data.dataset import Dataset
 from alexnet.native import atomic
 from alexnet.plots.report import history
@@ -23,19 +24,20 @@ class RunReport(Observer):
         state: name -> shared variable of the network.
         data: with rank 0's shard of the validation images.
         position: where the run starts or resumes.
-        batch_size: images of a worker per step.
+        config: settings of the run.
     """
 
     def __init__(
         self, folder: Path, state: Mapping[str, Any], data: Dataset, recorder: Recorder, position: Position,
-        batch_size: int,
+        config: Config,
     ):
         self.folder = folder
         self._filters = state.get(FILTERS)
         self._data = data
         self._recorder = recorder
-        self._steps = len(data.train.plan(batch_size))
-        self._share = sum(len(labels) for _, labels in data.validation.plan(batch_size, keep_last=True))
+        self._steps = len(data.train.plan(config.batch_size))
+        validation = data.validation.plan(config.images_at_once, keep_last=True)
+        self._share = sum(len(labels) for _, labels in validation)
         self._predictions = self._new_predictions()
         self._written: Position | None = None
         epochs = self._epochs(position)

@@ -22,11 +22,18 @@ def train(comm, steps, changes, parts=1, rate=0.02):
     network = Network(
         SmallNetwork(np.random.default_rng(0)), np.zeros((3, 6, 6), "float32"), bind_update_rule(config), "cpu",
         crop=False, label_smoothing=smoothing, ema_decay=config.section(WeightAverageSettings).ema_decay,
+        micro_batches=config.micro_batches,
     )
     states = []
     with open_device("cpu") as device, connect(comm, device, network, changes) as exchange:
         for step in range(1, steps + 1):
-            cost, error = exchange.step(*synthetic_batch(step, comm.rank, comm.size, parts), rate=np.float32(rate))
+            images, labels = synthetic_batch(step, comm.rank, comm.size, parts)
+            *others, last = zip(
+                np.split(images, config.micro_batches, axis=3), np.split(labels, config.micro_batches), strict=True
+            )
+            for position, (pixels, own) in enumerate(others):
+                network.accumulate(np.ascontiguousarray(pixels), own, np.int64(position))
+            cost, error = exchange.step(np.ascontiguousarray(last[0]), last[1], rate=np.float32(rate))
             exchange.after_step(step, cost, error, rate, False, True)
             states.append({name: np.array(array) for name, array in network.get_state().items()})
     return states

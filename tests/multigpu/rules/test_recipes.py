@@ -25,9 +25,12 @@ def train(team, size, changes, **arguments):
     {"update": "lars", "exchange_what": "auto", "lars_trust": 0.1},
     {"clip_norm": 0.5, "exchange_what": "auto"},
     {"clip_norm": 0.5, "exchange_what": "factors", "label_smoothing": 0.1},
+    {"micro_batch_size": 2, "exchange_what": "weights"},
+    {"micro_batch_size": 1, "exchange_what": "gradients"},
+    {"micro_batch_size": 1, "exchange_what": "gradients", "overlap": "false"},
 ], ids=lambda changes: " ".join(map(str, changes.values())))
 def test_ranks_match_one_worker_on_combined_batches(team, changes):
-    (expected,) = train(team, 1, changes, parts=2)
+    (expected,) = train(team, 1, changes | {"micro_batch_size": "null"}, parts=2)
     first, second = train(team, 2, changes)
     for step in range(STEPS):
         for name, array in first[step].items():
