@@ -52,7 +52,7 @@ class Position(NamedTuple):
 
 
 class Observer:
-    """Receives the inputs of a step, the predictions of a validation, and the end of an epoch. This one ignores them."""
+    """Receives inputs of steps, predictions of validations, and the ends of epochs. This one ignores them."""
 
     def step_begins(self, iteration: int, inputs: tuple[np.ndarray, ...]) -> None:
         """Receive the inputs of the step `iteration`, of its last micro-batch: images, crops, labels."""
