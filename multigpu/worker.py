@@ -25,9 +25,10 @@ from alexnet.pretrained.initialization import Start, find_replacement_start, fin
 from alexnet.run import checkpoint, checkpoint_format
 from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.run.folder import RunFolder
-from alexnet.run.recorder import Plan, RunRecorder, WorkerRecorder
+from alexnet.run.recorder import Plan, RunRecorder, WorkerRecorder, each_record
 from alexnet.run.summary import last_lines
-from alexnet.training.base import Recorder
+from alexnet.training.base import Record, Recorder
+from alexnet.training.diagnosis import Detector
 from alexnet.training.loop import Diverged, InputLost, Observer, Position, Run
 from alexnet.training.network import Network, backend_of, build_model, build_network
 from alexnet.training.statistics import StatisticsObserver
@@ -109,8 +110,10 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
             config = open_folder(run_folder, config, position, recorder, link, keep_settings=comm.replaces)
             save = partial(save_and_plot, run_folder.path, network, data, config, recorder)
             observers.append(RunReport(run_folder.path, network.state, data, recorder, position, config))
-            if config.diagnosis and not rule.has_server:
-                observers.append(StatisticsObserver(network, recorder, config.print_freq))
+            if config.diagnosis:
+                diagnose(recorder, data, config)
+                if not rule.has_server:          # rank 0 trains
+                    observers.append(StatisticsObserver(network, recorder, config.print_freq))
         folder = run_folder.path
         if not (rule.elastic or comm.replaces):  # the others are in the training, and send no such message
             folder = comm.allgather(FolderCreated(folder))[0].path
@@ -189,6 +192,19 @@ def open_folder(
         atomic.write(folder / "config.yaml", dump(as_stored(config)))
     recorder.log(f"results go to {folder}")
     return config
+
+
+def diagnose(recorder: RunRecorder, data: Dataset, config: Config) -> None:
+    """Log a warning as soon as the records show that the training will fail."""
+    detector = Detector(data.classes, config.n_epochs * len(data.train.plan(config.batch_size)))
+    for record in each_record(recorder.folder):  # of a resumed run
+        detector.add(record)
+
+    def warn(record: Record) -> None:
+        for finding in detector.add(record):
+            recorder.warn(finding.text)
+
+    recorder.on_record = warn
 
 
 def log_result(recorder: RunRecorder, config: Config, folder: Path, position: Position, command: str) -> None:

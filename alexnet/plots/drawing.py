@@ -12,18 +12,19 @@ from alexnet.plots.pushes import pushes
 from alexnet.plots.records import RecordedRun, read_runs
 from alexnet.plots.report import history
 from alexnet.plots.speedup import speedup
+from alexnet.plots.statistics import statistics
 from alexnet.plots.style import PNG
 from alexnet.plots.tiles import filters, filters_of_runs
 from alexnet.plots.times import times_of_runs, times_over_run
 from alexnet.run import checkpoint_format
 
 __all__ = [
-    "comparison", "draw", "filters", "filters_of_runs", "learning_curves", "pushes", "speedup", "times_of_runs",
-    "times_over_run",
+    "comparison", "draw", "filters", "filters_of_runs", "learning_curves", "pushes", "speedup", "statistics",
+    "times_of_runs", "times_over_run",
 ]
 
 
-OF_KIND = {"push": pushes}              # kind of record of one rule -> its plot
+OF_KIND = {"push": pushes, "statistics": statistics}           # kind of record that not every run has -> its plot
 LONGEST = 60                            # characters of a folder's name
 
 

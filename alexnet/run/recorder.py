@@ -22,6 +22,7 @@ from alexnet.data.progress import StatusLine, duration
 from alexnet.native.atomic import naming, replacing
 from alexnet.run.event_file import EventFile
 from alexnet.training.base import Record, Recorder
+from alexnet.training.diagnosis import STATISTICS
 from alexnet.training.loop import Position
 from alexnet.training.timing import LAP, SECTIONS, TIMES, Lap
 
@@ -78,6 +79,7 @@ class RunRecorder(Recorder):
         self.lines: TextIO = io.StringIO()
         self.tables: dict[str, CsvTable] = {}
         self.events = EventFile(self.folder)     # opened by the first event
+        self.on_record: Callable[[Record], None] | None = None       # receives each record after it is written
         if folder is not None:
             self.open(folder)
 
@@ -183,6 +185,8 @@ class RunRecorder(Recorder):
         if kind not in self.tables:
             self.tables[kind] = CsvTable(self.folder, kind, (*values, "at"))
         self._write(kind, values)
+        if kind == STATISTICS:
+            self._add_event(int(values["iteration"] or 0), by_statistic(values))
 
     def _write(self, kind: str, values: Mapping[str, Any]) -> None:
         record = {"kind": kind, **finite(values), "at": now()}
@@ -194,6 +198,8 @@ class RunRecorder(Recorder):
             self.lines.flush()
         with self._keeping_failure(), naming(self.folder / f"{kind}.csv"):
             self.tables[kind].append(row)
+        if self.on_record:
+            self.on_record(record)
 
     def _add_event(self, iteration: int, scalars: Mapping[str, float]) -> None:
         """Write scalars for TensorBoard."""
@@ -398,6 +404,16 @@ class CsvTable:
         """Write a row, and flush it to the file."""
         csv.writer(self._file).writerow(row)
         self._file.flush()
+
+
+def by_statistic(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Return tag -> value for TensorBoard: gradient/conv1 for conv1.gradient, so that a group contains all layers."""
+    scalars = {}
+    for name, value in values.items():
+        layer, _, statistic = name.rpartition(".")
+        if layer and value is not None:
+            scalars[f"{statistic}/{layer}"] = value
+    return scalars
 
 
 def rewrite_table(folder: Path, kind: str, records: Sequence[Record]) -> None:

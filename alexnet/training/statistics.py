@@ -24,11 +24,11 @@ from pytensor.tensor.variable import TensorVariable
 
 from alexnet.nn import Parameter
 from alexnet.training.base import Recorder
+from alexnet.training.diagnosis import STATISTICS
 from alexnet.training.factors import factors_of
 from alexnet.training.loop import Observer
 from alexnet.training.network import Network
 
-KIND = "statistics"                              # of the records
 SHARE = 0.005                                    # largest part of the training time that measurements take
 PART = 8                                         # of the images of a micro-batch, one in PART is measured
 MOST = 32                                        # images
@@ -115,7 +115,7 @@ class StatisticsObserver(Observer):
             after = samples_of(self._network)
             updates = {f"{name}.update": relative_change(self._before[name], after[name]) for name in after}
         self._before = {}
-        self._recorder.record(KIND, iteration=iteration, **self._statistics, **updates)
+        self._recorder.record(STATISTICS, iteration=iteration, **self._statistics, **updates)
 
 
 def sum_of_squares(gradient: TensorVariable) -> TensorVariable:
