@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alexnet.config import Config, ConfigError, check_sections, dump
+from alexnet.data.colour import PrincipalColours, colours_of
 from alexnet.data.dataset import DataError, Dataset, open_dataset
 from alexnet.data.progress import quantity
 from alexnet.models import Model, model_class
@@ -92,6 +93,7 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
             comm.detach()
         log_run(recorder, config, data, device)
         batches = stack.enter_context(open_batches(config, model, start.mean, device, link, recorder))
+        colours = find_colours(config, data, recorder)
         network = build_network(config, model, start.mean, role.worker, device.name, start.scale)
         network.rule_state = rule.state(network, config)
         if comm.rank == 0:
@@ -123,7 +125,7 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         stopping = partial(has_to_stop, link, recorder)
         run = Run(
             config, network, data, batches, synchronizer, recorder, save, stopping, role.worker, rescue,
-            tuple(observers),
+            tuple(observers), colours=colours,
         )
         with naming_the_last_checkpoint(folder):
             position = synchronizer.run(run, position)
@@ -302,6 +304,19 @@ def log_run(recorder: Recorder, config: Config, data: Dataset, device: Device) -
         recorder.log(f"warning: {remark}")       # once per run, not once per worker
     for note in config.notes:
         recorder.log(note)
+
+
+def find_colours(config: Config, data: Dataset, recorder: Recorder) -> PrincipalColours | None:
+    """Return the principal components of the training images and log the size of the shifts; None without pca_colour.
+
+    They are the same on every worker, because each uses the same sample of all images.
+    """
+    if not config.pca_colour:
+        return None
+    colours = colours_of(data.train.files)
+    shifts = ", ".join(f"{shift:.1f}" for shift in colours.deviations(config.pca_colour))
+    recorder.log(f"pca_colour shifts the principal colours by {shifts} grey levels (standard deviations)")
+    return colours
 
 
 def initialize(start: Start, network: Network, config: Config, recorder: Recorder, workers: int) -> Position:

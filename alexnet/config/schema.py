@@ -21,6 +21,7 @@ from alexnet.config.fields import (
     Fraction,
     LayerNames,
     LayerRates,
+    NotNegative,
     Resume,
     Share,
     Text,
@@ -103,6 +104,8 @@ class Config(Section):
     use_data_layer: bool
     rand_crop: bool
     batch_crop_mirror: bool
+    random_resized_crop: Annotated[Fraction, Field(gt=0)] | None
+    pca_colour: NotNegative
     shuffle: bool
 
     para_load: bool
@@ -185,6 +188,7 @@ class Config(Section):
                 f"micro_batch_size must divide batch_size = {self.batch_size}, got {self.micro_batch_size}"
             )
         self.check_schedule()
+        self.check_augmentation()
         self.check_layers()
         self.check_devices()
 
@@ -196,6 +200,21 @@ class Config(Section):
             raise ValueError(f"warmup_epochs must be less than n_epochs = {self.n_epochs}, got {self.warmup_epochs}")
         if self.lr_policy == "auto" and not self.validation:
             raise ValueError("lr_policy auto follows the validation error, so validation must be true, got false")
+
+    def check_augmentation(self) -> None:
+        """Refuse resized crops that cannot be applied."""
+        if self.random_resized_crop is None:
+            return
+        if self.use_data_layer:
+            raise ValueError(
+                f"use_data_layer must be false with random_resized_crop={self.random_resized_crop:g}, because the "
+                "loader resizes the crops, got true"
+            )
+        if not self.rand_crop:
+            raise ValueError(
+                f"rand_crop must be true with random_resized_crop={self.random_resized_crop:g}, or "
+                "random_resized_crop null for center crops, got false"
+            )
 
     def check_layers(self) -> None:
         """Refuse contradictory settings of trained weights."""

@@ -41,6 +41,8 @@ SETTINGS = {
     "validation": "val validate eval evaluate",
     "rule": "strategy sync_rule",
     "rand_crop": "crop random_crop augment",
+    "random_resized_crop": "rrc resized_crop random_resize_crop random_sized_crop crop_scale min_scale",
+    "pca_colour": "pca_color color_noise colour_noise pca_noise fancy_pca lighting alphastd",
     "exchange": "comm communication",
 }
 OURS = {synonym: setting for setting, synonyms in SETTINGS.items() for synonym in synonyms.split()}

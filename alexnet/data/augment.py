@@ -16,8 +16,10 @@ IMAGE_SIZE = 256                                 # pixels, rows and columns of a
 RESIZES = ("squash", "crop", "shorter")
 Scale = tuple[float, float, float]               # RGB: factor of each channel after the mean is subtracted
 UNSCALED: Scale = (1.0, 1.0, 1.0)
-CROPS = 1                                        # stream numbers: the second word of the key
+CROPS = 1                                        # stream numbers: the second word of the key; others use 3 to 5
 FILES = 2
+COLOURS = 6
+RESIZED_CROPS = 7
 
 
 class Crop(NamedTuple):
@@ -26,6 +28,10 @@ class Crop(NamedTuple):
     rows: np.ndarray                             # int32 (batch,), first row of the window
     columns: np.ndarray                          # int32 (batch,), first column of the window
     mirrors: np.ndarray                          # uint8 (batch,), 1 = mirrored
+
+    def part(self, images: slice) -> "Crop":
+        """Return the windows of these images."""
+        return Crop(*(values[images] for values in self))
 
 
 def scale_of(found: object) -> Scale:
@@ -50,6 +56,16 @@ def random_stream(seed: int, which: int, *position: int) -> np.random.Generator:
 def crop_stream(seed: int, rank: int, iteration: int) -> np.random.Generator:
     """Return the Generator for the crops of worker `rank` at `iteration`, counted from the start of the run."""
     return random_stream(seed, CROPS, rank, iteration)
+
+
+def colour_stream(seed: int, rank: int, iteration: int) -> np.random.Generator:
+    """Return the Generator for the colour offsets of worker `rank` at `iteration`, as crop_stream() for the crops."""
+    return random_stream(seed, COLOURS, rank, iteration)
+
+
+def resized_crop_stream(seed: int, rank: int, iteration: int) -> np.random.Generator:
+    """Return the Generator for the resized crops of worker `rank` at `iteration`, as crop_stream() for the crops."""
+    return random_stream(seed, RESIZED_CROPS, rank, iteration)
 
 
 def draw_crop(generator: np.random.Generator, batch: int, image_size: int, per_batch: bool = False) -> Crop:

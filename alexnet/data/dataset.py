@@ -24,6 +24,7 @@ from alexnet.data.augment import IMAGE_SIZE, RESIZES, Crop, centre_crop, crop_ba
 from alexnet.data.batch_file import BatchFile, DataError, FileChecksum, ReadError, file_sha256, name_of, sums_crc32
 from alexnet.data.image_listing import conversion_hint
 from alexnet.data.layout import Manifest
+from alexnet.data.resized_crop import ResizedCrop, resize_batch
 
 __all__ = [
     "BatchReader", "Crop", "DataError", "Dataset", "ReadError", "Request", "Segment", "Split",
@@ -41,10 +42,11 @@ class Segment(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A batch to read: pieces of files in order, and the crop if the loader applies it."""
+    """A batch to read: pieces of files in order, and the augmentation that the loader applies."""
 
     segments: tuple[Segment, ...]
-    crop: Crop | None = None
+    crop: Crop | ResizedCrop | None = None
+    colour_offsets: np.ndarray | None = None     # float32 (3, batch), grey levels; only with a crop
 
 
 class Split(NamedTuple):
@@ -236,7 +238,12 @@ class BatchReader:
             raise ValueError(f"a crop is float32 of {self.image_size} pixels, got {out.dtype} {out.shape}")
         self.scratch = fitting(self.scratch, (*self.mean.shape, out.shape[3]))
         self.gather(request.segments, self.scratch)
-        crop_batch(self.scratch, self.mean, request.crop, out)
+        if isinstance(request.crop, ResizedCrop):
+            resize_batch(self.scratch, self.mean, request.crop, out)
+        else:
+            crop_batch(self.scratch, self.mean, request.crop, out)
+        if request.colour_offsets is not None:
+            out += request.colour_offsets[:, np.newaxis, np.newaxis]
 
     def gather(self, segments: Iterable[Segment], out: np.ndarray) -> None:
         """Fill out, uint8 (3, 256, 256, batch), with consecutive pieces of files."""

@@ -150,7 +150,7 @@ class Synchronizer(ABC):
         """Compute a step on this worker's batch, including the update or up to the gradients; returns cost and error.
 
         Args:
-            inputs: images, with their crops unless the loader has cropped them, and labels.
+            inputs: images, with their augmentation unless the loader has applied it, and labels.
             rate: the learning rate.
         """
 

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from alexnet.data.augment import colour_stream, resized_crop_stream
+from alexnet.data.colour import PrincipalColours, draw_colour_offsets
 from alexnet.data.dataset import Crop, DataError, Dataset, Request, centre_crop, crop_stream, draw_crop, file_order
+from alexnet.data.resized_crop import ResizedCrop, draw_resized_crop
 from alexnet.training.schedules import learning_rate
 
 if TYPE_CHECKING:                                # the loader imports this module, without settings and PyTensor
@@ -55,7 +58,7 @@ class Observer:
     """Receives inputs of steps, predictions of validations, and the ends of epochs. This one ignores them."""
 
     def step_begins(self, iteration: int, inputs: tuple[np.ndarray, ...]) -> None:
-        """Receive the inputs of the step `iteration`, of its last micro-batch: images, crops, labels."""
+        """Receive the inputs of the step `iteration`, of its last micro-batch: images, augmentation, labels."""
 
     def step_ended(self, iteration: int) -> None:
         """Receive the end of a step, which has been recorded."""
@@ -82,6 +85,7 @@ class Run(NamedTuple):
     rescue          writes a checkpoint of this worker's state, which all workers share, without a call of the others
     observers       of rank 0: the report, the statistics
     advanced        is called with the Position after each step, and after the end of each epoch
+    colours         principal components of the training images with pca_colour, else None
     """
 
     config: Config
@@ -96,19 +100,24 @@ class Run(NamedTuple):
     rescue: Callable[[Position], None] = lambda position: None
     observers: tuple[Observer, ...] = ()
     advanced: Callable[[Position], None] = lambda position: None
+    colours: PrincipalColours | None = None
 
 
 class TrainingBatch(NamedTuple):
     """A micro-batch before it is read: the request to the loader, and what the worker adds to the images."""
 
     request: Request
-    crop: Crop                          # of each image, applied by the loader or in the graph
+    crop: Crop | ResizedCrop            # of each image, applied by the loader or in the graph
     labels: np.ndarray                  # int32 (batch,)
     position: int = 0                   # in its step
+    colour_offsets: np.ndarray | None = None        # float32 (3, batch), added where the crop is applied
 
     def inputs(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Return the inputs of a compiled function for `images`, with the crop unless the loader has cropped them."""
-        return (images, self.labels) if self.request.crop else (images, *self.crop, self.labels)
+        """Return the inputs of a compiled function for `images`, with the augmentation unless the loader applies it."""
+        if self.request.crop:
+            return images, self.labels
+        offsets = () if self.colour_offsets is None else (self.colour_offsets,)
+        return images, *self.crop, *offsets, self.labels
 
 
 def train(run: Run, position: Position = Position()) -> Position:
@@ -381,22 +390,37 @@ def training_batches(run: Run, position: Position) -> tuple[Iterator[TrainingBat
     def batches() -> Iterator[TrainingBatch]:
         for step in range(position.batch, len(plan) // parts):
             crops = training_crop(run, first + step, config.batch_size)
+            step_offsets = training_colour_offsets(run, first + step, config.batch_size)
             for part in range(parts):
                 segments, labels = plan[step * parts + part]
-                crop = Crop(*(values[part * size:(part + 1) * size] for values in crops))
-                yield TrainingBatch(Request(segments, None if config.use_data_layer else crop), crop, labels, part)
+                images = slice(part * size, (part + 1) * size)
+                crop = crops.part(images)
+                offsets = None if step_offsets is None else np.ascontiguousarray(step_offsets[:, images])
+                request = Request(segments) if config.use_data_layer else Request(segments, crop, offsets)
+                yield TrainingBatch(request, crop, labels, part, offsets)
 
     return batches(), len(plan) // parts
 
 
-def training_crop(run: Run, iteration: int, n_images: int) -> Crop:
+def training_crop(run: Run, iteration: int, n_images: int) -> Crop | ResizedCrop:
     """Return the crop of each image of a step's batch."""
     config = run.config
     size = run.network.model.image_size
     if not config.rand_crop:
         return centre_crop(n_images, size)
+    if config.random_resized_crop is not None:
+        generator = resized_crop_stream(config.random_seed, run.rank, iteration)
+        return draw_resized_crop(generator, n_images, config.random_resized_crop, config.batch_crop_mirror)
     generator = crop_stream(config.random_seed, run.rank, iteration)
     return draw_crop(generator, n_images, size, config.batch_crop_mirror)
+
+
+def training_colour_offsets(run: Run, iteration: int, n_images: int) -> np.ndarray | None:
+    """Return the colour offsets of a step's batch, float32 (3, batch), or None without pca_colour."""
+    if run.colours is None:
+        return None
+    generator = colour_stream(run.config.random_seed, run.rank, iteration)
+    return draw_colour_offsets(generator, n_images, run.colours, run.config.pca_colour)
 
 
 def validation_batches(run: Run) -> Iterator[TrainingBatch]:

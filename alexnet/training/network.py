@@ -34,11 +34,14 @@ class ImageInputs:
     """The symbolic images of one compiled function, and the inputs that the caller passes for them.
 
     With `crop` the inputs are uint8 (3, 256, 256, batch) images and the rows, columns and mirrors of alexnet.data.Crop;
-    the first Op crops, mirrors and subtracts the mean. Without it the input is float32 (3, size, size, batch), prepared
-    by the loader. Each channel is then multiplied by its scale.
+    the first Op crops, mirrors and subtracts the mean. With `colour_offsets` a further input is float32 (3, batch), in
+    grey levels, which is added to the pixels. Without `crop` the input is float32 (3, size, size, batch), prepared by
+    the loader. Each channel is then multiplied by its scale.
     """
 
-    def __init__(self, model: Model, mean: np.ndarray, crop: bool, scale: Scale = UNSCALED):
+    def __init__(
+        self, model: Model, mean: np.ndarray, crop: bool, scale: Scale = UNSCALED, colour_offsets: bool = False
+    ):
         if crop:
             images = pt.tensor("images", shape=(*mean.shape, None), dtype="uint8")
             rows = pt.ivector("rows")
@@ -47,6 +50,10 @@ class ImageInputs:
             self.inputs = [images, rows, columns, mirrors]
             mean_image = pytensor.shared(mean, name="mean", shape=mean.shape)
             self.pixels = CropMirror(model.image_size)(images, mean_image, rows, columns, mirrors)
+            if colour_offsets:
+                offsets = pt.tensor("colour_offsets", shape=(len(mean), None), dtype="float32")
+                self.inputs.append(offsets)
+                self.pixels += offsets[:, np.newaxis, np.newaxis]
         else:
             shape = (model.channels, model.image_size, model.image_size, None)
             self.pixels = pt.tensor("pixels", shape=shape, dtype="float32")
@@ -93,6 +100,8 @@ class Network:
         label_smoothing: of the cost of training, 0 to 1.
         ema_decay: of the average of the weights, per step; 0: no average. With an average, the functions that do not
             train use it instead of the weights.
+        colour_offsets: True: the functions of training take the colour offsets of the images after the crops, and add
+            them; only with `crop`, because otherwise the loader adds them.
         micro_batches: of a step. The caller passes all but the last to accumulate, and the last to train, compute or
             compute_overlapped, whose cost, error and gradients are then means over all of them.
 
@@ -110,7 +119,7 @@ class Network:
         self, model: Model, mean: np.ndarray, update: UpdateRule | None = None, backend: str = "cpu",
         crop: bool = True, seed: int = 0, wait: Callable[[], None] | None = None, precision: str = "float32",
         device: str = "cpu", scale: Scale = UNSCALED, label_smoothing: float = 0.0,
-        ema_decay: float = 0.0, micro_batches: int = 1,
+        ema_decay: float = 0.0, micro_batches: int = 1, colour_offsets: bool = False,
     ):
         self.model = model
         self.crop = crop
@@ -119,6 +128,7 @@ class Network:
         self.label_smoothing = label_smoothing
         self.ema_decay = ema_decay
         self.micro_batches = micro_batches
+        self.colour_offsets = colour_offsets
         self.update = update
         self.seed = seed
         self.wait = wait or (lambda: None)
@@ -147,7 +157,7 @@ class Network:
         Args:
             random_step: selects the random numbers of the random layers, an integer scalar.
         """
-        images = self.image_inputs()
+        images = ImageInputs(self.model, self.mean, self.crop, self.scale, self.colour_offsets)
         labels = pt.ivector("labels")
         training = Training(np.int64(self.seed), random_step)
         logits, auxiliary = self.model.training_outputs(images.pixels, training)
@@ -429,7 +439,7 @@ class Network:
         return functions
 
     def image_inputs(self) -> ImageInputs:
-        """Return new symbolic images."""
+        """Return new symbolic images of a function that does not train."""
         return ImageInputs(self.model, self.mean, self.crop, self.scale)
 
     def compile(
@@ -500,6 +510,7 @@ def build_network(
         label_smoothing=config.section(CostSettings).label_smoothing,
         ema_decay=config.section(WeightAverageSettings).ema_decay,
         micro_batches=config.micro_batches,
+        colour_offsets=config.pca_colour > 0,
     )
 
 

@@ -59,7 +59,7 @@ class Probe:
         """Return the statistics of these images by name: conv1.gradient, conv1.scale, conv1.dead ... and confidence.
 
         Args:
-            inputs: images, with their crops unless the loader has cropped them, and labels.
+            inputs: images, with their augmentation unless the loader has applied it, and labels.
         """
         gradients, scales, confidence, *largest = (np.asarray(output) for output in self._function(*inputs))
         self._active.append([values != 0 for values in largest])

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from multigpu.device import Device
     from multigpu.mpi.communicator import MPI
 
-GOSSIP = 3                                       # id of the random stream; alexnet.data.augment uses 1 and 2
+GOSSIP = 3                                       # id of the random stream; alexnet.data.augment uses 1, 2, 6 and 7
 ROUNDING = 1e-9                                  # tolerance for the sum of all shares
 
 

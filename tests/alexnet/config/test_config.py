@@ -163,6 +163,8 @@ def test_every_synonym_suggests_a_setting():
         ("dropout_rate=1.0", "dropout_rate must be less than 1, got 1.0"),
         ("lr_policy=stepp", "lr_policy must be 'step', 'auto', 'poly', 'linear', 'cosine' or 'constant', got "
          "the text 'stepp'"),
+        ("random_resized_crop=0", "random_resized_crop must be greater than 0 or null, got 0"),
+        ("pca_colour=-0.1", "pca_colour must be greater than or equal to 0, got -0.1"),
         ("clip_norm=0", "clip_norm must be greater than 0 or null, got 0"),
         ("lr_step=20,10", "lr_step must be rising epochs, got [20, 10]"),
         ("lr_step=5,5", "lr_step must be rising epochs, got [5, 5]"),
@@ -218,6 +220,16 @@ def test_invalid_argument_is_refused(argument, message):
             "device must be cpu, or cuda and a number, for a worker started by hand, got auto",
         ),
         (["batch_size=1", "batch_size=2"], "batch_size is given twice, the second time as '2'; give it once"),
+        (
+            ["random_resized_crop=0.08"],
+            "use_data_layer must be false with random_resized_crop=0.08, because the loader resizes the crops, got "
+            "true",
+        ),
+        (
+            ["random_resized_crop=0.08", "use_data_layer=false", "rand_crop=false"],
+            "rand_crop must be true with random_resized_crop=0.08, or random_resized_crop null for center crops, got "
+            "false",
+        ),
         (["n_epochs=3", "warmup_epochs=3"], "warmup_epochs must be less than n_epochs = 3, got 3"),
         (
             ["use_nesterov_momentum=true", "use_momentum=false"],

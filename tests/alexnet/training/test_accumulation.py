@@ -68,7 +68,8 @@ def test_micro_batches_match_the_whole_batch(data, tmp_path, backend, steps, tol
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", [
     {"clip_norm": 0.05}, {"update": "lars", "learning_rate": 0.5}, {"ema_decay": 0.9}, {"label_smoothing": 0.1},
-    {"use_data_layer": "false"}, {"batch_crop_mirror": "true"},
+    {"use_data_layer": "false"}, {"batch_crop_mirror": "true"}, {"pca_colour": 1},
+    {"random_resized_crop": 0.08, "use_data_layer": "false", "pca_colour": 1},
 ], ids=lambda recipe: next(iter(recipe)))
 def test_micro_batches_match_with_other_recipes(data, tmp_path, recipe):
     settings = {"backend": "numpy", "n_iterations": 3} | recipe
