@@ -1,7 +1,6 @@
 """One rank of a training: opens device and data, starts its loader, compiles the network, runs the training loop."""
 
 import gc
-import logging
 import os
 import time
 import warnings
@@ -20,7 +19,6 @@ from alexnet.data.progress import quantity
 from alexnet.models import Model, model_class
 from alexnet.native import atomic, compiler
 from alexnet.native.atomic import reason
-from alexnet.plots.report import history
 from alexnet.plots.report.run_report import RunReport
 from alexnet.pretrained.initialization import Start, find_replacement_start, find_start
 from alexnet.run import checkpoint, checkpoint_format
@@ -110,7 +108,7 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
         observers: list[Observer] = []
         if isinstance(recorder, RunRecorder):
             config = open_folder(run_folder, config, position, recorder, link, keep_settings=comm.replaces)
-            save = partial(save_and_plot, run_folder.path, network, data, config, recorder)
+            save = partial(save_checkpoint, run_folder.path, network, data, config, recorder)
             observers.append(RunReport(run_folder.path, network.state, data, recorder, position, config))
             if config.diagnosis:
                 diagnose(recorder, data, config)
@@ -354,27 +352,12 @@ def collector_paused() -> Iterator[None]:
         gc.enable()
 
 
-def save_and_plot(
+def save_checkpoint(
     folder: Path, network: Network, data: Dataset, config: Config, recorder: RunRecorder, position: Position
 ) -> None:
-    """Write the checkpoint, the learning curves and the filters of the first layer."""
+    """Write the checkpoint of rank 0."""
     with recorder.paused():
         checkpoint.save(folder, position, network, data, as_stored(config), recorder.error_at(position))
-        try:
-            plot(folder, network)
-        except OSError as error:                 # the checkpoint is what matters
-            recorder.warn(f"the curves and filters cannot be drawn: {reason(error)}")
-
-
-def plot(folder: Path, network: Network) -> None:
-    """Draw the learning curves and the filters of the first layer."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)      # it would warn of an unwritable HOME with each run
-    from alexnet.plots import drawing  # importing matplotlib would delay the first step by 0.4 s
-
-    drawing.learning_curves(folder)
-    if (filters := network.state.get("conv1.W")) is not None:
-        initial = history.load(folder).initial
-        drawing.filters(filters.get_value(borrow=True), folder / "filters.png", initial=initial)
 
 
 def rescue_state(folder: Path, network: Network, data: Dataset, config: Config, position: Position) -> None:

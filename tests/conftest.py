@@ -1,5 +1,6 @@
 """Shared fixtures."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -15,6 +16,9 @@ from alexnet.backends import BACKENDS, mode_of
 from alexnet.native import compiler
 from tests.cuda_emulator import NotBuilt, find
 
+# Tests run several processes with several threads each on few cores, where threads that spin while they wait delay
+# the others. Read by the OpenMP library when the first kernel is loaded, also by processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path.insert(0, str(Path(alexnet.__file__).parents[1]))
 
 

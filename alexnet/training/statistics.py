@@ -29,6 +29,7 @@ from alexnet.training.factors import factors_of
 from alexnet.training.loop import Observer
 from alexnet.training.network import Network
 
+FIRST = 100                                      # iteration: a shorter run is a trial, and compiles nothing
 SHARE = 0.005                                    # largest part of the training time that measurements take
 PART = 8                                         # of the images of a micro-batch, one in PART is measured
 MOST = 32                                        # images
@@ -92,7 +93,7 @@ class StatisticsObserver(Observer):
 
     def step_begins(self, iteration: int, inputs: Sequence[np.ndarray]) -> None:
         """See Observer."""
-        if iteration % self._every or self._recorder.clock() < self._due:
+        if iteration < FIRST or iteration % self._every or self._recorder.clock() < self._due:
             return
         n = min(max(len(inputs[-1]) // PART, 1), MOST)
         few = [first_images(array, n) for array in inputs]

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 NETWORKS = "experiments.diagnosis.networks"
-BASE = {"model": "Healthy", "batch_size": 16, "learning_rate": 0.001, "lr_policy": "constant"}
+BASE = {"model": "Healthy", "batch_size": 16, "learning_rate": 0.0005, "lr_policy": "constant"}
 
 
 class Trial(NamedTuple):
@@ -24,22 +24,22 @@ def variants(fault, changes, labels="true"):
 LEARNING = [
     *((f"seed {seed}", {"random_seed": seed}) for seed in (1, 2, 3)),
     ("rate 0.0003", {"learning_rate": 0.0003}),
-    ("rate 0.0005", {"learning_rate": 0.0005}),
-    ("rate 0.002", {"learning_rate": 0.002}),
+    ("rate 0.0002", {"learning_rate": 0.0002}),
+    ("rate 0.001, without dropout", {"learning_rate": 0.001, "dropout_rate": 0}),
     ("nesterov", {"update": "nesterov"}),
-    ("no momentum", {"update": "sgd", "learning_rate": 0.005}),
+    ("no momentum", {"update": "sgd", "learning_rate": 0.003}),
     ("adagrad", {"update": "adagrad", "learning_rate": 0.002}),
     ("adadelta", {"update": "adadelta", "learning_rate": 1}),
     ("lars", {"update": "lars", "learning_rate": 2}),
     ("without dropout", {"dropout_rate": 0}),
-    ("batch of 4", {"batch_size": 4, "learning_rate": 0.0005}),
-    ("batch of 64", {"batch_size": 64, "learning_rate": 0.002}),
-    ("micro-batches", {"batch_size": 64, "micro_batch_size": 16, "learning_rate": 0.002}),
+    ("batch of 4", {"batch_size": 4, "learning_rate": 0.0002}),
+    ("batch of 64", {"batch_size": 64, "learning_rate": 0.001}),
+    ("micro-batches", {"batch_size": 64, "micro_batch_size": 16, "learning_rate": 0.001}),
     ("cosine after a warm-up", {"lr_policy": "cosine", "warmup_epochs": 2}),
     ("smoothed labels", {"label_smoothing": 0.1}),
     ("clipping", {"clip_norm": 1}),
     ("batch normalisation", {"model": "Normalised", "learning_rate": 0.01}),
-    ("deep", {"model": "Deep", "learning_rate": 0.0005}),
+    ("deep", {"model": "Deep", "learning_rate": 0.0003}),
     ("Krizhevsky's initial values", {"model": "Krizhevsky", "learning_rate": 0.002}),
     ("Krizhevsky's initial values, seed 2", {"model": "Krizhevsky", "learning_rate": 0.002, "random_seed": 2}),
 ]
@@ -75,7 +75,7 @@ TRIALS = [
     *variants("labels", [
         ("shuffled", {}), ("shuffled, seed 2", {"random_seed": 2}), ("shuffled, adagrad", {"update": "adagrad"}),
         ("shuffled, batch normalisation", {"model": "Normalised"}),
-        ("shuffled, rate 0.0005", {"learning_rate": 0.0005}),
+        ("shuffled, rate 0.0002", {"learning_rate": 0.0002}),
     ], labels="shuffled"),
     *variants("labels", [
         ("of the next image", {}), ("of the next image, seed 2", {"random_seed": 2}),

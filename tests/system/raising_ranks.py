@@ -1,7 +1,6 @@
 """train.py for the tiny network; its ranks write their process ids and raise an exception on a signal.
 
-Run as a script:  raising_ranks.py key=value ...  It draws no plots, because a run that saves every few steps would
-spend most of its time on them.
+Run as a script:  raising_ranks.py key=value ...
 """
 
 import os
@@ -9,8 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from alexnet.run import checkpoint
-from multigpu import train, worker
+from multigpu import train
 from tests import tiny
 from tests.multigpu.fakes.workers import mark
 
@@ -21,18 +19,12 @@ def work(config, device, control, comm):
     """multigpu.worker.work; writes the process id of rank R to the file rankR in the folder `output`."""
     signal.signal(RAISE, fail)
     mark(Path(config.output) / f"rank{comm.rank}", os.getpid())
-    worker.save_and_plot = save_without_plots
     tiny.tiny_work(config, device, control, comm)
 
 
 def fail(number, frame):
     """Signal handler: raise wherever the rank is executing."""
     raise RuntimeError("this moment was drawn")
-
-
-def save_without_plots(folder, network, data, config, recorder, position):
-    """Write only the checkpoint."""
-    checkpoint.save(folder, position, network, data, config)
 
 
 if __name__ == "__main__":

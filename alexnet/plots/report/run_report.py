@@ -1,5 +1,6 @@
-"""The report of a run that trains: collects predictions and filters, and rewrites report.html after every epoch."""
+"""The report and the pictures of a run that trains, rewritten after an epoch."""
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,22 @@ import numpy as np
 from alexnet.config import Config
 from alexnet.data.dataset import Dataset
 from alexnet.native import atomic
+from alexnet.native.atomic import reason
 from alexnet.plots.report import history
 from alexnet.plots.report.history import FILTERS, History
 from alexnet.plots.report.predictions import Predictions
 from alexnet.training.base import Recorder
 from alexnet.training.loop import Observer, Position
 
+FIRST = 30.0                                     # seconds until pictures are drawn; matplotlib is imported in 0.5 s
+SHARE = 0.02                                     # largest part of the training time in which pictures are drawn
+
 
 class RunReport(Observer):
-    """The report of rank 0.
+    """The report and the pictures of rank 0.
+
+    report.html is rewritten after every epoch, the learning curves and filters at the end, and after epochs unless they
+    take too much time.
 
     Args:
         folder: folder of the run.
@@ -40,6 +48,7 @@ class RunReport(Observer):
         self._share = sum(len(labels) for _, labels in validation)
         self._predictions = self._new_predictions()
         self._written: Position | None = None
+        self._due = recorder.clock() + FIRST     # time of the next drawing
         epochs = self._epochs(position)
         self.history = history.load(folder) if position.iteration else History()
         self.history.classes = data.classes
@@ -47,7 +56,7 @@ class RunReport(Observer):
         self.history.truncate(epochs, position.iteration)
         if self._filters is not None and epochs not in self.history.filters:
             self.history.add_filters(epochs, self._filters.get_value(borrow=True))
-        self._try(lambda: history.save(self.history, folder))
+        self._try(lambda: history.save(self.history, folder), "report.html was not written")
 
     def validation_began(self) -> None:
         """See Observer."""
@@ -65,10 +74,26 @@ class RunReport(Observer):
             )
         self._predictions = self._new_predictions()
         self.write(position)
+        if self._recorder.clock() >= self._due:
+            self._try(self.draw, "the curves and filters cannot be drawn")
 
     def run_ended(self, position: Position) -> None:
-        """See Observer. Rewrites the report."""
+        """See Observer. Rewrites the report and the pictures."""
         self.write(position)
+        self._try(self.draw, "the curves and filters cannot be drawn")
+
+    def draw(self) -> None:
+        """Draw the learning curves and the filters of the first layer."""
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would warn of an unwritable HOME with each run
+        from alexnet.plots import drawing  # importing matplotlib would delay the first step by 0.4 s
+
+        began = self._recorder.clock()
+        drawing.learning_curves(self.folder)
+        if self._filters is not None:
+            place = self.folder / "filters.png"
+            drawing.filters(self._filters.get_value(borrow=True), place, initial=self.history.initial)
+        now = self._recorder.clock()
+        self._due = now + (now - began) / SHARE
 
     def write(self, position: Position) -> None:
         """Rewrite the report, unless it was written at this position. A failure is a warning: training continues."""
@@ -77,19 +102,19 @@ class RunReport(Observer):
         self._written = position
         if self._filters is not None:
             self.history.add_filters(self._epochs(position), self._filters.get_value(borrow=True))
-        self._try(self._write)
+        self._try(self._write, "report.html was not written")
 
     def _write(self) -> None:
         history.save(self.history, self.folder)
         write_report(self.folder, self.history)
 
-    def _try(self, write: Callable[[], None]) -> None:
+    def _try(self, write: Callable[[], None], problem: str) -> None:
         """Call `write` outside the measured time. A full disk must not end the training here, but at its checkpoint."""
         with self._recorder.paused():
             try:
                 write()
             except (OSError, ValueError) as error:          # ValueError: also CheckpointError
-                self._recorder.warn(f"report.html was not written: {error}")
+                self._recorder.warn(f"{problem}: {reason(error) if isinstance(error, OSError) else error}")
 
     def _new_predictions(self) -> Predictions:
         return Predictions(self._data.classes, self._share, self._data.mean)

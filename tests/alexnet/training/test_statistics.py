@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from alexnet.run.recorder import read_records
+from alexnet.training import statistics
 from alexnet.training.network import build_model, build_network
 from alexnet.training.statistics import Probe, first_images, relative_change, sample
 from tests import tiny
@@ -70,7 +71,8 @@ def test_sample_has_rows_of_the_whole_array(network):
     np.testing.assert_array_equal(sample(weights), np.asarray(weights.variable.get_value()).reshape(-1, 4))
 
 
-def test_run_records_statistics_and_the_same_weights(tmp_path):
+def test_run_records_statistics_and_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(statistics, "FIRST", 1)
     data = tiny.make_data(tmp_path / "data")
     settings = {"para_load": "false", "backend": "numpy", "print_freq": 2, "learning_rate": 0.01}
     with_statistics = tiny.run(data, tmp_path, run_name="with", diagnosis="true", **settings)
