@@ -1,7 +1,7 @@
 """Command line for networks, trained weights and runs: the console script `alexnet`, or python -m alexnet.
 
     alexnet train key=value ...                                        (train.py documents it)
-    alexnet summary | plot | report | evaluate | predict | export      (each accepts --help)
+    alexnet summary | plot | report | diagnose | evaluate | predict | export       (each accepts --help)
 """
 
 import argparse

@@ -29,7 +29,7 @@ from alexnet.training.factors import factors_of
 from alexnet.training.loop import Observer
 from alexnet.training.network import Network
 
-FIRST = 100                                      # iteration: a shorter run is a trial, and compiles nothing
+FIRST = 50                                       # iteration: a shorter run is a trial, and compiles nothing
 SHARE = 0.005                                    # largest part of the training time that measurements take
 PART = 8                                         # of the images of a micro-batch, one in PART is measured
 MOST = 32                                        # images

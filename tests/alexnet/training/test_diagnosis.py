@@ -4,7 +4,9 @@ import math
 
 import pytest
 
+from alexnet import __main__ as program
 from alexnet.training.diagnosis import Detector
+from tests import tiny
 
 CLASSES, ITERATIONS = 10, 2000
 GUESSING = math.log(CLASSES)
@@ -57,9 +59,9 @@ def test_learning_run_has_no_finding():
 
 
 @pytest.mark.parametrize(("records", "cause", "words"), [
-    ([*guessing(60), statistics(60), *guessing(120)[60:]], "stalled", "labels"),
-    ([*guessing(60), statistics(60, update=1e-7) | {"conv1.update": 1e-7}, *guessing(120)[60:]], "stalled", "raise"),
-    ([*guessing(60), statistics(60) | {"conv1.gradient": 1e-9}, *guessing(120)[60:]], "stalled", "arrives at conv1"),
+    ([*guessing(70), statistics(70), *guessing(120)[70:]], "stalled", "labels"),
+    ([*guessing(70), statistics(70, update=1e-7) | {"conv1.update": 1e-7}, *guessing(120)[70:]], "stalled", "raise"),
+    ([*guessing(70), statistics(70) | {"conv1.gradient": 1e-9}, *guessing(120)[70:]], "stalled", "arrives at conv1"),
     (guessing(120), "stalled", "learning_rate=0.01"),
     (guessing(30, 2 * GUESSING), "diverging", "clip_norm"),
     ([*guessing(20), statistics(20, update=0.5), statistics(40, update=0.5)], "diverging", "weights of fc8"),
@@ -89,3 +91,16 @@ def test_cause_is_found_once(records, cause, words):
 ])
 def test_single_measurement_is_no_finding(records):
     assert found(records) == []
+
+
+@pytest.mark.slow
+def test_run_warns_of_a_rate_that_is_too_small(tmp_path, capsys):
+    data = tiny.make_data(tmp_path / "data")
+    settings = {"n_epochs": 20, "learning_rate": 1e-9, "diagnosis": "true", "para_load": "false", "backend": "numpy"}
+    folder = tiny.run(data, tmp_path, n_iterations=80, **settings)
+    resumed = tiny.run(data, tmp_path, resume_train=folder, n_iterations=90, **settings)
+    sentence = "the cost is still that of guessing, 1.099, after 80 iterations, and a step changes no layer by"
+    assert (folder / "log.txt").read_text().count(f"warning: {sentence}") == 1
+    capsys.readouterr()
+    assert program.main(["diagnose", str(resumed)]) == 0
+    assert capsys.readouterr().out.startswith(f"{resumed}, iteration 80: {sentence}")
