@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from alexnet.data.dataset import Crop, DataError, Dataset, Request, centre_crop, crop_stream, draw_crop, file_order
+from alexnet.data.dataset import (
+    Crop,
+    DataError,
+    Dataset,
+    Request,
+    Split,
+    centre_crop,
+    crop_stream,
+    draw_crop,
+    file_order,
+)
 from alexnet.training.schedules import learning_rate
 
 if TYPE_CHECKING:                                # the loader imports this module, without settings and PyTensor
@@ -371,8 +381,17 @@ def steps_of_epoch(run: Run) -> int:
 
 def training_batches(run: Run, position: Position) -> tuple[Iterator[TrainingBatch], int]:
     """Return the remaining micro-batches of the epoch, and the number of steps in the whole epoch."""
-    config = run.config
-    split = run.data.train
+    return epoch_batches(run.config, run.data.train, run.network.model.image_size, position, run.rank)
+
+
+def epoch_batches(
+    config: Config, split: Split, image_size: int, position: Position, rank: int = 0
+) -> tuple[Iterator[TrainingBatch], int]:
+    """Return the same as training_batches() for the shard of worker `rank`, without the other parts of a Run.
+
+    Args:
+        image_size: of the network's input, in pixels.
+    """
     order = file_order(config.random_seed, position.epoch, len(split.files), config.shuffle)
     parts, size = config.micro_batches, config.images_at_once
     plan = split.plan(config.batch_size, order, parts=parts)
@@ -380,7 +399,7 @@ def training_batches(run: Run, position: Position) -> tuple[Iterator[TrainingBat
 
     def batches() -> Iterator[TrainingBatch]:
         for step in range(position.batch, len(plan) // parts):
-            crops = training_crop(run, first + step, config.batch_size)
+            crops = training_crop(config, image_size, rank, first + step)
             for part in range(parts):
                 segments, labels = plan[step * parts + part]
                 crop = Crop(*(values[part * size:(part + 1) * size] for values in crops))
@@ -389,14 +408,12 @@ def training_batches(run: Run, position: Position) -> tuple[Iterator[TrainingBat
     return batches(), len(plan) // parts
 
 
-def training_crop(run: Run, iteration: int, n_images: int) -> Crop:
+def training_crop(config: Config, image_size: int, rank: int, iteration: int) -> Crop:
     """Return the crop of each image of a step's batch."""
-    config = run.config
-    size = run.network.model.image_size
     if not config.rand_crop:
-        return centre_crop(n_images, size)
-    generator = crop_stream(config.random_seed, run.rank, iteration)
-    return draw_crop(generator, n_images, size, config.batch_crop_mirror)
+        return centre_crop(config.batch_size, image_size)
+    generator = crop_stream(config.random_seed, rank, iteration)
+    return draw_crop(generator, config.batch_size, image_size, config.batch_crop_mirror)
 
 
 def validation_batches(run: Run) -> Iterator[TrainingBatch]:
