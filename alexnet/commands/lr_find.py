@@ -5,8 +5,8 @@
 
 The arguments are settings as of train. A sweep trains from the initial weights, or from weights=, while the rate rises
 exponentially, until the cost diverges. Up to six trials then train at constant rates below that. The proposal is the
-rate of the trial with the lowest cost. One worker computes all of it, at most seven times --steps steps, and saves no
-weights. FOLDER receives lr_find.png and lr_find.csv. Exit status 1: no rate has lowered the cost.
+highest rate whose trial has the lowest cost, up to 2 %. One worker computes all of it, at most seven times --steps
+steps, and saves no weights. FOLDER receives lr_find.png and lr_find.csv. Exit status 1: no rate has lowered the cost.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from alexnet.training.network import Network, backend_of, build_model, build_net
 from alexnet.training.rate_range import (
     CostCurve,
     RangeTest,
+    chance_cost,
     edge_of,
     next_rate,
     problem_of_sweep,
@@ -98,7 +99,8 @@ def run(options: argparse.Namespace) -> int:
         while (constant := next_rate(edge_of(sweep), trials)) is not None:
             trials.append(trained(test, f"trial at {constant:g}", np.full(options.steps, constant)))
             print(text_of_trial(trials[-1]), flush=True)
-        problem = problem_of_trials(sweep, trials)
+        weights = [layer.weight for layer in test.network.model.auxiliaries]
+        problem = problem_of_trials(sweep, trials, chance_cost(data.train.labels, weights))
     proposal = None if problem else propose(sweep, trials)
     if math.isfinite(sweep.costs[0]):
         write(options.to, sweep, trials, proposal)

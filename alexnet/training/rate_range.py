@@ -33,6 +33,7 @@ FACTOR = 2.5                                     # between the rates of neighbou
 MOST_TRIALS = 6
 WITHOUT_TRIALS = 20                              # edge divided by the proposal, if there are no trials
 FIRST_STEPS = 5                                  # whose mean is the initial cost, because their rates are small
+TIED = 1.02                                      # final cost, divided by the lowest, up to which trials are equal
 FELL = 0.99                                      # final cost, divided by the initial, from which on it has fallen
 
 Inputs = tuple[np.ndarray, ...]
@@ -111,12 +112,19 @@ def next_rate(edge: float, trials: Sequence[CostCurve]) -> float | None:
 
 
 def best_of(trials: Sequence[CostCurve]) -> CostCurve:
-    """Return the trial with the lowest final cost; if all have diverged, the one with the lowest rate."""
-    return min(trials, key=lambda trial: (trial.final, trial.rates[0]))
+    """Return the trial with the highest rate among those whose final cost is lowest, up to 2 %.
+
+    On the plateau on which AlexNet and GoogLeNet start, lower rates have slightly lower costs, because they add less
+    noise, but leave it later. If all trials have diverged, the result is the one with the lowest rate.
+    """
+    lowest = min(trial.final for trial in trials)
+    if math.isinf(lowest):
+        return min(trials, key=lambda trial: trial.rates[0])
+    return max((trial for trial in trials if trial.final <= TIED * lowest), key=lambda trial: trial.rates[0])
 
 
 def propose(sweep: CostCurve, trials: Sequence[CostCurve]) -> float:
-    """Return the rate of the trial with the lowest final cost, or without trials a fraction of the edge.
+    """Return the rate of the best trial, or without trials a fraction of the edge.
 
     The trials have constant rates.
     """
@@ -140,23 +148,42 @@ def problem_of_sweep(sweep: CostCurve) -> str:
     return ""
 
 
-def problem_of_trials(sweep: CostCurve, trials: Sequence[CostCurve]) -> str:
-    """Return why the trials confirm no rate, or an empty string."""
-    best = best_of(trials).final
-    if best < FELL * sweep.initial:
+def problem_of_trials(sweep: CostCurve, trials: Sequence[CostCurve], chance: float = math.inf) -> str:
+    """Return why the trials confirm no rate, or an empty string.
+
+    Args:
+        chance: the result of chance_cost(); infinity if it is unknown.
+    """
+    best = best_of(trials)
+    before = min(sweep.initial, chance)
+    if best.final < FELL * before:
         return ""
-    if math.isinf(best):
+    if math.isinf(best.final):
         return "training diverges at all rates tried: look at the images and the initial weights, or lower --first"
+    what = "no rate lowers the cost below " + (
+        "that of the initial weights" if before == sweep.initial else "that of equal probabilities"
+    ) + f", {before:.4g}"
     if not sweep.diverged:
         return (
-            f"no rate lowers the cost of {sweep.initial:.4g}, and none up to {sweep.rates[-1]:.2g} lets it diverge: "
-            "raise --last, or look at frozen_layers and at units that are dead"
+            f"{what}, and none up to {sweep.rates[-1]:.2g} lets it diverge: raise --last, or look at frozen_layers and "
+            "at units that are dead"
         )
     return (
-        f"no rate lowers the cost of {sweep.initial:.4g} in {len(trials[0].costs)} steps (the lowest is {best:.4g}): "
-        "either this network needs more steps to leave its initial plateau (raise --steps), or labels and images "
-        "do not match"
+        f"{what}, in {len(best.costs)} steps: either this network needs more steps to leave its initial plateau (raise "
+        f"--steps), or labels and images do not match; the highest rate without a higher cost is {best.rates[0]:g}"
     )
+
+
+def chance_cost(labels: np.ndarray, auxiliary_weights: Sequence[float]) -> float:
+    """Return the training cost of a network that knows only how frequent each class is, in nats.
+
+    Args:
+        labels: of the training images.
+        auxiliary_weights: of the costs of the auxiliary classifiers.
+    """
+    counts = np.bincount(labels)
+    shares = counts[counts > 0] / len(labels)
+    return float(-(shares * np.log(shares)).sum() * (1 + sum(auxiliary_weights)))
 
 
 class RangeTest:

@@ -12,6 +12,7 @@ from alexnet.training.rate_range import (
     MOST_TRIALS,
     CostCurve,
     RangeTest,
+    chance_cost,
     edge_of,
     next_rate,
     problem_of_sweep,
@@ -54,6 +55,7 @@ def test_proposal_is_trial_with_lowest_final_cost(rng):
         curve(np.linspace(2.3, 1.5, 40), np.full(40, 0.1)), curve(np.linspace(2.3, 1.9, 40), np.full(40, 0.05)),
     ]
     assert propose(sweep, trials) == 0.1
+    assert propose(sweep, [curve([2.31] * 8, np.full(8, 0.1)), curve([2.3] * 8, np.full(8, 0.04))]) == 0.1   # a tie
     assert problem_of_trials(sweep, trials) == ""
     assert propose(sweep, []) == pytest.approx(1e-2 / 20, rel=0.15)
 
@@ -83,10 +85,19 @@ def test_sweep_without_edge_states_cause(costs, diverged, cause):
 @pytest.mark.parametrize(("sweep_diverged", "trial", "cause"), [
     (True, curve([2.3, 9.0], diverged=True), "training diverges at all rates tried"),
     (False, curve([2.3] * 20), "none up to 0.01 lets it diverge"),
-    (True, curve([2.3] * 20), "in 20 steps (the lowest is 2.3)"),
+    (True, curve([2.3] * 20), "that of the initial weights, 2.3, in 20 steps"),
 ])
 def test_trials_without_progress_state_cause(sweep_diverged, trial, cause):
     assert cause in problem_of_trials(curve([2.3] * 20, diverged=sweep_diverged), [trial])
+
+
+def test_cost_at_chance_is_no_progress():
+    """The initial cost of GoogLeNet is far above that of equal probabilities, so a fall to it means nothing."""
+    chance = chance_cost(np.repeat(np.arange(10), 3), [0.3, 0.3])
+    assert chance == pytest.approx(1.6 * np.log(10))
+    trial = curve([9.0] + [3.67] * 19)
+    assert "of equal probabilities, 3.684, in 20 steps" in problem_of_trials(curve([9.0] * 20, diverged=True), [trial],
+                                                                              chance)
 
 
 def range_test(config):
