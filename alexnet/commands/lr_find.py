@@ -4,9 +4,10 @@
     python -m alexnet lr-find --config configs/caffenet.yaml data=batches --to found
 
 The arguments are settings as of train. A sweep trains from the initial weights, or from weights=, while the rate rises
-exponentially, until the cost diverges. Up to six trials then train at constant rates below that. The proposal is the
-highest rate whose trial has the lowest cost, up to 2 %. One worker computes all of it, at most seven times --steps
-steps, and saves no weights. FOLDER receives lr_find.png and lr_find.csv. Exit status 1: no rate has lowered the cost.
+exponentially, until the cost diverges. Up to six trials then train at constant rates below that. The proposal is a
+little below the best trial: the highest rate whose trial has the lowest cost, up to 2 %, divided by 1.6. One worker
+computes at most seven times --steps steps, and saves no weights. FOLDER receives lr_find.png and lr_find.csv. Exit
+status 1: no rate has lowered the cost.
 """
 
 import argparse

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from alexnet.plots.style import PNG, RUNS, new_figure, plain, saved, styles
-from alexnet.training.rate_range import CostCurve, edge_of
+from alexnet.training.rate_range import CostCurve, best_of, edge_of
 
 ABOVE = 1.3                             # largest cost shown, divided by the initial cost
 
@@ -24,7 +24,7 @@ def rate_range(
     axes = figure.subplots(1, 2 if trials else 1, squeeze=False)[0]
     sweep_over_rates(axes[0], sweep, proposal)
     if trials:
-        trials_over_steps(axes[1], trials, proposal)
+        trials_over_steps(axes[1], trials)
     axes[0].set_ylim(0, ABOVE * sweep.initial)
     for each in axes:
         each.set_ylabel("cost of the batch (nats)")
@@ -44,12 +44,12 @@ def sweep_over_rates(axes: Axes, sweep: CostCurve, proposal: float | None) -> No
     axes.legend(frameon=False)
 
 
-def trials_over_steps(axes: Axes, trials: Sequence[CostCurve], proposal: float | None) -> None:
-    """Plot the smoothed costs of the trials over the steps."""
+def trials_over_steps(axes: Axes, trials: Sequence[CostCurve]) -> None:
+    """Plot the smoothed costs of the trials over the steps; that of the best one is wide."""
+    best = best_of(trials)
     for trial, (colour, line) in zip(trials, styles(), strict=False):
-        rate = trial.rates[0]
-        axes.plot(range(1, len(trial.costs) + 1), trial.smoothed, line, color=colour, label=f"{rate:g}",
-                  linewidth=2.5 if rate == proposal else 1)
+        axes.plot(range(1, len(trial.costs) + 1), trial.smoothed, line, color=colour, label=f"{trial.rates[0]:g}",
+                  linewidth=2.5 if trial is best else 1)
     axes.set_yscale("log")                       # the first costs may be far above the last ones
     axes.set_ylim(top=ABOVE * max(float(trial.costs[0]) for trial in trials))
     axes.set_xlabel("step of the trial")

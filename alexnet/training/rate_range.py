@@ -31,6 +31,7 @@ NEAR_MARGIN = 0.02                               # ... plus this many nats
 START = 10                                       # edge divided by the rate of the first trial
 FACTOR = 2.5                                     # between the rates of neighbouring trials
 MOST_TRIALS = 6
+MARGIN_OF_TRIALS = math.sqrt(FACTOR)             # whole trainings need lower rates than short ones: docs/recipes.md
 WITHOUT_TRIALS = 20                              # edge divided by the proposal, if there are no trials
 FIRST_STEPS = 5                                  # whose mean is the initial cost, because their rates are small
 TIED = 1.02                                      # final cost, divided by the lowest, up to which trials are equal
@@ -124,13 +125,13 @@ def best_of(trials: Sequence[CostCurve]) -> CostCurve:
 
 
 def propose(sweep: CostCurve, trials: Sequence[CostCurve]) -> float:
-    """Return the rate of the best trial, or without trials a fraction of the edge.
+    """Return the rate of the best trial divided by MARGIN_OF_TRIALS, or without trials a fraction of the edge.
 
     The trials have constant rates.
     """
     if not trials:
         return rounded(edge_of(sweep) / WITHOUT_TRIALS)
-    return float(best_of(trials).rates[0])
+    return rounded(best_of(trials).rates[0] / MARGIN_OF_TRIALS)
 
 
 def problem_of_sweep(sweep: CostCurve) -> str:

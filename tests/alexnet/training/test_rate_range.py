@@ -48,14 +48,14 @@ def test_smoothed_cost_has_no_bias():
     np.testing.assert_allclose(smooth([1.0, 2.0]), [1.0, (0.9 * 1 + 2) / 1.9])
 
 
-def test_proposal_is_trial_with_lowest_final_cost(rng):
+def test_proposal_is_below_trial_with_lowest_cost(rng):
     sweep = sweep_with_edge(1e-2, rng)
     trials = [
         curve([2.3, 0.1], np.full(2, 0.4), diverged=True), curve(np.linspace(2.3, 2.0, 40), np.full(40, 0.2)),
         curve(np.linspace(2.3, 1.5, 40), np.full(40, 0.1)), curve(np.linspace(2.3, 1.9, 40), np.full(40, 0.05)),
     ]
-    assert propose(sweep, trials) == 0.1
-    assert propose(sweep, [curve([2.31] * 8, np.full(8, 0.1)), curve([2.3] * 8, np.full(8, 0.04))]) == 0.1   # a tie
+    assert propose(sweep, trials) == 0.063        # 0.1 / sqrt(2.5)
+    assert propose(sweep, [curve([2.31] * 8, np.full(8, 0.1)), curve([2.3] * 8, np.full(8, 0.04))]) == 0.063  # a tie
     assert problem_of_trials(sweep, trials) == ""
     assert propose(sweep, []) == pytest.approx(1e-2 / 20, rel=0.15)
 
