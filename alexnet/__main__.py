@@ -1,6 +1,7 @@
 """Command line for networks, trained weights and runs: the console script `alexnet`, or python -m alexnet.
 
     alexnet train key=value ...                                        (train.py documents it)
+    alexnet lr-find key=value ...                                      find a learning rate for these settings
     alexnet summary | plot | report | diagnose | evaluate | predict | export       (each accepts --help)
 """
 
@@ -66,22 +67,24 @@ def unknown(name: str, known: Iterable[str]) -> str:
 def descriptions() -> dict[str, str]:
     """Return name -> description of the commands. The modules are parsed, because importing matplotlib is slow."""
     names = (module.name for module in pkgutil.iter_modules(commands.__path__))
-    folder = Path(commands.__path__[0])
+    files = [Path(commands.__path__[0], f"{name}.py") for name in names if not name.startswith("_")]
     return {
-        name: (ast.get_docstring(ast.parse((folder / f"{name}.py").read_text("utf-8"))) or "").partition("\n")[0]
-        for name in names if not name.startswith("_")
+        file.stem.replace("_", "-"): (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "").partition("\n")[0]
+        for file in files
     }
 
 
 def run(name: str, arguments: Sequence[str]) -> int:
     """Run the command in a module of alexnet.commands and return its exit status."""
-    command = import_module(f"{commands.__name__}.{name}")           # only this one: matplotlib is slow to import
+    module = name.replace("-", "_")
+    command = import_module(f"{commands.__name__}.{module}")         # only this one: matplotlib is slow to import
     parser = argparse.ArgumentParser(
         prog=f"alexnet {name}", description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.set_defaults(synthetic_data=synthetic_data)
     command.configure(parser)
     try:
-        return command.run(parser.parse_args(arguments))
+        return command.run(parser.parse_intermixed_args(arguments))
     except BrokenPipeError:                      # the reader of the output has exited, for example head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -91,6 +94,15 @@ def run(name: str, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130
+
+
+def synthetic_data() -> str:
+    """Return the folder of the synthetic data set, which a training without data uses; it is created if necessary."""
+    from multigpu.train import SYNTHETIC  # upwards, as in main()
+    from preprocess.synthetic import make_synthetic  # likewise; few commands need it
+
+    make_synthetic(SYNTHETIC)
+    return str(SYNTHETIC)
 
 
 if __name__ == "__main__":

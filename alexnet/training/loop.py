@@ -15,7 +15,17 @@ import numpy as np
 
 from alexnet.data.augment import colour_stream, resized_crop_stream
 from alexnet.data.colour import PrincipalColours, draw_colour_offsets
-from alexnet.data.dataset import Crop, DataError, Dataset, Request, centre_crop, crop_stream, draw_crop, file_order
+from alexnet.data.dataset import (
+    Crop,
+    DataError,
+    Dataset,
+    Request,
+    Split,
+    centre_crop,
+    crop_stream,
+    draw_crop,
+    file_order,
+)
 from alexnet.data.resized_crop import ResizedCrop, draw_resized_crop
 from alexnet.training.schedules import learning_rate
 
@@ -380,8 +390,20 @@ def steps_of_epoch(run: Run) -> int:
 
 def training_batches(run: Run, position: Position) -> tuple[Iterator[TrainingBatch], int]:
     """Return the remaining micro-batches of the epoch, and the number of steps in the whole epoch."""
-    config = run.config
-    split = run.data.train
+    size = run.network.model.image_size
+    return epoch_batches(run.config, run.data.train, size, position, run.rank, run.colours)
+
+
+def epoch_batches(
+    config: Config, split: Split, image_size: int, position: Position, rank: int = 0,
+    colours: PrincipalColours | None = None,
+) -> tuple[Iterator[TrainingBatch], int]:
+    """Return the same as training_batches() for the shard of worker `rank`, without the other parts of a Run.
+
+    Args:
+        image_size: of the network's input, in pixels.
+        colours: principal components of the training images with pca_colour, else None.
+    """
     order = file_order(config.random_seed, position.epoch, len(split.files), config.shuffle)
     parts, size = config.micro_batches, config.images_at_once
     plan = split.plan(config.batch_size, order, parts=parts)
@@ -389,8 +411,8 @@ def training_batches(run: Run, position: Position) -> tuple[Iterator[TrainingBat
 
     def batches() -> Iterator[TrainingBatch]:
         for step in range(position.batch, len(plan) // parts):
-            crops = training_crop(run, first + step, config.batch_size)
-            step_offsets = training_colour_offsets(run, first + step, config.batch_size)
+            crops = training_crop(config, image_size, rank, first + step)
+            step_offsets = training_colour_offsets(config, colours, rank, first + step)
             for part in range(parts):
                 segments, labels = plan[step * parts + part]
                 images = slice(part * size, (part + 1) * size)
@@ -402,25 +424,25 @@ def training_batches(run: Run, position: Position) -> tuple[Iterator[TrainingBat
     return batches(), len(plan) // parts
 
 
-def training_crop(run: Run, iteration: int, n_images: int) -> Crop | ResizedCrop:
+def training_crop(config: Config, image_size: int, rank: int, iteration: int) -> Crop | ResizedCrop:
     """Return the crop of each image of a step's batch."""
-    config = run.config
-    size = run.network.model.image_size
     if not config.rand_crop:
-        return centre_crop(n_images, size)
+        return centre_crop(config.batch_size, image_size)
     if config.random_resized_crop is not None:
-        generator = resized_crop_stream(config.random_seed, run.rank, iteration)
-        return draw_resized_crop(generator, n_images, config.random_resized_crop, config.batch_crop_mirror)
-    generator = crop_stream(config.random_seed, run.rank, iteration)
-    return draw_crop(generator, n_images, size, config.batch_crop_mirror)
+        generator = resized_crop_stream(config.random_seed, rank, iteration)
+        return draw_resized_crop(generator, config.batch_size, config.random_resized_crop, config.batch_crop_mirror)
+    generator = crop_stream(config.random_seed, rank, iteration)
+    return draw_crop(generator, config.batch_size, image_size, config.batch_crop_mirror)
 
 
-def training_colour_offsets(run: Run, iteration: int, n_images: int) -> np.ndarray | None:
+def training_colour_offsets(
+    config: Config, colours: PrincipalColours | None, rank: int, iteration: int
+) -> np.ndarray | None:
     """Return the colour offsets of a step's batch, float32 (3, batch), or None without pca_colour."""
-    if run.colours is None:
+    if colours is None:
         return None
-    generator = colour_stream(run.config.random_seed, run.rank, iteration)
-    return draw_colour_offsets(generator, n_images, run.colours, run.config.pca_colour)
+    generator = colour_stream(config.random_seed, rank, iteration)
+    return draw_colour_offsets(generator, config.batch_size, colours, config.pca_colour)
 
 
 def validation_batches(run: Run) -> Iterator[TrainingBatch]:
