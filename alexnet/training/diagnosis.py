@@ -18,7 +18,7 @@ false alarms.
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 STATISTICS = "statistics"                        # kind of the records of alexnet.training.statistics
@@ -29,7 +29,7 @@ ABOVE = 1.5                                      # a cost above this multiple of
 WINDOW = 0.01                                    # of the run, over which costs are averaged
 NARROW, WIDE = 10, 500                           # iterations of it
 LARGE_UPDATE = 0.1                               # of a layer's norm, in a step
-SMALL_UPDATE = 1e-5
+SMALL_UPDATE = 2e-5                              # of the median layer
 VANISHED = 1e-4                                  # gradient of a layer, divided by the largest of a layer
 DEAD = 0.95                                      # share of a layer's units
 CERTAIN = 0.9                                    # mean largest probability
@@ -124,17 +124,17 @@ class Detector:
         gradients = self._of_layers("gradient")
         if not updates:
             return f"{what}; raise or lower learning_rate={self._rate:g}, and check labels and initial weights"
-        largest = max(updates.values())
         weakest, least = min(gradients.items(), key=lambda each: each[1])
         if least < VANISHED * max(gradients.values()):
             return (
                 f"{what}, and nearly no gradient arrives at {weakest} (norm {least:.2g}): the initial weights are too "
                 "small for this depth, or units are dead; use std=he in the layers of the model, or batch normalisation"
             )
-        if largest < SMALL_UPDATE:
+        typical = median(updates.values())
+        if typical < SMALL_UPDATE:
             return (
-                f"{what}, and a step changes no layer by more than {largest:.1g} of its norm (0.001 is usual); raise "
-                f"learning_rate={self._rate:g}"
+                f"{what}, and a step changes the median layer by only {typical:.1g} of its norm (0.001 is usual); "
+                f"raise learning_rate={self._rate:g}"
             )
         return (
             f"{what}, although gradients and updates are of usual size: check that the labels belong to the images, "
