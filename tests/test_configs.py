@@ -16,7 +16,8 @@ from tests.tiny import Line, make_data
 TOP = Path(__file__).parents[1]
 FILES = sorted((TOP / "configs").glob("*.yaml"))
 DEFAULT = read_settings(DEFAULTS)
-SMALL = {"model": "tiny", "devices": "cpu", "batch_size": 4, "n_iterations": 2, "para_load": "false", "run_name": "run"}
+SMALL = {"model": "tiny", "devices": "cpu", "batch_size": 4, "micro_batch_size": "null",
+         "n_iterations": 2, "para_load": "false", "run_name": "run"}
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
