@@ -87,6 +87,7 @@ class StatisticsObserver(Observer):
         self._recorder = recorder
         self._every = every
         self._due = -math.inf                    # time of the next measurement, in seconds of the recorder's clock
+        self._taken = 0.0                        # seconds of the measurement before the step
         self._probe: Probe | None = None
         self._statistics: dict[str, float] = {}
         self._before: dict[str, list[np.ndarray]] = {}
@@ -105,17 +106,19 @@ class StatisticsObserver(Observer):
         with self._recorder.time("calc"):
             self._statistics = self._probe(*few)
             self._before = samples_of(self._network)
-        now = self._recorder.clock()
-        self._due = now + (now - began) / SHARE
+        self._taken = self._recorder.clock() - began
 
     def step_ended(self, iteration: int) -> None:
         """See Observer."""
         if not self._before:
             return
+        began = self._recorder.clock()
         with self._recorder.time("calc"):
             after = samples_of(self._network)
             updates = {f"{name}.update": relative_change(self._before[name], after[name]) for name in after}
         self._before = {}
+        now = self._recorder.clock()
+        self._due = now + (self._taken + now - began) / SHARE
         self._recorder.record(STATISTICS, iteration=iteration, **self._statistics, **updates)
 
 
