@@ -93,8 +93,9 @@ def read_run(folder: str | Path, name: str | None = None) -> RecordedRun:
 def append(columns: dict[str, array], record: Record) -> None:
     """Append the numbers of a record to its columns, and add the columns that do not exist yet."""
     n = len(columns["hours"]) if columns else 0
-    for field in record.keys() - columns.keys() - set(TEXT):
-        columns[field] = array("d", [np.nan]) * n
+    for field in record:
+        if field not in columns and field not in TEXT:
+            columns[field] = array("d", [np.nan]) * n
     for field, column in columns.items():
         column.append(number(record, field, np.nan))
 

@@ -1,9 +1,14 @@
 """Statistics of a step against NumPy, and their records in a run."""
 
+import io
+
 import numpy as np
 import pytest
 
-from alexnet.run.recorder import read_records
+from alexnet.plots.records import read_run
+from alexnet.plots.statistics import PANELS
+from alexnet.plots.statistics import statistics as plot_statistics
+from alexnet.run.recorder import RunRecorder, read_records
 from alexnet.training import statistics
 from alexnet.training.network import build_model, build_network
 from alexnet.training.statistics import Probe, first_images, relative_change, sample
@@ -83,3 +88,14 @@ def test_run_records_statistics_and_the_same_weights(tmp_path, monkeypatch):
     assert records and records[0]["iteration"] % 2 == 0
     assert all(0 < records[0][f"{layer}.update"] < 1 for layer in LAYERS)
     assert (with_statistics / "statistics.csv").exists()
+
+
+def test_picture_shows_the_layers_in_order(tmp_path):
+    with RunRecorder(tmp_path, stream=io.StringIO()) as recorder:
+        for iteration in (20, 40):
+            values = {f"{layer}.{what}": 0.1 for what in PANELS for layer in LAYERS}
+            recorder.record("statistics", iteration=iteration, confidence=0.2, **values)
+    run = read_run(tmp_path)
+    scales = [name for name in run.records["statistics"] if name.endswith(".scale")]
+    assert scales == [f"{layer}.scale" for layer in LAYERS]
+    assert plot_statistics(run, tmp_path) == [tmp_path / "statistics.png"]
