@@ -2,11 +2,11 @@
 
 python -m benchmarks.accuracy [--quick] [--json FILE] [--data FOLDER] [--seeds 3] [--epochs 4] [--curves FILE]
 python -m benchmarks.accuracy --ablations [NAME ...] [--data FOLDER] [--seeds 3] [--epochs 4] [--curves FILE]
-python -m benchmarks.accuracy.figure FILE docs/pictures/accuracy.png
+python -m benchmarks.accuracy.figure curves FILE docs/pictures/accuracy.png
 
 FOLDER contains class folders, in train and test or val, or is a data set of `python -m preprocess`. Without it, the
 images are those of the synthetic set. --curves stores each learning curve, and a second call with the same file
-continues with the trainings that are missing.
+continues with the trainings that are missing. The file must be of the same data and number of epochs.
 
 Both implementations receive the same batches in the same order, the same crops and the same initial weights, from the
 training loop of this project. The network has AlexNet's kinds of layers, trained in steps of 32 images by momentum 0.9,
@@ -99,6 +99,7 @@ def step_rows(data):
     Raises:
         RuntimeError: this project's weights change differently.
     """
+    # imports PyTorch, which the ablations do not need
     from benchmarks.accuracy.torch_small import FAULTS, LRN_FAULT, TorchNetwork
 
     config = settings_of(data, 1, lr_policy="constant", dropout_rate=0)
@@ -140,7 +141,7 @@ def values_of(network):
     """Return the parameters of a Network or TorchNetwork, float64 in PyTorch's layout."""
     if hasattr(network, "modules"):
         return network.weights()
-    from benchmarks.harness.torch_alexnet import from_c01b
+    from benchmarks.harness.torch_alexnet import from_c01b  # imports PyTorch, which the ablations do not need
 
     return [from_c01b(variable.get_value()).double().numpy() for variable in network.parameters]
 
@@ -175,7 +176,7 @@ def errors_of(curves):
 
 def curve_rows(data, seeds, epochs, curves):
     """Yield the rows of the learning curves, then those of the test."""
-    from benchmarks.accuracy.torch_small import TorchNetwork
+    from benchmarks.accuracy.torch_small import TorchNetwork  # imports PyTorch, which the ablations do not need
 
     ours = errors_of(trained(curves, BASELINE, seeds, data, epochs))
     theirs = errors_of(trained(curves, TORCH, seeds, data, epochs, TorchNetwork))

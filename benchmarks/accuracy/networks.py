@@ -1,6 +1,6 @@
 """A small AlexNet, and the same network with one property changed.
 
-It has AlexNet's kinds of layers, and a training step of an image needs a five-hundredth of AlexNet's arithmetic. The
+It has AlexNet's kinds of layers, and a training step of an image needs 1/200 of AlexNet's arithmetic. The
 stride of conv1 is chosen so that pooling windows of 3 x 3 and 2 x 2 pixels give outputs of the same size.
 """
 
