@@ -38,7 +38,7 @@ BENCHMARKS = (
     Benchmark("step", "The step", 10.5),
     Benchmark("kernels", "The step, layer by layer", 3),
     Benchmark("table1", "Table 1 of the paper", 5.5),
-    Benchmark("agreement", "Agreement with PyTorch in float64", 1),
+    Benchmark("accuracy.agreement", "Agreement with PyTorch in float64", 1),
     Benchmark("startup", "From the start to the first step", 2),
     Benchmark("loader", "The loader", 2),
     Benchmark("preprocess", "Preprocessing", 2),

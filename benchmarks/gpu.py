@@ -3,7 +3,7 @@
 python -m benchmarks.gpu [--quick] [--json FILE] [--devices cuda0,cuda1] [--batch 256] [--runs 5]
 
 Agreement: outputs and gradients of the jax backend in each precision, compared with PyTorch in float64 as in
-benchmarks/agreement.py.
+benchmarks/accuracy/agreement.py.
 
 Step: 20 full training steps (forward, backward, update, with dropout) on images in GPU memory, followed by one
 synchronisation, in each precision. The programs are ours, which crops uint8 images, and the same network written
@@ -183,7 +183,7 @@ def all_rows(devices, options):
     """Yield every row as it is measured."""
     device, quick = devices[0], ["--quick"] if options.quick else []
     for precision in PRECISIONS:
-        found = rows_of("agreement", *quick, "--backend", "jax", "--device", device, "--precision", precision)
+        found = rows_of("accuracy.agreement", *quick, "--backend", "jax", "--device", device, "--precision", precision)
         yield from (row | {"name": f"{precision}, {row['name']}"} for row in found)
     steps, iterations = (2, 2) if options.quick else (STEPS, 20)
     yield from step_rows(device, options.batch, steps, options.runs)

@@ -1,4 +1,4 @@
-"""GoogLeNet, VGG-16, SqueezeNet and ResNet-50 in PyTorch functions with our parameters: a reference in any float type.
+"""GoogLeNet, VGG-16, SqueezeNet, ResNet-50 and krizhevsky2012 in PyTorch functions: a reference in any float type.
 
 Images are (batch, channel, row, column), as in PyTorch. A step makes millions of discrete decisions: ReLU decides
 whether a value is above zero, max pooling decides which pixel is the largest. Rounding changes a few of them in any
@@ -208,6 +208,50 @@ def resnet50(w, x, stride_in_3x3=False):
     return [dense(w, "fc50", x.mean((2, 3)))]
 
 
+def towers_normalised(x):
+    """Local response normalisation of each of two towers, with the release's 2 + 1e-4 / 5 of the sum."""
+    return torch.cat([F.local_response_norm(each, 5, alpha=1e-4, beta=0.75, k=2.0) for each in x.chunk(2, dim=1)], 1)
+
+
+def krizhevsky2012(w, x):
+    """Return [logits] of layers-145.cfg. Zeros complete the last windows of conv1."""
+    x = F.conv2d(F.pad(x, (0, 3, 0, 3)), w["conv1.W"], w["conv1.b"], stride=4)
+    x = w.relu(w.max_pool(towers_normalised(x), 3, 2))
+    x = towers_normalised(w.relu(F.conv2d(x, w["conv2.W"], w["conv2.b"], padding=2, groups=2)))
+    x = x / (1 + 0.001 * F.avg_pool2d(x * x, 5, stride=1, padding=2)) ** 0.75
+    x = conv(w, "conv3", w.max_pool(x, 3, 2), pad=1)
+    x = w.relu(F.conv2d(x, w["conv4.W"], w["conv4.b"], padding=1, groups=2))
+    x = w.relu(w.max_pool(F.conv2d(x, w["conv5.W"], w["conv5.b"], padding=1, groups=2), 3, 2))
+    x = w.relu(dense(w, "fc7", w.relu(dense(w, "fc6", x.flatten(1)))))
+    return [dense(w, "fc8", x)]
+
+
+def modules_of_krizhevsky2012():
+    """Return the layers of layers-145.cfg that have parameters, both towers together."""
+    return torch.nn.ModuleDict({
+        "conv1": torch.nn.Conv2d(3, 96, 11, stride=4), "conv2": torch.nn.Conv2d(96, 256, 5, groups=2),
+        "conv3": torch.nn.Conv2d(256, 384, 3), "conv4": torch.nn.Conv2d(384, 384, 3, groups=2),
+        "conv5": torch.nn.Conv2d(384, 256, 3, groups=2), "fc6": torch.nn.Linear(256 * 6 * 6, 4096),
+        "fc7": torch.nn.Linear(4096, 4096), "fc8": torch.nn.Linear(4096, 1000),
+    })
+
+
+def velocities_of_sgd(arrays, gradients, rate):
+    """Return the change of each parameter in the first step of torch.optim.SGD, float64 in our layout.
+
+    The settings are those of layer-params-145.cfg: biases have twice the rate and no weight decay.
+    """
+    tensors = {name: in_torchs_layout(array).double() for name, array in arrays.items()}
+    for name, tensor in tensors.items():
+        tensor.grad = in_torchs_layout(gradients[name])
+    groups = [
+        {"params": [tensors[name] for name in tensors if name.endswith(".W")], "lr": rate, "weight_decay": 5e-4},
+        {"params": [tensors[name] for name in tensors if name.endswith(".b")], "lr": 2 * rate, "weight_decay": 0},
+    ]
+    torch.optim.SGD(groups, momentum=0.9).step()
+    return {name: in_our_layout(tensor) - arrays[name] for name, tensor in tensors.items()}
+
+
 def results(network, arrays, images, labels, dtype=torch.float64, decisions=None):
     """Return the Results of a network function of this module; images are in our layout, c01b."""
     w = Parameters(arrays, dtype, decisions)
@@ -231,8 +275,9 @@ def check_step(network, reference, images, labels, bound=1e-5):
         The top-1 error of the step, the reference's Results, and the number of decisions.
     """
     with noting_decisions() as noted:
-        inputs, outputs, logits, gradients, _ = network.training_graph
-    cost, error, logits, *computed = network.compile(inputs, [*outputs, logits, *gradients, *noted])(images, labels)
+        graph = network.training_graph
+    outputs = [*graph.outputs, graph.logits, *graph.gradients, *noted]
+    cost, error, logits, *computed = network.compile(graph.inputs, outputs)(images, labels)
     arrays = {variable.name: variable.get_value() for variable in network.parameters}
     names = [parameter.name for parameter in network.trainable_parameters]
     decisions = computed[len(names) :]

@@ -5,8 +5,8 @@ import pytest
 
 from alexnet.backends import mode_of
 
-torch = pytest.importorskip("torch", reason="benchmarks/agreement.py needs torch")
-agreement = pytest.importorskip("benchmarks.agreement")
+torch = pytest.importorskip("torch", reason="benchmarks/accuracy/agreement.py needs torch")
+agreement = pytest.importorskip("benchmarks.accuracy.agreement")
 BOUND, BOUNDS, differing, distance = agreement.BOUND, agreement.BOUNDS, agreement.differing, agreement.distance
 ours, theirs = agreement.ours, agreement.theirs
 

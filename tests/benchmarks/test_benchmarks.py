@@ -377,7 +377,7 @@ def test_numbers_have_three_significant_digits(value, text):
 
 
 def test_report_has_machine_summary_sections_and_notes():
-    text = markdown(section(), section([ROW], module="agreement"), by_hand="## Trainings\n\nBy hand.\n")
+    text = markdown(section(), section([ROW], module="accuracy.agreement"), by_hand="## Trainings\n\nBy hand.\n")
     short = "| train step, batch 128, ours | 40.0 | **2.00** | PyTorch eager |"
     wanted = ["# Results", "a fake one", "## Summary", short,
               "## The step", "`python -m benchmarks.step --quick` (1:01 min)", "| 5 % | 7 |",

@@ -137,3 +137,34 @@ def test_step_matches_two_towers_in_float64(rng):
             cost_of_two_towers(arrays | {name: arrays[name] + sign * step * g}, images[..., 0], 7) for sign in (-1, 1)
         )
         assert (ahead - behind) / (2 * step) == pytest.approx(slope, rel=2e-3), name
+
+
+def test_parameters_and_shapes_match_pytorch():
+    truth = pytest.importorskip("tests.torch_truth", reason="PyTorch is not installed")
+    modules = truth.modules_of_krizhevsky2012()
+    shapes = {parameter.name: parameter.shape for parameter in Krizhevsky2012(None).parameters}
+    expected = {
+        f"{layer}.{letter}": truth.in_our_layout(tensor.detach()).shape
+        for layer, module in modules.items() for letter, tensor in (("W", module.weight), ("b", module.bias))
+    }
+    assert shapes == expected
+    assert sum(parameter.numel() for parameter in modules.parameters()) == 60_965_224
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not compiler.compiler_available(), reason="the cpu backend needs a C compiler")
+def test_step_matches_pytorch_in_float64(rng):
+    """Logits, cost and all gradients, and all velocities and weights after the first step."""
+    truth = pytest.importorskip("tests.torch_truth", reason="PyTorch is not installed")
+    network = Network(
+        Krizhevsky2012(np.random.default_rng(0), dropout_rate=0), np.zeros((3, 256, 256)), momentum_sgd, crop=False
+    )
+    images, labels = (rng.random((3, 224, 224, 2), "float32") - 0.5) * 255, np.array([7, 900], "int32")
+    arrays = {variable.name: variable.get_value() for variable in network.parameters}
+    _, expected, _ = truth.check_step(network, truth.krizhevsky2012, images, labels)
+    network.train(images, labels, np.float32(0.01))
+    changes = truth.velocities_of_sgd(arrays, expected.gradients, 0.01)
+    state = network.get_state()
+    for name, change in changes.items():
+        assert truth.distance(state[f"{name}.velocity"], change) < 1e-5, name
+        assert truth.distance(state[name], arrays[name] + change) < 1e-5, name

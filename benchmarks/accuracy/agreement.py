@@ -1,7 +1,7 @@
 """Error of the network's outputs and gradients relative to PyTorch in float64, with equal weights and decisions.
 
-python -m benchmarks.agreement [--quick] [--json FILE] [--batch 8] [--seed 0] [--backend jax]
-                               [--device cuda0] [--precision float32 | tf32 | bfloat16]
+python -m benchmarks.accuracy.agreement [--quick] [--json FILE] [--batch 8] [--seed 0] [--backend jax]
+                                        [--device cuda0] [--precision float32 | tf32 | bfloat16]
 
 The network has full size, without dropout. Rounding can decide which of two nearly equal values is the maximum of a
 window, or whether a unit is above zero. Such a decision changes a gradient discontinuously (by 1e-4 to 1e-2), in any
