@@ -3,7 +3,7 @@
 A Detector receives the records in order, and returns a Diagnosis as soon as one of these holds:
 
     stalled      the cost remains that of guessing, ln(classes), after the plateau at the beginning
-    diverging    the cost is far above that of guessing, or a step changes a layer by more than a tenth of its norm
+    diverging    the cost is far above that of guessing, or steps change a layer by more than half of its norm
     dead         nearly all units of a layer output 0 for all images
     saturated    the network is certain of its guesses, and they are wrong
     loader       steps wait for images
@@ -28,7 +28,8 @@ GUESSING = 0.98                                  # a cost above this part of ln(
 ABOVE = 1.5                                      # a cost above this multiple of ln(classes) diverges
 WINDOW = 0.01                                    # of the run, over which costs are averaged
 NARROW, WIDE = 10, 500                           # iterations of it
-LARGE_UPDATE = 0.1                               # of a layer's norm, in a step
+BEGUN = 3                                        # windows, before which a high cost is no alarm
+LARGE_UPDATE = 0.5                               # of a layer's norm, in a step
 SMALL_UPDATE = 2e-5                              # of the median layer
 VANISHED = 1e-4                                  # gradient of a layer, divided by the largest of a layer
 DEAD = 0.95                                      # share of a layer's units
@@ -110,7 +111,7 @@ class Detector:
             return
         cost = fmean(self._costs)
         self._begun |= cost < GUESSING * self._guessing
-        if cost > ABOVE * self._guessing:
+        if cost > ABOVE * self._guessing and record["iteration"] >= BEGUN * len(self._costs):
             yield "diverging", (
                 f"the cost is {cost:.3f}, and guessing costs {self._guessing:.3f}: the training diverges; lower "
                 f"learning_rate={self._rate:g}, or set clip_norm or warmup_epochs"
