@@ -1,5 +1,6 @@
 """Apply the detector to the records of the runs, and count detections and false alarms."""
 
+import re
 from typing import NamedTuple
 
 from alexnet.run.recorder import read_records
@@ -37,7 +38,7 @@ def detect(trial, folder, iterations, ended):
         done = max((record["iteration"] for record in records if record["kind"] == "train"), default=0)
         causes.append("ended")
         first = min(first or 1, (done + 1) / iterations)
-        text = text or ended
+        text = text or re.sub(r"^worker.*?: |, on /.*", "", ended)           # the same on every machine
     return Result(trial.name, trial.fault, errors[-1] if errors else None, tuple(dict.fromkeys(causes)), first, text)
 
 
