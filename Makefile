@@ -18,7 +18,6 @@ PYTHON = $(eval PYTHON := $(or $(word 2,$(shell sh tests/interpreters.sh)),pytho
 endif
 RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest -n 2
-LONGEST_FIRST := tests/test_*.py tests/multigpu tests/system tests
 
 PIP := $(RUN) -m pip install --no-user --disable-pip-version-check
 .PHONY: train setup setup-tests test check lint compatibility compatibility-one docs notebook bench
@@ -58,7 +57,7 @@ check: lint
 
 test: lint
 	$(RUN) -m tests.cuda_emulator.build
-	$(PYTEST) --dist loadfile --no-loadscope-reorder $(LONGEST_FIRST)
+	$(PYTEST) --dist loadfile --no-loadscope-reorder
 	@$(MAKE) --no-print-directory compatibility
 
 # Each other version has its own environment and its own line of make.

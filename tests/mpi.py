@@ -194,6 +194,7 @@ def serve(place):
         task, size, arguments = order
         comm = world.Split(world.rank < size, world.rank)
         result = attempt(task, mpi.MpiCommunicator(comm), arguments) if world.rank < size else None
+        wait_for_all(world)
         found = world.gather(result)
         if line:
             line.send(found[:size])
@@ -212,6 +213,13 @@ def receive_order(world):
     while not world.iprobe(source=0):
         time.sleep(0.001)
     return world.recv(source=0)
+
+
+def wait_for_all(world):
+    """Return when all ranks have ended their part of the task. Sleep while waiting, as in receive_order()."""
+    barrier = world.Ibarrier()
+    while not barrier.Test():
+        time.sleep(0.001)
 
 
 def who(comm):
