@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 STATISTICS = "statistics"                        # kind of the records of alexnet.training.statistics
 PLATEAU = 0.05                                   # of the run, in which a cost of ln(classes) is normal
-SHORTEST, LONGEST = 80, 25_000                   # iterations of it
+SHORTEST, LONGEST = 100, 25_000                  # iterations of it
 GUESSING = 0.98                                  # a cost above this part of ln(classes) is that of guessing
 ABOVE = 1.5                                      # a cost above this multiple of ln(classes) diverges
 WINDOW = 0.01                                    # of the run, over which costs are averaged

@@ -97,10 +97,10 @@ def test_single_measurement_is_no_finding(records):
 def test_run_warns_of_a_rate_that_is_too_small(tmp_path, capsys):
     data = tiny.make_data(tmp_path / "data")
     settings = {"n_epochs": 20, "learning_rate": 1e-9, "diagnosis": "true", "para_load": "false", "backend": "numpy"}
-    folder = tiny.run(data, tmp_path, n_iterations=80, **settings)
-    resumed = tiny.run(data, tmp_path, resume_train=folder, n_iterations=90, **settings)
-    sentence = "the cost is still that of guessing, 1.099, after 80 iterations, and a step changes the median"
+    folder = tiny.run(data, tmp_path, n_iterations=100, **settings)
+    resumed = tiny.run(data, tmp_path, resume_train=folder, n_iterations=110, **settings)
+    sentence = "the cost is still that of guessing, 1.099, after 100 iterations, and a step changes the median"
     assert (folder / "log.txt").read_text().count(f"warning: {sentence}") == 1
     capsys.readouterr()
     assert program.main(["diagnose", str(resumed)]) == 0
-    assert capsys.readouterr().out.startswith(f"{resumed}, iteration 80: {sentence}")
+    assert capsys.readouterr().out.startswith(f"{resumed}, iteration 100: {sentence}")
