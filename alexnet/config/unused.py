@@ -37,7 +37,7 @@ def check_unused_settings(
     for kind in read:
         config.section(kind)                     # refuses invalid values, even if nothing reads them in this job
     defaults = default_settings()
-    for other, implementation in implementations.items():
+    for other, implementation in sorted(implementations.items()):    # not in the order of the imports
         for kind in implementation.sections():
             if kind in read:
                 continue
