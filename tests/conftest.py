@@ -26,12 +26,6 @@ def pytest_report_header():
     return f"PyTensor's flags: {pytensor_flags.FLAGS}"
 
 
-def pytest_collection_modifyitems(items):
-    """Run the files with the longest tests first, so that no worker is idle at the end of the suite."""
-    long = {"multigpu", "system", *(path.name for path in Path(__file__).parent.glob("test_*.py"))}
-    items.sort(key=lambda item: item.path.relative_to(Path(__file__).parent).parts[0] not in long)
-
-
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     """Each backend's name; those that this machine lacks are skipped."""
