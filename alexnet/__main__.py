@@ -5,6 +5,8 @@
     alexnet summary | plot | report | diagnose | evaluate | predict | export       (each accepts --help)
 """
 
+from __future__ import annotations
+
 import argparse
 import ast
 import difflib
@@ -14,11 +16,15 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alexnet import commands
 from alexnet.native import console
 from alexnet.native.packages import begin
 from alexnet.native.pytensor_flags import set_pytensor_flags
+
+if TYPE_CHECKING:                                # the list of commands needs no packages
+    from alexnet.config import Config
 
 TRAIN = "train"
 
@@ -81,7 +87,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog=f"alexnet {name}", description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.set_defaults(synthetic_data=synthetic_data)
+    parser.set_defaults(with_data=with_data)
     command.configure(parser)
     try:
         return command.run(parser.parse_intermixed_args(arguments))
@@ -96,13 +102,11 @@ def run(name: str, arguments: Sequence[str]) -> int:
         return 130
 
 
-def synthetic_data() -> str:
-    """Return the folder of the synthetic data set, which a training without data uses; it is created if necessary."""
-    from multigpu.train import SYNTHETIC  # upwards, as in main()
-    from preprocess.synthetic import make_synthetic  # likewise; few commands need it
+def with_data(config: Config) -> Config:
+    """Return the settings with the data set of a training; without data, the synthetic set is made if necessary."""
+    from multigpu import train  # upwards, as in main()
 
-    make_synthetic(SYNTHETIC)
-    return str(SYNTHETIC)
+    return train.with_data(config)
 
 
 if __name__ == "__main__":

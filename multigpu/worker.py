@@ -111,7 +111,7 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
             save = partial(save_checkpoint, run_folder.path, network, data, config, recorder)
             observers.append(RunReport(run_folder.path, network.state, data, recorder, position, config))
             if config.diagnosis:
-                diagnose(recorder, data, config)
+                diagnose(recorder, data.classes)
                 if not rule.has_server:          # rank 0 trains
                     observers.append(StatisticsObserver(network, recorder, config.print_freq))
         folder = run_folder.path
@@ -194,9 +194,10 @@ def open_folder(
     return config
 
 
-def diagnose(recorder: RunRecorder, data: Dataset, config: Config) -> None:
+def diagnose(recorder: RunRecorder, classes: int) -> None:
     """Log a warning as soon as the records show that the training will fail."""
-    detector = Detector(data.classes, config.n_epochs * len(data.train.plan(config.batch_size)))
+    assert recorder.plan is not None             # open_recorder() has set it
+    detector = Detector(classes, recorder.plan.n_epochs * recorder.plan.steps_of_epoch)
     for record in each_record(recorder.folder):  # of a resumed run
         detector.add(record)
 

@@ -86,8 +86,8 @@ def rate(text: str) -> float:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status; raises ConfigError, DataError, ValueError, OSError."""
-    config = config_of(options)
-    data = open_dataset(config.data or options.synthetic_data(), config.classes, config.verify_data)
+    config = options.with_data(config_of(options))
+    data = open_dataset(config.data, config.classes, config.verify_data)
     data.train.plan(config.batch_size)           # raises if a batch is larger than the set
     options.to.mkdir(parents=True, exist_ok=True)
     test = RangeTest(config, network_of_settings(config, data), data.train)

@@ -72,7 +72,6 @@ class Detector:
         self._begun = False                      # whether a cost has been below that of guessing
         self._rate = 0.0
         self._statistics: dict[str, float] = {}
-        self._layers: list[str] = []
         self._in_a_row: dict[str, int] = {}
         self._validations: list[float] = []
         self._training: list[float] = []         # mean costs at the validations
@@ -152,11 +151,9 @@ class Detector:
     # ---- statistics
 
     def _measurement(self, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        self._statistics = {
-            name: value for name, value in record.items() if isinstance(value, float) and name != "iteration"
-        }
+        self._statistics = {name: value for name, value in record.items() if isinstance(value, float)}
         dead = [layer for layer, share in self._of_layers("dead").items() if share >= DEAD]
-        if self._repeated("dead", bool(dead)) and dead:
+        if self._repeated("dead", bool(dead)):
             share = self._of_layers("dead")[dead[0]]
             yield "dead", (
                 f"{share:.0%} of the units of {dead[0]} output 0 for all images, so that they are not trained: lower "
@@ -184,7 +181,7 @@ class Detector:
         if self._repeated("loader", waiting > WAITING):
             yield "loader", (
                 f"steps wait {waiting:.0%} of the time for images: put data on a local disk, leave para_load=true, and "
-                "give the loader a core of its own"
+                "keep a core free for the loader"
             )
         if record["workers"] > 1 and self._repeated("exchange", exchanging > EXCHANGING):
             yield "exchange", (

@@ -102,8 +102,8 @@ class Network:
             train use it instead of the weights.
         colour_offsets: True: the functions of training take the colour offsets of the images after the crops, and add
             them; only with `crop`, because otherwise the loader adds them.
-        micro_batches: of a step. The caller passes all but the last to accumulate, and the last to train, compute or
-            compute_overlapped, whose cost, error and gradients are then means over all of them.
+        micro_batches: of a step. The caller passes the last one to train, compute or compute_overlapped, and those
+            before it to accumulate. Cost, error and gradients are then means over all of them.
 
     Attributes:
         rule_state: what the rule of several workers adds to the state; set it before the state is read.

@@ -142,11 +142,11 @@ def first_images(array: Any, n: int) -> Any:
 def samples_of(network: Network) -> dict[str, list[np.ndarray]]:
     """Return name of the layer -> copies of a part of its trainable parameters, the same at each call."""
     trainable = {id(parameter) for parameter in network.trainable_parameters}
-    return {
+    samples = {
         name: [sample(parameter) for parameter in parameters if id(parameter) in trainable]
         for name, parameters in network.model.weight_layers.items()
-        if any(id(parameter) in trainable for parameter in parameters)
     }
+    return {name: own for name, own in samples.items() if own}
 
 
 def sample(parameter: Parameter) -> np.ndarray:

@@ -11,7 +11,7 @@ OF_TRAINING = {"stalled", "diverging", "dead", "saturated", "unrelated"}        
 
 
 class Result(NamedTuple):
-    """What was found in a run: the causes, and the share of its steps after which the first was found."""
+    """The causes that were found in a run, and the share of its steps after which the first was found."""
 
     name: str
     fault: str | None

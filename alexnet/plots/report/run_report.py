@@ -48,6 +48,7 @@ class RunReport(Observer):
         self._share = sum(len(labels) for _, labels in validation)
         self._predictions = self._new_predictions()
         self._written: Position | None = None
+        self._drawn: Position | None = None
         self._due = recorder.clock() + FIRST     # time of the next drawing
         epochs = self._epochs(position)
         self.history = history.load(folder) if position.iteration else History()
@@ -75,15 +76,20 @@ class RunReport(Observer):
         self._predictions = self._new_predictions()
         self.write(position)
         if self._recorder.clock() >= self._due:
-            self._try(self.draw, "the curves and filters cannot be drawn")
+            self.draw(position)
 
     def run_ended(self, position: Position) -> None:
         """See Observer. Rewrites the report and the pictures."""
         self.write(position)
-        self._try(self.draw, "the curves and filters cannot be drawn")
+        self.draw(position)
 
-    def draw(self) -> None:
-        """Draw the learning curves and the filters of the first layer."""
+    def draw(self, position: Position) -> None:
+        """Draw the learning curves and the filters of the first layer, unless they were drawn at this position."""
+        if position != self._drawn:
+            self._drawn = position
+            self._try(self._draw, "the curves and filters cannot be drawn")
+
+    def _draw(self) -> None:
         logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would warn of an unwritable HOME with each run
         from alexnet.plots import drawing  # importing matplotlib would delay the first step by 0.4 s
 
