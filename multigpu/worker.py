@@ -17,7 +17,7 @@ from alexnet.data.colour import PrincipalColours, colours_of
 from alexnet.data.dataset import DataError, Dataset, open_dataset
 from alexnet.data.progress import quantity
 from alexnet.models import Model, model_class
-from alexnet.native import atomic, compiler
+from alexnet.native import atomic
 from alexnet.native.atomic import reason
 from alexnet.plots.report.run_report import RunReport
 from alexnet.pretrained.initialization import Start, find_replacement_start, find_start
@@ -29,7 +29,7 @@ from alexnet.run.summary import last_lines
 from alexnet.training.base import Record, Recorder
 from alexnet.training.diagnosis import Detector
 from alexnet.training.loop import Diverged, InputLost, Observer, Position, Run
-from alexnet.training.network import Network, backend_of, build_model, build_network
+from alexnet.training.network import Network, backend_of, build_model, build_network, use_kernel_settings
 from alexnet.training.statistics import StatisticsObserver
 from multigpu.communicator import Communicator, DesyncError, PeerDied
 from multigpu.device import Device, DeviceError, open_device
@@ -73,9 +73,7 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
     role = role_of(rule, config, comm)
     data = open_shards(config, role)
     model = build_model(config, data.classes, draw=not (config.resume_train or comm.replaces))
-    if config.isa != "auto":                     # auto keeps ALEXNET_ISA
-        compiler.use_isa(config.isa)
-    compiler.use_threads(config.threads)
+    use_kernel_settings(config)
     with ExitStack() as stack:
         recorder = stack.enter_context(open_recorder(config, data, comm.rank))
         stack.enter_context(log_warnings(recorder))

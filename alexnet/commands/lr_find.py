@@ -28,12 +28,12 @@ from alexnet.data.batch_file import name_of
 from alexnet.data.dataset import Dataset, open_dataset
 from alexnet.data.progress import Progress
 from alexnet.models import Model, model_class
-from alexnet.native import atomic, compiler
+from alexnet.native import atomic
 from alexnet.native.console import note
 from alexnet.native.packages import TRAIN
 from alexnet.plots.rate_range import rate_range
 from alexnet.pretrained.initialization import Start, find_start
-from alexnet.training.network import Network, backend_of, build_model, build_network
+from alexnet.training.network import Network, backend_of, build_model, build_network, use_kernel_settings
 from alexnet.training.rate_range import (
     CostCurve,
     RangeTest,
@@ -115,8 +115,7 @@ def run(options: argparse.Namespace) -> int:
 
 def config_of(options: argparse.Namespace) -> Config:
     """Return the settings of the training; raises ConfigError for those that do not apply."""
-    files = [word for file in options.config for word in ("--config", file)]
-    config = load_config([*files, *options.settings])
+    config = load_config([*file_options(options), *options.settings])
     if config.resume_train:
         raise ConfigError(
             f"lr-find starts a training, so resume_train must be null, got {config.resume_train}; weights= starts with "
@@ -129,11 +128,14 @@ def config_of(options: argparse.Namespace) -> Config:
     return config
 
 
+def file_options(options: argparse.Namespace) -> list[str]:
+    """Return the options that name settings files, as words of a command line."""
+    return [word for file in options.config for word in ("--config", file)]
+
+
 def network_of_settings(config: Config, data: Dataset) -> Network:
     """Return the compiled network of the settings with its initial weights."""
-    if config.isa != "auto":                     # auto keeps ALEXNET_ISA
-        compiler.use_isa(config.isa)
-    compiler.use_threads(config.threads)
+    use_kernel_settings(config)
     model = build_model(config, data.classes)
     start = find_start(config, data, model)
     for text in (*data.remarks, *start.warnings):
@@ -205,9 +207,8 @@ def scaling_of(config: Config) -> str:
 
 def command_line(options: argparse.Namespace, proposal: float) -> str:
     """Return the command that trains with the settings of these options and the proposed rate."""
-    files = [word for file in options.config for word in ("--config", file)]
     others = [each for each in options.settings if not each.startswith("learning_rate=")]
-    return f"{TRAIN} {shlex.join([*files, *others, f'learning_rate={proposal:g}'])}"
+    return f"{TRAIN} {shlex.join([*file_options(options), *others, f'learning_rate={proposal:g}'])}"
 
 
 def write(folder: Path, sweep: CostCurve, trials: Sequence[CostCurve], proposal: float | None) -> None:

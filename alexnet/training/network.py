@@ -514,6 +514,13 @@ def build_network(
     )
 
 
+def use_kernel_settings(config: Config) -> None:
+    """Apply the settings isa and threads to the C kernels of this process."""
+    if config.isa != "auto":                     # auto keeps ALEXNET_ISA
+        compiler.use_isa(config.isa)
+    compiler.use_threads(config.threads)
+
+
 def apply_layer_settings(model: Model, config: Config) -> None:
     """Apply the layer learning rates (layer_rates) and frozen_layers to the model.
 
