@@ -232,12 +232,17 @@ def rows(options):
             yield from curve_rows(data, options.seeds, options.epochs, curves)
 
 
-def add_options(parser):
+def add_data_options(parser, seeds):
+    """Add the options of data and trainings, with this default number of seeds."""
     parser.add_argument("--data", type=pathlib.Path, metavar="FOLDER", help="class folders, or a data set")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=seeds, help="trainings of each kind (%(default)s)")
+    parser.add_argument("--curves", type=pathlib.Path, metavar="FILE", help="store the learning curves")
+
+
+def add_options(parser):
+    add_data_options(parser, seeds=3)
     parser.add_argument("--epochs", type=int, default=4, help="epochs of a training (%(default)s)")
     parser.add_argument("--ablations", nargs="*", choices=ABLATIONS, metavar="NAME", help="changes to measure; all")
-    parser.add_argument("--curves", type=pathlib.Path, metavar="FILE", help="store the learning curves")
 
 
 def main(arguments=None):

@@ -7,7 +7,7 @@ stride of conv1 is chosen so that pooling windows of 3 x 3 and 2 x 2 pixels give
 from functools import partial
 
 from alexnet.models import Model
-from alexnet.nn import LRN, Conv, Dense, Dropout, Flatten, Layer, MaxPool, ReLU, Rng
+from alexnet.nn import LRN, BatchNorm, Conv, Dense, Dropout, Flatten, Layer, MaxPool, ReLU, Rng, he
 from alexnet.nn.towers import SpatialLRN, TowerLRN
 
 
@@ -120,3 +120,21 @@ class BiasesZero(Small):
     """All initial biases are 0."""
 
     bias = 0.0
+
+
+class BatchNormalised(Model):
+    """The same layers with batch normalisation instead of local response normalisation, placed as in alexnet_bn."""
+
+    image_size = 216
+
+    def table(self, rng: Rng, classes: int, dropout_rate: float) -> tuple[Layer, ...]:
+        conv = partial(Conv, rng, size=3, pad=1, std=he)
+        return (
+            Conv(rng, 3, 16, size=11, stride=11, pool=(3, 2), std=0.002),   BatchNorm(16, relu=False),
+            conv(16, 32, size=5, pad=2, groups=2, pool=(3, 2)),             BatchNorm(32, relu=False),
+            conv(32, 48),                                                   BatchNorm(48, relu=False),
+            conv(48, 32, groups=2),                                         Flatten(),
+            Dense(rng, 512, 256, std=he),                                   Dropout(dropout_rate),
+            Dense(rng, 256, 256, std=he),                                   Dropout(dropout_rate),
+            Dense(rng, 256, classes, relu=False, std=0.01),
+        )

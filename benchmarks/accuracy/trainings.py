@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -10,7 +11,7 @@ from alexnet.config import load_config
 from alexnet.data.dataset import open_dataset
 from alexnet.data.image_listing import TRAIN_NAMES, VALIDATION_NAMES, find_images
 from alexnet.run.recorder import WorkerRecorder
-from alexnet.training.loop import Position, Run, read, train_epoch, training_batches
+from alexnet.training.loop import Diverged, Position, Run, read, train_epoch, training_batches
 from alexnet.training.network import build_model, build_network
 from benchmarks.accuracy.networks import Small
 from multigpu.loader import SerialBatches
@@ -40,14 +41,19 @@ def made_data(source, folder, sizes):
     return folder / "batches"
 
 
-def settings_of(data, epochs, **changes):
-    """Return the Config of a training: the default settings of config.yaml, except these."""
+def command_line(data, epochs, **changes):
+    """Return the settings of a training as arguments of train.py: the defaults of config.yaml, except these."""
     given = {
         "data": data, "weights": "none", "model": name_of(Small), "batch_size": BATCH, "n_epochs": epochs,
         "learning_rate": 0.01, "lr_step": max(1, round(0.75 * epochs)), "threads": 1, "diagnosis": False,
         "verify_data": False,
     }
-    return load_config([f"{key}={value}" for key, value in (given | changes).items()])
+    return [f"{key}={value}" for key, value in (given | changes).items()]
+
+
+def settings_of(data, epochs, **changes):
+    """Return the Config of a training."""
+    return load_config(command_line(data, epochs, **changes))
 
 
 def name_of(model):
@@ -85,13 +91,15 @@ def run_of(config, data, network):
 
 
 def learning_curve(config, framework=None, **more):
-    """Train; return (validation cost, top-1 error) after each epoch."""
+    """Train; return (validation cost, top-1 error) after each epoch: (infinity, 1) once the training has diverged."""
     data = open_dataset(config.data, verify=False)
     run = run_of(config, data, network_of(config, data, framework, **more))
     position = Position()
-    for _ in range(config.n_epochs):
-        position, _ = train_epoch(run, position)
-    return run.recorder.curve
+    with contextlib.suppress(Diverged):
+        for _ in range(config.n_epochs):
+            position, _ = train_epoch(run, position)
+    curve = run.recorder.curve
+    return curve + [(math.inf, 1.0)] * (config.n_epochs - len(curve))
 
 
 def first_batches(config, data, steps):

@@ -84,8 +84,9 @@ def short(value):
 
 
 def spread(values):
-    """(largest - smallest) / median."""
-    return (max(values) - min(values)) / statistics.median(values)
+    """(largest - smallest) / median; 0 if all values are equal."""
+    difference = max(values) - min(values)
+    return difference / statistics.median(values) if difference else 0.0
 
 
 def row(name, values, unit, **more):

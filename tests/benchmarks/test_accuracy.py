@@ -1,13 +1,14 @@
 """The benchmark of accuracy: its statistics, its variants of the network, its rows, and a quick run."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 
 from alexnet.data.dataset import DataError
 from benchmarks.accuracy import __main__ as accuracy
-from benchmarks.accuracy import figure, networks, trainings
+from benchmarks.accuracy import figure, large_batch, networks, proposed_rate, trainings
 from benchmarks.accuracy.seed_noise import compared_curves, holm, pooled_deviation, welch
 from benchmarks.harness import report
 
@@ -100,6 +101,46 @@ def test_ablation_row_has_change_and_standard_error(tmp_path):
     baseline, row = accuracy.ablation_rows(["no groups"], tmp_path, 2, 2, curves)
     assert "change" not in baseline
     assert (row["value"], row["change"], row["standard_error"]) == pytest.approx((65, 4, 1))
+
+
+@pytest.mark.parametrize(("best", "calls"), [(1, 3), (0.25, 5), (8, 5)])
+def test_rate_is_tuned_until_both_neighbours_are_worse(best, calls):
+    asked = []
+    assert large_batch.tuned(1, lambda rate: asked.append(rate) or abs(math.log(rate / best))) == best
+    assert len(asked) == len(set(asked)) == calls
+
+
+def test_row_of_a_batch_size_has_the_tuned_rate_and_starts_from_that_of_the_size_before(tmp_path):
+    errors = {
+        "lars, batch 32, rate 0.5": [0.6], "lars, batch 32, rate 1": [0.5, 0.52], "lars, batch 32, rate 2": [0.7],
+        "lars, batch 64, rate 1": [0.55, 0.55], "lars, batch 64, rate 2": [0.8], "lars, batch 64, rate 0.5": [0.8],
+    }
+    rows = list(large_batch.rule_rows("lars", tmp_path, (32, 64), 2, 2, curves_with(tmp_path, **errors)))
+    assert [(row["rate"], row["mean"], row["runs"]) for row in rows] == [(1, pytest.approx(51), 2), (1, pytest.approx(55), 2)]
+
+
+def test_row_of_a_proposed_rate_is_compared_with_the_best_rate(tmp_path):
+    task = next(iter(proposed_rate.TASKS))
+    curves = curves_with(tmp_path, **{
+        f"{task}, rate {rate:g}": errors for rate, errors in {
+            0.2: [0.7, 0.7], 0.1: [0.62, 0.64], 0.05: [0.60, 0.62], 0.025: [0.9, 0.9],
+        }.items()
+    })
+    curves.curves[f"{task}, proposal"] = {"1": 0.1}
+    row = proposed_rate.task_row(task, tmp_path, tmp_path, 2, curves)
+    assert (row["value"], row["peer"], row["peer_is"]) == (pytest.approx(63), pytest.approx(61), "rate 0.05")
+    assert row["difference"] == pytest.approx(2)
+
+
+@pytest.mark.parametrize("task", proposed_rate.TASKS.values())
+def test_settings_of_each_task_are_valid(task, tmp_path):
+    trainings.settings_of(tmp_path, task.epochs, **task.settings)
+
+
+@pytest.mark.parametrize("rule", large_batch.FIRST)
+def test_settings_of_large_batches_are_valid(rule, tmp_path):
+    config = trainings.settings_of(tmp_path, 10, **large_batch.settings(rule, 256, 0.1, 10))
+    assert (config.micro_batches, config.warmup_epochs) == (8, 2)
 
 
 def test_figure_has_a_line_per_seed_and_a_mean(tmp_path):
