@@ -1,6 +1,9 @@
 """A small network and a small data set for tests."""
 
+import contextlib
+import os
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -8,6 +11,7 @@ from alexnet.config import load_config
 from alexnet.data import batch_file
 from alexnet.models import MODELS, Model
 from alexnet.nn import LRN, Conv, Dense, Dropout, Flatten
+from alexnet.plots.report.run_report import RunReport
 from alexnet.run import checkpoint_format
 from multigpu import worker
 from multigpu.communicator import PipeCommunicator
@@ -28,9 +32,18 @@ class Tiny(Model):
         )
 
 
+def without_pictures(drawn):
+    """Return a context in which runs draw no pictures at their end, unless `drawn`; they take longer than a training."""
+    return contextlib.nullcontext() if drawn else mock.patch.object(RunReport, "draw", lambda report, position: None)
+
+
 def tiny_work(*arguments):
-    """multigpu.worker.work in a process where the tiny network is registered, because it imports this module."""
-    worker.work(*arguments)
+    """multigpu.worker.work in a process where the tiny network is registered, because it imports this module.
+
+    The run draws pictures only if the environment contains PICTURES.
+    """
+    with without_pictures("PICTURES" in os.environ):
+        worker.work(*arguments)
 
 
 def make_data(folder, train=24, validation=10, per_file=8, classes=3, seed=0):
@@ -81,9 +94,10 @@ class Line:
         pass
 
 
-def run(data, output, line=None, **changes):
+def run(data, output, line=None, pictures=False, **changes):
     """Train in this process; return the folder of the run."""
-    worker.work(settings(data, output, **changes), "cpu", line or Line(), PipeCommunicator(0, {}))
+    with without_pictures(pictures):
+        worker.work(settings(data, output, **changes), "cpu", line or Line(), PipeCommunicator(0, {}))
     return Path(output) / changes.get("run_name", "run")
 
 

@@ -147,7 +147,7 @@ def test_validation_sums_over_all_workers(data, tmp_path, monkeypatch):
 
 
 def test_training_lowers_the_cost_and_validation_covers_every_image(data, tmp_path):
-    folder = tiny.run(data, tmp_path, n_epochs=8, dropout_rate=0, learning_rate=0.02)
+    folder = tiny.run(data, tmp_path, pictures=True, n_epochs=8, dropout_rate=0, learning_rate=0.02)
     validations = [record for record in read_records(folder) if record["kind"] == "validation"]
     assert [record["images"] for record in validations] == [10] * 8
     costs = [record["cost"] for record in read_records(folder) if record["kind"] == "train"]

@@ -3,6 +3,7 @@
 A task is a function task(seat, *arguments). Each process runs it and returns its result to the test.
 """
 
+import multiprocessing
 import os
 import pkgutil
 import sys
@@ -29,6 +30,8 @@ from tests.multigpu.exchange.fakes import CountingPipe, FakeNetwork, FakeRecorde
 from tests.tiny import settings
 
 BATCH, CLASSES, RATE = 4, 3, np.float32(0.05)
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload([__name__])        # a process starts in milliseconds instead of a second
 
 
 # ---- processes
@@ -43,7 +46,11 @@ class Seat(NamedTuple):
 
 
 class Team:
-    """`size` connected worker processes; run() executes a task in all of them or in the first few."""
+    """`size` connected worker processes; run() executes a task in all of them or in the first few.
+
+    Args:
+        variables: of their environment. Without them, the processes are forked from one that has imported this module.
+    """
 
     def __init__(self, size, **variables):
         self.size, self.variables = size, variables
@@ -52,12 +59,13 @@ class Team:
     def start(self):
         self.pipes, self.processes = [], []
         ends = pipes_between(range(self.size))
+        context = CONTEXT if self.variables else FORKED
         path = [*filter(None, self.variables.get("PYTHONPATH", "").split(os.pathsep)), *sys.path]
         with environment(**self.variables), mock.patch.object(sys, "path", path):    # for spawned processes
             for rank in range(self.size):
                 pipe, theirs = CONTEXT.Pipe()
                 self.pipes.append(pipe)
-                self.processes.append(CONTEXT.Process(target=serve, args=(rank, ends[rank], theirs)))
+                self.processes.append(context.Process(target=serve, args=(rank, ends[rank], theirs)))
                 start(self.processes[-1], threads=1)
                 theirs.close()
         for pipes in ends.values():              # close our copies: otherwise a worker's death causes no EOF
