@@ -116,7 +116,8 @@ def test_row_of_a_batch_size_has_the_tuned_rate_and_starts_from_that_of_the_size
         "lars, batch 64, rate 1": [0.55, 0.55], "lars, batch 64, rate 2": [0.8], "lars, batch 64, rate 0.5": [0.8],
     }
     rows = list(large_batch.rule_rows("lars", tmp_path, (32, 64), 2, 2, curves_with(tmp_path, **errors)))
-    assert [(row["rate"], row["mean"], row["runs"]) for row in rows] == [(1, pytest.approx(51), 2), (1, pytest.approx(55), 2)]
+    assert [(row["rate"], row["runs"]) for row in rows] == [(1, 2), (1, 2)]
+    assert [row["mean"] for row in rows] == pytest.approx([51, 55])
 
 
 def test_row_of_a_proposed_rate_is_compared_with_the_best_rate(tmp_path):
