@@ -33,7 +33,7 @@ class Tiny(Model):
 
 
 def without_pictures(drawn):
-    """Return a context in which runs draw no pictures at their end, unless `drawn`; they take longer than a training."""
+    """Return a context in which runs draw no pictures, unless `drawn`: drawing takes longer than a tiny training."""
     return contextlib.nullcontext() if drawn else mock.patch.object(RunReport, "draw", lambda report, position: None)
 
 
