@@ -5,6 +5,7 @@
 # make lint            ruff and mypy
 # make docs            the documentation as web pages: docs/_build/html/index.html
 # make notebook        executes docs/notebook.ipynb again, about 3 minutes
+# make fuzz            searches for files on which a reader of foreign files fails, about 10 minutes
 # make bench           all benchmarks, about 45 minutes, into benchmarks/RESULTS.md
 #
 # .venv uses the newest supported Python found (tests/interpreters.sh), unless it exists already. With
@@ -20,7 +21,7 @@ RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest -n 2
 
 PIP := $(RUN) -m pip install --no-user --disable-pip-version-check
-.PHONY: train setup setup-tests test check lint compatibility compatibility-one docs notebook bench
+.PHONY: train setup setup-tests test check lint compatibility compatibility-one docs notebook fuzz bench
 
 train: setup
 	$(RUN) train.py
@@ -42,7 +43,7 @@ $(VENV)/installed: setup.py pyproject.toml
 	$(PIP) --editable .
 	touch $@
 
-# The target's name ends in the extra's: test, docs or bench.
+# The target's name ends in the extra's: test, docs, fuzz or bench.
 $(VENV)/installed-%: $(VENV)/installed
 	@echo "installing what the target $* needs into $(VENV)"
 	$(PIP) --editable ".[$*]"
@@ -80,6 +81,9 @@ docs: $(VENV)/installed-docs
 
 notebook: $(VENV)/installed-docs
 	$(RUN) -m jupyter execute --inplace docs/notebook.ipynb
+
+fuzz: $(VENV)/installed-fuzz
+	$(RUN) -m tests.fuzz
 
 bench: setup-tests $(VENV)/installed-bench
 	$(RUN) -m benchmarks

@@ -83,9 +83,13 @@ def make_batch(job: Job) -> tuple[Record, np.ndarray | None]:
 
 def still_there(path: Path, record: Record) -> bool:
     """Return whether the file of an earlier run is unchanged."""
+    if not {"images", "bytes", "sha256", "bad"} <= record.keys():
+        return False
     if record["images"] == 0:
         return True
-    return path.is_file() and (path.stat().st_size, file_sha256(path)) == (record["bytes"], record["sha256"])
+    if not path.is_file() or (path.stat().st_size, file_sha256(path)) != (record["bytes"], record["sha256"]):
+        return False
+    return batch_file.check(path)[3] == record["images"]
 
 
 def written(job: Job) -> tuple[Record, np.ndarray]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from alexnet.data.batch_file import DataError, name_of
+from alexnet.native.untrusted import parse_json
 
 JOURNAL = "misc/journal.jsonl"
 
@@ -35,6 +36,9 @@ def opened_journal(path: Path, settings: dict[str, Any]) -> Iterator["Journal"]:
             raise DataError(f"another run of preprocess is writing into {name_of(folder)}") from error
         file.seek(0)
         records, whole = whole_lines(file.read())
+        for record in records:
+            if not is_record(record):
+                raise DataError(f"{name_of(path)} is damaged: {record!r} is no line of a journal; use another folder")
         file.truncate(whole)                                 # an interrupted write can leave a partial line
         journal = Journal(path, file, [record for record in records if "half" in record])
         before = next((record for record in reversed(records) if "half" not in record), None)
@@ -70,7 +74,7 @@ def whole_lines(text: bytes) -> tuple[list[Record], int]:
     whole = 0
     for line in text.splitlines(keepends=True):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             break
         if not line.endswith(b"\n"):
@@ -78,6 +82,27 @@ def whole_lines(text: bytes) -> tuple[list[Record], int]:
         records.append(record)
         whole += len(line)
     return records, whole
+
+
+def is_record(value: object) -> bool:
+    """Return whether a line is the settings of a run, or the record of a batch file with fields of the right types."""
+    if not isinstance(value, dict):
+        return False
+    if "half" not in value:
+        return True
+    numbers = [value.get(name, 0) for name in ("number", "images", "bytes")]
+    bad = value.get("bad", [])
+    return (
+        isinstance(value["half"], str) and "number" in value and isinstance(value.get("sha256", ""), str)
+        and all(type(each) is int and 0 <= each < 1 << 63 for each in numbers)
+        and type(value.get("sums_crc32", 0)) is int
+        and isinstance(bad, list) and all(is_pair_of_texts(each) for each in bad)
+    )
+
+
+def is_pair_of_texts(value: object) -> bool:
+    """Return whether a value of JSON is a list of two texts, such as the name of a bad image and what is wrong."""
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value)
 
 
 def refuse_difference(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from alexnet.data.augment import IMAGE_SIZE
-from alexnet.data.batch_file import file_sha256
+from alexnet.data.batch_file import DataError, file_sha256
 from alexnet.data.image_listing import ImageList, Sources
 from alexnet.data.layout import MANIFEST, MANIFEST_FORMAT, Manifest, own_sha256
 from alexnet.data.progress import quantity
@@ -93,11 +93,15 @@ def describe(
 
 
 def counted(manifest: Manifest) -> str:
-    """Describe the contents of a data set in one line."""
-    train, validation = manifest["train"], manifest["validation"]
-    skipped = len(train["skipped"]) + len(validation["skipped"])
-    return (
-        f"{quantity(train['images'], 'training image')} in {quantity(len(train['files']), 'file')}, "
-        f"{quantity(validation['images'], 'validation image')} in {quantity(len(validation['files']), 'file')}, "
-        f"{len(manifest['class_names']):,} classes" + (f", {quantity(skipped, 'bad image')} skipped" if skipped else "")
-    )
+    """Describe the contents of a data set in one line; raises DataError if the manifest lacks an entry."""
+    try:
+        train, validation = manifest["train"], manifest["validation"]
+        skipped = len(train["skipped"]) + len(validation["skipped"])
+        return (
+            f"{quantity(train['images'], 'training image')} in {quantity(len(train['files']), 'file')}, "
+            f"{quantity(validation['images'], 'validation image')} in {quantity(len(validation['files']), 'file')}, "
+            f"{len(manifest['class_names']):,} classes"
+            + (f", {quantity(skipped, 'bad image')} skipped" if skipped else "")
+        )
+    except KeyError as error:
+        raise DataError(f"{MANIFEST} lacks its entry {error}; make the data set again in another folder") from error

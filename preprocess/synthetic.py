@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from alexnet.data.batch_file import DataError, name_of
+from alexnet.data.batch_file import DataError, name_of, one_line
 from alexnet.data.ground_truth import GROUND_TRUTHS
 from alexnet.data.image_listing import ImageList, find_images
 from alexnet.data.layout import Manifest
 from alexnet.data.progress import Progress
 from alexnet.native import atomic
 from alexnet.native.cores import cores
+from alexnet.native.untrusted import parse_json
 from preprocess.batches import Settings, make_batches
 from preprocess.figures import FIGURES, draw
 from preprocess.workers import results
@@ -108,7 +109,12 @@ def refuse_other_set(file: Path, settings: dict[str, Any]) -> None:
     """Raise DataError if this folder's images were made with other settings; record those of a new folder."""
     if not file.exists():
         atomic.write(file, json.dumps(settings) + "\n", fsync=True)
-    elif (before := json.loads(file.read_bytes())) != settings:
+        return
+    try:
+        before = parse_json(file.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{name_of(file)} is not readable JSON: {one_line(error)}; use another folder") from error
+    if before != settings:
         raise DataError(f"{name_of(file.parent)} holds a synthetic set of {before}, not {settings}; use another folder")
 
 

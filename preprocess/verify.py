@@ -36,7 +36,7 @@ def checks(out: str | Path) -> list[Check]:
             for half in HALVES for file in manifest[half]["files"]
         ]
         small = [Check(Path(out, name), str(sha256), 0) for name, sha256 in manifest["checksums"].items()]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{name_of(out)}/{MANIFEST} lacks an entry: {error!r}") from error
     return batches + small
 
@@ -44,9 +44,9 @@ def checks(out: str | Path) -> list[Check]:
 def examine(check: Check) -> Finding:
     """Return the Finding of one file."""
     name = name_of(check.path)
-    if check.path.exists() and not check.path.is_file():
-        return Finding(None, f"{name} is not a file")            # reading a pipe would block forever
     try:
+        if check.path.exists() and not check.path.is_file():
+            return Finding(None, f"{name} is not a file")        # reading a pipe would block forever
         found = file_sha256(check.path)
         if found != check.sha256:
             return Finding(found, f"{name} is damaged or of another set: its checksum differs from the manifest's")
@@ -54,7 +54,7 @@ def examine(check: Check) -> Finding:
             return Finding(found, f"{name} does not hold {check.images} images")
     except FileNotFoundError:
         return Finding(None, f"{name} is missing")
-    except (OSError, DataError) as error:
+    except (OSError, ValueError) as error:           # includes DataError, and names that no file can have
         return Finding(None, f"{name} cannot be read: {error}")
     return Finding(found, None)
 

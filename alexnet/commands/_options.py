@@ -1,7 +1,6 @@
 """Options shared by several commands: the weights, and the device and backend."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from alexnet.data.image_formats import is_url
 from alexnet.models import model_class
 from alexnet.native import compiler
 from alexnet.native.console import note
+from alexnet.native.untrusted import parse_json
 from alexnet.pretrained.preprocessing import PREPROCESSINGS
 from alexnet.training.network import Network
 
@@ -114,7 +114,7 @@ def class_names_of(file: Path, classes: int) -> tuple[str, ...]:
     """
     try:
         text = file.read_text(encoding="utf-8-sig").strip()
-        found = json.loads(text) if text[:1] in ("[", "{") else [line.strip() for line in text.splitlines()]
+        found = parse_json(text) if text[:1] in ("[", "{") else [line.strip() for line in text.splitlines()]
     except (OSError, ValueError) as error:
         raise DataError(f"{name_of(file)} is no list of class names: {one_line(error)}") from error
     names = listed_names(found)

@@ -9,9 +9,12 @@ import argparse
 from pathlib import Path
 
 from alexnet.data.batch_file import name_of
+from alexnet.native.untrusted import InputError
 from alexnet.plots.records import classes_of, settings_of
 from alexnet.run.recorder import read_records
 from alexnet.training.diagnosis import Detector
+
+MOST_EPOCHS, MOST_ITERATIONS = 1_000_000, 1e15   # more are those of damaged records
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,9 +41,10 @@ def findings_of(folder: Path) -> list[str]:
     if not steps:
         return []
     classes = settings_of(folder).get("classes") or classes_of(folder)
-    if not isinstance(classes, int):
-        raise ValueError(f"{name_of(folder)} has no checkpoint, which would state the number of classes")
-    steps_of_epoch = steps[-1]["iteration"] / steps[-1]["epoch"]
-    detector = Detector(classes, round(settings_of(folder).get("n_epochs", 1) * steps_of_epoch))
+    if not isinstance(classes, int) or classes < 2:
+        raise InputError(f"{name_of(folder)} has no checkpoint, which would state the number of classes")
+    steps_of_epoch = steps[-1]["iteration"] / (steps[-1]["epoch"] or 1)
+    epochs = min(max(settings_of(folder).get("n_epochs", 1), 1), MOST_EPOCHS)
+    detector = Detector(classes, round(min(epochs * steps_of_epoch, MOST_ITERATIONS)))
     found = (finding for record in records for finding in detector.add(record))
     return [f"{name_of(folder)}, iteration {finding.iteration}: {finding.text}" for finding in found]

@@ -11,10 +11,12 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
+from alexnet.native.untrusted import InputError
+
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """An invalid setting. The message is one sentence with the value and a valid alternative."""
 
 

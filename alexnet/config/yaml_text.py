@@ -1,6 +1,6 @@
 """YAML 1.2's core schema: 1e-2 is a number, true and false are the only booleans, `on` is a string.
 
-A duplicate key is an error.
+A duplicate key, an alias (*name) and a tag of another type are errors.
 """
 
 import re
@@ -10,6 +10,7 @@ import yaml
 
 from alexnet.config.registry import ConfigError
 
+TAGS = ("null", "bool", "int", "float", "str", "seq", "map")
 FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
 
 
@@ -17,6 +18,18 @@ class Loader(yaml.SafeLoader):
     """PyYAML's safe loader with the scalars of YAML 1.2 (core schema). Refuses duplicate keys."""
 
     yaml_implicit_resolvers: ClassVar[dict] = {}
+    yaml_constructors: ClassVar[dict] = {
+        tag: function for tag, function in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in TAGS
+    }
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Return the next node; raise ConfigError for an alias, with which 1 kB can describe more than the memory."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            line = event.start_mark.line + 1
+            raise ConfigError(f"{self.name} line {line}: write the value of *{event.anchor} out; aliases are not read")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Return the mapping of a node; raise ConfigError for a duplicate key or a key that is no string."""
@@ -59,7 +72,10 @@ def parse(text: str | bytes, source: str) -> Any:
     Raises:
         ConfigError: the text is not valid YAML.
     """
-    loader = Loader(text)
+    try:
+        loader = Loader(text)
+    except yaml.YAMLError as error:              # a character that no YAML has
+        raise ConfigError(f"{source} is not valid YAML: {error}") from error
     loader.name = source
     try:
         return loader.get_single_data()
@@ -68,6 +84,12 @@ def parse(text: str | bytes, source: str) -> Any:
         line = f" in line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
         raise ConfigError(f"{source} is not valid YAML{line}: {problem}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source} is not valid YAML: it is nested too deeply") from error
+    except ConfigError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:           # a value that its tag forbids, or one of 5000 digits
+        raise ConfigError(f"{source} is not valid YAML: {error}") from error
     finally:
         loader.dispose()
 

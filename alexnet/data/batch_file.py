@@ -19,6 +19,7 @@ import hickle
 import numpy as np
 
 from alexnet.native.atomic import replacing
+from alexnet.native.untrusted import InputError
 
 NAMES = ("data", "data_0")                       # hickle 1 and 4 or newer; hickle 2 and 3
 BLOCK = 512                                      # 64-bit words that sums_crc32 adds up
@@ -28,7 +29,7 @@ OF_THE_DEVICE = {errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errn
 FilePath = str | bytes | os.PathLike             # names of image files may not be UTF-8
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Data files that are missing, damaged or inconsistent. The message is one sentence that names them."""
 
 
@@ -200,7 +201,10 @@ def fault_of(file: h5py.File, name: str | None, size: int) -> str | None:
 
 def name_of(path: FilePath) -> str:
     """Return path as printable text: bytes that are not UTF-8 and control characters become escape sequences."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    try:
+        text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:                   # a character that no file name has, from a list of names
+        text = str(path)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -62,7 +62,7 @@ def labels_from(
         lines = in_order(file, root, names, lines)
     else:
         lines = by_name(file, root, names, lines, omissions)
-    if lines[0].image is not None and all(line.value.isdigit() for line in lines) \
+    if lines[0].image is not None and all(is_number(line.value) for line in lines) \
             and lines[0].value not in classes.label_of:
         return counted_labels(file, lines, classes)
     return [label_of(file, line, root, classes) for line in lines]
@@ -98,7 +98,12 @@ def parsed(number: int, text: str, classes: Classes) -> Line:
 
 def is_value(text: str, classes: Classes) -> bool:
     """Return whether a text may be the value of a Line."""
-    return text.isdigit() or nfc(text) in classes.label_of or WNID.fullmatch(text) is not None
+    return is_number(text) or nfc(text) in classes.label_of or WNID.fullmatch(text) is not None
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is a whole number of at most 18 digits."""
+    return text.isascii() and text.isdecimal() and len(text) <= 18
 
 
 def in_order(file: Path, root: str | Path, names: Sequence[str], lines: list[Line]) -> list[Line]:
@@ -157,7 +162,7 @@ def label_of(file: Path, line: Line, root: str | Path, classes: Classes) -> int:
     value = nfc(line.value)
     if value in classes.label_of:
         return classes.label_of[value]
-    if not value.isdigit():
+    if not is_number(value):
         raise DataError(f"line {line.number} of {name_of(file)} is {value}, which is no class of {classes.known}")
     if int(value) == 0:
         raise DataError(
@@ -216,10 +221,10 @@ def read_synsets(path: Path) -> Synsets:
 
             return read_meta(path)
         fields = [line.split(maxsplit=2) for line in read_text(path).splitlines() if line.strip()]
-        without_id = next((f for f in fields if not (f[0].isdecimal() or f[1].isdecimal())), None)
+        without_id = next((f for f in fields if not (is_number(f[0]) or is_number(f[1]))), None)
         if without_id:
             raise ValueError(f"the line of {without_id[0]} has no id")
-        pairs = [(f[:2] if f[0].isdecimal() else f[1::-1], f[2] if len(f) > 2 else "") for f in fields]
+        pairs = [(f[:2] if is_number(f[0]) else f[1::-1], f[2] if len(f) > 2 else "") for f in fields]
         return {int(number): (wnid, words) for (number, wnid), words in pairs}
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise DataError(

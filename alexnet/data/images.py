@@ -25,6 +25,7 @@ from alexnet.data.batch_file import FilePath, one_line
 from alexnet.data.image_formats import FORMATS, HEAD, image_format, is_url, refusal
 from alexnet.data.png import refuse_wrong_checksum
 from alexnet.data.resize import resize
+from alexnet.native.untrusted import InputError
 
 DECODE: dict[str, int] = {                       # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but not smaller
     "exact": 4 * IMAGE_SIZE,                     # mean error 0.002 grey levels on photographs of ImageNet
@@ -51,7 +52,7 @@ TURNS = {                                        # EXIF 2.32, section 4.6.4: val
 ImageSource = FilePath | io.BufferedIOBase | np.ndarray | Image.Image             # what image_of() accepts
 
 
-class BadImage(ValueError):
+class BadImage(InputError):
     """An image file that cannot be used. The message gives the reason."""
 
 

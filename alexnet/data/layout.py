@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tokenize
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,11 +19,19 @@ import numpy as np
 from alexnet.data import batch_file
 from alexnet.data.augment import IMAGE_SIZE
 from alexnet.data.batch_file import DataError, FileChecksum, file_sha256, name_of, one_line
+from alexnet.native.untrusted import parse_json
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
-UNREADABLE = (OSError, ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError)     # bad .npy header
+UNREADABLE = (                                   # bad .npy header
+    OSError, ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError,
+    EOFError, KeyError,
+)
 BATCH_NAME = re.compile(r"(\d+)(?:_([01]+))?\.hkl")
+
+# types of the entries of a manifest
+ENTRIES = {"class_names": list, "checksums": dict, "settings": dict, "train": dict, "validation": dict}
+OF_A_HALF = {"folder": str, "images": int, "files": list, "skipped": list}
 
 Manifest = dict[str, Any]                        # docs/data_format.md describes its entries
 
@@ -31,14 +40,33 @@ def read_manifest(path: str | Path) -> Manifest | None:
     """Return the manifest of a data set as a dictionary, or None if there is none, as in upstream's folders."""
     file = Path(path) / MANIFEST
     try:
-        manifest = json.loads(file.read_bytes())
+        manifest = parse_json(file.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise DataError(f"{name_of(file)} is not readable JSON: {one_line(error)}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
         raise DataError(f"{name_of(file)} is no manifest of format {MANIFEST_FORMAT}; run preprocess again")
+    if entry := entry_of_wrong_type(manifest):
+        raise DataError(f"{name_of(file)} is damaged: its entry {entry} has the wrong type; run preprocess again")
     return manifest
+
+
+def entry_of_wrong_type(manifest: Manifest) -> str | None:
+    """Return the name of the first entry of a manifest that has another type than preprocess writes; None if none."""
+    halves = [manifest[half] for half in ("train", "validation") if isinstance(manifest.get(half), dict)]
+    kinds: list[tuple[Manifest, str, type]] = [(manifest, name, kind) for name, kind in ENTRIES.items()]
+    kinds += [(half, name, kind) for half in halves for name, kind in OF_A_HALF.items()]
+    for entries, name, kind in kinds:
+        if name in entries and not isinstance(entries[name], kind):
+            return name
+    texts = [manifest.get("class_names", ()), manifest.get("checksums", {}).values()]
+    if not all(isinstance(text, str) for each in texts for text in each):
+        return "class_names or checksums"
+    skipped = [pair for half in halves for pair in half.get("skipped", ())]
+    if not all(isinstance(pair, list) and len(pair) == 2 and {*map(type, pair)} == {str} for pair in skipped):
+        return "skipped"
+    return None
 
 
 def own_sha256(manifest: Manifest) -> str:
@@ -65,8 +93,9 @@ def listed_files(
         folder = manifest[half]["folder"]
         entries = [(str(e["name"]), int(e["images"]), int(e["bytes"])) for e in manifest[half]["files"]]
         checksums = tuple(FileChecksum(str(e["sha256"]), e.get("sums_crc32")) for e in manifest[half]["files"])
-        inside = not {"/", "\\"} & set(folder) and all(BATCH_NAME.fullmatch(name) for name, _, _ in entries)
-    except (KeyError, TypeError, ValueError) as error:
+        inside = folder.isprintable() and not {"/", "\\"} & set(folder)
+        inside = inside and all(BATCH_NAME.fullmatch(name) for name, _, _ in entries)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise DataError(f"{name_of(path / MANIFEST)} does not list its {half} files: {error!r}") from error
     if not inside or not entries:
         raise DataError(f"{name_of(path / MANIFEST)} must list {half} files such as 0000.hkl in one folder")
@@ -203,6 +232,13 @@ def join_halves(halves: Sequence[Path], files: Sequence[Path], counts: np.ndarra
     return np.concatenate([piece for pair in zip(*parts, strict=True) for piece in pair])
 
 
+def has_invalid_characters(texts: np.ndarray) -> bool:
+    """Return whether an array (n,) of texts has numbers that are no characters, on which Python's functions fail."""
+    if texts.dtype.kind != "U" or not texts.dtype.itemsize:
+        return False
+    return bool((texts.view(f"{texts.dtype.str[0]}u4") > sys.maxunicode).any())
+
+
 def refuse_mixed_classes(misc: Path, half: str, file: Path, labels: np.ndarray) -> None:
     """Raise DataError if upstream's list of shuffled names has images of one class under two labels.
 
@@ -211,14 +247,16 @@ def refuse_mixed_classes(misc: Path, half: str, file: Path, labels: np.ndarray) 
     names_file = misc / "shuffled_train_filenames.npy"
     if half != "train" or not names_file.exists():
         return
-    names = load_array(names_file)[:len(labels)]
+    names = load_array(names_file)
     if names.ndim != 1 or names.dtype.kind not in "SU":
         raise DataError(f"{name_of(names_file)} holds {names.dtype} {names.shape}, not one name per image")
+    if has_invalid_characters(names):
+        raise DataError(f"{name_of(names_file)} is damaged: it holds numbers that are no characters")
     label_of: dict[str, int] = {}
-    for name, label in zip(names.tolist(), labels.tolist(), strict=False):
+    for name, label in zip(names[:len(labels)].tolist(), labels.tolist(), strict=False):
         folder = Path(os.fsdecode(name)).parent.name
         if label_of.setdefault(folder, label) != label:
             raise DataError(
-                f"{name_of(file)} and its other half give class folder {folder} "
+                f"{name_of(file)} and its other half give class folder {name_of(folder)} "
                 f"the labels {label_of[folder]} and {label}; are the halves mixed up?"
             )

@@ -1,5 +1,6 @@
 """Read the records of runs as arrays (epochs, hours, costs, errors, times), and their settings."""
 
+import sys
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,8 @@ TEXT = ("kind", "at")                            # fields of a record that are n
 POINTS = 300                                     # maximum points of a training curve; more would show only noise
 FEWEST_FOR_TOP5 = 20                             # classes; with fewer, the top-5 error is small for any network
 REPORT = "report.safetensors"                    # in the folder of a run: what its report shows besides the records
+# of the settings that the titles and the diagnosis use
+TYPES = {"model": str, "data": str, "rule": str, "sync": str, "exchange": str, "classes": int, "n_epochs": int}
 TICKS = {"epochs": "epoch", "hours": "hours"}    # x axis of the curves -> field with its values
 
 
@@ -54,7 +57,7 @@ class RecordedRun(NamedTuple):
     @property
     def workers(self) -> int:
         """The number of workers: the largest in a lap, or the number of asynchronous workers; 0 if unknown."""
-        return max(int(self.speed["workers"].max(initial=0)), asynchronous_workers(self.train))
+        return max(int(np.nan_to_num(self.speed["workers"]).max(initial=0)), asynchronous_workers(self.train))
 
     @property
     def shows_top5(self) -> bool:
@@ -82,6 +85,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RecordedRun:
     for record in each_record(folder):
         kind = record["kind"]
         worker = record.get("worker")
+        worker = worker if isinstance(worker, int) else None
         if kind == "train" or (kind == "validation" and seconds.keys() <= {None}):
             seconds[worker] += number(record, "seconds", 0.0)
         passed = seconds[worker] if kind == "train" else max(seconds.values(), default=0.0)
@@ -106,11 +110,12 @@ def asynchronous_workers(train: Columns) -> int:
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
-    """Return the settings of a run, or {} if they cannot be read."""
+    """Return the settings of a run without those of a wrong type, or {} if they cannot be read."""
     try:
-        return read_settings(folder / "config.yaml")
+        settings = read_settings(folder / "config.yaml")
     except ConfigError:
         return {}
+    return {name: value for name, value in settings.items() if isinstance(value, TYPES.get(name, object))}
 
 
 def classes_of(folder: Path) -> int | None:
@@ -192,9 +197,9 @@ def workers_of(run: RecordedRun) -> str | None:
 
 
 def number(record: Record, field: str, otherwise: float) -> float:
-    """Return the number in a field of a record, or `otherwise` if there is none."""
+    """Return the number in a field of a record, or `otherwise` if there is none that a float can represent."""
     value = record.get(field)
-    return value if isinstance(value, int | float) else otherwise
+    return value if isinstance(value, int | float) and abs(value) <= sys.float_info.max else otherwise
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:

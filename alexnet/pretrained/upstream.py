@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from alexnet.data.augment import IMAGE_SIZE, UNSCALED
+from alexnet.native.untrusted import parse_json
 from alexnet.pretrained.npy_files import Files, Folder, npy, opened, writing
 from alexnet.pretrained.weights import MAX_CLASSES, Weights, WeightsError, checked, shapes
 
@@ -164,10 +165,10 @@ def listing_of(files: Files) -> dict[str, Any]:
     if not files.has(LISTING):
         return {}
     try:
-        listing = json.loads(files.read(LISTING, LONGEST_LISTING))
+        listing = parse_json(files.read(LISTING, LONGEST_LISTING))
         sums, model = listing["sha256"], listing["model"]
         files.sums = {str(name): str(value) for name, value in sums.items()}
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{files.path} has a {LISTING} that is not as export writes it") from error
     if model != "alexnet":
         raise WeightsError(f"{files.path} has a {LISTING} of a network {model!r}; theano_alexnet's is alexnet")

@@ -10,13 +10,14 @@ import numpy as np
 from alexnet.data.augment import IMAGE_SIZE, RESIZES, UNSCALED, Scale, scale_of
 from alexnet.models import MODELS
 from alexnet.native import atomic
+from alexnet.native.untrusted import InputError
 
 IMAGENET_CLASSES = 1000
 MAX_CLASSES = 100_000                   # the full ImageNet has 21,841; more means a damaged or malicious file
 NAMES_FILE = Path(__file__).with_name("ilsvrc2012.txt")
 
 
-class WeightsError(ValueError):
+class WeightsError(InputError):
     """Weights cannot be read, used or written. The message is one sentence."""
 
 

@@ -265,5 +265,5 @@ def position_of(metadata: Metadata, path: Path) -> Position:
     try:
         epoch, batch, iteration, errors = (metadata["position"][field] for field in Position._fields)
         return Position(int(epoch), int(batch), int(iteration), tuple(map(float, errors)))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path} has no training position, so it is not the checkpoint of a run") from error

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from alexnet.native.atomic import replacing
+from alexnet.native.untrusted import InputError, parse_json
 
 VERSION = 1
 MEAN = "mean"                           # name of the mean image's array, in checkpoints and exports
@@ -40,7 +41,11 @@ DTYPES = {                              # those of safetensors, and what NumPy c
 }
 
 
-class CheckpointError(ValueError):
+# the last two: a dtype that NumPy does not have
+UNREADABLE = (OSError, SafetensorError, TypeError, AttributeError)
+
+
+class CheckpointError(InputError):
     """A checkpoint that cannot be written, read or used. The message is one sentence."""
 
 
@@ -132,7 +137,7 @@ def load(path: str | Path, wanted: Wanted | None = None) -> tuple[Arrays, Metada
             arrays = {name: file.get_tensor(name) for name in names if name in chosen}
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint {path}") from error
-    except (OSError, SafetensorError, TypeError) as error:       # TypeError: a dtype that NumPy does not have
+    except UNREADABLE as error:
         raise CheckpointError(f"{path} is no checkpoint, or damaged: {error}") from error
     for name, array in arrays.items():
         if record["arrays"].get(name) != description(array):
@@ -169,7 +174,7 @@ def read_tensor(path: str | Path, name: str) -> np.ndarray:
     try:
         with safe_open(path, framework="numpy") as file:
             return file.get_tensor(name)
-    except (OSError, SafetensorError, TypeError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"{path} is damaged: {name}: {error}") from error
 
 
@@ -215,8 +220,8 @@ def checked_record(header: Mapping[str, str], path: Path) -> Metadata:
 def parsed(text: str) -> Metadata:
     """Parse JSON `text`. Returns an empty dictionary if it is not a JSON object."""
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
+        record = parse_json(text)
+    except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
 
@@ -308,7 +313,7 @@ def error_of(path: Path) -> float:
         error = load(path, lambda metadata: ())[1].get("validation_error")
     except CheckpointError:
         return math.inf
-    return math.inf if error is None else float(error)
+    return error if isinstance(error, int | float) else math.inf
 
 
 def prune(folder: str | Path, keep: int | None, saved: Path | None = None) -> None:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TextIO
 
 from alexnet.data.progress import StatusLine, duration
 from alexnet.native.atomic import naming, replacing
+from alexnet.native.untrusted import InputError, parse_json
 from alexnet.run.event_file import EventFile
 from alexnet.training.base import Record, Recorder
 from alexnet.training.diagnosis import STATISTICS
@@ -442,30 +443,38 @@ def each_record(folder: str | Path) -> Iterator[Record]:
 
     Raises:
         FileNotFoundError: the folder is not the folder of a run.
-        ValueError: a line is not a record.
+        InputError: a line is not a record.
     """
     path = Path(folder) / LINES
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no run's folder: it has no {path.name}")
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if line.endswith("\n"):
+            if line.endswith(b"\n"):
                 yield parsed(line, f"line {number} of {path}")
 
 
-def parsed(line: str, place: str) -> Record:
+def parsed(line: bytes, place: str) -> Record:
     """Parse a line of JSON into a record.
 
     Raises:
-        ValueError: the line, described by `place`, is not a record.
+        InputError: the line, described by `place`, is not a record.
     """
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError as error:
-        raise ValueError(f"{place} is not a record of a run: {error}") from error
-    if not isinstance(record, dict) or "kind" not in record:
-        raise ValueError(f"{place} is not a record of a run: it has no kind")
+        raise InputError(f"{place} is not a record of a run: {error}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        raise InputError(f"{place} is not a record of a run: it has no kind")
+    for field in ("iteration", "epoch") if record["kind"] in FIELDS else ("iteration",):
+        if not is_number(record.get(field)):
+            raise InputError(f"{place} is not a record of a run: its {field} is no number")
     return record
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value of JSON is a number of at least 0 that a float can represent."""
+    return isinstance(value, int | float) and 0 <= value <= sys.float_info.max
 
 
 def finite(values: Mapping[str, Any]) -> Record:

@@ -42,6 +42,13 @@ RISEN = 1.1                                      # validation cost, divided by i
 EPOCHS = 3                                       # in a row, with a validation cost that has risen
 
 
+NEEDED = {                                       # numbers that a record of a kind must have to be considered
+    "train": ("top1_error", "learning_rate"), "validation": ("top1_error",),
+    "speed": ("wait", "seconds", "sync", "comm", "workers"),
+}
+LARGEST_NUMBER = 1e300                           # larger ones, of a damaged record, overflow in a sum
+
+
 class Diagnosis(NamedTuple):
     """Why a run will fail.
 
@@ -53,6 +60,19 @@ class Diagnosis(NamedTuple):
     cause: str
     iteration: int
     text: str
+
+
+def is_complete(record: Mapping[str, Any]) -> bool:
+    """Return whether a record has the numbers of its kind; an older or a damaged record may lack some."""
+    numbers = [record.get(field) for field in NEEDED.get(record["kind"], ())]
+    if record["kind"] in ("train", "validation") and record.get("cost", math.nan) is not None:
+        numbers.append(record.get("cost"))       # None: the cost is not finite
+    return all(map(is_usual, numbers)) and (record["kind"] != "speed" or record["seconds"] > 0)
+
+
+def is_usual(value: object) -> bool:
+    """Return whether a value of a record is a number that can be added to others."""
+    return isinstance(value, int | float) and abs(value) <= LARGEST_NUMBER
 
 
 class Detector:
@@ -87,7 +107,7 @@ class Detector:
             "train": self._train, STATISTICS: self._measurement, "speed": self._speed, "validation": self._validation,
         }.get(record["kind"])
         found = []
-        for cause, text in look(record) if look else ():
+        for cause, text in look(record) if look and is_complete(record) else ():
             if cause not in self._found:
                 self._found.add(cause)
                 found.append(Diagnosis(cause, record["iteration"], text))
@@ -122,7 +142,7 @@ class Detector:
         what = f"the cost is still that of guessing, {self._guessing:.3f}, after {iteration:,} iterations"
         updates = self._of_layers("update")
         gradients = self._of_layers("gradient")
-        if not updates:
+        if not updates or not gradients:
             return f"{what}; raise or lower learning_rate={self._rate:g}, and check labels and initial weights"
         weakest, least = min(gradients.items(), key=lambda each: each[1])
         if least < VANISHED * max(gradients.values()):
@@ -151,7 +171,9 @@ class Detector:
     # ---- statistics
 
     def _measurement(self, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        self._statistics = {name: value for name, value in record.items() if isinstance(value, float)}
+        self._statistics = {
+            name: value for name, value in record.items() if isinstance(value, float) and is_usual(value)
+        }
         dead = [layer for layer, share in self._of_layers("dead").items() if share >= DEAD]
         if self._repeated("dead", bool(dead)):
             share = self._of_layers("dead")[dead[0]]

@@ -22,6 +22,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from alexnet.data.augment import IMAGE_SIZE, UNSCALED
 from alexnet.models import MODELS
+from alexnet.native.untrusted import parse_json
 from alexnet.nn.layer import Chain, Step
 from alexnet.pretrained.graph import chain_of
 from alexnet.pretrained.onnx.tensors import array_of, tensors_of
@@ -188,8 +189,8 @@ def checked_metadata(proto: ModelProto, path: Path) -> dict[str, Any]:
     check_model(metadata["model"], path)
     try:
         lists = {"class_names", "crc32", SCALE} & metadata.keys()
-        return metadata | {name: json.loads(metadata[name]) for name in lists}
-    except (ValueError, RecursionError) as error:
+        return metadata | {name: parse_json(metadata[name]) for name in lists}
+    except ValueError as error:
         raise WeightsError(f"{path} has metadata that are no JSON") from error
 
 

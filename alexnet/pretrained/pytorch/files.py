@@ -17,7 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from alexnet.pretrained.pytorch.pickle_reader import MAX_BYTES, PickledTensor, Storage, UnsafePickle, read_pickle
+from alexnet.pretrained.pytorch.pickle_reader import (
+    MAX_BYTES,
+    PickledTensor,
+    Storage,
+    UnsafePickle,
+    as_key,
+    read_pickle,
+)
 from alexnet.pretrained.weights import WeightsError
 from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import CheckpointError
@@ -138,7 +145,7 @@ def old(path: Path) -> Tensors:
         places: dict[str, tuple[int, int]] = {}                # key -> number of values, position of the first
         widths = {each.storage.key: bytes_of(each.storage) for each in pickled(state, path).values()}
         at, end = pickles.tell(), path.stat().st_size
-        for key in map(str, keys):
+        for key in (str(as_key(each)) for each in keys):
             if key not in widths or at + 8 + widths[key] > end:
                 raise ValueError(f"it ends before storage {key[:60]}" if key in widths else "a storage has no tensor")
             file.seek(at)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from alexnet.pretrained.weights import WeightsError
 
+MOST_AXES = 64                          # of a tensor, as in PyTorch
 MAX_BYTES = 1 << 22                     # of a pickle without the tensors' values: 200 times that of VGG-16
 STORAGES = {
     "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
@@ -163,7 +164,7 @@ class Machine:
 
     def stack_global(self, _: object) -> None:
         name, module = self.stack.pop(), self.stack.pop()
-        self.stack.append(allowed(GlobalName(str(module), str(name))))
+        self.stack.append(allowed(GlobalName(as_text(module), as_text(name))))
 
     def reduce(self, _: object) -> None:
         """A call: of one of the functions that make dictionaries and tensors."""
@@ -177,8 +178,9 @@ class Machine:
     def new_object(self, _: object) -> None:
         """A parameter, as PyTorch wrote it in 2017: Parameter.__new__(Parameter, tensor)."""
         arguments, name = self.stack.pop(), self.stack.pop()
-        if name != PARAMETER:
-            raise UnsafePickle(f"has a pickle that constructs {str(name)[:100]}; nothing was run")
+        if not isinstance(name, GlobalName) or name != PARAMETER:
+            what = name if isinstance(name, GlobalName) else "something else than a class"
+            raise UnsafePickle(f"has a pickle that constructs {what}; nothing was run")
         self.stack.append(parameter(arguments))
 
     def build(self, _: object) -> None:
@@ -195,7 +197,7 @@ class Machine:
         _, kind, key, _, size, *view = identity
         if not isinstance(kind, GlobalName) or kind.name not in STORAGES or any(view):
             raise ValueError("a storage of its pickle is not one of numbers")
-        self.stack.append(Storage(str(key), STORAGES[kind.name], natural(size)))
+        self.stack.append(Storage(str(as_key(key)), STORAGES[kind.name], natural(size)))
 
 
 OPCODES: Mapping[str, Callable[[Machine, Any], None]] = {
@@ -217,7 +219,9 @@ def ordered_dict(arguments: Arguments) -> dict[str | int, Any]:
     if not arguments:
         return {}
     (items,) = arguments
-    return {as_key(key): value for key, value in as_list(items)}
+    made = {as_key(key): value for key, value in as_list(items)}
+    items.clear()                       # a hostile pickle may call this with the same long list many times
+    return made
 
 
 def tensor(arguments: Arguments) -> PickledTensor:
@@ -225,6 +229,8 @@ def tensor(arguments: Arguments) -> PickledTensor:
     storage, offset, shape, strides, *_ = arguments
     if not isinstance(storage, Storage) or len(shape) != len(strides):
         raise ValueError("a tensor of its pickle has no storage, or another number of strides than of axes")
+    if len(shape) > MOST_AXES:
+        raise ValueError(f"a tensor of its pickle has {len(shape)} axes")
     return PickledTensor(storage, natural(offset), tuple(map(natural, shape)), tuple(map(natural, strides)))
 
 
@@ -272,6 +278,13 @@ def as_dict(value: Any) -> dict[str | int, Any]:
     """Return a value that must be a dictionary."""
     if type(value) is not dict:
         raise ValueError("its pickle sets an item of something else than a dictionary")
+    return value
+
+
+def as_text(value: Any) -> str:
+    """Return a value that must be a string; that of others may be exponentially longer than the pickle."""
+    if not isinstance(value, str):
+        raise ValueError("a name in its pickle is no text")
     return value
 
 
