@@ -38,7 +38,15 @@ def checks(out: str | Path) -> list[Check]:
         small = [Check(Path(out, name), str(sha256), 0) for name, sha256 in manifest["checksums"].items()]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{name_of(out)}/{MANIFEST} lacks an entry: {error!r}") from error
+    outside = [check.path for check in batches + small if not is_inside(check.path, Path(out))]
+    if outside:
+        raise DataError(f"{name_of(out)}/{MANIFEST} is damaged: it lists {name_of(outside[0])}, which is outside the data set")
     return batches + small
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path is inside a folder, without links: a manifest may list other files of the machine."""
+    return path.is_relative_to(folder) and ".." not in path.relative_to(folder).parts
 
 
 def examine(check: Check) -> Finding:

@@ -6,6 +6,7 @@ from typing import Any
 
 LONGEST = 1200                                   # characters of a message; most have less than 300
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")         # of an object, in the messages of libraries
+LINE_BREAK = re.compile(r"\s*\n\s*")            # in the messages of libraries
 
 
 class InputError(ValueError):
@@ -16,11 +17,11 @@ class InputError(ValueError):
 
 
 def printable(text: object, longest: int = LONGEST) -> str:
-    """Return text as one line of printable characters; other characters become escape sequences.
+    """Return text as one line of printable characters; line breaks become spaces, other characters escape sequences.
 
     If it is too long, its middle is left out.
     """
-    text = ADDRESS.sub("", shortened(str(text), 2 * longest))
+    text = LINE_BREAK.sub(" ", ADDRESS.sub("", shortened(str(text), 2 * longest)))
     return shortened("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text), longest)
 
 

@@ -1,8 +1,8 @@
 """Fuzzing a reader: a target, and what must hold when it reads any bytes.
 
 The reader returns the same result twice, or raises one of its documented errors, whose message is one line of printable
-text of bounded length. It starts no program, imports no code that the input names, writes no file, and takes at most
-4 n + 256 MiB of memory for an input of n bytes.
+text of bounded length. It starts no program, imports no code that the input names, writes no file, reads none outside
+the folder of the input, and takes at most 4 n + 256 MiB of memory for an input of n bytes.
 """
 
 import os
@@ -22,6 +22,8 @@ LONGEST_MESSAGE = 1500                  # characters
 MEMORY = 256 << 20                      # bytes that a reader may take besides four times its input
 MOST_DIGESTED = 1 << 24                 # bytes of an array that are compared
 CODE = ("alexnet", "encodings", "numpy", "onnx", "PIL", "preprocess", "scipy")     # packages that readers may import
+# of Python, of packages, and of this repository: modules that are imported
+INSTALLED = (sys.prefix, sys.base_prefix, str(Path(__file__).resolve().parents[2]))
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 FORBIDDEN = (                           # starts of the names of audit events
     "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "os.remove", "os.rename",
@@ -80,11 +82,15 @@ class Target:
 
 
 class Guard:
-    """Audit hook that refuses what no reader may do, while it is active. A hook cannot be removed."""
+    """Audit hook that refuses what no reader may do, while it is active. A hook cannot be removed.
+
+    Files that libraries written in C open have no audit event.
+    """
 
     def __init__(self) -> None:
         self.active = False
         self.writable = ""              # path that may be opened for writing
+        self.readable = INSTALLED       # folders whose files may be opened for reading
         self.refused: str | None = None
         self.installed = False
 
@@ -103,7 +109,9 @@ class Guard:
     def is_forbidden(self, event: str, arguments: tuple) -> bool:
         if event == "open":
             path, _, flags = arguments
-            return bool(flags & WRITING) and str(path) != self.writable
+            if isinstance(path, int) or os.fsdecode(path) == self.writable:
+                return False
+            return bool(flags & WRITING) or not os.path.abspath(os.fsdecode(path)).startswith(self.readable)
         if event == "import":
             return arguments[0].partition(".")[0] not in CODE
         if event == "exec":
@@ -167,6 +175,7 @@ class Runner:
         os.write(self.memory, b"5")     # sets the peak of the memory to its present size
         taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         GUARD.refused = None
+        GUARD.readable = (*INSTALLED, str(self.folders[0]))
         GUARD.writable = str(self.path) if self.target.writes else ""
         GUARD.active = True
         try:
