@@ -40,7 +40,7 @@ def checks(out: str | Path) -> list[Check]:
         raise DataError(f"{name_of(out)}/{MANIFEST} lacks an entry: {error!r}") from error
     outside = [check.path for check in batches + small if not is_inside(check.path, Path(out))]
     if outside:
-        raise DataError(f"{name_of(out)}/{MANIFEST} is damaged: it lists {name_of(outside[0])}, which is outside the data set")
+        raise DataError(f"{name_of(out)}/{MANIFEST} is damaged: it lists {name_of(outside[0])}, outside the data set")
     return batches + small
 
 

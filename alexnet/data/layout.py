@@ -23,9 +23,10 @@ from alexnet.native.untrusted import parse_json
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
-UNREADABLE = (                                   # bad .npy header
-    OSError, ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError,
-    EOFError, KeyError,
+# raised by NumPy for the header of a .npy file; SystemError by Python's tokenizer for a zero byte
+BAD_HEADER = (
+    ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError, EOFError,
+    KeyError, SystemError,
 )
 BATCH_NAME = re.compile(r"(\d+)(?:_([01]+))?\.hkl")
 
@@ -168,7 +169,7 @@ def load_array(file: Path, sha256: str | None = None) -> np.ndarray:
         return np.array(np.lib.format.open_memmap(file, mode="r"))
     except DataError:
         raise
-    except UNREADABLE as error:
+    except (OSError, *BAD_HEADER) as error:
         raise DataError(f"{name_of(file)} is not a readable .npy array of plain values: {one_line(error)}") from error
 
 

@@ -11,7 +11,6 @@ import io
 import math
 import posixpath
 import struct
-import tokenize
 import warnings
 import zipfile
 import zlib
@@ -25,12 +24,12 @@ from typing import Literal
 import numpy as np
 
 from alexnet.data.batch_file import one_line
+from alexnet.data.layout import BAD_HEADER
 from alexnet.pretrained.weights import WeightsError, whole
 
 HEADER = 1 << 16                                 # maximum size of a .npy header, in bytes
 WIDEST = 8                                       # maximum bytes per value, so float64 is reported from the header
 READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-BAD_HEADER = (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError, EOFError)
 DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError)
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -117,9 +116,12 @@ class Files(ABC):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)      # NumPy on Python 2 wrote 3L instead of 3
-                shape, fortran, dtype = READERS[np.lib.format.read_magic(file)](file)
-        except KeyError as error:
-            raise WeightsError(f"{self.path}: {name} is a .npy of version {error}; 1.0 and 2.0 are read") from error
+                version = np.lib.format.read_magic(file)
+                if version not in READERS:
+                    raise WeightsError(f"{self.path}: {name} is a .npy of version {version}; 1.0 and 2.0 are read")
+                shape, fortran, dtype = READERS[version](file)
+        except WeightsError:
+            raise
         except BAD_HEADER as error:
             raise WeightsError(f"{self.path}: {name} is not a readable .npy array: {one_line(error)}") from error
         return shape, "F" if fortran else "C", dtype, file.tell()

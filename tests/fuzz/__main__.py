@@ -54,12 +54,10 @@ def fuzzed(name: str, options: argparse.Namespace) -> dict:
         seeds = Path(folder, "seeds")
         for place in (corpus, seeds):
             place.mkdir(parents=True, exist_ok=True)
-        made = list(TARGETS[name].seeds())
-        for number, seed in enumerate(made):
+        for number, seed in enumerate(TARGETS[name].seeds()):
             (seeds / f"{number:03d}").write_bytes(seed)
         given = [str(corpus), str(seeds), *map(str, HERE.glob(f"corpus/{name}"))]
-        longest = min(max(4096, 2 * max(map(len, made))), TARGETS[name].longest)
-        result = campaign(name, options, findings, given, longest)
+        result = campaign(name, options, findings, given)
         result["coverage"] = replayed(name, given)
         result["inputs"] = len(list(corpus.iterdir()))
     reports = [report.read_text(encoding="utf-8").partition("\n")[0] for report in sorted(findings.glob("*.txt"))]
@@ -71,7 +69,7 @@ def fuzzed(name: str, options: argparse.Namespace) -> dict:
     return result
 
 
-def campaign(name: str, options: argparse.Namespace, findings: Path, given: list[str], longest: int) -> dict:
+def campaign(name: str, options: argparse.Namespace, findings: Path, given: list[str]) -> dict:
     """Run processes of libFuzzer until the time or the number of executions is reached; return what they did."""
     total = {"executions": 0, "seconds": 0.0, "peak": 0}
     seconds = options.seconds if options.seconds or options.runs else SECONDS
@@ -81,7 +79,7 @@ def campaign(name: str, options: argparse.Namespace, findings: Path, given: list
         runs = None if options.runs is None else options.runs - total["executions"]
         if (left is not None and left < 1) or (runs is not None and runs < 1):
             break
-        flags = [f"-timeout={TIMEOUT}", f"-max_len={longest}", f"-artifact_prefix={findings}/", "-use_value_profile=1"]
+        flags = [f"-timeout={TIMEOUT}", f"-max_len={TARGETS[name].longest}", f"-artifact_prefix={findings}/"]
         flags += [f"-max_total_time={int(left)}"] if left is not None else []
         flags += [f"-runs={runs}"] if runs is not None else []
         (findings / "status.json").unlink(missing_ok=True)
@@ -108,13 +106,24 @@ def replayed(name: str, given: list[str]) -> dict:
 
 def line_of(name: str, result: dict) -> str:
     """Return the results of a target as a line."""
-    lines = sum(each["lines"] for each in result["coverage"].values())
+    lines = sum(len(each["lines"]) for each in result["coverage"].values())
     missing = sum(len(each["missing"]) for each in result["coverage"].values())
     rate = result["executions"] / max(result["seconds"], 1e-9)
     return (
         f"{name:15} {result['executions']:11,} {rate:8,.0f} {len(result['crashes']):8} {len(result['hangs']):6} "
         f"{result['peak'] / 2**20:9.1f} {100 * (1 - missing / max(lines, 1)):8.1f} {result['inputs']:7,}"
     )
+
+
+def modules_of(results: dict[str, dict]) -> dict[str, tuple[int, int]]:
+    """Return module -> number of its lines that read and that any target reaches, and of all its lines that read."""
+    wanted: dict[str, set[int]] = {}
+    missing: dict[str, set[int]] = {}
+    for result in results.values():
+        for module, each in result["coverage"].items():
+            wanted[module] = set(each["lines"])
+            missing[module] = missing.get(module, wanted[module]) & set(each["missing"])
+    return {module: (len(lines) - len(missing[module]), len(lines)) for module, lines in wanted.items()}
 
 
 def main(arguments: list[str]) -> int:
@@ -131,6 +140,9 @@ def main(arguments: list[str]) -> int:
                 print(f"    {finding}  ({options.findings / name})", flush=True)
             if options.json:
                 options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    print(f"\n{'module':45} lines %   (of the functions that read, by the inputs of all these targets)")
+    for module, (covered, lines) in sorted(modules_of(results).items()):
+        print(f"{module:45} {100 * covered / max(lines, 1):7.1f}")
     return int(any(result["crashes"] or result["hangs"] for result in results.values()))
 
 

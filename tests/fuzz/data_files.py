@@ -393,13 +393,16 @@ def class_name_seeds() -> Iterator[bytes]:
 
 HEADERS = "alexnet.data.layout"
 TARGETS = {
-    "batch_file": Target("0000.hkl", read_batch, (DataError,), batch_seeds, ("alexnet.data.batch_file",)),
-    "labels": Target("labels/train_labels.npy", read_labels, (DataError,), label_seeds, (HEADERS,)),
+    "batch_file": Target(
+        "0000.hkl", read_batch, (DataError,), batch_seeds, ("alexnet.data.batch_file",), longest=8192,
+    ),
+    "labels": Target("labels/train_labels.npy", read_labels, (DataError,), label_seeds, (HEADERS,), longest=600),
     "image_names": Target(
-        "misc/shuffled_train_filenames.npy", read_names, (DataError,), name_seeds, (HEADERS,), prepare_halves
+        "misc/shuffled_train_filenames.npy", read_names, (DataError,), name_seeds, (HEADERS,), prepare_halves, longest=1000,
     ),
     "mean": Target(
-        "img_mean.npy", read_mean, (DataError,), mean_seeds, (HEADERS,), hole=3 * 256 * 256 * 4, mutations=100
+        "img_mean.npy", read_mean, (DataError,), mean_seeds, (HEADERS,), hole=3 * 256 * 256 * 4, mutations=100,
+        longest=400,
     ),
     "manifest": Target(
         "manifest.json", read_manifest, (DataError,), manifest_seeds,
@@ -408,21 +411,28 @@ TARGETS = {
     ),
     "journal": Target(
         "misc/journal.jsonl", read_journal, (DataError,), journal_seeds, ("preprocess.journal",),
-        structure=mutation.json_lines_mutated, writes=True,
+        structure=mutation.json_lines_mutated, writes=True, longest=2000,
     ),
     "image": Target(
         "image", read_picture, (BadImage,), image_seeds,
         ("alexnet.data.images", "alexnet.data.image_formats", "alexnet.data.png"), repair=png_repaired, mutations=300,
     ),
-    "tar": Target("train.tar", read_tar, (DataError,), tar_seeds, ("alexnet.data.tar_listing",), repair=tar_repaired),
-    "ground_truth": Target("truth.txt", read_truth, (DataError,), truth_seeds, ("alexnet.data.ground_truth",)),
-    "synsets": Target("synsets.txt", read_synsets, (DataError,), synset_seeds, ("alexnet.data.ground_truth",)),
+    "tar": Target(
+        "train.tar", read_tar, (DataError,), tar_seeds, ("alexnet.data.tar_listing",), repair=tar_repaired,
+        longest=8192,
+    ),
+    "ground_truth": Target(
+        "truth.txt", read_truth, (DataError,), truth_seeds, ("alexnet.data.ground_truth",), longest=1000,
+    ),
+    "synsets": Target(
+        "synsets.txt", read_synsets, (DataError,), synset_seeds, ("alexnet.data.ground_truth",), longest=1000,
+    ),
     "meta_mat": Target(
         "meta.mat", read_synsets, (DataError,), meta_seeds,
-        ("alexnet.data.ilsvrc_devkit", "alexnet.data.ground_truth"), mutations=300,
+        ("alexnet.data.ilsvrc_devkit", "alexnet.data.ground_truth"), mutations=300, longest=1500,
     ),
     "class_names": Target(
         "names.txt", lambda path: _options.class_names_of(path, 3), (DataError,), class_name_seeds,
-        ("alexnet.commands._options",), structure=mutation.json_mutated,
+        ("alexnet.commands._options",), structure=mutation.json_mutated, longest=1000,
     ),
 }

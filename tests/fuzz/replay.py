@@ -63,7 +63,7 @@ def main() -> None:
     for module, file in zip(target.modules, files, strict=True):
         _, statements, _, missing, _ = measured.analysis2(str(file))
         wanted = lines_of_readers(file) & set(statements)
-        found[module] = {"lines": len(wanted), "missing": sorted(wanted & set(missing))}
+        found[module] = {"lines": sorted(wanted), "missing": sorted(wanted & set(missing))}
     print(json.dumps(found))
 
 

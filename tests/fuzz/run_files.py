@@ -175,20 +175,21 @@ TARGETS = {
     "settings": Target(
         "settings.yaml", read_file, (ConfigError,), settings_seeds,
         ("alexnet.config.load", "alexnet.config.yaml_text", "alexnet.config.fields", "alexnet.config.schema"),
-        longest=5000,
+        longest=1000,
     ),
     "arguments": Target(
         "arguments", read_arguments, (ConfigError,), argument_seeds,
         ("alexnet.config.load", "alexnet.config.fields", "alexnet.config.schema", "alexnet.config.synonyms"),
-        longest=5000,
+        longest=1000,
     ),
     "records": Target(
         recorder.LINES, read_run, (FileNotFoundError, InputError), record_seeds,
         ("alexnet.plots.records", "alexnet.commands.diagnose"), prepare_run, mutation.json_lines_mutated,
+        longest=2000,
     ),
     "run_settings": Target(
         "config.yaml", read_settings_of, (FileNotFoundError, InputError), run_settings_seeds,
-        ("alexnet.plots.records",), prepare_records, longest=5000,
+        ("alexnet.plots.records",), prepare_records, longest=1000,
     ),
     "history": Target(
         "report.safetensors", read_history, (), history_seeds, ("alexnet.plots.report.history",),

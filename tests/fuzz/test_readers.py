@@ -41,7 +41,8 @@ def mutations(target, inputs):
             data = mutation.mutated(data, random, inputs)
         if random.random() < 0.8:
             data = target.repair(data)
-        yield data[: target.longest] + HOLE if hole else data[: target.longest]
+        data = data[: 4 * target.longest]
+        yield data + HOLE if hole else data
 
 
 @pytest.mark.parametrize("name", TARGETS)

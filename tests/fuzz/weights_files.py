@@ -287,7 +287,7 @@ def pth_seeds() -> Iterator[bytes]:
         (few, {"pickle": pth_files.pickled(pth_files.name_of("os", "system") + b"X\x02\0\0\0ls\x85R")}),
         ({}, {"pickle": pth_files.named_shapes({"a": (3, 3), "b": (1 << 40, 1 << 40)})}),
         (few, {"pickle": b"\x80\x02" + b"]" + b"]a" * 5 + b"."}),
-        (few, {"pickle": b"\x80\x02" + b"](" * 3000 + b"."}),
+        (few, {"pickle": b"\x80\x02" + b"](" * 900 + b"."}),
     ):
         yield pth_files.save_zip(path, values, **options).read_bytes()
 
@@ -332,7 +332,7 @@ def pickle_seeds() -> Iterator[bytes]:
     yield pth_files.pickled(b"(K\x01I2\nL3L\nN\x88\x89G?\xf0\0\0\0\0\0\0J\1\0\0\0M\1\0U\1at")
     yield pth_files.pickled(pth_files.name_of("builtins", "eval") + b"X\x011\x85R")
     yield pth_files.pickled(b"X\5\0\0\0torchX\x0c\0\0\0FloatStorage\x93")
-    yield b"\x80\x02" + b"(" * 3000 + b"t" * 3000 + b"."
+    yield b"\x80\x02" + b"(" * 900 + b"t" * 900 + b"."
     # tuples whose text has 2**40 characters, as a name, as the key of a storage, and as a class
     doubled = b")q\0" + b"h\0h\0\x86q\0" * 40
     yield b"\x80\x02" + doubled + b"h\0\x93."
@@ -581,15 +581,17 @@ TARGETS = {
     ),
     "old_pth": Target("net.pth", read_torch, WEIGHTS, old_pth_seeds, PICKLES, structure=old_pth_mutated),
     "pickle": Target(
-        "data.pkl", read_one_pickle, WEIGHTS, pickle_seeds, PICKLES[2:], structure=mutation.pickle_mutated
+        "data.pkl", read_one_pickle, WEIGHTS, pickle_seeds, PICKLES[2:], structure=mutation.pickle_mutated,
+        longest=2000,
     ),
     "upstream_zip": Target(
         "net.zip", read_native, WEIGHTS, upstream_seeds,
         ("alexnet.pretrained.upstream", *ARRAYS, "alexnet.pretrained.detect"),
-        structure=mutation.zip_mutation(npy_or_json_mutated), repair=upstream_repaired,
+        structure=mutation.zip_mutation(npy_or_json_mutated), repair=upstream_repaired, longest=8192,
     ),
     "upstream_array": Target(
-        "b_7_65.npy", read_upstream, WEIGHTS, bias_seeds, ("alexnet.pretrained.upstream", *ARRAYS), prepare_upstream
+        "b_7_65.npy", read_upstream, WEIGHTS, bias_seeds, ("alexnet.pretrained.upstream", *ARRAYS), prepare_upstream,
+        longest=600,
     ),
     "npz": Target(
         "net.npz", read_native, WEIGHTS, npz_seeds, ("alexnet.pretrained.caffe.npz", *ARRAYS),
@@ -601,7 +603,7 @@ TARGETS = {
     ),
     "binaryproto": Target(
         "net_mean.binaryproto", read_mean, WEIGHTS, mean_proto_seeds, ("alexnet.pretrained.caffe.mean", *CAFFE[1:]),
-        structure=mutation.message_mutated, hole=4 * MEAN_IMAGE, mutations=100,
+        structure=mutation.message_mutated, hole=4 * MEAN_IMAGE, mutations=100, longest=256,
     ),
     "onnx": Target(
         "net.onnx", read_onnx, WEIGHTS, onnx_seeds,
