@@ -11,7 +11,7 @@ The random streams are counter based, so the position determines their state. On
 
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +33,15 @@ from alexnet.training.weight_average import WeightAverageSettings
 
 MEAN_IMAGE = (3, IMAGE_SIZE, IMAGE_SIZE), np.dtype(np.float32)
 MID_EPOCH = ("random_seed", "shuffle")  # fixed within an epoch: with the images per step, they determine its batches
+# types of the metadata and settings that a resumed run reads; older checkpoints lack some
+METADATA: dict[str, type | tuple[type, ...]] = {
+    "config": dict, "workers": int, "rule_state": list, "classes": int, "class_names": (list, type(None)),
+    "resize": str, "train_images": int, "data_mean_crc32": str,
+}
+SETTINGS: dict[str, type | tuple[type, ...]] = {
+    "frozen_layers": list, "update": str, "use_momentum": bool, "use_nesterov_momentum": bool,
+    "ema_decay": (int, float), "batch_size": int,
+}
 # of older checkpoints, which have no setting update
 FORMER_UPDATE = {"update": "auto", "use_momentum": True, "use_nesterov_momentum": False}
 
@@ -133,7 +142,19 @@ def load(place: str | Path, mean_only: bool = False) -> Snapshot:
     Raises:
         CheckpointError: the file, or every checkpoint of the folder, is missing or damaged.
     """
-    return Snapshot(*checkpoint_format.load_from(place, (lambda metadata: (MEAN,)) if mean_only else None))
+    snapshot = Snapshot(*checkpoint_format.load_from(place, (lambda metadata: (MEAN,)) if mean_only else None))
+    check_types(snapshot.metadata, METADATA, snapshot.path)
+    check_types(snapshot.metadata.get("config", {}), SETTINGS, snapshot.path)
+    return snapshot
+
+
+def check_types(values: Metadata, types: Mapping[str, type | tuple[type, ...]], path: Path) -> None:
+    """Raise CheckpointError if a value that a resumed run reads has another type than save() writes."""
+    for name, kind in types.items():
+        value = values.get(name)
+        texts = value if isinstance(value, list) else ()
+        if name in values and not (isinstance(value, kind) and all(isinstance(text, str) for text in texts)):
+            raise CheckpointError(f"{path} is no checkpoint of a run: its {name} is {value!r}")
 
 
 def restore(snapshot: Snapshot, network: Network, config: Config, workers: int = 1) -> Position:
@@ -247,8 +268,10 @@ def check_average(metadata: Metadata, config: Config, path: Path) -> None:
 
 def check_order(metadata: Metadata, position: Position, config: Config, workers: int, path: Path) -> None:
     """Raise CheckpointError unless this run's batches equal those of the checkpoint's unfinished epoch."""
-    before = metadata["config"]
+    before = metadata.get("config", {})
     within = f"{path} was saved within epoch {position.epoch + 1}"
+    if missing := {*MID_EPOCH, "batch_size"} - before.keys():
+        raise CheckpointError(f"{within}, and does not state {min(missing)}, which determines its batches")
     for key in MID_EPOCH:
         if before[key] != getattr(config, key):
             raise CheckpointError(f"{within}, so {key} must stay {before[key]}, got {getattr(config, key)}")

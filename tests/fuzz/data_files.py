@@ -45,6 +45,9 @@ def read_batch(path: Path) -> object:
     shape = batch_file.check(path, SIZE)
     images = np.empty((*shape[:3], min(shape[3], 8)), np.uint8)
     batch_file.read_into(path, images, 0, images.shape[3])
+    strided = np.empty_like(images, order="F")
+    batch_file.read_into(path, strided, 0, images.shape[3])
+    assert (images == strided).all()
     with batch_file.opened(path, SIZE) as file:
         return shape, images, file.rows(2), batch_file.file_sha256(path)
 
@@ -59,7 +62,10 @@ def batch_seeds() -> Iterator[bytes]:
         return memory.getvalue()
 
     yield other(lambda file: batch_file.hickle.dump(images, file))
-    yield other(lambda file: file.create_dataset("data", data=images))
+    plain = other(lambda file: file.create_dataset("data", data=images))
+    yield plain
+    yield plain[:-len(images.tobytes()) // 2]
+    yield other(lambda file: file.create_dataset("data", (3, SIZE, SIZE, 10**9), np.uint8))
     yield other(lambda file: file.create_dataset("data_0", data=images, chunks=images.shape, compression="gzip"))
     yield other(lambda file: file.create_group("data"))
     yield other(lambda file: file.update({"other": images, "data": h5py.SoftLink("/other")}))
@@ -398,7 +404,8 @@ TARGETS = {
     ),
     "labels": Target("labels/train_labels.npy", read_labels, (DataError,), label_seeds, (HEADERS,), longest=600),
     "image_names": Target(
-        "misc/shuffled_train_filenames.npy", read_names, (DataError,), name_seeds, (HEADERS,), prepare_halves, longest=1000,
+        "misc/shuffled_train_filenames.npy", read_names, (DataError,), name_seeds, (HEADERS,), prepare_halves,
+        longest=1000,
     ),
     "mean": Target(
         "img_mean.npy", read_mean, (DataError,), mean_seeds, (HEADERS,), hole=3 * 256 * 256 * 4, mutations=100,

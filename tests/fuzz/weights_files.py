@@ -19,7 +19,8 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from alexnet import pretrained
-from alexnet.config.yaml_text import as_yaml
+from alexnet.config import Config, load_config
+from alexnet.data.dataset import Dataset, Split
 from alexnet.models import MODELS, Model
 from alexnet.nn import LRN, Conv, Dense, Dropout, Flatten
 from alexnet.nn.containers import Auxiliary, Sequential
@@ -32,6 +33,7 @@ from alexnet.pretrained.pytorch.pickle_reader import PickledTensor, read_pickle
 from alexnet.pretrained.weights import Weights, WeightsError, shapes
 from alexnet.run import checkpoint, checkpoint_format
 from alexnet.run.checkpoint_format import CheckpointError
+from alexnet.training.loop import Position
 from tests import caffe_truth, pth_files
 from tests.fuzz import mutation
 from tests.fuzz.data_files import header_seeds, npy
@@ -151,15 +153,49 @@ KEPT: list = []
 # ---- our formats
 
 
-def described(snapshot: checkpoint.Snapshot) -> object:
-    """Return what a resumed run reads from a checkpoint."""
-    path, arrays, metadata = snapshot
-    return arrays, metadata, snapshot.scale, checkpoint.position_of(metadata, path), as_yaml(metadata.get("config", {}))
+@cache
+def of_a_run() -> tuple[Config, Dataset]:
+    """Return settings and a data set to which a checkpoint is compared."""
+    config = load_config(["data=batches", "model=small", "batch_size=4"])
+    split = Split((), np.array([8]), np.zeros(8, np.int32))
+    return config, Dataset(Path("batches"), split, split, np.zeros((3, 256, 256), np.float32), ("a", "b", "c"), CLASSES)
+
+
+class SmallState:
+    """A network whose state is that of the checkpoint."""
+
+    def __init__(self, snapshot: checkpoint.Snapshot):
+        self.state = {name: array for name, array in snapshot.arrays.items() if name != "mean"}
+        self.rule_state: list = []
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        return self.state
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        self.state = state
 
 
 def read_checkpoint(path: Path) -> object:
     listed = checkpoint_format.has_record(path), checkpoint_format.error_of(path)
-    return listed, described(checkpoint.load(path))
+    snapshot = checkpoint.load(path)
+    config, data = of_a_run()
+    refused = []
+    for compare in (
+        lambda: checkpoint.check_data(snapshot.metadata, data, path),
+        lambda: checkpoint.changed_settings(snapshot.metadata, config),
+        lambda: checkpoint.check_frozen(snapshot.metadata, config, path),
+        lambda: checkpoint.check_update(snapshot.metadata, config, path),
+        lambda: checkpoint.check_average(snapshot.metadata, config, path),
+        lambda: checkpoint.check_order(snapshot.metadata, Position(1, 1, 5, ()), config, 1, path),
+        lambda: checkpoint.restore(snapshot, SmallState(snapshot), config),
+        lambda: snapshot.mean,
+    ):
+        try:
+            refused.append(compare())
+        except CheckpointError as error:
+            refused.append(str(error))
+    position = checkpoint.position_of(snapshot.metadata, path)
+    return listed, snapshot.arrays, snapshot.metadata, snapshot.scale, position, refused
 
 
 def read_native(path: Path) -> object:
@@ -170,7 +206,10 @@ def checkpoint_seeds() -> Iterator[bytes]:
     arrays = random_arrays("small")
     metadata = {
         "position": {"epoch": 1, "batch": 0, "iteration": 5, "errors": [0.5]}, "validation_error": 0.25,
-        "model": "small", "config": {"model": "small", "frozen_layers": [], "batch_size": 4}, "workers": 1,
+        "model": "small", "config": {
+            "model": "small", "frozen_layers": [], "batch_size": 4, "random_seed": 23455, "shuffle": True,
+            "learning_rate": 0.02, "update": "auto", "ema_decay": 0.0,
+        }, "workers": 1,
         "rule_state": [], "classes": CLASSES, "class_names": None, "resize": "squash", "scale": [1, 1, 1],
         "train_images": 8, "data_mean_crc32": "0" * 8, "versions": {"python": "3.12"},
     }
