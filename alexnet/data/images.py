@@ -32,6 +32,7 @@ DECODE: dict[str, int] = {                       # a JPEG is decoded at 1/2, 1/4
     "fast": IMAGE_SIZE,                          # 0.1 grey levels; large photographs are decoded up to 4 times as fast
 }
 MOST_PIXELS = 89_478_485                         # Pillow warns above this and refuses twice this number
+LONGEST_SIDE = 1 << 14                           # pixels of an image whose shorter side is resized to IMAGE_SIZE
 MOST_BYTES = 1 << 28                             # of an image in a tar file
 HARMLESS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)            # as stored in warnings.filters
 DAMAGE = (                                       # raised by Pillow
@@ -237,6 +238,11 @@ def resized(image: Image.Image | np.ndarray, method: str) -> np.ndarray:
         image = image if isinstance(image, Image.Image) else Image.fromarray(image)
         size = [IMAGE_SIZE * n // side for n in image.size]
         x, y = (round((n - IMAGE_SIZE) / 2) for n in size)
+        if max(size) > LONGEST_SIDE:             # only the window, because the whole would take gigabytes
+            step_x, step_y = (n / m for n, m in zip(image.size, size, strict=True))
+            right, bottom = min((x + IMAGE_SIZE) * step_x, width), min((y + IMAGE_SIZE) * step_y, height)
+            box = (x * step_x, y * step_y, right, bottom)
+            return np.asarray(image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR, box=box))
         window = (x, y, x + IMAGE_SIZE, y + IMAGE_SIZE)
         return np.asarray(image.resize((size[0], size[1]), Image.Resampling.BILINEAR).crop(window))
     left, top = (width - side) / 2, (height - side) / 2

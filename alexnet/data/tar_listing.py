@@ -5,6 +5,7 @@ Neither is compressed, so every image is a range of bytes of the outer file. A t
 """
 
 import os
+import struct
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ from alexnet.data.image_formats import SUFFIXES
 from alexnet.data.omissions import Omissions, nfc
 
 INNER = ".tar"
+DAMAGE = (                                       # raised by tarfile
+    tarfile.TarError, OSError, ValueError, IndexError, KeyError, TypeError, OverflowError, EOFError, RecursionError,
+    struct.error,
+)
 
 
 class Member(NamedTuple):
@@ -90,7 +95,9 @@ def found(path: str | Path, omissions: Omissions) -> Iterator[Member]:
                 yield from of_class(path, member, omissions)
             else:
                 yield from image(member, "/".join(Path(member.name).parts[-2:]), omissions)
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except DataError:
+        raise
+    except DAMAGE as error:
         hint = "; decompress it first: gunzip" if compressed(path) else ""
         raise DataError(f"{name_of(path)} is damaged, or no tar file: {one_line(error)}{hint}") from error
     if empty := sorted(folders - used):

@@ -25,7 +25,7 @@ from tests.fuzz.targets import TARGETS
 
 HERE = Path(__file__).parent
 TIMEOUT = 10                                     # seconds for one input
-MOST_RESTARTS = 50                               # after hangs and crashes of libraries
+MOST_RESTARTS = 200                              # after hangs and crashes of libraries
 SECONDS = 15.0
 OF_LIBFUZZER = ("crash-", "timeout-", "oom-", "leak-")
 

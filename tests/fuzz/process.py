@@ -7,6 +7,7 @@ written in C, ends the process, and libFuzzer stores the input. Every second FIN
 
 import hashlib
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -25,6 +26,8 @@ with atheris.instrument_imports(include=INSTRUMENTED):
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS_SPACE = 4 << 30                          # bytes beside those after the imports; more fails with MemoryError
+LEAKED = 700                                     # MiB beside those after the imports; more starts a new process
+AGAIN = 3                                        # exit status that asks for it
 
 
 def place_of(violation: Violation) -> str:
@@ -60,13 +63,21 @@ class Findings:
         text = "".join(traceback.format_exception(violation))
         path.with_suffix(".txt").write_text(f"{place}\n\n{text}", encoding="utf-8", errors="backslashreplace")
 
-    def write_status(self, runner: Runner, at_once: bool = False) -> None:
-        """Write the number of executions and the peak of the memory, once in a second."""
+    def write_status(self, runner: Runner) -> bool:
+        """Write the number of executions and the peak of the memory, once in a second. Return whether it was time."""
         now = time.monotonic()
-        if at_once or now - self.written > 1:
-            self.written = now
-            status = {"executions": runner.executions, "seconds": now - self.begin, "peak": runner.peak}
-            (self.folder / "status.json").write_text(json.dumps(status), encoding="ascii")
+        if now - self.written < 1 and runner.executions > 1:
+            return False
+        self.written = now
+        status = {"executions": runner.executions, "seconds": now - self.begin, "peak": runner.peak}
+        (self.folder / "status.json").write_text(json.dumps(status), encoding="ascii")
+        return True
+
+
+def memory_in_use() -> int:
+    """Return the memory of this process in MiB."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize() >> 20
 
 
 def mutator(target: Target):
@@ -95,7 +106,7 @@ def main() -> None:
         runner = Runner(target, Path(folder))
         runner.warm_up()
         findings = Findings(Path(findings_folder))
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        used = memory_in_use()
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         limit = pages * resource.getpagesize() + ADDRESS_SPACE
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -105,9 +116,10 @@ def main() -> None:
                 runner.run(data)
             except Violation as violation:
                 findings.add(data, violation)
-            findings.write_status(runner, runner.executions == 1)
+            if findings.write_status(runner) and memory_in_use() > used + LEAKED:
+                os._exit(AGAIN)                  # atheris leaks the results of comparisons of arrays
 
-        arguments = [sys.argv[0], *flags, f"-rss_limit_mb={used + 600}"]
+        arguments = [sys.argv[0], *flags, f"-rss_limit_mb={used + 2 * LEAKED}"]
         atheris.Setup(arguments, read, custom_mutator=mutator(target))
         atheris.Fuzz()
 
