@@ -266,7 +266,8 @@ def image_seeds() -> Iterator[bytes]:
         if features.check(form):
             yield hostile_images.encoded(picture, form)
             yield hostile_images.encoded(picture.convert("RGBA"), form)
-    yield b""
+    yield hostile_images.encoded(picture.convert("LAB"), "TIFF")
+    yield from (b"", b"\x1f\x8b\x08", b"<!doctype html>", b"text")
     yield hostile_images.bomb(12_000)[:200]
 
 
