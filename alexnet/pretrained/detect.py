@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 from alexnet.pretrained import upstream
-from alexnet.pretrained.npy_files import is_npz
+from alexnet.pretrained.npy_files import DAMAGE, is_npz
 from alexnet.pretrained.weights import WeightsError
 from alexnet.run import checkpoint_format
 
@@ -74,7 +74,7 @@ def is_of_pytorch(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/data.pkl") for name in archive.namelist())
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except DAMAGE:
         return False
 
 

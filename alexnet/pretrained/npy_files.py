@@ -30,7 +30,10 @@ from alexnet.pretrained.weights import WeightsError, whole
 HEADER = 1 << 16                                 # maximum size of a .npy header, in bytes
 WIDEST = 8                                       # maximum bytes per value, so float64 is reported from the header
 READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError)
+DAMAGE = (                                       # raised by zipfile; RuntimeError includes NotImplementedError
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError, LookupError,
+    OverflowError,
+)
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -40,12 +43,16 @@ def opened(path: Path, pattern: Pattern[str]) -> Iterator["Files"]:
     if path.is_dir():
         yield Folder(path)
         return
+    with zip_at(path) as archive:
+        yield Archive(path, archive, pattern)
+
+
+def zip_at(path: Path) -> zipfile.ZipFile:
+    """Open a zip; raises WeightsError."""
     try:
-        archive = zipfile.ZipFile(path)
+        return zipfile.ZipFile(path)
     except DAMAGE as error:
         raise WeightsError(f"{path} is a damaged zip: {one_line(error)}") from error
-    with archive:
-        yield Archive(path, archive, pattern)
 
 
 def is_npz(path: Path) -> bool:

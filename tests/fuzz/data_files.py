@@ -409,8 +409,8 @@ TARGETS = {
         longest=1000,
     ),
     "mean": Target(
-        "img_mean.npy", read_mean, (DataError,), mean_seeds, (HEADERS,), hole=3 * 256 * 256 * 4, mutations=100,
-        longest=400,
+        "img_mean.npy", read_mean, (DataError,), mean_seeds, (HEADERS, "alexnet.commands._options:mean_of"),
+        hole=3 * 256 * 256 * 4, mutations=100, longest=400,
     ),
     "manifest": Target(
         "manifest.json", read_manifest, (DataError,), manifest_seeds,
@@ -441,6 +441,6 @@ TARGETS = {
     ),
     "class_names": Target(
         "names.txt", lambda path: _options.class_names_of(path, 3), (DataError,), class_name_seeds,
-        ("alexnet.commands._options",), structure=mutation.json_mutated, longest=1000,
+        ("alexnet.commands._options:class_names_of,listed_names",), structure=mutation.json_mutated, longest=1000,
     ),
 }

@@ -23,20 +23,20 @@ OTHERS = {
     "npy", "sums_crc32", "BatchReader", "Split", "fitting", "pixels_of", "image_of", "loaded", "channels_last",
     "bytes_of", "encoded", "is_tar", "find_beside", "synset_table", "message_classes", "nodes_of", "chain_nodes",
     "found_files", "batches_in", "refuse_gaps", "transpose_into", "is_url", "read_member", "refuse_pipe",
-    "optional_decoder", "reason", "errno_of",
+    "optional_decoder", "reason", "errno_of", "in_folder", "only_subfolder", "files_in",
     "attributes_of", "tensors_for", "with_notes", "as_restart", "add_filters", "add_predictions", "add_weights",
 }
 
 
-def lines_of_readers(path: Path) -> set[int]:
-    """Return the numbers of the lines in the functions of a module that read."""
+def lines_of_readers(path: Path, names: set[str]) -> set[int]:
+    """Return the numbers of the lines in the functions of a module that read, or in those of these names."""
     lines: set[int] = set()
 
     def visit(node: ast.AST) -> None:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.FunctionDef | ast.ClassDef) and child.name in OTHERS:
                 continue
-            if isinstance(child, ast.FunctionDef):
+            if isinstance(child, ast.FunctionDef) and (not names or child.name in names):
                 first = child.body[1] if ast.get_docstring(child) and len(child.body) > 1 else child.body[0]
                 lines.update(range(first.lineno, (child.end_lineno or 0) + 1))
             visit(child)
@@ -48,7 +48,7 @@ def lines_of_readers(path: Path) -> set[int]:
 def main() -> None:
     name, *folders = sys.argv[1:]
     target = TARGETS[name]
-    files = [Path(import_module(module).__file__ or "") for module in target.modules]
+    files = [Path(import_module(module.partition(":")[0]).__file__ or "") for module in target.modules]
     measured = coverage.Coverage(data_file=None, include=[str(file) for file in files], config_file=False)
     warnings.simplefilter("ignore")
     with prepared(), tempfile.TemporaryDirectory() as folder:
@@ -64,7 +64,7 @@ def main() -> None:
     found = {}
     for module, file in zip(target.modules, files, strict=True):
         _, statements, _, missing, _ = measured.analysis2(str(file))
-        wanted = lines_of_readers(file) & set(statements)
+        wanted = lines_of_readers(file, {*filter(None, module.partition(":")[2].split(","))}) & set(statements)
         found[module] = {"lines": sorted(wanted), "missing": sorted(wanted & set(missing))}
     print(json.dumps(found))
 

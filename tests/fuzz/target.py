@@ -57,7 +57,7 @@ class Target:
     read       path -> result
     refusals   exceptions that the reader documents
     seeds      returns valid and invalid small inputs
-    modules    names of the modules whose lines are measured
+    modules    names of the modules whose lines are measured, perhaps with some of their functions: module:name,name
     prepare    writes the other files that the reader needs into the folder
     structure  changes an input within its format: (input, random numbers) -> input
     repair     corrects the checksums of an input

@@ -5,7 +5,6 @@ named conv_final. A network with these names takes BGR images, as Caffe does.
 """
 
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from alexnet.pretrained.caffe.mean import mean_beside
 from alexnet.pretrained.graph import AnotherNetwork, chain_of, weight_steps
 from alexnet.pretrained.layout import converted
-from alexnet.pretrained.npy_files import Archive, Files
+from alexnet.pretrained.npy_files import Archive, Files, zip_at
 from alexnet.pretrained.protobuf import printable
 from alexnet.pretrained.weights import MAX_CLASSES, Weights, checked, shapes
 
@@ -32,7 +31,7 @@ class WholeArchive(Archive):
 
 def load(path: Path) -> Weights:
     """Load the Weights of a .npz; raises WeightsError."""
-    with zipfile.ZipFile(path) as archive:
+    with zip_at(path) as archive:
         files = WholeArchive(path, archive, ANY_NAME)
         layers = layers_of(files)
         classes = files.small(f"{layers['conv10']}{BIAS}", MAX_CLASSES).size

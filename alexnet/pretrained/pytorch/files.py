@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from alexnet.pretrained.npy_files import DAMAGE
 from alexnet.pretrained.pytorch.pickle_reader import (
     MAX_BYTES,
     PickledTensor,
@@ -62,7 +63,7 @@ def tensors_of(path: Path) -> Tensors:
         raise
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, LookupError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
+    except DAMAGE as error:
         raise WeightsError(f"{path} is damaged, or no file of torch.save: {clean(error)}") from error
 
 
@@ -197,7 +198,7 @@ def array_of(tensor: PickledTensor, values: Callable[[Storage], bytes], path: Pa
         if 0 in shape or last >= storage.size:
             raise ValueError(f"a tensor of shape {shape} is larger than its storage of {storage.size} values")
         found = np.frombuffer(values(storage), np.dtype(storage.dtype).newbyteorder("<"))
-    except (OSError, ValueError, LookupError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
+    except DAMAGE as error:
         raise WeightsError(f"{path} is damaged: {clean(error)}") from error
     steps = tuple(stride * found.itemsize for stride in strides)
     return np.lib.stride_tricks.as_strided(found[offset:], shape, steps, writeable=False)
