@@ -326,6 +326,11 @@ def pth_seeds() -> Iterator[bytes]:
         (few, {"pickle": pth_files.pickled(pth_files.name_of("os", "system") + b"X\x02\0\0\0ls\x85R")}),
         ({}, {"pickle": pth_files.named_shapes({"a": (3, 3), "b": (1 << 40, 1 << 40)})}),
         (few, {"pickle": b"\x80\x02" + b"]" + b"]a" * 5 + b"."}),
+        ({}, {"pickle": pth_files.pickled(pth_files.dict_of({"a": pth_files.number(1)}))}),
+        ({}, {"pickle": pth_files.named_shapes({f"features.{n}.weight": (64, 3, 3, 3) for n in range(8)} | {
+            f"classifier.{n}.weight": (10, 10) for n in range(3)})}),
+        ({**arrays, "classifier.1.weight": np.ones((4, 33), "float32")}, {}),
+        ({**arrays, "classifier.4.bias": np.ones((3, 1), "float32")}, {}),
         (few, {"pickle": b"\x80\x02" + b"](" * 900 + b"."}),
     ):
         yield pth_files.save_zip(path, values, **options).read_bytes()
@@ -369,6 +374,13 @@ def pickle_seeds() -> Iterator[bytes]:
     yield pth_files.state_pickle(few)
     yield b"\x80\x04\x95\x10\0\0\0\0\0\0\0}\x94\x8c\x01a\x94K\x01s."
     yield pth_files.pickled(b"(K\x01I2\nL3L\nN\x88\x89G?\xf0\0\0\0\0\0\0J\1\0\0\0M\1\0U\1at")
+    axes = pth_files.tuple_of(*[pth_files.number(1)] * 65)
+    kind = pth_files.name_of("torch", "FloatStorage")
+    storage = pth_files.tuple_of(pth_files.text("storage"), kind, b"K\0K\0K\1") + b"Q"
+    yield pth_files.pickled(pth_files.name_of("torch._utils", "_rebuild_tensor") + pth_files.tuple_of(
+        storage, b"K\0", axes, axes) + b"R")
+    yield pth_files.pickled(pth_files.name_of("torch._utils", "_rebuild_parameter") + b"N\x85R")
+    yield b"\x80\x02K\1"
     yield pth_files.pickled(pth_files.name_of("builtins", "eval") + b"X\x011\x85R")
     yield pth_files.pickled(b"X\5\0\0\0torchX\x0c\0\0\0FloatStorage\x93")
     yield b"\x80\x02" + b"(" * 900 + b"t" * 900 + b"."
@@ -434,7 +446,11 @@ def prepare_upstream(folder: Path) -> None:
 
 
 def read_upstream(path: Path) -> object:
-    return pretrained.load(path.parent), pretrained.load(path.parent, unflipped=True, epoch=65)
+    try:
+        other = pretrained.load(path.parent, epoch=7)
+    except WeightsError as error:
+        other = str(error)
+    return pretrained.load(path.parent), pretrained.load(path.parent, unflipped=True, epoch=65), other
 
 
 def bias_seeds() -> Iterator[bytes]:
@@ -625,7 +641,7 @@ TARGETS = {
     ),
     "upstream_zip": Target(
         "net.zip", read_native, WEIGHTS, upstream_seeds,
-        ("alexnet.pretrained.upstream", *ARRAYS, "alexnet.pretrained.detect"),
+        ("alexnet.pretrained.upstream", *ARRAYS, "alexnet.pretrained.detect", "alexnet.pretrained.weights"),
         structure=mutation.zip_mutation(npy_or_json_mutated), repair=upstream_repaired, longest=8192,
     ),
     "upstream_array": Target(
