@@ -1,9 +1,10 @@
 """C compiler driver: compiles C source at first use for the processor of this machine, caches and loads it.
 
 Compiled libraries are cached in the folder of the environment variable ALEXNET_CACHE, else XDG_CACHE_HOME/alexnet, else
-~/.cache/alexnet. If this folder cannot be written, a private folder below TMPDIR is used, and a warning names both. The
-file name contains a hash of sources, flags, compiler and processor. A library is written atomically, so several
-processes can compile the same file concurrently. A damaged one is compiled again.
+~/.cache/alexnet. If this folder cannot be written, or others may write to it, a private folder below TMPDIR is used,
+and a warning names both: a library is code, so another user must not be able to place one. The file name contains a
+hash of sources, flags, compiler and processor. A library is written atomically, so several processes can compile the
+same file concurrently. A damaged one is compiled again.
 
     scale = compiler.function(Path("scale.c"), "scale", "aanf")      # or C source text, with name="scale"
     scale(x, y, x.size, 2.0)                                         # void scale(const float *, float *, long, float)
@@ -229,9 +230,8 @@ def _load(source: str, name: str, isa: str) -> ctypes.CDLL:
     try:
         loaded = ctypes.CDLL(os.fspath(_compiled(source, name, isa, cache_folder())))
     except OSError as error:                     # it cannot be written, or does not admit programs (noexec)
-        folder = fallback_folder(error)
         try:
-            loaded = ctypes.CDLL(os.fspath(_compiled(source, name, isa, folder)))
+            loaded = ctypes.CDLL(os.fspath(_compiled(source, name, isa, fallback_folder(error))))
         except OSError as second:
             raise unusable_caches(second) from second
     if hasattr(loaded, "omp_set_num_threads"):
@@ -244,7 +244,7 @@ def _compiled(source: str, name: str, isa: str, folder: Path) -> Path:
     """Return the path of the compiled source in a folder. Compile it if it is missing or damaged.
 
     Raises:
-        OSError: the library cannot be written there.
+        OSError: the library cannot be written there, or others may write there: see private().
         CompileError: there is no compiler, or it failed.
     """
     base = compiler()
@@ -253,7 +253,7 @@ def _compiled(source: str, name: str, isa: str, folder: Path) -> Path:
     command = [*base, *FLAGS, *ISA_FLAGS[isa], OPENMP]
     parts = [source, *command, _compiler_version(*base), processor()]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-    path = folder / f"{name}-{digest}.so"
+    path = private(folder) / f"{name}-{digest}.so"
     if not is_whole(path):
         _compile(command, source, path)
     return path
@@ -261,7 +261,6 @@ def _compiled(source: str, name: str, isa: str, folder: Path) -> Path:
 
 def _compile(command: list[str], source: str, path: Path) -> None:
     """Compile source to path. If the compiler fails, retry without OpenMP and warn."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic.replacing(path, unique=True) as library:
         text = library.with_suffix(".c")
         text.write_text(source, encoding="utf-8")
@@ -314,12 +313,32 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path(home, ".cache")) / "alexnet"
 
 
+def private(folder: Path) -> Path:
+    """Create the folder for this user only, if it is missing, and return its path without links.
+
+    Raises:
+        OSError: it cannot be created, or another user could place a library there: one that owns the folder or may
+            write to it, or that could replace it or a folder above it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = folder.resolve()
+    trusted = {0, os.getuid(), os.stat("/").st_uid}
+    for place in (folder, *folder.parents):
+        found = place.stat()
+        if found.st_uid not in trusted:
+            reason = f"{place} belongs to user {found.st_uid}, who could place a library there"
+            raise PermissionError(errno.EPERM, reason, str(place))
+        if found.st_mode & 0o022 and (place == folder or not found.st_mode & stat.S_ISVTX):
+            raise PermissionError(errno.EPERM, f"others may write to it: chmod go-w {place}", str(place))
+    return folder
+
+
 @cache
-def warn_of_fallback(folder: Path, error: str) -> None:
-    """Warn once per process and folder."""
+def warn_of_fallback(error: str) -> None:
+    """Warn once per process and reason."""
     warnings.warn(
-        f"compiled kernels cannot be cached in {cache_folder()} ({error}), so {folder} is used: set ALEXNET_CACHE to a "
-        "folder that can be written",
+        f"compiled kernels cannot be cached in {cache_folder()} ({error}), so a folder below {tempfile.gettempdir()} "
+        "is used: set ALEXNET_CACHE to a folder of your own that can be written",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -328,19 +347,27 @@ def warn_of_fallback(folder: Path, error: str) -> None:
 def fallback_folder(error: OSError) -> Path:
     """Return a folder below TMPDIR that only this user can write, and warn that it is used because of `error`.
 
+    It has the same name in each process, unless another user has taken this name.
+
     Raises:
-        CacheError: it cannot be made, or belongs to another user, who could place libraries there.
+        OSError: it cannot be created.
     """
+    warn_of_fallback(error.strerror or str(error))
+    name = f"alexnet-{os.getuid()}"
+    folder = Path(tempfile.gettempdir(), name)
     try:
-        folder = Path(tempfile.gettempdir(), f"alexnet-{os.getuid()}")
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError as second:
-        raise unusable_caches(second) from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise unusable_caches(OSError(f"{folder} is not a folder that only this user can write")) from error
-    warn_of_fallback(folder, error.strerror or str(error))
-    return folder
+        if folder.is_symlink():
+            raise FileExistsError(errno.EEXIST, "it is a link", str(folder))
+        return private(folder)
+    except OSError:
+        return Path(temporary_folder(name).name)
+
+
+@cache
+def temporary_folder(name: str) -> "tempfile.TemporaryDirectory[str]":
+    """Return a new folder below TMPDIR, with the same name at each call; this process removes it when it ends."""
+    return tempfile.TemporaryDirectory(prefix=f"{name}-", ignore_cleanup_errors=True)
 
 
 def unusable_caches(error: OSError) -> CacheError:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,14 @@ def in_new_process(program, **environment):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    """Forget which libraries this process has loaded, and the warnings about the cache."""
+    yield
+    for function in (compiler._load, compiler.warn_of_fallback, compiler.temporary_folder):
+        function.cache_clear()
 
 
 @pytest.fixture
@@ -232,14 +241,52 @@ def test_unwritable_cache_falls_back_with_one_warning(tmp_path, monkeypatch):
 
 
 @needs_compiler
-@pytest.mark.parametrize("prepare", [lambda path: path.touch(), lambda path: (path.mkdir(), path.chmod(0o777))])
-def test_fallback_that_others_may_write_is_refused(tmp_path, monkeypatch, prepare):
+@pytest.mark.parametrize("prepare", [
+    lambda path, other: path.touch(), lambda path, other: (path.mkdir(), path.chmod(0o777)),
+    lambda path, other: (other.mkdir(), path.symlink_to(other)), lambda path, other: path.symlink_to(other),
+], ids=["a file", "a folder of others", "a link", "a link to nothing"])
+def test_fallback_that_another_user_has_prepared_is_not_used(tmp_path, monkeypatch, prepare):
     (tmp_path / "file").touch()
-    prepare(tmp_path / f"alexnet-{os.getuid()}")
+    name = f"alexnet-{os.getuid()}"
+    prepare(tmp_path / name, tmp_path / "other")
     monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(compiler.CacheError, match="stored neither in .* nor below TMPDIR .*: set ALEXNET_CACHE"):
+    with pytest.warns(RuntimeWarning, match="set ALEXNET_CACHE to a folder"):
+        assert compiler.load(DOUBLE_IT, "prepared").run
+    (folder,) = tmp_path.glob(f"{name}-*")
+    assert folder.stat().st_mode & 0o777 == 0o700 and len(list(folder.glob("*.so"))) == 1
+    compiler.temporary_folder(name).cleanup()
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@needs_compiler
+def test_no_place_for_the_cache_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ALEXNET_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    with (pytest.warns(RuntimeWarning, match="set ALEXNET_CACHE"),
+          pytest.raises(compiler.CacheError, match="stored neither in .* nor below TMPDIR .*: set ALEXNET_CACHE")):
         compiler.load(DOUBLE_IT, "refused")
+
+
+@needs_compiler
+@pytest.mark.parametrize(("place", "mode"), [
+    ("above/cache", 0o777), ("above/cache", 0o1777), ("above/cache", 0o775), ("above", 0o777),
+])
+def test_cache_that_others_may_write_is_not_used(tmp_path, monkeypatch, place, mode):
+    """A library in it would run as code of this process."""
+    cache = tmp_path / "above" / "cache"
+    monkeypatch.setenv("ALEXNET_CACHE", str(cache))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    compiler._compiled(DOUBLE_IT, "planted", "auto", cache)
+    (tmp_path / place).chmod(mode)
+    with pytest.warns(RuntimeWarning, match=f"others may write to it: chmod go-w {tmp_path / place}"):
+        used = compiler.load(DOUBLE_IT, "planted")
+    assert Path(used._name).parent == tmp_path / f"alexnet-{os.getuid()}"
+
+
+def test_new_cache_is_private(tmp_path):
+    assert compiler.private(tmp_path / "above" / "cache").stat().st_mode & 0o777 == 0o700
 
 
 @needs_compiler
