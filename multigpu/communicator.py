@@ -13,29 +13,28 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from multiprocessing import connection
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from alexnet.config.schema import Config, ConfigError
+from alexnet.training.timing import Lap
+from multigpu.device.handles import Handle
 from multigpu.launch.link import LauncherLink, Stage, close_all
 from multigpu.launch.process import PeerWatch
+from multigpu.messages import MAX_MESSAGE, MessageError, UnknownMessage, decoder, encode
 
 if TYPE_CHECKING:                                # the launcher imports this module and must not import PyTensor
     from alexnet.training.network import Network
-    from alexnet.training.timing import Lap
     from multigpu.device.base import Device
     from multigpu.mpi.communicator import MPI
-
-MAX_MESSAGE = 1 << 16                            # bytes that a pipe holds until they are read
 
 # settings that may differ between workers
 OWN = {"rank", "device", "devices", "threads", "isa", "run_name", "resume_train", "print_freq"}
 
 
 class Message(Protocol):
-    """What a Communicator carries: any picklable object with the number of the step that it belongs to."""
+    """What a Communicator carries: a message of multigpu.messages, with the number of the step that it belongs to."""
 
     @property
     def step(self) -> int:
@@ -73,7 +72,7 @@ class BufferHandle(NamedTuple):
     """The handle of the sender's flat buffer, see multigpu.device.handles."""
 
     step: int
-    handle: Any
+    handle: Handle
 
 
 class Ready(NamedTuple):
@@ -104,7 +103,7 @@ class TimingReport(NamedTuple):
     """Time per activity of the sender, for the steps up to this one."""
 
     step: int
-    lap: "Lap"
+    lap: Lap
 
 
 class Totals(NamedTuple):
@@ -129,12 +128,40 @@ class DesyncError(RuntimeError):
     """Another worker is at a different step or message; the error message gives the state of both."""
 
 
-def desync_error(sender: str, message: Message, receiver: str, awaited: str) -> DesyncError:
-    """Return the DesyncError of a receiver that got this message but expected `awaited`, such as "Done of step 3"."""
+def desync_error(sender: str, sent: str, receiver: str, awaited: str) -> DesyncError:
+    """Return the DesyncError of a receiver that got `sent` but expected `awaited`, such as "Done of step 3"."""
     return DesyncError(
-        f"{sender} sent {type(message).__name__} of step {message.step}, {receiver} waits for {awaited}: "
+        f"{sender} sent {sent}, {receiver} waits for {awaited}: "
         "the workers are out of step; restart all of them from one checkpoint"
     )
+
+
+def decode_step(
+    data: bytes, kind: type[M], step: int, sender: str, receiver: str, limit: int = MAX_MESSAGE
+) -> M:
+    """Return the message in `data`, which must have this type and step.
+
+    Args:
+        sender, receiver: their names in error messages.
+        limit: largest number of bytes of a message.
+
+    Raises:
+        DesyncError: it has another type or step, or is no message.
+    """
+    awaited = f"{kind.__name__} of step {step}"
+    try:
+        message = decoder(kind, limit)(data)
+    except UnknownMessage as error:
+        sent = error.name if error.step is None else f"{error.name} of step {error.step}"
+        raise desync_error(sender, sent, receiver, awaited) from None
+    except MessageError as error:
+        raise DesyncError(
+            f"what {sender} sent is no {awaited}, so it does not belong to this run: {error}; restart all workers from "
+            "one checkpoint"
+        ) from error
+    if message.step != step:
+        raise desync_error(sender, f"{kind.__name__} of step {message.step}", receiver, awaited)
+    return message
 
 
 class Communicator(ABC):
@@ -251,15 +278,10 @@ class PipeCommunicator(Communicator):
             PeerDied: a peer has exited.
             ValueError: the message is too long for the pipes, so that two workers would wait for each other.
         """
-        pickled = ForkingPickler.dumps(message)
-        if len(pickled) > MAX_MESSAGE:
-            raise ValueError(
-                f"a message has at most {MAX_MESSAGE} bytes, got {type(message).__name__} with {len(pickled)}; "
-                "an exchange strategy moves arrays"
-            )
+        data = encode(message)
         for other, pipe in self._pipes.items():
             try:
-                pipe.send_bytes(pickled)
+                pipe.send_bytes(data)
             except ConnectionError as error:
                 raise self._peer_died(other) from error
 
@@ -293,12 +315,12 @@ class PipeCommunicator(Communicator):
 
     def _receive(self, other: int, kind: type[M], step: int) -> M:
         try:
-            message = self._pipes[other].recv()
+            data = self._pipes[other].recv_bytes(MAX_MESSAGE)
         except (EOFError, ConnectionError) as error:
             raise self._peer_died(other) from error
-        if isinstance(message, kind) and message.step == step:
-            return message
-        raise desync_error(self._names[other], message, f"worker {self.rank}", f"{kind.__name__} of step {step}")
+        except OSError as error:                 # the peer announces more bytes
+            raise DesyncError(f"{self._names[other]} sent more than {MAX_MESSAGE} bytes: {error}") from error
+        return decode_step(data, kind, step, self._names[other], f"worker {self.rank}")
 
     def _peer_died(self, other: int) -> PeerDied:
         return PeerDied(f"{self._names[other]} has died; worker {self.rank} cannot continue without it")

@@ -38,6 +38,7 @@ from alexnet.native.console import protect
 from alexnet.training.base import Batches
 from alexnet.training.loop import InputLost, StoppedWhileWaiting
 from multigpu.device import DeviceError, open_device
+from multigpu.launch.clock import RunningClock
 from multigpu.launch.process import CONTEXT, describe_exit, end, end_with_parent, set_signal_handlers, start
 
 if TYPE_CHECKING:
@@ -335,10 +336,10 @@ class ParallelBatches(WorkerBatches):
 
     def _wait(self) -> None:
         """Wait until the loader has sent an answer; report a loader that does not, and obey a stop request."""
-        began = time.monotonic()
+        clock = RunningClock()
         report = STALLED
         while not self._pipe.poll(POLL):
-            waited = time.monotonic() - began
+            waited = clock.now()
             if waited >= PATIENCE and self._stopping():
                 raise StoppedWhileWaiting
             if waited >= report:

@@ -33,6 +33,7 @@ from alexnet.training.network import Network, backend_of, build_model, build_net
 from alexnet.training.statistics import StatisticsObserver
 from multigpu.communicator import Communicator, DesyncError, PeerDied
 from multigpu.device import Device, DeviceError, open_device
+from multigpu.launch import clock
 from multigpu.launch.link import JobLink
 from multigpu.loader import ParallelBatches, SerialBatches, WorkerBatches
 from multigpu.rules import Role, role_of, rule_of
@@ -265,7 +266,7 @@ def has_to_stop(link: JobLink, recorder: Recorder) -> bool:
 
 def report_after_saving(link: JobLink, message: str) -> None:
     """Report a dead loader if the worker, which saves at its next reading, has not ended by then."""
-    time.sleep(SAVE_TIMEOUT)
+    clock.sleep(SAVE_TIMEOUT)
     link.report(message)
 
 

@@ -182,6 +182,30 @@ class Config(Section):
             values |= self.section(kind).model_dump(mode="json")
         return values
 
+    def as_message(self) -> dict[str, Any]:
+        """Return the settings and what is known about them as values of JSON, for another process: from_message()."""
+        return {
+            "values": self.model_dump(mode="json"), "others": self._others, "given": sorted(self._given),
+            "notes": list(self._notes), "is_restart": self._is_restart,
+        }
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any]) -> "Config":
+        """Return the Config of as_message(), checked again; no module that a setting names is imported.
+
+        Raises:
+            ConfigError: the message is incomplete, or a value has the wrong type or contradicts another one.
+        """
+        types = {"values": dict, "others": dict, "given": list, "notes": list, "is_restart": bool}
+        if {name: type(value) for name, value in message.items()} != types:
+            raise ConfigError(f"a message with settings must hold {', '.join(types)}, got {', '.join(message)}")
+        config = build(Config, message["values"])
+        config._others.update(message["others"])
+        config._given = frozenset(map(str, message["given"]))
+        config._notes = tuple(map(str, message["notes"]))
+        config._is_restart = message["is_restart"]
+        return config
+
     def check(self) -> None:
         if self.batch_size % self.images_at_once:
             raise ValueError(

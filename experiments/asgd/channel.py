@@ -100,7 +100,8 @@ class SimulatedChannel:
 
     def refuse(self, message, awaited):
         other = "a rank" if message is None else f"rank {message.sender}"
-        raise desync_error(other, message, f"rank {self.rank}", awaited)
+        sent = "nothing" if message is None else f"{type(message).__name__} of step {message.step}"
+        raise desync_error(other, sent, f"rank {self.rank}", awaited)
 
     def serve_exchange(self, client, length, update, there=True, back=True):
         """Run the server's side of an exchange; it is busy for the cost of the exchange."""

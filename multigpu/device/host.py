@@ -2,7 +2,7 @@
 
 A buffer is an anonymous file in memory (memfd).  It never appears in /dev/shm, and the kernel frees it when the last
 process that maps it exits, even after SIGKILL.  Another process of the same user opens it as /proc/<pid>/fd/<fd> and
-checks the inode, because both numbers may have been reused in the meantime.
+checks the inode, because both numbers may have been reused in the meantime.  The kernel refuses other users.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ class HostDevice(Device[HostBuffer]):
         check_new_buffer(nbytes)
         fd = os.memfd_create("buffer")
         try:
+            os.fchmod(fd, 0o600)
             os.ftruncate(fd, nbytes)
             handle = HostHandle(os.getpid(), fd, os.fstat(fd).st_ino, nbytes)
             buffer = HostBuffer(handle, mmap.mmap(fd, nbytes), fd)

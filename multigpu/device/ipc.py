@@ -7,6 +7,7 @@ from multiprocessing.connection import Connection
 
 from multigpu.device import Device, DeviceError, open_device
 from multigpu.device.handles import Handle
+from multigpu.launch import clock
 from multigpu.launch.process import CONTEXT, end
 
 TIMEOUT = 60.0                                   # seconds that the other process gets
@@ -24,7 +25,7 @@ def why_no_ipc(device: Device) -> str | None:
     theirs.close()
     try:
         timed_out = f"no other process opened memory of {device.name} within {TIMEOUT:g} s"
-        obstacle = pipe.recv() if pipe.poll(TIMEOUT) else timed_out
+        obstacle = pipe.recv() if clock.poll(pipe, TIMEOUT) else timed_out
     except EOFError:
         obstacle = f"the process that was to open memory of {device.name} died"
     end(process, TIMEOUT)                       # it has closed the buffer before this one frees it

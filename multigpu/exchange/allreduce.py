@@ -40,7 +40,7 @@ class Allreduce(MpiStrategy):
         from multigpu.mpi.communicator import is_cuda_aware  # initialises MPI, so only in a job
 
         device, comm = context.device, context.comm
-        if device.name == "cpu" or not all(comm.mpi.allgather(is_cuda_aware())):
+        if device.name == "cpu" or not everywhere(comm.mpi, is_cuda_aware()):
             return cls(context)
         if comm.rank == 0:
             context.warn(f"{device.name}'s arrays are exchanged by MPI itself, which is CUDA-aware")
@@ -76,6 +76,13 @@ class AllreduceReduction:
         check_lanes(array[-LANES:], "ar", step, self._comm.size)
         if mean:
             np.divide(array, np.float32(self._comm.size), out=array)
+
+
+def everywhere(comm: MPI.Intracomm, value: bool) -> bool:
+    """Return whether the value is true on all ranks. Collective."""
+    ones = np.array([value], np.int32)
+    allreduce_in_place(comm, ones)
+    return int(ones[0]) == comm.size
 
 
 def allreduce_in_place(comm: MPI.Intracomm, array: np.ndarray | CudaArray) -> None:

@@ -12,7 +12,7 @@ Source: NVIDIA, nccl4py's Communicator (nccl.core).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -22,13 +22,20 @@ from multigpu.communicator import DeviceInfo
 from multigpu.device.cuda_array import CudaArray
 from multigpu.exchange.base import STRATEGIES, ExchangeContext, Strategy
 from multigpu.exchange.mpi_strategy import GpuStrategy
-from multigpu.exchange.step_header import LANES, OverflowInfo, StepHeader, check_headers
+from multigpu.exchange.step_header import HEADER_BYTES, LANES, OverflowInfo, StepHeader, check_headers
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from multigpu.communicator import Communicator
     from multigpu.device.cuda import CudaDevice
+
+
+class UniqueId(NamedTuple):
+    """Rank 0 to all: NCCL's identifier of the job. That of the other ranks is empty."""
+
+    step: int
+    identifier: bytes
 
 
 @STRATEGIES.register("nccl32")
@@ -42,7 +49,8 @@ class Nccl32(GpuStrategy):
         nccl = import_nccl(name)
         comm = context.comm
         check_devices(name, context)
-        identifier = comm.mpi.bcast(nccl.get_unique_id().as_bytes if comm.rank == 0 else None)
+        own = UniqueId(context.step, nccl.get_unique_id().as_bytes if comm.rank == 0 else b"")
+        identifier = comm.allgather(own)[0].identifier
         super().__init__(name, context)
         self._sum = nccl.SUM
         with self.device.copy_stream():
@@ -106,7 +114,11 @@ class Nccl16(Nccl32):
         if bool(infinite.any()):
             index = int(infinite.argmax())
             header = header.with_overflow(self.comm.rank, OverflowInfo(summed, False, index, float(values[index])))
-        first, *others = self.comm.mpi.allgather(header)
+        own = np.zeros(HEADER_BYTES, np.uint8)
+        header.write(own)
+        of_all = np.empty((self.comm.size, HEADER_BYTES), np.uint8)
+        self.comm.mpi.Allgather(own, of_all)
+        first, *others = map(StepHeader.read, of_all)
         check_headers([first.combine(*others)], self._name, step, self.comm.size)
 
     def close(self) -> None:

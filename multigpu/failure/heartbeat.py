@@ -5,12 +5,13 @@ import signal
 import threading
 import time
 from contextlib import suppress
-from multiprocessing.connection import Connection
 
 from alexnet.native.console import write_now
-from multigpu.failure.protocol import EndJob, Failure, Heartbeat, JobSettings, RankDropped, Released, name_of
+from multigpu.failure.protocol import EndJob, Failure, Heartbeat, JobSettings, Order, RankDropped, Released, name_of
+from multigpu.messages import MessageError
 from multigpu.mpi.communicator import MPI, MpiCommunicator
 from multigpu.mpi.rank_wrapper import is_wrapped, report_detached
+from multigpu.mpi.tcp import TcpConnection, shortened
 
 INTERVAL = 1.0                                   # seconds between two heartbeats
 ABORT_LIMIT = 2.0                                # seconds that MPI_Abort gets to end this process
@@ -19,7 +20,7 @@ ABORT_LIMIT = 2.0                                # seconds that MPI_Abort gets t
 class HeartbeatClient:
     """A rank's end of the connection. After finish(): status of the job; complete: whether no rank is missing."""
 
-    def __init__(self, comm: MpiCommunicator, connection: Connection) -> None:
+    def __init__(self, comm: MpiCommunicator, connection: TcpConnection[Order]) -> None:
         self.status = 0
         self.complete = True
         self._comm = comm
@@ -39,7 +40,7 @@ class HeartbeatClient:
     def fail(self, failure: Failure) -> None:
         """Report, from any thread, that this rank cannot continue; the monitor ends the rank or the job in seconds."""
         if self._state.failure is None or self._state.failure.caused_by_peer:
-            self._state.failure = failure
+            self._state.failure = failure._replace(reason=shortened(failure.reason))
             self._send()
 
     def stop(self) -> None:
@@ -77,13 +78,13 @@ class HeartbeatClient:
             try:
                 if self._connection.poll(INTERVAL):
                     self._obey(self._connection.recv())
-            except (EOFError, OSError):
+            except (EOFError, OSError, MessageError):
                 time.sleep(min(0.1 * self._comm.rank, 1.0))      # so that usually one rank prints
                 name = name_of(self._comm.rank, os.getpid(), self._comm.hosts[self._comm.rank])
                 write_now(f"{name} has lost this job's monitor on {self._comm.hosts[0]}; the job ends")
                 end_process(1, abort=True)
 
-    def _obey(self, message: RankDropped | EndJob | Released) -> None:
+    def _obey(self, message: Order) -> None:
         match message:
             case RankDropped(rank):
                 self._comm.dropped_ranks.add(rank)

@@ -5,23 +5,34 @@ is a child of rank 0 in its own session, which mpiexec does not kill; it does no
 """
 
 import os
-import queue
 import select
 import signal
 import socket
 import sys
-import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 
-from multigpu.failure.protocol import EndJob, Failure, Heartbeat, JobSettings, RankDropped, Released, name_of
+from multigpu.failure.protocol import (
+    HEARTBEATS,
+    EndJob,
+    Failure,
+    Heartbeat,
+    JobSettings,
+    Order,
+    RankDropped,
+    Released,
+    name_of,
+)
+from multigpu.launch.clock import RunningClock, TimeLimit
+from multigpu.messages import MessageError
 from multigpu.mpi import supervisor_link, tcp
-from multigpu.mpi.supervisor_link import JobEnded
+from multigpu.mpi.supervisor_link import JobEnded, StartSettings
+from multigpu.mpi.tcp import TcpConnection
 
-POLL, LONGEST = 0.25, 1.0                        # seconds between two checks; the most that one counts
+POLL = 0.25                                      # seconds between two checks
 FIRST_STEP, JOIN, CAUSE = 600.0, 60.0, 1.0       # seconds: first step; all ranks register; a failure's cause is seen
 FORWARD, GRACE = 0.3, 3.0                        # seconds: mpiexec forwards the message, an abort drops it; ranks end
 SERVER = 0                                       # the rank that the others depend on
@@ -31,7 +42,7 @@ SERVER = 0                                       # the rank that the others depe
 class MonitoredRank:
     """A rank's connection, its last heartbeat, and when it came; times in seconds of JobMonitor's clock."""
 
-    connection: Connection
+    connection: TcpConnection[Heartbeat]
     state: Heartbeat
     heard: float                                 # time of the last heartbeat
     changed: float                               # time at which its progress, waiting or failure last changed
@@ -40,11 +51,14 @@ class MonitoredRank:
     def read(self, clock: float) -> None:
         """Read the heartbeats that have arrived."""
         with suppress(EOFError, OSError):        # its hang-up follows
-            while self.connection.poll():
-                state: Heartbeat = self.connection.recv()
-                last, self.state, self.heard = self.state, state, clock
-                if (last.steps, last.waiting, last.failure) != (state.steps, state.waiting, state.failure):
-                    self.changed = clock
+            try:
+                while self.connection.poll():
+                    state = self.connection.recv()
+                    last, self.state, self.heard = self.state, state, clock
+                    if (last.steps, last.waiting, last.failure) != (state.steps, state.waiting, state.failure):
+                        self.changed = clock
+            except MessageError as error:
+                self.state.failure = Failure(f"its heartbeat cannot be read: {error}", fatal=False, curable=True)
 
     def name(self) -> str:
         """Return the rank's name in messages."""
@@ -71,7 +85,7 @@ class MonitoredRank:
                            "takes this long, increase heartbeat_timeout", fatal=False, curable=True)
         return None
 
-    def send(self, message: RankDropped | EndJob | Released) -> None:
+    def send(self, message: Order) -> None:
         """Send a message, unless the rank has exited."""
         with suppress(OSError):
             self.connection.send(message)
@@ -84,24 +98,33 @@ class JobMonitor:
         supervisor: the connection to the job's supervisor, which can start the job again; None if there is none.
     """
 
-    def __init__(self, listener: socket.socket, size: int, key: bytes, supervisor: Connection | None = None) -> None:
+    def __init__(
+        self, listener: socket.socket, size: int, key: bytes, supervisor: TcpConnection[StartSettings] | None = None
+    ) -> None:
         self._size = self._missing = size        # _missing: ranks that have not registered yet
         self._supervisor = supervisor
         self._settings = JobSettings()
-        self._clock = 0.0                        # seconds in which the job was not suspended
+        self._clock = 0.0                        # seconds in which the job was not suspended, at the last check
         self._ranks: dict[int, MonitoredRank] = {}               # by file descriptor
-        self._new: queue.SimpleQueue[MonitoredRank] = queue.SimpleQueue()
+        self._listener = tcp.Listener(listener, key, HEARTBEATS, size)
+        self._new: list[TcpConnection[Heartbeat]] = []           # have not sent their first heartbeat yet
         self._hangups = select.epoll()           # of hang-ups only, so that it returns them in their order
         self._complete = True                    # whether no rank is lost
-        threading.Thread(target=self._accept, args=(listener, key), daemon=True).start()
 
     def run(self) -> bool:
         """Run until all ranks have finished, or have been ended because of a failure; return whether they finished."""
-        last = time.monotonic()
+        try:
+            return self._run()
+        finally:
+            self._listener.close()
+            for connection in [*self._new, *(rank.connection for rank in self._ranks.values())]:
+                connection.close()
+
+    def _run(self) -> bool:
+        clock = RunningClock()
         while self._missing or any(rank.state.finished is None for rank in self._ranks.values()):
-            wait(self._ranks, POLL)
-            now = time.monotonic()
-            self._clock, last = self._clock + min(now - last, LONGEST), now
+            wait([*self._listener.sockets(), *(each.fileno() for each in self._new), *self._ranks], POLL)
+            self._clock = clock.now()
             if (failed := self._find_failure()) is not None:
                 self._end_job(*failed)
                 return False
@@ -112,24 +135,33 @@ class JobMonitor:
             rank.send(Released(status, self._complete))
         return True
 
-    def _accept(self, listener: socket.socket, key: bytes) -> None:
-        with suppress(OSError):                  # until the listener is closed
-            while True:                          # one thread each, because a stranger may connect and send nothing
-                threading.Thread(target=self._register, args=(listener.accept()[0], key), daemon=True).start()
+    def _register(self) -> None:
+        """Add the ranks that have connected and sent their first heartbeat."""
+        self._new += self._listener.accept()
+        for connection in list(self._new):
+            try:
+                if not connection.poll():
+                    continue
+                state = connection.recv()
+            except (EOFError, OSError, MessageError):
+                state = None
+            if state is None or not self._is_missing(state.rank):
+                connection.close()               # if the rank does not connect again, it is missing
+            else:
+                rank = MonitoredRank(connection, state, self._clock, self._clock)
+                self._ranks[connection.fileno()] = rank
+                self._hangups.register(connection, select.EPOLLRDHUP)
+                self._missing -= 1
+            self._new.remove(connection)
 
-    def _register(self, peer: socket.socket, key: bytes) -> None:
-        with suppress(*tcp.HANDSHAKE_ERRORS):        # the connection of a stranger is closed
-            connection = tcp.accept(peer, key)
-            self._new.put(MonitoredRank(connection, connection.recv(), self._clock, self._clock))
-            self._hangups.register(connection, select.EPOLLRDHUP)
+    def _is_missing(self, rank: int) -> bool:
+        """Return whether this is a rank of the job that has not registered."""
+        return 0 <= rank < self._size and all(other.state.rank != rank for other in self._ranks.values())
 
     def _find_failure(self) -> tuple[str, Failure] | None:
         """Return (name, failure) of the first rank, or all, whose failure ends the job; drop the other failed ranks."""
         hangups = self._hangups.poll(0)
-        while not self._new.empty():
-            rank = self._new.get()
-            self._ranks[rank.connection.fileno()] = rank
-            self._missing -= 1
+        self._register()
         ranks = sorted(self._ranks.values(), key=lambda rank: rank.state.rank)
         died = [self._ranks[fd] for fd, _ in hangups]
         for rank in died + [rank for rank in ranks if rank not in died]:
@@ -158,7 +190,7 @@ class JobMonitor:
         rank.connection.close()
         if failure is None:
             return
-        if rank.state.host == socket.gethostname():
+        if rank.state.host == socket.gethostname() and rank.state.pid > 1:
             with suppress(OSError):
                 os.kill(rank.state.pid, signal.SIGKILL)
         clients = sum(other.state.rank != SERVER for other in self._ranks.values())
@@ -178,8 +210,8 @@ class JobMonitor:
         ranks = sorted(self._ranks.values(), key=lambda r: (r.name() == name, r.heard < self._clock - 2, r.state.rank))
         for rank in ranks:                       # the lowest running rank ends the job
             rank.send(EndJob(failure.status, abort=rank is ranks[0]))
-        deadline = time.monotonic() + GRACE
-        while self._ranks and time.monotonic() < deadline:
+        limit = TimeLimit(GRACE)
+        while self._ranks and limit.left():
             for fd, _ in self._hangups.poll(POLL):
                 self._ranks.pop(fd).connection.close()
         for rank in self._ranks.values():

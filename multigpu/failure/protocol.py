@@ -1,7 +1,10 @@
-"""Messages between the ranks of an MPI job and its monitor; pickled over a connection of multigpu.tcp."""
+"""Messages between the ranks of an MPI job and its monitor, over a connection of multigpu.mpi.tcp."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+
+from multigpu.messages import Decoder
+from multigpu.mpi.tcp import MAX_BYTES
 
 
 class JobSettings(NamedTuple):
@@ -57,6 +60,12 @@ class Released(NamedTuple):
 
     status: int
     complete: bool
+
+
+Order: TypeAlias = RankDropped | EndJob | Released               # monitor to rank
+
+HEARTBEATS: Decoder[Heartbeat] = Decoder([Heartbeat], MAX_BYTES)
+ORDERS: Decoder[Order] = Decoder([RankDropped, EndJob, Released], MAX_BYTES)
 
 
 def name_of(rank: int, pid: int, host: str) -> str:

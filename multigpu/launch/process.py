@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Generic, Self, TypeVar
 
 from alexnet.native.pytensor_flags import pytensor_flags
+from multigpu.launch.clock import TimeLimit
 
 CONTEXT = multiprocessing.get_context("spawn")
 # finish the step, save, end; batch systems send SIGUSR1, a terminal that closes sends SIGHUP
@@ -146,7 +147,13 @@ class PeerWatch(Generic[Key]):
 
 def end(process: BaseProcess, grace: float) -> None:
     """Wait `grace` seconds for a process to end, then kill it; it has ended and is reaped on return."""
-    process.join(grace)
+    end_within(process, TimeLimit(grace))
+
+
+def end_within(process: BaseProcess, limit: TimeLimit) -> None:
+    """Wait for a process to end as long as time is left, then kill it; it has ended and is reaped on return."""
+    while process.exitcode is None and (pause := limit.look()):
+        process.join(pause)
     if process.exitcode is None:
         process.kill()
         process.join()

@@ -5,8 +5,7 @@
 
 Rank 0 listens at a Unix socket in the folder `output`.  The other ranks connect and send an Arrival.  Once all have
 arrived, rank 0 sends each a Welcome and a pipe to each other rank; if they do not match, it sends all of them Rejected.
-The connection to rank 0 remains open as the pipe to it.  Messages are pickled, so each side accepts only a process of
-the same user.
+The connection to rank 0 remains open as the pipe to it.  Each side accepts only a process of the same user.
 """
 
 import os
@@ -19,12 +18,14 @@ from contextlib import suppress
 from multiprocessing import connection, reduction
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from alexnet.config.schema import Config, ConfigError
 from alexnet.native.packages import TRAIN
 from multigpu.communicator import PeerDied
+from multigpu.launch import clock
 from multigpu.launch.process import pipes_between
+from multigpu.messages import MAX_MESSAGE, Decoder, MessageError, encode
 
 SOCKET_NAME = ".rendezvous"                      # in the folder `output`
 MAX_PATH = 107                                   # maximum bytes of a socket's path, linux/un.h
@@ -62,6 +63,12 @@ class Rejected(NamedTuple):
     """Rank 0 to all: they cannot train together, and the reason."""
 
     reason: str
+
+
+Answer: TypeAlias = Welcome | Rejected
+
+ARRIVALS = Decoder([Arrival])
+ANSWERS: Decoder[Answer] = Decoder([Welcome, Rejected])
 
 
 class Stopped(RuntimeError):
@@ -135,14 +142,25 @@ def listen(path: Path, own: Arrival, stop_requested: Stop) -> socket.socket:
     try:
         if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
             if pipe := connect(path):
-                pipe.send(own)
+                pipe.send_bytes(encode(own))
                 receive_answer(pipe, stop_requested)
                 raise PeerDied("another worker 0 has died while this one connected to it; start this one again")
             path.unlink(missing_ok=True)
-        listener = socket.create_server(str(path), family=socket.AF_UNIX)
-        path.chmod(0o600)
+        return bound(path)
     except OSError as error:
         raise ConfigError(f"output: cannot create the socket {path}: {error.strerror}; give another folder") from error
+
+
+def bound(path: Path) -> socket.socket:
+    """Return a listening socket at a path that does not exist, with access for this user only. Raises OSError."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        os.fchmod(listener.fileno(), 0o600)      # the mode of the file that bind() creates
+        listener.bind(os.fspath(path))
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 
@@ -179,9 +197,9 @@ def accept(listener: socket.socket) -> tuple[Connection, Arrival] | None:
         accepted.close()
         return None
     pipe = Connection(accepted.detach())
-    with suppress(EOFError, ConnectionError):    # it has closed the connection
-        if pipe.poll(ARRIVAL_TIMEOUT):
-            return pipe, pipe.recv()
+    with suppress(EOFError, OSError, MessageError):      # it has closed the connection, or sends something else
+        if clock.poll(pipe, ARRIVAL_TIMEOUT):
+            return pipe, ARRIVALS(pipe.recv_bytes(MAX_MESSAGE))
     pipe.close()
     return None
 
@@ -212,7 +230,7 @@ def reject(pipes: Iterable[Connection], reason: str) -> None:
     """Send Rejected to all arrived workers and raise ConfigError, as each of them does."""
     for pipe in pipes:
         with suppress(ConnectionError):          # it has already exited
-            pipe.send(Rejected(reason))
+            pipe.send_bytes(encode(Rejected(reason)))
     raise ConfigError(reason)
 
 
@@ -221,7 +239,7 @@ def connect_pairs(pipes: Pipes, run_name: str | None) -> None:
     ends = pipes_between(pipes)
     for rank, pipe in pipes.items():
         try:
-            pipe.send(Welcome(run_name))
+            pipe.send_bytes(encode(Welcome(run_name)))
             for _, end in sorted(ends[rank].items()):
                 reduction.send_handle(pipe, end.fileno(), None)
                 end.close()
@@ -243,7 +261,7 @@ def join(path: Path, own: Arrival, stop_requested: Stop) -> tuple[str | None, Pi
             raise Stopped
         pipe = connect(path)
     try:
-        pipe.send(own)
+        pipe.send_bytes(encode(own))
     except ConnectionError as error:
         raise PeerDied("worker 0 has died while the workers connected") from error
     print(f"connected to worker 0; waiting for all {own.size} workers", flush=True)
@@ -278,9 +296,11 @@ def receive_answer(pipe: Connection, stop_requested: Stop) -> Welcome:
         while not pipe.poll(POLL_INTERVAL):
             if stop_requested():
                 raise Stopped
-        answer = pipe.recv()
-    except (EOFError, ConnectionError) as error:
+        answer = ANSWERS(pipe.recv_bytes(MAX_MESSAGE))
+    except (EOFError, OSError) as error:
         raise PeerDied("worker 0 has died, or was stopped, before all workers had connected") from error
+    except MessageError as error:
+        raise ConfigError(f"output: what listens at {SOCKET_NAME} is no worker: {error}; use another folder") from error
     if isinstance(answer, Rejected):
         raise ConfigError(answer.reason)
     return answer

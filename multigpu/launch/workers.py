@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,8 +19,9 @@ from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.training.loop import Diverged, InputLost
 from multigpu.communicator import Communicator, DesyncError, PeerDied, PipeCommunicator
 from multigpu.device import DeviceError
+from multigpu.launch.clock import TimeLimit
 from multigpu.launch.link import Failed, JobLink, LauncherLink, LogOpened, Order, Stage, close_all, send_pipes
-from multigpu.launch.process import CONTEXT, end, pipes_between, start
+from multigpu.launch.process import CONTEXT, end_within, pipes_between, start
 from multigpu.launch.rendezvous import Pipes, Placement, Stopped, rendezvous
 from multigpu.launch.restart import Restarts, log_restart, restarted
 
@@ -174,9 +174,9 @@ class Workers:
     def end(self, timeout: float) -> None:
         """Ask every worker to stop and kill those still running after `timeout` seconds; all have ended on return."""
         request_stop(self._workers)
-        deadline = time.monotonic() + timeout
+        limit = TimeLimit(timeout)
         for worker in self._workers:
-            end(worker.process, max(0, deadline - time.monotonic()))
+            end_within(worker.process, limit)
 
     def replace(self, worker: Worker, failed: Failed) -> Worker | None:
         """Start a replacement of a worker that was killed, and connect it with the others; see ElasticBsp.

@@ -17,6 +17,8 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 
 from multigpu.communicator import DesyncError, PeerDied, desync_error
+from multigpu.launch.clock import TimeLimit
+from multigpu.messages import Decoder, MessageError, encode
 from multigpu.mpi.communicator import MPI, MpiCommunicator
 
 T = TypeVar("T")
@@ -31,6 +33,10 @@ PIECE = 1 << 20                                  # floats, 4 MB: smaller pieces 
 class Channel:
     """Sends and receives messages of this rank, and counts them.
 
+    Args:
+        comm: connects the ranks.
+        decode: of the rule's messages; its limit is that of their bytes.
+
     Attributes:
         dropped_ranks: ranks from which no further messages arrive.
         sent, received: number of messages, per receiver and in total.
@@ -38,7 +44,8 @@ class Channel:
 
     TALK, ARRAY = 1, 2                           # tags of messages, and of the arrays that they announce
 
-    def __init__(self, comm: MpiCommunicator):
+    def __init__(self, comm: MpiCommunicator, decode: Decoder[Any]):
+        self._decode = decode
         self.rank = comm.rank
         self.size = comm.size
         self.waiting = comm.waiting
@@ -53,7 +60,8 @@ class Channel:
     def send(self, message: Any, other: int) -> None:
         """Send a message without waiting for its arrival."""
         self._all_are_sent()
-        self._pending.append((self._mpi.isend(message, other, self.TALK), other))
+        data = encode(message, self._decode.limit)
+        self._pending.append((self._mpi.Isend([data, MPI.BYTE], other, self.TALK), other))
         self.sent[other] += 1
 
     def take(self) -> Any:
@@ -62,12 +70,18 @@ class Channel:
         envelope = self._mpi.improbe(MPI.ANY_SOURCE, self.TALK, status)
         if envelope is None:
             return None
-        words = bytearray(status.Get_count(MPI.BYTE))
+        size = status.Get_count(MPI.BYTE)
+        if size > self._decode.limit:
+            raise self._foreign(status.source, f"a message of {size} bytes, more than {self._decode.limit}")
+        data = bytearray(size)
         try:
-            self._finish([envelope.Irecv([words, MPI.BYTE])], status.source, words)
+            self._finish([envelope.Irecv([data, MPI.BYTE])], status.source, data)
         except PeerDied:
             return None
-        message = MPI.pickle.loads(words)
+        try:
+            message = self._decode(data)
+        except MessageError as error:
+            raise self._foreign(status.source, f"what this rule does not expect: {error}") from error
         if message.sender != status.source:
             raise DesyncError(
                 f"rank {status.source} sends {type(message).__name__} in the name of rank {message.sender}: "
@@ -85,7 +99,14 @@ class Channel:
 
     def refuse(self, message: Any, awaited: str) -> NoReturn:
         """Raise DesyncError for a message that this rank does not expect."""
-        raise desync_error(f"rank {message.sender}", message, f"rank {self.rank}", awaited)
+        sent = f"{type(message).__name__} of step {message.step}"
+        raise desync_error(f"rank {message.sender}", sent, f"rank {self.rank}", awaited)
+
+    def _foreign(self, source: int, sent: str) -> DesyncError:
+        """Return the error for bytes that are no message of this rule."""
+        return DesyncError(
+            f"rank {source} sends {sent}; it does not belong to this run: restart all from one checkpoint"
+        )
 
     def until(self, look: Callable[[], T]) -> T:
         """Call look() repeatedly until it returns a true value; returns that value."""
@@ -151,19 +172,20 @@ class Channel:
         """
         began = time.monotonic()
         failure: Exception | None = None
+        limit: TimeLimit | None = None
         while True:
             try:
                 if failure is None and MPI.Request.Testall(requests):
                     return
             except MPI.Exception as error:       # MPI detects the death before JobMonitor
                 failure = error
+                limit = TimeLimit(LATE)
             if other in self.dropped_ranks:
                 self._abandoned.append((requests, memory))       # MPI may still read this memory
                 raise PeerDied(f"rank {other} is gone")
-            waited = time.monotonic() - began
-            if failure and waited > LATE:
+            if failure and limit and not limit.left():
                 raise failure
-            time.sleep(BRIEF if waited < SPIN else SHORTEST)
+            time.sleep(BRIEF if time.monotonic() - began < SPIN else SHORTEST)
 
     def leave(self) -> None:
         """Mark this rank as having left; the others continue."""

@@ -7,19 +7,34 @@ import ctypes
 import os
 import re
 import socket
+import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from mpi4py import MPI
 
-from multigpu.communicator import Communicator, M, desync_error
+from multigpu.communicator import Communicator, DesyncError, M, decode_step
 from multigpu.failure.protocol import name_of
+from multigpu.messages import encode
 from multigpu.mpi.rank_wrapper import finalize
 from multigpu.mpi.requests import in_main_thread, wait
 
 __all__ = ["MPI", "MpiCommunicator", "end_without_finalize", "is_cuda_aware", "leave_no_files"]
+
+
+MAX_BYTES = 1 << 20                              # of a message
+SHORT = 252                                      # bytes that are sent together with their number
+LENGTH = struct.Struct("!I")
+
+
+class HostName(NamedTuple):
+    """The name of the sender's machine."""
+
+    name: str
+    step: int = 0
 
 
 class MpiCommunicator(Communicator):
@@ -49,24 +64,53 @@ class MpiCommunicator(Communicator):
         self.local_size = on_this_machine.size
         self.on_one_host = self.local_size == self.size
         on_this_machine.Free()
-        self.hosts = comm.allgather(socket.gethostname())
         self.elastic = False
         self.dropped_ranks: set[int] = set()
         self.has_left = False
         self.on_detach: Callable[[], None] = lambda: None
         self._names = [f"rank {rank}" for rank in range(self.size)]
         self._progress = ProgressCounter()
+        self.hosts: Sequence[str] = [each.name for each in self.allgather(HostName(socket.gethostname()))]
 
     def allgather(self, message: M) -> list[M]:
+        data = encode(message, MAX_BYTES)
         with self.waiting():
             if not in_main_thread():
                 wait([self._messages.Ibarrier()])                # allgather waits actively
-            messages = self._messages.allgather(message)
-        for other, each in enumerate(messages):
-            if type(each) is not type(message) or each.step != message.step:
-                awaited = f"{type(message).__name__} of step {message.step}"
-                raise desync_error(self._names[other], each, f"rank {self.rank}", awaited)
-        return messages
+            texts = self._allgather(data)
+        receiver = f"rank {self.rank}"
+        return [
+            message if other == self.rank else decode_step(
+                text, type(message), message.step, self._names[other], receiver, MAX_BYTES
+            )
+            for other, text in enumerate(texts)
+        ]
+
+    def _allgather(self, data: bytes) -> list[bytes]:
+        """Return the bytes of all ranks. Short ones need one call of MPI, longer ones a second.
+
+        Raises:
+            DesyncError: a rank announces more than MAX_BYTES.
+        """
+        own = LENGTH.pack(len(data)) + data[:SHORT].ljust(SHORT, b"\0")
+        frames = bytearray(len(own) * self.size)
+        self._messages.Allgather([own, MPI.BYTE], [frames, MPI.BYTE])
+        starts = range(0, len(frames), len(own))
+        lengths = [LENGTH.unpack_from(frames, start)[0] for start in starts]
+        if max(lengths) <= SHORT:
+            return [
+                bytes(frames[start + LENGTH.size : start + LENGTH.size + length])
+                for start, length in zip(starts, lengths, strict=True)
+            ]
+        if max(lengths) > MAX_BYTES:
+            raise DesyncError(
+                f"{self._names[lengths.index(max(lengths))]} sends a message of {max(lengths)} bytes, and at most "
+                f"{MAX_BYTES} are possible: it does not belong to this run; restart all from one checkpoint"
+            )
+        texts = bytearray(sum(lengths))
+        self._messages.Allgatherv([data, MPI.BYTE], [texts, lengths, MPI.BYTE])
+        ends = [*accumulate(lengths)]
+        return [bytes(texts[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
 
     def set_pid(self, rank: int, pid: int) -> None:
         self._names[rank] = name_of(rank, pid, self.hosts[rank])

@@ -38,7 +38,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from alexnet.config.schema import Config, ConfigError
 from alexnet.data.dataset import DataError, ReadError
@@ -51,7 +51,8 @@ from alexnet.training.loop import Diverged
 from multigpu.communicator import DesyncError, PeerDied
 from multigpu.device import DeviceError
 from multigpu.failure.heartbeat import HeartbeatClient
-from multigpu.failure.protocol import Failure, JobSettings
+from multigpu.failure.protocol import ORDERS, Failure, JobSettings
+from multigpu.launch import clock
 from multigpu.launch.link import JobLink
 from multigpu.launch.process import SIGNAL_DEBOUNCE, SIGNALS, stop_signals
 from multigpu.launch.signals import stop_notice
@@ -66,10 +67,19 @@ from multigpu.rules import rule_of
 STATUS_OF = {CheckpointError: 2, ConfigError: 2, DataError: 2, DeviceError: 2, Diverged: 1, DesyncError: 1, OSError: 2}
 
 
-class JobConfig(NamedTuple):
-    """Rank 0 to all: the settings, or the message why they are invalid."""
+class MonitorAddress(NamedTuple):
+    """Rank 0 to all: where the monitor listens, and the key of the job. That of the other ranks has no meaning."""
 
-    config: Config | None
+    addresses: list[str]
+    port: int
+    key: bytes
+    step: int = 0
+
+
+class JobConfig(NamedTuple):
+    """Rank 0 to all: the settings, as from Config.as_message(), or the message why they are invalid."""
+
+    settings: dict[str, Any] | None
     error: str | None
     step: int = 0
 
@@ -90,7 +100,7 @@ def run(settle: Callable[[], Config], entry: WorkFunction | None = None) -> int:
     except BaseException as exception:
         with comm.waiting():                     # from here on no rank depends on this one
             heartbeat.fail(failure_of(exception))
-            time.sleep(60)                       # the monitor ends this process
+            clock.sleep(60)                      # the monitor ends this process
         raise
     heartbeat.finish(2 if error else link.status())
     status = heartbeat.status
@@ -107,10 +117,10 @@ def run(settle: Callable[[], Config], entry: WorkFunction | None = None) -> int:
 
 def start_heartbeat(comm: MpiCommunicator) -> tuple[subprocess.Popen[bytes] | None, HeartbeatClient]:
     """Start the monitor at rank 0 and connect this rank to it; collective. Return (the monitor or None, the client)."""
-    monitor, port, key = start_monitor(comm.size) if comm.rank == 0 else (None, 0, b"")
-    address = comm.mpi.bcast((tcp.own_addresses(), port, key))
+    monitor, address = start_monitor(comm.size) if comm.rank == 0 else (None, MonitorAddress([], 0, b""))
+    addresses, port, key, _ = comm.allgather(address)[0]
     try:
-        return monitor, HeartbeatClient(comm, tcp.connect(*address))
+        return monitor, HeartbeatClient(comm, tcp.connect(addresses, port, key, ORDERS, tcp.PATIENCE))
     except ConnectionError as error:             # the monitor would not notice a failure of this rank
         write_now(f"rank {comm.rank} on {comm.hosts[comm.rank]} cannot reach the job's monitor on {comm.hosts[0]} over "
                   f"TCP: {error}")
@@ -118,13 +128,13 @@ def start_heartbeat(comm: MpiCommunicator) -> tuple[subprocess.Popen[bytes] | No
         raise
 
 
-def start_monitor(size: int) -> tuple[subprocess.Popen[bytes], int, bytes]:
-    """Start the monitor of `size` ranks in its own session, with signals blocked; return it, its port and its key."""
+def start_monitor(size: int) -> tuple[subprocess.Popen[bytes], MonitorAddress]:
+    """Start the monitor of `size` ranks in its own session, with signals blocked; return it and its address."""
     key = secrets.token_bytes(32)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        with socket.create_server(("", 0), backlog=size) as listener:
+        with socket.create_server(("", 0), backlog=max(size, tcp.BACKLOG)) as listener:
             port = listener.getsockname()[1]
             command = [sys.executable, "-m", "multigpu.failure.monitor", str(listener.fileno()), str(size)]
             monitor = subprocess.Popen(          # closes the files of MPI: otherwise mpiexec would not see rank 0 die
@@ -135,16 +145,17 @@ def start_monitor(size: int) -> tuple[subprocess.Popen[bytes], int, bytes]:
     assert monitor.stdin is not None
     with monitor.stdin as stdin:
         stdin.write(key)
-    return monitor, port, key
+    return monitor, MonitorAddress(tcp.own_addresses(), port, key)
 
 
 def train(
     settle: Callable[[], Config], entry: WorkFunction | None, link: "MpiLink", comm: MpiCommunicator
 ) -> str | None:
     """Agree on settings and devices, then run `entry`; return the message of invalid settings, or None. Collective."""
-    config, error, _ = settle_at_rank_0(settle, comm)
-    if config is None:
+    settings, error, _ = settle_at_rank_0(settle, comm)
+    if settings is None:
         return error
+    config = Config.from_message(settings)
     device, error = place_rank(config, comm)
     if device is None:
         return error
@@ -169,7 +180,7 @@ def settle_at_rank_0(settle: Callable[[], Config], comm: MpiCommunicator) -> Job
             config = settle_supervised(settle)
             refuse_hand_started(config)
             rule_of(config, comm)
-            settled = JobConfig(config, None)
+            settled = JobConfig(config.as_message(), None)
         except (ConfigError, DataError, CheckpointError) as error:
             settled = JobConfig(None, str(error))
         except OSError as error:

@@ -26,21 +26,21 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from alexnet.config.schema import Config
+from alexnet.config.schema import Config, ConfigError
 from alexnet.native.console import say
+from multigpu.launch.clock import TimeLimit
 from multigpu.launch.process import PR_SET_PDEATHSIG
 from multigpu.launch.restart import after_restarts, log_restart, restarted
 from multigpu.launch.signals import Signals
+from multigpu.messages import MessageError
 from multigpu.mpi import tcp
-from multigpu.mpi.supervisor_link import SUPERVISOR, JobEnded, SettingsRequest, address
+from multigpu.mpi.supervisor_link import REPORTS, SUPERVISOR, JobEnded, Report, SettingsRequest, StartSettings, address
 
 POLL = 0.2                                       # seconds between two checks whether mpiexec has ended
 CLOSING = 10.0                                   # seconds that the monitor gets to end after mpiexec
@@ -71,44 +71,44 @@ class JobListener:
         self.end: JobEnded | None = None
         self._restart = restart
         self._key = secrets.token_bytes(32)
-        self._connections: list[Connection] = []
+        self._connections: list[tcp.TcpConnection[Report]] = []
 
     def __enter__(self) -> Self:
-        self._socket = socket.create_server(("", 0))
-        self.address = address(self._socket.getsockname()[1], self._key)
+        listening = socket.create_server(("", 0), backlog=tcp.BACKLOG)
+        self.address = address(listening.getsockname()[1], self._key)
+        self._listener = tcp.Listener(listening, self._key, REPORTS, expected=2)         # rank 0 and the monitor
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._socket.close()
+        self._listener.close()
         for connection in self._connections:
             connection.close()
 
     def serve(self, signals: Signals) -> None:
         """Process what arrives within POLL seconds; return early at a signal."""
-        ready = wait([self._socket, *self._connections, signals.reader], POLL)
-        if self._socket in ready:
-            with suppress(*tcp.HANDSHAKE_ERRORS):        # the connection of a stranger is closed
-                self._connections.append(tcp.accept(self._socket.accept()[0], self._key))
-        for connection in [each for each in self._connections if each in ready]:
+        wait([*self._listener.sockets(), *(each.fileno() for each in self._connections), signals.reader], POLL)
+        self._connections += self._listener.accept()
+        for connection in list(self._connections):
             try:
-                self._process(connection)
-            except (EOFError, OSError):
+                while connection.poll():
+                    self._process(connection)
+            except (EOFError, OSError, MessageError, ConfigError):
                 self._connections.remove(connection)
                 connection.close()
 
-    def _process(self, connection: Connection) -> None:
+    def _process(self, connection: tcp.TcpConnection[Report]) -> None:
         match connection.recv():
             case SettingsRequest():
-                connection.send(self._restart)
-            case Config() as config:
-                self.config = config
+                connection.send(StartSettings(None if self._restart is None else self._restart.as_message()))
+            case StartSettings(settings) if settings is not None:
+                self.config = Config.from_message(settings)
             case JobEnded() as end:
                 self.end = end
 
     def drain(self, signals: Signals) -> None:
         """Wait until the job has closed its connections, for at most CLOSING seconds."""
-        deadline = time.monotonic() + CLOSING
-        while self._connections and time.monotonic() < deadline:
+        limit = TimeLimit(CLOSING)
+        while self._connections and limit.left():
             self.serve(signals)
 
 

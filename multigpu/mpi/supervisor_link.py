@@ -3,16 +3,16 @@
 | from    | to         | message                 | meaning                                        |
 |---------|------------|-------------------------|------------------------------------------------|
 | rank 0  | supervisor | SettingsRequest         | is this start a restart?                       |
-| supervisor | rank 0  | Config or None          | the settings of the restart; None: first start |
-| rank 0  | supervisor | Config                  | the settings of this start                     |
+| supervisor | rank 0  | StartSettings           | the settings of a restart; None: first start   |
+| rank 0  | supervisor | StartSettings           | the settings of this start                     |
 | monitor | supervisor | JobEnded                | how the job has ended                          |
 """
 
 import os
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from multigpu.messages import Decoder
 from multigpu.mpi import tcp
 
 if TYPE_CHECKING:
@@ -22,7 +22,16 @@ SUPERVISOR = "ALEXNET_SUPERVISOR"                # environment variable of a sup
 
 
 class SettingsRequest(NamedTuple):
-    """Rank 0 to supervisor: return the Config of a restart, or None at the first start."""
+    """Rank 0 to supervisor: send the StartSettings of this start."""
+
+
+class StartSettings(NamedTuple):
+    """Supervisor to rank 0: the settings of a restart, or None at the first start. Rank 0 to supervisor: the settings.
+
+    settings: as from Config.as_message().
+    """
+
+    settings: dict[str, Any] | None
 
 
 class JobEnded(NamedTuple):
@@ -39,17 +48,23 @@ class JobEnded(NamedTuple):
     log: str = ""
 
 
+Report: TypeAlias = SettingsRequest | StartSettings | JobEnded            # to the supervisor
+
+REPORTS: Decoder[Report] = Decoder([SettingsRequest, StartSettings, JobEnded], tcp.MAX_BYTES)
+ANSWERS: Decoder[StartSettings] = Decoder([StartSettings], tcp.MAX_BYTES)
+
+
 def address(port: int, key: bytes) -> str:
     """Return the value of SUPERVISOR for a supervisor on this machine."""
     return f"{','.join(tcp.own_addresses())}:{port}:{key.hex()}"
 
 
-def connect() -> Connection | None:
+def connect() -> tcp.TcpConnection[StartSettings] | None:
     """Return the connection to the supervisor of this job; None if it has none. Raises ConnectionError."""
     if SUPERVISOR not in os.environ:
         return None
     addresses, port, key = os.environ[SUPERVISOR].split(":")
-    return tcp.connect(addresses.split(","), int(port), bytes.fromhex(key))
+    return tcp.connect(addresses.split(","), int(port), bytes.fromhex(key), ANSWERS, tcp.PATIENCE)
 
 
 def settle_supervised(settle: Callable[[], "Config"]) -> "Config":
@@ -62,7 +77,7 @@ def settle_supervised(settle: Callable[[], "Config"]) -> "Config":
         ConfigError: max_restarts is set, and no supervisor has started the job.
         ConnectionError: the supervisor cannot be reached.
     """
-    from alexnet.config import ConfigError  # the monitor does not need it
+    from alexnet.config import Config, ConfigError  # the monitor does not need it
 
     supervisor = connect()
     if supervisor is None:
@@ -75,9 +90,9 @@ def settle_supervised(settle: Callable[[], "Config"]) -> "Config":
         return config
     with supervisor:
         supervisor.send(SettingsRequest())
-        config = supervisor.recv() or settle()
+        given = supervisor.recv().settings
+        config = Config.from_message(given) if given else settle()
         places = {"output": config.output, "resume_train": config.resume_train}
-        supervisor.send(config.model_copy(
-            update={name: os.path.abspath(os.path.expanduser(place)) for name, place in places.items() if place}
-        ))
+        absolute = {name: os.path.abspath(os.path.expanduser(place)) for name, place in places.items() if place}
+        supervisor.send(StartSettings(config.model_copy(update=absolute).as_message()))
     return config

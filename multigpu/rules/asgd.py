@@ -33,7 +33,7 @@ from alexnet.training.base import Recorder, Synchronizer
 from multigpu.exchange.flat_buffer import FlatBuffer, blocks
 from multigpu.rules.base import RULES, Rule
 from multigpu.rules.parameter_server import server
-from multigpu.rules.parameter_server.center import AsgdSettings, ParameterServer, PushMeta
+from multigpu.rules.parameter_server.center import AsgdSettings, GrantMeta, ParameterServer, PushMeta
 from multigpu.rules.parameter_server.client import Client
 from multigpu.rules.parameter_server.protocol import SERVER, Fetch, Push
 
@@ -77,6 +77,7 @@ class AsgdRule(Rule):
             self, config, network, device, comm, recorder, step,
             policy=lambda center, channel: ParameterServer(center, config, comm.size - 1, channel.now),
             client=partial(AsgdClient, schedule=schedule_of(config), step=step),
+            client_note=PushMeta, server_note=GrantMeta,
         )
 
 

@@ -108,6 +108,8 @@ class Gosgd(Gossip):
         groups: the weights, and the velocities if there are any.
     """
 
+    announcement = GossipPush
+
     def __init__(
         self, network: Network, groups: list[WeightedGroup], config: Config, comm: Communicator, recorder: Recorder,
     ):

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from alexnet.training.timing import Lap
 from multigpu.communicator import Closed, DesyncError, Message, total
 from multigpu.device.host import HostDevice
 from multigpu.exchange.flat_buffer import FlatBuffer
+from multigpu.messages import Decoder
 from multigpu.rules.groups import shapes_of
 
 if TYPE_CHECKING:
@@ -82,7 +83,12 @@ class Gossip(Synchronizer):
     Args:
         groups: what a consensus averages, and restores afterwards.
         own_values: for each group an array of its size; holds the values of this worker during a consensus.
+
+    Attributes:
+        announcement: the message of the rule that announces arrays.
     """
+
+    announcement: ClassVar[type]
 
     def __init__(
         self, network: Network, groups: Sequence[WeightedGroup], own_values: Sequence[np.ndarray], config: Config,
@@ -99,7 +105,7 @@ class Gossip(Synchronizer):
         self._rank = comm.rank
         self._size = comm.size
         self._recorder = recorder
-        self._channel = Channel(cast("MpiCommunicator", comm))
+        self._channel = Channel(cast("MpiCommunicator", comm), Decoder([Stop, GossipTiming, self.announcement]))
         self._share = 1 / self._size             # weight of this worker in the consensus
         self._step = 0                           # the last step of this worker
         self._stop = False

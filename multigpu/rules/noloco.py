@@ -159,6 +159,8 @@ class Noloco(Gossip):
         step: number of steps done before.
     """
 
+    announcement = PairPush
+
     def __init__(
         self, network: Network, state: NolocoState, config: Config, comm: Communicator, recorder: Recorder,
         step: int = 0,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from alexnet.training.base import Record
 from alexnet.training.loop import Position
 from multigpu.communicator import BufferHandle
 from multigpu.device import DeviceError
@@ -19,7 +20,6 @@ from multigpu.exchange.flat_buffer import FlatBuffer
 from multigpu.exchange.peer import first_obstacle
 
 if TYPE_CHECKING:
-    from alexnet.training.base import Record
     from alexnet.training.network import Network, SharedVariable
     from multigpu.communicator import Communicator
     from multigpu.device.handles import Handle

@@ -19,7 +19,7 @@ to the center variable. A piece fits into the last-level cache, and the server n
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
 
@@ -28,10 +28,25 @@ from alexnet.training.loop import Position
 from alexnet.training.timing import Lap
 from multigpu.communicator import WorkerInfo
 from multigpu.exchange.flat_buffer import FlatBuffer
+from multigpu.messages import Decoder
 
 SERVER = 0                                       # rank of the server
 
-Note: TypeAlias = Any                            # data of a rule; each rule defines its own type
+MAX_BYTES = 1 << 26                              # of a message: the records of 200,000 steps
+
+Note: TypeAlias = Any                            # data of a rule; each rule defines its own type, see message_decoder()
+
+
+class StepRecord(TypedDict):
+    """A Record of a client's step, as WorkerRecorder.train_iteration keeps it."""
+
+    iteration: int
+    epoch: float
+    images: int
+    cost: float
+    error: float
+    learning_rate: float
+    times: dict[str, float]
 
 
 class Push(NamedTuple):
@@ -98,6 +113,18 @@ class Joined(NamedTuple):
     position: Position
     moved: bool
     stop: bool
+
+
+def message_decoder(client_note: Any = None, server_note: Any = None) -> Decoder[Any]:
+    """Return the Decoder of the messages above.
+
+    Args:
+        client_note, server_note: the types of a rule's notes; None: it has none.
+    """
+    from_client = {"records": list[StepRecord], "note": type(None) if client_note is None else client_note}
+    from_server = {"note": type(None) if server_note is None else server_note}
+    fields = {Push: from_client, Fetch: from_client, Leave: from_client, Grant: from_server}
+    return Decoder([Push, Fetch, Grant, Leave, LeaveAck, Join, Joined], MAX_BYTES, fields)
 
 
 Request: TypeAlias = Push | Fetch | Leave

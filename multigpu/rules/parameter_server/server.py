@@ -50,6 +50,7 @@ from multigpu.rules.parameter_server.protocol import (
     LeaveAck,
     Push,
     Request,
+    message_decoder,
     stage,
 )
 
@@ -65,13 +66,15 @@ BEFORE = (-1, 0)                                 # stage of a client before its 
 
 def connect(
     rule: Rule, config: Config, network: Network, device: Device, comm: Communicator, recorder: Recorder, step: int,
-    policy: Callable[[FlatBuffer, Channel], CenterPolicy], client: Callable[..., Client],
+    policy: Callable[[FlatBuffer, Channel], CenterPolicy], client: Callable[..., Client], client_note: Any = None,
+    server_note: Any = None,
 ) -> Synchronizer:
     """Return a Server on rank 0 and a Client on other ranks; see multigpu.rules.base.Rule.connect. Collective.
 
     Args:
         policy: returns the CenterPolicy, from the buffer of the center variable.
         client: returns the client, from the arguments of Client.
+        client_note, server_note: see message_decoder().
     """
     from alexnet.training.updates import UpdateSettings, find_update_rule  # it imports PyTensor, slowly
     from multigpu.mpi.channel import Channel  # importing it initialises MPI
@@ -80,7 +83,7 @@ def connect(
         verify_consistency(config, network, device, comm, step)
     info = worker_info_of(config, network, device, step) if rule.elastic else None
     weights, velocities = weights_and_velocities(network)
-    channel = Channel(cast("MpiCommunicator", comm))
+    channel = Channel(cast("MpiCommunicator", comm), message_decoder(client_note, server_note))
     host = HostDevice(device.on_host)
     shapes = shapes_of(weights)
     if comm.rank != SERVER:

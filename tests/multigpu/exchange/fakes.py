@@ -1,7 +1,7 @@
 """Fakes for the tests of the exchange: pipes, networks, a communicator, a GPU and NCCL."""
 
+import json
 import os
-import pickle
 import signal
 import sys
 from contextlib import nullcontext
@@ -30,14 +30,14 @@ class CountingPipe:
 
     def __init__(self, pipe, pending, sent):
         self._pipe, self._pending, self._sent = pipe, pending, sent
-        self.recv, self.fileno = pipe.recv, pipe.fileno
+        self.recv_bytes, self.fileno = pipe.recv_bytes, pipe.fileno
 
-    def send_bytes(self, pickled):
-        kind, pending = type(pickle.loads(pickled)).__name__, self._pending()
+    def send_bytes(self, message):
+        kind, pending = json.loads(message)[0], self._pending()
         if pending:
             raise RuntimeError(f"{kind} is sent while {pending} copies are pending")
         self._sent[kind] += 1
-        self._pipe.send_bytes(pickled)
+        self._pipe.send_bytes(message)
 
 
 class KillingPipe:
@@ -45,13 +45,13 @@ class KillingPipe:
 
     def __init__(self, pipe, remaining):
         self._pipe, self._remaining = pipe, remaining
-        self.recv, self.fileno = pipe.recv, pipe.fileno
+        self.recv_bytes, self.fileno = pipe.recv_bytes, pipe.fileno
 
-    def send_bytes(self, pickled):
+    def send_bytes(self, message):
         if not self._remaining[0]:
             os.kill(os.getpid(), signal.SIGKILL)
         self._remaining[0] -= 1
-        self._pipe.send_bytes(pickled)
+        self._pipe.send_bytes(message)
 
 
 class FakeNetwork:

@@ -9,6 +9,7 @@ from alexnet.config.schema import ConfigError
 from alexnet.native import compiler
 from multigpu.communicator import DesyncError, Done, PeerDied, PipeCommunicator, Ready
 from multigpu.launch.process import CONTEXT
+from multigpu.messages import encode
 from multigpu.rules import Synchronizer
 from tests.mpi import results
 from tests.multigpu.exchange import workers
@@ -236,7 +237,7 @@ def test_worker_at_another_step_is_reported(fresh):
 
 def test_message_of_another_type_is_reported():
     ours, theirs = CONTEXT.Pipe()
-    theirs.send(Done(1))
+    theirs.send_bytes(encode(Done(1)))
     with ours, theirs, pytest.raises(DesyncError, match="sent Done of step 1, worker 0 waits for Ready of step 1"):
         PipeCommunicator(0, {1: ours}).recv_all(Ready, 1)
 

@@ -9,7 +9,7 @@ import pytest
 
 from multigpu.failure import monitor
 from multigpu.failure.monitor import JobMonitor
-from multigpu.failure.protocol import EndJob, Failure, Heartbeat, JobSettings, RankDropped, Released
+from multigpu.failure.protocol import ORDERS, EndJob, Failure, Heartbeat, JobSettings, RankDropped, Released
 from multigpu.mpi import tcp
 
 KEY = b"the key of this job"
@@ -29,14 +29,18 @@ def running(size, monkeypatch, limits=()):
         yield listener.getsockname()[1], lines
         thread.join(10)
         assert not thread.is_alive()
-        listener.shutdown(socket.SHUT_RDWR)      # ends the thread that accepts connections
+        while FakeRank.connections:
+            FakeRank.connections.pop().close()
 
 
 class FakeRank:
     """A rank that sends the heartbeats that a test asks for."""
 
+    connections = []                             # of all fake ranks of a test
+
     def __init__(self, port, rank, settings=None):
-        self.connection = tcp.connect(["127.0.0.1"], port, KEY)
+        self.connections.append(connection := tcp.connect(["127.0.0.1"], port, KEY, ORDERS))
+        self.connection = connection
         self.state = Heartbeat(rank, 0, "elsewhere", settings=settings)
         self.send()
 
@@ -61,8 +65,30 @@ def test_releases_ranks_with_highest_status(monkeypatch):
 def test_ignores_strangers(monkeypatch):
     with running(1, monkeypatch) as (port, lines), socket.create_connection(("127.0.0.1", port)):
         with pytest.raises(ConnectionError, match="no answer at 127.0.0.1"):
-            tcp.connect(["127.0.0.1"], port, b"another key")
+            tcp.connect(["127.0.0.1"], port, b"another key", ORDERS)
         rank = FakeRank(port, 0)             # while the first stranger is silent
+        rank.send(finished=0)
+        assert rank.receive() == Released(0, True)
+    assert lines == []
+
+
+def test_names_a_rank_whose_heartbeat_cannot_be_read(monkeypatch):
+    with running(2, monkeypatch) as (port, lines):
+        ranks = [FakeRank(port, rank) for rank in range(2)]
+        ranks[1].connection.send(EndJob(1, True))
+        assert ranks[0].receive() == EndJob(1, True)
+    assert lines == ["rank 1 (pid 0 on elsewhere): its heartbeat cannot be read: a message must be Heartbeat, got "
+                     "'EndJob'"]
+
+
+def test_each_rank_registers_once(monkeypatch):
+    with running(1, monkeypatch) as (port, lines):
+        rank = FakeRank(port, 0)
+        rank.send(steps=1)
+        time.sleep(0.2)                      # it is registered
+        for number in (0, 1, -1):
+            with pytest.raises(EOFError):
+                FakeRank(port, number).receive()
         rank.send(finished=0)
         assert rank.receive() == Released(0, True)
     assert lines == []

@@ -11,6 +11,7 @@ import pytest
 from alexnet.config import ConfigError, load_config
 from multigpu.communicator import PeerDied
 from multigpu.launch.rendezvous import SOCKET_NAME, Arrival, Placement, Stopped, rendezvous
+from multigpu.messages import encode
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_rank_0_names_a_worker_that_died(start, wait_for_rank_0, tmp_path):
     first = start(0, 3)
     wait_for_rank_0()
     with connection.Client(str(tmp_path / SOCKET_NAME), "AF_UNIX") as dying:
-        dying.send(Arrival(1, 3, "cpu", 12345))
+        dying.send_bytes(encode(Arrival(1, 3, "cpu", 12345)))
         time.sleep(0.3)
     with pytest.raises(PeerDied, match=r"worker 1 \(pid 12345\) has died before all workers had connected"):
         first.result(5)
@@ -116,7 +117,7 @@ def test_other_ranks_detect_the_death_of_rank_0(start, tmp_path):
     with connection.Listener(str(tmp_path / SOCKET_NAME), "AF_UNIX") as listener:
         waiting = start(1)
         with listener.accept() as pipe:
-            pipe.recv()
+            pipe.recv_bytes()
     with pytest.raises(PeerDied, match="worker 0 has died, or was stopped, before all workers had connected"):
         waiting.result(5)
 

@@ -9,7 +9,7 @@ from alexnet.training.timing import Lap
 from multigpu.device import open_device
 from multigpu.mpi.channel import PIECE, Channel
 from multigpu.rules import easgd
-from multigpu.rules.parameter_server.server import Leave, Push
+from multigpu.rules.parameter_server.protocol import Leave, Push, message_decoder
 from tests.multigpu.rules import fakes
 from tests.multigpu.rules.fakes import RATE, RecordingRecorder, ToyNetwork, toy_settings, training
 
@@ -137,4 +137,4 @@ def violate_protocol(comm, case):
             "the same step again": Push(3, 1, [], []),
             "another's name": Leave(4, 2, [], [], False),
         }[case]
-        Channel(comm).send(wrong, 0)
+        Channel(comm, message_decoder()).send(wrong, 0)
