@@ -18,8 +18,8 @@ BESIDES = ("tests", "benchmarks", "experiments", "examples")
 EVERYTHING = SOURCES + sorted(path for folder in BESIDES for path in (ROOT / folder).rglob("*.py"))
 
 TOP_LEVEL = {
-    "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", ".ci", "setup.py", "pyproject.toml",
-    "config.yaml", "train.py", "alexnet", "multigpu", "preprocess", "tests", "benchmarks",
+    "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "Makefile", ".ci", "setup.py",
+    "pyproject.toml", "config.yaml", "train.py", "alexnet", "multigpu", "preprocess", "tests", "benchmarks",
     "experiments", "docs", "examples", "configs",
 }
 

@@ -36,6 +36,11 @@ def test_downloads_list_every_published_checksum():
     assert known.items() <= rows.items()
 
 
+def test_tests_of_the_security_page_exist():
+    named = re.findall(r"`(tests/[^`]*)`", (TOP / "SECURITY.md").read_text("utf-8"))
+    assert named and [path for path in named if not (TOP / path).exists()] == []
+
+
 def test_notebook_is_executed_small_and_names_no_folder_of_its_machine():
     path = TOP / "docs" / "notebook.ipynb"
     cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]

@@ -36,7 +36,7 @@ def other():
 
 @pytest.fixture
 def shared():
-    """A folder as /tmp: everybody may create files, and only their owner may remove them. That of pytest is private."""
+    """A folder as /tmp: all users may create files, and only their owner may remove them. That of pytest is private."""
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     folder.chmod(0o1777)
     yield folder

@@ -120,7 +120,7 @@ def connect(output):
 
 
 def listen_for_all(output):
-    """Listen as rank 0 in a folder of everybody, at a socket of everybody."""
+    """Listen as rank 0 at a socket to which all users may connect."""
     listen(output)
     rendezvous.socket_path(str(output)).chmod(0o777)
 

@@ -64,6 +64,7 @@ from multigpu.mpi.placement import place_rank
 from multigpu.mpi.supervisor_link import settle_supervised
 from multigpu.rules import rule_of
 
+LOOPBACK = "127.0.0.1"
 STATUS_OF = {CheckpointError: 2, ConfigError: 2, DataError: 2, DeviceError: 2, Diverged: 1, DesyncError: 1, OSError: 2}
 
 
@@ -117,7 +118,7 @@ def run(settle: Callable[[], Config], entry: WorkFunction | None = None) -> int:
 
 def start_heartbeat(comm: MpiCommunicator) -> tuple[subprocess.Popen[bytes] | None, HeartbeatClient]:
     """Start the monitor at rank 0 and connect this rank to it; collective. Return (the monitor or None, the client)."""
-    monitor, address = start_monitor(comm.size) if comm.rank == 0 else (None, MonitorAddress([], 0, b""))
+    monitor, address = start_monitor(comm) if comm.rank == 0 else (None, MonitorAddress([], 0, b""))
     addresses, port, key, _ = comm.allgather(address)[0]
     try:
         return monitor, HeartbeatClient(comm, tcp.connect(addresses, port, key, ORDERS, tcp.PATIENCE))
@@ -128,15 +129,20 @@ def start_heartbeat(comm: MpiCommunicator) -> tuple[subprocess.Popen[bytes] | No
         raise
 
 
-def start_monitor(size: int) -> tuple[subprocess.Popen[bytes], MonitorAddress]:
-    """Start the monitor of `size` ranks in its own session, with signals blocked; return it and its address."""
+def start_monitor(comm: MpiCommunicator) -> tuple[subprocess.Popen[bytes], MonitorAddress]:
+    """Start the monitor in its own session, with signals blocked; return it and its address.
+
+    Other machines can connect to it only if the job has ranks there.
+    """
+    local = comm.on_one_host and len(set(comm.hosts)) == 1
     key = secrets.token_bytes(32)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        with socket.create_server(("", 0), backlog=max(size, tcp.BACKLOG)) as listener:
+        place = LOOPBACK if local else "", 0
+        with socket.create_server(place, backlog=max(comm.size, tcp.BACKLOG)) as listener:
             port = listener.getsockname()[1]
-            command = [sys.executable, "-m", "multigpu.failure.monitor", str(listener.fileno()), str(size)]
+            command = [sys.executable, "-m", "multigpu.failure.monitor", str(listener.fileno()), str(comm.size)]
             monitor = subprocess.Popen(          # closes the files of MPI: otherwise mpiexec would not see rank 0 die
                 command, env=environment, stdin=subprocess.PIPE, pass_fds=[listener.fileno()], start_new_session=True
             )
@@ -145,7 +151,7 @@ def start_monitor(size: int) -> tuple[subprocess.Popen[bytes], MonitorAddress]:
     assert monitor.stdin is not None
     with monitor.stdin as stdin:
         stdin.write(key)
-    return monitor, MonitorAddress(tcp.own_addresses(), port, key)
+    return monitor, MonitorAddress([LOOPBACK] if local else tcp.own_addresses(), port, key)
 
 
 def train(

@@ -99,7 +99,7 @@ def test_messages_arrive_in_their_order():
 def test_stranger_is_dropped_within_the_limit(content):
     with serving() as (port, listener, accepted), socket.create_connection(("127.0.0.1", port)) as stranger:
         stranger.sendall(content)
-        exchange(port, accepted)                 # meanwhile
+        exchange(port, accepted)                 # before the stranger is dropped
         assert ends(stranger) and len(accepted) == 1 and not listener._strangers
 
 
