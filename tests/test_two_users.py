@@ -71,6 +71,17 @@ def test_rendezvous_of_another_user_is_refused(owner, other, shared):
             owner.call(join, shared)
 
 
+@pytest.mark.parametrize("target", [None, "elsewhere"])
+def test_prepared_folder_of_a_run_is_refused(owner, other, shared, target):
+    other.call(two_users.prepare_run, shared, target and shared / target)
+    with pytest.raises(ConfigError, match=f"belongs to user {OTHER}, who could change the run; give another name"):
+        owner.call(two_users.create_run, shared)
+
+
+def test_folder_of_a_run_follows_the_umask(owner, shared):
+    assert owner.call(two_users.create_run, shared).stat().st_mode & 0o777 == 0o755
+
+
 @needs_compiler
 def test_cache_is_private(owner, other, shared):
     answer, folder, mode, warned = owner.call(two_users.compile_and_load, shared / "cache", shared)

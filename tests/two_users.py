@@ -16,6 +16,7 @@ from pathlib import Path
 
 from alexnet.config import ConfigError
 from alexnet.native import compiler
+from alexnet.run import folder
 from multigpu.device import DeviceError
 from multigpu.device.host import HostDevice
 from multigpu.launch import rendezvous
@@ -98,8 +99,13 @@ def compile_and_load(cache, tmpdir):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         library = compiler.load(SOURCE, "answer")
-    folder = Path(library._name).parent
-    return library.answer(), folder, folder.stat().st_mode & 0o777, [str(each.message) for each in caught]
+    used = Path(library._name).parent
+    return library.answer(), used, used.stat().st_mode & 0o777, [str(each.message) for each in caught]
+
+
+def create_run(output):
+    """Create the folder of a new run; return its path."""
+    return folder.new_folder(output / "run", exact=True)
 
 
 # ---- what another user does
@@ -125,14 +131,23 @@ def listen_for_all(output):
     rendezvous.socket_path(str(output)).chmod(0o777)
 
 
-def plant(folder):
+def plant(place):
     """Place a library that returns 13 in a new folder, under the name that compile_and_load() looks for."""
-    folder.mkdir(exist_ok=True)
-    os.environ["ALEXNET_CACHE"] = str(folder)
-    name = compiler._compiled(SOURCE, "answer", "auto", folder).name
-    evil = compiler._compiled(SOURCE.replace("42", "13"), "evil", "auto", folder)
-    evil.replace(folder / name)
-    folder.chmod(0o777)
+    place.mkdir(exist_ok=True)
+    os.environ["ALEXNET_CACHE"] = str(place)
+    name = compiler._compiled(SOURCE, "answer", "auto", place).name
+    evil = compiler._compiled(SOURCE.replace("42", "13"), "evil", "auto", place)
+    evil.replace(place / name)
+    place.chmod(0o777)
+
+
+def prepare_run(output, target=None):
+    """Create an empty folder for the run of another user, or a link to one."""
+    place = target or output / "run"
+    place.mkdir()
+    place.chmod(0o777)
+    if target:
+        link(target, output / "run")
 
 
 def link(target, path):
@@ -143,5 +158,5 @@ def write(path):
     path.write_text("")
 
 
-def listed(folder):
-    return sorted(os.listdir(folder))
+def listed(place):
+    return sorted(os.listdir(place))

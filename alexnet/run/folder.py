@@ -7,6 +7,7 @@ flock(2) on the file `.lock` in it, which names the process. The kernel releases
 import fcntl
 import os
 import socket
+import stat
 import warnings
 from contextlib import suppress
 from itertools import count
@@ -88,11 +89,23 @@ def check_new(folder: Path, exact: bool) -> None:
             raise ConfigError(
                 f"run_name: the folder {folder} exists and is not empty; give another name, or resume_train={folder}"
             )
+        check_owner(folder)
         parent = next(each for each in (folder, *folder.parents) if each.exists())
     except OSError as error:
         raise ConfigError(f"output: the folder {folder} cannot be created: {error.strerror}") from error
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(f"output: the folder {folder} cannot be created: there is no permission to write to {parent}")
+
+
+def check_owner(folder: Path) -> None:
+    """Raise ConfigError for a folder that another user has prepared where all users may create files, as in /tmp."""
+    if not folder.exists():
+        return
+    above, owner = folder.absolute().parent.stat(), folder.stat().st_uid
+    if above.st_mode & stat.S_ISVTX and above.st_mode & stat.S_IWOTH and owner != os.getuid():
+        raise ConfigError(
+            f"run_name: the folder {folder} belongs to user {owner}, who could change the run; give another name"
+        )
 
 
 def new_folder(folder: Path, exact: bool) -> Path:
@@ -108,6 +121,7 @@ def new_folder(folder: Path, exact: bool) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if exact:
             folder.mkdir(exist_ok=True)
+            check_owner(folder)
             return folder
         for number in count(1):
             path = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")

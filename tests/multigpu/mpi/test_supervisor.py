@@ -151,6 +151,9 @@ def test_signal_to_a_rank_stops_the_job_without_restart(tmp_path):
 
 def test_killed_supervisor_ends_the_job(tmp_path):
     job = training(tmp_path)
+    for pid, command in job.processes().items():             # all users can read the command line of a process
+        assert not re.search(r"[0-9a-f]{32}", command), "the key of the supervisor or of the monitor"
+        assert Path(f"/proc/{pid}/environ").stat().st_mode & 0o077 == 0
     job.process.kill()
     status, errors = job.finish()
     assert status == -signal.SIGKILL and not restarts(errors)
