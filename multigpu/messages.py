@@ -14,7 +14,7 @@ A pickle could call any function, so messages from another machine, or over a so
     bytes, Path                             text: hexadecimal digits, the path
     list[X], tuple[X, ...], frozenset[X]    an array
     tuple[X, Y], NamedTuple, dataclass      an array with one element for each field
-    dict[str, X], TypedDict                 an object
+    dict[str, X]                            an object
     X | Y                                   the first of the two that fits
     Any                                     any of these values of JSON, unchanged
 """
@@ -25,7 +25,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 M = TypeVar("M")
 
@@ -179,8 +179,6 @@ def value_check(kind: Any) -> Check:
         return tuple_check([value_check(each) for each in arguments])
     if origin in (list, tuple, frozenset):
         return array_check(origin, value_check(arguments[0]))
-    if is_typeddict(kind):
-        return typed_dict_check({name: value_check(each) for name, each in get_type_hints(kind).items()})
     if isinstance(kind, type) and (hasattr(kind, "_fields") or dataclasses.is_dataclass(kind)):
         return record_check(kind, {})
     raise TypeError(f"a message cannot have a field of type {kind}; multigpu.messages lists the types")
@@ -248,16 +246,6 @@ def dict_check(item: Check) -> Check:
         if type(value) is not dict:
             raise MessageError(f"it must be an object, got {shown(value)}")
         return {name: item(each) for name, each in value.items()}
-
-    return check
-
-
-def typed_dict_check(items: dict[str, Check]) -> Check:
-    """Return the check of an object with exactly these names."""
-    def check(value: Any) -> Any:
-        if type(value) is not dict or value.keys() != items.keys():
-            raise MessageError(f"it must be an object of {', '.join(items)}, got {shown(value)}")
-        return {name: item(value[name]) for name, item in items.items()}
 
     return check
 

@@ -16,9 +16,9 @@ import pytest
 from alexnet.config import ConfigError, load_config
 from alexnet.config.schema import Config
 from alexnet.training.loop import Position
-from alexnet.training.timing import Lap
+from alexnet.training.timing import TIMES, Lap
 from multigpu import communicator
-from multigpu.communicator import BufferHandle, Ready, TimingReport, WorkerInfo
+from multigpu.communicator import BufferHandle, DesyncError, Ready, TimingReport, WorkerInfo
 from multigpu.device.handles import CudaHandle, HostHandle
 from multigpu.failure.protocol import HEARTBEATS, ORDERS, EndJob, Failure, Heartbeat, JobSettings, RankDropped, Released
 from multigpu.launch.rendezvous import ANSWERS, ARRIVALS, Arrival, Rejected, Welcome
@@ -28,13 +28,24 @@ from multigpu.mpi.supervisor_link import REPORTS, JobEnded, SettingsRequest, Sta
 from multigpu.rules.gosgd import GossipPush
 from multigpu.rules.gossip import GossipTiming, Stop
 from multigpu.rules.parameter_server.center import GrantMeta, PushMeta
-from multigpu.rules.parameter_server.protocol import Fetch, Grant, Join, Joined, Leave, LeaveAck, Push, message_decoder
+from multigpu.rules.parameter_server.protocol import (
+    Fetch,
+    Grant,
+    Join,
+    Joined,
+    Leave,
+    LeaveAck,
+    Push,
+    message_decoder,
+    pack_records,
+    unpack_records,
+)
 from multigpu.rules.recovery import LastStep
 from multigpu.worker import FolderCreated, Present
 
 LAP = Lap(7, 1.5, 5120, 3.25, 1.0, 0.5, 0.25, 0.125, 0.0)
 RECORD = {"iteration": 7, "epoch": 1.5, "images": 64, "cost": 2.5, "error": 0.75, "learning_rate": 0.01,
-          "times": {"seconds": 0.1, "calc": 0.05}}
+          "times": dict.fromkeys(TIMES, 0.1)}
 INFO = WorkerInfo(7, "cpu", 4711, {"batch_size": 4, "lr_step": [20, 40]}, {"conv1.W": 2**32 - 1})
 SERVER = message_decoder(PushMeta, GrantMeta)
 GOSSIP = Decoder([Stop, GossipTiming, GossipPush])
@@ -51,8 +62,9 @@ PROTOCOLS = {
     "supervisor": (REPORTS, [SettingsRequest(), StartSettings({"values": {}}), JobEnded(1, "died", True, "/log.txt")]),
     "supervised rank 0": (SETTINGS, [StartSettings(None)]),
     "parameter server": (SERVER, [
-        Push(7, 1, [RECORD], [LAP], PushMeta(3, True, 0.5)), Fetch(7, 1, [], [], PushMeta(3, False, 0.0)),
-        Leave(7, 1, [], [LAP], True, PushMeta(3, True, 0.0)),
+        Push(7, 1, pack_records([RECORD]), [LAP], PushMeta(3, True, 0.5)),
+        Fetch(7, 1, b"", [], PushMeta(3, False, 0.0)),
+        Leave(7, 1, b"", [LAP], True, PushMeta(3, True, 0.0)),
         Grant(7, 0, False, GrantMeta(4, True)), LeaveAck(7, 0, True), Join(7, 1, INFO),
         Joined(7, 0, Position(1, 2, 3, (0.5, 0.25)), True, False),
     ]),
@@ -164,6 +176,7 @@ def test_other_message_is_named_with_its_step():
     ('["Ready",1,2.5,"x",false]', "error of Ready: it must be a number, got 'x'"),
     ('["Ready",1,2.5]', "Ready must be an array of step, cost, error, stop, got .*"),
     ('["Ready",true,2.5,0.5,false]', "step of Ready: it must be an integer of 64 bits, got True"),
+    (f'["Ready",{2**64},2.5,0.5,false]', f"step of Ready: it must be an integer of 64 bits, got {2**64}"),
     ('["Ready",1,2.5,0.5,false] ', "a message must be one array that begins with a name, got .*"),
 ])
 def test_refusal_names_the_field(text, sentence):
@@ -171,11 +184,12 @@ def test_refusal_names_the_field(text, sentence):
         decoder(Ready)(text.encode())
 
 
-def test_record_with_another_field_is_refused():
-    """The server passes the fields of a record to a function."""
-    for record in (RECORD | {"worker": 1}, {**RECORD, "cost": "x"}, {"iteration": 1}):
-        with pytest.raises(MessageError, match="records of Push: "):
-            SERVER(encode(Push(7, 1, [record], []), SERVER.limit))
+def test_records_of_steps_survive_the_way():
+    records = [RECORD, RECORD | {"iteration": 8, "cost": math.inf}]
+    push = Push(8, 1, pack_records(records), [], PushMeta(3, True, 0.5))
+    assert unpack_records(SERVER(encode(push, SERVER.limit))) == records
+    with pytest.raises(DesyncError, match=r"rank 1 sends records of 191 bytes, which must be a multiple of 96"):
+        unpack_records(push._replace(records=push.records[:-1]))
 
 
 def test_class_with_another_type_of_field_is_refused():

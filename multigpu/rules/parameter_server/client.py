@@ -16,7 +16,18 @@ from alexnet.training.loop import Position, Run, train
 from alexnet.training.timing import Lap
 from multigpu.communicator import WorkerInfo
 from multigpu.exchange.flat_buffer import FlatBuffer
-from multigpu.rules.parameter_server.protocol import SERVER, Fetch, Grant, Join, Joined, Leave, LeaveAck, Note, Push
+from multigpu.rules.parameter_server.protocol import (
+    SERVER,
+    Fetch,
+    Grant,
+    Join,
+    Joined,
+    Leave,
+    LeaveAck,
+    Note,
+    Push,
+    pack_records,
+)
 
 if TYPE_CHECKING:
     from alexnet.training.network import Network, SharedVariable
@@ -112,9 +123,9 @@ class Client(Synchronizer):
         stack.enter_context(self._channel.waiting())
         return stack
 
-    def _unsent(self) -> tuple[list[Record], list[Lap]]:
+    def _unsent(self) -> tuple[bytes, list[Lap]]:
         """Return the records and the timings since the last message."""
-        unsent = list(self._records), list(self._laps)
+        unsent = pack_records(self._records), list(self._laps)
         self._records.clear()
         self._laps.clear()
         return unsent

@@ -18,43 +18,60 @@ to the center variable. A piece fits into the last-level cache, and the server n
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, TypedDict
+from collections.abc import Callable, Iterable
+from struct import Struct
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from alexnet.training.base import Record, Recorder
 from alexnet.training.loop import Position
-from alexnet.training.timing import Lap
-from multigpu.communicator import WorkerInfo
+from alexnet.training.timing import TIMES, Lap
+from multigpu.communicator import DesyncError, WorkerInfo
 from multigpu.exchange.flat_buffer import FlatBuffer
 from multigpu.messages import Decoder
 
 SERVER = 0                                       # rank of the server
 
-MAX_BYTES = 1 << 26                              # of a message: the records of 200,000 steps
+MAX_BYTES = 1 << 26                              # of a message: the records of 300,000 steps
+NUMBERS = ("iteration", "epoch", "images", "cost", "error", "learning_rate")           # of a Record, in this order
+ROW = Struct(f"<{len(NUMBERS) + len(TIMES)}d")   # of a Record: NUMBERS, then its TIMES
 
 Note: TypeAlias = Any                            # data of a rule; each rule defines its own type, see message_decoder()
 
 
-class StepRecord(TypedDict):
-    """A Record of a client's step, as WorkerRecorder.train_iteration keeps it."""
+def pack_records(records: Iterable[Record]) -> bytes:
+    """Return the records of steps, as WorkerRecorder keeps them, as float64: they are in every exchange."""
+    return b"".join(
+        ROW.pack(*[record[name] for name in NUMBERS], *[record["times"][name] for name in TIMES]) for record in records
+    )
 
-    iteration: int
-    epoch: float
-    images: int
-    cost: float
-    error: float
-    learning_rate: float
-    times: dict[str, float]
+
+def unpack_records(message: "Request") -> list[Record]:
+    """Return the records of a message. Raises DesyncError if they are not whole."""
+    if len(message.records) % ROW.size:
+        raise DesyncError(
+            f"rank {message.sender} sends records of {len(message.records)} bytes, which must be a multiple of "
+            f"{ROW.size}: it does not belong to this run; restart all from one checkpoint"
+        )
+    records = []
+    for iteration, epoch, images, cost, error, learning_rate, *times in ROW.iter_unpack(message.records):
+        records.append({
+            "iteration": int(iteration), "epoch": epoch, "images": int(images), "cost": cost, "error": error,
+            "learning_rate": learning_rate, "times": dict(zip(TIMES, times, strict=True)),
+        })
+    return records
 
 
 class Push(NamedTuple):
-    """Client to server: request to exchange the client's array after this step, with records since the last message."""
+    """Client to server: request to exchange the client's array after this step.
+
+    records: of the steps since the last message, see pack_records().
+    """
 
     step: int
     sender: int
-    records: list[Record]
+    records: bytes
     laps: list[Lap]
     note: Note = None
 
@@ -64,7 +81,7 @@ class Fetch(NamedTuple):
 
     step: int
     sender: int
-    records: list[Record]
+    records: bytes
     laps: list[Lap]
     note: Note = None
 
@@ -83,7 +100,7 @@ class Leave(NamedTuple):
 
     step: int
     sender: int
-    records: list[Record]
+    records: bytes
     laps: list[Lap]
     stop: bool
     note: Note = None
@@ -121,7 +138,7 @@ def message_decoder(client_note: Any = None, server_note: Any = None) -> Decoder
     Args:
         client_note, server_note: the types of a rule's notes; None: it has none.
     """
-    from_client = {"records": list[StepRecord], "note": type(None) if client_note is None else client_note}
+    from_client = {"note": type(None) if client_note is None else client_note}
     from_server = {"note": type(None) if server_note is None else server_note}
     fields = {Push: from_client, Fetch: from_client, Leave: from_client, Grant: from_server}
     return Decoder([Push, Fetch, Grant, Leave, LeaveAck, Join, Joined], MAX_BYTES, fields)

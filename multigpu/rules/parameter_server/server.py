@@ -52,6 +52,7 @@ from multigpu.rules.parameter_server.protocol import (
     Request,
     message_decoder,
     stage,
+    unpack_records,
 )
 
 if TYPE_CHECKING:
@@ -311,8 +312,9 @@ class Server(Synchronizer):
 
     def _record(self, message: Request) -> None:
         """Record the steps of a client, and a timing window once all clients have reported it."""
-        self._clients.steps[message.sender] += len(message.records)
-        for record in message.records:
+        records = unpack_records(message)
+        self._clients.steps[message.sender] += len(records)
+        for record in records:
             self._recorder.train_iteration(**record, worker=message.sender - 1)
         for lap in message.laps:
             laps = self._laps.setdefault(lap.iteration, [])

@@ -134,7 +134,7 @@ def violate_protocol(comm, case):
             return exchange.leave(1)
         exchange.after_step(3, 0.0, 0.0, RATE, False, False)
         wrong = {
-            "the same step again": Push(3, 1, [], []),
-            "another's name": Leave(4, 2, [], [], False),
+            "the same step again": Push(3, 1, b"", []),
+            "another's name": Leave(4, 2, b"", [], False),
         }[case]
         Channel(comm, message_decoder()).send(wrong, 0)
