@@ -152,8 +152,7 @@ def decode_step(
     try:
         message = decoder(kind, limit)(data)
     except UnknownMessage as error:
-        sent = error.name if error.step is None else f"{error.name} of step {error.step}"
-        raise desync_error(sender, sent, receiver, awaited) from None
+        raise desync_error(sender, error.sent, receiver, awaited) from None
     except MessageError as error:
         raise DesyncError(
             f"what {sender} sent is no {awaited}, so it does not belong to this run: {error}; restart all workers from "

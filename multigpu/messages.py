@@ -22,7 +22,7 @@ A pickle could call any function, so messages from another machine, or over a so
 import dataclasses
 import json
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -52,6 +52,11 @@ class UnknownMessage(MessageError):
         super().__init__(text)
         self.name = name
         self.step = step
+
+    @property
+    def sent(self) -> str:
+        """What was sent, as "Done of step 3"."""
+        return self.name if self.step is None else f"{self.name} of step {self.step}"
 
 
 def encode(message: object, limit: int = MAX_MESSAGE) -> bytes:
@@ -102,13 +107,17 @@ class Decoder(Generic[M]):
         kinds: the classes.
         limit: largest number of bytes of a message.
         fields: {class: {name of a field: type}} instead of annotations.
+
+    Attributes:
+        awaited: the names of the classes, for error messages.
     """
 
     def __init__(
-        self, kinds: Iterable[type[M]], limit: int = MAX_MESSAGE,
+        self, kinds: Sequence[type[M]], limit: int = MAX_MESSAGE,
         fields: Mapping[type, Mapping[str, Any]] | None = None,
     ) -> None:
         self.limit = limit
+        self.awaited = " or ".join(kind.__name__ for kind in kinds)
         self._kinds = {kind.__name__: record_check(kind, (fields or {}).get(kind, {})) for kind in kinds}
 
     def __call__(self, data: bytes | bytearray) -> M:
@@ -125,7 +134,7 @@ class Decoder(Generic[M]):
         name, *values = content
         if name not in self._kinds:
             step = values[0] if values and type(values[0]) is int and FIRST <= values[0] <= LAST else None
-            raise UnknownMessage(f"a message must be {' or '.join(self._kinds)}, got {shown(name)}", name[:SHOWN], step)
+            raise UnknownMessage(f"a message must be {self.awaited}, got {shown(name)}", name[:SHOWN], step)
         message: M = self._kinds[name](values)
         return message
 

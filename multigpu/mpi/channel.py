@@ -18,7 +18,7 @@ import numpy as np
 
 from multigpu.communicator import DesyncError, PeerDied, desync_error
 from multigpu.launch.clock import TimeLimit
-from multigpu.messages import Decoder, MessageError, encode
+from multigpu.messages import Decoder, MessageError, UnknownMessage, encode
 from multigpu.mpi.communicator import MPI, MpiCommunicator
 
 T = TypeVar("T")
@@ -80,6 +80,9 @@ class Channel:
             return None
         try:
             message = self._decode(data)
+        except UnknownMessage as error:
+            receiver = f"rank {self.rank}"
+            raise desync_error(f"rank {status.source}", error.sent, receiver, self._decode.awaited) from None
         except MessageError as error:
             raise self._foreign(status.source, f"what this rule does not expect: {error}") from error
         if message.sender != status.source:

@@ -177,7 +177,7 @@ def test_rank_0_has_the_last_lap_of_each_rank(team):
     [
         ("a push that is lost", r"shares of all ranks must add up to 1, got \[0.5, 0.25\]: a push was lost"),
         ("once too often", "the ranks have entered consensus 1, 2 times, by rank: the workers are out of step"),
-        ("another rule's message", "rank 1 sent Grant of step 7, rank 0 waits for Push or Stop"),
+        ("another rule's message", "rank 1 sent Grant of step 7, rank 0 waits for Stop or GossipTiming or GossipPush"),
     ],
 )
 def test_protocol_violation_is_reported(team, case, sentence):
