@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from alexnet.native.atomic import replacing
+from alexnet.native.atomic import PARTIAL, replacing
 from alexnet.native.untrusted import InputError, parse_json
 
 VERSION = 1
@@ -328,8 +328,9 @@ def prune(folder: str | Path, keep: int | None, saved: Path | None = None) -> No
     first = found.index(saved) if saved in found else 0
     for path in [*found[:first], *(found[first + keep :] if keep else ())]:
         path.unlink()
-    for partial in Path(folder).glob(".checkpoint_*.partial"):
-        shutil.rmtree(partial)
+    for name in ("checkpoint_*", BEST):          # a partial BEST is a link that would keep a deleted checkpoint's bytes
+        for partial in Path(folder).glob(f".{name}{PARTIAL}"):
+            shutil.rmtree(partial)
 
 
 def description(array: np.ndarray) -> list[Any]:

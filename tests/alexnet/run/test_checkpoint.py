@@ -271,9 +271,10 @@ def test_folder_with_only_damaged_checkpoints_is_refused(path):
 def test_prune_keeps_newest_and_removes_partial_files(tmp_path):
     for iteration in (1, 20, 3):
         save(checkpoint_format.snapshot_path(tmp_path, iteration), {}, {})
-    partial = tmp_path / ".checkpoint_00000021.safetensors.partial"
-    partial.mkdir()
-    (partial / ".tmpTiu0qd").write_bytes(b"half")
+    for name in ("checkpoint_00000021.safetensors", checkpoint_format.BEST):
+        partial = tmp_path / f".{name}.partial"
+        partial.mkdir()
+        (partial / ".tmpTiu0qd").write_bytes(b"half")
     (tmp_path / "log.txt").write_text("kept")
     checkpoint_format.prune(tmp_path, None)
     assert [path.name[11:19] for path in checkpoint_format.snapshots(tmp_path)] == ["00000020", "00000003", "00000001"]
