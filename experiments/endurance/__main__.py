@@ -1,0 +1,88 @@
+"""What happens in long use and when processes are killed.
+
+python -m experiments.endurance TASK [--count N] [--series NAME ...] [--json FILE] [--minutes M]
+python -m experiments.endurance table [--json FILE] [--csv FILE]
+
+    steps        one training of N steps (10,000), two workers with loaders, checkpoints and validation: the slopes of
+                 memory, descriptors, threads and files over its last 90 %
+    starts       N short runs (1,000) that finish, are stopped, or lose the launcher or a worker
+    saves        N kills (1,000) of a process that saves checkpoints
+    preprocess   N kills (200) of `python -m preprocess`, each followed by a run that continues
+    jobs         N kills (200) per rule of a process of an MPI job with max_restarts
+    asleep       N suspensions (10) of all processes of a run, for longer than its time limits
+
+Each trial is a line of FILE. A second call with the same FILE continues where the first stopped, and N counts the
+trials of both. The command `table` prints the counts and the slopes of FILE. The checks of /dev/shm need a machine on
+which no other program uses it. The exit status is 1 if a check of FILE has failed.
+"""
+
+import argparse
+import pathlib
+import sys
+import tempfile
+import time
+from functools import partial
+
+from experiments.endurance import asleep, conversion, jobs, saves, starts, steps
+from experiments.endurance.analysis import as_csv, lines, table
+from experiments.endurance.journal import Journal, continue_trials
+
+TASKS = {"starts": starts, "saves": saves, "preprocess": conversion, "jobs": jobs, "asleep": asleep}
+
+
+class OutOfTime(Exception):
+    """The minutes of this call are over."""
+
+
+def run(name, count, series, journal, folder, minutes=None):
+    """Run the missing trials of a task; return its rows."""
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def show(row):
+        text = "; ".join(row["wrong"]) or "all checks passed"
+        words = name, row["series"], row["number"], row["kind"], row["outcome"], f"{row['seconds']:.1f} s", text
+        print(*(word for word in words if word != ""), flush=True)
+        if deadline is not None and time.monotonic() > deadline:
+            raise OutOfTime
+
+    if name == "steps":
+        count = count or steps.COUNT
+        chosen = {steps.series_of(count): (1, steps.prepare, partial(steps.trial, steps=count))}
+    else:
+        task = TASKS[name]
+        chosen = dict.fromkeys(series or task.SERIES, (count or task.COUNT, task.prepare, task.trial))
+    try:
+        for each, (trials, prepare, trial) in chosen.items():
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                prepared = partial(prepare, each, pathlib.Path(place))
+                continue_trials(journal, name, each, trials, prepared, trial, show)
+    except OutOfTime:
+        print(f"{name}: stopped after {minutes:g} minutes")
+    return journal.rows(name)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.endurance", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("task", choices=["steps", *TASKS, "table"], metavar="TASK")
+    parser.add_argument("--count", type=int, metavar="N", help="trials of each series, or steps")
+    parser.add_argument("--series", nargs="+", metavar="NAME", help="of jobs: rules; of asleep: kinds of runs")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="one line per trial")
+    parser.add_argument("--csv", type=pathlib.Path, metavar="FILE", help="write the table as CSV")
+    parser.add_argument("--minutes", type=float, metavar="M", help="end after the trial in which this time is over")
+    parser.add_argument("--folder", type=pathlib.Path, help="for temporary files")
+    options = parser.parse_args(arguments)
+    journal = Journal(options.json)
+    rows = journal.all
+    if options.task != "table":
+        rows = run(options.task, options.count, options.series, journal, options.folder, options.minutes)
+    found = lines(rows)
+    print(table(found))
+    if options.csv:
+        options.csv.write_text(as_csv(found), encoding="utf-8")
+    return int(any(line.failed for line in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
