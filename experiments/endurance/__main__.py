@@ -18,9 +18,11 @@ which no other program uses it. The exit status is 1 if a check of FILE has fail
 
 import argparse
 import pathlib
+import shutil
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from functools import partial
 
 from experiments.endurance import asleep, conversion, jobs, saves, starts, steps
@@ -28,10 +30,27 @@ from experiments.endurance.analysis import as_csv, lines, table
 from experiments.endurance.journal import Journal, continue_trials
 
 TASKS = {"starts": starts, "saves": saves, "preprocess": conversion, "jobs": jobs, "asleep": asleep}
+TRIAL = "trial"                                  # beginning of the name of a trial's folder
 
 
 class OutOfTime(Exception):
     """The minutes of this call are over."""
+
+
+@contextmanager
+def place_of_trials(folder):
+    """Yield a temporary folder. At its end only the folders of failed trials are kept, if there are any."""
+    place = pathlib.Path(tempfile.mkdtemp(dir=folder))
+    try:
+        yield place
+    finally:
+        for path in place.iterdir():
+            if not path.name.startswith(TRIAL):
+                shutil.rmtree(path)
+        if kept := sorted(path.name for path in place.iterdir()):
+            print(f"{place} keeps the files of failed or interrupted trials: {', '.join(kept)}")
+        else:
+            place.rmdir()
 
 
 def run(name, count, series, journal, folder, minutes=None):
@@ -53,9 +72,8 @@ def run(name, count, series, journal, folder, minutes=None):
         chosen = dict.fromkeys(series or task.SERIES, (count or task.COUNT, task.prepare, task.trial))
     try:
         for each, (trials, prepare, trial) in chosen.items():
-            with tempfile.TemporaryDirectory(dir=folder) as place:
-                prepared = partial(prepare, each, pathlib.Path(place))
-                continue_trials(journal, name, each, trials, prepared, trial, show)
+            with place_of_trials(folder) as place:
+                continue_trials(journal, name, each, trials, partial(prepare, each, place), trial, show)
     except OutOfTime:
         print(f"{name}: stopped after {minutes:g} minutes")
     return journal.rows(name)
@@ -71,7 +89,7 @@ def main(arguments=None):
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="one line per trial")
     parser.add_argument("--csv", type=pathlib.Path, metavar="FILE", help="write the table as CSV")
     parser.add_argument("--minutes", type=float, metavar="M", help="end after the trial in which this time is over")
-    parser.add_argument("--folder", type=pathlib.Path, help="for temporary files")
+    parser.add_argument("--folder", type=pathlib.Path, help="for temporary files; those of failed trials are kept")
     options = parser.parse_args(arguments)
     journal = Journal(options.json)
     rows = journal.all

@@ -65,5 +65,6 @@ def trial(shared, number):
     newest = checkpoint_format.newest(run)
     if newest is None or checkpoint_format.iteration_of(newest) < STEPS:
         wrong.append(f"the newest checkpoint is {newest and newest.name}")
-    shutil.rmtree(place)
+    if not wrong:
+        shutil.rmtree(place)
     return {"kind": "suspended", "outcome": "" if running else "had ended", "seconds": seconds, "wrong": wrong}

@@ -65,7 +65,8 @@ def trial(shared, number):
     found = sums(out) if out.exists() else {}
     differing = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
     wrong += [f"{name} differs from that of an undisturbed run" for name in sorted(differing)]
-    shutil.rmtree(place)
+    if not wrong:
+        shutil.rmtree(place)
     return {"kind": victim if killed else "none", "outcome": "killed" if killed else "none was running",
             "moment": round(moment, 3), "status": status, "finished": finished,
             "seconds": time.perf_counter() - began, "wrong": wrong}

@@ -80,7 +80,8 @@ def trial(shared, number):
         if status is None or not complete and (settled or not said.strip()):
             wrong.append(f"status {status}: {said}")
     wrong += faults(run, complete, expected if rule in EXACT else None)
-    shutil.rmtree(place)
+    if not wrong:
+        shutil.rmtree(place)
     return {"kind": role, "outcome": outcome, "moment": round(moment, 3), "seconds": seconds, "settled": settled,
             "status": status, "wrong": wrong}
 

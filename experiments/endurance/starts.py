@@ -78,7 +78,8 @@ def run_once(data, folder, workers, end, moment):
     saved, recorded = state_of(folder / "runs" / "run", wrong)
     if end in ("finished", "SIGTERM", "Ctrl-C") and saved != recorded:
         wrong.append(f"iteration {recorded} was recorded, {saved} saved: {said}")
-    shutil.rmtree(folder)
+    if not wrong:
+        shutil.rmtree(folder)
     outcome = "" if number is None else "before the first step" if not recorded else "during training"
     return {"kind": f"{workers} workers, {end}", "outcome": outcome, "moment": round(moment, 3), "seconds": seconds,
             "iteration": recorded, "wrong": wrong}
