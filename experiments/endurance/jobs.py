@@ -3,7 +3,8 @@
     supervisor              killed; the ranks save and end, without a restart
     any other process       the job reaches its end, with status 0; with rule bsp its weights equal those of an
                             undisturbed job
-    - before rank 0 has read the settings                 the job may end with a message instead
+    - in the start, before rank 0 has read the settings   the job may end instead
+    - after the last step   the status may be that of mpiexec
 """
 
 import os
@@ -61,6 +62,7 @@ def trial(shared, number):
         processes = [(role, each) for role, group in sorted(program.roles().items()) for each in group]
         role, victim = draw.choice(processes) if processes else ("none", None)
         settled = (run / "log.txt").exists()
+        late = checkpoint_format.snapshot_path(run, STEPS).exists()
         if victim:
             with suppress(ProcessLookupError):
                 os.kill(victim.pid, signal.SIGKILL)
@@ -69,17 +71,15 @@ def trial(shared, number):
         seconds = time.monotonic() - program.began
         wrong = program.left()
         said = program.said()
-    if role == "supervisor":
-        if status != -signal.SIGKILL:
-            wrong.append(f"status {status}: {said}")
-        outcome = "ended"
-        complete = False
+    complete = status == 0
+    if complete:
+        outcome = "restarted" if "\nrestart 1 of " in f"\n{said}" else "continued"
     else:
-        complete = status == 0
-        outcome = ("restarted" if "\nrestart 1 of " in f"\n{said}" else "continued") if complete else "ended"
-        if status is None or not complete and (settled or not said.strip()):
-            wrong.append(f"status {status}: {said}")
-    wrong += faults(run, complete, expected if rule in EXACT else None)
+        outcome = "ended after the last step" if late else "ended in the training" if settled else "ended in the start"
+    expected_end = status == -signal.SIGKILL if role == "supervisor" else complete or late or not settled
+    if status is None or not expected_end:
+        wrong.append(f"status {status}: {said}")
+    wrong += faults(run, complete or late, expected if rule in EXACT else None)
     if not wrong:
         shutil.rmtree(place)
     return {"kind": role, "outcome": outcome, "moment": round(moment, 3), "seconds": seconds, "settled": settled,

@@ -35,11 +35,12 @@ from typing import NamedTuple, Self
 from alexnet.config.schema import Config, ConfigError
 from alexnet.native.console import say
 from multigpu.launch.clock import TimeLimit
-from multigpu.launch.process import PR_SET_PDEATHSIG
+from multigpu.launch.process import PR_SET_PDEATHSIG, describe_exit
 from multigpu.launch.restart import after_restarts, log_restart, restarted
 from multigpu.launch.signals import Signals
 from multigpu.messages import MessageError
 from multigpu.mpi import tcp
+from multigpu.mpi.shared_files import remove_left_files, shared_files
 from multigpu.mpi.supervisor_link import REPORTS, SUPERVISOR, JobEnded, Report, SettingsRequest, StartSettings, address
 
 POLL = 0.2                                       # seconds between two checks whether mpiexec has ended
@@ -144,6 +145,7 @@ def run_job(command: Sequence[str], restart: Config | None, signals: Signals) ->
         restart: the settings of a restart; None: this is the first start.
     """
     stop: signal.Signals | None = None
+    shared = shared_files()
     with JobListener(restart) as listener:
         mpiexec = subprocess.Popen(
             command, env=os.environ | {SUPERVISOR: listener.address}, stdin=subprocess.DEVNULL, process_group=0,
@@ -156,6 +158,9 @@ def run_job(command: Sequence[str], restart: Config | None, signals: Signals) ->
                 stop = stop or received
                 signals.handled()
         listener.drain(signals)
+    remove_left_files(shared)
+    if mpiexec.returncode < 0 and listener.end is None and (listener.config or restart) is None:
+        say(f"mpiexec {describe_exit(mpiexec.returncode)} before the job has read its settings; it is not restarted")
     status = mpiexec.returncode if mpiexec.returncode >= 0 else 128 - mpiexec.returncode
     return JobResult(status, listener.config, listener.end or unreported(status, listener.config or restart), stop)
 

@@ -1,5 +1,6 @@
 """Restarts of an MPI job by its supervisor: python -m multigpu restart mpiexec ..."""
 
+import mmap
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import pytest
 from alexnet.run import checkpoint_format
 from alexnet.run.recorder import read_records
 from multigpu.launch.signals import Signals
+from multigpu.mpi import shared_files
 from multigpu.mpi.supervisor import run_job
 from tests import tiny, tiny_train
 from tests.mpi import Job, environment, needs_mpi
@@ -186,6 +188,33 @@ def test_command_that_cannot_start_a_job_is_refused(tmp_path):
         2, f"python -m multigpu restart: {tmp_path}/mpiexec cannot be started: No such file or directory"
     )
     assert restart("mpiexec", PMI_SIZE="2")[1].endswith("write `python -m multigpu restart mpiexec ...`")
+
+
+def test_mpiexec_that_is_killed_in_the_start_is_reported():
+    killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    assert restart(sys.executable, "-c", killed) == (
+        137, "mpiexec was killed by SIGKILL before the job has read its settings; it is not restarted"
+    )
+
+
+def test_shared_memory_of_a_rank_that_is_killed_in_mpi_init_is_removed():
+    path = Path(f"/dev/shm/mpich_shm_{os.getpid():x}_test")
+    try:
+        done = subprocess.run([*RESTART, "touch", path], env=environment(), timeout=60)
+        assert done.returncode == 0 and not path.exists()
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def test_only_new_shared_memory_without_a_user_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(shared_files, "FOLDER", tmp_path)
+    monkeypatch.setattr(shared_files, "PAUSE", 0)
+    before, used, left, other = (tmp_path / f"{name}_0" for name in ("mpich_shm_a", "mpich_shm_b", "mpich_shm_c", "d"))
+    for path in (before, used, left, other):
+        path.write_bytes(b"1")
+    with used.open("rb") as file, mmap.mmap(file.fileno(), 1, access=mmap.ACCESS_READ):
+        shared_files.remove_left_files({before})
+    assert set(tmp_path.iterdir()) == {before, used, other}
 
 
 def test_command_without_a_job_keeps_its_status():
