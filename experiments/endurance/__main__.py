@@ -55,7 +55,7 @@ def place_of_trials(folder):
 
 def run(name, count, series, journal, folder, minutes=None):
     """Run the missing trials of a task; return its rows."""
-    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    deadline = None if minutes is None or name == "steps" else time.monotonic() + 60 * minutes
 
     def show(row):
         text = "; ".join(row["wrong"]) or "all checks passed"
@@ -66,7 +66,8 @@ def run(name, count, series, journal, folder, minutes=None):
 
     if name == "steps":
         count = count or steps.COUNT
-        chosen = {steps.series_of(count): (1, steps.prepare, partial(steps.trial, steps=count))}
+        limit = steps.LIMIT if minutes is None else 60 * minutes
+        chosen = {steps.series_of(count): (1, steps.prepare, partial(steps.trial, steps=count, limit=limit))}
     else:
         task = TASKS[name]
         chosen = dict.fromkeys(series or task.SERIES, (count or task.COUNT, task.prepare, task.trial))
@@ -88,7 +89,8 @@ def main(arguments=None):
     parser.add_argument("--series", nargs="+", metavar="NAME", help="of jobs: rules; of asleep: kinds of runs")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="one line per trial")
     parser.add_argument("--csv", type=pathlib.Path, metavar="FILE", help="write the table as CSV")
-    parser.add_argument("--minutes", type=float, metavar="M", help="end after the trial in which this time is over")
+    parser.add_argument("--minutes", type=float, metavar="M",
+                        help="end after the trial in which this time is over; steps: stop the training")
     parser.add_argument("--folder", type=pathlib.Path, help="for temporary files; those of failed trials are kept")
     options = parser.parse_args(arguments)
     journal = Journal(options.json)

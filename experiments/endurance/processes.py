@@ -123,6 +123,10 @@ class Program:
             return self.process.wait(seconds)
         return None
 
+    def shared_memory(self):
+        """Return the names of the files in /dev/shm that have appeared since the start and are mapped by no process."""
+        return sorted(unmapped() - self._shared)
+
     def left(self, seconds=GONE):
         """Return sentences about what the ended program leaves: processes, shared memory, temporary files."""
         end = time.monotonic() + seconds
@@ -132,7 +136,7 @@ class Program:
 
     def _left(self):
         found = [f"process {each.pid} is left: {' '.join(each.command)[:200]}" for each in self.processes()]
-        found += [f"{SHARED / name} is left" for name in sorted(unmapped() - self._shared)]
+        found += [f"{SHARED / name} is left" for name in self.shared_memory()]
         return found + [f"{path.name} is left in TMPDIR" for path in sorted(self.temporary.iterdir())]
 
 
