@@ -20,6 +20,7 @@ from experiments.endurance.processes import Program, train_command
 SERIES, COUNT = ("",), 1000
 STEPS = 12                                       # of a run that finishes
 LIMIT = 120.0                                    # seconds
+NAMES = {1: "one worker", 2: "two workers"}
 ENDS = {                                         # kind -> the signal, and the exit status
     "finished": (None, 0), "SIGTERM": (signal.SIGTERM, 128 + signal.SIGTERM),
     "Ctrl-C": (signal.SIGINT, 128 + signal.SIGINT), "launcher killed": (signal.SIGKILL, -signal.SIGKILL),
@@ -81,7 +82,7 @@ def run_once(data, folder, workers, end, moment):
     if not wrong:
         shutil.rmtree(folder)
     outcome = "" if number is None else "before the first step" if not recorded else "during training"
-    return {"kind": f"{workers} workers, {end}", "outcome": outcome, "moment": round(moment, 3), "seconds": seconds,
+    return {"kind": f"{NAMES[workers]}, {end}", "outcome": outcome, "moment": round(moment, 3), "seconds": seconds,
             "iteration": recorded, "wrong": wrong}
 
 

@@ -1,7 +1,7 @@
 """One long training of two workers with loaders, validation and checkpoints, sampled every few seconds.
 
-The samples are those of the training: they end with the last step. The files that hold a record of each step grow by
-design; everything else must not.
+The samples are those of the training: they end with the last step. The files that hold a record of each step or epoch
+grow by design; everything else must not.
 """
 
 import os
@@ -19,7 +19,7 @@ WORKERS, BATCH, STEPS_OF_EPOCH = 2, 4, 100
 EVERY = 2.0                                      # seconds between two samples
 LIMIT = 6 * 3600.0                               # seconds
 ENDING = 120.0                                   # seconds
-GROWS = ("records",)
+GROWS = ("records", "report")
 REPORT = ("report.html", "report.safetensors", "*.png")
 
 

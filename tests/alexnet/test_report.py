@@ -1,11 +1,13 @@
 """report.html: what the page holds, from runs of the tiny network and from made predictions."""
 
+import gc
 import io
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from alexnet.__main__ import main
 from alexnet.data.dataset import open_dataset
@@ -176,3 +178,18 @@ def test_failed_report_is_a_warning(tmp_path, monkeypatch):
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     report.epoch_ended(Position(1, 0, 6))
     assert len(warnings) == 1 and "report.html was not written" in warnings[0]
+
+
+def test_drawing_leaves_no_figure_in_memory(tmp_path):
+    """A figure and its canvas refer to each other; each drawing of a long run would add some MB until a collection."""
+    data = open_dataset(tiny.make_data(tmp_path / "data"))
+    folder = recorded(tmp_path / "run")
+    report = RunReport(folder, {}, data, WorkerRecorder(0), Position(), tiny.settings("none", "none"))
+    gc.collect()
+    gc.disable()
+    try:
+        report.draw(Position(1, 0, 6))
+        left = [each for each in gc.get_objects() if isinstance(each, Figure)]
+    finally:
+        gc.enable()
+    assert (folder / "learning_curves.png").exists() and left == []

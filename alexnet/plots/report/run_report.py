@@ -1,5 +1,6 @@
 """The report and the pictures of a run that trains, rewritten after an epoch."""
 
+import gc
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -98,6 +99,7 @@ class RunReport(Observer):
         if self._filters is not None:
             place = self.folder / "filters.png"
             drawing.filters(self._filters.get_value(borrow=True), place, initial=self.history.initial)
+        gc.collect()                             # figures are in reference cycles; each holds its pixels
         now = self._recorder.clock()
         self._due = now + (now - began) / SHARE
 
