@@ -76,8 +76,14 @@ class LRNGradient(_LRNOp):
         g = float_tensor(self, "g", g)
         return self.apply([x, g], [same_dtype(self, x, g)])
 
+    def check(self, x_shape: tuple[int, ...], g_shape: tuple[int, ...]) -> None:
+        """Raise ValueError if the gradient does not have the shape of the images."""
+        if g_shape != x_shape:
+            raise ValueError(f"{self}: g must have the shape of x, {x_shape}, got {g_shape}")
+
     def reference(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         x, g = inputs
+        self.check(x.shape, g.shape)
         s = self.scale(x)
         real = x.dtype.type
         direct = g * s ** real(-self.beta)

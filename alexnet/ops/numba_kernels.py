@@ -230,6 +230,9 @@ def _convolution(library: Library, op: Any, name: str) -> Function:
         a: Array, b: Array, out: Array, channels: int, height: int, width: int, batch: int, outputs: int,
         filter_height: int, filter_width: int
     ) -> Array:
+        if a.size == 0 or b.size == 0 or out.size == 0:   # a sum without terms; the C functions divide by the lengths
+            out[:] = 0
+            return out
         out_height = windows(height, filter_height, stride, pad, False)
         out_width = windows(width, filter_width, stride, pad, False)
         pays = has_transforms and filter_height == filter_width and -(-filter_height // stride) in TAPS

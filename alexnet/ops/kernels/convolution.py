@@ -157,10 +157,10 @@ def _sizes(x: np.ndarray, W: np.ndarray, y: np.ndarray, stride: int, pad: int, g
     sizes = Sizes(
         channels, height, width, batch, outputs, filter_height, filter_width, int(stride), int(pad), int(groups)
     )
-    if y.shape != (outputs, *sizes.out, batch) or min(x.shape + W.shape + y.shape) < 1:
+    if y.shape != (outputs, *sizes.out, batch) or min(W.shape[1:3] + y.shape[1:3]) < 1:
         raise ValueError(
             f"images {x.shape} under filters {W.shape} with stride {stride} and pad {pad} make outputs "
-            f"{(outputs, *sizes.out, batch)}, got {y.shape}; every length must be at least 1"
+            f"{(outputs, *sizes.out, batch)}, got {y.shape}; rows and columns of filters and outputs must be at least 1"
         )
     if (filter_height, filter_width, stride, pad) == (1, 1, 1, 0):      # pixels are independent: treat each as an image
         return sizes._replace(height=1, width=1, batch=height * width * batch)
@@ -176,6 +176,9 @@ def _run(name: Pass, arrays: Sequence[np.ndarray], sizes: Sizes, winograd: bool 
                 "convolution kernels take contiguous arrays of one dtype, float32 or float64, got "
                 f"{', '.join(str(each.dtype) for each in arrays)} with strides {array.strides}"
             )
+    if min(array.size for array in arrays) == 0:         # a sum without terms; the C functions divide by the lengths
+        arrays[-1][...] = 0
+        return
     if name != "filter_gradient" and is_small_dense(sizes):
         dense = compiler.function(DENSE, f"dense_{name}", "aaannn", can_fail=True, dtype=dtype.name)
         dense(*arrays, sizes.channels, sizes.outputs, sizes.batch)

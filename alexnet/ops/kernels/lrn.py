@@ -37,6 +37,7 @@ def lrn_gradient(op: LRNGradient, node: Apply) -> Run:
     loop = compiler.function(SOURCE, "lrn_gradient", "aaannnrrr", can_fail=True, dtype=node.outputs[0].type.dtype)
 
     def run(x: np.ndarray, g: np.ndarray) -> tuple[np.ndarray]:
+        op.check(x.shape, g.shape)
         x = contiguous(x)
         g = contiguous(g)
         dx = allocator.empty(x.shape, x.dtype)

@@ -154,6 +154,8 @@ void max_pool(const real *x, real *y, uint8_t *index, long channels, long height
               long out_height, long out_width, long size, long stride, long pad)
 {
     const Row r = { height, width, batch, out_width, size, stride, pad };
+    if (!batch)
+        return;                                          /* copied_run() divides by it */
     #pragma omp parallel for schedule(static)
     for (long row = 0; row < channels * out_height; row++) {
         const real *channel = x + row / out_height * height * width * batch;

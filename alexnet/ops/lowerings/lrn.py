@@ -20,6 +20,7 @@ def lrn(op: LocalResponseNorm, node: Apply) -> Callable[..., Array]:
 @jax_lowering(LRNGradient)
 def lrn_gradient(op: LRNGradient, node: Apply) -> Callable[..., Array]:
     def run(x: Array, g: Array) -> Array:
+        op.check(x.shape, g.shape)
         s = scale(op, x)
         real = x.dtype.type
         direct = g * power(s, op.beta)

@@ -132,6 +132,24 @@ def test_wrong_arguments_are_refused_with_the_value(make, error, message):
         make()
 
 
+EMPTY = [                                        # shapes of images and filters
+    ((4, 5, 5, 0), (2, 3, 3, 6)),                # no images
+    ((0, 5, 5, 2), (0, 3, 3, 6)),                # no terms
+    ((4, 5, 5, 2), (2, 3, 3, 0)),                # no outputs
+]
+
+
+@pytest.mark.parametrize(("x_shape", "W_shape"), EMPTY)
+def test_sums_without_terms_are_zero(mode, x_shape, W_shape):
+    x, W, g = (pt.tensor4(name, dtype="float32") for name in ("x", "W", "g"))
+    y = Convolution(1, 1, 2)(x, W)
+    run = pytensor.function([x, W, g], [y, *pytensor.grad((y * g).sum(), [x, W])], mode=mode)
+    y_shape = W_shape[3], 5, 5, x_shape[3]
+    results = run(*(np.ones(shape, "float32") for shape in (x_shape, W_shape, y_shape)))
+    assert [result.shape for result in results] == [y_shape, x_shape, W_shape]
+    assert not any(np.any(result) for result in results)
+
+
 def test_wrong_shapes_are_refused_at_run_time(mode):
     x, W = pt.tensor4("x"), pt.tensor4("W")
     run = pytensor.function([x, W], Convolution(groups=2)(x, W), mode=mode)

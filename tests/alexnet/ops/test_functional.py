@@ -183,6 +183,16 @@ def test_crop_outside_its_image_is_refused_in_numba_mode(rng):
         run(np.array([0, 3, 2, 0], "int32"))
 
 
+@needs_compiler
+@pytest.mark.slow
+def test_no_images_give_empty_arrays_in_numba_mode():
+    x, W = pt.tensor4("x", dtype="float32"), shared(np.ones((4, 3, 3, 3), "float32"))
+    y = max_pool2d(conv2d(x, W, padding=1), 3, 2)
+    run = pytensor.function([x], [y, *pytensor.grad(y.sum(), [x, W])], mode=MODES["numba"]())
+    y, dx, dW = run(np.ones((0, 3, 9, 9), "float32"))
+    assert y.shape == (0, 4, 4, 4) and dx.shape == (0, 3, 9, 9) and not dW.any()
+
+
 @pytest.mark.slow
 def test_unknown_lengths(mode, rng):
     if mode == "JAX":

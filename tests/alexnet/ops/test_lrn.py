@@ -7,7 +7,7 @@ import pytest
 from pytensor.gradient import NullTypeGradError, verify_grad
 
 from alexnet.backends import mode_of
-from alexnet.ops import LocalResponseNorm
+from alexnet.ops import LocalResponseNorm, LRNGradient
 from tests import reference
 
 pytestmark = pytest.mark.compatibility
@@ -56,6 +56,14 @@ def test_second_derivatives_are_refused():
     x = pt.tensor4("x")
     with pytest.raises(NullTypeGradError, match="second derivatives of LRN"):
         pytensor.grad(pytensor.grad((LocalResponseNorm()(x) ** 2).sum(), x).sum(), x)
+
+
+def test_gradient_of_wrong_shape_is_refused(mode):
+    """The kernel would read beyond the end of the smaller array."""
+    x, g = pt.tensor4("x"), pt.tensor4("g")
+    run = pytensor.function([x, g], LRNGradient()(x, g), mode=mode)
+    with pytest.raises(ValueError, match=r"g must have the shape of x, \(7, 3, 2, 4\), got \(7, 3, 2, 1\)"):
+        run(np.ones((7, 3, 2, 4), "float32"), np.ones((7, 3, 2, 1), "float32"))
 
 
 @pytest.mark.parametrize(

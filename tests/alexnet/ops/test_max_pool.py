@@ -113,6 +113,13 @@ def test_incomplete_windows_match_a_loop(mode, size, stride, pad, height, width,
     np.testing.assert_allclose(dx, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(2, 7, 7, 0), (0, 7, 7, 3)])
+def test_no_images_or_channels_give_empty_arrays(mode, shape):
+    x = np.ones(shape, "float32")
+    y, index, dx = pool_function(3, 2, mode)(x, np.ones((shape[0], 3, 3, shape[3]), "float32"))
+    assert y.shape == index.shape == (shape[0], 3, 3, shape[3]) and dx.shape == shape
+
+
 def test_incomplete_windows_match_pytorch(rng):
     torch = pytest.importorskip("torch")
     for size, stride, pad, height, width in CEIL:

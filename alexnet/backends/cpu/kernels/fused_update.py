@@ -133,7 +133,7 @@ def filter_gradient_update(op: FilterGradientUpdate, node: Apply) -> Run:
         op.gradient.check(x.shape, filters, g.shape)
         size = math.prod(filters)
         in_order = all(arrays[n].flags.c_contiguous and arrays[n].size == size for n in filter_shaped)
-        if in_order and batch == g.shape[3]:
+        if in_order and size and batch and batch == g.shape[3]:
             _run(x, g, sizes, compiler.load(source, "update").receive, arrays, filter_shaped)
             return [arrays[op.destroy_map[n][0] - 4] for n in range(len(op.destroy_map))]
         dW = allocator.empty(filters, np.float32)
