@@ -5,7 +5,7 @@ import os
 import hypothesis
 from hypothesis.configuration import set_hypothesis_home_dir
 
-set_hypothesis_home_dir(os.path.join(os.devnull, "hypothesis"))      # a folder that cannot be made, so nothing is stored
+set_hypothesis_home_dir(os.path.join(os.devnull, "none"))            # cannot be made, so nothing is stored
 
 
 def drawn(cases: int, seed: int = 0):

@@ -104,7 +104,8 @@ class Search:
         if worst > 1:
             at = np.unravel_index(ratio.argmax(), ratio.shape)
             raise AssertionError(
-                f"{where}: at {tuple(map(int, at))} got {result[at]:.9g}, expected {expected[at]:.9g} +- {bound[at]:.3g}"
+                f"{where}: at {tuple(map(int, at))} got {result[at]:.9g}, expected {expected[at]:.9g} +- "
+                f"{bound[at]:.3g}"
             )
         self.largest = max(self.largest, worst)
 

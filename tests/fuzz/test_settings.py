@@ -1,0 +1,13 @@
+"""A few random settings: see settings.py, which runs any number of them."""
+
+from tests.fuzz.settings import Cases, search, values_of
+
+
+def test_settings_train_or_are_refused(tmp_path):
+    cases = Cases(tmp_path)
+    assert search(cases, 30, seed=1) is None
+    assert cases.outcomes["trained"] >= 3 and cases.outcomes["ConfigError"] >= 5
+
+
+def test_every_setting_has_valid_and_invalid_values():
+    assert all(len(values) > 2 for name, values in values_of().items() if name not in ("batchsize", "unknown_setting"))
