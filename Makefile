@@ -3,6 +3,7 @@
 # make compatibility   the compatibility tests only
 # make check           lint, types and the fast tests: less than 2 minutes, before each commit
 # make lint            ruff and mypy
+# make sanitize        the C kernels under the sanitizers of GCC, about MINUTES minutes
 # make docs            the documentation as web pages: docs/_build/html/index.html
 # make notebook        executes docs/notebook.ipynb again, about 3 minutes
 # make fuzz            searches for files on which a reader of foreign files fails, about 10 minutes
@@ -21,7 +22,7 @@ RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest -n 2
 
 PIP := $(RUN) -m pip install --no-user --disable-pip-version-check
-.PHONY: train setup setup-tests test check lint compatibility compatibility-one docs notebook fuzz bench
+.PHONY: train setup setup-tests test check lint compatibility compatibility-one sanitize docs notebook fuzz bench
 
 train: setup
 	$(RUN) train.py
@@ -73,6 +74,9 @@ compatibility: setup-tests
 
 compatibility-one: setup-tests
 	$(PYTEST) --dist worksteal -m compatibility
+
+sanitize: setup-tests
+	$(RUN) -m tests.fuzz.sanitizers
 
 # -W: every warning is an error, such as a link to a file or a heading that does not exist.
 docs: $(VENV)/installed-docs

@@ -6,6 +6,7 @@ of its reference.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -165,15 +166,77 @@ class ConvolutionTarget(Target):
         bounds = [rounding.of_sum(n + 1, *each) for n, *each in zip(terms, sizes, factors, strict=True)]
         if rounding.backend in ("cpu", "numba") and x.dtype == np.float32 and x.size and W.size:
             layer = kernels.Sizes(*x.shape, W.shape[3], *W.shape[1:3], *settings)
-            for n, name in enumerate(("forward", "input_gradient", "filter_gradient")):
-                if kernels.winograd_pays(name, layer):
-                    bounds[n] = np.maximum(bounds[n], winograd_bound(sizes[n], terms[n], factors[n], rounding))
+            transformed = winograd_bounds(*magnitudes, settings)
+            for n, name in enumerate(PASSES):
+                if self.uses_winograd(name, layer):
+                    bounds[n] = np.maximum(bounds[n], transformed[n])
         return list(zip(truth, bounds, strict=True))
 
+    def uses_winograd(self, name, sizes):
+        """Return whether the kernels compute a pass by Winograd transforms."""
+        return kernels.winograd_pays(name, sizes)
 
-def winograd_bound(magnitude, terms, factors, rounding):
-    """Return a bound on each element: 6e-6 times the norm of all. See test_winograd_equals_plain_sum."""
-    return 6e-6 * np.linalg.norm(magnitude) + terms * rounding.smallest * (1 + factors) * 100
+
+PASSES = "forward", "input_gradient", "filter_gradient"
+
+
+def winograd_bounds(x, W, g, geometry):
+    """Return bounds of y, dx and dW by Winograd transforms, from the absolute values of the arrays.
+
+    A transform mixes the pixels of a tile. So the error of an output has a bound in the largest pixel of its image and
+    the sum of its filter, and that of a filter gradient one in the largest pixel and the sum of the gradient. The
+    factors are those of test_winograd_equals_plain_sum.
+    """
+    stride, _, groups = geometry
+    factor = 6e-6 if W.shape[1] / stride > 3 else 2.5e-6
+    largest_x, largest_g = x.max((1, 2), initial=0), g.max((1, 2), initial=0)      # (channel, image)
+    filters, gradients = W.sum((1, 2)), g.sum((1, 2))                              # (channel, output), (output, image)
+    y, dx, dW = [], [], []
+    for xg, Wg, gg, sums in zip(
+        np.split(largest_x, groups), np.split(filters, groups, axis=1), np.split(largest_g, groups),
+        np.split(gradients, groups), strict=True,
+    ):
+        y.append(Wg.T @ xg)
+        dx.append(Wg @ gg)
+        dW.append(xg @ sums.T)
+    over_pixels = np.concatenate(y)[:, None, None], np.concatenate(dx)[:, None, None]
+    return [factor * bound + 1e-36 for bound in (*over_pixels, np.concatenate(dW, axis=1)[:, None, None])]
+
+
+class WinogradTarget(ConvolutionTarget):
+    """The kernels with Winograd transforms, wherever they are possible; elsewhere the direct sums."""
+
+    name = "winograd"
+    backends = ("cpu",)
+    dtypes = ("float32",)
+    kinds = "normal", "whole", "zeros", "mixed"
+
+    def settings(self, choose):
+        return Geometry(choose(1, 4), choose(0, 4), choose(1, 3))
+
+    def compiled(self, settings, dtype, mode, shapes):
+        return partial(self.run, settings)
+
+    def uses_winograd(self, name, sizes):
+        return kernels.winograd_can(name, sizes)
+
+    def run(self, settings, x, W, g):
+        """Return y, dx and dW. They start as NaN, so that elements that are not written show."""
+        x, W, g = map(np.ascontiguousarray, (x, W, g))
+        sizes = kernels.Sizes(*x.shape, W.shape[3], *W.shape[1:3], *settings)
+        inputs, results = ((x, W), (W, g), (x, g)), [np.full_like(array, np.nan) for array in (g, x, W)]
+        for name, pair, out in zip(PASSES, inputs, results, strict=True):
+            getattr(kernels, name)(*pair, *settings, out, kernels.winograd_can(name, sizes))
+        return results
+
+    def shapes(self, choose, settings):
+        stride, pad, groups = settings
+        channels, outputs = groups * choose(1, 5), groups * choose(1, 20)
+        size = pick(choose, (2, 4)) * stride + choose(1, stride)                   # three or five taps in a phase
+        height, width = (max(size - 2 * pad, 1) + choose(0, 14) for _ in range(2))
+        out = [(n + 2 * pad - size) // stride + 1 for n in (height, width)]
+        batch = pick(choose, BATCHES)
+        return [(channels, height, width, batch), (channels // groups, size, size, outputs), (outputs, *out, batch)]
 
 
 class DenseTarget(ConvolutionTarget):
@@ -572,6 +635,6 @@ class DropoutTarget(Target):
 
 
 TARGETS = (
-    ConvolutionTarget, DenseTarget, Conv2dTarget, MaxPoolTarget, AveragePoolTarget, LRNTarget, BatchNormTarget,
-    CropTarget, DropoutTarget,
+    ConvolutionTarget, DenseTarget, WinogradTarget, Conv2dTarget, MaxPoolTarget, AveragePoolTarget, LRNTarget,
+    BatchNormTarget, CropTarget, DropoutTarget,
 )
