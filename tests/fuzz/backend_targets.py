@@ -245,8 +245,9 @@ class UpdateTarget(Target):
 
 
 class DirectTarget(Target):
-    """A function of NumPy arrays, without a graph, that is computed in C."""
+    """A function of NumPy arrays, without a graph, that is computed in C. Its callers pass arrays of equal lengths."""
 
+    refuses_shapes = False
     backends = ("cpu",)
     dtypes = ("float32",)
 

@@ -40,6 +40,8 @@ class Target(ABC):
     name: str
     backends: tuple[str, ...] = BACKENDS
     dtypes: tuple[str, ...] = ("float32", "float64")
+    kinds: tuple[str, ...] = KINDS
+    refuses_shapes = True                        # arrays whose shapes do not match are refused
 
     @abstractmethod
     def settings(self, choose: Choose) -> tuple:
@@ -70,8 +72,6 @@ class Target(ABC):
         return [
             laid_out(values(rng, shape, pick(choose, self.kinds), dtype), pick(choose, LAYOUTS)) for shape in shapes
         ]
-
-    kinds = KINDS
 
 
 def tensors(names: str, dtype: str, shapes: Sequence[tuple[int | None, ...]]) -> list:
@@ -183,12 +183,13 @@ PASSES = "forward", "input_gradient", "filter_gradient"
 def winograd_bounds(x, W, g, geometry):
     """Return bounds of y, dx and dW by Winograd transforms, from the absolute values of the arrays.
 
-    A transform mixes the pixels of a tile. So the error of an output has a bound in the largest pixel of its image and
-    the sum of its filter, and that of a filter gradient one in the largest pixel and the sum of the gradient. The
-    factors are those of test_winograd_equals_plain_sum.
+    A transform mixes the pixels of a tile. So the error of an output is bounded by the largest pixel of its image times
+    the sum of its filter, and that of a filter gradient by the largest pixel times the sum of the gradient. The factor
+    is one rounding of a transformed value, amplified by the matrices of winograd.h with the worst signs:
+    (max |E'| (max |E| / |N| * sum |B|)) ** 2, 217 for three taps and 1769 for five.
     """
     stride, _, groups = geometry
-    factor = 6e-6 if W.shape[1] / stride > 3 else 2.5e-6
+    factor = (1769 if W.shape[1] / stride > 3 else 217) * 2.0**-24
     largest_x, largest_g = x.max((1, 2), initial=0), g.max((1, 2), initial=0)      # (channel, image)
     filters, gradients = W.sum((1, 2)), g.sum((1, 2))                              # (channel, output), (output, image)
     y, dx, dW = [], [], []

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,7 @@ from pytensor.compile.mode import Mode
 from alexnet.backends import mode_of
 from alexnet.native import allocator, compiler
 from tests.fuzz import backend_targets, op_targets
-from tests.fuzz.cases import Choose, Rounding
+from tests.fuzz.cases import LAYOUTS, Choose, Rounding, laid_out, pick
 from tests.fuzz.drawing import drawn
 from tests.fuzz.op_targets import BACKENDS, Target
 
@@ -68,6 +69,8 @@ class Search:
         settings = target.settings(fixed)
         shapes = target.shapes(fixed if self.backend == "jax" else choose, settings)
         arrays = target.arrays(choose, settings, shapes, dtype)
+        if self.backend == "numba":              # compiles each combination of layouts
+            arrays = [laid_out(array, pick(fixed, LAYOUTS)) for array in arrays]
         before = [array.copy() for array in arrays]
         function = self.function(settings, dtype, shapes)
         results = [np.asarray(result) for result in function(*arrays)]
@@ -78,6 +81,8 @@ class Search:
             self.compare(result, np.asarray(value), bound, f"output {n} of {where}")
         for array, old in zip(arrays, before, strict=True):
             assert np.array_equal(array, old, equal_nan=array.dtype.kind == "f"), f"an input was changed: {where}"
+        if self.backend != "jax" and target.refuses_shapes and choose(0, 4) == 4:
+            compute_or_refuse(function, arrays, choose)
 
     def function(self, settings: tuple, dtype: str, shapes: list[tuple[int, ...]]) -> Callable:
         """Return the compiled function for some settings. Only JAX, which compiles each shape, needs static shapes."""
@@ -131,6 +136,18 @@ class Search:
             check()
         except FAILURES as error:
             self.failures.append("".join(traceback.format_exception_only(error)).strip())
+
+
+def compute_or_refuse(function: Callable, arrays: list[np.ndarray], choose: Choose) -> None:
+    """Change one length of one input. The function may refuse it, but must not read beyond an array (sanitizers.py)."""
+    n, axis = pick(choose, [(n, axis) for n, array in enumerate(arrays) for axis in range(array.ndim)])
+    changed = list(arrays)
+    if choose(0, 1) and arrays[n].shape[axis]:
+        changed[n] = np.take(arrays[n], range(arrays[n].shape[axis] - 1), axis)
+    else:
+        changed[n] = np.pad(arrays[n], [(0, int(each == axis)) for each in range(arrays[n].ndim)])
+    with suppress(ValueError, TypeError):
+        function(*changed)
 
 
 def searches(names: list[str], backends: list[str], graphs: int = 10**9) -> list[Search]:
