@@ -83,7 +83,7 @@ class Config(Section):
     device: DeviceName | None
     backend: Literal["auto", "cpu", "jax", "numpy"]
     precision: Literal["float32", "tf32", "bfloat16"]
-    threads: Count | None
+    threads: Annotated[int, Field(gt=0, le=1024)] | None      # OpenMP ends the process if it cannot start them
     isa: Literal["auto", "avx512", "avx2", "neon", "portable"]
 
     batch_size: Count

@@ -45,43 +45,42 @@ REFUSALS = ConfigError, DataError, DeviceError, CheckpointError
 FAILURES = (
     Warning, ArithmeticError, AssertionError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError,
 )
-NUMBERS = ["0", "-1", "1", "2", "3", "0.5", "1e-30", "1e30", "1e300", ".nan", ".inf", "null", "true", "a", "[]", "{}"]
-INTEGERS = ["0", "-1", "1", "2", "3", "100000", "9223372036854775808", "1e3", "null", "false", "a", "[1, 2]"]
-BOOLEANS = ["true", "false", "1", "null", "yes"]
-WRONG = ["null", "3", "none", "[a, b]", "{a: 1}"]
-# Setting -> values: those that many runs use first. RUN and WEIGHTS stand for the folder of a run.
+# Values of a setting: those that are valid in some runs, "|", and others. RUN and WEIGHTS: the folder of a run.
+NUMBERS = "0.5 0.1 0.9 1e-30 1e30 | 0 -1 1 1e300 .nan .inf null true a [] {}"
+INTEGERS = "1 2 3 7 | 0 -1 100000 9223372036854775808 1e3 null false a [1,2]"
+BOOLEANS = "true false | 1 null yes"
+WRONG = "null 3 none [a,b] {a:1}"
 VALUES = {
-    "classes": ["3", "2", "1000", *INTEGERS], "resume_train": ["RUN", "latest", "nowhere", "false"],
-    "run_name": ["run", "..", "a/b", ".a", "1", "null"],
-    "weights": ["WEIGHTS", "nowhere", "null"],
-    "new_layers": ["auto", "none", "fc2", "fc1,fc2", "fc9", "auto,fc1", "[]"],
-    "layer_rates": ["{}", "fc1:2", "fc2:10,conv1:0.1", "fc9:1", "conv1:0", "fc1", "3", "fc1:1e300"],
-    "frozen_layers": ["[]", "conv1", "conv1,fc1", "conv1,bn1,fc1,fc2", "fc9", "fc1", "null"],
-    "devices": ["auto", "cpu", "cpu,cpu", "cuda0", "gpu", "[]"], "rank": ["null", "0", "1", "-1"],
-    "size": ["null", "1", "2", "0"], "device": ["null", "cpu", "auto", "gpu"],
-    "backend": ["auto", "cpu", "numpy", "gpu", "null"], "precision": ["float32", "tf32", "bfloat16", "float64"],
-    "threads": ["null", "1", "2", "0", "-1", "a", "1.5"], "isa": ["auto", "portable", "avx2", "sse", "null"],
-    "batch_size": ["4", "1", "8", "24", "25", *INTEGERS], "micro_batch_size": ["null", "1", "2", "3", "4", *INTEGERS],
-    "n_epochs": ["2", *INTEGERS], "n_iterations": ["2", "1", "3", "7", "0", "-1", "a"],
-    "learning_rate": ["0.01", "1e-30", *NUMBERS],
-    "lr_policy": ["step", "auto", "poly", "linear", "cosine", "constant", "steps", *WRONG],
-    "lr_step": ["[1]", "1,2", "2,1", "[]", "0", "-1", "1000000", "a", "null", "1.5"],
-    "lr_scaling": ["none", "linear", "x"],
-    "update": [
-        "auto", "sgd", "momentum", "nesterov", "adagrad", "adadelta", "lars", "adam", "nowhere:x", "os:sep", *WRONG,
-    ],
-    "random_resized_crop": ["null", "0.08", "1", *NUMBERS], "rule": [*RULES, "bps", "os:sep", "nowhere:Rule", *WRONG],
-    "model": ["each_layer", "each_lair", "nowhere:Model", "os:sep", *WRONG], "para_load": ["false", "1", "null"],
-    "exchange": ["auto", "peer", "ar", "asa16", "copper", "nccl32", "pear", "os:sep", *WRONG],
-    "exchange_what": ["auto", "weights_and_momentum", "weights", "gradients", "factors", "grads", *WRONG],
-    "sync": ["avg", "cdd", "sum", *WRONG], "running_statistics": ["average", "local", "global", *WRONG],
-    "slowmo_buffers": ["reset", "maintain", "average", "keep", *WRONG],
-    "server_update": ["plain", "adagrad", "adadelta", "nesterov", "delayed_nesterov", "sum", *WRONG],
-    "slots": ["2", "3", "1", "0", "a"], "max_restarts": ["0", "1", "-1", "a"],
-    "unknown_setting": ["1"], "batchsize": ["3"],
+    "classes": f"3 1000 null | 2 {INTEGERS}", "resume_train": "RUN false | latest nowhere",
+    "run_name": "run 1 a=b | .. a/b .a null", "weights": "WEIGHTS null | nowhere",
+    "new_layers": "auto none fc2 fc1,fc2 [] | fc9 auto,fc1",
+    "layer_rates": "{} fc1:2 fc2:10,conv1:0.1 fc1:1e-30 fc1:1e30 | fc9:1 conv1:0 fc1 3 fc1:1e300",
+    "frozen_layers": "[] conv1 conv1,fc1 fc1 | conv1,bn1,fc1,fc2 fc9 null",
+    "devices": "auto cpu cpu,cpu cuda0 | gpu []", "rank": "null 0 1 | -1", "size": "null 1 2 | 0",
+    "device": "null cpu | auto gpu", "backend": "auto cpu numpy | gpu null",
+    "precision": "float32 | tf32 bfloat16 float64",
+    "threads": "null 1 2 | 0 -1 a 1.5 100000 9223372036854775808",
+    "isa": "auto portable avx2 | sse null", "batch_size": f"4 1 2 3 8 24 | 25 {INTEGERS}",
+    "micro_batch_size": f"null 1 2 4 | 3 {INTEGERS}", "n_iterations": "2 1 3 7 null | 0 -1 a 9223372036854775808",
+    "learning_rate": f"0.01 1e-30 1e30 | {NUMBERS}",
+    "lr_policy": f"step auto poly linear cosine constant | steps {WRONG}",
+    "lr_step": "[1] 1,2 [] 1000000 | 2,1 0 -1 a null 1.5", "lr_factor": f"1 {NUMBERS}",
+    "lr_scaling": "none linear | x", "label_smoothing": f"0 {NUMBERS}", "ema_decay": f"0 {NUMBERS}",
+    "dropout_rate": f"0 {NUMBERS}", "weight_decay": f"0 {NUMBERS}", "clip_norm": f"null {NUMBERS}",
+    "update": f"auto sgd momentum nesterov adagrad adadelta lars | adam nowhere:x os:sep {WRONG}",
+    "random_resized_crop": f"null 0.08 1 {NUMBERS}", "pca_colour": f"0 {NUMBERS}",
+    "rule": f"{' '.join(RULES)} | bps os:sep nowhere:Rule {WRONG}",
+    "model": f"each_layer tests.fuzz.settings:EachLayer | each_lair nowhere:Model os:sep {WRONG}",
+    "para_load": "false | 1 null", "exchange": f"auto peer | ar asa16 copper nccl32 pear os:sep {WRONG}",
+    "exchange_what": f"auto weights_and_momentum weights gradients factors | grads {WRONG}",
+    "sync": f"avg cdd | sum {WRONG}", "running_statistics": f"average local | global {WRONG}",
+    "slowmo_buffers": f"reset maintain average | keep {WRONG}",
+    "server_update": f"plain adagrad adadelta nesterov delayed_nesterov | sum {WRONG}",
+    "snapshot_iterations": f"null {INTEGERS}", "keep_snapshots": f"null {INTEGERS}", "max_restarts": f"0 {INTEGERS}",
+    "warmup_epochs": f"0 {INTEGERS}", "random_seed": "0 7 4294967295 | -1 4294967296 1.5 null a",
+    "unknown_setting": "| 1", "batchsize": "| 3",
 }
-# They name places outside the case.
-FIXED = {"data", "output", "first_run"}
+FIXED = {"data", "output", "first_run"}          # they name places outside the case
 
 
 @MODELS.register("each_layer")
@@ -97,16 +96,22 @@ class EachLayer(Model):
         )
 
 
-def values_of() -> dict[str, list[str]]:
-    """Return for each setting the values that a case may give it."""
+def values_of() -> dict[str, tuple[list[str], list[str]]]:
+    """Return for each setting the values that are valid in some runs, and others."""
     defaults = read_settings(DEFAULTS)
-    fields = dict.fromkeys(name for kind in sections() for name in kind.model_fields)
-    values = dict(VALUES)
-    for name in [*defaults, *fields]:
-        kind = type(defaults.get(name))
-        others = BOOLEANS if kind is bool else INTEGERS if kind is int else NUMBERS
-        values.setdefault(name, others)
-    return {name: values[name] for name in sorted(values.keys() - FIXED)}
+    names = {*defaults, *VALUES, *(name for kind in sections() for name in kind.model_fields)}
+    by_type = {bool: BOOLEANS, int: INTEGERS}
+    texts = {name: VALUES.get(name, by_type.get(type(defaults.get(name)), NUMBERS)) for name in sorted(names - FIXED)}
+    return {name: (valid.split(), others.replace("|", " ").split()) for name, (valid, _, others) in (
+        (name, text.partition("|")) for name, text in texts.items()
+    )}
+
+
+def change(name: str, valid: list[str], others: list[str]) -> st.SearchStrategy[tuple[str, str]]:
+    """Return a strategy of (setting, value): seven of eight values are from `valid`."""
+    values = st.sampled_from(valid) if valid else st.nothing()
+    either = st.integers(0, 7).flatmap(lambda n: st.sampled_from(others) if n == 7 or not valid else values)
+    return st.tuples(st.just(name), either)
 
 
 class Cases:
@@ -202,11 +207,10 @@ def counted_compilations() -> Iterator[list[str]]:
 def search(cases: Cases, number: int, seed: int, end: float = float("inf")) -> str | None:
     """Run cases until the time `end`; return the description of one that fails, reduced, or None."""
     values = values_of()
-    names = st.sampled_from(sorted(values))
-    pairs = names.flatmap(lambda name: st.tuples(st.just(name), st.sampled_from(values[name])))
+    changes_of_one = st.sampled_from(sorted(values)).flatmap(lambda name: change(name, *values[name]))
 
     @drawn(number, seed)
-    @given(st.lists(pairs, min_size=1, max_size=5, unique_by=lambda pair: pair[0]))
+    @given(st.lists(changes_of_one, min_size=1, max_size=5, unique_by=lambda pair: pair[0]))
     def check(changes):
         if time.monotonic() < end:
             try:
@@ -214,7 +218,7 @@ def search(cases: Cases, number: int, seed: int, end: float = float("inf")) -> s
                     warnings.simplefilter("error")
                     cases.check(dict(changes))
             except FAILURES as error:
-                error.add_note(f"settings: {' '.join('='.join(change) for change in changes)}")
+                error.add_note(f"settings: {' '.join('='.join(pair) for pair in changes)}")
                 raise
 
     try:

@@ -170,6 +170,7 @@ def test_every_synonym_suggests_a_setting():
         ("lr_step=5,5", "lr_step must be rising epochs, got [5, 5]"),
         ("lr_step=5,x", "lr_step must be an integer, got the text '5,x'"),
         ("lr_step=null", "lr_step must be a list, got null"),
+        ("threads=100000", "threads must be less than or equal to 1024 or null, got 100000"),
         ("slots=1", "slots must be greater than or equal to 2, got 1"),
         ("devices=gpu", "devices must be auto, cpu, or cuda and a number, as cuda0, got the text 'gpu'"),
         ("devices=cuda:1", "devices must be auto, cpu, or cuda and a number, as cuda1, got the text 'cuda:1'"),
