@@ -41,6 +41,7 @@ from multigpu.train import load_settings
 from tests import tiny
 from tests.fuzz.drawing import drawn
 
+CHUNK = 20                                       # cases between which the time is checked
 REFUSALS = ConfigError, DataError, DeviceError, CheckpointError
 FAILURES = (
     Warning, ArithmeticError, AssertionError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError,
@@ -204,22 +205,21 @@ def counted_compilations() -> Iterator[list[str]]:
         Network.compile = compile_function
 
 
-def search(cases: Cases, number: int, seed: int, end: float = float("inf")) -> str | None:
-    """Run cases until the time `end`; return the description of one that fails, reduced, or None."""
+def search(cases: Cases, number: int, seed: int) -> str | None:
+    """Run a number of cases; return the description of one that fails, reduced, or None."""
     values = values_of()
     changes_of_one = st.sampled_from(sorted(values)).flatmap(lambda name: change(name, *values[name]))
 
     @drawn(number, seed)
     @given(st.lists(changes_of_one, min_size=1, max_size=5, unique_by=lambda pair: pair[0]))
     def check(changes):
-        if time.monotonic() < end:
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("error")
-                    cases.check(dict(changes))
-            except FAILURES as error:
-                error.add_note(f"settings: {' '.join('='.join(pair) for pair in changes)}")
-                raise
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                cases.check(dict(changes))
+        except FAILURES as error:
+            error.add_note(f"settings: {' '.join('='.join(pair) for pair in changes)}")
+            raise
 
     try:
         check()
@@ -239,7 +239,10 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"PyTensor's flags: {pytensor_flags.FLAGS}")
     with tempfile.TemporaryDirectory(prefix="settings-") as folder:
         cases = Cases(Path(folder))
-        failure = search(cases, given_arguments.cases, given_arguments.seed, end)
+        failure = None
+        for chunk in range(-(-given_arguments.cases // CHUNK)):
+            if time.monotonic() < end and not failure:
+                failure = search(cases, CHUNK, given_arguments.seed * 100_003 + chunk)
     print(f"{sum(cases.outcomes.values())} cases: {dict(cases.outcomes.most_common())}")
     if failure:
         print(failure)
