@@ -35,6 +35,7 @@ from tests.fuzz.op_targets import BACKENDS, Target
 
 FAILURES = AssertionError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, MemoryError
 CHUNK = 100                                      # cases of one run of hypothesis, between which the time is checked
+MANY = 10**9
 FEW = {"jax": 40, "numba": 3}                    # largest numbers of graphs; JAX compiles each shape
 
 
@@ -53,7 +54,8 @@ class Search:
 
     target: Target
     backend: str
-    graphs: int = 10**9                          # largest number of different settings, and for JAX of shapes
+    graphs: int = MANY                           # largest number of different settings, and for JAX of shapes
+    seed: int = 0                                # selects the settings if their number is limited
     cases: int = 0
     largest: float = 0.0
     failures: list[str] = field(default_factory=list)
@@ -63,8 +65,9 @@ class Search:
         """Make and check one case. Raises AssertionError."""
         target = self.target
         fixed = choose
-        if self.backend in FEW:
-            fixed = random.Random(choose(0, min(FEW[self.backend], self.graphs) - 1)).randint
+        graphs = min(FEW.get(self.backend, MANY), self.graphs)
+        if graphs < MANY:
+            fixed = random.Random(self.seed * MANY + choose(0, graphs - 1)).randint
         dtype = target.dtypes[fixed(0, len(target.dtypes) - 1)]
         settings = target.settings(fixed)
         shapes = target.shapes(fixed if self.backend == "jax" else choose, settings)
@@ -149,10 +152,10 @@ def compute_or_refuse(function: Callable, arrays: list[np.ndarray], choose: Choo
         function(*changed)
 
 
-def searches(names: list[str], backends: list[str], graphs: int = 10**9) -> list[Search]:
+def searches(names: list[str], backends: list[str], graphs: int = MANY, seed: int = 0) -> list[Search]:
     """Return a Search for each target and backend."""
     return [
-        Search(TARGETS[name], backend, graphs)
+        Search(TARGETS[name], backend, graphs, seed)
         for name in names for backend in TARGETS[name].backends
         if backend in backends and not (backend == "cpu" and not compiler.compiler_available())
     ]
@@ -174,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--backend", action="append", choices=BACKENDS, help="only this one; may be repeated")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="threads of the C kernels")
-    parser.add_argument("--graphs", type=int, default=10**9, help="different graphs per Op on jax and numba")
+    parser.add_argument("--graphs", type=int, default=MANY, help="different settings per Op, which are compiled")
     parser.add_argument("--plain-memory", action="store_true", help="allocate with malloc, which sanitizers observe")
     parser.add_argument("--json", type=Path, help="file for the results")
     given = parser.parse_args(arguments)
@@ -182,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
         compiler.use_threads(given.threads)
     if given.plain_memory:
         allocator.SMALL = 1 << 62
-    chosen = searches(given.op or sorted(TARGETS), given.backend or list(BACKENDS), given.graphs)
+    chosen = searches(given.op or sorted(TARGETS), given.backend or list(BACKENDS), given.graphs, given.seed)
     start, rows = time.monotonic(), []
     print(f"PyTensor's flags: {pytensor_flags.FLAGS}")
     print(f"{'Op':16}{'backend':10}{'cases':>8}{'error / bound':>16}{'failures':>10}{'seconds':>9}")
