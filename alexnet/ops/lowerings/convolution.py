@@ -40,6 +40,8 @@ def input_gradient(op: ConvolutionInputGradient, node: Apply, precision: str) ->
             return images(product(W, g, 1, 0, precision))
 
         def adjoint(W: Array, g: Array) -> Array:
+            if op.stride > 1 and not (is_square(shape) and is_square(W.shape)):
+                return transposed(lambda x: correlate(op, precision, x, W, stride=1), shape, spread(op, shape, W, g))
             return transposed(lambda x: correlate(op, precision, x, W), shape, g)
 
         return rounded(adjoint, precision, W, g)
@@ -63,12 +65,12 @@ def filter_gradient(op: ConvolutionFilterGradient, node: Apply, precision: str) 
     return run
 
 
-def correlate(op: AnyConvolution, precision: str, x: Array, W: Array) -> Array:
-    """Return x * W, whatever their shapes."""
+def correlate(op: AnyConvolution, precision: str, x: Array, W: Array, stride: int | None = None) -> Array:
+    """Return x * W, whatever their shapes; stride: another one than that of the Op."""
     return lax.conv_general_dilated(
         x,
         W,
-        window_strides=(op.stride, op.stride),
+        window_strides=[stride or op.stride] * 2,
         padding=[(op.pad, op.pad)] * 2,
         dimension_numbers=LAYOUT,
         feature_group_count=op.groups,
@@ -79,6 +81,24 @@ def correlate(op: AnyConvolution, precision: str, x: Array, W: Array) -> Array:
 def transposed(linear: Callable[[Array], Array], shape: tuple[int, ...], g: Array) -> Array:
     """Apply the adjoint of a linear map of arrays of `shape` to g."""
     return jax.linear_transpose(linear, jax.ShapeDtypeStruct(shape, g.dtype))(g)[0]
+
+
+def is_square(shape: Shape) -> bool:
+    """Return whether images or filters have as many rows as columns."""
+    return shape[1] == shape[2]
+
+
+def spread(op: AnyConvolution, x_shape: tuple[int, ...], W: Array, g: Array) -> Array:
+    """Return g with zeros between its pixels, as the gradient of a convolution with stride 1.
+
+    XLA (JAX 0.12) ends the process when it simplifies some adjoints of strided convolutions whose rows and columns
+    differ, such as that of 2 x 5 filters with stride 2 and pad 1. The barrier keeps it from undoing this.
+    """
+    rows, columns = (
+        (0, n + 2 * op.pad - size - op.stride * (windows - 1), op.stride - 1)
+        for n, size, windows in zip(x_shape[1:3], W.shape[1:3], g.shape[1:3], strict=True)
+    )
+    return lax.optimization_barrier(lax.pad(g, g.dtype.type(0), [(0, 0, 0), rows, columns, (0, 0, 0)]))
 
 
 def rounded(function: Callable[..., Array], precision: str, *operands: Array) -> Array:
