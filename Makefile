@@ -3,7 +3,7 @@
 # make compatibility   the compatibility tests only
 # make check           lint, types and the fast tests: less than 2 minutes, before each commit
 # make lint            ruff and mypy
-# make sanitize        the C kernels under the sanitizers of GCC, about MINUTES minutes
+# make sanitize        the C kernels under the sanitizers of GCC, 20 minutes on an idle machine
 # make docs            the documentation as web pages: docs/_build/html/index.html
 # make notebook        executes docs/notebook.ipynb again, about 3 minutes
 # make fuzz            searches for files on which a reader of foreign files fails, about 10 minutes

@@ -148,7 +148,7 @@ def compute_or_refuse(function: Callable, arrays: list[np.ndarray], choose: Choo
         changed[n] = np.take(arrays[n], range(arrays[n].shape[axis] - 1), axis)
     else:
         changed[n] = np.pad(arrays[n], [(0, int(each == axis)) for each in range(arrays[n].ndim)])
-    with suppress(ValueError, TypeError):
+    with suppress(ValueError, TypeError, IndexError):
         function(*changed)
 
 
