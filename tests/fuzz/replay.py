@@ -19,13 +19,13 @@ from tests.fuzz.targets import TARGETS, prepared
 # functions and classes that read nothing, or only the names in a folder
 OTHERS = {
     "write", "save", "writing", "NewFiles", "NewFolder", "NewArchive", "theirs", "write_manifest", "describe", "keep",
-    "folder_name", "append", "remove", "keep_best", "prune", "snapshot_path", "plain", "check_room", "restore",
-    "npy", "sums_crc32", "BatchReader", "Split", "fitting", "pixels_of", "image_of", "loaded", "channels_last",
-    "bytes_of", "encoded", "is_tar", "find_beside", "synset_table", "message_classes", "nodes_of", "chain_nodes",
-    "found_files", "batches_in", "refuse_gaps", "transpose_into", "is_url", "read_member", "refuse_pipe",
-    "optional_decoder", "reason", "errno_of", "in_folder", "only_subfolder", "files_in", "whole", "imagenet_names",
-    "snapshots", "iteration_of", "newest", "latest", "layers_of_resnet50",
-    "attributes_of", "tensors_for", "with_notes", "as_restart", "add_filters", "add_predictions", "add_weights",
+    "folder_name", "append", "remove", "keep_best", "prune", "snapshot_path", "plain", "check_room", "npy",
+    "sums_crc32", "BatchReader", "Split", "fitting", "pixels_of", "image_of", "loaded", "channels_last", "bytes_of",
+    "encoded", "is_tar", "find_beside", "synset_table", "message_classes", "nodes_of", "chain_nodes", "found_files",
+    "batches_in", "refuse_gaps", "transpose_into", "is_url", "read_member", "refuse_pipe", "optional_decoder",
+    "reason", "errno_of", "in_folder", "only_subfolder", "files_in", "whole", "imagenet_names", "model_proto",
+    "metadata_of", "snapshots", "iteration_of", "newest", "latest", "layers_of_resnet50", "attributes_of",
+    "tensors_for", "with_notes", "as_restart", "add_filters", "add_predictions", "add_weights",
 }
 
 

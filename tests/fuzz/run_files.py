@@ -89,6 +89,14 @@ def argument_seeds() -> Iterator[bytes]:
     yield b"batch_size=" + b"9" * 5000
     yield b"learning_rate=1" + b"0" * 400
     yield b"lr_step=" + b"9" * 5000
+    for contradiction in (
+        "lr_step=40,20", "warmup_epochs=100", "lr_policy=auto validation=false", "batch_size=8 micro_batch_size=3",
+        "random_resized_crop=0.5 use_data_layer=true", "random_resized_crop=0.5 use_data_layer=false rand_crop=false",
+        "new_layers=auto,fc8", "weights=w frozen_layers=fc8 layer_rates=fc8:2", "frozen_layers=fc8", "devices=auto,cpu",
+        "rank=0", "rank=0 size=2 device=cpu max_restarts=2", "rank=3 size=2 device=cpu", "rank=0 size=1 device=auto",
+        "layer_rates=fc8:x", "layer_rates=fc8:1,fc8:2", "rule=bsp exchange=x", "momentum=2", "resume_train=false",
+    ):
+        yield contradiction.replace(" ", "\n").encode()
 
 
 # ---- records
@@ -171,25 +179,30 @@ def read_history(path: Path) -> object:
     return found, found.initial, records.classes_of(path.parent)
 
 
+RECORDS_READ = (
+    "alexnet.plots.records:read_run,append,asynchronous_workers,settings_of,classes_of,title_of,what_is_common,"
+    "what_differs,rule_of,strategy_of,workers_of,number"
+)
 TARGETS = {
     "settings": Target(
         "settings.yaml", read_file, (ConfigError,), settings_seeds,
         ("alexnet.config.load", "alexnet.config.yaml_text", "alexnet.config.fields", "alexnet.config.schema"),
-        longest=1000,
+        longest=400,
     ),
     "arguments": Target(
         "arguments", read_arguments, (ConfigError,), argument_seeds,
         ("alexnet.config.load", "alexnet.config.fields", "alexnet.config.schema", "alexnet.config.synonyms"),
-        longest=1000,
+        longest=400,
     ),
     "records": Target(
         recorder.LINES, read_run, (FileNotFoundError, InputError), record_seeds,
-        ("alexnet.plots.records", "alexnet.commands.diagnose"), prepare_run, mutation.json_lines_mutated,
+        (RECORDS_READ, "alexnet.commands.diagnose:findings_of", "alexnet.run.recorder:each_record,parsed,is_number"),
+        prepare_run, mutation.json_lines_mutated,
         longest=2000,
     ),
     "run_settings": Target(
         "config.yaml", read_settings_of, (FileNotFoundError, InputError), run_settings_seeds,
-        ("alexnet.plots.records",), prepare_records, longest=1000,
+        (RECORDS_READ,), prepare_records, longest=400,
     ),
     "history": Target(
         "report.safetensors", read_history, (), history_seeds, ("alexnet.plots.report.history",),

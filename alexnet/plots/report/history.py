@@ -6,6 +6,8 @@ has the format of a checkpoint, with its checksums, and is never unpickled.
 
 from __future__ import annotations
 
+import math
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ from alexnet.plots.report.predictions import Example, Predictions, examples_of
 from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import CheckpointError
 
+BASE64 = re.compile("[A-Za-z0-9+/]*=*")
 FILTERS = "conv1.W"                     # the array with the filters of the first layer
 
 
@@ -95,9 +98,49 @@ def load(folder: Path) -> History:
         if stored := metadata.get("validated"):
             examples = {name: examples_of(stored[name]) for name in ("sample", "worst")}
             validated = Validated(**(stored | examples), confusion=arrays["confusion"])
-        return History(metadata["classes"], metadata["class_names"], filters, validated)
+        history = History(metadata["classes"], metadata["class_names"], filters, validated)
+        return history if has_types_of_save(history) else History()
     except (CheckpointError, KeyError, TypeError, ValueError):
         return History()
+
+
+def has_types_of_save(history: History) -> bool:
+    """Return whether the values in a History have the types and shapes that save() writes."""
+    classes, names, validated = history.classes, history.class_names, history.validated
+    return (
+        (classes is None or is_count(classes))
+        and (names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)))
+        and all(isinstance(epochs, int | float) and 0 <= epochs < math.inf for epochs in history.filters)
+        and all(each.ndim == 4 and each.dtype == np.float32 and each.size for each in history.filters.values())
+        and (validated is None or has_types_of_validation(validated))
+    )
+
+
+def has_types_of_validation(validated: Validated) -> bool:
+    """Return whether the values of a validation have the right types and shapes."""
+    counts = (validated.epoch, validated.iteration, validated.images, validated.total)
+    rows = validated.confusion.shape[:1]
+    return (
+        all(map(is_count, counts))
+        and validated.confusion.dtype == np.int64 and validated.confusion.shape == (*rows, *rows) and bool(rows)
+        and all(is_example(each, rows[0]) for each in (*validated.sample, *validated.worst))
+    )
+
+
+def is_example(example: Example, classes: int) -> bool:
+    """Return whether the label and the guesses of an Example are classes, and its other values of the right types."""
+    labels = [example.label, *(label for label, _ in example.guesses)]
+    numbers = [example.cost, *(probability for _, probability in example.guesses)]
+    return (
+        isinstance(example.jpeg, str) and BASE64.fullmatch(example.jpeg) is not None and bool(example.guesses)
+        and all(isinstance(each, int | float) for each in numbers)
+        and all(is_count(label) and label < classes for label in labels)
+    )
+
+
+def is_count(value: object) -> bool:
+    """Return whether a value is a whole number of at least 0."""
+    return isinstance(value, int) and 0 <= value < 1 << 63
 
 
 def load_or_rebuild(folder: Path) -> History:
@@ -107,6 +150,9 @@ def load_or_rebuild(folder: Path) -> History:
         with suppress(CheckpointError):
             found = checkpoint_format.load_latest(folder, lambda metadata: [FILTERS])
             if found and FILTERS in found[1]:
-                position = found[2].get("position", {})
-                stored.filters = {position.get("epoch", 0) or position.get("iteration", 1): found[1][FILTERS]}
+                position = found[2].get("position")
+                position = position if isinstance(position, dict) else {}
+                epoch, iteration = position.get("epoch", 0), position.get("iteration", 1)
+                reached = (epoch if is_count(epoch) else 0) or (iteration if is_count(iteration) else 1)
+                stored.filters = {reached: found[1][FILTERS]}
     return stored
