@@ -120,12 +120,14 @@ def tar_members(path: str | Path, start: int, end: int) -> Iterator[tarfile.TarI
     """Yield the members of the tar in the bytes from start to end of a file; their offsets count from its start.
 
     Raises:
-        tarfile.ReadError: a member is cut off.
+        tarfile.ReadError: a member is cut off, or has a negative size, with which tarfile may read a header again.
     """
     with open(path, "rb") as file:
         file.seek(start)
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
+                if member.size < 0:
+                    raise tarfile.ReadError(f"{member.name} has a size of {member.size} bytes")
                 if member.offset_data + member.size > end:
                     raise tarfile.ReadError(f"{member.name} is cut off")
                 yield member
