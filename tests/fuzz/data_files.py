@@ -322,7 +322,7 @@ def tar_seeds() -> Iterator[bytes]:
     for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         yield tar_of(odd, form)
     backwards = bytearray(two)
-    backwards[124:136] = b"\xff" * 10 + b"\xfe\0"          # a size of -512 bytes, which ends where the header begins
+    backwards[1148:1160] = b"\xff" * 10 + b"\xfe\0"        # the second member has -512 bytes: it ends where it begins
     yield tar_repaired(bytes(backwards))
     yield b"\x1f\x8b" + bytes(30)
 
