@@ -14,7 +14,7 @@ from alexnet.native.untrusted import InputError
 from alexnet.plots import records
 from alexnet.plots.report import history
 from alexnet.plots.report.predictions import Example
-from alexnet.run import recorder
+from alexnet.run import checkpoint_format, recorder
 from multigpu.exchange import STRATEGIES
 from multigpu.rules import RULES
 from tests.fuzz import mutation
@@ -173,6 +173,16 @@ def history_seeds() -> Iterator[bytes]:
         yield (temporary() / records.REPORT).read_bytes()
 
 
+def prepare_checkpoints(folder: Path) -> None:
+    """Write a checkpoint, and a later one that is damaged."""
+    arrays = {history.FILTERS: np.zeros((3, 2, 2, 2), np.float32)}
+    metadata = {"position": {"epoch": 1, "iteration": 4}, "classes": 2}
+    for iteration in (4, 8):
+        checkpoint_format.save(checkpoint_format.snapshot_path(folder, iteration), arrays, metadata)
+    path = checkpoint_format.snapshot_path(folder, 8)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
 def read_history(path: Path) -> object:
     found = history.load_or_rebuild(path.parent)
     found.truncate(1, 5)
@@ -205,7 +215,8 @@ TARGETS = {
         (RECORDS_READ,), prepare_records, longest=400,
     ),
     "history": Target(
-        "report.safetensors", read_history, (), history_seeds, ("alexnet.plots.report.history",),
+        "report.safetensors", read_history, (), history_seeds,
+        ("alexnet.plots.report.history", "alexnet.run.checkpoint_format"), prepare_checkpoints,
         structure=checkpoint_mutated, repair=checkpoint_repaired,
     ),
 }
