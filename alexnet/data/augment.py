@@ -15,6 +15,7 @@ IMAGE_SIZE = 256                                 # pixels, rows and columns of a
 # then the central square.
 RESIZES = ("squash", "crop", "shorter")
 Scale = tuple[float, float, float]               # RGB: factor of each channel after the mean is subtracted
+LARGEST = float(np.finfo(np.float32).max)        # a larger integer of JSON cannot be converted
 UNSCALED: Scale = (1.0, 1.0, 1.0)
 CROPS = 1                                        # stream numbers: the second word of the key; others use 3 to 5
 FILES = 2
@@ -41,7 +42,7 @@ def scale_of(found: object) -> Scale:
         ValueError: it is not three positive numbers; the message lacks the name of the file.
     """
     factors = found if isinstance(found, list | tuple) else ()
-    numbers = [float(np.float32(factor)) for factor in factors if isinstance(factor, int | float)]
+    numbers = [float(np.float32(factor)) for factor in factors if isinstance(factor, int | float) and factor <= LARGEST]
     if not len(numbers) == len(factors) == 3 or not all(0 < factor < np.inf for factor in numbers):
         raise ValueError(f"scale {found!r}; it must be one positive number for each of 3 channels")
     red, green, blue = numbers

@@ -153,7 +153,9 @@ def check_types(values: Metadata, types: Mapping[str, type | tuple[type, ...]], 
     for name, kind in types.items():
         value = values.get(name)
         texts = value if isinstance(value, list) else ()
-        if name in values and not (isinstance(value, kind) and all(isinstance(text, str) for text in texts)):
+        number = value if isinstance(value, int | float) else 0
+        is_valid = isinstance(value, kind) and all(isinstance(text, str) for text in texts) and abs(number) < 1 << 63
+        if name in values and not is_valid:
             raise CheckpointError(f"{path} is no checkpoint of a run: its {name} is {value!r}")
 
 

@@ -144,7 +144,7 @@ def main(arguments: list[str]) -> int:
                 options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
     print(f"\n{'module':45} lines %   (of the functions that read, by the inputs of all these targets)")
     for module, (covered, lines) in sorted(modules_of(results).items()):
-        print(f"{module:45} {100 * covered / max(lines, 1):7.1f}")
+        print(f"{module.partition(':')[0]:45} {100 * covered / max(lines, 1):7.1f}")
     return int(any(result["crashes"] or result["hangs"] for result in results.values()))
 
 

@@ -19,14 +19,15 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from alexnet import pretrained
-from alexnet.config import Config, load_config
+from alexnet.commands import _options
+from alexnet.config import Config, ConfigError, load_config
+from alexnet.data.batch_file import DataError
 from alexnet.data.dataset import Dataset, Split
 from alexnet.models import MODELS, Model
 from alexnet.nn import LRN, Conv, Dense, Dropout, Flatten
 from alexnet.nn.containers import Auxiliary, Sequential
 from alexnet.nn.fire import Fire
-from alexnet.pretrained import pytorch
-from alexnet.pretrained.caffe.mean import read_mean
+from alexnet.pretrained import caffe, pytorch
 from alexnet.pretrained.onnx import export
 from alexnet.pretrained.pytorch.files import clean, tensors_of
 from alexnet.pretrained.pytorch.pickle_reader import PickledTensor, read_pickle
@@ -195,10 +196,11 @@ def read_checkpoint(path: Path) -> object:
         lambda: checkpoint.check_order(snapshot.metadata, Position(1, 1, 5, ()), config, 1, path),
         lambda: checkpoint.restore(snapshot, SmallState(), config),
         lambda: snapshot.mean,
+        lambda: load_config(["data=batches"], snapshot.metadata.get("config", {}), path).as_dict(),
     ):
         try:
             refused.append(compare())
-        except CheckpointError as error:
+        except (CheckpointError, ConfigError) as error:
             refused.append(str(error))
     position = checkpoint.position_of(snapshot.metadata, path)
     return listed, snapshot.arrays, snapshot.metadata, snapshot.scale, position, refused
@@ -222,6 +224,13 @@ def checkpoint_seeds() -> Iterator[bytes]:
     few = dict(list(arrays.items())[:2])
     for values, extra in ((few, {}), (arrays, {}), ({}, {"model": "os:system"}), (few, {"class_names": ["a\n"] * 3})):
         path = temporary() / "checkpoint.safetensors"
+        checkpoint_format.save(path, values, metadata | extra)
+        yield path.read_bytes()
+    for values, extra in (
+        (arrays | {"other": arrays["fc3.b"]}, {}), (arrays, {"origin": 5}), (arrays, {"class_names": ["a"]}),
+        (arrays | {"fc3.W": arrays["fc3.W"][1:]}, {}), (arrays | {"fc2.b": arrays["fc2.b"].astype(np.float64)}, {}),
+        (few, {"config": metadata["config"] | {"model": "os:system"}}),
+    ):
         checkpoint_format.save(path, values, metadata | extra)
         yield path.read_bytes()
     averages = {f"{name}.average": array for name, array in arrays.items()}
@@ -471,7 +480,7 @@ def bias_seeds() -> Iterator[bytes]:
 
 
 def read_caffe(path: Path) -> object:
-    return pretrained.load(path)
+    return caffe.load(path)
 
 
 def caffe_seeds() -> Iterator[bytes]:
@@ -504,6 +513,10 @@ def caffe_seeds() -> Iterator[bytes]:
     yield b"".join(caffe_truth.file_of(net, blobs))
     yield b'name: "CaffeNet"\nlayers {}\n'
     yield b"\x0a\x01a" + caffe_truth.field(2, caffe_truth.field(4, b"\xff\n\x1b" * 500) + caffe_truth.field(5, 4))
+
+
+def read_mean_proto(path: Path) -> object:
+    return _options.mean_of(path, None), _options.mean_of(path, "rgb")
 
 
 def mean_proto_seeds() -> Iterator[bytes]:
@@ -619,26 +632,31 @@ def own_onnx_repaired(data: bytes) -> bytes:
 
 WEIGHTS = (WeightsError,)
 PICKLES = ("alexnet.pretrained.pytorch", "alexnet.pretrained.pytorch.files", "alexnet.pretrained.pytorch.pickle_reader")
-CAFFE = ("alexnet.pretrained.caffe.caffemodel", "alexnet.pretrained.caffe.messages", "alexnet.pretrained.protobuf")
+DETECT = "alexnet.pretrained.detect"
+CAFFE = (
+    "alexnet.pretrained.caffe.caffemodel", "alexnet.pretrained.caffe.mean",
+    "alexnet.pretrained.caffe.messages", "alexnet.pretrained.protobuf",
+)
 ARRAYS = ("alexnet.pretrained.npy_files",)
 TARGETS = {
     "checkpoint": Target(
         "checkpoint_00000005.safetensors", read_checkpoint, (CheckpointError,), checkpoint_seeds,
-        ("alexnet.run.checkpoint_format", "alexnet.run.checkpoint"), structure=checkpoint_mutated,
+        ("alexnet.run.checkpoint_format", "alexnet.run.checkpoint", "alexnet.config.load"),
+        structure=checkpoint_mutated,
         repair=checkpoint_repaired,
     ),
     "native": Target(
         "net.safetensors", read_native, WEIGHTS, checkpoint_seeds,
-        ("alexnet.pretrained.native", "alexnet.pretrained.weights"), structure=checkpoint_mutated,
-        repair=checkpoint_repaired,
+        ("alexnet.pretrained.native", "alexnet.pretrained.weights", DETECT),
+        structure=checkpoint_mutated, repair=checkpoint_repaired,
     ),
     "safetensors": Target(
         "net.safetensors", read_torch, WEIGHTS, safetensors_seeds, (*PICKLES[:2], "alexnet.run.checkpoint_format"),
         structure=checkpoint_mutated,
     ),
     "pth": Target(
-        "net.pth", read_torch, WEIGHTS, pth_seeds, PICKLES, structure=mutation.zip_mutation(mutation.pickle_mutated),
-        repair=mutation.zip_repaired,
+        "net.pth", read_torch, WEIGHTS, pth_seeds, (*PICKLES, DETECT),
+        structure=mutation.zip_mutation(mutation.pickle_mutated), repair=mutation.zip_repaired,
     ),
     "old_pth": Target("net.pth", read_torch, WEIGHTS, old_pth_seeds, PICKLES, structure=old_pth_mutated),
     "pickle": Target(
@@ -647,7 +665,7 @@ TARGETS = {
     ),
     "upstream_zip": Target(
         "net.zip", read_native, WEIGHTS, upstream_seeds,
-        ("alexnet.pretrained.upstream", *ARRAYS, "alexnet.pretrained.detect", "alexnet.pretrained.weights"),
+        ("alexnet.pretrained.upstream", *ARRAYS, DETECT, "alexnet.pretrained.weights"),
         structure=mutation.zip_mutation(npy_or_json_mutated), repair=upstream_repaired, longest=8192,
     ),
     "upstream_array": Target(
@@ -655,7 +673,7 @@ TARGETS = {
         longest=600,
     ),
     "npz": Target(
-        "net.npz", read_native, WEIGHTS, npz_seeds, ("alexnet.pretrained.caffe.npz", *ARRAYS),
+        "net.npz", read_native, WEIGHTS, npz_seeds, ("alexnet.pretrained.caffe.npz", *ARRAYS, DETECT),
         structure=mutation.zip_mutation(mutation.bytes_mutated), repair=mutation.zip_repaired,
     ),
     "caffemodel": Target(
@@ -663,7 +681,8 @@ TARGETS = {
         structure=mutation.message_mutated,
     ),
     "binaryproto": Target(
-        "net_mean.binaryproto", read_mean, WEIGHTS, mean_proto_seeds, ("alexnet.pretrained.caffe.mean", *CAFFE[1:]),
+        "net_mean.binaryproto", read_mean_proto, (WeightsError, DataError), mean_proto_seeds,
+        ("alexnet.commands._options:mean_of", *CAFFE[1:]),
         structure=mutation.message_mutated, hole=4 * MEAN_IMAGE, mutations=100, longest=256,
     ),
     "onnx": Target(
