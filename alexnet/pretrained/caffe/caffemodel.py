@@ -343,7 +343,8 @@ def weight_shapes(net: Fields) -> tuple[list[int], int, bool]:
     """Return (filters of each convolution, number of dense layers, whether there is batch normalisation) of a file."""
     layers = [(V1_TYPES.get(layer.type), layer) for layer in net.layers]
     layers += [(printable(layer.type), layer) for layer in net.layer]
-    filters = [shape_of(layer.blobs[0])[0] for kind, layer in layers if kind == "Convolution" and layer.blobs]
+    found = [shape_of(layer.blobs[0]) for kind, layer in layers if kind == "Convolution" and layer.blobs]
+    filters = [shape[0] if shape else 0 for shape in found]
     return filters, sum(kind == "InnerProduct" for kind, _ in layers), any(kind == "BatchNorm" for kind, _ in layers)
 
 
