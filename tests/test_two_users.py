@@ -18,7 +18,10 @@ from tests.two_users import User
 
 OWNER, OTHER = 12345, 65534
 
-pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can start processes of two users")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.getuid() != 0, reason="only root can start processes of two users"),
+]
 needs_compiler = pytest.mark.skipif(not compiler.compiler_available(), reason="needs a C compiler")
 
 

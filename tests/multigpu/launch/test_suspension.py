@@ -61,6 +61,7 @@ def wait_for_child():
     print(json.dumps([arrived, process.exitcode, time.process_time() - began]), flush=True)
 
 
+@pytest.mark.slow
 def test_suspended_processes_kill_nothing():
     parent = subprocess.Popen(
         [sys.executable, "-c", "from tests.multigpu.launch.test_suspension import wait_for_child; wait_for_child()"],
