@@ -61,7 +61,7 @@ from multigpu.loader import LoaderDied
 from multigpu.mpi import tcp
 from multigpu.mpi.communicator import MPI, MpiCommunicator, end_without_finalize, leave_no_files
 from multigpu.mpi.placement import place_rank
-from multigpu.mpi.supervisor_link import settle_supervised
+from multigpu.mpi.supervisor_link import send_log, settle_supervised
 from multigpu.rules import rule_of
 
 LOOPBACK = "127.0.0.1"
@@ -236,6 +236,7 @@ class MpiLink(JobLink):
 
     def log_to(self, path: Path) -> None:
         self.configure(self._settings._replace(log=os.path.abspath(path)))
+        send_log(path.absolute())
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -35,6 +35,7 @@ from typing import NamedTuple, Self
 from alexnet.config.schema import Config, ConfigError
 from alexnet.native.console import say
 from multigpu.launch.clock import TimeLimit
+from multigpu.launch.link import LogOpened
 from multigpu.launch.process import PR_SET_PDEATHSIG, describe_exit
 from multigpu.launch.restart import after_restarts, log_restart, restarted
 from multigpu.launch.signals import Signals
@@ -64,11 +65,13 @@ class JobListener:
 
     Attributes:
         config: the settings that rank 0 has sent.
+        log: the run's log, once it exists; else empty.
         end: what the monitor has reported.
     """
 
     def __init__(self, restart: Config | None):
         self.config: Config | None = None
+        self.log = ""
         self.end: JobEnded | None = None
         self._restart = restart
         self._key = secrets.token_bytes(32)
@@ -103,6 +106,8 @@ class JobListener:
                 connection.send(StartSettings(None if self._restart is None else self._restart.as_message()))
             case StartSettings(settings) if settings is not None:
                 self.config = Config.from_message(settings)
+            case LogOpened(path):
+                self.log = str(path)
             case JobEnded() as end:
                 self.end = end
 
@@ -162,15 +167,15 @@ def run_job(command: Sequence[str], restart: Config | None, signals: Signals) ->
     if mpiexec.returncode < 0 and listener.end is None and (listener.config or restart) is None:
         say(f"mpiexec {describe_exit(mpiexec.returncode)} before the job has read its settings; it is not restarted")
     status = mpiexec.returncode if mpiexec.returncode >= 0 else 128 - mpiexec.returncode
-    return JobResult(status, listener.config, listener.end or unreported(status, listener.config or restart), stop)
+    return JobResult(status, listener.config, listener.end or unreported(status, listener, restart), stop)
 
 
-def unreported(status: int, config: Config | None) -> JobEnded:
+def unreported(status: int, listener: JobListener, restart: Config | None) -> JobEnded:
     """Return the end of a job whose monitor has reported none."""
-    if status == 0 or config is None:
+    if status == 0 or (listener.config or restart) is None:
         return JobEnded(status)
     reason = f"mpiexec has ended with status {status}, and the job's monitor has ended without a report"
-    return JobEnded(1, reason, curable=True)
+    return JobEnded(1, reason, curable=True, log=listener.log)
 
 
 def end_with_supervisor(supervisor: int) -> None:

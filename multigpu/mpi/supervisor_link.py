@@ -5,13 +5,17 @@
 | rank 0  | supervisor | SettingsRequest         | is this start a restart?                       |
 | supervisor | rank 0  | StartSettings           | the settings of a restart; None: first start   |
 | rank 0  | supervisor | StartSettings           | the settings of this start                     |
+| rank 0  | supervisor | LogOpened               | the run's folder exists                        |
 | monitor | supervisor | JobEnded                | how the job has ended                          |
 """
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from multigpu.launch.link import LogOpened
 from multigpu.messages import Decoder
 from multigpu.mpi import tcp
 
@@ -48,9 +52,9 @@ class JobEnded(NamedTuple):
     log: str = ""
 
 
-Report: TypeAlias = SettingsRequest | StartSettings | JobEnded            # to the supervisor
+Report: TypeAlias = SettingsRequest | StartSettings | LogOpened | JobEnded          # to the supervisor
 
-REPORTS: Decoder[Report] = Decoder([SettingsRequest, StartSettings, JobEnded], tcp.MAX_BYTES)
+REPORTS: Decoder[Report] = Decoder([SettingsRequest, StartSettings, LogOpened, JobEnded], tcp.MAX_BYTES)
 ANSWERS: Decoder[StartSettings] = Decoder([StartSettings], tcp.MAX_BYTES)
 
 
@@ -96,3 +100,14 @@ def settle_supervised(settle: Callable[[], "Config"]) -> "Config":
         absolute = {name: os.path.abspath(os.path.expanduser(place)) for name, place in places.items() if place}
         supervisor.send(StartSettings(config.model_copy(update=absolute).as_message()))
     return config
+
+
+def send_log(path: Path) -> None:
+    """Send the path of the run's log to the supervisor, if the job has one; called at rank 0.
+
+    The monitor reports it, too, but may have been killed when the job ends.
+    """
+    with suppress(OSError):                      # the supervisor is dead, so the job ends
+        if supervisor := connect():
+            with supervisor:
+                supervisor.send(LogOpened(path))

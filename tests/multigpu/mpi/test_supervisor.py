@@ -67,19 +67,21 @@ def undisturbed(data, tmp_path_factory):
     return folder / "runs" / "run"
 
 
-@pytest.mark.parametrize("victim", ["rank 0", "rank 1", "loader"])
+@pytest.mark.parametrize("victim", ["rank 0", "rank 1", "loader", "monitor"])
 def test_killed_job_equals_an_undisturbed_one(data, undisturbed, tmp_path, victim):
     job = Job(tmp_path, 2, TINY, *given(data=data, output=tmp_path / "runs", max_restarts=2, **GIVEN), within=RESTART)
     folder = tmp_path / "runs" / "run"
     log = folder / "log.txt"
     job.wait_for(lambda: log.exists() and "iteration 8 of 24" in log.read_text())
     ranks = sorted(pid for pid, command in job.processes("tiny_train.py").items() if "mpiexec" not in command)
-    pid = min(job.processes("spawn_main")) if victim == "loader" else ranks[int(victim[-1])]
+    others = {"loader": "spawn_main", "monitor": "multigpu.failure.monitor"}
+    pid = min(job.processes(others[victim])) if victim in others else ranks[int(victim[-1])]
     os.kill(pid, signal.SIGKILL)
     status, errors = job.finish(180)
     assert status == 0, errors
     [(number, of, place, reason)] = restarts(errors)
-    assert (number, of) == ("1", "2") and str(pid) in reason
+    expected = "the job's monitor has ended without a report" if victim == "monitor" else str(pid)
+    assert (number, of) == ("1", "2") and expected in reason
     assert f"restart 1 of 2 from {place}: {reason}" in log.read_text()
     assert f"resuming from {folder}/checkpoint_" in log.read_text()
     arrays, others = tiny.final(folder), tiny.final(undisturbed)
