@@ -96,13 +96,16 @@ class JobMonitor:
 
     Args:
         supervisor: the connection to the job's supervisor, which can start the job again; None if there is none.
+        parent: process id of rank 0, which has started this process; None: unknown.
     """
 
     def __init__(
-        self, listener: socket.socket, size: int, key: bytes, supervisor: TcpConnection[StartSettings] | None = None
+        self, listener: socket.socket, size: int, key: bytes, supervisor: TcpConnection[StartSettings] | None = None,
+        parent: int | None = None,
     ) -> None:
         self._size = self._missing = size        # _missing: ranks that have not registered yet
         self._supervisor = supervisor
+        self._parent = parent
         self._settings = JobSettings()
         self._clock = 0.0                        # seconds in which the job was not suspended, at the last check
         self._ranks: dict[int, MonitoredRank] = {}               # by file descriptor
@@ -177,6 +180,8 @@ class JobMonitor:
         if ranks and all(rank.waits() and self._clock - rank.changed > timeout for rank in ranks):
             return "all ranks", Failure(f" wait for each other, and have done nothing else for {timeout:g} s "
                                         "(heartbeat_timeout): what connects them may be broken", curable=True)
+        if self._missing and self._parent not in (None, os.getppid()):           # perhaps before it has registered
+            return f"rank 0 (pid {self._parent})", Failure(" has died while the job started", curable=True)
         if self._missing and self._clock > JOIN:
             return f"{self._missing} of {self._size} ranks", Failure(
                 f" have not come within {JOIN:g} s; they have to reach rank 0's machine over TCP")
@@ -233,10 +238,16 @@ class JobMonitor:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
 
-def main(listener: str, size: str) -> None:
-    """Run the monitor on an inherited listening socket, given by its file descriptor. The key is on standard input."""
+def main(listener: str, size: str, parent: str) -> None:
+    """Run the monitor on an inherited listening socket, given by its file descriptor. The key is on standard input.
+
+    Args:
+        size: number of ranks.
+        parent: process id of rank 0.
+    """
     with socket.socket(fileno=int(listener)) as listening:
-        finished = JobMonitor(listening, int(size), sys.stdin.buffer.read(), supervisor_link.connect()).run()
+        key = sys.stdin.buffer.read()
+        finished = JobMonitor(listening, int(size), key, supervisor_link.connect(), int(parent)).run()
     if not finished:                             # MPICH's mpiexec collects one exit status at each event of rank 0's
         os.close(1)                              # outputs, which this process shares, and takes 0 for all others that
         time.sleep(0.05)                         # it has killed: without an event after the end, the job's may be 0

@@ -142,7 +142,8 @@ def start_monitor(comm: MpiCommunicator) -> tuple[subprocess.Popen[bytes], Monit
         place = LOOPBACK if local else "", 0
         with socket.create_server(place, backlog=max(comm.size, tcp.BACKLOG)) as listener:
             port = listener.getsockname()[1]
-            command = [sys.executable, "-m", "multigpu.failure.monitor", str(listener.fileno()), str(comm.size)]
+            numbers = map(str, (listener.fileno(), comm.size, os.getpid()))
+            command = [sys.executable, "-m", "multigpu.failure.monitor", *numbers]
             monitor = subprocess.Popen(          # closes the files of MPI: otherwise mpiexec would not see rank 0 die
                 command, env=environment, stdin=subprocess.PIPE, pass_fds=[listener.fileno()], start_new_session=True
             )

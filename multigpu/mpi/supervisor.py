@@ -167,15 +167,16 @@ def run_job(command: Sequence[str], restart: Config | None, signals: Signals) ->
     if mpiexec.returncode < 0 and listener.end is None and (listener.config or restart) is None:
         say(f"mpiexec {describe_exit(mpiexec.returncode)} before the job has read its settings; it is not restarted")
     status = mpiexec.returncode if mpiexec.returncode >= 0 else 128 - mpiexec.returncode
-    return JobResult(status, listener.config, listener.end or unreported(status, listener, restart), stop)
+    end = listener.end or unreported(status, listener.config or restart)
+    return JobResult(status, listener.config, end._replace(log=end.log or listener.log), stop)
 
 
-def unreported(status: int, listener: JobListener, restart: Config | None) -> JobEnded:
+def unreported(status: int, config: Config | None) -> JobEnded:
     """Return the end of a job whose monitor has reported none."""
-    if status == 0 or (listener.config or restart) is None:
+    if status == 0 or config is None:
         return JobEnded(status)
     reason = f"mpiexec has ended with status {status}, and the job's monitor has ended without a report"
-    return JobEnded(1, reason, curable=True, log=listener.log)
+    return JobEnded(1, reason, curable=True)
 
 
 def end_with_supervisor(supervisor: int) -> None:

@@ -1,5 +1,6 @@
 """JobMonitor without MPI: fake ranks connect to it from threads of this process."""
 
+import os
 import socket
 import threading
 import time
@@ -98,6 +99,18 @@ def test_reports_missing_ranks(monkeypatch):
     with running(3, monkeypatch, {"JOIN": 0.5}) as (port, lines):
         assert FakeRank(port, 0).receive() == EndJob(1, True)
     assert lines == ["2 of 3 ranks have not come within 0.5 s; they have to reach rank 0's machine over TCP"]
+
+
+def test_ends_at_once_if_rank_0_has_died_before_it_came(monkeypatch):
+    monkeypatch.setattr(JobMonitor, "_report", lambda self, line: lines.append(line))
+    monkeypatch.setattr(monitor, "FORWARD", 0)
+    lines = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        began = time.monotonic()
+        assert JobMonitor(listener, 2, KEY, parent=os.getpid()).run() is False       # not the parent of this process
+        assert time.monotonic() - began < 5
+        listener.shutdown(socket.SHUT_RDWR)
+    assert lines == [f"rank 0 (pid {os.getpid()}) has died while the job started"]
 
 
 def test_reports_ranks_that_all_wait(monkeypatch):
