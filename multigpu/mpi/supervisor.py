@@ -164,7 +164,7 @@ def run_job(command: Sequence[str], restart: Config | None, signals: Signals) ->
                 signals.handled()
         listener.drain(signals)
     remove_left_files(shared)
-    if mpiexec.returncode < 0 and listener.end is None and (listener.config or restart) is None:
+    if mpiexec.returncode < 0 and not (stop or listener.end or listener.config or restart):
         say(f"mpiexec {describe_exit(mpiexec.returncode)} before the job has read its settings; it is not restarted")
     status = mpiexec.returncode if mpiexec.returncode >= 0 else 128 - mpiexec.returncode
     end = listener.end or unreported(status, listener.config or restart)
