@@ -13,7 +13,8 @@ python -m experiments.endurance table [--json FILE] [--csv FILE]
 
 Each trial is a line of FILE. A second call with the same FILE continues where the first stopped, and N counts the
 trials of both. The command `table` prints the counts and the slopes of FILE. The checks of /dev/shm need a machine on
-which no other program uses it. The exit status is 1 if a check of FILE has failed.
+which no other program uses it. The exit status is 1 if a check of FILE has failed. results.csv of this folder is such a
+table.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from experiments.endurance import asleep, conversion, jobs, saves, starts, steps
 from experiments.endurance.analysis import as_csv, lines, table
 from experiments.endurance.journal import Journal, continue_trials
 
+HERE = pathlib.Path(__file__).parent
 TASKS = {"starts": starts, "saves": saves, "preprocess": conversion, "jobs": jobs, "asleep": asleep}
 TRIAL = "trial"                                  # beginning of the name of a trial's folder
 

@@ -1,5 +1,6 @@
 """Long use: slopes, counts, the file of the results and what a killed program leaves."""
 
+import csv
 import json
 import os
 import sys
@@ -192,3 +193,17 @@ def test_faults_of_checkpoints_are_found(checkpoints):
         "2 partial folders", "1 checkpoints",
         "the newest checkpoint is checkpoint_00000002.safetensors, but iteration 3 was saved",
     ]
+
+
+# ---- the stored results
+
+
+def test_stored_results_hold_one_failed_check():
+    """They are those of `python -m experiments.endurance table`.
+
+    Worker 0 draws its second pictures soon after the first tenth of the run. Its memory is constant from then on.
+    """
+    with (program.HERE / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["task"] for row in rows} == {"steps", *program.TASKS}
+    assert {row["kind"]: float(row["slope"]) < 2.5 for row in rows if row["failed"] != "0"} == {"worker 0 memory": True}
