@@ -73,12 +73,12 @@ def parse(text: str | bytes, source: str) -> Any:
         ConfigError: the text is not valid YAML.
     """
     try:
-        loader = Loader(text)
-    except yaml.YAMLError as error:              # a character that no YAML has
-        raise ConfigError(f"{source} is not valid YAML: {error}") from error
-    loader.name = source
-    try:
-        return loader.get_single_data()
+        loader = Loader(text)                    # it decodes the first bytes
+        loader.name = source
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
@@ -90,8 +90,6 @@ def parse(text: str | bytes, source: str) -> Any:
         raise
     except (ValueError, KeyError, TypeError) as error:           # a value that its tag forbids, or one of 5000 digits
         raise ConfigError(f"{source} is not valid YAML: {error}") from error
-    finally:
-        loader.dispose()
 
 
 def as_yaml(value: object) -> str:

@@ -273,9 +273,10 @@ def test_invalid_settings_file_is_refused(settings_file, text, message):
     assert refusal(path=path) == f"{path}{message}"
 
 
-def test_settings_file_of_arbitrary_bytes_is_refused(tmp_path):
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x80abc\x01", b"batch_size: \xb0"], ids=["UTF-16", "ASCII"])
+def test_settings_file_of_arbitrary_bytes_is_refused(content, tmp_path):
     path = tmp_path / "settings.yaml"
-    path.write_bytes(b"\xff\xfe\x00\x80abc\x01")
+    path.write_bytes(content)
     assert str(path) in refusal(path=path)
 
 
