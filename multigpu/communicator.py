@@ -75,16 +75,28 @@ class BufferHandle(NamedTuple):
     handle: Handle
 
 
+class StateDigest(NamedTuple):
+    """Digest of the sender's weights and velocities after this step; see multigpu.rules.state_check.
+
+    digest: CRC-32 of the sums of their bits.
+    """
+
+    step: int
+    digest: int
+
+
 class Ready(NamedTuple):
     """The arrays of this step are in the sender's buffer and may be read; no copy is pending.
 
     A cost that is not a number: the sender cannot do this step, and all end before it.
+    state: of the sender after the last exchange, if it must be that of the others; None: unknown.
     """
 
     step: int
     cost: float
     error: float
     stop: bool
+    state: StateDigest | None = None
 
 
 class SyncRemaining(NamedTuple):
@@ -126,6 +138,10 @@ class PeerDied(RuntimeError):
 
 class DesyncError(RuntimeError):
     """Another worker is at a different step or message; the error message gives the state of both."""
+
+
+class StateDamaged(RuntimeError):
+    """Weights or velocities have changed in the memory of a worker, or differ between workers; the message names it."""
 
 
 def desync_error(sender: str, sent: str, receiver: str, awaited: str) -> DesyncError:

@@ -31,12 +31,13 @@ from alexnet.training.diagnosis import Detector
 from alexnet.training.loop import Diverged, InputLost, Observer, Position, Run
 from alexnet.training.network import Network, backend_of, build_model, build_network, use_kernel_settings
 from alexnet.training.statistics import StatisticsObserver
-from multigpu.communicator import Communicator, DesyncError, PeerDied
+from multigpu.communicator import Communicator, DesyncError, PeerDied, StateDamaged
 from multigpu.device import Device, DeviceError, open_device
 from multigpu.launch import clock
 from multigpu.launch.link import JobLink
 from multigpu.loader import ParallelBatches, SerialBatches, WorkerBatches
 from multigpu.rules import Role, role_of, rule_of
+from multigpu.rules.state_check import require_as_written
 
 SAVE_TIMEOUT = 300.0                             # seconds to finish a step and save after the loader has died
 
@@ -67,6 +68,7 @@ def work(config: Config, device_name: str, link: JobLink, comm: Communicator) ->
             before compilation where possible.
         Diverged: the cost is not finite.
         LoaderDied, PeerDied: another process has exited.
+        StateDamaged: weights or velocities have changed in memory.
     """
     check_sections(config)
     model_class(config.model)                    # an unknown model is reported before errors of the data
@@ -355,13 +357,19 @@ def collector_paused() -> Iterator[None]:
 def save_checkpoint(
     folder: Path, network: Network, data: Dataset, config: Config, recorder: RunRecorder, position: Position
 ) -> None:
-    """Write the checkpoint of rank 0."""
+    """Write the checkpoint of rank 0; raise StateDamaged if the state has changed since the last update."""
     with recorder.paused():
+        require_as_written(network, position.iteration)
         checkpoint.save(folder, position, network, data, as_stored(config), recorder.error_at(position))
 
 
 def rescue_state(folder: Path, network: Network, data: Dataset, config: Config, position: Position) -> None:
-    """Write the checkpoint of `position` from any worker, unless it exists or no step has been done."""
+    """Write the checkpoint of `position` from any worker, unless it exists or no step has been done.
+
+    Raises:
+        StateDamaged: the state has changed since the last update.
+    """
+    require_as_written(network, position.iteration)
     if position.iteration and not checkpoint_format.snapshot_path(folder, position.iteration).exists():
         checkpoint.save(folder, position, network, data, as_stored(config))
 
@@ -371,7 +379,9 @@ def naming_the_last_checkpoint(folder: Path) -> Iterator[None]:
     """Add the newest checkpoint to the message of an error that ends the run."""
     try:
         yield
-    except (Diverged, DataError, InputLost, CheckpointError, DesyncError, PeerDied, OSError) as error:
+    except (
+        Diverged, DataError, InputLost, CheckpointError, DesyncError, StateDamaged, PeerDied, OSError
+    ) as error:
         saved = checkpoint_format.newest(folder)
         rest = f"the last good checkpoint is {saved}" if saved else "no checkpoint was saved before"
         kind = OSError if isinstance(error, OSError) else type(error)

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from pathlib import Path
 
 from multigpu import train
 
@@ -23,7 +24,27 @@ def work(*arguments):
         save(*arguments)
 
     checkpoint.save = slow_save
+    if "FLIP" in os.environ:
+        rank, step, mark = os.environ["FLIP"].split(",")
+        flip_bit(int(rank), int(step), Path(mark))
     tiny_work(*arguments)
+
+
+def flip_bit(rank, step, mark):
+    """Flip a bit of a weight of worker `rank` before this step, once; it then creates the file `mark`."""
+    import numpy as np
+
+    from multigpu.rules import gradients
+
+    compute = gradients.GradientBsp.step
+
+    def flip_and_compute(self, *inputs, rate):
+        if self._comm.rank == rank and self._network.step.get_value() == step - 1 and not mark.exists():
+            mark.touch()
+            self._network.weights[0].get_value(borrow=True).reshape(-1).view(np.uint32)[0] ^= 1 << 20
+        return compute(self, *inputs, rate=rate)
+
+    gradients.GradientBsp.step = flip_and_compute
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pytensor.graph.basic import Variable
 from pytensor.tensor.variable import TensorVariable
 
 from alexnet.backends import HOST_BACKENDS, mode_of, prepare
+from alexnet.backends.bit_sums import BitSums, bit_sum
 from alexnet.backends.notify import Notify
 from alexnet.config import Config, ConfigError
 from alexnet.data.augment import UNSCALED, Scale
@@ -107,6 +108,8 @@ class Network:
 
     Attributes:
         rule_state: what the rule of several workers adds to the state; set it before the state is read.
+        sums_read, sums_written: after sum_state(), the sums of the bits that the last update has read and written,
+            uint32, an element for each trainable parameter, then one for each velocity or accumulator.
 
     Each function is compiled on first use. If computes_on_host is true, arrays are NumPy arrays, and large arrays of
     the state are updated in place. The jax backend keeps the state on its device and also accepts images stored there.
@@ -138,6 +141,8 @@ class Network:
         self.factored: dict[int, float] = {}
         self.workers = 1
         self.rule_state: Sequence[SharedVariable] = ()
+        self.sums_read: SharedVariable | None = None
+        self.sums_written: SharedVariable | None = None
 
     @cached_property
     def training_graph(self) -> TrainingGraph:
@@ -185,7 +190,7 @@ class Network:
         graph = self.training_graph
         rate, gradients, pairs, _ = self.update_graph
         givens = zip(gradients, graph.gradients, strict=True)
-        pairs = [*pairs, *graph.updates]
+        pairs = [*pairs, *graph.updates, *self.sum_updates(dict(pairs))]
         pairs += self.average_updates(dict(pairs), self.step + 1)
         return self.compile([*graph.inputs, rate], graph.outputs, pairs, givens)
 
@@ -286,8 +291,39 @@ class Network:
             factors = [Factors(pt.fmatrix("x"), pt.fmatrix("g")) for _ in range(self.workers)]
             inputs += [factor for each in factors for factor in each]
             values[n] = mean_product(factors)
-        pairs = [*pairs, *self.average_updates(dict(pairs), self.step)]
+        pairs = [*pairs, *self.average_updates(dict(pairs), self.step), *self.sum_updates(dict(pairs))]
         return self.compile(inputs, [], pairs, zip(gradients, values, strict=True))
+
+    def sum_state(self, read: int | None = None, written: int | None = None) -> None:
+        """Sum the bits of the state in train and apply, where that costs no time; call it before they are compiled.
+
+        On a GPU it would be another pass over the state.
+
+        Args:
+            read: number of arrays of which `sums_read` has the sums; None: all.
+            written: the same for `sums_written`.
+        """
+        if self.computes_on_host:
+            n = len(self.summed_state)
+            self.sums_read = sums_variable("state.read", n if read is None else read)
+            self.sums_written = sums_variable("state.written", n if written is None else written)
+
+    @property
+    def summed_state(self) -> list[SharedVariable]:
+        """The variables whose bits are summed: trainable parameters, then velocities or accumulators."""
+        return [*(parameter.variable for parameter in self.trainable_parameters), *self.update_graph[3]]
+
+    def sum_updates(self, new_values: Mapping[SharedVariable, TensorVariable]) -> Pairs:
+        """Return the updates of the sums of the bits of the state before and after an update by `new_values`."""
+        values = [self.summed_state, [new_values[variable] for variable in self.summed_state]]
+        return [
+            (sums, BitSums()(*arrays[: sums.type.shape[0]]))
+            for sums, arrays in zip((self.sums_read, self.sums_written), values, strict=True) if sums is not None
+        ]
+
+    def current_sums(self) -> np.ndarray:
+        """Return what `sums_written` has if the state has not changed since the last update; a pass over the state."""
+        return np.array([bit_sum(variable.get_value(borrow=True)) for variable in self.summed_state], np.uint32)
 
     @cached_property
     def gradients(self) -> list[SharedVariable]:
@@ -453,6 +489,11 @@ class Network:
         function.trust_input = not self.computes_on_host        # the jax linker checks the inputs itself
         self.wait()
         return function
+
+
+def sums_variable(name: str, n: int) -> SharedVariable | None:
+    """Return a shared variable for n sums of bits; None if n is 0."""
+    return pytensor.shared(np.zeros(n, np.uint32), name=name, shape=(n,)) if n else None
 
 
 def gradient_of(parameter: Parameter) -> SharedVariable:

@@ -3,9 +3,9 @@
     max_restarts=3      restart 1 of 3 from iteration 120: worker 1 (pid 4711) was killed by SIGKILL
                         restart 2 of 3, of worker 0 only: worker 0 (pid 4710) was killed by SIGKILL
 
-A restart can cure the death of a process (a signal, no memory, a lost machine) and an error of the disk or the network
-file system while data are read. It cannot cure invalid settings or data, a cost that is not finite, a full disk, or an
-exception in the program; a stop by a signal is no failure.
+A restart can cure the death of a process (a signal, no memory, a lost machine), an error of the disk or the network
+file system while data are read, and a bit that has flipped in memory. It cannot cure invalid settings or data, a cost
+that is not finite, a full disk, or an exception in the program; a stop by a signal is no failure.
 
 A restart is a resumed run: bit-exact on the CPU, without duplicated records. If the other workers hold the state of the
 training, only the killed worker is started again: see multigpu.rules.recovery.

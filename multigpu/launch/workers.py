@@ -17,7 +17,7 @@ from alexnet.native.console import protect
 from alexnet.native.cores import cores
 from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.training.loop import Diverged, InputLost
-from multigpu.communicator import Communicator, DesyncError, PeerDied, PipeCommunicator
+from multigpu.communicator import Communicator, DesyncError, PeerDied, PipeCommunicator, StateDamaged
 from multigpu.device import DeviceError
 from multigpu.launch.clock import TimeLimit
 from multigpu.launch.link import Failed, JobLink, LauncherLink, LogOpened, Order, Stage, close_all, send_pipes
@@ -121,8 +121,8 @@ def run_worker(
     except (CheckpointError, ConfigError, DataError, DeviceError) as error:
         link.report(str(error), status=2, curable=isinstance(error, ReadError))
         sys.exit(2)
-    except (InputLost, Diverged, DesyncError) as error:
-        link.report(str(error), curable=isinstance(error, InputLost))
+    except (InputLost, Diverged, DesyncError, StateDamaged) as error:
+        link.report(str(error), curable=isinstance(error, InputLost | StateDamaged))
         sys.exit(1)
     except PeerDied as error:
         link.report(str(error), caused_by_peer=True)

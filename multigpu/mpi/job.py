@@ -48,7 +48,7 @@ from alexnet.native.packages import TRAIN_PROGRAM
 from alexnet.native.pytensor_flags import set_pytensor_flags
 from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.training.loop import Diverged
-from multigpu.communicator import DesyncError, PeerDied
+from multigpu.communicator import DesyncError, PeerDied, StateDamaged
 from multigpu.device import DeviceError
 from multigpu.failure.heartbeat import HeartbeatClient
 from multigpu.failure.protocol import ORDERS, Failure, JobSettings
@@ -206,7 +206,7 @@ def refuse_hand_started(config: Config) -> None:
 
 def failure_of(error: BaseException) -> Failure:
     """Return the report of an exception; print the traceback of an unexpected one."""
-    if isinstance(error, LoaderDied):
+    if isinstance(error, LoaderDied | StateDamaged):
         return Failure(str(error), fatal=False, curable=True)
     if isinstance(error, PeerDied | MPI.Exception):
         return Failure(str(error), caused_by_peer=True, curable=True)

@@ -10,10 +10,11 @@ import numpy as np
 from alexnet.config import Config, Section
 from alexnet.training.base import StepResult, Synchronizer
 from alexnet.training.loop import InputLost, StepAbandoned
-from multigpu.communicator import Ready, SyncRemaining, TimingReport, total
+from multigpu.communicator import Ready, StateDigest, SyncRemaining, TimingReport, total
 from multigpu.exchange import ExchangeSettings, Strategy, strategy_of, strategy_settings
 from multigpu.rules.base import Rule
 from multigpu.rules.groups import ParameterGroup
+from multigpu.rules.state_check import StateCheck, check_states
 
 if TYPE_CHECKING:
     from alexnet.training.base import Recorder
@@ -27,6 +28,10 @@ class AveragingRule(Rule):
 
     needs_mpi = False
     synchronous = True
+
+    def configure(self, config: Config, network: Network, comm: Communicator) -> None:
+        """Sum the bits of the weights after each exchange, which are equal on all workers."""
+        network.sum_state(read=len(network.trainable_parameters), written=0)
 
     @classmethod
     def sections(cls) -> tuple[type[Section], ...]:
@@ -64,16 +69,21 @@ class Bsp(Synchronizer):
         self._comm = comm
         self._recorder = recorder
         self._every = every
+        self._check = StateCheck(network)
+        self._state: StateDigest | None = None   # after the last exchange; None: unknown
         self._totals = 0
 
     def step(self, *inputs: np.ndarray, rate: np.float32) -> tuple[float, float]:
         return self._network.train(*inputs, rate)
 
     def after_step(self, step: int, cost: float, error: float, rate: float, stop: bool, last: bool) -> StepResult:
+        if self._state is None:
+            self._state = self._check.read(step - 1)
         if not self.exchanges_after(step, last):
             return StepResult(float(cost), float(error), False)
         groups = self._groups if last else self._groups[:1]
-        result = self._average(groups, Ready(step, float(cost), float(error), bool(stop)))
+        result = self._average(groups, Ready(step, float(cost), float(error), bool(stop), self._state))
+        self._state = None
         if result.stop and not last:
             self._average_remaining(step)
         return result
@@ -89,14 +99,15 @@ class Bsp(Synchronizer):
                 group.pack()
         with self._recorder.time("sync"):
             all_ready = self._comm.allgather(ready)
-        self._check(all_ready)
+        self._require(all_ready)
         with self._recorder.time("comm"), self._comm.waiting():
             for group in groups:
                 group.average(ready.step)
         return mean_of(all_ready)
 
-    def _check(self, all_ready: list[Ready]) -> None:
-        """Raise StepAbandoned if a worker cannot do the step of these messages."""
+    def _require(self, all_ready: list[Ready]) -> None:
+        """Raise StepAbandoned if a worker cannot do the step of these messages, StateDamaged if their states differ."""
+        check_states([message.state for message in all_ready])
         if any(math.isnan(message.cost) for message in all_ready):
             self.total(np.zeros(1), True)        # all wait until it is saved
             raise StepAbandoned(all_ready[0].step - 1)
@@ -108,13 +119,15 @@ class Bsp(Synchronizer):
 
         Raises:
             InputLost: the workers exchange less often, so that they have no common state.
+            StateDamaged: their states differ.
         """
         if self._every > 1:
             raise InputLost(
                 f"the images of step {step} do not arrive, and with {self.every_setting}={self._every} the workers "
                 "have no common state that could be saved"
             )
-        all_ready = self._comm.allgather(Ready(step, math.nan, math.nan, True))
+        all_ready = self._comm.allgather(Ready(step, math.nan, math.nan, True, self._state))
+        check_states([message.state for message in all_ready])
         return [math.isnan(message.cost) for message in all_ready].index(True) == self._comm.rank
 
     def _average_remaining(self, step: int) -> None:

@@ -118,7 +118,14 @@ class BspRule(AveragingRule):
         return ("compute_overlapped" if what == "factors" or overlaps(config, comm) else "compute", "apply")
 
     def configure(self, config: Config, network: Network, comm: Communicator) -> None:
-        if exchanged(config, comm) == "factors" and comm.size > 1:
+        what = exchanged(config, comm)
+        if what in BEFORE_UPDATE:
+            network.sum_state(read=0)
+        elif what == "weights":
+            super().configure(config, network, comm)
+        else:
+            network.sum_state(written=0)
+        if what == "factors" and comm.size > 1:
             network.use_factors(config.batch_size, comm.size)
 
     def connect(
@@ -131,30 +138,31 @@ class BspRule(AveragingRule):
             rates = comm.size if settings.sync == "cdd" else 1
             if comm.recovers and device.name == "cpu" and keeps_state_equal(network, settings):
                 return ElasticBsp(network, partial(self.open, network), context, recorder, rates)
-            return GradientBsp(network, *self.open(network, context), comm, recorder, rates)
+            groups, early, compares = self.open(network, context)
+            return GradientBsp(network, groups, early, comm, recorder, compares, rates)
         verify_consistency(config, network, device, comm, step)
         groups = connect_groups(groups_of(what, network, settings.running_statistics == "average"), context)
         return Bsp(network, groups, comm, recorder, settings.average_every)
 
     def open(
         self, network: Network, context: ExchangeContext
-    ) -> tuple[list[ParameterGroup], EarlyExchange | None]:
+    ) -> tuple[list[ParameterGroup], EarlyExchange | None, bool]:
         """Open the buffers for gradients and factors; return the arguments of GradientBsp. Collective."""
         config, device, comm = context.config, context.device, context.comm
         verify_consistency(config, network, device, comm, context.step)
         statistics = config.section(BspSettings).running_statistics == "average"
         groups = connect_groups(groups_of("gradients", network, statistics), context)
+        compares = compare_kernels(network, context)
         if self.step_functions(config, comm)[0] == "compute":
-            return groups, None
+            return groups, None, compares
         factors = None
         if network.factored:
-            check_kernels(network, comm)
             layers = [network.gradients[n].type.shape for n in network.factored]
             factors = connect_strategy([(n, config.batch_size) for layer in layers for n in layer], context)
         gradients = groups.pop(0) if network.gradient_groups[0] else None
         early = EarlyExchange(factors, gradients, comm, context.step, overlaps(config, comm))
         network.early_gradients.receive = early.start
-        return groups, early
+        return groups, early, compares
 
 
 def exchanged(config: Config, comm: Communicator) -> str:
@@ -186,24 +194,45 @@ def overlaps(config: Config, comm: Communicator) -> bool:
 
 
 class Kernels(NamedTuple):
-    """The processor architecture of the sender, and the block size of its kernels, 0 for NumPy."""
+    """The processor architecture of the sender, and the block size of its kernels, 0 for NumPy and for a GPU.
+
+    sums: whether its network sums the bits of the state.
+    """
 
     machine: str
     block: int
+    sums: bool
     step: int = 0
 
 
-def check_kernels(network: Network, comm: Communicator) -> None:
-    """Raise ConfigError unless all workers round the products of factors equally. Collective."""
+def compare_kernels(network: Network, context: ExchangeContext) -> bool:
+    """Return whether all workers round updates equally and sum the bits of their states. Collective.
+
+    Raises:
+        ConfigError: the products of factors would differ.
+    """
+    found = context.comm.allgather(kernels_of(network))
+    differing = next((rank for rank, kernels in enumerate(found) if kernels != found[0]), None)
+    if differing is None:
+        return network.sums_written is not None
+    if network.factored:
+        raise ConfigError(
+            "exchange_what=factors needs the same instruction set on all workers, which compute the same products, "
+            f"but workers 0 and {differing} differ: set isa=avx2, or isa=portable, for all"
+        )
+    if context.comm.rank == 0:
+        context.warn(
+            f"workers 0 and {differing} have other processors or kernels, so that their weights may drift apart by "
+            "rounding: set isa=avx2, or isa=portable, for all"
+        )
+    return False
+
+
+def kernels_of(network: Network) -> Kernels:
+    """Return the Kernels of this worker."""
     from alexnet.ops.kernels.convolution import block_size  # it imports PyTensor, slowly
 
     if not network.computes_on_host:
-        return
+        return Kernels("", 0, network.sums_written is not None)
     block = block_size() if compiler.compiler_available() else 0
-    found = comm.allgather(Kernels(platform.machine(), block))
-    for rank, kernels in enumerate(found):
-        if kernels != found[0]:
-            raise ConfigError(
-                "exchange_what=factors needs the same instruction set on all workers, which compute the same products, "
-                f"but workers 0 and {rank} differ: set isa=avx2, or isa=portable, for all"
-            )
+    return Kernels(platform.machine(), block, network.sums_written is not None)

@@ -23,13 +23,14 @@ from multigpu.rules.averaging import Bsp
 from multigpu.rules.groups import ParameterGroup
 from multigpu.rules.overlap import EarlyExchange
 from multigpu.rules.recovery import Recovery
+from multigpu.rules.state_check import check_states
 
 if TYPE_CHECKING:
     from alexnet.training.base import Recorder
     from alexnet.training.network import Network
     from multigpu.communicator import Communicator
 
-OpenGroups = Callable[[ExchangeContext], tuple[list[ParameterGroup], EarlyExchange | None]]
+OpenGroups = Callable[[ExchangeContext], tuple[list[ParameterGroup], EarlyExchange | None, bool]]
 
 
 class GradientBsp(Bsp):
@@ -38,32 +39,43 @@ class GradientBsp(Bsp):
     Args:
         groups: averaged in each step, after the backward pass.
         early: the exchange of the other gradients; None: `groups` contain all.
+        compares: whether all workers round the update equally, so that their states can be compared.
         rates: factor of the learning rate: N for cdd.
     """
 
     def __init__(
         self, network: Network, groups: list[ParameterGroup], early: EarlyExchange | None, comm: Communicator,
-        recorder: Recorder, rates: int = 1,
+        recorder: Recorder, compares: bool = False, rates: int = 1,
     ):
         super().__init__(network, groups, comm, recorder)
         self._rates = rates
         self._early = early
+        self._compares = compares
+
+    def begin(self, position: Position) -> Position:
+        self._check.begin()
+        return position
 
     def step(self, *inputs: np.ndarray, rate: np.float32) -> tuple[float, float]:
+        if self._early is not None:
+            self._early.state = self._state
         return (self._network.compute_overlapped if self._early else self._network.compute)(*inputs)
 
     def after_step(self, step: int, cost: float, error: float, rate: float, stop: bool, last: bool) -> StepResult:
         factors = self._end_early(self._early) if self._early is not None else []
-        result = self._average(self._groups, Ready(step, float(cost), float(error), bool(stop)))
+        result = self._average(self._groups, Ready(step, float(cost), float(error), bool(stop), self._state))
         with self._recorder.time("calc"):
             self._network.apply(np.float32(self._rates * rate), *factors)
+        self._state = self._check.written(step) if self._compares else None
+        if self._state is not None and (last or result.stop):            # a checkpoint may follow
+            check_states(self._comm.allgather(self._state))
         return result
 
     def _end_early(self, early: EarlyExchange) -> list[np.ndarray]:
         """Wait for the end of the early exchange; return the factors in the order of Network.apply."""
         with self._recorder.time("sync"):
             all_ready = early.wait_ready()
-        self._check(all_ready)
+        self._require(all_ready)
         began = time.perf_counter()
         with self._recorder.time("comm"), self._comm.waiting():
             seconds, gathered = early.finish()
@@ -83,14 +95,14 @@ class ElasticBsp(GradientBsp):
     The others repeat the interrupted step together with the replacement, which gets its state from one of them.
 
     Args:
-        open_groups: opens the groups and the early exchange of GradientBsp. Collective.
+        open_groups: opens the groups and the early exchange of GradientBsp, and returns `compares`. Collective.
         context: its argument; the device is replaced by one that has no other buffers.
     """
 
     def __init__(
         self, network: Network, open_groups: OpenGroups, context: ExchangeContext, recorder: Recorder, rates: int
     ):
-        super().__init__(network, [], None, context.comm, recorder, rates)
+        super().__init__(network, [], None, context.comm, recorder, rates=rates)
         self._open_groups = open_groups
         self._context = context
         self._device = HostDevice(context.device.on_host)
@@ -170,5 +182,8 @@ class ElasticBsp(GradientBsp):
         self._early = None
         self._groups = []
         self._device.keep_memory()
-        self._groups, self._early = self._open_groups(self._context._replace(device=self._device, step=step))
+        context = self._context._replace(device=self._device, step=step)
+        self._groups, self._early, self._compares = self._open_groups(context)
+        self._check.begin()
+        self._state = None
         self._totals = 0

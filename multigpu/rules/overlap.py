@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from multigpu.communicator import Ready
+from multigpu.communicator import Ready, StateDigest
 
 if TYPE_CHECKING:
     from multigpu.communicator import Communicator
@@ -49,6 +49,9 @@ class EarlyExchange:
         step: number of steps done before.
         in_background: whether to exchange in another thread, as soon as the arrays are computed; otherwise wait_ready()
             and finish() do it.
+
+    Attributes:
+        state: of this worker, which its next Ready carries.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class EarlyExchange:
         self._gradients = gradients
         self._comm = comm
         self._step = step
+        self.state: StateDigest | None = None
         self._call = in_thread if in_background else Deferred
         self._ready: Call[list[Ready]] | None = None
         self._exchanged: Call[Exchanged] | None = None
@@ -99,7 +103,7 @@ class EarlyExchange:
             self._gradients.strategy.close()
 
     def _pack(self, step: int, cost: Any, error: Any, *arrays: Any) -> list[Ready]:
-        ready = Ready(step, float(cost), float(error), False)
+        ready = Ready(step, float(cost), float(error), False, self.state)
         if not math.isfinite(ready.cost):        # the training loop raises Diverged
             return [ready]
         n_factors = 0

@@ -208,6 +208,23 @@ def test_nan_cost_ends_all_workers_with_one_sentence(runs, data, tmp_path):
     assert re.fullmatch(sentence, said), said
 
 
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_flipped_bit_ends_all_workers_before_a_checkpoint(runs, data, tmp_path, restarts):
+    """A restart from the checkpoint before cures it."""
+    settings = {"devices": "cpu,cpu", "batch_size": 2, "exchange_what": "gradients", "snapshot_iterations": 2,
+                "run_name": "run", "n_iterations": 6, "max_restarts": restarts}
+    flip = {"FLIP": f"1,4,{tmp_path / 'flipped'}"}
+    status, said = start(runs, tmp_path, data, variables=flip, **settings).finish(60)
+    sentence = (
+        r"worker [01] \(pid \d+\): after step 4 weights or velocities of workers 0 and 1 differ: an error of memory or "
+        r"processor; resume .*; the last good checkpoint is .*_00000002\.safetensors\n"
+    )
+    assert status == 1 - restarts
+    assert re.fullmatch(r"(restart 1 of 1 from iteration 2: )?" + sentence, said), said
+    saved = [checkpoint_format.iteration_of(path) for path in checkpoint_format.snapshots(tmp_path / "runs" / "run")]
+    assert saved == ([6, 4, 2] if restarts else [2])
+
+
 # ---- killed processes
 
 POINTS = [                                       # (point where a worker pauses, its rank, the process that is killed)

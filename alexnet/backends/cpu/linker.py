@@ -15,7 +15,7 @@ from pytensor.link.vm import VMLinker
 from pytensor.scalar import Composite
 from pytensor.tensor.rewriting.ofg import inline_ofg_node
 
-from alexnet.backends.cpu.kernels import elemwise, fused_update
+from alexnet.backends.cpu.kernels import elemwise, fused_update, summed_update
 from alexnet.backends.notify import notify_early
 from alexnet.native import compiler
 from alexnet.ops.base import Arrays, ShapedOp, Storages
@@ -84,6 +84,7 @@ class UseKernels(GraphRewriter):
 
     def apply(self, fgraph: FunctionGraph) -> None:
         fused_update.fuse(fgraph)
+        summed_update.fuse(fgraph)
         for node in fgraph.toposort():
             scalar_op = getattr(node.op, "scalar_op", None)
             run = kernel_of(node.op, node)

@@ -58,6 +58,7 @@ class FakeNetwork:
     """A network whose variables contain random values that depend on the step and the rank."""
 
     computes_on_host, frozen_parameters, weights, running_statistics, averages = True, (), (), (), []
+    sums_read = sums_written = None
 
     def __init__(self):
         self.parameters_and_velocities = [

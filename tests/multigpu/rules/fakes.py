@@ -30,7 +30,7 @@ class ToyNetwork:
     delay  seconds per step      pull  amount subtracted per step
     """
 
-    frozen_parameters, computes_on_host = (), True
+    frozen_parameters, computes_on_host, sums_read, sums_written = (), True, None, None
 
     class model:
         """The attributes of a model that the training loop reads."""

@@ -44,19 +44,25 @@ enum {{ BLOCK = 4096 }};
 void loop(long rows, long columns, {arguments})
 {{
     const long blocks = (columns + BLOCK - 1) / BLOCK;
-#pragma omp parallel for collapse(2) schedule(static) if (rows * columns > 8 * BLOCK)
+    {declarations}
+#pragma omp parallel for collapse(2) schedule(static) {reduction} if (rows * columns > 8 * BLOCK)
     for (long r = 0; r < rows; r++)
         for (long k = 0; k < blocks; k++) {{
             const long last = (k + 1) * BLOCK < columns ? (k + 1) * BLOCK : columns;
             {invariant}
-#pragma omp simd
+#pragma omp simd {reduction}
             for (long j = k * BLOCK; j < last; j++) {{
                 {loads}
                 {code}
                 {stores}
+                {additions}
             }}
         }}
+    {totals}
 }}
+"""
+BITS = """
+static inline uint32_t bits(float x) { uint32_t word; __builtin_memcpy(&word, &x, sizeof word); return word; }
 """
 Extent = Literal["full", "row", "column", "scalar"]                                     # one value per element, ...
 INDEX: dict[Extent, str] = {"full": "r * columns + j", "row": "r", "column": "j", "scalar": "0"}
@@ -76,12 +82,35 @@ class MatrixView(NamedTuple):
 
 
 class LoopBody(NamedTuple):
-    """C statements of a formula: those that do not depend on the loop variable j, and the three parts of the loop."""
+    """C statements of a formula: those that do not depend on the loop variable j, and the three parts of the loop.
+
+    written    C expression of each output, as it is stored
+    """
 
     invariant: str
     loads: str
     code: str
     stores: str
+    written: list[str]
+
+
+class SumPick(NamedTuple):
+    """A sum of bits: of the values of an output that is computed in place, or of the values that it replaces.
+
+    written  whether it is the sum of the new values
+    """
+
+    output: int
+    written: bool
+
+
+class SumStatements(NamedTuple):
+    """C statements that sum the bits of the values that a loop reads and writes in place; empty without sums."""
+
+    declarations: str = ""
+    reduction: str = ""
+    additions: str = ""
+    totals: str = ""
 
 
 class Formula(NamedTuple):
@@ -94,14 +123,35 @@ class Formula(NamedTuple):
 
 @cpu_kernel(Elemwise)
 def elemwise(op: Elemwise, node: Apply) -> Run | None:
-    view = matrix_view(node)
+    return loop_of(node) if has_loop(node) else None
+
+
+def has_loop(node: Apply) -> bool:
+    """Return whether an Elemwise node is computed by a C loop."""
     size = math.prod(SMALL if n is None else n for n in node.outputs[0].type.shape)
-    if size < SMALL or view is None or not _expressible(node):
-        return None
+    return size >= SMALL and matrix_view(node) is not None and _expressible(node)
+
+
+def sums_in_loop(node: Apply) -> bool:
+    """Return whether the C loop of an Elemwise node can sum the bits of what it reads and writes; see loop_of()."""
+    dtypes = {variable.type.dtype for variable in node.outputs}
+    return has_loop(node) and dtypes == {"float32"} and len(node.op.inplace_pattern) == len(node.outputs)
+
+
+def loop_of(node: Apply, sums: Sequence[SumPick] = ()) -> Run:
+    """Return the function that computes an Elemwise node with a C loop.
+
+    Args:
+        sums: the function also returns these sums of the bits that it reads or writes in place, as an array.
+    """
+    op = node.op
+    view = matrix_view(node)
+    assert view is not None                      # has_loop() has checked it
     input_dtypes = [variable.type.dtype for variable in node.inputs]
     dtypes = [variable.type.dtype for variable in node.outputs]
-    source = _source(op.scalar_op, view.extents, input_dtypes, dtypes)
-    loop = compiler.function(source, "loop", "nn" + "a" * len(input_dtypes + dtypes), name="elemwise")
+    source = _source(op, view.extents, input_dtypes, dtypes, sums)
+    n_arrays = len(input_dtypes + dtypes) + bool(sums)
+    loop = compiler.function(source, "loop", "nn" + "a" * n_arrays, name="elemwise")
     split = view.split
     broadcast = view.broadcast
 
@@ -113,12 +163,13 @@ def elemwise(op: Elemwise, node: Apply) -> Run | None:
             arrays[op.inplace_pattern[i]] if i in op.inplace_pattern else allocator.empty(shape, dtype)
             for i, dtype in enumerate(dtypes)
         ]
-        loop(rows, math.prod(shape[split:]), *arrays, *outputs)
+        found = [np.empty(len(sums), np.uint32)] if sums else []
+        loop(rows, math.prod(shape[split:]), *arrays, *outputs, *found)
         for i, destroyed in op.inplace_pattern.items():
             if arrays[destroyed] is not inputs[destroyed]:          # a strided array was copied before the loop
                 np.copyto(inputs[destroyed], outputs[i])
                 outputs[i] = inputs[destroyed]
-        return outputs
+        return outputs + found
 
     return run
 
@@ -175,13 +226,35 @@ def _expressible(node: Apply) -> bool:
 
 
 def _source(
-    scalar_op: ScalarOp, extents: Sequence[Extent], input_dtypes: Sequence[str], output_dtypes: Sequence[str]
+    op: Elemwise, extents: Sequence[Extent], input_dtypes: Sequence[str], output_dtypes: Sequence[str],
+    sums: Sequence[SumPick],
 ) -> str:
     """Return the C source of the loop of a formula."""
     arguments = [f"const npy_{dtype} *in{n}" for n, dtype in enumerate(input_dtypes)]
     arguments += [f"npy_{dtype} *out{n}" for n, dtype in enumerate(output_dtypes)]
-    body = loop_body(scalar_op, [INDEX[extent] for extent in extents], input_dtypes, INDEX["full"])
-    return PROLOGUE + LOOP.format(arguments=", ".join(arguments), **body._asdict())
+    arguments += ["uint32_t *sums"] if sums else []
+    body = loop_body(op.scalar_op, [INDEX[extent] for extent in extents], input_dtypes, INDEX["full"])
+    statements = sum_statements(op, body, sums, "sums[{}] = {};") if sums else SumStatements()
+    prologue = PROLOGUE + BITS if sums else PROLOGUE
+    return prologue + LOOP.format(arguments=", ".join(arguments), **body._asdict(), **statements._asdict())
+
+
+def sum_statements(op: Elemwise, body: LoopBody, sums: Sequence[SumPick], total: str) -> SumStatements:
+    """Return the C statements that sum the bits of values that an in-place Elemwise reads or writes.
+
+    Args:
+        total: statement that stores a sum, with {} for its index, and for its value.
+    """
+    values = [
+        body.written[pick.output] if pick.written else f"i{op.inplace_pattern[pick.output]}" for pick in sums
+    ]
+    names = [f"sum{index}" for index in range(len(sums))]
+    return SumStatements(
+        f"uint32_t {', '.join(f'{name} = 0' for name in names)};",
+        f"reduction(+:{', '.join(names)})",
+        " ".join(f"{name} += bits({value});" for name, value in zip(names, values, strict=True)),
+        " ".join(total.format(index, name) for index, name in enumerate(names)),
+    )
 
 
 def loop_body(scalar_op: ScalarOp, indices: Sequence[str], dtypes: Sequence[str], output_index: str) -> LoopBody:
@@ -198,7 +271,8 @@ def loop_body(scalar_op: ScalarOp, indices: Sequence[str], dtypes: Sequence[str]
         (loads if "j" in index else invariant).append(f"const npy_{dtype} i{n} = in{n}[{index}];")
     code, results = _code(_formula(scalar_op, dtypes))
     stores = [f"out{n}[{output_index}] = {result};" for n, result in enumerate(results)]
-    return LoopBody(*("\n                ".join(lines) for lines in (invariant, loads, code, stores)))
+    joined = [("\n" + 16 * " ").join(lines) for lines in (invariant, loads, code, stores)]
+    return LoopBody(joined[0], joined[1], joined[2], joined[3], results)
 
 
 def _code(formula: Formula) -> tuple[list[str], list[str]]:

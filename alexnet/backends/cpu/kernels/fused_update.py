@@ -19,6 +19,7 @@ from pytensor.tensor.shape import Reshape
 from pytensor.tensor.variable import TensorVariable
 
 from alexnet.backends.cpu.kernels import elemwise
+from alexnet.backends.cpu.kernels.elemwise import SumPick
 from alexnet.native import allocator, compiler
 from alexnet.ops import ConvolutionFilterGradient
 from alexnet.ops.base import Arrays, Storages
@@ -31,14 +32,20 @@ void receive(void *const *arrays, const float *gradient, long start, long n)
 {{
                 {arrays}
                 {invariant}
-#pragma omp simd
+    {declarations}
+#pragma omp simd {reduction}
     for (long j = 0; j < n; j++) {{
                 {loads}
                 {code}
                 {stores}
+                {additions}
     }}
+    {totals}
 }}
 """
+ADD_SUM = """
+#pragma omp atomic
+    ((uint32_t *)arrays[{}])[{{}}] += {{}};"""       # several threads call receive()
 
 
 class FilterGradientUpdate(Op):
@@ -111,12 +118,20 @@ def is_dense(x: TensorVariable, g: TensorVariable, filter_height: Variable, filt
 
 @cpu_kernel(FilterGradientUpdate)
 def filter_gradient_update(op: FilterGradientUpdate, node: Apply) -> Run:
+    return update_of(op, node)
+
+
+def update_of(op: FilterGradientUpdate, node: Apply, sums: Sequence[SumPick] = ()) -> Run:
+    """Return the function that computes a FilterGradientUpdate.
+
+    Args:
+        sums: it also returns these sums of bits; see elemwise.loop_of.
+    """
     update = update_node(op, node)
-    source, filter_shaped = row_source(update, op.position)
+    source, filter_shaped = row_source(update, op.position, sums)
     compiler.request(source, "update")
     compiler.request(FILTER_GRADIENT)
-    update_separately = kernel_of(update.op, update)
-    assert update_separately is not None         # gradient_input() accepts only updates that have a kernel
+    update_separately = elemwise.loop_of(update, sums)
 
     def run(
         x: np.ndarray, g: np.ndarray, filter_height: np.ndarray, filter_width: np.ndarray, *inputs: np.ndarray
@@ -134,8 +149,10 @@ def filter_gradient_update(op: FilterGradientUpdate, node: Apply) -> Run:
         size = math.prod(filters)
         in_order = all(arrays[n].flags.c_contiguous and arrays[n].size == size for n in filter_shaped)
         if in_order and size and batch and batch == g.shape[3]:
-            _run(x, g, sizes, compiler.load(source, "update").receive, arrays, filter_shaped)
-            return [arrays[op.destroy_map[n][0] - 4] for n in range(len(op.destroy_map))]
+            found = [np.zeros(len(sums), np.uint32)] if sums else []
+            receive = compiler.load(source, "update").receive
+            _run(x, g, sizes, receive, [*arrays, *found], filter_shaped)
+            return [arrays[op.destroy_map[n][0] - 4] for n in range(len(op.destroy_map))] + found
         dW = allocator.empty(filters, np.float32)
         convolution.filter_gradient(x, g, *geometry, dW)
         dW = dW.reshape(arrays[filter_shaped[0]].shape)
@@ -150,8 +167,11 @@ def update_node(op: FilterGradientUpdate, node: Apply) -> Apply:
     return op.update.make_node(*others[: op.position], node.outputs[0].type(), *others[op.position :])
 
 
-def row_source(update: Apply, position: int) -> tuple[str, list[int]]:
-    """Return the C source that updates one row, and the indices of the arrays that are shaped like the filters."""
+def row_source(update: Apply, position: int, sums: Sequence[SumPick]) -> tuple[str, list[int]]:
+    """Return the C source that updates one row, and the indices of the arrays that are shaped like the filters.
+
+    If there are sums, the last of the arrays is theirs.
+    """
     view = elemwise.matrix_view(update)
     assert view is not None                      # gradient_input() has checked it
     dtypes = [variable.type.dtype for variable in update.inputs]
@@ -164,7 +184,13 @@ def row_source(update: Apply, position: int) -> tuple[str, list[int]]:
     body = elemwise.loop_body(update.op.scalar_op, indices, dtypes, "start + j")
     others = view.extents[:position] + view.extents[position + 1 :]
     filter_shaped = [n for n, extent in enumerate(others) if extent == "full"]
-    return elemwise.PROLOGUE + ROW.format(arrays=f"\n{16 * ' '}".join(names), **body._asdict()), filter_shaped
+    statements = elemwise.SumStatements()
+    prologue = elemwise.PROLOGUE
+    if sums:
+        statements = elemwise.sum_statements(update.op, body, sums, ADD_SUM.format(len(others)))
+        prologue += elemwise.BITS
+    row = ROW.format(arrays=f"\n{16 * ' '}".join(names), **body._asdict(), **statements._asdict())
+    return prologue + row, filter_shaped
 
 
 def _run(
