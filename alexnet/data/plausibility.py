@@ -11,6 +11,7 @@ from alexnet.data.batch_file import DataError, name_of
 
 ROWS = 64                                        # every 64th row of the images is compared with the mean image
 DIFFERENCE = 30                                  # grey levels between their means that are plausible, and for n images
+CLASSES = 1 << 20                                # more are plausible only if there are as many images
 PER_IMAGE = 150                                  # this / sqrt(n) more; single photographs vary by 45 (one sigma)
 
 
@@ -42,6 +43,11 @@ def refuse_implausible_labels(
         raise DataError(
             f"no validation label of {name} ({first} to {last}) is a training label ({low} to {high}); are they of the "
             "same data set?"
+        )
+    if classes is None and max(high, last) >= max(CLASSES, len(train)):
+        raise DataError(
+            f"{name} has label {max(high, last)} and {len(train)} training images; a label is damaged: make the files in "
+            f"{name}/labels again, or set classes={max(high, last) + 1}"
         )
     if low == high and (classes is None or classes == 1):
         raise DataError(f"all training images of {name} have label {low}; a classifier needs at least two classes")

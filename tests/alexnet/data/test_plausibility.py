@@ -19,6 +19,7 @@ def labels(*values):
     ((0, 1, 2), (1, 2, 3), None, "training labels 0 to 2 and validation labels 1 to 3; do the validation labels"),
     ((1, 2, 3), (0, 1, 2), 9, "do the training labels start at 1"),
     ((0, 1, 2), (7, 9), None, r"no validation label of SET \(7 to 9\) is a training label \(0 to 2\)"),
+    ((0, 1, 2**30), (0, 1), None, "SET has label 1073741824 and 3 training images; a label is damaged"),
     ((0, 0, 0), (0,), None, "all training images of SET have label 0; a classifier needs at least two classes"),
 ])
 def test_certainly_wrong_labels_are_refused(train, validation, classes, message):
@@ -28,7 +29,7 @@ def test_certainly_wrong_labels_are_refused(train, validation, classes, message)
 
 @pytest.mark.parametrize(("train", "validation", "classes"), [
     ((0, 1, 7, 9), (0, 9), None), ((1, 2, 3), (1, 2), 4), ((1, 4, 5), (0, 4), 7), ((0, 0), (0,), 10),
-    ((0, 1), (1, 0), 2),
+    ((0, 1), (1, 0), 2), ((0, 2**20 - 1), (0,), None),
 ])
 def test_possible_labels_are_accepted(train, validation, classes):
     refuse_implausible_labels("SET", labels(*train), labels(*validation), classes)
