@@ -158,7 +158,7 @@ def fill_slots(
 def sum_of_words(images: np.ndarray) -> int:
     """Return the sum of the bytes of a C-contiguous array as 64-bit words, modulo 2**64. A flipped bit changes it.
 
-    The worker compares it before it uses the images: 0.4 ms for 16 images of 256 x 256 pixels.
+    The worker compares it before it uses the images: 0.13 ms for 16 images of 256 x 256 pixels.
     """
     data = images.reshape(-1).view(np.uint8)
     whole = data.size - data.size % 8

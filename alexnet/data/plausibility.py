@@ -46,8 +46,8 @@ def refuse_implausible_labels(
         )
     if classes is None and max(high, last) >= max(CLASSES, len(train)):
         raise DataError(
-            f"{name} has label {max(high, last)} and {len(train)} training images; a label is damaged: make the files in "
-            f"{name}/labels again, or set classes={max(high, last) + 1}"
+            f"{name} has label {max(high, last)} and {len(train)} training images; a label is damaged: make the files "
+            f"in {name}/labels again, or set classes={max(high, last) + 1}"
         )
     if low == high and (classes is None or classes == 1):
         raise DataError(f"all training images of {name} have label {low}; a classifier needs at least two classes")
