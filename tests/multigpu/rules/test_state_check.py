@@ -11,6 +11,7 @@ import pytest
 
 from alexnet.nn import Dense, Flatten, Sequential
 from alexnet.run.recorder import WorkerRecorder
+from alexnet.training.loop import Position
 from alexnet.training.network import Network
 from alexnet.training.updates import momentum_sgd
 from multigpu.communicator import Communicator, StateDamaged, StateDigest
@@ -22,7 +23,7 @@ from multigpu.rules.averaging import Bsp
 from multigpu.rules.gradients import GradientBsp
 from multigpu.rules.groups import ParameterGroup, shapes_of
 from multigpu.rules.single import SingleWorker
-from multigpu.rules.state_check import check_states
+from multigpu.rules.state_check import check_states, require_as_written
 
 RATE = np.float32(0.1)
 NAMES = [(2, "workers 0 and 1 differ"), (3, "worker 1 differ from those of the 2 others")]
@@ -197,6 +198,29 @@ def test_a_single_worker_detects_a_change_of_its_memory():
     inputs = worker.step(*batch(4, 0), rate=RATE)
     with pytest.raises(StateDamaged, match="have changed in memory before step 4: an error of memory"):
         worker.after_step(4, *inputs, RATE, False, False)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_change_after_the_last_update_is_detected_before_saving(steps):
+    network = make_network()
+    worker = SingleWorker(network)
+    worker.begin(Position())
+    for step in range(1, steps + 1):
+        worker.after_step(step, *worker.step(*batch(step, 0), rate=RATE), RATE, False, False)
+    require_as_written(network, steps)
+    flip(network.parameters_and_velocities[-1], bit=0)
+    with pytest.raises(StateDamaged, match=f"have changed in memory after step {steps}: an error of memory"):
+        require_as_written(network, steps)
+
+
+def test_a_change_before_the_first_step_is_detected():
+    network = make_network()
+    worker = SingleWorker(network)
+    worker.begin(Position())
+    flip(network.parameters_and_velocities[0], bit=0)
+    result = worker.step(*batch(1, 0), rate=RATE)
+    with pytest.raises(StateDamaged, match="before step 1"):
+        worker.after_step(1, *result, RATE, False, False)
 
 
 def test_unknown_states_are_not_compared():
