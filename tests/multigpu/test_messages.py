@@ -18,7 +18,7 @@ from alexnet.config.schema import Config
 from alexnet.training.loop import Position
 from alexnet.training.timing import TIMES, Lap
 from multigpu import communicator
-from multigpu.communicator import BufferHandle, DesyncError, Ready, TimingReport, WorkerInfo
+from multigpu.communicator import BufferHandle, DesyncError, Ready, StateDigest, TimingReport, WorkerInfo
 from multigpu.device.handles import CudaHandle, HostHandle
 from multigpu.failure.protocol import HEARTBEATS, ORDERS, EndJob, Failure, Heartbeat, JobSettings, RankDropped, Released
 from multigpu.launch.rendezvous import ANSWERS, ARRIVALS, Arrival, Rejected, Welcome
@@ -69,6 +69,7 @@ PROTOCOLS = {
         Joined(7, 0, Position(1, 2, 3, (0.5, 0.25)), True, False),
     ]),
     "gossip": (GOSSIP, [Stop(7, 1), GossipTiming(7, 1, LAP), GossipPush(7, 1, 0.0625)]),
+    "Ready with digest": (decoder(Ready), [Ready(7, 2.5, 0.75, False, StateDigest(6, 1 << 31))]),
     **{type(message).__name__: (decoder(type(message)), [message]) for message in (
         Ready(7, 2.5, 0.75, False), INFO, TimingReport(7, LAP), Present(),
         FolderCreated(Path("/runs/gr\udcfcn")), LastStep(None, Position(), 3, {"iteration": 3, "cost": None}),
@@ -173,11 +174,11 @@ def test_other_message_is_named_with_its_step():
 
 
 @pytest.mark.parametrize(("text", "sentence"), [
-    ('["Ready",1,2.5,"x",false]', "error of Ready: it must be a number, got 'x'"),
-    ('["Ready",1,2.5]', "Ready must be an array of step, cost, error, stop, got .*"),
-    ('["Ready",true,2.5,0.5,false]', "step of Ready: it must be an integer of 64 bits, got True"),
-    (f'["Ready",{2**64},2.5,0.5,false]', f"step of Ready: it must be an integer of 64 bits, got {2**64}"),
-    ('["Ready",1,2.5,0.5,false] ', "a message must be one array that begins with a name, got .*"),
+    ('["Ready",1,2.5,"x",false,null]', "error of Ready: it must be a number, got 'x'"),
+    ('["Ready",1,2.5]', "Ready must be an array of step, cost, error, stop, state, got .*"),
+    ('["Ready",true,2.5,0.5,false,null]', "step of Ready: it must be an integer of 64 bits, got True"),
+    (f'["Ready",{2**64},2.5,0.5,false,null]', f"step of Ready: it must be an integer of 64 bits, got {2**64}"),
+    ('["Ready",1,2.5,0.5,false,null] ', "a message must be one array that begins with a name, got .*"),
 ])
 def test_refusal_names_the_field(text, sentence):
     with pytest.raises(MessageError, match=f"^{sentence}$"):
