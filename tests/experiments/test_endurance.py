@@ -2,9 +2,8 @@
 
 import csv
 import json
-import os
+import subprocess
 import sys
-import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -135,18 +134,29 @@ def test_roles_follow_from_commands_and_parents():
     ]
 
 
-def test_sample_counts_descriptors_threads_and_memory(tmp_path):
-    before = sample(os.getpid())
-    held = np.ones(5_000_000)
-    stop = threading.Event()
-    thread = threading.Thread(target=stop.wait)
-    thread.start()
-    with (tmp_path / "one").open("wb"), (tmp_path / "two").open("wb"):
-        after = sample(os.getpid())
-    stop.set()
-    thread.join()
+GROWING = """
+import sys, threading
+print(flush=True)
+input()
+held, files = bytearray(b"1" * 40_000_000), [open(sys.executable, "rb") for _ in range(2)]
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+print(flush=True)
+input()
+"""
+
+
+def test_sample_counts_descriptors_threads_and_memory():
+    """In a process of its own, because that of the tests has threads and free memory of other tests."""
+    with subprocess.Popen([sys.executable, "-c", GROWING], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        before = sample(process.pid)
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        after = sample(process.pid)
+        process.communicate(b"\n")
     assert (after.descriptors, after.threads) == (before.descriptors + 2, before.threads + 1)
-    assert after.memory - before.memory > 0.9 * held.nbytes
+    assert after.memory - before.memory > 0.9 * 40_000_000
     assert sample(0) is None
 
 
