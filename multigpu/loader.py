@@ -28,6 +28,7 @@ from math import prod
 from multiprocessing import util
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, Self
 
 import numpy as np
@@ -372,8 +373,10 @@ class ParallelBatches(WorkerBatches):
                 report *= 2
 
     def _send(self, message: ReaderFactory | CalcFinished) -> None:
+        # a view of the pickled bytes, as Connection.send has, could be freed after its buffer, which prints an error
+        data = bytes(ForkingPickler.dumps(message))
         try:
-            self._pipe.send(message)
+            self._pipe.send_bytes(data)
         except ConnectionError as error:
             raise self._exit_error() from error
 
