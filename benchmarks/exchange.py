@@ -80,7 +80,7 @@ def work(rank, way, floats, pipes, orders):
         if obstacle:
             raise SystemExit(obstacle)
         group = ParameterGroup(variables, Peer(mesh, way.kind))
-        network = SimpleNamespace(apply=lambda rate: None)
+        network = SimpleNamespace(apply=lambda rate: None, sums_read=None, sums_written=None)
         recorder = WorkerRecorder(rank)
         if way.gradients:
             exchange = GradientBsp(network, [group], None, comm, recorder)

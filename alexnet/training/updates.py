@@ -5,7 +5,8 @@ constants. The keyword argument `epsilon` of the rule adagrad is the setting ada
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -15,9 +16,10 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.tensor.variable import TensorVariable
 
 from alexnet.config import Config, ConfigError, Registry, Section
-from alexnet.config.fields import Epsilon, NotNegative, Share, Text
+from alexnet.config.fields import Amount, Epsilon, NotNegative, Share, Text
 from alexnet.nn import Parameter
-from alexnet.training.clipping import ClipSettings, clip_by_global_norm
+
+CLIP_EPSILON = 1e-6                              # in units of the gradient
 
 Parameters: TypeAlias = Sequence[Parameter]
 Gradients: TypeAlias = Sequence[TensorVariable]
@@ -92,6 +94,12 @@ class UpdateSettings(Section):
         return "nesterov" if self.use_nesterov_momentum else "momentum" if self.use_momentum else "sgd"
 
 
+class ClipSettings(Section):
+    """The largest norm of a gradient; None: any."""
+
+    clip_norm: Amount | None
+
+
 class MomentumSettings(Section):
     """The constant of the rules momentum and nesterov."""
 
@@ -134,6 +142,21 @@ def nonlinear_setting(config: Config) -> str | None:
         return f"clip_norm={clip_norm:g}"
     rule = find_update_rule(config)
     return None if rule.linear else f"update={config.section(UpdateSettings).rule}"
+
+
+def clip_by_global_norm(gradients: Sequence[TensorVariable], clip_norm: float) -> list[TensorVariable]:
+    """Return the gradients, scaled so that the norm of all of them together is at most clip_norm.
+
+        norm = sqrt(sum of g**2 over all trainable parameters),  g <- g * min(1, clip_norm / (norm + 1e-6))
+
+    The weight decay of the update rule is added after it, as in PyTorch.
+
+    Source: Pascanu et al. 2013, algorithm 1; clip_grad_norm_ of PyTorch for the 1e-6.
+    """
+    real = np.dtype(gradients[0].type.dtype).type        # a Python float might widen the graph to float64
+    norm = pt.sqrt(reduce(add, [pt.sqr(g).sum() for g in gradients]))
+    factor = pt.minimum(real(1), real(clip_norm) / (norm + real(CLIP_EPSILON)))
+    return [g * factor for g in gradients]
 
 
 def bind_update_rule(config: Config) -> UpdateRule:

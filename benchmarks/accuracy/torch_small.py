@@ -47,6 +47,8 @@ class TorchNetwork:
         fault: a name of FAULTS, LRN_FAULT, or None.
     """
 
+    sums_read = sums_written = None              # of the bits of the state: none, so nothing is compared
+
     def __init__(self, model, mean, dropout_rate, seed=0, fault=None):
         torch.manual_seed(seed)
         torch.set_num_threads(1)

@@ -39,7 +39,7 @@ from benchmarks.harness.mpi import NEEDED, mpiexec, open_communicator, rows_of_r
 from multigpu.device.host import HostDevice
 from multigpu.rules.asgd import AsgdClient, AsgdRule, Schedule
 from multigpu.rules.parameter_server import server
-from multigpu.rules.parameter_server.center import ParameterServer
+from multigpu.rules.parameter_server.center import GrantMeta, ParameterServer, PushMeta
 from multigpu.rules.parameter_server.updates import adadelta, adagrad, plain
 
 ALEXNET, QUICK = 60_965_224, 1 << 24             # floats; larger than the caches
@@ -169,7 +169,8 @@ def pushed(comm, plan, kind):
 
     exchange = server.connect(
         AsgdRule(), config, Weights(plan.floats), HostDevice(), comm, Quiet(comm.rank), 0,
-        policy=policy_of, client=lambda *parts: AsgdClient(*parts, Schedule(fetch, 1)),
+        policy=policy_of, client=lambda *parts: AsgdClient(*parts, Schedule(fetch, 1)), client_note=PushMeta,
+        server_note=GrantMeta,
     )
     with exchange:
         if comm.rank == server.SERVER:

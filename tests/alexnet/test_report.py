@@ -189,7 +189,7 @@ def test_drawing_leaves_no_figure_in_memory(tmp_path):
     gc.disable()
     try:
         report.draw(Position(1, 0, 6))
-        left = [each for each in gc.get_objects() if isinstance(each, Figure)]
+        left = [each for each in gc.get_objects() if issubclass(type(each), Figure)]     # each may be a dead proxy
     finally:
         gc.enable()
     assert (folder / "learning_curves.png").exists() and left == []

@@ -21,9 +21,7 @@ compiler.function(sys.argv[1], "kernel", "an", name="wrong")(np.zeros(8, "float3
 KERNELS = {
     "address": ("x[n] = 1;", "heap-buffer-overflow"),
     "undefined": ("x[0] = 1 << (int)n * 4;", "shift exponent 32 is too large"),
-    "thread": (
-        '_Pragma("omp parallel for schedule(dynamic)") for (long i = 0; i < n * 1000; i++) x[0] += i;', "data race"
-    ),
+    "thread": ('_Pragma("omp parallel") for (long i = 0; i < n; i++) x[0] += i;', "data race"),
     "none": ('_Pragma("omp parallel for schedule(dynamic)") for (long i = 0; i < n; i++) x[i] += i;', ""),
 }
 

@@ -8,9 +8,8 @@ import pytensor.tensor as pt
 import pytest
 
 from alexnet.nn import Parameter
-from alexnet.training.clipping import clip_by_global_norm
 from alexnet.training.network import Network
-from alexnet.training.updates import bind_update_rule, momentum_sgd, update_clipped
+from alexnet.training.updates import bind_update_rule, clip_by_global_norm, momentum_sgd, update_clipped
 from tests import tiny
 from tests.multigpu.exchange.workers import SmallNetwork, synthetic_batch
 

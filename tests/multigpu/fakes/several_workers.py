@@ -116,6 +116,7 @@ class Network:
     """A network that computes nothing and reaches pause points."""
 
     computes_on_host, frozen_parameters, averages, model = True, (), [], SimpleNamespace(image_size=4)
+    sums_read = sums_written = None
 
     def __init__(self, points):
         self.points, self.step = points, Variable(np.int64(0))
