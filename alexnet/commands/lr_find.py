@@ -5,9 +5,10 @@
 
 The arguments are settings as of train. A sweep trains from the initial weights, or from weights=, while the rate rises
 exponentially, until the cost diverges. Up to six trials then train at constant rates below that. The proposal is a
-little below the best trial: the highest rate whose trial has the lowest cost, up to 2 %, divided by 1.6. One worker
-computes at most seven times --steps steps, and saves no weights. FOLDER receives lr_find.png and lr_find.csv. Exit
-status 1: no rate has lowered the cost.
+little below the best trial: the highest rate whose trial has the lowest cost, up to 2 %, divided by 1.6. Sweep and
+trials have 100 steps, or --steps. If no trial of 100 steps lowers the cost, others have 300 steps, then 900. One worker
+is tested, and no weights are saved. FOLDER receives lr_find.png and lr_find.csv. Exit status 1: no rate has lowered the
+cost.
 """
 
 import argparse
@@ -37,8 +38,11 @@ from alexnet.training.network import Network, backend_of, build_model, build_net
 from alexnet.training.rate_range import (
     CostCurve,
     RangeTest,
+    best_of,
     chance_cost,
     edge_of,
+    first_rate,
+    is_plateau,
     next_rate,
     problem_of_sweep,
     problem_of_trials,
@@ -48,6 +52,7 @@ from alexnet.training.rate_range import (
 from alexnet.training.updates import UpdateSettings, find_update_rule, nonlinear_setting
 
 NAME = "lr_find"                                 # of the files
+LENGTHS = (100, 300, 900)                        # steps of trials; the next if none lowers the cost
 FEWEST = 20                                      # steps
 
 
@@ -55,8 +60,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the training")
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="settings file, as of train")
-    parser.add_argument("--steps", type=steps, default=100, metavar="N", help="of the sweep and of each trial "
-                        "(%(default)s)")
+    parser.add_argument("--steps", type=steps, metavar="N", help="of the sweep and of each trial (100, and more on "
+                        "a plateau)")
     parser.add_argument("--first", type=rate, default=1e-7, metavar="RATE", help="of the sweep (%(default)s)")
     parser.add_argument("--last", type=rate, default=100.0, metavar="RATE", help="of the sweep, unless the cost "
                         "diverges before (%(default)s)")
@@ -91,17 +96,17 @@ def run(options: argparse.Namespace) -> int:
     data.train.plan(config.batch_size)           # raises if a batch is larger than the set
     options.to.mkdir(parents=True, exist_ok=True)
     test = RangeTest(config, network_of_settings(config, data), data.train)
-    sweep = trained(test, "sweep", rising_rates(options.first, options.last, options.steps))
+    lengths = (options.steps,) if options.steps else LENGTHS
+    sweep = trained(test, "sweep", rising_rates(options.first, options.last, lengths[0]))
     trials: list[CostCurve] = []
     problem = problem_of_sweep(sweep)
     if not problem:
         print(text_of_sweep(sweep), flush=True)
     if not (problem or options.no_trials):
-        while (constant := next_rate(edge_of(sweep), trials)) is not None:
-            trials.append(trained(test, f"trial at {constant:g}", np.full(options.steps, constant)))
-            print(text_of_trial(trials[-1]), flush=True)
         weights = [layer.weight for layer in test.network.model.auxiliaries]
-        problem = problem_of_trials(sweep, trials, chance_cost(data.train.labels, weights))
+        chance = chance_cost(data.train.labels, weights)
+        trials = trials_of(test, sweep, lengths, chance)
+        problem = problem_of_trials(sweep, trials, chance)
     proposal = None if problem else propose(sweep, trials)
     if math.isfinite(sweep.costs[0]):
         write(options.to, sweep, trials, proposal)
@@ -167,6 +172,26 @@ def trained(test: RangeTest, label: str, rates: np.ndarray) -> CostCurve:
     """Return the CostCurve of a run with these rates, and show its progress."""
     with closing(Progress(label, len(rates) * test.config.batch_size, sys.stderr)) as progress:
         return test.run(rates, progress.add)
+
+
+def trials_of(test: RangeTest, sweep: CostCurve, lengths: Sequence[int], chance: float) -> list[CostCurve]:
+    """Run trials until one lowers the cost; return those of the last length.
+
+    Args:
+        lengths: steps of a trial; the next length is for a cost that stays on its initial plateau.
+        chance: cost of equal probabilities.
+    """
+    first, trials = first_rate(sweep), list[CostCurve]()
+    for length in lengths:
+        if trials:
+            print(f"no trial has lowered the cost, so the next ones have {length} steps", flush=True)
+            first, trials = best_of(trials).rates[0], []
+        while (constant := next_rate(first, trials)) is not None:
+            trials.append(trained(test, f"trial at {constant:g}", np.full(length, constant)))
+            print(text_of_trial(trials[-1]), flush=True)
+        if not is_plateau(sweep, trials, chance):
+            break
+    return trials
 
 
 def text_of_sweep(sweep: CostCurve) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from alexnet.config.registry import ConfigError, import_attribute
 from alexnet.config.schema import DEFAULTS, Config, build_config, sections
-from alexnet.config.yaml_text import as_yaml, parse
+from alexnet.config.yaml_text import as_yaml, is_intact, parse
+from alexnet.native.console import note
 
 PLAIN_TEXT = ("data", "output", "run_name", "resume_train", "weights")
 EXTENSIBLE = ("model", "update", "exchange", "rule")       # a value may be module:attribute
@@ -151,17 +152,20 @@ def key_value(name: str, value: str) -> str:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Return the settings in the YAML file `path`.
+    """Return the settings in the YAML file `path`. If a run has written it, and it has changed, print a note.
 
     Raises:
         ConfigError: the file cannot be read, or is not a mapping.
     """
     try:
-        settings = parse(Path(path).read_bytes(), str(path))
+        data = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"the settings file {path} cannot be read: {error.strerror}") from error
+    settings = parse(data, str(path))
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} must hold lines of `key: value`, got {settings!r}")
+    if not is_intact(data):
+        note(f"{path} has changed since a run wrote it; if you edited it, delete its last line, which is a checksum")
     return settings
 
 

@@ -27,7 +27,7 @@ from alexnet.config.fields import (
     Text,
 )
 from alexnet.config.registry import ConfigError
-from alexnet.config.yaml_text import as_yaml
+from alexnet.config.yaml_text import as_yaml, sealed
 
 HOME = Path(__file__).resolve().parents[1]
 INSTALLED, SOURCE = HOME / "config.yaml", HOME.parent / "config.yaml"
@@ -331,5 +331,5 @@ def message(kind: type[Section], error: Any, values: Mapping[str, Any], sources:
 
 
 def dump(config: Config) -> str:
-    """Return all settings as the text of a YAML file that --config accepts."""
-    return "".join(f"{name}: {as_yaml(value)}\n" for name, value in config.as_dict().items())
+    """Return all settings as the text of a YAML file that --config accepts, with a checksum in its last line."""
+    return sealed("".join(f"{name}: {as_yaml(value)}\n" for name, value in config.as_dict().items()))

@@ -4,12 +4,14 @@ A duplicate key, an alias (*name) and a tag of another type are errors.
 """
 
 import re
+import zlib
 from typing import Any, ClassVar
 
 import yaml
 
 from alexnet.config.registry import ConfigError
 
+SEAL = "# CRC-32 of the lines above is "
 TAGS = ("null", "bool", "int", "float", "str", "seq", "map")
 FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
 
@@ -96,3 +98,19 @@ def as_yaml(value: object) -> str:
     """Return `value` as one line of YAML, formatted as in config.yaml."""
     text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
+
+
+def sealed(text: str) -> str:
+    """Return lines of YAML and a comment with their checksum."""
+    return f"{text}{SEAL}{checksum(text.encode())}\n"
+
+
+def is_intact(data: bytes) -> bool:
+    """Return whether a file of YAML has the checksum in its last line, or none."""
+    above, seal, rest = data.rpartition(SEAL.encode())
+    return not seal or rest[:8] == checksum(above).encode()
+
+
+def checksum(data: bytes) -> str:
+    """Return the CRC-32 of data as eight hexadecimal digits."""
+    return f"{zlib.crc32(data):08x}"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alexnet.config import ConfigError, read_settings
+from alexnet.native.console import note
 from alexnet.run import checkpoint_format
 from alexnet.run.recorder import FIELDS, LINES, Record, each_record
 from alexnet.training.timing import SECTIONS as MEASURED
@@ -111,9 +112,12 @@ def asynchronous_workers(train: Columns) -> int:
 
 def settings_of(folder: Path) -> dict[str, Any]:
     """Return the settings of a run without those of a wrong type, or {} if they cannot be read."""
+    path = folder / "config.yaml"
     try:
-        settings = read_settings(folder / "config.yaml")
-    except ConfigError:
+        settings = read_settings(path)
+    except ConfigError as error:
+        if path.exists():
+            note(str(error))
         return {}
     return {name: value for name, value in settings.items() if isinstance(value, TYPES.get(name, object))}
 

@@ -1,17 +1,19 @@
 """Recording of a run: progress on the screen, log.txt, records.jsonl with one JSON object per record, and CSV tables.
 
 The time of each iteration is split into calc, sync, comm and wait, as in upstream; see alexnet.training.timing.
-records.jsonl is authoritative: the CSV files hold the same records as tables, and the curves are plotted from it. A
-cost that is not finite is stored as null. An event file for TensorBoard has the means over print_freq iterations and
-the validations.
+records.jsonl is authoritative: the CSV files hold the same records as tables, and the curves are plotted from it. The
+last field of each line is the CRC-32 of the JSON text without that field. A cost that is not finite is stored as null.
+An event file for TensorBoard has the means over print_freq iterations and the validations.
 """
 
 import csv
 import io
 import json
 import math
+import re
 import sys
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,7 +39,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "speed": ("iteration", "epoch", "images", "workers", *TIMES, "slowest", "at"),
 }
 LINES = "records.jsonl"
+SEAL = re.compile(rb', "crc32": "([0-9a-f]{8})"\}\n\Z')          # end of a line
 AVERAGED = ("cost", "top1_error", "images", "seconds", *SECTIONS)        # figures on the screen
+REPAIR = "restore the file from a copy, or delete the line"
 FORWARD = 1 / 3                                  # time of a validation batch in training steps, until it is measured
 
 
@@ -195,7 +199,7 @@ class RunRecorder(Recorder):
         if self.failure:                         # after an incomplete line no record may follow
             return
         with self._keeping_failure(), naming(self.folder / LINES):
-            self.lines.write(json.dumps(record, allow_nan=False) + "\n")
+            self.lines.write(line_of(record))
             self.lines.flush()
         with self._keeping_failure(), naming(self.folder / f"{kind}.csv"):
             self.tables[kind].append(row)
@@ -230,7 +234,7 @@ class RunRecorder(Recorder):
         for kind in kinds:
             rewrite_table(self.folder, kind, [record for record in kept if record["kind"] == kind])
         with replacing(self.folder / LINES) as path, path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in kept)
+            file.writelines(map(line_of, kept))
         self.window.clear()
         self._open()
         self.events.resume_after(iteration)
@@ -443,15 +447,46 @@ def each_record(folder: str | Path) -> Iterator[Record]:
 
     Raises:
         FileNotFoundError: the folder is not the folder of a run.
-        InputError: a line is not a record.
+        InputError: a line is damaged or not a record.
     """
     path = Path(folder) / LINES
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no run's folder: it has no {path.name}")
+    sealed = None
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            place = f"line {number} of {path}"
+            seal = SEAL.search(line)
             if line.endswith(b"\n"):
-                yield parsed(line, f"line {number} of {path}")
+                record = parsed(checked(line, seal, place) if seal else line, place)
+                if sealed is None:
+                    sealed = bool(seal)          # versions before 2026-12 wrote no checksums
+                elif sealed != bool(seal):
+                    raise InputError(f"{place} is damaged: {'only it has a' if seal else 'it has no'} CRC-32; {REPAIR}")
+                yield record
+            elif SEAL.search(line[:-1] + b"\n"):
+                raise InputError(f"{place} is damaged: it ends with {line[-1:]!r} instead of a line feed; {REPAIR}")
+
+
+def line_of(record: Record) -> str:
+    """Return a record as a line of records.jsonl."""
+    text = json.dumps(record, allow_nan=False)
+    return f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
+
+
+def checked(line: bytes, seal: re.Match[bytes], place: str) -> bytes:
+    """Return the JSON text of a line without its CRC-32.
+
+    Args:
+        seal: the match of SEAL in the line.
+
+    Raises:
+        InputError: the line, described by `place`, has another CRC-32.
+    """
+    text = line[:seal.start()] + b"}"
+    if zlib.crc32(text) != int(seal[1], 16):
+        raise InputError(f"{place} is damaged: its CRC-32 is not {seal[1].decode()}; {REPAIR}")
+    return text
 
 
 def parsed(line: bytes, place: str) -> Record:

@@ -2,7 +2,8 @@
 
     sweep    one run whose rate rises exponentially; its edge is the last rate at which the cost is near its minimum
     trials   short runs at constant rates, from the same weights and on the same batches; the first at a tenth of the
-             edge, the others at its neighbours by a factor of 2.5, until both neighbours of the best are worse
+             edge, the others at its neighbours by a factor of 2.5, until both neighbours of the best are worse. While
+             none lowers the cost, as on the plateau on which AlexNet starts, longer ones begin with the best of them
 
 A sweep cannot measure how fast a constant rate trains, because it spends few steps at each rate and because momentum
 delays the divergence. The trials do, at the cost of more steps.
@@ -101,10 +102,19 @@ def rounded(rate: float) -> float:
     return float(f"{rate:.1e}")
 
 
-def next_rate(edge: float, trials: Sequence[CostCurve]) -> float | None:
-    """Return the rate of the next trial: a neighbour of the best one, the higher first; None: there are enough."""
+def first_rate(sweep: CostCurve) -> float:
+    """Return the rate of the first trial."""
+    return rounded(edge_of(sweep) / START)
+
+
+def next_rate(first: float, trials: Sequence[CostCurve]) -> float | None:
+    """Return the rate of the next trial: a neighbour of the best one, the higher first; None: there are enough.
+
+    Args:
+        first: the rate of the first trial.
+    """
     if not trials:
-        return rounded(edge / START)
+        return first
     if len(trials) == MOST_TRIALS:
         return None
     best = best_of(trials).rates[0]
@@ -150,16 +160,35 @@ def problem_of_sweep(sweep: CostCurve) -> str:
     return ""
 
 
-def problem_of_trials(sweep: CostCurve, trials: Sequence[CostCurve], chance: float = math.inf) -> str:
-    """Return why the trials confirm no rate, or an empty string.
+def has_learned(sweep: CostCurve, trial: CostCurve, chance: float = math.inf) -> bool:
+    """Return whether a trial has lowered the cost below that of the initial weights and of equal probabilities.
 
     Args:
         chance: the result of chance_cost(); infinity if it is unknown.
     """
+    return trial.final < FELL * min(sweep.initial, chance)
+
+
+def is_plateau(sweep: CostCurve, trials: Sequence[CostCurve], chance: float = math.inf) -> bool:
+    """Return whether longer trials may lower the cost: none of these does, but high rates diverge and low ones do not.
+
+    Args:
+        chance: as of has_learned().
+    """
     best = best_of(trials)
-    before = min(sweep.initial, chance)
-    if best.final < FELL * before:
+    return sweep.diverged and math.isfinite(best.final) and not has_learned(sweep, best, chance)
+
+
+def problem_of_trials(sweep: CostCurve, trials: Sequence[CostCurve], chance: float = math.inf) -> str:
+    """Return why the trials confirm no rate, or an empty string.
+
+    Args:
+        chance: as of has_learned().
+    """
+    best = best_of(trials)
+    if has_learned(sweep, best, chance):
         return ""
+    before = min(sweep.initial, chance)
     if math.isinf(best.final):
         return "training diverges at all rates tried: look at the images and the initial weights, or lower --first"
     what = "no rate lowers the cost below " + (

@@ -4,9 +4,8 @@ python -m benchmarks.accuracy.proposed_rate [--quick] [--json FILE] [--data FOLD
                                             [--curves FILE]
 
 A task is a network and a data set: the synthetic one, or the photographs of --data (class folders, or a data set).
-The proposal is that of `lr-find` with its default options, or with the --steps in the table of tasks. The network
-is then trained with the proposal and with its neighbours by factors of 2, until both neighbours of the best rate are
-worse.
+The proposal is that of `lr-find` with its default options. The network is then trained with the proposal and with its
+neighbours by factors of 2, until both neighbours of the best rate are worse.
 
 The value of a row is the mean top-1 validation error of the seeds with the proposed rate. The peer is that of the best
 rate, which is the minimum of several noisy errors.
@@ -34,13 +33,11 @@ class Task(NamedTuple):
 
     settings  those that differ from benchmarks.accuracy.trainings.command_line
     epochs    of a training
-    steps     of a trial of lr-find
     given     whether its images are those of --data
     """
 
     settings: dict[str, Any]
     epochs: int
-    steps: int = 100
     given: bool = False
 
 
@@ -55,7 +52,7 @@ TASKS = {
     "batch normalisation, synthetic": Task(model(NORMALISED, batch_size=16), 4),
     "batch normalisation, photographs": Task(model(NORMALISED), 6, given=True),
     "alexnet, synthetic": Task(model("alexnet", batch_size=16, threads="null"), 3),
-    "bvlc_googlenet, synthetic": Task(model("bvlc_googlenet", batch_size=16, threads="null"), 2, steps=150),
+    "bvlc_googlenet, synthetic": Task(model("bvlc_googlenet", batch_size=16, threads="null"), 2),
 }
 
 
@@ -66,8 +63,7 @@ def proposed(task, data, folder):
         RuntimeError: it proposes none.
     """
     output = run([sys.executable, "-m", "alexnet", "lr-find",
-                  *command_line(data, task.epochs, random_seed=1, **task.settings), "--steps", task.steps,
-                  "--to", folder], cwd=TOP)
+                  *command_line(data, task.epochs, random_seed=1, **task.settings), "--to", folder], cwd=TOP)
     if not (found := PROPOSAL.search(output)):
         raise RuntimeError(f"lr-find proposes no rate: {output}")
     return float(found[1])

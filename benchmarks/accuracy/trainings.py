@@ -44,7 +44,7 @@ def made_data(source, folder, sizes):
 def command_line(data, epochs, **changes):
     """Return the settings of a training as arguments of train.py: the defaults of config.yaml, except these."""
     given = {
-        "data": data, "weights": "none", "model": name_of(Small), "batch_size": BATCH, "n_epochs": epochs,
+        "data": data, "model": name_of(Small), "batch_size": BATCH, "n_epochs": epochs,
         "learning_rate": 0.01, "lr_step": max(1, round(0.75 * epochs)), "threads": 1, "diagnosis": False,
         "verify_data": False,
     }

@@ -150,7 +150,15 @@ def settings(folder, seeds):
     """config.yaml of a run."""
     path = folder / "config.yaml"
     path.write_text(dump(load_config(["data=set", "run_name=run"])), encoding="utf-8")
-    yield from flips(seeds, path, {"all": slice(None)}, lambda: ([], read_settings(path)))
+
+    def read():
+        with contextlib.redirect_stderr(io.StringIO()) as printed:
+            found = read_settings(path)
+        if printed.getvalue():
+            raise ConfigError(printed.getvalue().rstrip())
+        return [], found
+
+    yield from flips(seeds, path, {"all": slice(None)}, read)
 
 
 def records(folder, seeds):

@@ -5,6 +5,7 @@ import csv
 import pytest
 
 from alexnet.__main__ import main
+from alexnet.commands import lr_find as command_module
 from alexnet.config import load_config
 from alexnet.training.updates import MomentumSettings
 from tests import tiny
@@ -54,6 +55,17 @@ def test_command_starts_from_weights_with_frozen_layers(data, tmp_path, capsys):
                    "--no-trials") == 0
     assert "conv1 does not change" in capsys.readouterr().err
     assert sorted(weights.iterdir()) == before
+
+
+def test_trials_on_plateau_become_longer(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command_module, "LENGTHS", (20, 60, 1000))
+    assert lr_find(data, tmp_path, "momentum=0.8") == 0
+    before, found, after = capsys.readouterr().out.partition("no trial has lowered the cost, so the next ones have 60 ")
+    assert found
+    assert "after 20 steps" in before
+    assert "so the next ones have 1000 steps" not in after
+    with (tmp_path / "lr_find.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["run"] for row in csv.DictReader(file)].count("trial 1") == 60
 
 
 def test_rates_too_low_to_learn_are_reported(data, tmp_path, capsys):

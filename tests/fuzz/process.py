@@ -19,7 +19,7 @@ from random import Random
 
 import atheris
 
-INSTRUMENTED = ["alexnet", "preprocess", "pickletools", "tarfile", "zipfile"]        # not yaml, for its speed
+INSTRUMENTED = ["alexnet", "multigpu.messages", "preprocess", "pickletools", "tarfile", "zipfile"]        # not yaml, for its speed
 with atheris.instrument_imports(include=INSTRUMENTED):
     from tests.fuzz.target import HOLE, Runner, Target, Violation
     from tests.fuzz.targets import TARGETS, prepared
@@ -34,7 +34,8 @@ def place_of(violation: Violation) -> str:
     """Return what identifies a violation: its type, and where in this repository it occurs."""
     error = violation.__cause__ or violation
     frames = traceback.extract_tb(error.__traceback__)
-    inside = [frame for frame in frames if frame.filename.startswith((str(ROOT / "alexnet"), str(ROOT / "preprocess")))]
+    packages = tuple(str(ROOT / name) for name in ("alexnet", "multigpu", "preprocess"))
+    inside = [frame for frame in frames if frame.filename.startswith(packages)]
     frame = (inside or frames)[-1]
     text = f"{type(error).__name__} {Path(frame.filename).name}:{frame.lineno}"
     what = "" if violation.__cause__ else str(violation).partition(":")[0][:60]

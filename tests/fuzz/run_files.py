@@ -10,6 +10,7 @@ import numpy as np
 
 from alexnet.commands.diagnose import findings_of
 from alexnet.config import DEFAULTS, ConfigError, load, load_config, read_settings
+from alexnet.config.yaml_text import sealed
 from alexnet.native.untrusted import InputError
 from alexnet.plots import records
 from alexnet.plots.report import history
@@ -48,6 +49,8 @@ def read_file(path: Path) -> object:
 def settings_seeds() -> Iterator[bytes]:
     yield b"# comment\n%s" % DEFAULTS.read_bytes().partition(b"\nbatch_size:")[2][:400]
     yield b"batch_size: 128\nlearning_rate: 1e-2\nlr_step: [20, 40]\nlayer_rates: {fc8: 10}\ndevices: [cpu, cpu]\n"
+    yield sealed("batch_size: 8\n").encode()
+    yield sealed("batch_size: 8\n").encode().replace(b"8", b"9", 1)
     yield b"model: os:system\n"
     yield b"momentum: !!float '0.9'\nbatch_size: !!int 8\nmodel: !!str alexnet\n"
     yield b"!!python/object/apply:os.system [ls]\n"
@@ -128,6 +131,11 @@ def read_run(path: Path) -> object:
 def record_seeds() -> Iterator[bytes]:
     yield b"".join(json.dumps(record).encode() + b"\n" for record in RECORDS)
     yield b"".join(json.dumps(record).encode() + b"\n" for record in RECORDS[:1] * 40)
+    lines = [*map(recorder.line_of, RECORDS)]
+    yield "".join(lines).encode()
+    yield lines[0].replace("0.9", "0.8").encode()
+    yield f"{lines[0][:-1]}\v".encode()
+    yield f"{lines[0]}{json.dumps(RECORDS[1])}\n".encode()
     yield json.dumps(RECORDS[0]).encode()
     yield b'{"kind": "train"}\n'
     yield b'{"kind": []}\n{"kind": {}}\n'
@@ -206,9 +214,9 @@ TARGETS = {
     ),
     "records": Target(
         recorder.LINES, read_run, (FileNotFoundError, InputError), record_seeds,
-        (RECORDS_READ, "alexnet.commands.diagnose:findings_of", "alexnet.run.recorder:each_record,parsed,is_number"),
-        prepare_run, mutation.json_lines_mutated,
-        longest=2000,
+        (RECORDS_READ, "alexnet.commands.diagnose:findings_of",
+         "alexnet.run.recorder:each_record,checked,parsed,is_number"),
+        prepare_run, mutation.json_lines_mutated, longest=2000,
     ),
     "run_settings": Target(
         "config.yaml", read_settings_of, (FileNotFoundError, InputError), run_settings_seeds,

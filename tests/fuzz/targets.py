@@ -5,10 +5,12 @@ from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
 from alexnet.data import images
-from tests.fuzz import data_files, run_files, weights_files
+from tests.fuzz import data_files, message_targets, run_files, weights_files
 from tests.fuzz.target import Target
 
-TARGETS: dict[str, Target] = data_files.TARGETS | weights_files.TARGETS | run_files.TARGETS
+TARGETS: dict[str, Target] = (
+    data_files.TARGETS | weights_files.TARGETS | run_files.TARGETS | message_targets.TARGETS
+)
 MOST_PIXELS = 1 << 20                            # of an image, so that no image takes seconds
 
 

@@ -82,6 +82,20 @@ def test_dumped_config_round_trips(settings_file):
     assert load_config([f"--config={settings_file(dump(config))}"]).as_dict() == config.as_dict()
 
 
+@pytest.mark.parametrize("bit", range(8))
+def test_every_flipped_bit_of_dumped_config_is_reported(bit, settings_file, capsys):
+    data = dump(load_config(["data=/a", "run_name=true story"])).encode()
+    path = settings_file("")
+    settings = parse(data, "config.yaml")
+    for place in range(0, len(data), 7):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1:])
+        try:
+            same = read_settings(path) == settings
+        except ConfigError:
+            continue
+        assert f"note: {path} has changed since a run wrote it" in capsys.readouterr().err or same, place
+
+
 def test_config_is_frozen_and_pickles():
     config = load_config(["lr_step=[3, 5]"])
     assert pickle.loads(pickle.dumps(config)) == config

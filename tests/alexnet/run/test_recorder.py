@@ -7,6 +7,7 @@ import json
 import pytest
 
 from alexnet.data import progress
+from alexnet.native.untrusted import InputError
 from alexnet.run.recorder import FIELDS, Plan, RunRecorder, WorkerRecorder, read_records
 from alexnet.training.timing import TIMES, Lap, Stopwatch
 
@@ -371,18 +372,41 @@ def test_step_of_asynchronous_worker_keeps_its_own_times(tmp_path, clock):
 
 
 def test_run_of_older_recorder_can_be_resumed(tmp_path, clock):
+    """Its records have no worker and no checksums, and it has no table of the speed."""
     with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         iterate(recorder, clock, 1)
     (tmp_path / "speed.csv").unlink()
-    lines = (tmp_path / "records.jsonl").read_text().replace('"worker": null, ', "")
-    (tmp_path / "records.jsonl").write_text(lines)
+    path = tmp_path / "records.jsonl"
+    (record,) = read_records(tmp_path)
+    del record["worker"]
+    path.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    assert read_records(tmp_path) == [record]
     with RunRecorder(tmp_path, stream=io.StringIO(), clock=clock) as recorder:
         recorder.truncate(1)
         iterate(recorder, clock, 2)
     assert [row["worker"] for row in table(tmp_path, "train")] == ["", ""]
+    assert path.read_text("utf-8").count("crc32") == 2
+    assert read_records(tmp_path)[0] == record
 
 
 def test_steps_without_images_never_end_a_lap(clock):
     watch = Stopwatch(clock)
     assert watch.end_iteration(1, 0.5, 0) == dict.fromkeys(TIMES, 0.0)
     assert watch.take_lap() is None
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_every_flipped_bit_of_records_is_refused(bit, tmp_path):
+    with RunRecorder(tmp_path, stream=io.StringIO()) as recorder:
+        for iteration in (1, 2, 3):
+            recorder.train_iteration(iteration=iteration, epoch=0.5, cost=2.0, error=0.9, learning_rate=0.01, images=8)
+    path = tmp_path / "records.jsonl"
+    data, records = path.read_bytes(), read_records(tmp_path)
+    assert b"crc32" not in repr(records).encode()
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1:])
+        try:
+            found = read_records(tmp_path)
+        except InputError:
+            continue
+        assert found == records, place

@@ -14,6 +14,8 @@ from alexnet.training.rate_range import (
     RangeTest,
     chance_cost,
     edge_of,
+    first_rate,
+    is_plateau,
     next_rate,
     problem_of_sweep,
     problem_of_trials,
@@ -57,6 +59,7 @@ def test_proposal_is_below_trial_with_lowest_cost(rng):
     assert propose(sweep, trials) == 0.063        # 0.1 / sqrt(2.5)
     assert propose(sweep, [curve([2.31] * 8, np.full(8, 0.1)), curve([2.3] * 8, np.full(8, 0.04))]) == 0.063  # a tie
     assert problem_of_trials(sweep, trials) == ""
+    assert first_rate(sweep) == pytest.approx(1e-3, rel=0.15)
     assert propose(sweep, []) == pytest.approx(1e-2 / 20, rel=0.15)
 
 
@@ -65,7 +68,7 @@ def test_proposal_is_below_trial_with_lowest_cost(rng):
 def test_trials_surround_best_rate(best, expected):
     """The final cost of a trial rises with the distance from the best rate; far above, it diverges."""
     trials = []
-    while (rate := next_rate(1.0, trials)) is not None:
+    while (rate := next_rate(0.1, trials)) is not None:
         distance = np.log(rate / best)
         trials.append(curve([1 + distance**2] * 4, np.full(4, rate), diverged=distance > 1))
     rates = tuple(trial.rates[0] for trial in trials)
@@ -89,6 +92,14 @@ def test_sweep_without_edge_states_cause(costs, diverged, cause):
 ])
 def test_trials_without_progress_state_cause(sweep_diverged, trial, cause):
     assert cause in problem_of_trials(curve([2.3] * 20, diverged=sweep_diverged), [trial])
+
+
+@pytest.mark.parametrize(("sweep_diverged", "trial", "expected"), [
+    (True, curve([2.3] * 20), True), (False, curve([2.3] * 20), False), (True, curve([2.3] * 10 + [2.2] * 10), False),
+    (True, curve([2.3, 9.0], diverged=True), False),
+])
+def test_only_cost_that_longer_trials_may_lower_is_on_plateau(sweep_diverged, trial, expected):
+    assert is_plateau(curve([2.3] * 20, diverged=sweep_diverged), [trial]) == expected
 
 
 def test_cost_at_chance_is_no_progress():
