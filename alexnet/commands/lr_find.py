@@ -40,6 +40,7 @@ from alexnet.training.rate_range import (
     RangeTest,
     best_of,
     chance_cost,
+    cost_without_learning,
     edge_of,
     first_rate,
     is_plateau,
@@ -99,17 +100,18 @@ def run(options: argparse.Namespace) -> int:
     lengths = (options.steps,) if options.steps else LENGTHS
     sweep = trained(test, "sweep", rising_rates(options.first, options.last, lengths[0]))
     trials: list[CostCurve] = []
+    before = math.inf
     problem = problem_of_sweep(sweep)
     if not problem:
         print(text_of_sweep(sweep), flush=True)
     if not (problem or options.no_trials):
         weights = [layer.weight for layer in test.network.model.auxiliaries]
-        chance = chance_cost(data.train.labels, weights)
-        trials = trials_of(test, sweep, lengths, chance)
-        problem = problem_of_trials(sweep, trials, chance)
-    proposal = None if problem else propose(sweep, trials)
+        before = cost_without_learning(sweep, chance_cost(data.train.labels, weights))
+        trials = trials_of(test, sweep, lengths, before)
+        problem = problem_of_trials(sweep, trials, before)
+    proposal = None if problem else propose(sweep, trials, before)
     if math.isfinite(sweep.costs[0]):
-        write(options.to, sweep, trials, proposal)
+        write(options.to, sweep, trials, before, proposal)
     if proposal is None:
         print(f"no proposal: {problem}", file=sys.stderr)
         return 1
@@ -174,22 +176,22 @@ def trained(test: RangeTest, label: str, rates: np.ndarray) -> CostCurve:
         return test.run(rates, progress.add)
 
 
-def trials_of(test: RangeTest, sweep: CostCurve, lengths: Sequence[int], chance: float) -> list[CostCurve]:
+def trials_of(test: RangeTest, sweep: CostCurve, lengths: Sequence[int], before: float) -> list[CostCurve]:
     """Run trials until one lowers the cost; return those of the last length.
 
     Args:
         lengths: steps of a trial; the next length is for a cost that stays on its initial plateau.
-        chance: cost of equal probabilities.
+        before: the cost that they must undercut.
     """
     first, trials = first_rate(sweep), list[CostCurve]()
     for length in lengths:
         if trials:
             print(f"no trial has lowered the cost, so the next ones have {length} steps", flush=True)
-            first, trials = best_of(trials).rates[0], []
-        while (constant := next_rate(first, trials)) is not None:
+            first, trials = best_of(trials, before).rates[0], []
+        while (constant := next_rate(first, trials, before)) is not None:
             trials.append(trained(test, f"trial at {constant:g}", np.full(length, constant)))
             print(text_of_trial(trials[-1]), flush=True)
-        if not is_plateau(sweep, trials, chance):
+        if not is_plateau(sweep, trials, before):
             break
     return trials
 
@@ -236,8 +238,15 @@ def command_line(options: argparse.Namespace, proposal: float) -> str:
     return f"{TRAIN} {shlex.join([*file_options(options), *others, f'learning_rate={proposal:g}'])}"
 
 
-def write(folder: Path, sweep: CostCurve, trials: Sequence[CostCurve], proposal: float | None) -> None:
-    """Write figure and CSV, and print their names."""
+def write(
+    folder: Path, sweep: CostCurve, trials: Sequence[CostCurve], before: float, proposal: float | None
+) -> None:
+    """Write figure and CSV, and print their names.
+
+    Args:
+        before: the cost that trials must undercut.
+        proposal: the proposed rate, or None if there is none.
+    """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("run", "step", "learning_rate", "cost", "smoothed_cost"))
@@ -246,5 +255,5 @@ def write(folder: Path, sweep: CostCurve, trials: Sequence[CostCurve], proposal:
         columns = (curve.rates.tolist(), curve.costs.tolist(), curve.smoothed.tolist())
         table.writerows((label, step, *row) for step, row in enumerate(zip(*columns, strict=True), 1))
     atomic.write(folder / f"{NAME}.csv", text.getvalue())
-    for file in (folder / f"{NAME}.csv", *rate_range(sweep, trials, proposal, folder / NAME)):
+    for file in (folder / f"{NAME}.csv", *rate_range(sweep, trials, before, proposal, folder / NAME)):
         print(f"wrote {name_of(file)}")

@@ -12,11 +12,13 @@ ABOVE = 1.3                             # largest cost shown, divided by the ini
 
 
 def rate_range(
-    sweep: CostCurve, trials: Sequence[CostCurve], proposal: float | None, path: Path, formats: Sequence[str] = PNG
+    sweep: CostCurve, trials: Sequence[CostCurve], before: float, proposal: float | None, path: Path,
+    formats: Sequence[str] = PNG,
 ) -> list[Path]:
     """Plot a sweep and its trials; returns the paths.
 
     Args:
+        before: the cost that trials must undercut.
         proposal: the proposed rate, or None if there is none.
         path: of the figure, without a suffix.
     """
@@ -24,7 +26,7 @@ def rate_range(
     axes = figure.subplots(1, 2 if trials else 1, squeeze=False)[0]
     sweep_over_rates(axes[0], sweep, proposal)
     if trials:
-        trials_over_steps(axes[1], trials)
+        trials_over_steps(axes[1], trials, before)
     axes[0].set_ylim(0, ABOVE * sweep.initial)
     for each in axes:
         each.set_ylabel("cost of the batch (nats)")
@@ -44,9 +46,9 @@ def sweep_over_rates(axes: Axes, sweep: CostCurve, proposal: float | None) -> No
     axes.legend(frameon=False)
 
 
-def trials_over_steps(axes: Axes, trials: Sequence[CostCurve]) -> None:
+def trials_over_steps(axes: Axes, trials: Sequence[CostCurve], before: float) -> None:
     """Plot the smoothed costs of the trials over the steps; that of the best one is wide."""
-    best = best_of(trials)
+    best = best_of(trials, before)
     for trial, (colour, line) in zip(trials, styles(), strict=False):
         axes.plot(range(1, len(trial.costs) + 1), trial.smoothed, line, color=colour, label=f"{trial.rates[0]:g}",
                   linewidth=2.5 if trial is best else 1)

@@ -2,8 +2,12 @@
 
     sweep    one run whose rate rises exponentially; its edge is the last rate at which the cost is near its minimum
     trials   short runs at constant rates, from the same weights and on the same batches; the first at a tenth of the
-             edge, the others at its neighbours by a factor of 2.5, until both neighbours of the best are worse. While
-             none lowers the cost, as on the plateau on which AlexNet starts, longer ones begin with the best of them
+             edge, then lower ones by factors of 2.5 until one lowers the cost, then its neighbours, until both
+             neighbours of the best are worse. If none lowers the cost, as on the plateau on which AlexNet starts,
+             longer trials begin with the highest rate without a higher cost
+
+Dead ReLUs also keep the cost where it is, at rates far above those that train. So a cost that has not fallen is no
+reason for a higher rate.
 
 A sweep cannot measure how fast a constant rate trains, because it spends few steps at each rate and because momentum
 delays the divergence. The trials do, at the cost of more steps.
@@ -107,42 +111,72 @@ def first_rate(sweep: CostCurve) -> float:
     return rounded(edge_of(sweep) / START)
 
 
-def next_rate(first: float, trials: Sequence[CostCurve]) -> float | None:
-    """Return the rate of the next trial: a neighbour of the best one, the higher first; None: there are enough.
+def cost_without_learning(sweep: CostCurve, chance: float) -> float:
+    """Return the cost that a trial must undercut: that of the initial weights, or of equal probabilities if it is less.
+
+    Args:
+        chance: the result of chance_cost().
+    """
+    return min(sweep.initial, chance)
+
+
+def has_learned(trial: CostCurve, before: float) -> bool:
+    """Return whether a trial has lowered the cost.
+
+    Args:
+        before: the result of cost_without_learning().
+    """
+    return trial.final < FELL * before
+
+
+def next_rate(first: float, trials: Sequence[CostCurve], before: float = math.inf) -> float | None:
+    """Return the rate of the next trial, or None if there are enough.
+
+    It is lower than all others until a trial has learned, then a neighbour of the best one, the higher first.
 
     Args:
         first: the rate of the first trial.
+        before: as of has_learned().
     """
     if not trials:
         return first
     if len(trials) == MOST_TRIALS:
         return None
-    best = best_of(trials).rates[0]
+    if not any(has_learned(trial, before) for trial in trials):
+        return rounded(min(trial.rates[0] for trial in trials) / FACTOR)
+    best = best_of(trials, before).rates[0]
     places = [round(math.log(trial.rates[0] / best, FACTOR)) for trial in trials]
     left = [place for place in (1, -1) if place not in places]
     return rounded(best * FACTOR ** left[0]) if left else None
 
 
-def best_of(trials: Sequence[CostCurve]) -> CostCurve:
+def best_of(trials: Sequence[CostCurve], before: float = math.inf) -> CostCurve:
     """Return the trial with the highest rate among those whose final cost is lowest, up to 2 %.
 
-    On the plateau on which AlexNet and GoogLeNet start, lower rates have slightly lower costs, because they add less
-    noise, but leave it later. If all trials have diverged, the result is the one with the lowest rate.
+    If any trial has learned, it is one of them. On the plateau on which AlexNet and GoogLeNet start, lower rates have
+    slightly lower costs, because they add less noise, but leave it later. If all trials have diverged, the result is
+    the one with the lowest rate.
+
+    Args:
+        before: as of has_learned().
     """
-    lowest = min(trial.final for trial in trials)
+    candidates = [trial for trial in trials if has_learned(trial, before)] or trials
+    lowest = min(trial.final for trial in candidates)
     if math.isinf(lowest):
-        return min(trials, key=lambda trial: trial.rates[0])
-    return max((trial for trial in trials if trial.final <= TIED * lowest), key=lambda trial: trial.rates[0])
+        return min(candidates, key=lambda trial: trial.rates[0])
+    return max((trial for trial in candidates if trial.final <= TIED * lowest), key=lambda trial: trial.rates[0])
 
 
-def propose(sweep: CostCurve, trials: Sequence[CostCurve]) -> float:
+def propose(sweep: CostCurve, trials: Sequence[CostCurve], before: float = math.inf) -> float:
     """Return the rate of the best trial divided by MARGIN_OF_TRIALS, or without trials a fraction of the edge.
 
-    The trials have constant rates.
+    Args:
+        trials: with constant rates.
+        before: as of has_learned().
     """
     if not trials:
         return rounded(edge_of(sweep) / WITHOUT_TRIALS)
-    return rounded(best_of(trials).rates[0] / MARGIN_OF_TRIALS)
+    return rounded(best_of(trials, before).rates[0] / MARGIN_OF_TRIALS)
 
 
 def problem_of_sweep(sweep: CostCurve) -> str:
@@ -160,35 +194,25 @@ def problem_of_sweep(sweep: CostCurve) -> str:
     return ""
 
 
-def has_learned(sweep: CostCurve, trial: CostCurve, chance: float = math.inf) -> bool:
-    """Return whether a trial has lowered the cost below that of the initial weights and of equal probabilities.
-
-    Args:
-        chance: the result of chance_cost(); infinity if it is unknown.
-    """
-    return trial.final < FELL * min(sweep.initial, chance)
-
-
-def is_plateau(sweep: CostCurve, trials: Sequence[CostCurve], chance: float = math.inf) -> bool:
+def is_plateau(sweep: CostCurve, trials: Sequence[CostCurve], before: float) -> bool:
     """Return whether longer trials may lower the cost: none of these does, but high rates diverge and low ones do not.
 
     Args:
-        chance: as of has_learned().
+        before: as of has_learned().
     """
-    best = best_of(trials)
-    return sweep.diverged and math.isfinite(best.final) and not has_learned(sweep, best, chance)
+    best = best_of(trials, before)
+    return sweep.diverged and math.isfinite(best.final) and not has_learned(best, before)
 
 
-def problem_of_trials(sweep: CostCurve, trials: Sequence[CostCurve], chance: float = math.inf) -> str:
+def problem_of_trials(sweep: CostCurve, trials: Sequence[CostCurve], before: float) -> str:
     """Return why the trials confirm no rate, or an empty string.
 
     Args:
-        chance: as of has_learned().
+        before: as of has_learned().
     """
-    best = best_of(trials)
-    if has_learned(sweep, best, chance):
+    best = best_of(trials, before)
+    if has_learned(best, before):
         return ""
-    before = min(sweep.initial, chance)
     if math.isinf(best.final):
         return "training diverges at all rates tried: look at the images and the initial weights, or lower --first"
     what = "no rate lowers the cost below " + (

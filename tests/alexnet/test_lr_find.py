@@ -58,7 +58,9 @@ def test_command_starts_from_weights_with_frozen_layers(data, tmp_path, capsys):
 
 
 def test_trials_on_plateau_become_longer(data, tmp_path, capsys, monkeypatch):
+    results = iter([True, False])
     monkeypatch.setattr(command_module, "LENGTHS", (20, 60, 1000))
+    monkeypatch.setattr(command_module, "is_plateau", lambda *_: next(results))
     assert lr_find(data, tmp_path, "momentum=0.8") == 0
     before, found, after = capsys.readouterr().out.partition("no trial has lowered the cost, so the next ones have 60 ")
     assert found

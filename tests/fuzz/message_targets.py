@@ -1,18 +1,21 @@
-"""Targets: messages of the failure detector, of the supervisor of an MPI job and of the rendezvous."""
+"""Targets: messages of the failure detector, of the supervisor of an MPI job, of the rendezvous and of the server."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from alexnet.training.loop import Position
+from alexnet.training.timing import Lap
+from multigpu.communicator import WorkerInfo
 from multigpu.failure import protocol
 from multigpu.launch import rendezvous
 from multigpu.launch.link import LogOpened
 from multigpu.messages import Decoder, MessageError, encode
 from multigpu.mpi import supervisor_link
+from multigpu.rules.parameter_server.protocol import Fetch, Grant, Join, Joined, Leave, LeaveAck, Push, message_decoder
 from tests.fuzz import mutation
 from tests.fuzz.target import Target
 
-# not encoding, nor what only messages of rules contain
-MESSAGES = "multigpu.messages:__call__,check,int_check,float_check,path_check,shown"
+MESSAGES = "multigpu.messages:__call__,check,int_check,float_check,bytes_check,path_check,shown"         # not encoding
 FAILURE = protocol.Failure("rank 1 has died", 3, caused_by_peer=True)
 STATE = protocol.Heartbeat(1, 42, "node", 7, False, True, finished=0, failure=FAILURE,
                            settings=protocol.JobSettings(300, "log.txt", True))
@@ -24,6 +27,12 @@ FAILURE_DETECTOR = (
 RENDEZVOUS = (
     rendezvous.Arrival(1, 2, "cuda0", 42), rendezvous.Welcome("run"), rendezvous.Welcome(None),
     rendezvous.Rejected("rank 1 was started twice"),
+)
+LAPS = [Lap(1, 0.5, 16, 1.0, 0.5, 0.0, 0.25, 0.25, 0.0)]
+INFO = WorkerInfo(0, "cpu", 42, {"rule": "asgd", "lr_step": [20, 40]}, {"conv1.W": 7})
+SERVER = (
+    Push(1, 2, b"\0" * 88, LAPS), Fetch(1, 2, b"", []), Grant(1, 0, True), Leave(3, 1, b"\1", LAPS, False),
+    LeaveAck(1, 0), Join(0, 1, INFO), Joined(0, 0, Position(1, 2, 3, (0.5, 0.25)), False, True),
 )
 BROKEN = (
     b"", b"[]", b"{}", b"[1]", b'["Arrival"]', b'["Welcome",1]', b'["Welcome",null] ', b'["Welcome",null][]',
@@ -70,5 +79,6 @@ TARGETS = {
     "failure_detector": target(
         FAILURE_DETECTOR, protocol.HEARTBEATS, protocol.ORDERS, supervisor_link.REPORTS, supervisor_link.ANSWERS
     ),
+    "parameter_server": target(SERVER, message_decoder()),
     "rendezvous": target(RENDEZVOUS, rendezvous.ARRIVALS, rendezvous.ANSWERS),
 }

@@ -12,7 +12,9 @@ from alexnet.training.rate_range import (
     MOST_TRIALS,
     CostCurve,
     RangeTest,
+    best_of,
     chance_cost,
+    cost_without_learning,
     edge_of,
     first_rate,
     is_plateau,
@@ -58,13 +60,13 @@ def test_proposal_is_below_trial_with_lowest_cost(rng):
     ]
     assert propose(sweep, trials) == 0.063        # 0.1 / sqrt(2.5)
     assert propose(sweep, [curve([2.31] * 8, np.full(8, 0.1)), curve([2.3] * 8, np.full(8, 0.04))]) == 0.063  # a tie
-    assert problem_of_trials(sweep, trials) == ""
+    assert problem_of_trials(sweep, trials, 2.3) == ""
     assert first_rate(sweep) == pytest.approx(1e-3, rel=0.15)
     assert propose(sweep, []) == pytest.approx(1e-2 / 20, rel=0.15)
 
 
 @pytest.mark.parametrize(("best", "expected"), [(0.1, (0.1, 0.25, 0.04)), (0.63, (0.1, 0.25, 0.62, 1.6)),
-                                               (0.016, (0.1, 0.25, 0.04, 0.016, 0.0064)), (1e-9, MOST_TRIALS)])
+                                               (0.016, (0.1, 0.04, 0.016, 0.0064)), (1e-9, MOST_TRIALS)])
 def test_trials_surround_best_rate(best, expected):
     """The final cost of a trial rises with the distance from the best rate; far above, it diverges."""
     trials = []
@@ -91,7 +93,7 @@ def test_sweep_without_edge_states_cause(costs, diverged, cause):
     (True, curve([2.3] * 20), "that of the initial weights, 2.3, in 20 steps"),
 ])
 def test_trials_without_progress_state_cause(sweep_diverged, trial, cause):
-    assert cause in problem_of_trials(curve([2.3] * 20, diverged=sweep_diverged), [trial])
+    assert cause in problem_of_trials(curve([2.3] * 20, diverged=sweep_diverged), [trial], 2.3)
 
 
 @pytest.mark.parametrize(("sweep_diverged", "trial", "expected"), [
@@ -99,16 +101,27 @@ def test_trials_without_progress_state_cause(sweep_diverged, trial, cause):
     (True, curve([2.3, 9.0], diverged=True), False),
 ])
 def test_only_cost_that_longer_trials_may_lower_is_on_plateau(sweep_diverged, trial, expected):
-    assert is_plateau(curve([2.3] * 20, diverged=sweep_diverged), [trial]) == expected
+    assert is_plateau(curve([2.3] * 20, diverged=sweep_diverged), [trial], 2.3) == expected
 
 
 def test_cost_at_chance_is_no_progress():
     """The initial cost of GoogLeNet is far above that of equal probabilities, so a fall to it means nothing."""
     chance = chance_cost(np.repeat(np.arange(10), 3), [0.3, 0.3])
     assert chance == pytest.approx(1.6 * np.log(10))
+    sweep = curve([9.0] * 20, diverged=True)
+    before = cost_without_learning(sweep, chance)
     trial = curve([9.0] + [3.67] * 19)
-    assert "of equal probabilities, 3.684, in 20 steps" in problem_of_trials(curve([9.0] * 20, diverged=True), [trial],
-                                                                              chance)
+    assert "of equal probabilities, 3.684, in 20 steps" in problem_of_trials(sweep, [trial], before)
+
+
+def test_rates_fall_until_one_learns():
+    """At 0.1 and above, ReLUs die: the cost does not change. The first rate that learns does so by 1.5 %."""
+    trials = []
+    while (rate := next_rate(0.5, trials, 2.3)) is not None:
+        trials.append(curve([2.3 if rate > 0.05 else 2.265 + 10 * (rate - 0.03)**2] * 4, np.full(4, rate)))
+    assert [trial.rates[0] for trial in trials] == [0.5, 0.2, 0.08, 0.032, 0.013]
+    assert best_of(trials, 2.3).rates[0] == 0.032
+    assert propose(curve([2.3]), trials, 2.3) == 0.02
 
 
 def range_test(config):
