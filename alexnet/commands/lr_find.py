@@ -5,7 +5,7 @@
 
 The arguments are settings as of train. A sweep trains from the initial weights, or from weights=, while the rate rises
 exponentially, until the cost diverges. Up to six trials then train at constant rates below that. The proposal is a
-little below the best trial: the highest rate whose trial has the lowest cost, up to 2 %, divided by 1.6. Sweep and
+little below the best trial: its rate, or the mean of those with the same cost up to 2 %, divided by 1.6. Sweep and
 trials have 100 steps, or --steps. If no trial of 100 steps lowers the cost, others have 300 steps, then 900. One worker
 is tested, and no weights are saved. FOLDER receives lr_find.png and lr_find.csv. Exit status 1: no rate has lowered the
 cost.

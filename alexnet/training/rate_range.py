@@ -2,8 +2,8 @@
 
     sweep    one run whose rate rises exponentially; its edge is the last rate at which the cost is near its minimum
     trials   short runs at constant rates, from the same weights and on the same batches; the first at a tenth of the
-             edge, then lower ones by factors of 2.5 until one lowers the cost, then its neighbours, until both
-             neighbours of the best are worse. If none lowers the cost, as on the plateau on which AlexNet starts,
+             edge, then lower ones by factors of 2.5 until one lowers the cost, then neighbours of the best ones, until
+             a higher and a lower rate are worse. If none lowers the cost, as on the plateau on which AlexNet starts,
              longer trials begin with the highest rate without a higher cost
 
 Dead ReLUs also keep the cost where it is, at rates far above those that train. So a cost that has not fallen is no
@@ -132,7 +132,7 @@ def has_learned(trial: CostCurve, before: float) -> bool:
 def next_rate(first: float, trials: Sequence[CostCurve], before: float = math.inf) -> float | None:
     """Return the rate of the next trial, or None if there are enough.
 
-    It is lower than all others until a trial has learned, then a neighbour of the best one, the higher first.
+    It is lower than all others until a trial has learned, then a neighbour of the best ones, the higher first.
 
     Args:
         first: the rate of the first trial.
@@ -144,31 +144,41 @@ def next_rate(first: float, trials: Sequence[CostCurve], before: float = math.in
         return None
     if not any(has_learned(trial, before) for trial in trials):
         return rounded(min(trial.rates[0] for trial in trials) / FACTOR)
-    best = best_of(trials, before).rates[0]
-    places = [round(math.log(trial.rates[0] / best, FACTOR)) for trial in trials]
-    left = [place for place in (1, -1) if place not in places]
-    return rounded(best * FACTOR ** left[0]) if left else None
+    equal = [trial.rates[0] for trial in equally_good(trials, before)]
+    near = rounded(max(equal) * FACTOR), rounded(min(equal) / FACTOR)
+    tried = [trial.rates[0] for trial in trials]
+    return next((rate for rate in near if not np.isclose(tried, rate, rtol=0.2).any()), None)
 
 
-def best_of(trials: Sequence[CostCurve], before: float = math.inf) -> CostCurve:
-    """Return the trial with the highest rate among those whose final cost is lowest, up to 2 %.
-
-    If any trial has learned, it is one of them. On the plateau on which AlexNet and GoogLeNet start, lower rates have
-    slightly lower costs, because they add less noise, but leave it later. If all trials have diverged, the result is
-    the one with the lowest rate.
+def equally_good(trials: Sequence[CostCurve], before: float) -> list[CostCurve]:
+    """Return the trials whose final cost is the lowest, up to 2 %; if any trial has learned, of those that have.
 
     Args:
         before: as of has_learned().
     """
     candidates = [trial for trial in trials if has_learned(trial, before)] or trials
     lowest = min(trial.final for trial in candidates)
-    if math.isinf(lowest):
-        return min(candidates, key=lambda trial: trial.rates[0])
-    return max((trial for trial in candidates if trial.final <= TIED * lowest), key=lambda trial: trial.rates[0])
+    return [trial for trial in candidates if trial.final <= TIED * lowest]
+
+
+def best_of(trials: Sequence[CostCurve], before: float = math.inf) -> CostCurve:
+    """Return the trial with the highest rate of those that are equally good, or with the lowest if all have diverged.
+
+    On the plateau on which AlexNet and GoogLeNet start, lower rates have slightly lower costs, because they add less
+    noise, but leave it later.
+
+    Args:
+        before: as of has_learned().
+    """
+    equal = equally_good(trials, before)
+    choose = min if math.isinf(equal[0].final) else max
+    return choose(equal, key=lambda trial: trial.rates[0])
 
 
 def propose(sweep: CostCurve, trials: Sequence[CostCurve], before: float = math.inf) -> float:
     """Return the rate of the best trial divided by MARGIN_OF_TRIALS, or without trials a fraction of the edge.
+
+    If several trials are equally good, it is the geometric mean of their rates.
 
     Args:
         trials: with constant rates.
@@ -176,7 +186,8 @@ def propose(sweep: CostCurve, trials: Sequence[CostCurve], before: float = math.
     """
     if not trials:
         return rounded(edge_of(sweep) / WITHOUT_TRIALS)
-    return rounded(best_of(trials, before).rates[0] / MARGIN_OF_TRIALS)
+    rates = [trial.rates[0] for trial in equally_good(trials, before)]
+    return rounded(math.exp(np.log(rates).mean()) / MARGIN_OF_TRIALS)
 
 
 def problem_of_sweep(sweep: CostCurve) -> str:

@@ -8,7 +8,7 @@ import io
 import json
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from alexnet.nn import LRN, Conv, Dense, Dropout, Flatten
 from alexnet.nn.containers import Auxiliary, Sequential
 from alexnet.nn.fire import Fire
 from alexnet.pretrained import caffe, pytorch
+from alexnet.pretrained.detect import detect_format
 from alexnet.pretrained.onnx import export
 from alexnet.pretrained.pytorch.files import clean, tensors_of
 from alexnet.pretrained.pytorch.pickle_reader import PickledTensor, read_pickle
@@ -182,11 +183,20 @@ class SmallState:
         self.state = state
 
 
+def outcome(function: Callable[[], object]) -> object:
+    """Return the result of a function, or the message of its error."""
+    try:
+        return function()
+    except (CheckpointError, ConfigError, WeightsError) as error:
+        return str(error)
+
+
 def read_checkpoint(path: Path) -> object:
-    listed = checkpoint_format.has_record(path), checkpoint_format.error_of(path)
+    newest = outcome(lambda: checkpoint_format.latest(path.parent))
+    listed = checkpoint_format.has_record(path), checkpoint_format.error_of(path), newest
     snapshot = checkpoint.load(path)
     config, data = of_a_run()
-    refused = []
+    compared = []
     for compare in (
         lambda: checkpoint.check_data(snapshot.metadata, data, path),
         lambda: checkpoint.changed_settings(snapshot.metadata, config),
@@ -198,16 +208,13 @@ def read_checkpoint(path: Path) -> object:
         lambda: snapshot.mean,
         lambda: load_config(["data=batches"], snapshot.metadata.get("config", {}), path).as_dict(),
     ):
-        try:
-            refused.append(compare())
-        except (CheckpointError, ConfigError) as error:
-            refused.append(str(error))
+        compared.append(outcome(compare))
     position = checkpoint.position_of(snapshot.metadata, path)
-    return listed, snapshot.arrays, snapshot.metadata, snapshot.scale, position, refused
+    return listed, snapshot.arrays, snapshot.metadata, snapshot.scale, position, compared
 
 
 def read_native(path: Path) -> object:
-    return pretrained.load(path)
+    return pretrained.load(path), outcome(lambda: detect_format(path.parent))
 
 
 def checkpoint_seeds() -> Iterator[bytes]:
@@ -221,6 +228,7 @@ def checkpoint_seeds() -> Iterator[bytes]:
         "rule_state": [], "classes": CLASSES, "class_names": None, "resize": "squash", "scale": [1, 1, 1],
         "train_images": 8, "data_mean_crc32": "0" * 8, "versions": {"python": "3.12"},
     }
+    yield b""
     few = dict(list(arrays.items())[:2])
     for values, extra in ((few, {}), (arrays, {}), ({}, {"model": "os:system"}), (few, {"class_names": ["a\n"] * 3})):
         path = temporary() / "checkpoint.safetensors"
@@ -333,6 +341,7 @@ def safetensors_seeds() -> Iterator[bytes]:
 def pth_seeds() -> Iterator[bytes]:
     arrays = torch_arrays()
     path = temporary() / "net.pth"
+    yield b""
     few = dict(list(arrays.items())[:1])
     wrapped = pth_files.pickled(b"}X\x05\0\0\0model" + pth_files.state_pickle(few)[2:-1] + b"s")
     for values, options in (
@@ -354,6 +363,7 @@ def pth_seeds() -> Iterator[bytes]:
 def old_pth_seeds() -> Iterator[bytes]:
     arrays = torch_arrays()
     path = temporary() / "old.pth"
+    yield b""
     few = dict(list(arrays.items())[:1])
     yield pth_files.save_old(path, arrays).read_bytes()
     yield pth_files.save_old(path, few).read_bytes()
@@ -520,6 +530,7 @@ def read_mean_proto(path: Path) -> object:
 
 
 def mean_proto_seeds() -> Iterator[bytes]:
+    yield b""
     lengths = b"".join(caffe_truth.field(1 + i, n) for i, n in enumerate((1, 3, 256, 256)))
     shape = caffe_truth.field(7, caffe_truth.field(1, b"".join(map(caffe_truth.varint, (3, 256, 256)))))
     for start in (lengths, shape):
@@ -634,7 +645,7 @@ WEIGHTS = (WeightsError,)
 PICKLES = ("alexnet.pretrained.pytorch", "alexnet.pretrained.pytorch.files", "alexnet.pretrained.pytorch.pickle_reader")
 DETECT = "alexnet.pretrained.detect"
 CAFFE = (
-    "alexnet.pretrained.caffe.caffemodel", "alexnet.pretrained.caffe.mean",
+    "alexnet.pretrained.caffe.caffemodel", "alexnet.pretrained.caffe.mean:read_mean",
     "alexnet.pretrained.caffe.messages", "alexnet.pretrained.protobuf",
 )
 ARRAYS = ("alexnet.pretrained.npy_files",)

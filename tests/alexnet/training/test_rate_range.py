@@ -59,7 +59,7 @@ def test_proposal_is_below_trial_with_lowest_cost(rng):
         curve(np.linspace(2.3, 1.5, 40), np.full(40, 0.1)), curve(np.linspace(2.3, 1.9, 40), np.full(40, 0.05)),
     ]
     assert propose(sweep, trials) == 0.063        # 0.1 / sqrt(2.5)
-    assert propose(sweep, [curve([2.31] * 8, np.full(8, 0.1)), curve([2.3] * 8, np.full(8, 0.04))]) == 0.063  # a tie
+    assert propose(sweep, [curve([2.31] * 8, np.full(8, 0.1)), curve([2.3] * 8, np.full(8, 0.04))]) == 0.04  # a tie
     assert problem_of_trials(sweep, trials, 2.3) == ""
     assert first_rate(sweep) == pytest.approx(1e-3, rel=0.15)
     assert propose(sweep, []) == pytest.approx(1e-2 / 20, rel=0.15)
@@ -115,10 +115,10 @@ def test_cost_at_chance_is_no_progress():
 
 
 def test_rates_fall_until_one_learns():
-    """At 0.1 and above, ReLUs die: the cost does not change. The first rate that learns does so by 1.5 %."""
+    """At 0.08 and above, ReLUs die: the cost does not change. At 0.032 it falls by 2 %."""
     trials = []
     while (rate := next_rate(0.5, trials, 2.3)) is not None:
-        trials.append(curve([2.3 if rate > 0.05 else 2.265 + 10 * (rate - 0.03)**2] * 4, np.full(4, rate)))
+        trials.append(curve([2.3 if rate > 0.05 else 2.25 + 0.05 * np.log(rate / 0.03)**2] * 4, np.full(4, rate)))
     assert [trial.rates[0] for trial in trials] == [0.5, 0.2, 0.08, 0.032, 0.013]
     assert best_of(trials, 2.3).rates[0] == 0.032
     assert propose(curve([2.3]), trials, 2.3) == 0.02
