@@ -47,9 +47,9 @@ def model(name, **more):
 
 SMALL, NORMALISED = name_of(networks.Small), name_of(networks.BatchNormalised)
 TASKS = {
-    "small AlexNet, synthetic": Task(model(SMALL, batch_size=16), 4),
+    "small AlexNet, synthetic": Task(model(SMALL, batch_size=16), 8),
     "small AlexNet, photographs": Task(model(SMALL), 6, given=True),
-    "batch normalisation, synthetic": Task(model(NORMALISED, batch_size=16), 4),
+    "batch normalisation, synthetic": Task(model(NORMALISED, batch_size=16), 6),
     "batch normalisation, photographs": Task(model(NORMALISED), 6, given=True),
     "alexnet, synthetic": Task(model("alexnet", batch_size=16, threads="null"), 3),
     "bvlc_googlenet, synthetic": Task(model("bvlc_googlenet", batch_size=16, threads="null"), 2),
