@@ -1,7 +1,7 @@
 """What happens in long use and when processes are killed.
 
-python -m experiments.endurance TASK [--count N] [--series NAME ...] [--json FILE] [--minutes M]
-python -m experiments.endurance table [--json FILE] [--csv FILE]
+python -m experiments.endurance TASK [--count N] [--first N] [--series NAME ...] [--json FILE] [--minutes M]
+python -m experiments.endurance table [--json FILE] [--csv FILE] [--add CSV]
 
     steps        one training of N steps (10,000), two workers with loaders, checkpoints and validation: the slopes of
                  memory, descriptors, threads and files over its last 90 %
@@ -12,9 +12,10 @@ python -m experiments.endurance table [--json FILE] [--csv FILE]
     asleep       N suspensions (10) of all processes of a run, for longer than its time limits
 
 Each trial is a line of FILE. A second call with the same FILE continues where the first stopped, and N counts the
-trials of both. The command `table` prints the counts and the slopes of FILE. The checks of /dev/shm need a machine on
-which no other program uses it. The exit status is 1 if a check of FILE has failed. results.csv of this folder is such a
-table.
+trials of both. The command `table` prints the counts and the slopes of FILE. A campaign may be spread over several
+machines: --first is the number of the first trial of a machine, and --add adds the counts of another one. The checks of
+/dev/shm need a machine on which no other program uses it. The exit status is 1 if a check of FILE has failed.
+results.csv of this folder is such a table.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from experiments.endurance import asleep, conversion, jobs, saves, starts, steps
-from experiments.endurance.analysis import as_csv, lines, table
+from experiments.endurance.analysis import as_csv, from_csv, lines, table, united
 from experiments.endurance.journal import Journal, continue_trials
 
 HERE = pathlib.Path(__file__).parent
@@ -55,8 +56,8 @@ def place_of_trials(folder):
             place.rmdir()
 
 
-def run(name, count, series, journal, folder, minutes=None):
-    """Run the missing trials of a task; return its rows."""
+def run(name, count, series, journal, folder, minutes=None, first=0):
+    """Run the missing trials of a task, from number `first` to `count`; return its rows."""
     deadline = None if minutes is None or name == "steps" else time.monotonic() + 60 * minutes
 
     def show(row):
@@ -76,7 +77,7 @@ def run(name, count, series, journal, folder, minutes=None):
     try:
         for each, (trials, prepare, trial) in chosen.items():
             with place_of_trials(folder) as place:
-                continue_trials(journal, name, each, trials, partial(prepare, each, place), trial, show)
+                continue_trials(journal, name, each, trials, partial(prepare, each, place), trial, show, first)
     except OutOfTime:
         print(f"{name}: stopped after {minutes:g} minutes")
     return journal.rows(name)
@@ -88,9 +89,11 @@ def main(arguments=None):
     )
     parser.add_argument("task", choices=["steps", *TASKS, "table"], metavar="TASK")
     parser.add_argument("--count", type=int, metavar="N", help="trials of each series, or steps")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first trial of each series")
     parser.add_argument("--series", nargs="+", metavar="NAME", help="of jobs: rules; of asleep: kinds of runs")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="one line per trial")
     parser.add_argument("--csv", type=pathlib.Path, metavar="FILE", help="write the table as CSV")
+    parser.add_argument("--add", type=pathlib.Path, metavar="CSV", help="table: add the counts of another table")
     parser.add_argument("--minutes", type=float, metavar="M",
                         help="end after the trial in which this time is over; steps: stop the training")
     parser.add_argument("--folder", type=pathlib.Path, help="for temporary files; those of failed trials are kept")
@@ -98,8 +101,11 @@ def main(arguments=None):
     journal = Journal(options.json)
     rows = journal.all
     if options.task != "table":
-        rows = run(options.task, options.count, options.series, journal, options.folder, options.minutes)
+        rows = run(options.task, options.count, options.series, journal, options.folder, options.minutes,
+                   options.first)
     found = lines(rows)
+    if options.add:
+        found = united(found, from_csv(options.add.read_text(encoding="utf-8")))
     print(table(found))
     if options.csv:
         options.csv.write_text(as_csv(found), encoding="utf-8")

@@ -14,7 +14,7 @@ class Line(NamedTuple):
     """A line of the table: trials that ended in the same way, or the slope of a quantity.
 
     failed: trials with a failed check; a slope beyond AIM, of a quantity that must not grow.
-    median, slowest: seconds of a trial.
+    slowest: seconds of the longest trial.
     mean, slope: of a quantity, see slope().
     """
 
@@ -24,7 +24,6 @@ class Line(NamedTuple):
     outcome: str = ""
     trials: int = 1
     failed: int = 0
-    median: float | None = None
     slowest: float | None = None
     mean: float | None = None
     slope: float | None = None
@@ -82,7 +81,7 @@ def lines(rows):
     for key, group in sorted(groups.items()):
         seconds = [row["seconds"] for row in group]
         failed = sum(bool(row["wrong"]) for row in group)
-        found.append(Line(*key, len(group), failed, float(np.median(seconds)), max(seconds)))
+        found.append(Line(*key, len(group), failed, max(seconds)))
         for row in group:
             found += slopes(row)
     return found
@@ -96,6 +95,25 @@ def slopes(row):
         failed = abs(change) > AIM and name not in row.get("grows", ())
         found.append(Line(row["task"], row["series"], name, "slope", failed=int(failed), mean=mean, slope=change))
     return found
+
+
+def united(found, others):
+    """Return the Lines of two parts of a campaign: the counts add up; of two slopes of a quantity, the first counts."""
+    lines = {line[:4]: line for line in others}
+    for line in found:
+        other = lines.get(line[:4])
+        if other and line.slope is None:
+            line = line._replace(trials=line.trials + other.trials, failed=line.failed + other.failed,
+                                 slowest=max(line.slowest, other.slowest))
+        lines[line[:4]] = line
+    return sorted(lines.values())
+
+
+def from_csv(text):
+    """Return the Lines of the text of a CSV file; see as_csv."""
+    rows = csv.DictReader(io.StringIO(text))
+    return [Line(*(values[name] for name in Line._fields[:4]), int(values["trials"]), int(values["failed"]),
+                 *(float(values[name]) if values[name] else None for name in Line._fields[6:])) for values in rows]
 
 
 def rounded(value):

@@ -33,16 +33,17 @@ class Journal:
         return [row for row in self.all if row["task"] == task and series in (None, row["series"])]
 
 
-def continue_trials(journal, task, series, count, prepare, trial, show=lambda row: None):
+def continue_trials(journal, task, series, count, prepare, trial, show=lambda row: None, first=0):
     """Run the trials of a series that the journal lacks; each becomes a row.
 
     Args:
-        count: trials in all, with those of earlier calls.
+        count: number after that of the last trial.
         prepare: () -> what all trials of the series share; called only if a trial is missing.
         trial: (what prepare returned, number of the trial) -> dict of its results.
         show: called with each new row.
+        first: number of the first trial in the journal.
     """
-    first = len(journal.rows(task, series))
+    first += len(journal.rows(task, series))
     if first >= count:
         return
     shared = prepare()

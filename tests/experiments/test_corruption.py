@@ -30,7 +30,7 @@ def test_relative_change_is_that_of_the_norm():
     )
 
 
-@pytest.mark.parametrize("name", ["checkpoint", "compiled kernel"])
+@pytest.mark.parametrize("name", ["checkpoint", "compiled kernel", "records.jsonl of a run"])
 def test_flips_in_files_with_a_checksum_are_detected(name, tmp_path):
     assert kinds(files.trials(name, range(6), tmp_path)) == 6 * ["detected"]
 

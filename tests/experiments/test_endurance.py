@@ -11,7 +11,7 @@ import pytest
 
 from experiments.endurance import __main__ as program
 from experiments.endurance import saves
-from experiments.endurance.analysis import as_csv, lines, quantities, slope, table
+from experiments.endurance.analysis import as_csv, from_csv, lines, quantities, slope, table, united
 from experiments.endurance.journal import Journal, continue_trials
 from experiments.endurance.processes import Process, Program, role_of, sample
 
@@ -56,10 +56,20 @@ def test_quantities_are_named_by_process():
 def test_lines_count_trials_and_failed_checks_by_kind_and_outcome():
     rows = [row(0), row(1, seconds=4.0, wrong=["process 7 is left"]), row(2, seconds=2.0), row(3, kind="Ctrl-C")]
     ctrl_c, sigterm = lines(rows)
-    assert sigterm[2:8] == ("SIGTERM", "", 3, 1, 2.0, 4.0)
-    assert ctrl_c[2:8] == ("Ctrl-C", "", 1, 0, 1.0, 1.0)
-    assert "| starts |  | SIGTERM |  | 3 | 1 | 2 | 4 |  |  |" in table(lines(rows)).splitlines()
-    assert as_csv(lines(rows)).splitlines()[2] == "starts,,SIGTERM,,3,1,2,4,,"
+    assert sigterm[2:7] == ("SIGTERM", "", 3, 1, 4.0)
+    assert ctrl_c[2:7] == ("Ctrl-C", "", 1, 0, 1.0)
+    assert "| starts |  | SIGTERM |  | 3 | 1 | 4 |  |  |" in table(lines(rows)).splitlines()
+    assert as_csv(lines(rows)).splitlines()[2] == "starts,,SIGTERM,,3,1,4,,"
+
+
+def test_tables_of_several_machines_add_up():
+    samples = [{"seconds": i, "memory": 100 + i} for i in range(50)]
+    first = lines([row(0), row(1, seconds=4.0, wrong=["x"]), row(2, samples=samples, kind="Ctrl-C")])
+    second = lines([row(3, seconds=9.0), row(4, kind="killed"), row(5, kind="Ctrl-C")])
+    found = {line.kind: line for line in united(second, from_csv(as_csv(first)))}
+    assert found["SIGTERM"][4:7] == (3, 1, 9.0)
+    assert (found["Ctrl-C"].trials, found["killed"].trials) == (2, 1)
+    assert found["memory"].slope == pytest.approx(lines([row(0, samples=samples)])[1].slope, rel=1e-5)
 
 
 def test_growing_quantity_has_failed_unless_it_may_grow():
@@ -72,7 +82,7 @@ def test_growing_quantity_has_failed_unless_it_may_grow():
 # ---- the file of the results
 
 
-def count(journal, number, series="a"):
+def count(journal, number, series="a", first=0):
     """Continue to `number` trials; return the trials that were run, after "prepare" if they were prepared."""
     calls = []
 
@@ -85,7 +95,7 @@ def count(journal, number, series="a"):
         calls.append(number)
         return result()
 
-    continue_trials(journal, "starts", series, number, prepare, trial)
+    continue_trials(journal, "starts", series, number, prepare, trial, first=first)
     return calls
 
 
@@ -97,6 +107,7 @@ def test_trials_continue_after_the_last_complete_line(tmp_path):
         file.write('{"task": "starts", "ser')
     assert count(Journal(path), 4) == ["prepare", 2, 3]
     assert count(Journal(path), 4) == []
+    assert count(Journal(), 7, first=5) == ["prepare", 5, 6]
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert [(each["series"], each["number"]) for each in rows] == [("a", 0), ("a", 1), ("b", 0), ("a", 2), ("a", 3)]
 
@@ -109,7 +120,7 @@ def test_program_ends_after_its_minutes_and_continues(tmp_path, monkeypatch, cap
     assert len(Journal(tmp_path / "rows.jsonl").rows("saves")) == 1
     assert program.main([*given, "--count", "2"]) == 0
     assert program.main(["table", "--json", str(tmp_path / "rows.jsonl"), "--csv", str(tmp_path / "results.csv")]) == 0
-    assert (tmp_path / "results.csv").read_text(encoding="utf-8").endswith("saves,,SIGTERM,,2,0,1,1,,\n")
+    assert (tmp_path / "results.csv").read_text(encoding="utf-8").endswith("saves,,SIGTERM,,2,0,1,,\n")
     assert "saves: stopped after 0 minutes" in capsys.readouterr().out
 
 
