@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from alexnet.config import Config, ConfigError, load_config
+from alexnet.config import Config, ConfigError, check_sections, load_config
 from alexnet.data.dataset import DataError
 from alexnet.native.atomic import reason
 from alexnet.native.console import protect
@@ -137,8 +137,24 @@ def with_data(config: Config) -> Config:
     if not config.rank:
         from preprocess.synthetic import make_synthetic  # other runs, and workers, do not need it
 
+        if not SYNTHETIC.exists():
+            check_names(config)
         make_synthetic(SYNTHETIC)
     return config.model_copy(update={"data": str(SYNTHETIC)})
+
+
+def check_names(config: Config) -> None:
+    """Raise ConfigError for names that the workers would refuse, before something slow."""
+    from alexnet.models import model_class  # it imports PyTensor, slowly
+    from alexnet.training.updates import find_update_rule  # likewise
+    from multigpu.exchange import STRATEGIES, ExchangeSettings  # likewise
+
+    check_sections(config)
+    model_class(config.model)
+    find_update_rule(config)
+    RULES.find(config.rule)
+    if (exchange := config.section(ExchangeSettings).exchange) != "auto":
+        STRATEGIES.find(exchange)
 
 
 def with_absolute_paths(config: Config) -> Config:

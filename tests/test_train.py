@@ -95,6 +95,8 @@ def test_stopped_run_saves_its_last_step(number, data, tmp_path):
         (["data={data}", "devices=cpu,auto"], "devices must be only auto"),
         (["data={data}", "batch_size=2", "devices=cpu,cuda0"], "cuda0 needs PyCUDA"),
         (["data={data}", "batch_size=4", "devices=cpu,cpu"], "batch size 8 is larger than the set of 6 images"),
+        (["update=adam"], "there is no update rule 'adam'"),         # before the synthetic set is made
+        (["exchange=x"], "there is no strategy 'x'"),
         (["resume_train=nowhere"], "there is no run folder or checkpoint file nowhere"),
     ],
 )
@@ -104,7 +106,7 @@ def test_invalid_input_is_refused_with_status_2(arguments, sentence, data, tmp_p
     assert sentence in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert "compiling" not in done.stdout
-    assert not (tmp_path / "runs").exists()
+    assert not any((tmp_path / name).exists() for name in ("runs", "data"))
 
 
 @pytest.mark.parametrize(
