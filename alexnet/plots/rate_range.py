@@ -53,6 +53,8 @@ def trials_over_steps(axes: Axes, trials: Sequence[CostCurve], before: float) ->
         axes.plot(range(1, len(trial.costs) + 1), trial.smoothed, line, color=colour, label=f"{trial.rates[0]:g}",
                   linewidth=2.5 if trial is best else 1)
     axes.set_yscale("log")                       # the first costs may be far above the last ones
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_ylim(top=ABOVE * max(float(trial.costs[0]) for trial in trials))
     axes.set_xlabel("step of the trial")
     axes.legend(frameon=False, title="learning rate")
