@@ -26,10 +26,10 @@ RULES = {
 SERIES, COUNT = tuple(RULES), 200
 EXACT = ("bsp",)                                 # rules whose restart is bit-exact
 RANKS = {"easgd": 3, "asgd": 3}                  # with the server; 2 for the other rules
-STEPS, SNAPSHOT = 120, 20
+STEPS, SNAPSHOT = 60, 10
 LIMIT = 120.0                                    # seconds
 COMMON = {
-    "run_name": "run", "model": "experiments.endurance.network:Small", "batch_size": 2, "n_epochs": 10**6,
+    "run_name": "run", "model": "experiments.endurance.network:Linear", "batch_size": 2, "n_epochs": 10**6,
     "n_iterations": STEPS, "snapshot_iterations": SNAPSHOT, "learning_rate": 0.0005, "threads": 1, "print_freq": 10,
     "max_restarts": 3, "diagnosis": "false", "heartbeat_timeout": 30,
 }
@@ -41,7 +41,7 @@ def command(rule, data, folder):
 
 def prepare(rule, folder):
     """Return (the rule, the data set, seconds of an undisturbed job, its final arrays, the folder of the trials)."""
-    data = make_data(folder / "data", 120, 8)
+    data = make_data(folder / "data", 240, 8)
     place = folder / "undisturbed"
     with Program(command(rule, data, place), place) as program:
         status, seconds = program.end(LIMIT), time.monotonic() - program.began
