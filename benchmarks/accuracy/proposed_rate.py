@@ -51,8 +51,8 @@ TASKS = {
     "small AlexNet, photographs": Task(model(SMALL), 6, given=True),
     "batch normalisation, synthetic": Task(model(NORMALISED, batch_size=16), 6),
     "batch normalisation, photographs": Task(model(NORMALISED), 6, given=True),
-    "alexnet, synthetic": Task(model("alexnet", batch_size=16, threads="null"), 3),
-    "bvlc_googlenet, synthetic": Task(model("bvlc_googlenet", batch_size=16, threads="null"), 3),
+    "alexnet, synthetic": Task(model("alexnet", batch_size=16), 3),
+    "bvlc_googlenet, synthetic": Task(model("bvlc_googlenet", batch_size=16), 3),
 }
 
 
