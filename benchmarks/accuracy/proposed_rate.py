@@ -18,6 +18,7 @@ import sys
 import tempfile
 from typing import Any, NamedTuple
 
+from alexnet.native import compiler
 from benchmarks.accuracy import networks
 from benchmarks.accuracy.__main__ import add_data_options, errors_of, trained
 from benchmarks.accuracy.large_batch import tuned
@@ -87,6 +88,7 @@ def task_row(name, data, folder, seeds, curves):
 
 def rows(options):
     """Yield all rows."""
+    compiler.use_threads(1)                      # as command_line() says, so that tasks can run side by side
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         curves = Curves(options.curves)
