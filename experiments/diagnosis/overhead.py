@@ -1,13 +1,13 @@
 """The time that the statistics of a training take, in alternating windows of one process.
 
-python -m experiments.diagnosis.overhead [--model alexnet] [--batch 16] [--pairs 20] [--seconds 10] [--threads 2]
+python -m experiments.diagnosis.overhead [--model alexnet] [--batch 16] [--pairs 100] [--steps 5] [--threads 2]
 
 The process trains on one batch in memory. Windows with the statistics, as often as in a training with print_freq=20,
-alternate with windows without. The first is always that of the other kind than the last one of the pair before. The
+alternate with windows of as many steps without. A pair begins with the kind with which the pair before has ended. The
 clock of the statistics stops in the windows without them, so that their share of the time is that of a training.
 
-The output is the median and the quartiles of the ratio of the seconds per step, with statistics divided by without, and
-the number of measurements.
+The output is the ratio of the total times, with statistics divided by without, its standard error from a bootstrap over
+the pairs, the same for processor time, and the number of measurements.
 """
 
 import argparse
@@ -55,18 +55,16 @@ def batch_of(model, size, rng):
     return images, *offsets, mirrors, rng.integers(0, 10, size).astype(np.int32)
 
 
-def window(step, seconds):
-    """Call a step for some seconds; return the seconds per step."""
-    begin = time.perf_counter()
-    steps = 0
-    while (passed := time.perf_counter() - begin) < seconds:
+def window(step, steps):
+    """Call a step some times; return the seconds and the seconds of the processors."""
+    begin = time.perf_counter(), time.process_time()
+    for _ in range(steps):
         step()
-        steps += 1
-    return passed / steps
+    return time.perf_counter() - begin[0], time.process_time() - begin[1]
 
 
-def ratios(options, folder):
-    """Return the ratio of each pair, and the number of measurements."""
+def measured(options, folder):
+    """Return the times with and without statistics, (pairs, kind of time, 2), and the number of measurements."""
     compiler.use_threads(options.threads)
     config = load_config(["data=none", f"model={options.model}", f"batch_size={options.batch}", "learning_rate=1e-6"])
     rng = np.random.default_rng(0)
@@ -94,30 +92,43 @@ def ratios(options, folder):
             observed()
         found = []
         for pair in range(options.pairs):
-            seconds = {}
+            times = {}
             for step in (observed, plain) if pair % 2 else (plain, observed):
                 if step is observed:
                     clock.resume()
-                seconds[step] = window(step, options.seconds)
+                times[step] = window(step, options.steps)
                 if step is observed:
                     clock.pause()
-            found.append(seconds[observed] / seconds[plain])
-    return found, sum(record["kind"] == STATISTICS for record in read_records(folder)) - 1
+            found.append((times[observed], times[plain]))
+    return np.transpose(found, (0, 2, 1)), sum(record["kind"] == STATISTICS for record in read_records(folder)) - 1
+
+
+def ratio(times, rng):
+    """Return the ratio of the totals of pairs, and its standard error.
+
+    Args:
+        times: (pairs, 2).
+    """
+    samples = times[rng.integers(0, len(times), (2000, len(times)))].sum(axis=1)
+    totals = times.sum(axis=0)
+    return totals[0] / totals[1], (samples[:, 0] / samples[:, 1]).std()
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="alexnet")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=10, help="of a window")
+    parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=5, help="of a window")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found, measurements = ratios(options, pathlib.Path(folder))
-    low, median, high = np.quantile(found, (0.25, 0.5, 0.75))
-    print(f"{options.model}, batch {options.batch}: ratio {median:.4f} (quartiles {low:.4f}, {high:.4f}), mean "
-          f"{np.mean(found):.4f}, {len(found)} pairs, {measurements} measurements")
+        times, measurements = measured(options, pathlib.Path(folder))
+    rng = np.random.default_rng(0)
+    wall, processor = (ratio(times[:, kind], rng) for kind in (0, 1))
+    print(f"{options.model}, batch {options.batch}: time {wall[0]:.4f} ± {wall[1]:.4f}, processor time "
+          f"{processor[0]:.4f} ± {processor[1]:.4f}, {options.pairs} pairs of {options.steps} steps, {measurements} "
+          f"measurements")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
 """The runs that calibrate the diagnosis, and the rates that their stored results show."""
 
+import argparse
 import csv
+
+import numpy as np
+import pytest
 
 from alexnet.config import load_config
 from alexnet.models import model_class
 from experiments.diagnosis import __main__ as program
+from experiments.diagnosis import overhead
 from experiments.diagnosis.detect import Result, detect, rates
 from experiments.diagnosis.runs import NETWORKS, TRIALS, Trial
 from tests.alexnet.training.test_diagnosis import guessing, learning
@@ -52,3 +57,18 @@ def test_stored_results_hold_the_stated_rates():
     alarms, learning_runs, detected, failing = rates(results)
     assert alarms <= 1 and detected >= 0.9 * failing
     assert all(result.error < 0.5 for result in results if result.fault is None), learning_runs
+
+
+def test_overhead_is_measured_in_alternating_windows(tmp_path):
+    options = argparse.Namespace(model=f"{NETWORKS}:Healthy", batch=2, pairs=3, steps=20, threads=1)
+    times, measurements = overhead.measured(options, tmp_path)
+    assert times.shape == (3, 2, 2)
+    assert (times > 0).all()
+    assert 0 <= measurements <= 3
+
+
+def test_ratio_of_totals_has_an_error(rng):
+    times = rng.uniform(1, 2, (50, 2)) * [1.1, 1]
+    found, error = overhead.ratio(times, rng)
+    assert found == pytest.approx(times[:, 0].sum() / times[:, 1].sum())
+    assert error == pytest.approx(np.hypot(0.194, 0.194) / np.sqrt(50) * found, rel=0.3)
