@@ -10,7 +10,6 @@ from typing import Any
 from alexnet.config.registry import ConfigError, import_attribute
 from alexnet.config.schema import DEFAULTS, Config, build_config, sections
 from alexnet.config.yaml_text import as_yaml, is_intact, parse
-from alexnet.native.console import note
 
 PLAIN_TEXT = ("data", "output", "run_name", "resume_train", "weights")
 EXTENSIBLE = ("model", "update", "exchange", "rule")       # a value may be module:attribute
@@ -165,6 +164,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} must hold lines of `key: value`, got {settings!r}")
     if not is_intact(data):
+        from alexnet.native.console import note  # only a changed file needs it
+
         note(f"{path} has changed since a run wrote it; if you edited it, delete its last line, which is a checksum")
     return settings
 
