@@ -21,6 +21,14 @@ from tests.cuda_emulator import NotBuilt, find
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path.insert(0, str(Path(alexnet.__file__).parents[1]))
 
+# A process of pytest runs a whole file; these take two minutes each.
+LONGEST = {"test_examples.py", "test_several_workers.py", "test_survival.py", "test_train.py"}
+
+
+def pytest_collection_modifyitems(items):
+    """Put the longest files first: if one of them were last, the other process would wait for it."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 def pytest_report_header():
     return f"PyTensor's flags: {pytensor_flags.FLAGS}"
