@@ -1,8 +1,12 @@
-"""What the readers of untrusted files share: errors whose messages may contain text of such files, and JSON."""
+"""What the readers of untrusted files share: errors whose messages may contain text of such files, JSON, CRC-32."""
 
 import json
 import re
-from typing import Any
+import zlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LONGEST = 1200                                   # characters of a message; most have less than 300
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")         # of an object, in the messages of libraries
@@ -39,3 +43,8 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def checksum(data: "bytes | np.ndarray") -> str:
+    """Return the CRC-32 of bytes as eight hexadecimal digits."""
+    return f"{zlib.crc32(data):08x}"

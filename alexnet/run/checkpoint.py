@@ -23,6 +23,7 @@ from alexnet.config.yaml_text import as_yaml
 from alexnet.data.augment import IMAGE_SIZE, UNSCALED, Scale, scale_of
 from alexnet.data.dataset import Dataset
 from alexnet.data.image_listing import identity
+from alexnet.native.untrusted import checksum
 from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import MEAN, Arrays, CheckpointError, Metadata
 from alexnet.run.folder import OF_ONE_START
@@ -76,7 +77,7 @@ def save(
         "resize": data.resize,
         "scale": network.scale,
         "train_images": data.train.n,
-        "data_mean_crc32": checkpoint_format.checksum(data.mean),
+        "data_mean_crc32": checksum(data.mean),
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "pytensor": pytensor.__version__},
     }
     path = checkpoint_format.snapshot_path(folder, position.iteration)
@@ -214,7 +215,7 @@ def check_data(metadata: Metadata, data: Dataset, path: Path) -> list[str]:
         raise CheckpointError(
             f"{path} was saved within an epoch of {images} training images, {data.path} has {data.train.n}; {cure}"
         )
-    mean = checkpoint_format.checksum(data.mean)
+    mean = checksum(data.mean)
     if metadata.get("data_mean_crc32", mean) != mean:
         return [f"{data.path} has another mean image than the run's data; that of the checkpoint is subtracted"]
     return []

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import warnings
-import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from alexnet.native.atomic import PARTIAL, replacing
-from alexnet.native.untrusted import InputError, parse_json
+from alexnet.native.untrusted import InputError, checksum, parse_json
 
 VERSION = 1
 MEAN = "mean"                           # name of the mean image's array, in checkpoints and exports
@@ -336,11 +335,6 @@ def prune(folder: str | Path, keep: int | None, saved: Path | None = None) -> No
 def description(array: np.ndarray) -> list[Any]:
     """Return the record's entry of an array: [dtype, shape, CRC-32 of its bytes]."""
     return [array.dtype.name, list(array.shape), checksum(array.reshape(-1).view("uint8"))]
-
-
-def checksum(data: bytes | np.ndarray) -> str:
-    """Return the CRC-32 of bytes as hexadecimal digits."""
-    return f"{zlib.crc32(data):08x}"
 
 
 def plain(value: object) -> Any:

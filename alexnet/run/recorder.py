@@ -13,7 +13,6 @@ import math
 import re
 import sys
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple, TextIO
 
 from alexnet.data.progress import StatusLine, duration
 from alexnet.native.atomic import naming, replacing
-from alexnet.native.untrusted import InputError, parse_json
+from alexnet.native.untrusted import InputError, checksum, parse_json
 from alexnet.run.event_file import EventFile
 from alexnet.training.base import Record, Recorder
 from alexnet.training.diagnosis import STATISTICS
@@ -457,21 +456,22 @@ def each_record(folder: str | Path) -> Iterator[Record]:
         for number, line in enumerate(file, 1):
             place = f"line {number} of {path}"
             seal = SEAL.search(line)
-            if line.endswith(b"\n"):
-                record = parsed(checked(line, seal, place) if seal else line, place)
-                if sealed is None:
-                    sealed = bool(seal)          # versions before 2026-12 wrote no checksums
-                elif sealed != bool(seal):
-                    raise InputError(f"{place} is damaged: {'only it has a' if seal else 'it has no'} CRC-32; {REPAIR}")
-                yield record
-            elif SEAL.search(line[:-1] + b"\n"):
-                raise InputError(f"{place} is damaged: it ends with {line[-1:]!r} instead of a line feed; {REPAIR}")
+            if not line.endswith(b"\n"):
+                if SEAL.search(line[:-1] + b"\n"):
+                    raise InputError(f"{place} is damaged: it ends with {line[-1:]!r} instead of a line feed; {REPAIR}")
+                return
+            record = parsed(checked(line, seal, place) if seal else line, place)
+            if sealed is None:
+                sealed = bool(seal)              # versions before 2026-12 wrote no checksums
+            elif sealed != bool(seal):
+                raise InputError(f"{place} is damaged: {'only it has a' if seal else 'it has no'} CRC-32; {REPAIR}")
+            yield record
 
 
 def line_of(record: Record) -> str:
     """Return a record as a line of records.jsonl."""
     text = json.dumps(record, allow_nan=False)
-    return f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
+    return f'{text[:-1]}, "crc32": "{checksum(text.encode())}"}}\n'
 
 
 def checked(line: bytes, seal: re.Match[bytes], place: str) -> bytes:
@@ -484,7 +484,7 @@ def checked(line: bytes, seal: re.Match[bytes], place: str) -> bytes:
         InputError: the line, described by `place`, has another CRC-32.
     """
     text = line[:seal.start()] + b"}"
-    if zlib.crc32(text) != int(seal[1], 16):
+    if checksum(text) != seal[1].decode():
         raise InputError(f"{place} is damaged: its CRC-32 is not {seal[1].decode()}; {REPAIR}")
     return text
 

@@ -19,6 +19,7 @@ import time
 import numpy as np
 
 from alexnet.config import load_config
+from alexnet.data.augment import centre_crop
 from alexnet.native import compiler
 from alexnet.run.recorder import RunRecorder, read_records
 from alexnet.training.diagnosis import STATISTICS
@@ -50,9 +51,7 @@ class PausableClock:
 def batch_of(model, size, rng):
     """Return the inputs of a step: images, crops and labels of random content."""
     images = rng.integers(0, 256, (3, 256, 256, size), np.uint8)
-    offsets = [rng.integers(0, 256 - model.image_size + 1, size).astype(np.int32) for _ in range(2)]
-    mirrors = rng.integers(0, 2, size).astype(np.uint8)
-    return images, *offsets, mirrors, rng.integers(0, 10, size).astype(np.int32)
+    return images, *centre_crop(size, model.image_size), rng.integers(0, 10, size).astype(np.int32)
 
 
 def window(step, steps):

@@ -24,6 +24,7 @@ from alexnet.config import Config, ConfigError, load_config
 from alexnet.data.batch_file import DataError
 from alexnet.data.dataset import Dataset, Split
 from alexnet.models import MODELS, Model
+from alexnet.native.untrusted import checksum
 from alexnet.nn import LRN, Conv, Dense, Dropout, Flatten
 from alexnet.nn.containers import Auxiliary, Sequential
 from alexnet.nn.fire import Fire
@@ -282,9 +283,9 @@ def checkpoint_repaired(data: bytes) -> bytes:
         for name, entry in record["arrays"].items():
             if isinstance(header.get(name), dict):
                 first, last = header[name]["data_offsets"]
-                entry[2] = checkpoint_format.checksum(values[first:last])
+                entry[2] = checksum(values[first:last])
         metadata["record"] = json.dumps(record)
-        metadata["record_crc32"] = checkpoint_format.checksum(metadata["record"].encode())
+        metadata["record_crc32"] = checksum(metadata["record"].encode())
         return safetensors_joined(header, values)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return data
@@ -304,7 +305,7 @@ def checkpoint_mutated(data: bytes, random) -> bytes:
         part = "metadata" if choice < 7 else "arrays"
         record[part] = mutation.json_value_mutated(record[part], random)
         metadata["record"] = json.dumps(record)
-        metadata["record_crc32"] = checkpoint_format.checksum(metadata["record"].encode())
+        metadata["record_crc32"] = checksum(metadata["record"].encode())
         return safetensors_joined(header, values)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return mutation.bytes_mutated(data, random)
@@ -632,7 +633,7 @@ def own_onnx_repaired(data: bytes) -> bytes:
     model = ModelProto()
     try:
         model.ParseFromString(data)
-        sums = {tensor.name: checkpoint_format.checksum(tensor.raw_data) for tensor in model.graph.initializer}
+        sums = {tensor.name: checksum(tensor.raw_data) for tensor in model.graph.initializer}
         metadata = {prop.key: prop.value for prop in model.metadata_props if prop.key != "metadata_crc32"}
         metadata["crc32"] = json.dumps(sums)
         helper.set_model_props(model, metadata | {"metadata_crc32": export.checksum_of(metadata)})

@@ -22,12 +22,11 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from alexnet.data.augment import IMAGE_SIZE, UNSCALED
 from alexnet.models import MODELS
-from alexnet.native.untrusted import parse_json
+from alexnet.native.untrusted import checksum, parse_json
 from alexnet.nn.layer import Chain, Step
 from alexnet.pretrained.graph import chain_of
 from alexnet.pretrained.onnx.tensors import array_of, tensors_of
 from alexnet.pretrained.weights import Weights, WeightsError, check_model, checked, whole
-from alexnet.run.checkpoint_format import checksum
 
 PRODUCER = "alexnet-pytensor"
 VERSION = 1
