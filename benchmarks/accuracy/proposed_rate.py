@@ -88,7 +88,7 @@ def task_row(name, data, folder, seeds, curves):
 
 def rows(options):
     """Yield all rows."""
-    compiler.use_threads(1)                      # as command_line() says, so that tasks can run side by side
+    compiler.use_threads(1)                      # so that tasks can run side by side
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         curves = Curves(options.curves)

@@ -157,7 +157,7 @@ input()
 
 
 def test_sample_counts_descriptors_threads_and_memory():
-    """In a process of its own, because that of the tests has threads and free memory of other tests."""
+    """Of another process, because that of the tests has threads and free memory of other tests."""
     with subprocess.Popen([sys.executable, "-c", GROWING], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         before = sample(process.pid)
