@@ -19,10 +19,11 @@ process died.
 
 import sys
 
-from alexnet.native.packages import begin
+from alexnet.native.packages import begin, ended_by_ctrl_c
 
 if __name__ == "__main__":                       # worker processes import this file too, but do not need it
     begin("train.py", sys.argv[1:])
-    from multigpu.train import main  # imports packages that may be missing
+    with ended_by_ctrl_c():
+        from multigpu.train import main  # imports packages that may be missing
 
     raise SystemExit(main(sys.argv[1:]))

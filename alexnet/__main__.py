@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from alexnet import commands
 from alexnet.native import console
-from alexnet.native.packages import begin
+from alexnet.native.packages import begin, ended_by_ctrl_c
 from alexnet.native.pytensor_flags import set_pytensor_flags
 
 if TYPE_CHECKING:                                # the list of commands needs no packages
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     set_pytensor_flags()
     if name == TRAIN:
-        from multigpu.train import main as train  # upwards: this module is an entry point, as train.py is
+        with ended_by_ctrl_c():
+            from multigpu.train import main as train  # upwards: this module is an entry point, as train.py is
 
         return train(arguments[1:])
     return run(name, arguments[1:])
@@ -83,7 +84,8 @@ def descriptions() -> dict[str, str]:
 def run(name: str, arguments: Sequence[str]) -> int:
     """Run the command in a module of alexnet.commands and return its exit status."""
     module = name.replace("-", "_")
-    command = import_module(f"{commands.__name__}.{module}")         # only this one: matplotlib is slow to import
+    with ended_by_ctrl_c():
+        command = import_module(f"{commands.__name__}.{module}")     # only this one: matplotlib is slow to import
     parser = argparse.ArgumentParser(
         prog=f"alexnet {name}", description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from alexnet.native.console import protect
-from alexnet.native.packages import begin
+from alexnet.native.packages import begin, ended_by_ctrl_c
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,7 +25,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if given.command == "restart":
         return start_job(restart, given.job)
-    from multigpu.device.report import report  # imports packages that may be missing
+    with ended_by_ctrl_c():
+        from multigpu.device.report import report  # imports packages that may be missing
 
     print(report())
     return 0
@@ -33,8 +34,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def start_job(parser: argparse.ArgumentParser, command: Sequence[str]) -> int:
     """Run the command of an MPI job under a supervisor; return the exit status."""
-    from multigpu.mpi.supervisor import supervise  # imports packages that may be missing
-    from multigpu.train import started_by_mpi  # likewise
+    with ended_by_ctrl_c():
+        from multigpu.mpi.supervisor import supervise  # imports packages that may be missing
+        from multigpu.train import started_by_mpi  # likewise
 
     if not command:
         parser.error("give the command of the job, such as mpiexec -n 4 python -m mpi4py train.py max_restarts=3")

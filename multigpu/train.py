@@ -13,7 +13,7 @@ from alexnet.data.dataset import DataError
 from alexnet.native.atomic import reason
 from alexnet.native.console import protect
 from alexnet.native.main_module import check_main_module
-from alexnet.native.packages import TRAIN_PROGRAM
+from alexnet.native.packages import TRAIN_PROGRAM, ended_by_ctrl_c
 from alexnet.run.checkpoint_format import CheckpointError, Metadata, load_from, snapshots
 from alexnet.run.folder import OF_ONE_START, check_new, folder_of, is_exact, newest_run, resumes_in_place
 from multigpu.launch.launcher import launch
@@ -53,6 +53,9 @@ def main(arguments: Sequence[str], entry: WorkFunction | None = None) -> int:
     except OSError as error:
         print(f"{TRAIN_PROGRAM}: {reason(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{TRAIN_PROGRAM}: interrupted before the training", file=sys.stderr)
+        return 130
     return launch(config, entry)
 
 
@@ -77,7 +80,9 @@ def is_elastic(arguments: Sequence[str]) -> bool:
 
 def settings_of_run(arguments: Sequence[str]) -> Config:
     """Return the Config of a run, with its data and its name; the workers check the settings of rules."""
-    return with_run(with_absolute_paths(with_data(load_settings(arguments))))
+    with ended_by_ctrl_c():                      # it imports packages
+        config = load_settings(arguments)
+    return with_run(with_absolute_paths(with_data(config)))
 
 
 def load_settings(arguments: Sequence[str]) -> Config:
@@ -135,7 +140,8 @@ def with_data(config: Config) -> Config:
     if config.data:
         return config
     if not config.rank:
-        from preprocess.synthetic import make_synthetic  # other runs, and workers, do not need it
+        with ended_by_ctrl_c():
+            from preprocess.synthetic import make_synthetic  # other runs, and workers, do not need it
 
         if not SYNTHETIC.exists():
             check_names(config)
@@ -145,9 +151,10 @@ def with_data(config: Config) -> Config:
 
 def check_names(config: Config) -> None:
     """Raise ConfigError for names that the workers would refuse, before something slow."""
-    from alexnet.models import model_class  # it imports PyTensor, slowly
-    from alexnet.training.updates import find_update_rule  # likewise
-    from multigpu.exchange import STRATEGIES, ExchangeSettings  # likewise
+    with ended_by_ctrl_c():
+        from alexnet.models import model_class  # it imports PyTensor, slowly
+        from alexnet.training.updates import find_update_rule  # likewise
+        from multigpu.exchange import STRATEGIES, ExchangeSettings  # likewise
 
     check_sections(config)
     model_class(config.model)

@@ -170,7 +170,7 @@ def plain_dataset(file: h5py.File, path: FilePath, size: int) -> h5py.Dataset:
         fault = fault_of(file, name, size)
         if fault is None:
             return file[name]
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:     # h5py's errors for a damaged file
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:  # h5py's errors for a damaged file
         fault = one_line(error)
     raise DataError(
         f"{name_of(path)} {fault}; a batch file holds plain uint8 images of shape (3, {size}, {size}, images)"

@@ -4,8 +4,11 @@ This module imports only the standard library, so it can run before any package 
 """
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -53,9 +56,30 @@ def begin(program: str, arguments: Sequence[str]) -> None:
     if arguments and arguments[0] in ("--version", "-v", "-V"):
         print(versions())
         raise SystemExit(0)
-    if problem := problem_of_python() or problem_of_packages():
+    with ended_by_ctrl_c():
+        problem = problem_of_python() or problem_of_packages()
+    if problem:
         print(f"{program}: {problem}", file=sys.stderr)
         raise SystemExit(2)
+
+
+@contextmanager
+def ended_by_ctrl_c() -> Iterator[None]:
+    """Let SIGINT end the process at once within the with block, in which a program imports packages.
+
+    A KeyboardInterrupt there can be lost: importlib runs a callback of a weak reference for each import, and some
+    extension modules ignore an exception of a function that they call while they are initialised. Outside the main
+    thread, or if SIGINT is ignored or has a handler, nothing changes.
+    """
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not default or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def versions() -> str:

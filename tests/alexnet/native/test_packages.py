@@ -1,6 +1,7 @@
 """The first sentence of each program: its version, missing packages, and how to install them."""
 
 import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -75,3 +76,28 @@ def test_names_agree_with_pyproject():
     assert project["requires-python"] == f">={packages.OLDEST_PYTHON[0]}.{packages.OLDEST_PYTHON[1]}"
     required = {requirement.split(">")[0].lower() for requirement in project["dependencies"]}
     assert {name.lower() for name in packages.PACKAGES.values()} <= required
+
+
+SIGNAL_IN_CALLBACK = """
+import importlib.abc, os, signal, sys, weakref
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            signalled = type("", (), {{}})()
+            reference = weakref.ref(signalled, lambda _: os.kill(os.getpid(), signal.SIGINT))
+            del signalled
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: " ".join(program[-2:]).replace(str(TOP), "."))
+@pytest.mark.parametrize("module", ["pydantic", "numpy.random"])
+def test_ctrl_c_ends_a_program_that_imports_packages(program, module, tmp_path):
+    # An exception in a callback of a weak reference, such as importlib has, is only printed.
+    (tmp_path / "sitecustomize.py").write_text(SIGNAL_IN_CALLBACK.format(module=module))
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{TOP}"}
+    done = subprocess.run([sys.executable, *program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
