@@ -21,6 +21,7 @@ results.csv of this folder is such a table.
 import argparse
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -98,6 +99,8 @@ def main(arguments=None):
                         help="end after the trial in which this time is over; steps: stop the training")
     parser.add_argument("--folder", type=pathlib.Path, help="for temporary files; those of failed trials are kept")
     options = parser.parse_args(arguments)
+    # A shell ignores it in a command that it starts in the background, and programs would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     journal = Journal(options.json)
     rows = journal.all
     if options.task != "table":
