@@ -36,7 +36,8 @@ LONGEST_SIDE = 1 << 14                           # pixels of an image whose shor
 MOST_BYTES = 1 << 28                             # of an image in a tar file
 HARMLESS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)            # as stored in warnings.filters
 DAMAGE = (                                       # raised by Pillow
-    OSError, SyntaxError, ValueError, EOFError, OverflowError, RuntimeError, struct.error, zlib.error,
+    OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, RuntimeError, struct.error,
+    zlib.error,
 )
 PILLOW_FORMATS = (*(name.upper() for name in FORMATS), "MPO")             # MPO: a JPEG with further images
 OPTIONAL = ("WebP", "AVIF")                      # formats that some builds of Pillow lack
