@@ -4,6 +4,7 @@ ILSVRC2012_img_train.tar is a tar of a tar for each class, n01440764.tar; ILSVRC
 Neither is compressed, so every image is a range of bytes of the outer file. A tar of class folders is read, too.
 """
 
+import io
 import os
 import struct
 import tarfile
@@ -18,6 +19,7 @@ from alexnet.data.image_formats import SUFFIXES
 from alexnet.data.omissions import Omissions, nfc
 
 INNER = ".tar"
+MOST_HEADER = 1 << 20                            # bytes of a long name or of pax records
 DAMAGE = (                                       # raised by tarfile
     tarfile.TarError, OSError, ValueError, IndexError, KeyError, TypeError, OverflowError, EOFError, RecursionError,
     struct.error,
@@ -31,6 +33,16 @@ class Member(NamedTuple):
     name: str                                    # as in a tree of class folders: folder/file, or file
     offset: int                                  # in bytes, from the start of the outer file
     size: int
+
+
+class HeaderReader(io.BufferedReader):
+    """A tar file whose headers are read: a false length of a long name or of pax records allocates no memory."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read up to `size` bytes; raises tarfile.ReadError if they are more than MOST_HEADER."""
+        if size is None or not 0 <= size <= MOST_HEADER:
+            raise tarfile.ReadError(f"it has a header of {size} bytes")
+        return super().read(size)
 
 
 class TarImages(NamedTuple):
@@ -120,9 +132,10 @@ def tar_members(path: str | Path, start: int, end: int) -> Iterator[tarfile.TarI
     """Yield the members of the tar in the bytes from start to end of a file; their offsets count from its start.
 
     Raises:
-        tarfile.ReadError: a member is cut off, or has a negative size, with which tarfile may read a header again.
+        tarfile.ReadError: a member is cut off, or has a negative size, with which tarfile may read a header again, or
+            a header of more than MOST_HEADER bytes.
     """
-    with open(path, "rb") as file:
+    with HeaderReader(open(path, "rb", buffering=0)) as file:
         file.seek(start)
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
