@@ -136,7 +136,11 @@ class Config(Section):
         Raises:
             ConfigError: a value has the wrong type, or values contradict each other.
         """
-        return build(kind, {name: value for name, value in self._others.items() if name in kind.model_fields})
+        return build(kind, self._values_of(kind))
+
+    def _values_of(self, kind: type[Section]) -> dict[str, Any]:
+        """Return the values of the settings of a section, not validated."""
+        return {name: self._others[name] for name in kind.model_fields if name in self._others}
 
     @property
     def given(self) -> frozenset[str]:
@@ -299,7 +303,7 @@ def build_config(values: Mapping[str, Any], sources: Mapping[str, str], given: I
 def check_sections(config: Config, sources: Mapping[str, str] | None = None) -> None:
     """Check the settings of every section that imported modules declare; see build_config."""
     for kind in sections():
-        build(kind, {name: value for name, value in config._others.items() if name in kind.model_fields}, sources)
+        build(kind, config._values_of(kind), sources)
 
 
 def build(kind: type[S], values: Mapping[str, Any], sources: Mapping[str, str] | None = None) -> S:

@@ -26,7 +26,9 @@ def printable(text: object, longest: int = LONGEST) -> str:
     If it is too long, its middle is left out.
     """
     text = LINE_BREAK.sub(" ", ADDRESS.sub("", shortened(str(text), 2 * longest)))
-    return shortened("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text), longest)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shortened(text, longest)
 
 
 def shortened(text: str, longest: int) -> str:
