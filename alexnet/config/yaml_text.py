@@ -13,6 +13,7 @@ from alexnet.native.untrusted import checksum
 
 SEAL = "# CRC-32 of the lines above is "
 TAGS = ("null", "bool", "int", "float", "str", "seq", "map")
+DEEPEST = 10                                     # nested nodes; settings have three
 FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
 
 
@@ -24,14 +25,24 @@ class Loader(yaml.SafeLoader):
         tag: function for tag, function in yaml.SafeLoader.yaml_constructors.items()
         if tag is None or tag.rpartition(":")[2] in TAGS
     }
+    depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Return the next node; raise ConfigError for an alias, with which 1 kB can describe more than the memory."""
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            line = event.start_mark.line + 1
+        """Return the next node.
+
+        Raises:
+            ConfigError: an alias, with which 1 kB can describe more than the memory, or nodes nested too deeply.
+        """
+        event = self.peek_event()
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
             raise ConfigError(f"{self.name} line {line}: write the value of *{event.anchor} out; aliases are not read")
-        return super().compose_node(parent, index)
+        if self.depth == DEEPEST:
+            raise ConfigError(f"{self.name} line {line}: values are nested more than {DEEPEST} deep")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Return the mapping of a node; raise ConfigError for a duplicate key or a key that is no string."""
@@ -86,8 +97,6 @@ def parse(text: str | bytes, source: str) -> Any:
         line = f" in line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
         raise ConfigError(f"{source} is not valid YAML{line}: {problem}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{source} is not valid YAML: it is nested too deeply") from error
     except ConfigError:
         raise
     except (ValueError, KeyError, TypeError) as error:           # a value that its tag forbids, or one of 5000 digits
