@@ -98,6 +98,7 @@ class Guard:
         """Install the hook, once in a process."""
         if not self.installed:
             self.installed = True
+            sys.dont_write_bytecode = True       # of a module that a reader imports for its message
             sys.addaudithook(self.hook)
 
     def hook(self, event: str, arguments: tuple) -> None:
