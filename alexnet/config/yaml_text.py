@@ -58,10 +58,10 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_integer(self, node: yaml.ScalarNode) -> int:
-        return int(node.value)
+        return int(self.construct_scalar(node))
 
     def construct_number(self, node: yaml.ScalarNode) -> float:
-        return float(re.sub(r"^([-+]?)\.(inf|nan)", r"\1\2", node.value.lower()))
+        return float(re.sub(r"^([-+]?)\.(inf|nan)", r"\1\2", self.construct_scalar(node).lower()))
 
 
 for tag, pattern, first_letters in (

@@ -73,7 +73,7 @@ def sample_of(program, run):
                 found[f"{role} {counts[role]}"] = values._asdict()
                 counts[role] += 1
     files = {path for path in run.rglob("*") if path.is_file()}
-    saved = {*checkpoint_format.snapshots(run), run / BEST} & files
+    saved = {*checkpoint_format.snapshots(run), run / BEST}      # newer than files: a checkpoint may replace another
     report = {path for pattern in REPORT for path in run.glob(pattern)}
     return found | {
         "processes": sum(counts.values()), "shared memory files": len(program.shared_memory()),

@@ -219,12 +219,10 @@ def test_faults_of_checkpoints_are_found(checkpoints):
 # ---- the stored results
 
 
-def test_stored_results_hold_one_failed_check():
-    """They are those of `python -m experiments.endurance table`.
-
-    Worker 0 draws its second pictures soon after the first tenth of the run. Its memory is constant from then on.
-    """
+def test_stored_results_hold_two_failed_checks():
+    """They are those of `python -m experiments.endurance table`; benchmarks/RESULTS.md explains both."""
     with (program.HERE / "results.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["task"] for row in rows} == {"steps", *program.TASKS}
-    assert {row["kind"]: float(row["slope"]) < 2.5 for row in rows if row["failed"] != "0"} == {"worker 0 memory": True}
+    failed = {row["kind"]: float(row["slope"]) for row in rows if row["failed"] != "0"}
+    assert failed == {"worker 0 memory": pytest.approx(3.66, abs=0.01), "checkpoints": pytest.approx(-1.07, abs=0.01)}

@@ -279,6 +279,7 @@ def test_contradictory_settings_are_refused(arguments, message):
         ("a: [", " is not valid YAML in line 1: expected the node content, but found '<stream end>'"),
         ("3: 4", " line 1: a setting's name must be a word, got 3"),
         ("data: &a [1]\nmodel: *a", " line 2: write the value of *a out; aliases are not read"),
+        ("momentum: !!float [1]", " is not valid YAML in line 1: expected a scalar node, but found sequence"),
         ("data:\n " + "[" * 5000, " line 2: values are nested more than 10 deep"),
         ("data: !!python/x []", " is not valid YAML in line 1: could not determine a constructor "
          + "for the tag 'tag:yaml.org,2002:python/x'"),
