@@ -20,8 +20,6 @@ PYTHON = $(eval PYTHON := $(or $(word 2,$(shell sh tests/interpreters.sh)),pytho
 endif
 RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest -n 2
-# Many tests wait for processes that they start, so the whole suite keeps two cores busy with three processes.
-PYTEST_WHOLE := $(RUN) -m pytest -n 3
 
 PIP := $(RUN) -m pip install --no-user --disable-pip-version-check
 .PHONY: train setup setup-tests test check lint compatibility compatibility-one sanitize docs notebook fuzz bench
@@ -61,7 +59,7 @@ check: lint
 
 test: lint
 	$(RUN) -m tests.cuda_emulator.build
-	$(PYTEST_WHOLE) --dist loadfile --no-loadscope-reorder
+	$(PYTEST) --dist loadfile --no-loadscope-reorder
 	@$(MAKE) --no-print-directory compatibility
 
 # Each other version has its own environment and its own line of make.
