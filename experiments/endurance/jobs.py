@@ -1,8 +1,8 @@
 """Kills of a random process of an MPI job that its supervisor restarts: the job ends in time, and leaves nothing.
 
     supervisor              killed; the ranks save and end, without a restart
-    any other process       the job reaches its end, with status 0; with rule bsp its weights equal those of an
-                            undisturbed job
+    any other process       the job reaches its end, with status 0; with rule bsp and exchange_what=weights_and_momentum
+                            its weights equal those of an undisturbed job
     - in the start, before rank 0 has read the settings   the job may end instead
     - after the last step   the status may be that of mpiexec
 """
@@ -20,17 +20,17 @@ from experiments.endurance.inputs import make_data
 from experiments.endurance.processes import Program, mpi_command
 
 RULES = {
-    "bsp": {}, "slowmo": {"slowmo_steps": 3}, "easgd": {"easgd_tau": 2}, "gosgd": {"gosgd_p": 0.5},
-    "noloco": {"noloco_steps": 2}, "asgd": {"n_sync": 2},
+    "bsp": {"exchange_what": "weights_and_momentum"}, "slowmo": {"slowmo_steps": 3}, "easgd": {"easgd_tau": 2},
+    "gosgd": {"gosgd_p": 0.5}, "noloco": {"noloco_steps": 2}, "asgd": {"n_sync": 2},
 }
 SERIES, COUNT = tuple(RULES), 200
-EXACT = ("bsp",)                                 # rules whose restart is bit-exact
+EXACT = ("bsp",)                                 # rules whose restart is bit-exact, with these settings
 RANKS = {"easgd": 3, "asgd": 3}                  # with the server; 2 for the other rules
 STEPS, SNAPSHOT = 60, 10
 LIMIT = 120.0                                    # seconds
 COMMON = {
     "run_name": "run", "model": "experiments.endurance.network:Linear", "batch_size": 2, "n_epochs": 10**6,
-    "n_iterations": STEPS, "snapshot_iterations": SNAPSHOT, "learning_rate": 0.0005, "threads": 1, "print_freq": 10,
+    "n_iterations": STEPS, "snapshot_iterations": SNAPSHOT, "learning_rate": 0.00001, "threads": 1, "print_freq": 10,
     "max_restarts": 3, "diagnosis": "false", "heartbeat_timeout": 30,
 }
 

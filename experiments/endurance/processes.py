@@ -144,7 +144,7 @@ def role_of(process, processes):
     """Return what a process does in its program.
 
     launcher, worker, loader; of an MPI job: supervisor, mpiexec, proxy, wrapper, rank, monitor; tracker of
-    multiprocessing's resources.
+    multiprocessing's resources; fork: a child of the supervisor that does not run its command yet.
 
     Args:
         processes: all of the program.
@@ -164,7 +164,7 @@ def role_of(process, processes):
     if first.startswith("hydra"):
         return "proxy"
     if "restart" in process.command:
-        return "supervisor"
+        return "fork" if parent and parent.command == process.command else "supervisor"
     if "mpi4py" in process.command:
         wraps = any(each.parent == process.pid and each.command == process.command for each in processes)
         return "wrapper" if wraps else "rank"

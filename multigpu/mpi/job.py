@@ -12,7 +12,7 @@ Rank 0 resolves the settings, prints and saves.  It starts the monitor of the jo
 | SIGHUP, unless it is ignored, to any rank      | the same; but it ends mpiexec: use nohup  | 129           |
 | - again, a second later                        | the job is ended at once                  | 130, 143, 138 |
 | a rank dies, fails or hangs                    | one message names it; the job is ended    | not 0         |
-| mpiexec is killed                              | ranks and loaders are killed              |               |
+| mpiexec or a hydra_pmi_proxy of it is killed   | ranks and loaders are killed              |               |
 | elastic: a client comes late                   | it joins with the server's weights        | 0             |
 | elastic: such a signal to a client             | it pushes its updates and leaves          | 0             |
 | elastic: a client or its loader dies, or hangs | one message names it; the others continue | 0             |
@@ -61,6 +61,7 @@ from multigpu.loader import LoaderDied
 from multigpu.mpi import tcp
 from multigpu.mpi.communicator import MPI, MpiCommunicator, end_without_finalize, leave_no_files
 from multigpu.mpi.placement import place_rank
+from multigpu.mpi.rank_wrapper import end_with_parent
 from multigpu.mpi.supervisor_link import send_log, settle_supervised
 from multigpu.rules import rule_of
 
@@ -92,6 +93,7 @@ def run(settle: Callable[[], Config], entry: WorkFunction | None = None) -> int:
         settle: returns the settings, or raises ConfigError, DataError or CheckpointError; called only at rank 0.
         entry: the function that each rank runs; None: multigpu.worker.work.
     """
+    end_with_parent()
     comm = MpiCommunicator()
     leave_no_files()
     monitor, heartbeat = start_heartbeat(comm)

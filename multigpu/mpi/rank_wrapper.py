@@ -32,14 +32,13 @@ def wrap_rank() -> None:
 
     Call it before MPI is initialised and before any thread starts.
     """
-    if is_wrapped():
-        end_with_wrapper()
-    elif started_by_hydra():
+    if started_by_hydra() and not is_wrapped():
         run_wrapper()
 
 
 def run_wrapper() -> NoReturn:
     """Start the rank, forward signals to it and end as it ends."""
+    end_with_parent()
     detached, report_detached = os.pipe()
     os.set_inheritable(report_detached, True)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)            # until there is a rank to forward them to
@@ -71,9 +70,13 @@ def end_as_rank(exitcode: int, detached: bool) -> NoReturn:
     os._exit(max(exitcode, 0))
 
 
-def end_with_wrapper() -> None:
-    """Have the kernel kill this process with its wrapper (Linux), because mpiexec controls only the wrapper."""
-    if sys.platform == "linux":
+def end_with_parent() -> None:
+    """Under MPICH's mpiexec, have the kernel kill this process with its parent (Linux).
+
+    mpiexec controls the processes of a machine through its proxy there, which is their parent. If the proxy is killed,
+    mpiexec neither ends the job nor forwards signals to it. A rank's parent may also be its wrapper.
+    """
+    if started_by_hydra() and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -138,10 +138,11 @@ def test_roles_follow_from_commands_and_parents():
         Process(13, 12, rank), Process(14, 13, rank), Process(15, 12, rank),
         Process(16, 15, (*python, "from multiprocessing.spawn import spawn_main")),
         Process(17, 14, ("python", "-m", "multigpu.failure.monitor", "5", "2")),
+        Process(18, 10, ("python", "-m", "multigpu", "restart", "mpiexec", *rank)),
     ]
     assert [role_of(each, processes) for each in processes] == [
         "launcher", "worker", "loader", "tracker", "supervisor", "mpiexec", "proxy", "wrapper", "rank", "rank",
-        "loader", "monitor",
+        "loader", "monitor", "fork",
     ]
 
 
