@@ -1,15 +1,16 @@
-"""train.py for the tiny network of tests/tiny.py, which is imported only by the workers."""
+"""train.py for the tiny network of tests/tiny.py, which is imported only by the workers.
+
+The processes that it starts import this file, so it imports nothing that they may not need, as train.py.
+"""
 
 import os
 import sys
 import time
 from pathlib import Path
 
-from multigpu import train
-
 
 def work(*arguments):
-    """Run a worker; the import is here because neither the launcher nor a loader needs PyTensor."""
+    """Run a worker."""
     from alexnet.run import checkpoint
     from multigpu import loader
     from tests.tiny import tiny_work
@@ -48,4 +49,6 @@ def flip_bit(rank, step, mark):
 
 
 if __name__ == "__main__":
-    sys.exit(train.main(sys.argv[1:], work))
+    from multigpu.train import main
+
+    sys.exit(main(sys.argv[1:], work))

@@ -86,10 +86,15 @@ def set_signal_handlers(on_sigterm: Callable[[int, FrameType | None], None] | si
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def end_with_parent() -> None:
-    """Have the kernel kill this process as soon as the parent's thread that started it ends (Linux)."""
+def signal_at_parents_end(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal as soon as the parent's thread that started it ends (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process, started with multiprocessing, as soon as its parent ends."""
+    signal_at_parents_end(signal.SIGKILL)
     if os.getppid() != parent_pid():
         sys.exit(1)                              # the parent died before the prctl call
 

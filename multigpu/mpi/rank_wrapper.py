@@ -11,7 +11,6 @@ instead of a wrapper: mpiexec --enable-recovery.
 Source: Balaji et al. 2010, "PMI: A Scalable Parallel Process-Management Interface for Extreme-Scale Systems" (PMI-1).
 """
 
-import ctypes
 import os
 import resource
 import signal
@@ -20,7 +19,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
-from multigpu.launch.process import PR_SET_PDEATHSIG, SIGNALS, stop_signals
+from multigpu.launch.process import SIGNALS, signal_at_parents_end, stop_signals
 
 WRAPPER_FD = "RANK_WRAPPER_FD"                   # set in a wrapped rank: the write end of a pipe to its wrapper
 HYDRA_RANK = "MPI_LOCALRANKID"                   # distinguishes MPICH's mpiexec from others that use PMI
@@ -38,7 +37,7 @@ def wrap_rank() -> None:
 
 def run_wrapper() -> NoReturn:
     """Start the rank, forward signals to it and end as it ends."""
-    end_with_parent()
+    end_with_proxy()
     detached, report_detached = os.pipe()
     os.set_inheritable(report_detached, True)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)            # until there is a rank to forward them to
@@ -70,14 +69,14 @@ def end_as_rank(exitcode: int, detached: bool) -> NoReturn:
     os._exit(max(exitcode, 0))
 
 
-def end_with_parent() -> None:
-    """Under MPICH's mpiexec, have the kernel kill this process with its parent (Linux).
+def end_with_proxy() -> None:
+    """Under MPICH's mpiexec, have the kernel kill this process with its parent: mpiexec's proxy, or the rank's wrapper.
 
-    mpiexec controls the processes of a machine through its proxy there, which is their parent. If the proxy is killed,
-    mpiexec neither ends the job nor forwards signals to it. A rank's parent may also be its wrapper.
+    mpiexec controls the ranks of a machine through its proxy there. If only the proxy is killed, mpiexec neither ends
+    the job nor forwards signals to the ranks.
     """
-    if started_by_hydra() and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if started_by_hydra():
+        signal_at_parents_end(signal.SIGKILL)
 
 
 def report_detached() -> None:

@@ -19,13 +19,11 @@ a SIGTERM, srun at once.  mpiexec gets no standard input, and is not in the proc
 Ctrl-C reaches only the supervisor.  The supervisor has to see the run's folder.
 """
 
-import ctypes
 import os
 import secrets
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from functools import partial
 from multiprocessing.connection import wait
@@ -36,7 +34,7 @@ from alexnet.config.schema import Config, ConfigError
 from alexnet.native.console import say
 from multigpu.launch.clock import TimeLimit
 from multigpu.launch.link import LogOpened
-from multigpu.launch.process import PR_SET_PDEATHSIG, describe_exit
+from multigpu.launch.process import describe_exit, signal_at_parents_end
 from multigpu.launch.restart import after_restarts, log_restart, restarted
 from multigpu.launch.signals import Signals
 from multigpu.messages import MessageError
@@ -180,8 +178,7 @@ def unreported(status: int, config: Config | None) -> JobEnded:
 
 
 def end_with_supervisor(supervisor: int) -> None:
-    """In mpiexec's process: have the kernel send it SIGUSR1 as soon as the supervisor ends (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGUSR1)
+    """In mpiexec's process: have the kernel send it SIGUSR1 as soon as the supervisor ends."""
+    signal_at_parents_end(signal.SIGUSR1)
     if os.getppid() != supervisor:
         os._exit(1)                              # the supervisor died before the prctl call

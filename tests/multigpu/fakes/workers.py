@@ -1,6 +1,8 @@
 """Fake readers and workers, small enough to be killed often.
 
 Run as a script, it is a launcher:  workers.py FUNCTION FOLDER key=value ...
+
+The processes that it starts import this file, so it imports only what a loader needs.
 """
 
 import ctypes
@@ -14,10 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from alexnet.config.schema import ConfigError
 from alexnet.data.dataset import DataError, ReadError, Request, Segment
-from multigpu.communicator import PeerDied
-from multigpu.launch.launcher import launch
 from multigpu.loader import ParallelBatches
 
 SHAPE = (3, 4, 4, 8)
@@ -98,6 +97,8 @@ def fail(config, device, link, comm):
     """Worker 1 of two, or the only worker, fails as config.error specifies; the other one keeps computing."""
     if comm.rank < comm.size - 1:
         return never_stop(config, device, link, comm)
+    from alexnet.config.schema import ConfigError
+
     errors = {"config": ConfigError, "data": DataError, "read": ReadError, "bug": ZeroDivisionError}
     raise errors[config.error](f"the {config.error} is wrong")
 
@@ -108,6 +109,9 @@ def report_peer(config, device, link, comm):
     Worker 1 fails a moment later as config.error specifies; without config.error it keeps computing. With config.error
     "own", worker 0 itself raises an error after it has reported worker 1.
     """
+    from alexnet.config.schema import ConfigError
+    from multigpu.communicator import PeerDied
+
     if comm.rank == 0:
         link.report("worker 1 has died", caused_by_peer=True)
         compute(0.3)
@@ -151,6 +155,8 @@ def abandon(config):
 
 
 def main(function, folder, *settings):
+    from multigpu.launch.launcher import launch
+
     values = {key: json.loads(value) for key, value in (setting.split("=") for setting in settings)}
     defaults = {"rank": None, "devices": ["cpu"], "folder": folder, "run_name": None}
     defaults |= {"max_restarts": 0, "is_restart": False, "resume_train": None, "output": folder}
