@@ -21,6 +21,9 @@ endif
 RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest -n 2
 
+# The tests start more than a thousand processes; without stored bytecode each would compile the modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 PIP := $(RUN) -m pip install --no-user --disable-pip-version-check
 .PHONY: train setup setup-tests test check lint compatibility compatibility-one sanitize docs notebook fuzz bench
 

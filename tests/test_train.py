@@ -17,6 +17,7 @@ from tests import tiny
 pytestmark = pytest.mark.slow
 
 TOP = Path(__file__).parent.parent
+TINY = "model=tests.tiny:Tiny"                   # where the network is not the subject
 
 
 def train(*arguments, cwd, **environment):
@@ -60,7 +61,7 @@ def test_network_trains_with_empty_stderr(model, backend, data, tmp_path):
 
 
 def test_training_without_a_compiler_warns_once(data, tmp_path):
-    settings = "batch_size=2", "n_iterations=1", "run_name=plain", "validation=false"
+    settings = TINY, "batch_size=2", "n_iterations=1", "run_name=plain", "validation=false"
     done = train(f"data={data}", *settings, cwd=tmp_path, CC="/nonexistent/cc")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -70,7 +71,8 @@ def test_training_without_a_compiler_warns_once(data, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_run_saves_its_last_step(number, data, tmp_path):
-    command = [sys.executable, str(TOP / "train.py"), f"data={data}", "batch_size=2", "run_name=it", "print_freq=1"]
+    settings = f"data={data}", TINY, "batch_size=2", "run_name=it", "print_freq=1", "n_epochs=1000000"
+    command = [sys.executable, str(TOP / "train.py"), *settings]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         said = next(line for line in process.stdout if line.startswith("iteration 1"))
         process.send_signal(number)
