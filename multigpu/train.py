@@ -14,6 +14,7 @@ from alexnet.native.atomic import reason
 from alexnet.native.console import protect
 from alexnet.native.main_module import check_main_module
 from alexnet.native.packages import TRAIN_PROGRAM, ended_by_ctrl_c
+from alexnet.native.pytensor_flags import set_pytensor_flags
 from alexnet.run.checkpoint_format import CheckpointError, Metadata, load_from, snapshots
 from alexnet.run.folder import OF_ONE_START, check_new, folder_of, is_exact, newest_run, resumes_in_place
 from multigpu.launch.launcher import launch
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str], entry: WorkFunction | None = None) -> int:
         entry: the function that each worker runs; None: multigpu.worker.work.
     """
     protect()
+    set_pytensor_flags()                         # before a module that a setting names imports PyTensor
     if problem := check_main_module() or (started_by_mpi() and why_no_mpi()):
         if is_first_rank():
             print(f"{TRAIN_PROGRAM}: {problem}", file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.config import Config, ConfigError, check_sections, dump
+from alexnet.config import Config, ConfigError, backend_of, check_sections, dump
 from alexnet.data.colour import PrincipalColours, colours_of
 from alexnet.data.dataset import DataError, Dataset, open_dataset
 from alexnet.data.progress import quantity
@@ -29,7 +29,7 @@ from alexnet.run.summary import last_lines
 from alexnet.training.base import Record, Recorder
 from alexnet.training.diagnosis import Detector
 from alexnet.training.loop import Diverged, InputLost, Observer, Position, Run
-from alexnet.training.network import Network, backend_of, build_model, build_network, use_kernel_settings
+from alexnet.training.network import Network, build_model, build_network, use_kernel_settings
 from alexnet.training.statistics import StatisticsObserver
 from multigpu.communicator import Communicator, DesyncError, PeerDied, StateDamaged
 from multigpu.device import Device, DeviceError, open_device

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from alexnet.commands._options import add_machine, add_weights, network_of, positive, weights_of
+from alexnet.config import backend_of
 from alexnet.data.batch_file import name_of
 from alexnet.data.progress import Progress, duration
 from alexnet.inference.evaluate import BATCH_SIZE, CROPS, Counts, evaluate
@@ -30,7 +31,6 @@ from alexnet.native import atomic
 from alexnet.native.console import note
 from alexnet.pretrained import Weights
 from alexnet.pretrained.assumptions import input_line
-from alexnet.training.network import backend_of
 
 SHOWN = 10                                       # bad images listed on the screen; the JSON file lists all
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from alexnet.commands._options import positive
-from alexnet.config import Config, ConfigError, load_config
+from alexnet.config import Config, ConfigError, backend_of, load_config
 from alexnet.data.batch_file import name_of
 from alexnet.data.dataset import Dataset, open_dataset
 from alexnet.data.progress import Progress
@@ -34,7 +34,7 @@ from alexnet.native.console import note
 from alexnet.native.packages import TRAIN
 from alexnet.plots.rate_range import rate_range
 from alexnet.pretrained.initialization import Start, find_start
-from alexnet.training.network import Network, backend_of, build_model, build_network, use_kernel_settings
+from alexnet.training.network import Network, build_model, build_network, use_kernel_settings
 from alexnet.training.rate_range import (
     CostCurve,
     RangeTest,

@@ -2,9 +2,9 @@
 
 from alexnet.config.load import load_config, read_settings
 from alexnet.config.registry import ConfigError, Registry, check_known
-from alexnet.config.schema import DEFAULTS, Config, Section, check_sections, dump
+from alexnet.config.schema import DEFAULTS, Config, Section, backend_of, check_sections, dump
 
 __all__ = [
-    "DEFAULTS", "Config", "ConfigError", "Registry", "Section", "check_known", "check_sections", "dump", "load_config",
-    "read_settings",
+    "DEFAULTS", "Config", "ConfigError", "Registry", "Section", "backend_of", "check_known", "check_sections", "dump",
+    "load_config", "read_settings",
 ]

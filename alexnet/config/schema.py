@@ -337,3 +337,10 @@ def message(kind: type[Section], error: Any, values: Mapping[str, Any], sources:
 def dump(config: Config) -> str:
     """Return all settings as the text of a YAML file that --config accepts, with a checksum in its last line."""
     return sealed("".join(f"{name}: {as_yaml(value)}\n" for name, value in config.as_dict().items()))
+
+
+def backend_of(setting: str, device: str) -> str:
+    """Return the backend that the setting selects on a device. auto selects jax on cuda devices, else cpu."""
+    if setting != "auto":
+        return setting
+    return "cpu" if device == "cpu" else "jax"

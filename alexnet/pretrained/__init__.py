@@ -17,12 +17,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from alexnet.config import backend_of
 from alexnet.models import MODELS
 from alexnet.native.packages import install
 from alexnet.pretrained import native, upstream
 from alexnet.pretrained.detect import detect_format
 from alexnet.pretrained.weights import Weights, WeightsError, checked, imagenet_names
-from alexnet.training.network import Network, backend_of
+from alexnet.training.network import Network
 
 __all__ = ["Weights", "WeightsError", "build", "format_of", "imagenet_names", "load", "save"]
 

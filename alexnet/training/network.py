@@ -18,7 +18,7 @@ from pytensor.tensor.variable import TensorVariable
 from alexnet.backends import HOST_BACKENDS, mode_of, prepare
 from alexnet.backends.bit_sums import BitSums, bit_sum
 from alexnet.backends.notify import Notify
-from alexnet.config import Config, ConfigError
+from alexnet.config import Config, ConfigError, backend_of
 from alexnet.data.augment import UNSCALED, Scale
 from alexnet.models import Model, model_class
 from alexnet.native import compiler
@@ -593,13 +593,6 @@ def layer_of(model: Model, name: str, setting: str) -> list[Parameter]:
 def layers_within(model: Model, name: str) -> list[str]:
     """Return the layers with weights that `name` denotes: the layer itself, or the layers of that group."""
     return [each for each in model.weight_layers if each == name or each.startswith(f"{name}.")]
-
-
-def backend_of(setting: str, device: str) -> str:
-    """Return the backend that the setting selects on a device. auto selects jax on cuda devices, else cpu."""
-    if setting != "auto":
-        return setting
-    return "cpu" if device == "cpu" else "jax"
 
 
 def describe_backend(setting: str, device: str) -> str:

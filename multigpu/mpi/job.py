@@ -45,7 +45,6 @@ from alexnet.data.dataset import DataError, ReadError
 from alexnet.native.atomic import reason
 from alexnet.native.console import say, write_now
 from alexnet.native.packages import TRAIN_PROGRAM
-from alexnet.native.pytensor_flags import set_pytensor_flags
 from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.training.loop import Diverged
 from multigpu.communicator import DesyncError, PeerDied, StateDamaged
@@ -172,9 +171,7 @@ def train(
     if comm.rank == 0:
         link.configure(JobSettings(config.heartbeat_timeout, elastic=comm.elastic))
     if entry is None:
-        set_pytensor_flags()
-        # imported here because it imports PyTensor, so that invalid settings are reported at once
-        from multigpu.worker import work
+        from multigpu.worker import work  # it imports PyTensor, slowly, so invalid settings are reported before
 
         entry = work
     entry(config, device, link, comm)

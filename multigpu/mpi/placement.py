@@ -3,9 +3,8 @@
 import os
 from typing import NamedTuple
 
-from alexnet.config.schema import Config, ConfigError
+from alexnet.config.schema import Config, ConfigError, backend_of
 from alexnet.native.cores import core_numbers
-from alexnet.training.network import backend_of
 from multigpu.device import DeviceError, cuda_home, why_no_jax
 from multigpu.mpi.communicator import MpiCommunicator
 

@@ -7,11 +7,11 @@ import pytest
 
 from alexnet.backends import mode_of
 from alexnet.backends.cpu.kernels import elemwise
-from alexnet.config import ConfigError, load_config
+from alexnet.config import ConfigError, backend_of, load_config
 from alexnet.data.augment import centre_crop
 from alexnet.native import compiler
 from alexnet.nn import Conv, Dense, Flatten, Sequential
-from alexnet.training.network import Network, apply_layer_settings, backend_of, build_model, build_network
+from alexnet.training.network import Network, apply_layer_settings, build_model, build_network
 from alexnet.training.updates import adadelta, adagrad, bind_update_rule, momentum_sgd, nesterov, sgd
 from tests.tiny import Tiny
 

@@ -4,6 +4,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,30 @@ def start_fakes(folder, ranks=2, under=("-m", "mpi4py"), **settings):
 def test_normal_end_has_status_0_and_no_output(tmp_path, size, under):
     assert start_fakes(tmp_path, size, under).finish() == (0, "")
     assert sorted(path.name for path in (tmp_path / "runs").glob("saved*")) == [f"saved{rank}" for rank in range(size)]
+
+
+MODEL = """
+import pathlib, pytensor
+from tests.tiny import Tiny
+pathlib.Path(__file__).with_name("flags").write_text(f"{pytensor.config.floatX},{pytensor.config.cxx}")
+"""
+
+
+def test_flags_of_pytensor_are_set_before_a_model_imports_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTENSOR_FLAGS")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "model_of_user.py").write_text(MODEL)
+    settings = given(model="model_of_user:Tiny", data=tmp_path / "none", output=tmp_path)
+    status, errors = Job(tmp_path, 1, TINY.parents[1] / "train.py", *settings).finish()
+    assert status == 2 and "none is not a folder" in errors, errors
+    assert (tmp_path / "flags").read_text() == "float32,"
+
+
+def test_fakes_do_not_import_pytensor():
+    """Nor does a job before its settings have been read."""
+    program = "import sys, multigpu.mpi.placement, multigpu.rules, tests.multigpu.fakes.elastic_training as _\n" \
+              "print('pytensor' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"
 
 
 @pytest.mark.parametrize(("under", "settings", "message"), [
