@@ -247,7 +247,10 @@ def main(listener: str, size: str, parent: str) -> None:
     """
     with socket.socket(fileno=int(listener)) as listening:
         key = sys.stdin.buffer.read()
-        finished = JobMonitor(listening, int(size), key, supervisor_link.connect(), int(parent)).run()
+        supervisor = None
+        with suppress(ConnectionError):          # it has been killed, so mpiexec stops the job
+            supervisor = supervisor_link.connect()
+        finished = JobMonitor(listening, int(size), key, supervisor, int(parent)).run()
     if not finished:                             # MPICH's mpiexec collects one exit status at each event of rank 0's
         os.close(1)                              # outputs, which this process shares, and takes 0 for all others that
         time.sleep(0.05)                         # it has killed: without an event after the end, the job's may be 0

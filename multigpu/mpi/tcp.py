@@ -253,21 +253,26 @@ def connect(
 
     Args:
         decode: of the messages that arrive.
-        patience: seconds within which the addresses are tried again.
+        patience: seconds within which the addresses are tried again, unless all of them refuse: a server of the job
+            listens before its clients start, so it is dead.
 
     Raises:
         ConnectionError: none answers.
     """
     limit = TimeLimit(patience, CONNECT_LIMIT + HANDSHAKE_LIMIT)
     while True:
+        refused = 0
         for address in addresses:
-            with suppress(OSError):
+            try:
                 peer = socket.create_connection((address, port), CONNECT_LIMIT)
-                try:
-                    return TcpConnection(peer, shake_hands(peer, key), "client", "server", decode)
-                except OSError:
-                    peer.close()
-        if not limit.left():
+            except OSError as error:
+                refused += isinstance(error, ConnectionRefusedError)
+                continue
+            try:
+                return TcpConnection(peer, shake_hands(peer, key), "client", "server", decode)
+            except OSError:
+                peer.close()
+        if refused == len(addresses) or not limit.left():
             raise ConnectionError(f"no answer at {', '.join(addresses)}, port {port}")
         time.sleep(RETRY)
 

@@ -164,6 +164,13 @@ def test_killed_supervisor_ends_the_job(tmp_path):
     assert (tmp_path / "runs" / "saved0").exists()
 
 
+def test_supervisor_killed_in_the_start_ends_the_job(tmp_path):
+    job = start_fakes(tmp_path, n_epochs=10**6, warmup_epochs=0)
+    job.wait_for(lambda: job.processes("multigpu.failure.monitor"))
+    job.process.kill()
+    assert job.finish()[0] == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("words", [("several_workers.py", "-n 2"), ("hydra_pmi_proxy",)], ids=["mpiexec", "its proxy"])
 def test_killed_mpiexec_is_restarted(tmp_path, words):
     job = training(tmp_path)

@@ -57,6 +57,16 @@ def serving():
             connection.close()
 
 
+def test_refused_connection_is_not_tried_again():
+    """The server of a job listens before its clients start."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    began = time.monotonic()
+    with pytest.raises(ConnectionError, match=rf"no answer at 127\.0\.0\.1, port {port}"):
+        tcp.connect(["127.0.0.1"], port, KEY, ORDERS, patience=60.0)
+    assert time.monotonic() - began < 5
+
+
 def ends(peer, seconds=3.0):
     """Return whether the other end closes the connection."""
     peer.settimeout(seconds)
