@@ -202,8 +202,11 @@ def train_epoch(run: Run, position: Position) -> tuple[Position, bool]:
             end_without_step(run, position)
             raise StepAbandoned(position.iteration) from None
         return position, True
-    except (DataError, InputLost):
-        end_without_step(run, position)
+    except (DataError, InputLost) as error:
+        try:
+            end_without_step(run, position)
+        except InputLost as unsaved:
+            raise type(error)(f"{error}; {unsaved}") from error
         raise
     return end_epoch(run, position, stop) if position.batch == steps else (position, stop)
 
@@ -212,6 +215,9 @@ def end_without_step(run: Run, position: Position) -> None:
     """Save the state at `position` if this worker holds it for the whole job but cannot read its next batch.
 
     Workers in lockstep return once one of them has saved: the first to report its error ends the others.
+
+    Raises:
+        InputLost: the workers have no common state.
     """
     if run.synchronizer.abandon(position.iteration + 1):
         try:

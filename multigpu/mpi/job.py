@@ -46,7 +46,7 @@ from alexnet.native.atomic import reason
 from alexnet.native.console import say, write_now
 from alexnet.native.packages import TRAIN_PROGRAM
 from alexnet.run.checkpoint_format import CheckpointError
-from alexnet.training.loop import Diverged
+from alexnet.training.loop import Diverged, InputLost
 from multigpu.communicator import DesyncError, PeerDied, StateDamaged
 from multigpu.device import DeviceError
 from multigpu.failure.heartbeat import HeartbeatClient
@@ -56,7 +56,6 @@ from multigpu.launch.link import JobLink
 from multigpu.launch.process import SIGNAL_DEBOUNCE, SIGNALS, stop_signals
 from multigpu.launch.signals import stop_notice
 from multigpu.launch.workers import WorkFunction
-from multigpu.loader import LoaderDied
 from multigpu.mpi import tcp
 from multigpu.mpi.communicator import MPI, MpiCommunicator, end_without_finalize, leave_no_files
 from multigpu.mpi.placement import place_rank
@@ -205,7 +204,7 @@ def refuse_hand_started(config: Config) -> None:
 
 def failure_of(error: BaseException) -> Failure:
     """Return the report of an exception; print the traceback of an unexpected one."""
-    if isinstance(error, LoaderDied | StateDamaged):
+    if isinstance(error, InputLost | StateDamaged):
         return Failure(str(error), fatal=False, curable=True)
     if isinstance(error, PeerDied | MPI.Exception):
         return Failure(str(error), caused_by_peer=True, curable=True)

@@ -6,6 +6,7 @@ NAME = r"rank {rank} \(pid \d+ on [^)]+\)"
 MESSAGES = {
     "died": NAME + " has died: it was killed, or has crashed; mpiexec may report the signal",
     "lost its loader": NAME + r": the loader \(pid \d+\) was killed by SIGKILL",
+    "lost its loader and has no common state": NAME + r": the loader \(pid \d+\) was killed by SIGKILL.*",
     "silent": NAME + rf" has been silent for {TIMEOUT} s \(heartbeat_timeout\): it hangs, was stopped, or cannot "
               "be reached",
     "stalled": NAME + rf" has not done a step for {TIMEOUT} s, and is not waiting for another rank; "

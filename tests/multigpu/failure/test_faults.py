@@ -21,7 +21,8 @@ from tests.system import random_faults
 pytestmark = [pytest.mark.mpi, needs_mpi]
 
 SCRIPT = Path(several_workers.__file__)
-SETTINGS = {"bsp": {}, "easgd": {"easgd_tau": 1}, "gosgd": {"gosgd_p": 1}, "noloco": {"noloco_steps": 1}}
+SETTINGS = {"bsp": {}, "easgd": {"easgd_tau": 1}, "gosgd": {"gosgd_p": 1}, "noloco": {"noloco_steps": 1},
+            "every 2": {"rule": "bsp", "average_every": 2}}
 GONE = 10                                        # seconds within which a job must end
 
 # (rule, how a rank fails, where, which of three ranks, expected MESSAGE); rank 0 is the server of easgd
@@ -44,6 +45,7 @@ FAULTS = [
     ("gosgd", "bug", "validating", 1, "bug"),
     ("noloco", "killed", "pushing", 1, "died"),
     ("noloco", "hung", "computing", 2, "stalled"),
+    ("every 2", "killed", "loading", 1, "lost its loader and has no common state"),
 ]
 ONCE = ("starting", "connecting", "saving")         # points that fail at the first visit
 
@@ -59,7 +61,7 @@ def started(folder, size=3, variables=None, **settings):
 def test_fault_ends_job_and_names_rank(tmp_path, rule, how, where, rank, message):
     at = 1 if where in ONCE else 2
     variables = {"FAULT": f"{how},{where},{rank},{at}", "WENT": str(tmp_path / "went")}
-    job = started(tmp_path, variables=variables, rule=rule, **SETTINGS[rule])
+    job = started(tmp_path, variables=variables, **{"rule": rule} | SETTINGS[rule])
     job.wait_for((tmp_path / "went").exists)
     began = time.monotonic()
     status, errors = job.finish(GONE + TIMEOUT)
