@@ -12,11 +12,12 @@ from collections import Counter
 from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import BEST
 from experiments.endurance.inputs import make_data
-from experiments.endurance.processes import Program, sample, size_of, train_command
+from experiments.endurance.processes import Program, Sample, sample, size_of, train_command
 
 COUNT = 10_000                                   # steps
 WORKERS, BATCH, STEPS_OF_EPOCH = 2, 4, 100
 EVERY = 2.0                                      # seconds between two samples
+READINGS, APART = 3, 0.01                        # of a process per sample, of which the smallest counts; seconds
 LIMIT = 6 * 3600.0                               # seconds
 ENDING = 120.0                                   # seconds
 GROWS = ("records", "report")
@@ -69,7 +70,7 @@ def sample_of(program, run):
     found = {"seconds": round(time.monotonic() - program.began, 3)}
     for role, processes in sorted(program.roles().items()):
         for process in processes:
-            if values := sample(process.pid):
+            if values := smallest(process.pid):
                 found[f"{role} {counts[role]}"] = values._asdict()
                 counts[role] += 1
     files = {path for path in run.rglob("*") if path.is_file()}
@@ -80,3 +81,12 @@ def sample_of(program, run):
         "temporary files": len(list(program.temporary.rglob("*"))), "files": len(files),
         "checkpoints": size_of(saved), "report": size_of(report), "records": size_of(files - saved - report),
     }
+
+
+def smallest(pid):
+    """Return the smallest of several readings of each quantity, because loaders open files; None if it has ended."""
+    readings = []
+    for _ in range(READINGS):
+        readings.append(sample(pid))
+        time.sleep(APART)
+    return None if None in readings else Sample(*map(min, zip(*readings, strict=True)))

@@ -2,7 +2,10 @@
 
 import gc
 import io
+import platform
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -193,3 +196,21 @@ def test_drawing_leaves_no_figure_in_memory(tmp_path):
     finally:
         gc.enable()
     assert (folder / "learning_curves.png").exists() and left == []
+
+
+FREED = """
+from pathlib import Path
+from alexnet.plots.report.run_report import release_memory
+blocks = [b"1" * 50_000 for _ in range(2000)]
+last = blocks.pop()
+del blocks
+before = int(Path("/proc/self/statm").read_text().split()[1])
+release_memory()
+print(4096 * (before - int(Path("/proc/self/statm").read_text().split()[1])))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_returns_to_the_system():
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 80_000_000

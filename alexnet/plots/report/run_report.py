@@ -1,8 +1,10 @@
 """The report and the pictures of a run that trains, rewritten after an epoch."""
 
+import ctypes
 import gc
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,7 @@ class RunReport(Observer):
         if self._filters is not None:
             place = self.folder / "filters.png"
             drawing.filters(self._filters.get_value(borrow=True), place, initial=self.history.initial)
-        gc.collect()                             # figures are in reference cycles; each holds its pixels
+        release_memory()
         now = self._recorder.clock()
         self._due = now + (now - began) / SHARE
 
@@ -129,6 +131,16 @@ class RunReport(Observer):
 
     def _epochs(self, position: Position) -> float:
         return position.epoch + position.batch / self._steps
+
+
+def release_memory() -> None:
+    """Delete figures, which are in reference cycles and hold their pixels, and return the memory to the system.
+
+    Otherwise glibc would keep what the records, of which there are more at each drawing, have taken.
+    """
+    gc.collect()
+    with suppress(AttributeError):               # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def write_report(folder: str | Path, stored: History | None = None) -> Path:
