@@ -321,10 +321,12 @@ def build(kind: type[S], values: Mapping[str, Any], sources: Mapping[str, str] |
 def message(kind: type[Section], error: Any, values: Mapping[str, Any], sources: Mapping[str, str]) -> str:
     """Format a pydantic error as one sentence with the value and a valid alternative."""
     if not error["loc"]:
-        return str(error["ctx"]["error"])
+        return str(error["ctx"]["error"]) if "ctx" in error else f"there is no setting {error['input']!r}"
     name = error["loc"][0]
     if error["type"] == "missing":
         return f"{DEFAULTS} has no default of {name}"
+    if error["type"] == "extra_forbidden":
+        return f"there is no setting {name!r}"
     wanted = re.sub(r"^(Value error, |\w+ should )| after validation.*", "", error["msg"])
     for theirs, ours in WORDS.items():
         wanted = wanted.replace(theirs, ours)

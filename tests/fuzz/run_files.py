@@ -9,7 +9,7 @@ from unittest.mock import patch
 import numpy as np
 
 from alexnet.commands.diagnose import findings_of
-from alexnet.config import DEFAULTS, ConfigError, load, load_config, read_settings
+from alexnet.config import DEFAULTS, Config, ConfigError, check_sections, dump, load, load_config, read_settings
 from alexnet.config.yaml_text import sealed
 from alexnet.native.untrusted import InputError
 from alexnet.plots import records
@@ -17,6 +17,8 @@ from alexnet.plots.report import history
 from alexnet.plots.report.predictions import Example
 from alexnet.run import checkpoint_format, recorder
 from multigpu.exchange import STRATEGIES
+from multigpu.messages import MessageError, encode
+from multigpu.mpi.supervisor_link import ANSWERS, StartSettings
 from multigpu.rules import RULES
 from tests.fuzz import mutation
 from tests.fuzz.target import Target
@@ -152,6 +154,29 @@ def read_settings_of(path: Path) -> object:
     return run.settings, records.rule_of(run), records.strategy_of(run), titles, findings_of(path.parent)
 
 
+def restart_seeds() -> Iterator[bytes]:
+    """Yield messages of a supervisor to rank 0 of a restarted job."""
+    config = load_config(["data=x", "micro_batch_size=32"]).with_notes("a note").as_restart(run_name="run")
+    message = config.as_message()
+    for settings in (
+        message, None, {}, message | {"is_restart": 1}, message | {"values": message["values"] | {"batch_size": "x"}},
+        message | {"others": {"rule": [], "sync": 3, "no": None}}, message | {"given": [1, None], "notes": [{}]},
+    ):
+        yield encode(StartSettings(settings))
+
+
+def read_restart(path: Path) -> object:
+    """Read the settings of a restart as rank 0 does; check that sending them again changes nothing."""
+    settings = ANSWERS(path.read_bytes()).settings
+    if not settings:
+        return None
+    config = Config.from_message(settings)
+    check_sections(config)
+    message = config.as_message()
+    assert Config.from_message(message).as_message() == message
+    return dump(config), message, config.given, config.notes, config.is_restart, config.micro_batches
+
+
 def prepare_records(folder: Path) -> None:
     (folder / recorder.LINES).write_bytes(next(record_seeds()))
 
@@ -211,6 +236,10 @@ TARGETS = {
         "arguments", read_arguments, (ConfigError,), argument_seeds,
         ("alexnet.config.load", "alexnet.config.fields", "alexnet.config.schema", "alexnet.config.synonyms"),
         longest=400,
+    ),
+    "restart_settings": Target(
+        "message", read_restart, (MessageError, ConfigError), restart_seeds,
+        ("alexnet.config.fields", "alexnet.config.schema"), structure=mutation.json_mutated,
     ),
     "records": Target(
         recorder.LINES, read_run, (FileNotFoundError, InputError), record_seeds,
