@@ -1,7 +1,8 @@
 """Shared memory that MPICH leaves in /dev/shm if a rank is killed while MPI is initialised.
 
 MPICH's ranks map a file, /dev/shm/mpich_shm_*, in MPI_Init.  Afterwards each rank unlinks it: see leave_no_files() of
-multigpu.mpi.communicator.  A rank that is killed before cannot, so the supervisor does it when the job has ended.
+multigpu.mpi.communicator.  Its library UCX creates another one, /dev/shm/ucx_shm_posix_*, which it unlinks at once.  A
+rank that is killed before cannot unlink them, so the supervisor does it when the job has ended.
 """
 
 import re
@@ -10,13 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 
 FOLDER = Path("/dev/shm")
-NAMES = "mpich_shm_*"
+NAMES = "mpich_shm_*", "ucx_shm_posix_*"
 PAUSE = 1.0                                      # seconds; a rank maps its file at once, even if it starts just now
 
 
 def shared_files() -> set[Path]:
     """Return the files of MPICH in shared memory, of all jobs on this machine."""
-    return set(FOLDER.glob(NAMES))
+    return {path for names in NAMES for path in FOLDER.glob(names)}
 
 
 def remove_left_files(before: set[Path]) -> None:

@@ -14,6 +14,7 @@ from tests.multigpu.fakes import workers
 
 WORKERS = Path(workers.__file__)
 GONE = 5.0                                       # seconds within which every process of a run must end
+OF_MPI = "mpich_shm_", "ucx_shm_posix_"           # in /dev/shm, of MPI jobs of other tests
 
 
 class Child(NamedTuple):
@@ -82,7 +83,7 @@ class Run:
             time.sleep(0.01)
         assert left == []
         new = orphans() - self.shared
-        assert {name for name in new if not name.startswith("mpich_shm_")} == set()      # MPI jobs of other tests
+        assert {name for name in new if not name.startswith(OF_MPI)} == set()
         return status, self.error.read_text()
 
     def finish(self, seconds=20):

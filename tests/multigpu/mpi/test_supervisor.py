@@ -221,8 +221,9 @@ def test_shared_memory_of_a_rank_that_is_killed_in_mpi_init_is_removed():
 def test_only_new_shared_memory_without_a_user_is_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(shared_files, "FOLDER", tmp_path)
     monkeypatch.setattr(shared_files, "PAUSE", 0)
-    before, used, left, other = (tmp_path / f"{name}_0" for name in ("mpich_shm_a", "mpich_shm_b", "mpich_shm_c", "d"))
-    for path in (before, used, left, other):
+    names = "mpich_shm_a", "mpich_shm_b", "mpich_shm_c", "ucx_shm_posix_1a", "d"
+    before, used, *left, other = (tmp_path / f"{name}_0" for name in names)
+    for path in (before, used, *left, other):
         path.write_bytes(b"1")
     with used.open("rb") as file, mmap.mmap(file.fileno(), 1, access=mmap.ACCESS_READ):
         shared_files.remove_left_files({before})
