@@ -1,6 +1,6 @@
 """Write report.html of one or several runs again, from the records and report.safetensors in their folders.
 
-A run that trains rewrites its report after every epoch. This command is for runs whose report was deleted, and for
+A run that trains rewrites its report after epochs. This command is for runs whose report was deleted, and for
 folders that were moved.
 
     python -m alexnet report runs/a

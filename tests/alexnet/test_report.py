@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from alexnet.__main__ import main
 from alexnet.data.dataset import open_dataset
-from alexnet.plots.report import history
+from alexnet.plots.report import history, run_report
 from alexnet.plots.report.history import History
 from alexnet.plots.report.predictions import SAMPLE, WORST, Predictions
 from alexnet.plots.report.run_report import RunReport, write_report
@@ -183,6 +183,30 @@ def test_failed_report_is_a_warning(tmp_path, monkeypatch):
     assert len(warnings) == 1 and "report.html was not written" in warnings[0]
 
 
+def test_report_that_takes_long_is_not_written_after_every_epoch(tmp_path, monkeypatch):
+    """It takes a second here, so at a share of 2 % the next one is due 50 seconds later, or at the end of the run."""
+    data = open_dataset(tiny.make_data(tmp_path / "data"))
+    (tmp_path / "run").mkdir()
+    now, written, stored = [0.0], [], []
+
+    def take_a_second(folder, found):
+        now[0] += 1
+        written.append(now[0])
+
+    monkeypatch.setattr(run_report, "write_report", take_a_second)
+    monkeypatch.setattr(history, "save", lambda found, folder: stored.append(now[0]))
+    recorder = WorkerRecorder(0, clock=lambda: now[0])
+    report = RunReport(tmp_path / "run", {}, data, recorder, Position(), tiny.settings("none", "none"))
+    monkeypatch.setattr(report, "draw", lambda position: None)
+    for epoch, seconds in ((1, 0), (2, 40), (3, 12), (4, 12)):
+        now[0] += seconds
+        report.epoch_ended(Position(epoch, 0, 6 * epoch))
+    assert written == [1, 54]
+    report.run_ended(Position(4, 0, 24))
+    report.run_ended(Position(4, 0, 24))
+    assert written == [1, 54, 67] and len(stored) == 6
+
+
 def test_drawing_leaves_no_figure_in_memory(tmp_path):
     """A figure and its canvas refer to each other; each drawing of a long run would add some MB until a collection."""
     data = open_dataset(tiny.make_data(tmp_path / "data"))
@@ -200,12 +224,12 @@ def test_drawing_leaves_no_figure_in_memory(tmp_path):
 
 FREED = """
 from pathlib import Path
-from alexnet.plots.report.run_report import release_memory
+from alexnet.plots.report.run_report import return_memory
 blocks = [b"1" * 50_000 for _ in range(2000)]
 last = blocks.pop()
 del blocks
 before = int(Path("/proc/self/statm").read_text().split()[1])
-release_memory()
+return_memory()
 print(4096 * (before - int(Path("/proc/self/statm").read_text().split()[1])))
 """
 

@@ -1,4 +1,4 @@
-"""report.html of a run: one file that needs no network, rewritten after every epoch.
+"""report.html of a run: one file that needs no network, rewritten after epochs.
 
     predictions   what a validation predicted: confusion matrix, sample of images, worst mistakes
     history       what the report shows besides the records: predictions and filters, in report.safetensors

@@ -96,7 +96,7 @@ def page(folder: Path, stored: History) -> str:
 <body>
 <h1>{escape(title)}</h1>
 <p class="quiet">Run <code>{escape(str(folder))}</code>, written {written}. While the run trains, this file is rewritten
-after every epoch; reload it.</p>
+after epochs; reload it.</p>
 {body}
 </body>
 </html>

@@ -1,4 +1,4 @@
-"""The report and the pictures of a run that trains, rewritten after an epoch."""
+"""The report and the pictures of a run that trains, rewritten after an epoch unless that takes too much time."""
 
 import ctypes
 import gc
@@ -21,14 +21,14 @@ from alexnet.training.base import Recorder
 from alexnet.training.loop import Observer, Position
 
 FIRST = 30.0                                     # seconds until pictures are drawn; matplotlib is imported in 0.5 s
-SHARE = 0.02                                     # largest part of the training time in which pictures are drawn
+SHARE = 0.02                                     # largest part of the training time that each of the two takes
 
 
 class RunReport(Observer):
     """The report and the pictures of rank 0.
 
-    report.html is rewritten after every epoch, the learning curves and filters at the end, and after epochs unless they
-    take too much time.
+    report.html, the learning curves and the filters are rewritten at the end, and after epochs. Each reads the records
+    of all steps, which takes longer as the run grows, so not after every epoch if the epochs are short.
 
     Args:
         folder: folder of the run.
@@ -52,7 +52,8 @@ class RunReport(Observer):
         self._predictions = self._new_predictions()
         self._written: Position | None = None
         self._drawn: Position | None = None
-        self._due = recorder.clock() + FIRST     # time of the next drawing
+        self._page_due = recorder.clock()        # time from which on report.html is written again
+        self._pictures_due = recorder.clock() + FIRST
         epochs = self._epochs(position)
         self.history = history.load(folder) if position.iteration else History()
         self.history.classes = data.classes
@@ -71,14 +72,14 @@ class RunReport(Observer):
         self._predictions.add(images, labels, logits)
 
     def epoch_ended(self, position: Position) -> None:
-        """See Observer. Rewrites the report."""
+        """See Observer. Rewrites what is due."""
         if self._predictions.confusion.any():
             self.history.add_predictions(
                 self._predictions, position.epoch, position.iteration, self._data.validation.n
             )
         self._predictions = self._new_predictions()
-        self.write(position)
-        if self._recorder.clock() >= self._due:
+        self.write(position, page=self._recorder.clock() >= self._page_due)
+        if self._recorder.clock() >= self._pictures_due:
             self.draw(position)
 
     def run_ended(self, position: Position) -> None:
@@ -101,22 +102,37 @@ class RunReport(Observer):
         if self._filters is not None:
             place = self.folder / "filters.png"
             drawing.filters(self._filters.get_value(borrow=True), place, initial=self.history.initial)
-        release_memory()
-        now = self._recorder.clock()
-        self._due = now + (now - began) / SHARE
+        gc.collect()                             # figures are in reference cycles; each holds its pixels
+        return_memory()
+        self._pictures_due = self._after_a_share(began)
 
-    def write(self, position: Position) -> None:
-        """Rewrite the report, unless it was written at this position. A failure is a warning: training continues."""
+    def write(self, position: Position, page: bool = True) -> None:
+        """Store what the report shows, and rewrite report.html, unless it was written at this position.
+
+        A failure is a warning: training continues.
+
+        Args:
+            page: False: only store.
+        """
         if position == self._written:
             return
-        self._written = position
         if self._filters is not None:
             self.history.add_filters(self._epochs(position), self._filters.get_value(borrow=True))
-        self._try(self._write, "report.html was not written")
+        self._try(lambda: self._write(page), "report.html was not written")
+        self._written = position if page else None
 
-    def _write(self) -> None:
+    def _write(self, page: bool) -> None:
+        began = self._recorder.clock()
         history.save(self.history, self.folder)
-        write_report(self.folder, self.history)
+        if page:
+            write_report(self.folder, self.history)
+            return_memory()
+            self._page_due = self._after_a_share(began)
+
+    def _after_a_share(self, began: float) -> float:
+        """Return the time until which the training has taken its share, after something that began at this time."""
+        now = self._recorder.clock()
+        return now + (now - began) / SHARE
 
     def _try(self, write: Callable[[], None], problem: str) -> None:
         """Call `write` outside the measured time. A full disk must not end the training here, but at its checkpoint."""
@@ -133,12 +149,8 @@ class RunReport(Observer):
         return position.epoch + position.batch / self._steps
 
 
-def release_memory() -> None:
-    """Delete figures, which are in reference cycles and hold their pixels, and return the memory to the system.
-
-    Otherwise glibc would keep what the records, of which there are more at each drawing, have taken.
-    """
-    gc.collect()
+def return_memory() -> None:
+    """Return freed memory to the system. glibc would keep what the records, which grow with the run, have taken."""
     with suppress(AttributeError):               # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
