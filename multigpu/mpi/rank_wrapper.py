@@ -31,13 +31,13 @@ def wrap_rank() -> None:
 
     Call it before MPI is initialised and before any thread starts.
     """
+    end_with_proxy()                             # or, in the rank, with its wrapper
     if started_by_hydra() and not is_wrapped():
         run_wrapper()
 
 
 def run_wrapper() -> NoReturn:
     """Start the rank, forward signals to it and end as it ends."""
-    end_with_proxy()
     detached, report_detached = os.pipe()
     os.set_inheritable(report_detached, True)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)            # until there is a rank to forward them to
