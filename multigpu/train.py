@@ -20,7 +20,7 @@ from alexnet.run.folder import OF_ONE_START, check_new, folder_of, is_exact, new
 from multigpu.launch.launcher import launch
 from multigpu.launch.workers import WorkFunction
 from multigpu.mpi import why_no_mpi
-from multigpu.mpi.rank_wrapper import wrap_rank
+from multigpu.mpi.rank_wrapper import end_with_proxy, wrap_rank
 from multigpu.rules import RULES
 
 SYNTHETIC = Path("data", "synthetic")            # the data set of a run without the setting data
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str], entry: WorkFunction | None = None) -> int:
             print(f"{TRAIN_PROGRAM}: {problem}", file=sys.stderr)
         return 2
     if started_by_mpi():
+        end_with_proxy()
         if is_elastic(arguments):
             wrap_rank()
         from multigpu.mpi import job  # importing mpi4py initialises MPI

@@ -3,7 +3,8 @@
     supervisor              killed; the ranks save and end, without a restart
     any other process       the job reaches its end, with status 0; with rule bsp and exchange_what=weights_and_momentum
                             its weights equal those of an undisturbed job
-    - in the start, before rank 0 has read the settings   the job may end instead
+    - in the start, before rank 0 has read the settings   the job may end instead; without a supervisor nobody removes
+      the shared memory of a rank that dies in MPI_Init
     - after the last step   the status may be that of mpiexec
 """
 
@@ -17,7 +18,8 @@ from contextlib import suppress
 from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import CheckpointError
 from experiments.endurance.inputs import make_data
-from experiments.endurance.processes import Program, mpi_command
+from experiments.endurance.processes import SHARED, Program, mpi_command
+from multigpu.mpi import shared_files
 
 RULES = {
     "bsp": {"exchange_what": "weights_and_momentum"}, "slowmo": {"slowmo_steps": 3}, "easgd": {"easgd_tau": 2},
@@ -27,6 +29,7 @@ SERIES, COUNT = tuple(RULES), 200
 EXACT = ("bsp",)                                 # rules whose restart is bit-exact, with these settings
 RANKS = {"easgd": 3, "asgd": 3}                  # with the server; 2 for the other rules
 STEPS, SNAPSHOT = 60, 10
+OF_MPI_INIT = tuple(str(SHARED / name.rstrip("*")) for name in shared_files.NAMES)
 LIMIT = 120.0                                    # seconds
 COMMON = {
     "run_name": "run", "model": "experiments.endurance.network:Linear", "batch_size": 2, "n_epochs": 10**6,
@@ -79,6 +82,8 @@ def trial(shared, number):
     expected_end = status == -signal.SIGKILL if role == "supervisor" else complete or late or not settled
     if status is None or not expected_end:
         wrong.append(f"status {status}: {said}")
+    if role == "supervisor" and not settled:
+        wrong = [each for each in wrong if not each.startswith(OF_MPI_INIT)]
     wrong += faults(run, complete or late, expected if rule in EXACT else None)
     if not wrong:
         shutil.rmtree(place)

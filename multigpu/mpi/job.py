@@ -59,7 +59,6 @@ from multigpu.launch.workers import WorkFunction
 from multigpu.mpi import tcp
 from multigpu.mpi.communicator import MPI, MpiCommunicator, end_without_finalize, leave_no_files
 from multigpu.mpi.placement import place_rank
-from multigpu.mpi.rank_wrapper import end_with_proxy
 from multigpu.mpi.supervisor_link import send_log, settle_supervised
 from multigpu.rules import rule_of
 
@@ -91,7 +90,6 @@ def run(settle: Callable[[], Config], entry: WorkFunction | None = None) -> int:
         settle: returns the settings, or raises ConfigError, DataError or CheckpointError; called only at rank 0.
         entry: the function that each rank runs; None: multigpu.worker.work.
     """
-    end_with_proxy()
     comm = MpiCommunicator()
     leave_no_files()
     monitor, heartbeat = start_heartbeat(comm)

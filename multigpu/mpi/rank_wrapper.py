@@ -31,7 +31,6 @@ def wrap_rank() -> None:
 
     Call it before MPI is initialised and before any thread starts.
     """
-    end_with_proxy()                             # or, in the rank, with its wrapper
     if started_by_hydra() and not is_wrapped():
         run_wrapper()
 
@@ -73,10 +72,12 @@ def end_with_proxy() -> None:
     """Under MPICH's mpiexec, have the kernel kill this process with its parent: mpiexec's proxy, or the rank's wrapper.
 
     mpiexec controls the ranks of a machine through its proxy there. If only the proxy is killed, mpiexec neither ends
-    the job nor forwards signals to the ranks.
+    the job nor forwards signals to the ranks. Call it before MPI is initialised, because a rank waits for others there.
     """
     if started_by_hydra():
         signal_at_parents_end(signal.SIGKILL)
+        if os.getppid() == 1:
+            os._exit(1)                          # the parent died before
 
 
 def report_detached() -> None:

@@ -43,8 +43,9 @@ def work(*arguments):
 
 
 def main(arguments):
-    from multigpu.mpi.rank_wrapper import wrap_rank
+    from multigpu.mpi.rank_wrapper import end_with_proxy, wrap_rank
 
+    end_with_proxy()
     wrap_rank()
     from multigpu.mpi import job  # after wrap_rank: it initialises MPI
     from multigpu.train import load_settings, with_run

@@ -98,10 +98,12 @@ def work(*arguments):
 
 def main(arguments):
     from multigpu.launch.launcher import launch
+    from multigpu.mpi.rank_wrapper import end_with_proxy
     from multigpu.train import load_settings, started_by_mpi, with_run
 
     given = ["data=none", "batch_size=2", "rand_crop=false", *arguments]
     if started_by_mpi():
+        end_with_proxy()
         from multigpu.mpi import job  # it initialises MPI
 
         return job.run(lambda: with_run(load_settings(given)), work)
