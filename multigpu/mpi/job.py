@@ -59,6 +59,7 @@ from multigpu.launch.workers import WorkFunction
 from multigpu.mpi import tcp
 from multigpu.mpi.communicator import MPI, MpiCommunicator, end_without_finalize, leave_no_files
 from multigpu.mpi.placement import place_rank
+from multigpu.mpi.rank_wrapper import is_wrapped
 from multigpu.mpi.supervisor_link import send_log, settle_supervised
 from multigpu.rules import rule_of
 
@@ -107,7 +108,7 @@ def run(settle: Callable[[], Config], entry: WorkFunction | None = None) -> int:
         monitor.wait()
     if status and comm.rank == 0:
         say(f"{TRAIN_PROGRAM}: {error}" if error else f"stopped by {signal.Signals(status - 128).name}")
-    if not heartbeat.complete:
+    if not heartbeat.complete or is_wrapped():   # MPI_Finalize would wait for a client that dies in it
         end_without_finalize(status)
     if status:
         MPI.Finalize()                           # otherwise mpi4py aborts the job on a nonzero status

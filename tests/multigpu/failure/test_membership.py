@@ -175,3 +175,31 @@ def rank_of(pid):
     variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     found = dict(each.split(b"=", 1) for each in variables if b"=" in each)
     return int(found[b"PMI_RANK"]) if b"RANK_WRAPPER_FD" in found else None
+
+
+DYING = """
+import os, signal, sys
+from multigpu.mpi.rank_wrapper import wrap_rank
+wrap_rank()
+from multigpu.failure.heartbeat import HeartbeatClient
+from multigpu.mpi import job
+from multigpu.train import settings_of_run
+
+class Client(HeartbeatClient):
+    def finish(self, status):
+        super().finish(status)
+        if self._comm.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+job.HeartbeatClient = Client
+sys.exit(job.run(lambda: settings_of_run(sys.argv[1:]), lambda config, device, link, comm: comm.detach()))
+"""
+
+
+def test_client_that_dies_after_the_end_does_not_keep_the_others(tmp_path):
+    """They would wait for it in MPI_Finalize."""
+    script = tmp_path / "dying.py"
+    script.write_text(DYING)
+    began = time.monotonic()
+    assert Job(tmp_path, 3, script, *given(rule="asgd", data="none", output=tmp_path)).finish() == (0, "")
+    assert time.monotonic() - began < 60
