@@ -3,7 +3,7 @@
 python -m experiments.endurance TASK [--count N] [--first N] [--series NAME ...] [--json FILE] [--minutes M]
 python -m experiments.endurance table [--json FILE] [--csv FILE] [--add CSV]
 
-    steps        one training of N steps (10,000), two workers with loaders, checkpoints and validation: the slopes of
+    steps        one training of N steps (30,000), two workers with loaders, checkpoints and validation: the slopes of
                  memory, descriptors, threads and files over its last 90 %
     starts       N short runs (1,000) that finish, are stopped, or lose the launcher or a worker
     saves        N kills (1,000) of a process that saves checkpoints

@@ -3,8 +3,8 @@
     supervisor              killed; the ranks save and end, without a restart
     any other process       the job reaches its end, with status 0; with rule bsp and exchange_what=weights_and_momentum
                             its weights equal those of an undisturbed job
-    - in the start, before rank 0 has read the settings   the job may end instead; without a supervisor nobody removes
-      the shared memory of a rank that dies in MPI_Init
+    - in the start, before rank 0 has read the settings   the job may end instead; without a supervisor the shared
+      memory of a rank that dies in MPI_Init remains
     - after the last step   the status may be that of mpiexec
 """
 

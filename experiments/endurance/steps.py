@@ -14,7 +14,7 @@ from alexnet.run.checkpoint_format import BEST
 from experiments.endurance.inputs import make_data
 from experiments.endurance.processes import Program, Sample, sample, size_of, train_command
 
-COUNT = 10_000                                   # steps
+COUNT = 30_000                                   # steps, so that the last 90 % begin after the first pictures
 WORKERS, BATCH, STEPS_OF_EPOCH = 2, 4, 100
 EVERY = 2.0                                      # seconds between two samples
 READINGS, APART = 3, 0.01                        # of a process per sample, of which the smallest counts; seconds

@@ -220,10 +220,9 @@ def test_faults_of_checkpoints_are_found(checkpoints):
 # ---- the stored results
 
 
-def test_stored_results_hold_two_failed_checks():
-    """They are those of `python -m experiments.endurance table`; benchmarks/RESULTS.md explains both."""
+def test_stored_results_hold_no_failed_check():
+    """They are those of `python -m experiments.endurance table`; benchmarks/RESULTS.md shows them."""
     with (program.HERE / "results.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["task"] for row in rows} == {"steps", *program.TASKS}
-    failed = {row["kind"]: float(row["slope"]) for row in rows if row["failed"] != "0"}
-    assert failed == {"worker 0 memory": pytest.approx(3.66, abs=0.01), "checkpoints": pytest.approx(-1.07, abs=0.01)}
+    assert [row for row in rows if row["failed"] != "0"] == []
