@@ -32,6 +32,7 @@ from tests.tiny import settings
 BATCH, CLASSES, RATE = 4, 3, np.float32(0.05)
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload([__name__])        # a process starts in milliseconds instead of a second
+COMPILED = {}                                    # networks of former tasks of this process
 
 
 # ---- processes
@@ -169,9 +170,13 @@ def train(seat, devices, steps, changes, parts=1, stop_at=None, backend="cpu", k
     parts    number of batches that this worker combines into one
     stop_at  {rank: first step at which a stop is requested}
     """
-    network, trained = make_network(backend, kind), Trained([], [], [], [], Counter())
-    on_host = network.computes_on_host
-    with open_device(devices[seat.rank], on_host) as device, join(seat, device, network, trained, changes) as exchange:
+    trained, config = Trained([], [], [], [], Counter()), settings_of(changes)
+    comm = counting(seat, trained.sent)
+    network = compiled_before(configured(backend, kind, config, comm), backend)
+    with (
+        open_device(devices[seat.rank], network.computes_on_host) as device,
+        join(config, network, device, comm, trained) as exchange,
+    ):
         for step in range(1, steps + 1):
             inputs = synthetic_batch(step, seat.rank, seat.size, parts)
             cost, error = exchange.step(*inputs, rate=RATE)
@@ -206,8 +211,10 @@ def train_replicas(size, steps):
 
 def arrays_in_place(seat, steps):
     """Return for each step the names of the arrays stored in the flat buffer after the network's update."""
-    network, trained, found = make_network(), Trained([], [], [], [], Counter()), []
-    with open_device("cpu") as device, join(seat, device, network, trained, {}) as exchange:
+    trained, config, found = Trained([], [], [], [], Counter()), settings_of({}), []
+    comm = counting(seat, trained.sent)
+    network = configured("cpu", SmallNetwork, config, comm)
+    with open_device("cpu") as device, join(config, network, device, comm, trained) as exchange:
         flat = exchange._groups[0].strategy._mesh.flat.array()
         for step in range(1, steps + 1):
             cost, error = exchange.step(*synthetic_batch(step, seat.rank, seat.size, 1), rate=RATE)
@@ -217,14 +224,40 @@ def arrays_in_place(seat, steps):
     return found
 
 
-def join(seat, device, network, trained, changes):
-    """Connect this worker with the settings `changes` and return its Synchronizer."""
-    if seat.size == 1:
+def settings_of(changes):
+    return settings("none", "none", **{"batch_size": BATCH, **changes})
+
+
+def configured(backend, kind, config, comm):
+    """Return a network with its initial weights that is configured for the exchange of the settings."""
+    network = make_network(backend, kind)
+    if comm.size > 1:
+        rule = RULES.find(config.rule)()
+        network.rule_state = rule.state(network, config)
+        rule.configure(config, network, comm)
+    return network
+
+
+def compiled_before(network, backend):
+    """Return the network of a former task that has the same functions, in the state of this one; else this one.
+
+    Compiling the functions takes longer than the steps of a task.
+    """
+    sums = [each for each in (network.sums_read, network.sums_written) if each is not None]
+    names = [variable.name for variable in (*network.rule_state, *sums)]
+    sizes = [each.type.shape for each in sums], network.factored, network.factored and network.workers
+    found = COMPILED.setdefault(repr((backend, type(network.model), names, sizes)), network)
+    found.set_state({name: np.array(array) for name, array in network.get_state().items()})
+    for variable in (*found.gradients, *(each for each in (found.sums_read, found.sums_written) if each is not None)):
+        variable.set_value(np.zeros(variable.type.shape, variable.type.dtype))
+    return found
+
+
+def join(config, network, device, comm, trained):
+    """Connect this worker's configured network and return its Synchronizer."""
+    if comm.size == 1:
         return SingleWorker(network)
-    config = settings("none", "none", **{"batch_size": BATCH, **changes})
-    comm, rule = counting(seat, trained.sent), RULES.find(config.rule)()
-    network.rule_state = rule.state(network, config)
-    rule.configure(config, network, comm)
+    rule = RULES.find(config.rule)()
     return rule.connect(config, network, device, comm, FakeRecorder(trained.warnings.append))
 
 
@@ -350,12 +383,14 @@ def die_training(seat, message):
 
 def diverge(seat):
     """Do a step with overlap in which the cost of worker 1 is NaN, so that it leaves; return its cost."""
-    network, trained = make_network(), Trained([], [], [], [], Counter())
+    trained, config = Trained([], [], [], [], Counter()), settings_of({"exchange_what": "gradients"})
+    comm = counting(seat, trained.sent)
+    network = configured("cpu", SmallNetwork, config, comm)
     images, labels = synthetic_batch(1, seat.rank, seat.size, 1)
     if seat.rank == 1:
         images[:] = np.nan
     with open_device("cpu") as device:
-        exchange = join(seat, device, network, trained, {"exchange_what": "gradients"})
+        exchange = join(config, network, device, comm, trained)
         cost, error = exchange.step(images, labels, rate=RATE)
         if np.isnan(cost):
             for pipe in seat.pipes.values():
