@@ -30,10 +30,10 @@ ERRORS = (AssertionError, ValueError, ArithmeticError, RuntimeError)
 # Open MPI's message about an exit status other than 0, framed by two lines of dashes, with its zero bytes
 FRAMED = re.compile(r"^\0?-{60,}\n(?:(?!-{60}).*\n)*?-{60,}\n\0?", re.MULTILINE)
 NEEDED = "mpi4py and an MPI are needed: pip install mpi4py mpich"
-# Open MPI: allow root, and more ranks than cores
+# Allow root, and more ranks than cores: those that wait sleep (MPICH) or yield (Open MPI)
 VARIABLES = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_mpi_yield_when_idle": "1",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1",
 }
 
 

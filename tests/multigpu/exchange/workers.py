@@ -29,7 +29,7 @@ from multigpu.rules.single import SingleWorker
 from tests.multigpu.exchange.fakes import CountingPipe, FakeNetwork, FakeRecorder, KillingPipe, random_arrays
 from tests.tiny import settings
 
-BATCH, CLASSES, RATE = 4, 3, np.float32(0.05)
+BATCH, CLASSES, RATE, MOMENTUM = 4, 3, np.float32(0.05), partial(momentum_sgd, momentum=0.9)
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload([__name__])        # a process starts in milliseconds instead of a second
 COMPILED = {}                                    # networks of former tasks of this process
@@ -172,10 +172,10 @@ def train(seat, devices, steps, changes, parts=1, stop_at=None, backend="cpu", k
     """
     trained, config = Trained([], [], [], [], Counter()), settings_of(changes)
     comm = counting(seat, trained.sent)
-    network = compiled_before(configured(backend, kind, config, comm), backend)
+    network = compiled_before(configured(make_network(backend, kind), config, comm), backend)
     with (
         open_device(devices[seat.rank], network.computes_on_host) as device,
-        join(config, network, device, comm, trained) as exchange,
+        join(config, network, device, comm, trained.warnings) as exchange,
     ):
         for step in range(1, steps + 1):
             inputs = synthetic_batch(step, seat.rank, seat.size, parts)
@@ -211,10 +211,9 @@ def train_replicas(size, steps):
 
 def arrays_in_place(seat, steps):
     """Return for each step the names of the arrays stored in the flat buffer after the network's update."""
-    trained, config, found = Trained([], [], [], [], Counter()), settings_of({}), []
-    comm = counting(seat, trained.sent)
-    network = configured("cpu", SmallNetwork, config, comm)
-    with open_device("cpu") as device, join(config, network, device, comm, trained) as exchange:
+    config, comm, found = settings_of({}), counting(seat, Counter()), []
+    network = configured(make_network(), config, comm)
+    with open_device("cpu") as device, join(config, network, device, comm, []) as exchange:
         flat = exchange._groups[0].strategy._mesh.flat.array()
         for step in range(1, steps + 1):
             cost, error = exchange.step(*synthetic_batch(step, seat.rank, seat.size, 1), rate=RATE)
@@ -228,9 +227,8 @@ def settings_of(changes):
     return settings("none", "none", **{"batch_size": BATCH, **changes})
 
 
-def configured(backend, kind, config, comm):
-    """Return a network with its initial weights that is configured for the exchange of the settings."""
-    network = make_network(backend, kind)
+def configured(network, config, comm):
+    """Prepare a new network for the exchange of the settings; return it."""
     if comm.size > 1:
         rule = RULES.find(config.rule)()
         network.rule_state = rule.state(network, config)
@@ -238,33 +236,35 @@ def configured(backend, kind, config, comm):
     return network
 
 
-def compiled_before(network, backend):
+def compiled_before(network, graphs):
     """Return the network of a former task that has the same functions, in the state of this one; else this one.
 
     Compiling the functions takes longer than the steps of a task.
+
+    graphs  identifies the arguments of make_network() besides the model
     """
     sums = [each for each in (network.sums_read, network.sums_written) if each is not None]
     names = [variable.name for variable in (*network.rule_state, *sums)]
     sizes = [each.type.shape for each in sums], network.factored, network.factored and network.workers
-    found = COMPILED.setdefault(repr((backend, type(network.model), names, sizes)), network)
+    found = COMPILED.setdefault(repr((graphs, type(network.model), names, sizes)), network)
     found.set_state({name: np.array(array) for name, array in network.get_state().items()})
     for variable in (*found.gradients, *(each for each in (found.sums_read, found.sums_written) if each is not None)):
         variable.set_value(np.zeros(variable.type.shape, variable.type.dtype))
     return found
 
 
-def join(config, network, device, comm, trained):
+def join(config, network, device, comm, warnings):
     """Connect this worker's configured network and return its Synchronizer."""
     if comm.size == 1:
         return SingleWorker(network)
-    rule = RULES.find(config.rule)()
-    return rule.connect(config, network, device, comm, FakeRecorder(trained.warnings.append))
+    return RULES.find(config.rule)().connect(config, network, device, comm, FakeRecorder(warnings.append))
 
 
-def make_network(backend="cpu", kind=SmallNetwork):
+def make_network(backend="cpu", kind=SmallNetwork, update=MOMENTUM, **arguments):
     """Return a network with the same initial weights on every call."""
-    model, rule = kind(np.random.default_rng(0)), partial(momentum_sgd, momentum=0.9)
-    return Network(model, np.zeros((3, 6, 6), "float32"), rule, backend, crop=False)
+    return Network(
+        kind(np.random.default_rng(0)), np.zeros((3, 6, 6), "float32"), update, backend, crop=False, **arguments
+    )
 
 
 def synthetic_batch(step, rank, size, parts):
@@ -383,14 +383,13 @@ def die_training(seat, message):
 
 def diverge(seat):
     """Do a step with overlap in which the cost of worker 1 is NaN, so that it leaves; return its cost."""
-    trained, config = Trained([], [], [], [], Counter()), settings_of({"exchange_what": "gradients"})
-    comm = counting(seat, trained.sent)
-    network = configured("cpu", SmallNetwork, config, comm)
+    config, comm = settings_of({"exchange_what": "gradients"}), counting(seat, Counter())
+    network = configured(make_network(), config, comm)
     images, labels = synthetic_batch(1, seat.rank, seat.size, 1)
     if seat.rank == 1:
         images[:] = np.nan
     with open_device("cpu") as device:
-        exchange = join(config, network, device, comm, trained)
+        exchange = join(config, network, device, comm, [])
         cost, error = exchange.step(images, labels, rate=RATE)
         if np.isnan(cost):
             for pipe in seat.pipes.values():

@@ -6,18 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet.training.network import Network
-from alexnet.training.updates import adadelta, adagrad, momentum_sgd, nesterov, sgd
+from alexnet.training.updates import adadelta, adagrad, nesterov, sgd
 from multigpu.device import open_device
-from multigpu.rules import RULES
-from multigpu.rules.single import SingleWorker
-from tests.multigpu.exchange.fakes import FakeRecorder
-from tests.multigpu.exchange.workers import BATCH, SmallNetwork, synthetic_batch
-from tests.tiny import settings
+from tests.multigpu.exchange import workers
 
 UPDATES = {
-    "momentum": partial(momentum_sgd, momentum=0.9), "nesterov": partial(nesterov, momentum=0.9), "sgd": sgd,
-    "adagrad": adagrad, "adadelta": adadelta,
+    "momentum": workers.MOMENTUM, "nesterov": partial(nesterov, momentum=0.9), "sgd": sgd, "adagrad": adagrad,
+    "adadelta": adadelta,
 }
 KEPT = (1, 60)                                   # steps whose state is stored
 
@@ -38,13 +33,13 @@ def train(comm, steps, changes, factor=1.0, parts=1, update="momentum", stop_at=
     parts    number of batches that a rank combines into one
     stop_at  {rank: first step at which a stop is requested}
     """
-    network = Network(SmallNetwork(np.random.default_rng(0)), np.zeros((3, 6, 6), "float32"), UPDATES[update], "cpu",
-                      crop=False)
-    trained = Trained({}, [], [], [])
-    with open_device("cpu") as device, connect(comm, device, network, changes) as exchange:
+    config, trained = workers.settings_of(changes), Trained({}, [], [], [])
+    network = workers.configured(workers.make_network(update=UPDATES[update]), config, comm)
+    network = workers.compiled_before(network, update)
+    with open_device("cpu") as device, workers.join(config, network, device, comm, []) as exchange:
         for step in range(1, steps + 1):
             rate = np.float32(factor * (0.02 if 2 * step <= steps else 0.002))
-            cost, error = exchange.step(*synthetic_batch(step, comm.rank, comm.size, parts), rate=rate)
+            cost, error = exchange.step(*workers.synthetic_batch(step, comm.rank, comm.size, parts), rate=rate)
             stop = step >= (stop_at or {}).get(comm.rank, steps + 1)
             agreed = exchange.after_step(step, cost, error, rate, stop, step == steps)
             state = {name: np.array(array) for name, array in network.get_state().items()}
@@ -57,16 +52,6 @@ def train(comm, steps, changes, factor=1.0, parts=1, update="momentum", stop_at=
             if agreed.stop:
                 break
     return trained
-
-
-def connect(comm, device, network, changes):
-    if comm.size == 1:
-        return SingleWorker(network)
-    config = settings("none", "none", **{"batch_size": BATCH, **changes})
-    rule = RULES.find(config.rule)()
-    network.rule_state = rule.state(network, config)
-    rule.configure(config, network, comm)
-    return rule.connect(config, network, device, comm, FakeRecorder())
 
 
 def train_combined(comm, steps, parts, factor=1.0, update="momentum"):

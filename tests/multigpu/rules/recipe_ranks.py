@@ -2,14 +2,11 @@
 
 import numpy as np
 
-from alexnet.training.network import Network
 from alexnet.training.objectives import CostSettings
 from alexnet.training.updates import bind_update_rule
 from alexnet.training.weight_average import WeightAverageSettings
 from multigpu.device import open_device
-from tests.multigpu.exchange.workers import BATCH, SmallNetwork, synthetic_batch
-from tests.multigpu.rules.bsp_ranks import connect
-from tests.tiny import settings
+from tests.multigpu.exchange.workers import configured, join, make_network, settings_of, synthetic_batch
 
 
 def train(comm, steps, changes, parts=1, rate=0.02):
@@ -17,15 +14,12 @@ def train(comm, steps, changes, parts=1, rate=0.02):
 
     parts  number of batches that a rank combines into one
     """
-    config = settings("none", "none", **{"batch_size": BATCH, **changes})
-    smoothing = config.section(CostSettings).label_smoothing
-    network = Network(
-        SmallNetwork(np.random.default_rng(0)), np.zeros((3, 6, 6), "float32"), bind_update_rule(config), "cpu",
-        crop=False, label_smoothing=smoothing, ema_decay=config.section(WeightAverageSettings).ema_decay,
-        micro_batches=config.micro_batches,
-    )
-    states = []
-    with open_device("cpu") as device, connect(comm, device, network, changes) as exchange:
+    config, states = settings_of(changes), []
+    network = configured(make_network(
+        update=bind_update_rule(config), label_smoothing=config.section(CostSettings).label_smoothing,
+        ema_decay=config.section(WeightAverageSettings).ema_decay, micro_batches=config.micro_batches,
+    ), config, comm)
+    with open_device("cpu") as device, join(config, network, device, comm, []) as exchange:
         for step in range(1, steps + 1):
             images, labels = synthetic_batch(step, comm.rank, comm.size, parts)
             *others, last = zip(
