@@ -12,9 +12,10 @@ python -m experiments.endurance table [--json FILE] [--csv FILE] [--add CSV]
     asleep       N suspensions (10) of all processes of a run, for longer than its time limits
 
 Each trial is a line of FILE. A second call with the same FILE continues where the first stopped, and N counts the
-trials of both. The command `table` prints the counts and the slopes of FILE. A campaign may be spread over several
-machines: --first is the number of the first trial of a machine, and --add adds the counts of another one. The checks of
-/dev/shm need a machine on which no other program uses it. The exit status is 1 if a check of FILE has failed.
+trials of both. Those that found no process to kill do not count. The command `table` prints the counts and the slopes
+of FILE. A campaign may be spread over several machines: --first is the number of the first trial of a machine, and
+--add adds the counts of another one. The checks of /dev/shm need a machine on which no other program uses it. The exit
+status is 1 if a check of FILE has failed.
 results.csv of this folder is such a table.
 """
 
@@ -58,7 +59,7 @@ def place_of_trials(folder):
 
 
 def run(name, count, series, journal, folder, minutes=None, first=0):
-    """Run the missing trials of a task, from number `first` to `count`; return its rows."""
+    """Run the missing trials of a task, beginning with number `first`; return its rows."""
     deadline = None if minutes is None or name == "steps" else time.monotonic() + 60 * minutes
 
     def show(row):

@@ -9,6 +9,7 @@ import sys
 import time
 
 from experiments.endurance.inputs import make_images
+from experiments.endurance.journal import NO_PROCESS
 from experiments.endurance.processes import Program
 
 SERIES, COUNT = ("",), 200
@@ -68,6 +69,6 @@ def trial(shared, number):
     wrong += [f"{name} differs from that of an undisturbed run" for name in sorted(differing)]
     if not wrong:
         shutil.rmtree(place)
-    return {"kind": victim if killed else "none", "outcome": "killed" if killed else "none was running",
+    return {"kind": victim if killed else NO_PROCESS, "outcome": "killed" if killed else "none was running",
             "moment": round(moment, 3), "status": status, "finished": finished,
             "seconds": time.perf_counter() - began, "wrong": wrong}

@@ -18,6 +18,7 @@ from contextlib import suppress
 from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import CheckpointError
 from experiments.endurance.inputs import make_data
+from experiments.endurance.journal import NO_PROCESS
 from experiments.endurance.processes import SHARED, Program, mpi_command
 from multigpu.mpi import shared_files
 
@@ -63,7 +64,7 @@ def trial(shared, number):
     with Program(command(rule, data, place), place) as program:
         time.sleep(draw.uniform(0, duration))
         processes = [(role, each) for role, group in sorted(program.roles().items()) for each in group]
-        role, victim = draw.choice(processes) if processes else ("none", None)
+        role, victim = draw.choice(processes) if processes else (NO_PROCESS, None)
         settled = (run / "log.txt").exists()
         late = checkpoint_format.snapshot_path(run, STEPS).exists()
         if victim:

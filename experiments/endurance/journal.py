@@ -2,6 +2,8 @@
 
 import json
 
+NO_PROCESS = "none"                              # kind of a trial in which the process to kill had ended before
+
 
 class Journal:
     """Appends rows to a file and finds the rows of earlier calls.
@@ -37,17 +39,21 @@ def continue_trials(journal, task, series, count, prepare, trial, show=lambda ro
     """Run the trials of a series that the journal lacks; each becomes a row.
 
     Args:
-        count: number after that of the last trial.
+        count: number of trials in the end. Those that found no process to kill do not count; at most as many are run.
         prepare: () -> what all trials of the series share; called only if a trial is missing.
         trial: (what prepare returned, number of the trial) -> dict of its results.
         show: called with each new row.
         first: number of the first trial in the journal.
     """
-    first += len(journal.rows(task, series))
-    if first >= count:
+    rows = journal.rows(task, series)
+    done = sum(row["kind"] != NO_PROCESS for row in rows)
+    if done >= count:
         return
     shared = prepare()
-    for number in range(first, count):
+    for number in range(first + len(rows), first + 2 * count):
         row = {"task": task, "series": series, "number": number, **trial(shared, number)}
         journal.append(row)
         show(row)
+        done += row["kind"] != NO_PROCESS
+        if done == count:
+            break

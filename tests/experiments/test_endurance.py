@@ -12,7 +12,7 @@ import pytest
 from experiments.endurance import __main__ as program
 from experiments.endurance import saves
 from experiments.endurance.analysis import as_csv, from_csv, lines, quantities, slope, table, united
-from experiments.endurance.journal import Journal, continue_trials
+from experiments.endurance.journal import NO_PROCESS, Journal, continue_trials
 from experiments.endurance.processes import Process, Program, role_of, sample
 
 
@@ -82,8 +82,11 @@ def test_growing_quantity_has_failed_unless_it_may_grow():
 # ---- the file of the results
 
 
-def count(journal, number, series="a", first=0):
-    """Continue to `number` trials; return the trials that were run, after "prepare" if they were prepared."""
+def count(journal, number, series="a", first=0, ended=()):
+    """Continue to `number` trials; return the trials that were run, after "prepare" if they were prepared.
+
+    ended  the trials in which the process to kill has ended before
+    """
     calls = []
 
     def prepare():
@@ -93,7 +96,7 @@ def count(journal, number, series="a", first=0):
     def trial(shared, number):
         assert shared == "shared"
         calls.append(number)
-        return result()
+        return result() | ({"kind": NO_PROCESS} if number in ended else {})
 
     continue_trials(journal, "starts", series, number, prepare, trial, first=first)
     return calls
@@ -107,9 +110,14 @@ def test_trials_continue_after_the_last_complete_line(tmp_path):
         file.write('{"task": "starts", "ser')
     assert count(Journal(path), 4) == ["prepare", 2, 3]
     assert count(Journal(path), 4) == []
-    assert count(Journal(), 7, first=5) == ["prepare", 5, 6]
+    assert count(Journal(), 2, first=5) == ["prepare", 5, 6]
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert [(each["series"], each["number"]) for each in rows] == [("a", 0), ("a", 1), ("b", 0), ("a", 2), ("a", 3)]
+
+
+def test_trials_without_a_process_do_not_count():
+    assert count(Journal(), 3, ended=(0, 2)) == ["prepare", 0, 1, 2, 3, 4]
+    assert count(Journal(), 2, first=7, ended=range(100)) == ["prepare", 7, 8, 9, 10]
 
 
 def test_program_ends_after_its_minutes_and_continues(tmp_path, monkeypatch, capsys):
