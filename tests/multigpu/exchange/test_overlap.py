@@ -51,11 +51,6 @@ def test_stop_request_ends_all_workers_after_one_step(team):
 # ---- factors
 
 
-def one_network(size, steps=20):
-    """Return the states of one worker that trains on the combined batches of `size` workers."""
-    return Team(1).run(workers.train, ["cpu"], steps, {}, size)[0].states
-
-
 def assert_close(state, expected, tolerance):
     for name, array in expected.items():
         scale = max(float(np.abs(array).max()), 1e-3)
