@@ -187,10 +187,6 @@ def run_settings_seeds() -> Iterator[bytes]:
     yield from settings_seeds()
 
 
-def read_table(path: Path) -> object:
-    return recorder.header_of(path)
-
-
 # ---- report
 
 
