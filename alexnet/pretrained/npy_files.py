@@ -175,7 +175,8 @@ class Archive(Files):
     def __init__(self, path: Path, archive: zipfile.ZipFile, pattern: Pattern[str]) -> None:
         super().__init__(path)
         self.archive = archive
-        listed = [info for info in archive.infolist() if not info.is_dir()]
+        # is_dir() of Python 3.11 raises IndexError for an empty name
+        listed = [info for info in archive.infolist() if not info.filename.endswith("/")]
         self.members = {info.filename: info for info in listed}
         self.folder = self.one_folder(pattern)
         inside = (name for name in self.members if posixpath.dirname(name) == self.folder)

@@ -13,6 +13,8 @@ from tests.fuzz import mutation
 from tests.fuzz.target import HOLE, Runner
 from tests.fuzz.targets import TARGETS, prepared
 
+pytestmark = pytest.mark.compatibility           # zipfile, csv and tarfile differ between versions of Python
+
 CORPUS = Path(__file__).parent / "corpus"
 
 
