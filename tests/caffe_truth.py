@@ -241,7 +241,7 @@ def file_of(net, blobs, v1=True, data=None, named=True):
     pieces.append(layer("Data", b"data", [], [b"data", b"label"], (), v1, **(data or {})))
     now = {}                                     # blob -> its name, or the outputs of its Split that are not taken yet
     for at, each in enumerate(net.layers):
-        bottom = [now[blob].pop(0) if now.get(blob) else blob.encode() for blob in each.bottom]
+        bottom = [now[name].pop(0) if now.get(name) else name.encode() for name in each.bottom]
         own = [one if isinstance(one, bytes) else blob(one, not v1) for one in blobs.get(each.name, ())]
         (top,) = each.top
         pieces.append(layer(each.kind, each.name.encode(), bottom, [top.encode()], own, v1, **each.settings))
