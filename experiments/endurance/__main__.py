@@ -15,8 +15,7 @@ Each trial is a line of FILE. A second call with the same FILE continues where t
 trials of both. Those that found no process to kill do not count. The command `table` prints the counts and the slopes
 of FILE. A campaign may be spread over several machines: --first is the number of the first trial of a machine, and
 --add adds the counts of another one. The checks of /dev/shm need a machine on which no other program uses it. The exit
-status is 1 if a check of FILE has failed.
-results.csv of this folder is such a table.
+status is 1 if a check of FILE has failed. results.csv of this folder is such a table.
 """
 
 import argparse

@@ -39,7 +39,8 @@ def continue_trials(journal, task, series, count, prepare, trial, show=lambda ro
     """Run the trials of a series that the journal lacks; each becomes a row.
 
     Args:
-        count: number of trials in the end. Those that found no process to kill do not count; at most as many are run.
+        count: number of trials in the end. Those that found no process to kill do not count, but the series ends after
+            2 `count` trials.
         prepare: () -> what all trials of the series share; called only if a trial is missing.
         trial: (what prepare returned, number of the trial) -> dict of its results.
         show: called with each new row.

@@ -13,7 +13,7 @@ from tests.fuzz import mutation
 from tests.fuzz.target import HOLE, Runner
 from tests.fuzz.targets import TARGETS, prepared
 
-pytestmark = pytest.mark.compatibility           # zipfile, csv and tarfile differ between versions of Python
+pytestmark = pytest.mark.compatibility           # modules such as zipfile differ between versions of Python
 
 CORPUS = Path(__file__).parent / "corpus"
 

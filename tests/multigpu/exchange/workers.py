@@ -243,14 +243,20 @@ def compiled_before(network, graphs):
 
     graphs  identifies the arguments of make_network() besides the model
     """
-    sums = [each for each in (network.sums_read, network.sums_written) if each is not None]
-    names = [variable.name for variable in (*network.rule_state, *sums)]
-    sizes = [each.type.shape for each in sums], network.factored, network.factored and network.workers
-    found = COMPILED.setdefault(repr((graphs, type(network.model), names, sizes)), network)
-    found.set_state({name: np.array(array) for name, array in network.get_state().items()})
-    for variable in (*found.gradients, *(each for each in (found.sums_read, found.sums_written) if each is not None)):
-        variable.set_value(np.zeros(variable.type.shape, variable.type.dtype))
+    variables = [(each.name, each.type.shape) for each in (*network.rule_state, *sums_of(network))]
+    found = COMPILED.setdefault(
+        repr((graphs, type(network.model), variables, network.factored, network.workers)), network
+    )
+    if found is not network:
+        found.set_state(network.get_state())
+        for variable in (*found.gradients, *sums_of(found)):
+            variable.set_value(np.zeros(variable.type.shape, variable.type.dtype))
     return found
+
+
+def sums_of(network):
+    """Return the variables with the sums of the network's state."""
+    return [each for each in (network.sums_read, network.sums_written) if each is not None]
 
 
 def join(config, network, device, comm, warnings):
