@@ -50,7 +50,8 @@ from alexnet.training.rate_range import (
     propose,
     rising_rates,
 )
-from alexnet.training.updates import UpdateSettings, find_update_rule, nonlinear_setting
+from alexnet.training.update_settings import UpdateSettings, nonlinear_setting
+from alexnet.training.updates import find_update_rule
 
 NAME = "lr_find"                                 # of the files
 LENGTHS = (100, 300, 900)                        # steps of trials; the next if none lowers the cost

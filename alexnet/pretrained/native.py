@@ -8,7 +8,7 @@ from alexnet.models import MODELS
 from alexnet.pretrained.weights import Weights, WeightsError, checked, classes_of, shapes
 from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import MEAN, CheckpointError
-from alexnet.training.weight_average import AVERAGE
+from alexnet.training.updates import AVERAGE
 
 
 def load(path: Path) -> Weights:

@@ -29,8 +29,7 @@ from alexnet.run.checkpoint_format import MEAN, Arrays, CheckpointError, Metadat
 from alexnet.run.folder import OF_ONE_START
 from alexnet.training.loop import Diverged, Position
 from alexnet.training.network import Network
-from alexnet.training.updates import UpdateSettings
-from alexnet.training.weight_average import WeightAverageSettings
+from alexnet.training.update_settings import UpdateSettings, WeightAverageSettings
 
 MEAN_IMAGE = (3, IMAGE_SIZE, IMAGE_SIZE), np.dtype(np.float32)
 MID_EPOCH = ("random_seed", "shuffle")  # fixed within an epoch: with the images per step, they determine its batches

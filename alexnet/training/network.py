@@ -24,11 +24,12 @@ from alexnet.models import Model, model_class
 from alexnet.native import compiler
 from alexnet.nn import Background, Parameter, Training
 from alexnet.ops import CropMirror
+from alexnet.ops.kernels.convolution import block_size
 from alexnet.training.factors import Factors, factors_of, mean_product, size_of
 from alexnet.training.gradient_groups import first_group
 from alexnet.training.objectives import CostSettings, cross_entropy, top_k_error, training_cost
-from alexnet.training.updates import Pairs, UpdateRule, bind_update_rule, zeros_like
-from alexnet.training.weight_average import AVERAGE, WeightAverageSettings, update_averages
+from alexnet.training.update_settings import WeightAverageSettings
+from alexnet.training.updates import AVERAGE, Pairs, UpdateRule, bind_update_rule, update_averages, zeros_like
 
 
 class ImageInputs:
@@ -307,6 +308,11 @@ class Network:
             n = len(self.summed_state)
             self.sums_read = sums_variable("state.read", n if read is None else read)
             self.sums_written = sums_variable("state.written", n if written is None else written)
+
+    @property
+    def kernel_block(self) -> int:
+        """Block size of the C kernels, on which their rounding depends; 0 without them and on a GPU."""
+        return block_size() if self.computes_on_host and compiler.compiler_available() else 0
 
     @property
     def summed_state(self) -> list[SharedVariable]:

@@ -1,10 +1,11 @@
-"""Update rules: from gradients to (variable, new value) pairs.
+"""Update rules, from gradients to (variable, new value) pairs, and the moving average of the weights.
 
 An update rule is a function that is registered under its value of the setting `update`, with the Section of its
 constants. The keyword argument `epsilon` of the rule adagrad is the setting adagrad_epsilon, or epsilon.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from operator import add
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -13,13 +14,21 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import Variable
 from pytensor.tensor.variable import TensorVariable
 
 from alexnet.config import Config, ConfigError, Registry, Section
-from alexnet.config.fields import Amount, Epsilon, NotNegative, Share, Text
 from alexnet.nn import Parameter
+from alexnet.training.update_settings import (
+    AdadeltaSettings,
+    AdagradSettings,
+    ClipSettings,
+    MomentumSettings,
+    UpdateSettings,
+)
 
 CLIP_EPSILON = 1e-6                              # in units of the gradient
+AVERAGE = "average"                              # conv1.W.average is the average of conv1.W
 
 Parameters: TypeAlias = Sequence[Parameter]
 Gradients: TypeAlias = Sequence[TensorVariable]
@@ -70,55 +79,6 @@ def update_rule(name: str, settings: type[Section] | None = None, linear: bool =
     return register
 
 
-class UpdateSettings(Section):
-    """Which update rule trains the network: `update`, or if it is auto, the rule of upstream's two switches."""
-
-    update: Text
-    use_momentum: bool
-    use_nesterov_momentum: bool
-    weight_decay: NotNegative
-
-    def check(self) -> None:
-        if self.use_nesterov_momentum and not self.use_momentum:
-            raise ValueError("use_nesterov_momentum is true but use_momentum is false: set both or neither")
-        switched = "nesterov" if self.use_nesterov_momentum else "auto" if self.use_momentum else "sgd"
-        if "auto" not in (self.update, switched) and self.update != switched:
-            switch = "use_momentum=false" if switched == "sgd" else "use_nesterov_momentum=true"
-            raise ValueError(f"update is {self.update}, but {switch} means {switched}: set one of the two")
-
-    @property
-    def rule(self) -> str:
-        """The name of the update rule."""
-        if self.update != "auto":
-            return self.update
-        return "nesterov" if self.use_nesterov_momentum else "momentum" if self.use_momentum else "sgd"
-
-
-class ClipSettings(Section):
-    """The largest norm of a gradient; None: any."""
-
-    clip_norm: Amount | None
-
-
-class MomentumSettings(Section):
-    """The constant of the rules momentum and nesterov."""
-
-    momentum: Share
-
-
-class AdagradSettings(Section):
-    """The constant of Adagrad."""
-
-    adagrad_epsilon: Epsilon
-
-
-class AdadeltaSettings(Section):
-    """The constants of Adadelta."""
-
-    adadelta_rho: Share
-    adadelta_epsilon: Epsilon
-
-
 def find_update_rule(config: Config) -> RegisteredRule:
     """Return the update rule of the settings.
 
@@ -133,15 +93,6 @@ def find_update_rule(config: Config) -> RegisteredRule:
         if found is rule.function:
             return rule
     raise ConfigError(f"update must name a function decorated with alexnet.training.updates.update_rule, got {name}")
-
-
-def nonlinear_setting(config: Config) -> str | None:
-    """Return the setting because of which the update is not linear in the gradients, as update=adagrad, or None."""
-    clip_norm = config.section(ClipSettings).clip_norm
-    if clip_norm is not None:
-        return f"clip_norm={clip_norm:g}"
-    rule = find_update_rule(config)
-    return None if rule.linear else f"update={config.section(UpdateSettings).rule}"
 
 
 def clip_by_global_norm(gradients: Sequence[TensorVariable], clip_norm: float) -> list[TensorVariable]:
@@ -301,6 +252,38 @@ def adadelta(
         of_gradients.append(squared_gradient)
         of_steps.append(squared_step)
     return pairs, of_gradients + of_steps
+
+
+def update_averages(
+    averages: Sequence[SharedVariable], parameters: Parameters, new_values: Mapping[SharedVariable, TensorVariable],
+    steps: Variable, decay: float,
+) -> Pairs:
+    """Return the pairs (average, new value) of a step, for the exponential moving average of the weights.
+
+    Validation, evaluation and exports use it instead of the weights.  With decay d, weights w_t after step t, and the
+    average a_t:
+
+        a_t <- a_(t-1) + (1 - d) / (1 - d**t) * (w_t - a_(t-1))
+
+    This is the mean of w_1 ... w_t with the factors d**(t-1) ... d, 1. The divisor 1 - d**t corrects the bias of an
+    average that starts at zero, so no initial value enters.
+
+    Args:
+        new_values: of the parameters that the same function updates; the others have their values already.
+        steps: number of steps including this one, an integer scalar.
+        decay: greater than 0 and less than 1.
+
+    Source: Polyak and Juditsky 1992; Szegedy et al. 2016, section 8, for the moving average; Kingma and Ba 2015,
+    section 3, for the correction.
+    """
+    pairs: Pairs = []
+    for average, parameter in zip(averages, parameters, strict=True):
+        real = parameter.real
+        # 1 - decay**steps without cancellation
+        divisor = -pt.expm1(real(math.log(decay)) * steps.astype(parameter.variable.type.dtype))
+        w = new_values.get(parameter.variable, parameter.variable)
+        pairs.append((average, average + real(1 - decay) / divisor * (w - average)))
+    return pairs
 
 
 def scaled(learning_rate: TensorVariable, parameter: Parameter) -> TensorVariable:

@@ -9,6 +9,7 @@ from alexnet.config import Config, ConfigError, Registry, Section
 from alexnet.config.unused import check_unused_settings
 from alexnet.native.packages import MPI_TRAIN
 from alexnet.training.base import Synchronizer
+from alexnet.training.update_settings import WeightAverageSettings
 
 if TYPE_CHECKING:
     from alexnet.training.base import Recorder
@@ -49,8 +50,6 @@ class Rule(ABC):
 
     def check(self, config: Config) -> None:
         """Raise ConfigError if the settings contradict each other under this rule."""
-        from alexnet.training.weight_average import WeightAverageSettings  # it imports PyTensor, slowly
-
         ema_decay = config.section(WeightAverageSettings).ema_decay
         if ema_decay and not self.combines_batches:
             raise ConfigError(

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from alexnet.config import Config, ConfigError, Section
 from alexnet.config.fields import Count
-from alexnet.native import compiler
+from alexnet.training.update_settings import nonlinear_setting
 from multigpu.communicator import verify_consistency
 from multigpu.exchange import ExchangeContext, ExchangeSettings, Strategy, strategy_of
 from multigpu.rules.averaging import AveragingRule, Bsp
@@ -75,8 +75,6 @@ class BspRule(AveragingRule):
 
     def check(self, config: Config) -> None:
         super().check(config)
-        from alexnet.training.updates import nonlinear_setting  # it imports PyTensor, slowly
-
         settings = config.section(BspSettings)
         nonlinear = nonlinear_setting(config)
         if nonlinear and settings.sync == "cdd":
@@ -171,8 +169,6 @@ def exchanged(config: Config, comm: Communicator) -> str:
     Between hosts, gradients are sent during the backward pass, which hides a part of the time that as many bytes of
     weights would add to each step. Factors are smaller, but need equal instruction sets, so `auto` never means them.
     """
-    from alexnet.training.updates import nonlinear_setting  # it imports PyTensor, slowly
-
     settings = config.section(BspSettings)
     if settings.exchange_what != "auto":
         return settings.exchange_what
@@ -194,7 +190,7 @@ def overlaps(config: Config, comm: Communicator) -> bool:
 
 
 class Kernels(NamedTuple):
-    """The processor architecture of the sender, and the block size of its kernels, 0 for NumPy and for a GPU.
+    """The processor architecture of the sender, empty on a GPU, and Network.kernel_block.
 
     sums: whether its network sums the bits of the state.
     """
@@ -230,9 +226,5 @@ def compare_kernels(network: Network, context: ExchangeContext) -> bool:
 
 def kernels_of(network: Network) -> Kernels:
     """Return the Kernels of this worker."""
-    from alexnet.ops.kernels.convolution import block_size  # it imports PyTensor, slowly
-
-    if not network.computes_on_host:
-        return Kernels("", 0, network.sums_written is not None)
-    block = block_size() if compiler.compiler_available() else 0
-    return Kernels(platform.machine(), block, network.sums_written is not None)
+    machine = platform.machine() if network.computes_on_host else ""
+    return Kernels(machine, network.kernel_block, network.sums_written is not None)

@@ -7,7 +7,7 @@ import pytest
 from alexnet.__main__ import main
 from alexnet.commands import lr_find as command_module
 from alexnet.config import load_config
-from alexnet.training.updates import MomentumSettings
+from alexnet.training.update_settings import MomentumSettings
 from tests import tiny
 
 FILES = ["lr_find.csv", "lr_find.png"]

@@ -27,6 +27,7 @@ from alexnet.config.fields import Amount, Count, NotNegative, Share
 from alexnet.config.unused import default_settings
 from alexnet.config.yaml_text import as_yaml
 from alexnet.training.base import Recorder
+from alexnet.training.update_settings import AdadeltaSettings, AdagradSettings
 from multigpu.exchange.flat_buffer import FlatBuffer
 from multigpu.rules.parameter_server.protocol import CenterPolicy, Fetch, Leave, Push, Request, TransferPlan
 from multigpu.rules.parameter_server.updates import adadelta, adagrad, by_staleness, delayed_nesterov, nesterov, plain
@@ -199,8 +200,6 @@ class ServerUpdate:
     """
 
     def __init__(self, config: Config, size: int, clients: int):
-        from alexnet.training.updates import AdadeltaSettings, AdagradSettings  # it imports PyTensor, slowly
-
         def constants(section: type[Section]) -> tuple[float, ...]:
             return tuple(config.section(section).model_dump().values())
 

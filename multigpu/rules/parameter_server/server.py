@@ -32,6 +32,7 @@ from alexnet.data.dataset import Request as BatchRequest
 from alexnet.training.base import Batches, Recorder, Synchronizer
 from alexnet.training.loop import Position, Run, end_epoch, save, steps_of_epoch
 from alexnet.training.timing import Lap
+from alexnet.training.update_settings import UpdateSettings, has_linear_rule
 from multigpu.communicator import PeerDied, WorkerInfo, check_consistency, verify_consistency, worker_info_of
 from multigpu.device.host import HostDevice
 from multigpu.exchange.flat_buffer import FlatBuffer
@@ -77,7 +78,6 @@ def connect(
         client: returns the client, from the arguments of Client.
         client_note, server_note: see message_decoder().
     """
-    from alexnet.training.updates import UpdateSettings, find_update_rule  # it imports PyTensor, slowly
     from multigpu.mpi.channel import Channel  # importing it initialises MPI
 
     if not rule.elastic:
@@ -93,7 +93,7 @@ def connect(
         return this_client
     for velocity in velocities:                  # velocities of a checkpoint are for the clients only
         velocity.set_value(np.zeros_like(velocity.get_value(borrow=True)), borrow=True)
-    if step and not find_update_rule(config).linear:
+    if step and not has_linear_rule(config):
         recorder.warn(
             f"the accumulators of update={config.section(UpdateSettings).rule} belong to the clients and are in no "
             f"checkpoint of rule={config.rule}: they start at 0 again, so the first steps are as large as those of a "

@@ -8,7 +8,8 @@ from alexnet.config import DEFAULTS, Config, ConfigError, dump, load_config, rea
 from alexnet.config.schema import sections
 from alexnet.config.synonyms import SETTINGS
 from alexnet.config.yaml_text import parse
-from alexnet.training.updates import UPDATE_RULES, MomentumSettings, UpdateSettings
+from alexnet.training.update_settings import MomentumSettings, UpdateSettings
+from alexnet.training.updates import UPDATE_RULES
 from multigpu.exchange import STRATEGIES
 from multigpu.rules import RULES
 

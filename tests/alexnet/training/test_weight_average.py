@@ -14,8 +14,7 @@ from alexnet.run import checkpoint_format
 from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.run.recorder import read_records
 from alexnet.training.network import Network
-from alexnet.training.updates import momentum_sgd, zeros_like
-from alexnet.training.weight_average import update_averages
+from alexnet.training.updates import momentum_sgd, update_averages, zeros_like
 from tests import tiny
 from tests.multigpu.exchange.workers import SmallNetwork, synthetic_batch
 

@@ -37,6 +37,7 @@ class Network:
 
     computes_on_host, frozen_parameters, averages, model = True, (), [], SimpleNamespace(image_size=4)
     sums_read = sums_written = None
+    kernel_block = 0
 
     def __init__(self, points):
         self.points, self.step = points, Variable(np.int64(0))

@@ -3,8 +3,8 @@
 import numpy as np
 
 from alexnet.training.objectives import CostSettings
+from alexnet.training.update_settings import WeightAverageSettings
 from alexnet.training.updates import bind_update_rule
-from alexnet.training.weight_average import WeightAverageSettings
 from multigpu.device import open_device
 from tests.multigpu.exchange.workers import configured, join, make_network, settings_of, synthetic_batch
 

@@ -1,5 +1,7 @@
 """Settings of the rules: what each rule refuses, and settings of a rule that is not used."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -164,6 +166,21 @@ def test_setting_of_another_rule_is_refused(arguments, message):
 @pytest.mark.parametrize("rule", ["bsp", "slowmo", "easgd", "asgd", "gosgd", "noloco"])
 def test_defaults_suit_every_rule(rule):
     check_rule(load_config(["data=none", f"rule={rule}"]))
+
+
+def test_settings_are_checked_without_pytensor():
+    """A rank checks them before it imports PyTensor, which takes longer than everything else that it imports."""
+    program = """
+import sys
+from alexnet.config import load_config
+from multigpu.rules import RULES, check_rule
+for rule in RULES:
+    check_rule(load_config(["data=none", f"rule={rule}"]))
+print(*RULES, "pytensor" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    *rules, found = done.stdout.split()
+    assert len(rules) >= 6 and found == "False"
 
 
 ONE_HOST = {"size": 2, "over_mpi": True, "on_one_host": True, "works_in_threads": True}
