@@ -1,24 +1,20 @@
 """Shared fixtures."""
 
-import os
 import signal
 import sys
 from pathlib import Path
 
+from tests import environment  # sets variables that NumPy and PyTensor read, so before them
+
+# isort: split
 import numpy as np
 import pytest
 
-from tests import pytensor_flags  # sets flags of PyTensor, so before it
-
-# isort: split
 import alexnet
 from alexnet.backends import BACKENDS, mode_of
 from alexnet.native import compiler
 from tests.cuda_emulator import NotBuilt, find
 
-# Tests run several processes with several threads each on few cores, where threads that spin while they wait delay
-# the others. Read by the OpenMP library when the first kernel is loaded, also by processes that tests start.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path.insert(0, str(Path(alexnet.__file__).parents[1]))
 
 # A process of pytest runs a whole file; these take two minutes each.
@@ -31,7 +27,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_report_header():
-    return f"PyTensor's flags: {pytensor_flags.FLAGS}"
+    return f"PyTensor's flags: {environment.FLAGS}"
 
 
 @pytest.fixture(params=BACKENDS)

@@ -211,7 +211,7 @@ def broadcast_order(world, order):
 def receive_order(world):
     """Return the next order. Sleep while waiting: in a blocking MPI call, ranks without a task would spin."""
     while not world.iprobe(source=0):
-        time.sleep(0.001)
+        time.sleep(0.004)
     return world.recv(source=0)
 
 

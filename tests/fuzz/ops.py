@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from tests import pytensor_flags  # sets flags of PyTensor, so before it
+from tests import environment  # sets variables that PyTensor reads, so before it
 
 # isort: split
 import numpy as np
@@ -187,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
         allocator.SMALL = 1 << 62
     chosen = searches(given.op or sorted(TARGETS), given.backend or list(BACKENDS), given.graphs, given.seed)
     start, rows = time.monotonic(), []
-    print(f"PyTensor's flags: {pytensor_flags.FLAGS}")
+    print(f"PyTensor's flags: {environment.FLAGS}")
     print(f"{'Op':16}{'backend':10}{'cases':>8}{'error / bound':>16}{'failures':>10}{'seconds':>9}")
     for n, search in enumerate(chosen):
         began = time.monotonic()

@@ -18,7 +18,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from tests import pytensor_flags  # sets flags of PyTensor, so before it
+from tests import environment  # sets variables that PyTensor reads, so before it
 
 # isort: split
 from hypothesis import given
@@ -236,7 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     given_arguments = parser.parse_args(arguments)
     end = time.monotonic() + given_arguments.seconds
-    print(f"PyTensor's flags: {pytensor_flags.FLAGS}")
+    print(f"PyTensor's flags: {environment.FLAGS}")
     with tempfile.TemporaryDirectory(prefix="settings-") as folder:
         cases = Cases(Path(folder))
         failure = None
