@@ -22,6 +22,7 @@ def lr_find(data, to, *arguments):
     return main(["lr-find", f"data={data}", "model=tiny", "batch_size=8", "threads=1", "--to", str(to), *arguments])
 
 
+@pytest.mark.slow
 def test_command_proposes_rate_and_writes_files(data, tmp_path, capsys):
     assert lr_find(data, tmp_path, "learning_rate=3", "--steps", "30", "momentum=0.8") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -57,6 +58,7 @@ def test_command_starts_from_weights_with_frozen_layers(data, tmp_path, capsys):
     assert sorted(weights.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_trials_on_plateau_become_longer(data, tmp_path, capsys, monkeypatch):
     results = iter([True, False])
     monkeypatch.setattr(command_module, "LENGTHS", (20, 60, 1000))
@@ -70,6 +72,7 @@ def test_trials_on_plateau_become_longer(data, tmp_path, capsys, monkeypatch):
         assert [row["run"] for row in csv.DictReader(file)].count("trial 1") == 60
 
 
+@pytest.mark.slow
 def test_rates_too_low_to_learn_are_reported(data, tmp_path, capsys):
     assert lr_find(data, tmp_path, "--steps", "20", "--first", "1e-12", "--last", "1e-10") == 1
     assert "no proposal: no rate lowers the cost below" in capsys.readouterr().err

@@ -131,6 +131,7 @@ def range_test(config):
     return RangeTest(config, build_network(config, model, data.mean), data.train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"pca_colour": 0.1}, {"use_data_layer": "false", "micro_batch_size": 2}])
 def test_constant_rate_repeats_training_to_the_bit(changes, tmp_path):
     """Two epochs: order of the files, crops, dropout and updates are those of the training; also in a second run."""
