@@ -5,8 +5,10 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 
+from alexnet.config import load_config
 from alexnet.nn import Parameter
-from alexnet.training.updates import momentum_sgd, nesterov, sgd
+from alexnet.training.update_settings import has_linear_rule
+from alexnet.training.updates import find_update_rule, momentum_sgd, nesterov, sgd
 
 MOMENTUM, DECAY, RATES = 0.9, 0.01, (0.1, 0.1, 0.05)
 
@@ -52,3 +54,12 @@ def test_float32_parameters_stay_float32():
     for rule in (sgd, momentum_sgd, nesterov):
         pairs, _ = rule([parameter], [parameter.variable], pt.scalar(dtype="float32"))
         assert {value.type.dtype for _, value in pairs} == {"float32"}
+
+
+@pytest.mark.parametrize("settings", [
+    ["use_momentum=false"], [], ["use_nesterov_momentum=true"], ["update=sgd", "use_momentum=false"],
+    ["update=adagrad"], ["update=adadelta"], ["update=lars"],
+])
+def test_linear_rules_are_known_without_their_functions(settings):
+    config = load_config(settings)
+    assert has_linear_rule(config) == find_update_rule(config).linear
