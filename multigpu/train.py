@@ -76,7 +76,7 @@ def is_elastic(arguments: Sequence[str]) -> bool:
     """Return whether the rule of the settings is elastic; False if they are invalid, which rank 0 reports."""
     if "--help" in arguments:
         return False
-    with suppress(ConfigError, CheckpointError):
+    with suppress(ConfigError, CheckpointError), ended_by_ctrl_c():          # it imports packages
         return RULES.find(load_settings(arguments).rule).elastic
     return False
 

@@ -15,6 +15,7 @@ from multigpu.mpi.tcp import TcpConnection, shortened
 
 INTERVAL = 1.0                                   # seconds between two heartbeats
 ABORT_LIMIT = 2.0                                # seconds that MPI_Abort gets to end this process
+FORWARDING = 0.15                                # seconds for mpiexec to forward a message, which MPI_Abort would drop
 
 
 class HeartbeatClient:
@@ -79,7 +80,7 @@ class HeartbeatClient:
                 if self._connection.poll(INTERVAL):
                     self._obey(self._connection.recv())
             except (EOFError, OSError, MessageError):
-                time.sleep(min(0.1 * self._comm.rank, 1.0))      # so that usually one rank prints
+                time.sleep(min(2 * FORWARDING * self._comm.rank, 1.0))           # so that usually one rank prints
                 name = name_of(self._comm.rank, os.getpid(), self._comm.hosts[self._comm.rank])
                 write_now(f"{name} has lost this job's monitor on {self._comm.hosts[0]}; the job ends")
                 end_process(1, abort=True)
@@ -99,6 +100,7 @@ def end_process(status: int, abort: bool) -> None:
     """End this process now, and with `abort` the job as well."""
     try:
         if abort and MPI.Query_thread() == MPI.THREAD_MULTIPLE:
+            time.sleep(FORWARDING)
             threading.Thread(target=MPI.COMM_WORLD.Abort, args=(status,), daemon=True).start()
         time.sleep(ABORT_LIMIT)
     finally:

@@ -49,7 +49,7 @@ from alexnet.run.checkpoint_format import CheckpointError
 from alexnet.training.loop import Diverged, InputLost
 from multigpu.communicator import DesyncError, PeerDied, StateDamaged
 from multigpu.device import DeviceError
-from multigpu.failure.heartbeat import HeartbeatClient
+from multigpu.failure.heartbeat import FORWARDING, HeartbeatClient
 from multigpu.failure.protocol import ORDERS, Failure, JobSettings
 from multigpu.launch import clock
 from multigpu.launch.link import JobLink
@@ -124,6 +124,7 @@ def start_heartbeat(comm: MpiCommunicator) -> tuple[subprocess.Popen[bytes] | No
     except ConnectionError as error:             # the monitor would not notice a failure of this rank
         write_now(f"rank {comm.rank} on {comm.hosts[comm.rank]} cannot reach the job's monitor on {comm.hosts[0]} over "
                   f"TCP: {error}")
+        clock.sleep(FORWARDING)
         MPI.COMM_WORLD.Abort(1)
         raise
 
