@@ -295,6 +295,11 @@ class Network:
         pairs = [*pairs, *self.average_updates(dict(pairs), self.step), *self.sum_updates(dict(pairs))]
         return self.compile(inputs, [], pairs, zip(gradients, values, strict=True))
 
+    @property
+    def kernel_block(self) -> int:
+        """Block size of the C kernels, on which their rounding depends; 0 without them and on a GPU."""
+        return block_size() if self.computes_on_host and compiler.compiler_available() else 0
+
     def sum_state(self, read: int | None = None, written: int | None = None) -> None:
         """Sum the bits of the state in train and apply, where that costs no time; call it before they are compiled.
 
@@ -308,11 +313,6 @@ class Network:
             n = len(self.summed_state)
             self.sums_read = sums_variable("state.read", n if read is None else read)
             self.sums_written = sums_variable("state.written", n if written is None else written)
-
-    @property
-    def kernel_block(self) -> int:
-        """Block size of the C kernels, on which their rounding depends; 0 without them and on a GPU."""
-        return block_size() if self.computes_on_host and compiler.compiler_available() else 0
 
     @property
     def summed_state(self) -> list[SharedVariable]:

@@ -260,7 +260,7 @@ def update_averages(
 ) -> Pairs:
     """Return the pairs (average, new value) of a step, for the exponential moving average of the weights.
 
-    Validation, evaluation and exports use it instead of the weights.  With decay d, weights w_t after step t, and the
+    Validation, evaluation and exports use it instead of the weights. With decay d, weights w_t after step t, and the
     average a_t:
 
         a_t <- a_(t-1) + (1 - d) / (1 - d**t) * (w_t - a_(t-1))
